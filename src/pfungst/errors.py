@@ -1,0 +1,60 @@
+"""What Pfungst raises and warns with.
+
+Every message says what was wrong, with the value and the file, and what to do about it.
+The command line prints the message of a :class:`PfungstError` without a stack trace and exits with 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class PfungstError(Exception):
+    """Base of all errors that are about the user's input or environment, not about our code."""
+
+    def __init__(self, message: str, remedy: str = "") -> None:
+        self.message = message
+        self.remedy = remedy
+        super().__init__(f"{message}\n  → {remedy}" if remedy else message)
+
+
+class InputError(PfungstError, ValueError):
+    """An argument or a tensor cannot be used: wrong shape, type, range or not finite."""
+
+
+class ConfigError(PfungstError, ValueError):
+    """A configuration file or option is wrong."""
+
+
+class DataError(PfungstError):
+    """A data set on disk is missing something or is laid out differently than expected."""
+
+
+class UnreadableImages(DataError):
+    """Some image files cannot be decoded; all of them are named."""
+
+    def __init__(self, problems: Sequence[tuple[str, str]]) -> None:
+        self.problems = list(problems)
+        listing = "\n".join(f"    {path}: {why}" for path, why in self.problems[:20])
+        more = f"\n    … and {len(self.problems) - 20} more" if len(self.problems) > 20 else ""
+        count = len(self.problems)
+        super().__init__(
+            f"{count} image{'s' if count > 1 else ''} cannot be read:\n{listing}{more}",
+            "repair or remove them, or pass --skip-bad to leave them out and count them",
+        )
+
+
+class CheckpointError(PfungstError):
+    """A checkpoint does not fit the model or cannot be loaded safely."""
+
+
+class UncoveredOperation(PfungstError):
+    """The network uses an operation for which no relevance rule is known."""
+
+
+class PfungstWarning(UserWarning):
+    """Base of our warnings."""
+
+
+class ConditionMismatch(PfungstWarning):
+    """A model is given data prepared differently from the data it was fitted on."""
