@@ -60,7 +60,7 @@ class Skipped(Model):
 class Result(Model):
     """What every audit has."""
 
-    schema_version: Literal["pfungst.result/1"] = SCHEMA
+    schema_version: Literal["pfungst.result/1"] = "pfungst.result/1"
     kind: str
     title: str
     version: str
