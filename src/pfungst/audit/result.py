@@ -21,7 +21,7 @@ Level = Literal["unfit", "provenance", "clever-hans", "fragile", "sound"]
 
 
 class Model(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
 
 
 class Verdict(Model):

@@ -1,0 +1,117 @@
+"""Configuration of audits: the same names on the command line and in TOML files."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import tomllib
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from pfungst.errors import ConfigError
+
+
+class AuditConfig(BaseModel):
+    """What every audit can be told. Field names are the option names, with `-` for `_` on the command line."""
+
+    model_config = ConfigDict(extra="forbid", validate_assignment=True)
+
+    out: Path = Field(Path("pfungst-audit"), description="folder for the result, the arrays and the report")
+    seeds: int = Field(5, ge=1, le=100, description="number of repetitions; tests and marks need at least 3")
+    seed: int = Field(0, ge=0, description="first seed")
+    skip_bad: bool = Field(False, description="leave unreadable images out and count them")
+    resume: bool = Field(False, description="go on with an interrupted audit in the same folder")
+    overwrite: bool = Field(False, description="replace an earlier result in the same folder")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, …")
+
+    # What does not change the numbers, so that a resumed run may differ in it.
+    _irrelevant = ("out", "resume", "overwrite", "device")
+
+    @classmethod
+    def build(cls, file: str | Path | None = None, **options: Any) -> Self:
+        """Configuration from a TOML file, options given here taking precedence; None means not given.
+
+        Raises:
+            ConfigError: names the wrong key or value, and the nearest right one.
+        """
+        values: dict[str, Any] = {}
+        where = "the options"
+        if file is not None:
+            where = str(file)
+            try:
+                values = tomllib.loads(Path(file).read_text(encoding="utf-8"))
+            except FileNotFoundError:
+                raise ConfigError(f"{file} does not exist", "give the path of a TOML file") from None
+            except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+                raise ConfigError(f"{file} is not readable TOML: {error}", "mend that line") from None
+            values = {key.replace("-", "_"): value for key, value in values.items()}
+            base = Path(file).resolve().parent
+            for key in ("data", "out", "images"):
+                if isinstance(values.get(key), str) and not values[key].startswith("synthetic"):
+                    values[key] = base / values[key]
+        values.update({key: value for key, value in options.items() if value is not None})
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise ConfigError(*_explain(error, where, cls)) from None
+
+    def fingerprint(self) -> str:
+        """Identifies what the numbers depend on."""
+        data = self.model_dump(mode="json", exclude=set(self._irrelevant))
+        return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _explain(error: ValidationError, where: str, cls: type[BaseModel]) -> tuple[str, str]:
+    problems, remedies = [], []
+    for item in error.errors():
+        key = str(item["loc"][0]) if item["loc"] else "?"
+        if item["type"] == "extra_forbidden":
+            problems.append(f"unknown key {key!r} in {where}")
+            near = difflib.get_close_matches(key, cls.model_fields, n=1, cutoff=0.4)
+            remedies.append(f"did you mean {near[0]!r}?" if near else "keys: " + ", ".join(cls.model_fields))
+        elif item["type"] == "missing":
+            problems.append(f"{key!r} is missing in {where}")
+            remedies.append(cls.model_fields[key].description or f"give {key}")
+        else:
+            message = item["msg"].removeprefix("Value error, ")
+            problems.append(f"{key} = {item['input']!r} in {where}: {message}")
+            remedies.append(f"{key}: {cls.model_fields[key].description}" if key in cls.model_fields else "")
+    return "; ".join(problems), "; ".join(dict.fromkeys(r for r in remedies if r))
+
+
+def _listed(value: Any) -> Any:
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+class AnomalyConfig(AuditConfig):
+    """``pfungst audit anomaly``."""
+
+    data: Path | str = Field(description="MVTec folder, CSV, Parquet, image folder, or synthetic")
+    category: list[str] = Field([], description="categories to audit; all if not given")
+    model: list[str] = Field(["d2neighbors"], description="detectors, for example d2neighbors, d2neighbors:p=1, kde")
+    original: str = Field("opencv-nearest", description="how images are prepared before deployment")
+    deployed: str = Field("pillow-bilinear", description="how images are prepared after deployment")
+    mitigate: str = Field("blur", description="blur, blur:KERNEL,SIGMA, lowpass, lowpass:CUTOFF, or none")
+    size: int = Field(224, ge=8, le=2048, description="side of the prepared images in pixels")
+    groups: list[str] = Field(["auto"], description="columns that say where images come from; auto, or none")
+    protocol: Literal["held-out", "published"] = Field(
+        "held-out",
+        description="held-out: threshold from normal images that were not fitted; published: best F1 on the test set",
+    )
+    quantile: float = Field(0.95, gt=0, lt=1, description="of held-out normal scores, for the threshold")
+    examples: int = Field(6, ge=1, le=50, description="images shown per category and detector")
+
+    @field_validator("category", "model", "groups", mode="before")
+    @classmethod
+    def _lists(cls, value: Any) -> Any:
+        return _listed(value)
+
+    @field_validator("model")
+    @classmethod
+    def _some(cls, value: list[str]) -> list[str]:
+        if not value:
+            raise ValueError("no detector is named")
+        return value
