@@ -54,7 +54,9 @@ def check(result: Result, gates: list[Gate]) -> list[Outcome]:
         ConfigError: no gate, or a gate on a metric that the result does not have.
     """
     if not gates:
-        known = ", ".join(f"{name} ({'max' if m.better == 'lower' else 'min'})" for name, m in result.metrics.items())
+        known = ", ".join(
+            f"{name} ({'max' if m.better == 'lower' else 'min'})" for name, m in result.metrics.items()
+        )
         raise ConfigError("no gate is given", f"for example --max f1-drop=0.03; this result has {known}")
     outcomes = []
     for gate in gates:
@@ -62,7 +64,8 @@ def check(result: Result, gates: list[Gate]) -> list[Outcome]:
             near = difflib.get_close_matches(gate.metric, result.metrics, n=1, cutoff=0.4)
             hint = f"did you mean {near[0]!r}? " if near else ""
             raise ConfigError(
-                f"the result has no metric {gate.metric!r}", f"{hint}it has: {', '.join(sorted(result.metrics))}"
+                f"the result has no metric {gate.metric!r}",
+                f"{hint}it has: {', '.join(sorted(result.metrics))}",
             )
         metric = result.metrics[gate.metric]
         passed = metric.value <= gate.bound if gate.kind == "max" else metric.value >= gate.bound

@@ -91,7 +91,9 @@ class AnomalyConfig(AuditConfig):
 
     data: Path | str = Field(description="MVTec folder, CSV, Parquet, image folder, or synthetic")
     category: list[str] = Field([], description="categories to audit; all if not given")
-    model: list[str] = Field(["d2neighbors"], description="detectors, for example d2neighbors, d2neighbors:p=1, kde")
+    model: list[str] = Field(
+        ["d2neighbors"], description="detectors, for example d2neighbors, d2neighbors:p=1, kde"
+    )
     original: str = Field("opencv-nearest", description="how images are prepared before deployment")
     deployed: str = Field("pillow-bilinear", description="how images are prepared after deployment")
     mitigate: str = Field("blur", description="blur, blur:KERNEL,SIGMA, lowpass, lowpass:CUTOFF, or none")

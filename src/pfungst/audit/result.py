@@ -161,10 +161,14 @@ class Entry(Model):
     exposure: dict[str, float] = Field(
         {}, description="high, outside_mask, lost_in_deployment: shares in [0, 1]"
     )
+    per_seed: dict[str, dict[str, list[float]]] = Field(
+        {}, description="variant → metric → value of each seed"
+    )
     provenance: list[Provenance] = []
     examples: list[Example] = []
     arrays: str = Field(description="npz file, relative to the result")
     notes: list[str] = []
+    skipped: list[Skipped] = []
 
 
 class AnomalyResult(Result):

@@ -1,0 +1,164 @@
+"""The anomaly audit: explain, measure, mitigate, for every category and detector."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+import numpy as np
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from pfungst import __version__
+from pfungst.audit import verdict
+from pfungst.audit.config import AnomalyConfig
+from pfungst.audit.entry import evaluate, mean_scores
+from pfungst.audit.machine import describe_machine
+from pfungst.audit.result import AnomalyResult, Entry, Skipped, save
+from pfungst.audit.sources import group_columns
+from pfungst.audit.specs import parse_detector, parse_mitigation
+from pfungst.audit.workspace import Workspace
+from pfungst.conditions import Condition
+from pfungst.data import ImageSet, Prepared, open_images
+from pfungst.data.synthetic import synthetic_sets
+from pfungst.errors import ConfigError, DataError, PfungstWarning
+
+
+def run(config: AnomalyConfig) -> AnomalyResult:
+    """Run the audit and write ``result.json`` and the arrays into ``config.out``.
+
+    Everything that can be wrong with the input is found before anything is computed. Finished categories
+    survive an interruption; the same configuration with ``resume`` goes on from there.
+
+    Returns:
+        The result, as written.
+
+    Raises:
+        ConfigError, DataError, UnreadableImages: see :mod:`pfungst.errors`.
+    """
+    started = time.monotonic()
+    for text in config.model:
+        parse_detector(text)
+    parse_mitigation(config.mitigate)
+    conditions = [Condition.parse(config.original), Condition.parse(config.deployed)]
+    sets = open_sets(config)
+    for images in sets:
+        group_columns(images.items, config.groups)
+    workspace = Workspace(config)
+
+    notes: list[str] = []
+    entries: list[Entry] = []
+    skipped: dict[str, str] = {}
+    with _progress() as progress:
+        task = progress.add_task("checking images", total=len(sets) * (1 + len(config.model)))
+        if not config.skip_bad:
+            check_all(sets)
+        for images in sets:
+            progress.update(task, description=images.name, advance=1)
+            notes += [f"{images.name}: {note}" for note in images.notes]
+            prepared = _once(
+                lambda images=images: images.prepare_many(conditions, config.size, skip_bad=config.skip_bad)
+            )
+            for model in config.model:
+                name = f"{images.name} {model}"
+                entry = workspace.load_part(name, Entry)
+                if entry is None:
+                    original, deployed = prepared()
+                    with warnings.catch_warnings(record=True) as caught:
+                        warnings.simplefilter("always", PfungstWarning)
+                        entry, arrays = evaluate(model, original, deployed, config)
+                    entry.notes += [str(w.message) for w in caught if issubclass(w.category, PfungstWarning)]
+                    entry.arrays = workspace.save_arrays(name, arrays)
+                    entry.skipped = [Skipped(id=id_, reason=reason) for id_, reason in original.skipped]
+                    workspace.save_part(name, entry)
+                entries.append(entry)
+                skipped |= {f"{images.name}: {s.id}": s.reason for s in entry.skipped}
+                progress.update(task, advance=1)
+    if workspace.resumed:
+        notes.append(f"{workspace.resumed} finished parts were taken over from an interrupted run")
+
+    mean = mean_scores(entries)
+    result = AnomalyResult(
+        title=f"{', '.join(config.model)} on {config.data}",
+        version=__version__,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        seconds=time.monotonic() - started,
+        machine=describe_machine(),
+        config=config.model_dump(mode="json"),
+        verdict=verdict.judge(entries, mean, config),
+        metrics=verdict.metrics(entries),
+        skipped=[Skipped(id=id_, reason=reason) for id_, reason in skipped.items()],
+        notes=notes + verdict.explain_numbers(config),
+        original=config.original,
+        deployed=config.deployed,
+        mitigation=None if config.mitigate == "none" else config.mitigate,
+        protocol=config.protocol,
+        size=config.size,
+        seeds=[config.seed + i for i in range(config.seeds)],
+        entries=entries,
+        mean=mean,
+    )
+    save(result, workspace.folder)
+    workspace.finish({entry.arrays for entry in entries})
+    return result
+
+
+def open_sets(config: AnomalyConfig) -> list[ImageSet]:
+    """The image sets to audit, each with normal training images and labelled test images.
+
+    Raises:
+        DataError: a set lacks one of them.
+        ConfigError: a category does not exist.
+    """
+    wanted = config.category or None
+    if str(config.data) == "synthetic":
+        sets = synthetic_sets(wanted, seed=config.seed)
+    else:
+        sets = open_images(config.data, category=wanted)
+    for images in sets:
+        train = images.select(split="train", label="good")
+        test = images.select(split="test")
+        if len(train) < 2:
+            raise DataError(
+                f"{images.name} in {config.data} has {len(train)} normal training images",
+                "mark at least 2 images as split 'train' and label 'good' (MVTec: train/good)",
+            )
+        labels = test.labels
+        if len(test) == 0 or labels.min() == labels.max():
+            missing = "defective" if len(test) and not labels.any() else "normal"
+            raise DataError(
+                f"{images.name} in {config.data} has no {missing} test images",
+                "the audit measures detection, so it needs both normal and defective test images",
+            )
+    return sets
+
+
+def check_all(sets: list[ImageSet]) -> None:
+    """Decode every image of every set once, so that a bad file in the last category stops the audit at once."""
+    problems: list[tuple[str, str]] = []
+    for images in sets:
+        problems += images.problems()
+    raise_problems(problems)
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        transient=True,
+    )
+
+
+def _once(make: Callable[[], list[Prepared]]) -> Callable[[], list[Prepared]]:
+    """Prepare on first use only, so that a resumed audit does not decode finished categories."""
+    kept: list[list[Prepared]] = []
+
+    def get() -> list[Prepared]:
+        if not kept:
+            kept.append(make())
+        return kept[0]
+
+    return get
