@@ -141,4 +141,4 @@ def read_mask(source: Path | str | bytes, max_pixels: int = MAX_PIXELS) -> np.nd
     if image.mode in ("LA", "PA", "RGBA"):
         image = image.convert("RGB" if image.mode == "RGBA" else "L")
     values = np.asarray(image)
-    return values.any(axis=2) if values.ndim == 3 else values != 0
+    return np.asarray(values.any(axis=2) if values.ndim == 3 else values != 0)

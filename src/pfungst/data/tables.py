@@ -91,7 +91,7 @@ def open_csv(
     fields, rows = _read_rows(file)
     require(file, fields, [columns.path, columns.label])
     groups = columns.grouping(fields, [columns.path], file)
-    folder_column = "folder" if "folder" in fields and "folder" != columns.path else None
+    folder_column = "folder" if "folder" in fields and columns.path != "folder" else None
     known: dict[Path, bool] = {}
     problems: list[str] = []
 
