@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from pfungst import __version__
@@ -21,8 +20,8 @@ from pfungst.audit.specs import parse_detector, parse_mitigation
 from pfungst.audit.workspace import Workspace
 from pfungst.conditions import Condition
 from pfungst.data import ImageSet, Prepared, open_images
-from pfungst.data.synthetic import synthetic_sets
-from pfungst.errors import ConfigError, DataError, PfungstWarning
+from pfungst.data.synthetic import make_parts
+from pfungst.errors import DataError, PfungstWarning, UnreadableImages
 
 
 def run(config: AnomalyConfig) -> AnomalyResult:
@@ -52,7 +51,7 @@ def run(config: AnomalyConfig) -> AnomalyResult:
     skipped: dict[str, str] = {}
     with _progress() as progress:
         task = progress.add_task("checking images", total=len(sets) * (1 + len(config.model)))
-        if not config.skip_bad:
+        if not config.skip_bad and str(config.data) != "synthetic":
             check_all(sets)
         for images in sets:
             progress.update(task, description=images.name, advance=1)
@@ -113,7 +112,7 @@ def open_sets(config: AnomalyConfig) -> list[ImageSet]:
     """
     wanted = config.category or None
     if str(config.data) == "synthetic":
-        sets = synthetic_sets(wanted, seed=config.seed)
+        sets = make_parts(wanted, seed=config.seed)
     else:
         sets = open_images(config.data, category=wanted)
     for images in sets:
@@ -135,11 +134,19 @@ def open_sets(config: AnomalyConfig) -> list[ImageSet]:
 
 
 def check_all(sets: list[ImageSet]) -> None:
-    """Decode every image of every set once, so that a bad file in the last category stops the audit at once."""
+    """Decode every image of every set once, so that a bad file in the last category stops the audit at once.
+
+    Raises:
+        UnreadableImages: names the bad files of all sets.
+    """
     problems: list[tuple[str, str]] = []
     for images in sets:
-        problems += images.problems()
-    raise_problems(problems)
+        try:
+            images.check()
+        except UnreadableImages as error:
+            problems += error.problems
+    if problems:
+        raise UnreadableImages(problems)
 
 
 def _progress() -> Progress:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -18,24 +17,38 @@ from pfungst.audit.result import Entry, Group, Interval, Provenance, Scores, Spe
 from pfungst.audit.sources import group_columns
 from pfungst.audit.specs import build_detector, parse_mitigation
 from pfungst.data import Prepared
-from pfungst.mitigate import GaussianBlur, LowPass, propose_cutoff
+from pfungst.mitigate import GaussianBlur, LowPass
 from pfungst.relevance import DCTBands, PixelBands
-from pfungst.relevance.dct import dct2
 
-RATES = ("auroc", "f1", "f1_balanced", "fnr", "fpr", "balanced_accuracy")
-_DRAWS = 1000  # bootstrap resamples, shared among the seeds
+RATES = {  # names of the result → names of `measure`
+    "auroc": "auroc",
+    "f1": "f1",
+    "f1_balanced": "balanced_f1",
+    "fnr": "fnr",
+    "fpr": "fpr",
+    "balanced_accuracy": "balanced_accuracy",
+}
+COMPARED_WITH = {"deployed": "original", "mitigated": "deployed", "mitigated_original": "original"}
+_RESAMPLES = 300  # bootstrap resamples per seed
 _FIT_SHARE = 0.8  # of the normal training images, drawn anew for every seed
 
 
-@dataclass
 class _Runs:
     """What the seeds gave for one variant; detector, scores and threshold of the first seed are kept."""
 
-    detector: Detector | None = None
-    scores: np.ndarray = field(default_factory=lambda: np.zeros(0))
-    threshold: float = math.nan
-    values: dict[str, list[float]] = field(default_factory=lambda: {rate: [] for rate in RATES})
-    draws: dict[str, list[np.ndarray]] = field(default_factory=lambda: {rate: [] for rate in RATES})
+    def __init__(self) -> None:
+        self.detector: Detector | None = None
+        self.scores = np.zeros(0)
+        self.threshold = math.nan
+        self.intervals: list[dict[str, measure.Interval]] = []
+
+    def values(self, rate: str) -> list[float]:
+        return [found[RATES[rate]].value for found in self.intervals]
+
+    def interval(self, rate: str) -> Interval:
+        """Mean over the seeds of the value and of the bounds."""
+        value, low, high = np.mean([found[RATES[rate]] for found in self.intervals], axis=0)
+        return Interval(value=value, low=low, high=high)
 
 
 def evaluate(
@@ -103,6 +116,8 @@ def evaluate(
     provenance = []
     for column, values in group_columns(original.items, config.groups).items():
         values = values[is_test]
+        if len(set(values.tolist())) < 2:
+            continue
         arrays[f"group_{column}"] = values
         provenance.append(_provenance(column, labels, runs["original"].scores, values))
 
@@ -127,7 +142,7 @@ def evaluate(
             kept=kept.tolist(),
         ),
         exposure=_exposure(share, kept, edges, heat["original"], test),
-        per_seed={name: dict(run.values) for name, run in runs.items()},
+        per_seed={name: {rate: run.values(rate) for rate in RATES} for name, run in runs.items()},
         provenance=provenance,
         examples=examples,
         arrays="",
@@ -168,36 +183,31 @@ def _repeat(
             run = runs[name]
             if run.detector is None:
                 run.detector, run.scores, run.threshold = detector, values, threshold
-            for rate, value in measure.rates(labels, values, threshold).items():
-                run.values[rate].append(value)
-            draws = measure.bootstrap_rates(labels, values, threshold, max(50, _DRAWS // config.seeds), seed)
-            for rate in RATES:
-                run.draws[rate].append(draws[rate])
+            run.intervals.append(
+                measure.bootstrap_scores(
+                    labels, values, threshold, tuple(RATES.values()), _RESAMPLES, seed=seed
+                )
+            )
 
 
 def _scores(
     runs: dict[str, _Runs], labels: np.ndarray, heat: dict[str, Tensor], test: Prepared
 ) -> dict[str, Scores]:
-    compare = {"deployed": "original", "mitigated": "deployed", "mitigated_original": "original"}
     masked = labels.astype(bool) & test.has_mask
     result = {}
     for name, run in runs.items():
-        intervals = {}
-        for rate in RATES:
-            low, high = np.nanpercentile(np.concatenate(run.draws[rate]), [2.5, 97.5])
-            intervals[rate] = Interval(
-                value=float(np.mean(run.values[rate])), low=float(low), high=float(high)
-            )
+        intervals = {rate: run.interval(rate) for rate in RATES}
         clever_hans = None
         if masked.any():
             assert test.masks is not None
             found = measure.clever_hans_score(
-                labels, run.scores, heat[name].cpu().numpy()[masked], test.masks.numpy()[masked]
+                labels, run.scores, heat[name].cpu().numpy(), test.masks.numpy()
             )
             clever_hans = Interval(value=found.value, low=found.low, high=found.high)
         mark, p_value = "", None
-        if name in compare:
-            mark, p_value = measure.mark(runs[compare[name]].values["f1"], run.values["f1"])
+        if name in COMPARED_WITH:
+            change = measure.degradation(runs[COMPARED_WITH[name]].values("f1"), run.values("f1"))
+            mark, p_value = change.mark, change.p
         result[name] = Scores(**intervals, clever_hans=clever_hans, mark=mark, p_value=p_value)  # type: ignore[arg-type]
     return result
 
@@ -219,12 +229,10 @@ def mean_scores(entries: list[Entry]) -> dict[str, dict[str, Scores]]:
                 hans[0] if len(mine) == 1 else Interval(value=float(np.mean(known))) if known else None
             )
             mark, p_value = "", None
-            against = {"deployed": "original", "mitigated": "deployed", "mitigated_original": "original"}.get(
-                name
-            )
-            if against is not None:
-                base = np.mean([e.per_seed[against]["f1"] for e in mine], axis=0)
-                mark, p_value = measure.mark(base.tolist(), per_seed["f1"].tolist())
+            if name in COMPARED_WITH:
+                base = np.mean([e.per_seed[COMPARED_WITH[name]]["f1"] for e in mine], axis=0)
+                change = measure.degradation(base, per_seed["f1"])
+                mark, p_value = change.mark, change.p
             result[model][name] = Scores(**means, clever_hans=clever_hans, mark=mark, p_value=p_value)  # type: ignore[arg-type]
     return result
 
@@ -264,35 +272,31 @@ def _exposure(
     exposure = {"high": float(high), "lost_in_deployment": lost}
     masked = test.labels.astype(bool) & test.has_mask
     if masked.any() and test.masks is not None:
-        exposure["outside_mask"] = measure.share_outside(
-            heat[masked].cpu().numpy(), test.masks[masked].numpy()
-        )
+        outside = measure.share_outside(heat[masked].cpu().numpy(), test.masks[masked].numpy())
+        exposure["outside_mask"] = float(np.nanmean(outside))
     return exposure
 
 
 def _provenance(column: str, labels: np.ndarray, scores: np.ndarray, groups: np.ndarray) -> Provenance:
-    found = measure.provenance(labels, scores, groups)
-    members = []
-    for name in sorted(set(groups.tolist())):
-        inside = groups == name
-        both = 0 < labels[inside].sum() < inside.sum()
-        members.append(
-            Group(
-                name=name or "(none)",
-                n_good=int((labels[inside] == 0).sum()),
-                n_defect=int((labels[inside] == 1).sum()),
-                mean_score=float(scores[inside].mean()),
-                auroc=measure.auroc(labels[inside], scores[inside]) if both else None,
-            )
-        )
+    found = measure.provenance(scores, labels, groups)
     return Provenance(
         column=column,
         eta2_group=found.eta2_group,
         eta2_label=found.eta2_label,
         auroc_pooled=found.auroc_pooled,
         auroc_within=found.auroc_within,
-        follows=found.follows,
-        groups=members,
+        follows=found.follows_group,
+        reasons=list(found.reasons),
+        groups=[
+            Group(
+                name=str(g.group) or "(none)",
+                n_good=g.normal,
+                n_defect=g.abnormal,
+                mean_score=g.mean,
+                auroc=g.auroc,
+            )
+            for g in found.groups
+        ],
     )
 
 

@@ -108,6 +108,7 @@ class Provenance(Model):
     auroc_pooled: float
     auroc_within: float | None
     follows: bool
+    reasons: list[str] = []
     groups: list[Group]
 
 
