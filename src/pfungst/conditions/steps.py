@@ -93,7 +93,7 @@ _ANY = float("inf")
 STEPS: dict[str, StepKind] = {
     "jpeg": StepKind("JPEG of quality {}", 1, 100, True, _jpeg),
     "noise": StepKind("Gaussian noise of σ = {} of the range", 0, _ANY, False, _noise),
-    "blur": StepKind("Gaussian blur of σ = {} px", 1e-3, _ANY, False, _blur),
+    "blur": StepKind("Gaussian blur of σ = {} px", 0.05, 100, False, _blur),
     "sharpen": StepKind("unsharp mask (σ = 1 px) of amount {}", 0, _ANY, False, _sharpen),
     "saltpepper": StepKind("salt and pepper on a share {} of the pixels", 0, 1, False, _saltpepper),
     "quantize": StepKind("{} levels per channel", 2, 256, True, _quantize),

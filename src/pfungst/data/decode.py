@@ -74,7 +74,8 @@ _DECODING = (
 
 def _reason(error: Exception) -> str:
     text = str(error) or type(error).__name__
-    return f"truncated: {text}" if "truncated" in text or "not processed" in text else text
+    cut = any(word in text.lower() for word in ("truncated", "not processed", "unexpected end"))
+    return f"the file is truncated ({text})" if cut else text
 
 
 def _load(source: Path | str | bytes, max_pixels: int) -> Image.Image:

@@ -15,7 +15,7 @@ class BrushHairs(Part):
 
     name = "brush_hairs"
     defects = ("missing_tuft", "bent_hairs", "flattened", "contamination")
-    camera = Camera(electrons=320, shift=0.6)
+    camera = Camera(electrons=900)
 
     tuft = 46
 
@@ -23,7 +23,7 @@ class BrushHairs(Part):
         k, s = self.unit, self.size
         dx, dy = self.x - (s - 1) / 2, self.y - (s - 1) / 2
         distance = rounded_box(dx, dy, 205 * k, 395 * k, 190 * k)
-        body = edge(distance, 2.0)
+        body = edge(distance, 4 * k)
         bevel = np.exp(-((np.minimum(distance, 0) / (16 * k)) ** 2))
         lean = 0.5 - 0.4 * (dx + dy) / (500 * k)
         plastic = colour(214, 220, 226) * (0.75 + 0.30 * bevel * (lean - 0.4))[..., None]
@@ -67,19 +67,20 @@ class BrushHairs(Part):
             x1, y1 = x0 + tilt * np.cos(a), y0 + tilt * np.sin(a) + rng.normal(0, 1.2) * fine * k
             start, tip = (round(x0), round(y0)), (round(x1), round(y1))
             width = max(1, round(3.6 * fine * k))
-            side = int(np.clip(128 + 26 * rng.normal(), 60, 200))
+            side = int(np.clip(150 + 14 * rng.normal(), 60, 200))
             cv2.line(tone, start, tip, side, width, cv2.LINE_AA)
             cv2.circle(
                 tone,
                 tip,
                 max(1, round(2.5 * fine * k)),
-                int(np.clip(206 + 24 * rng.normal(), 120, 255)),
+                int(np.clip(190 + 12 * rng.normal(), 120, 255)),
                 -1,
                 cv2.LINE_AA,
             )
             cv2.line(shadow, start, tip, 255, width + fine, cv2.LINE_AA)
             cv2.circle(shadow, tip, max(1, round(3.0 * fine * k)), 255, -1, cv2.LINE_AA)
         cover = cv2.resize(shadow.astype(np.float32) / 255, (n, n), interpolation=cv2.INTER_AREA)
+        tone = cv2.GaussianBlur(tone, (0, 0), 2.2 * fine * k)
         light = cv2.resize((tone.astype(np.float32) / 255) ** 2.2, (n, n), interpolation=cv2.INTER_AREA)
         return light, cover
 
@@ -112,7 +113,7 @@ class BrushHairs(Part):
             gone = disc * edge(along - (2 * share - 1) * self.tuft * 1.12 * k, 4)
             alpha = gone[..., None]
             socket = edge(np.hypot(self.x - x, self.y - y) - self.tuft * 0.9 * k, 3)[..., None]
-            floor = self.empty * (1 - 0.72 * socket)
+            floor = self.empty * (1 - 0.85 * socket)
             scene *= 1 - alpha
             scene += floor * alpha
             return gone
@@ -130,17 +131,17 @@ class BrushHairs(Part):
                 np.maximum(out, hair, out=out)
             return out
         if kind == "flattened":
-            area = blob(rng, s, (x, y), (52 + 36 * severity) * k, 0.15, 4) * self.body
+            area = blob(rng, s, (x, y), (60 + 50 * severity) * k, 0.15, 4) * self.body
             box = np.s_[:]
             smear = cv2.blur(scene, (1, max(3, round(41 * k)) | 1))
             alpha = (area * 0.85)[..., None]
-            scene[box] = scene * (1 - alpha) + smear * np.float32(0.55) * alpha
+            scene[box] = scene * (1 - alpha) + smear * np.float32(0.4) * alpha
             return area
         spot = blob(
             rng,
             s,
             (x + rng.uniform(-40, 40) * k, y + rng.uniform(-40, 40) * k),
-            (22 + 30 * severity) * k,
+            (28 + 40 * severity) * k,
             0.4,
             2,
         )

@@ -40,9 +40,9 @@ class Camera:
         electrons: photo-electrons at saturation. A machine-vision sensor holds about 10,000; short exposures at high
             gain use a few hundred of them, which is where grain becomes visible.
         read: read noise in electrons.
-        shift: standard deviation of the position in pixels at 900 px.
-        turn: standard deviation of the angle in degrees.
-        zoom: standard deviation of the relative scale.
+        shift: play of the fixture: the position is uniform within ± this many pixels at 900 px.
+        turn: the angle is uniform within ± this many degrees.
+        zoom: the relative scale is uniform within ± this.
         flicker: standard deviation of the relative brightness of the lamp.
         slope: relative fall of light across the field, upper left to lower right.
         vignette: relative fall of light to the corners.
@@ -50,19 +50,19 @@ class Camera:
 
     electrons: float = 500
     read: float = 3.0
-    shift: float = 0.8
-    turn: float = 0.10
-    zoom: float = 0.0008
-    flicker: float = 0.010
+    shift: float = 3.0
+    turn: float = 0.15
+    zoom: float = 0.0012
+    flicker: float = 0.008
     slope: float = 0.16
     vignette: float = 0.22
 
     def pose(self, size: int, rng: np.random.Generator) -> Array:
         """A random pose as a 2 × 3 affine matrix."""
         centre = (size - 1) / 2
-        angle, zoom = rng.normal(0, self.turn), 1 + rng.normal(0, self.zoom)
+        angle, zoom = rng.uniform(-self.turn, self.turn), 1 + rng.uniform(-self.zoom, self.zoom)
         matrix = cv2.getRotationMatrix2D((centre, centre), angle, zoom)
-        matrix[:, 2] += rng.normal(0, self.shift * size / 900, 2)
+        matrix[:, 2] += rng.uniform(-self.shift, self.shift, 2) * (size / 900)
         return matrix
 
     def light(self, size: int, rng: np.random.Generator) -> Array:
@@ -74,7 +74,7 @@ class Camera:
         field = (
             1 + 0.5 * slope * (np.cos(angle) * x + np.sin(angle) * y) - 0.5 * self.vignette * (x**2 + y**2)
         )
-        field *= 1 + rng.normal(0, self.flicker)
+        field *= float(1 + rng.normal(0, self.flicker))
         return cv2.resize(field.astype(np.float32), (size, size), interpolation=cv2.INTER_CUBIC)
 
     def photograph(self, scene: Array, mask: Array, rng: np.random.Generator) -> tuple[Array, Array]:

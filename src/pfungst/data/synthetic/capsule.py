@@ -15,7 +15,7 @@ class PrintedCapsule(Part):
 
     name = "printed_capsule"
     defects = ("crack", "misprint", "poke", "squeeze", "contamination")
-    camera = Camera(electrons=260, shift=0.7)
+    camera = Camera(electrons=700)
 
     length, radius = 315.0, 118.0
 
@@ -27,7 +27,7 @@ class PrintedCapsule(Part):
         distance = rounded_box(dx, dy, self.length * k, self.radius * k, self.radius * k) - np.where(
             cap, 4 * k, 0
         )
-        self.body = edge(distance, 1.8).astype(np.float32)
+        self.body = edge(distance, 4 * k).astype(np.float32)
         end = np.clip((np.abs(dx) - (self.length - self.radius) * k) / reach, 0, 1)
         height = np.sqrt(np.clip(1 - (dy / reach) ** 2 - end**2, 0.0, 1))
         lambert = 0.22 + 0.78 * np.clip(0.86 * height - 0.42 * dy / reach - 0.2 * end * np.sign(dx), 0, 1)
@@ -49,7 +49,7 @@ class PrintedCapsule(Part):
 
     def specimen(self, rng: np.random.Generator) -> Array:
         s = self.size
-        grain = 1 + 0.10 * noise(rng, s, s / 3, s / 3) + 0.008 * noise(rng, s, 20, 20)
+        grain = 1 + 0.045 * noise(rng, s, s / 3, s / 3) + 0.008 * noise(rng, s, 20, 20)
         scene = (grain * self.shadow)[..., None] * self.table
         shell = self.blank * np.float32(1 + rng.normal(0, 0.01))
         for letters, ink in zip(self.prints, self.inks, strict=True):
@@ -68,7 +68,7 @@ class PrintedCapsule(Part):
         if kind == "crack":
             angle = rng.uniform(0.2, np.pi - 0.2)
             line = stroke(
-                rng, s, (x, middle - 80 * k), angle, (130 + 110 * severity) * k, (6 + 5 * severity) * k, 0.9
+                rng, s, (x, middle - 80 * k), angle, (130 + 110 * severity) * k, (8 + 7 * severity) * k, 0.9
             )
             line *= self.body
             paint(scene, line, colour(28, 22, 20), 0.95)
@@ -89,7 +89,7 @@ class PrintedCapsule(Part):
             paint(scene, new, ink, 0.85)
             return np.maximum(gone, new)
         if kind == "poke":
-            radius = (13 + 15 * severity) * k
+            radius = (16 + 20 * severity) * k
             hole = blob(rng, s, (x, y), radius, 0.12, 1.5)
             rim = blob(rng, s, (x, y), radius * 1.6, 0.1, 4)
             shade(scene, rim * self.body, 0.7)
@@ -97,7 +97,7 @@ class PrintedCapsule(Part):
             return hole * self.body
         if kind == "squeeze":
             side = rng.choice([-1, 1])
-            depth = (26 + 34 * severity) * k
+            depth = (34 + 34 * severity) * k
             at = middle + side * (self.radius * k + 40 * k - depth)
             bite = blob(rng, s, (x, at + side * 34 * k), 74 * k, 0.06, 2) * self.body
             surface = (self.shadow * (1.0 if side < 0 else 0.62))[..., None] * self.table
@@ -107,6 +107,6 @@ class PrintedCapsule(Part):
             ridge = blob(rng, s, (x, at + side * 20 * k), 84 * k, 0.05, 6) * self.body * (1 - bite)
             shade(scene, ridge, 0.55 if side > 0 else 1.35)
             return bite
-        spot = blob(rng, s, (x, y), (18 + 22 * severity) * k, 0.4, 2)
+        spot = blob(rng, s, (x, y), (22 + 28 * severity) * k, 0.4, 2)
         paint(scene, spot, colour(142, 40, 30), 0.92)
         return spot

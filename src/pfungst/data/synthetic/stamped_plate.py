@@ -15,7 +15,7 @@ class StampedPlate(Part):
 
     name = "stamped_plate"
     defects = ("missing_hole", "bent_corner", "scratch", "oil")
-    camera = Camera(electrons=240, shift=0.6)
+    camera = Camera(electrons=500)
 
     width, height = 330.0, 270.0
 
@@ -25,13 +25,13 @@ class StampedPlate(Part):
         sheet = rounded_box(dx, dy, self.width * k, self.height * k, 34 * k)
         middle = (s - 1) / 2
         self.holes = [(middle + i * 265 * k, middle + j * 205 * k) for i in (-1, 1) for j in (-1, 1)]
-        self.hole = 34 * k
+        self.hole = 40 * k
         rings = [np.hypot(self.x - x, self.y - y) - self.hole for x, y in self.holes]
         slot = rounded_box(dx, dy - 120 * k, 120 * k, 26 * k, 26 * k)
         openings = np.minimum.reduce([*rings, slot])
-        self.solid = edge(sheet, 1.6).astype(np.float32)
+        self.solid = edge(sheet, 4 * k).astype(np.float32)
         outline = np.maximum(sheet, -openings)
-        self.body = edge(outline, 1.6).astype(np.float32)
+        self.body = edge(outline, 4 * k).astype(np.float32)
         rim = np.exp(-(((outline + 5 * k) / (3.5 * k)) ** 2))
         letters = cv2.GaussianBlur(
             text(s, "PF-1907", (s / 2, s / 2 - 60 * k), 92 * k, 13 * k), (0, 0), 2.2 * k
@@ -39,7 +39,7 @@ class StampedPlate(Part):
         relief = letters - np.roll(letters, (round(5 * k), round(5 * k)), (0, 1))
         light = 0.34 + 0.06 * noise(rng, s, 2, 2) - 0.05 * dy / (450 * k)
         self.relief = (light * (1 + 0.85 * relief + 0.45 * rim)).astype(np.float32)
-        belt = colour(52, 54, 56) * (1 + 0.12 * noise(rng, s, s / 2, s / 2))[..., None]
+        belt = colour(92, 94, 96) * (1 + 0.06 * noise(rng, s, s / 2, s / 2))[..., None]
         fall = cv2.GaussianBlur(np.roll(self.body, (round(11 * k), round(9 * k)), (0, 1)), (0, 0), 7 * k)
         self.belt = (belt * (1 - 0.7 * fall)[..., None]).astype(np.float32)
         self.steel = np.array([0.97, 0.99, 1.0], np.float32)
@@ -48,8 +48,8 @@ class StampedPlate(Part):
         s, k = self.size, self.unit
         brushed = (
             1
-            + 0.07 * noise(rng, s, s / (90 * k), s)
-            + 0.04 * noise(rng, s, s / (14 * k), s)
+            + 0.045 * noise(rng, s, s / (90 * k), s)
+            + 0.025 * noise(rng, s, s / (14 * k), s)
             + 0.01 * noise(rng, s, 3, 12)
         )
         metal = self.relief * brushed
@@ -68,7 +68,9 @@ class StampedPlate(Part):
             share = 0.35 + 0.65 * severity
             r = np.hypot(self.x - hx, self.y - hy)
             filled = edge(r - self.hole - 1, 2) * edge((self.x - hx) - (2 * share - 1) * self.hole, 2)
-            flat = 0.33 * (1 + 0.07 * noise(rng, s, s / (90 * k), s) + 0.04 * noise(rng, s, s / (14 * k), s))
+            flat = 0.33 * (
+                1 + 0.045 * noise(rng, s, s / (90 * k), s) + 0.025 * noise(rng, s, s / (14 * k), s)
+            )
             alpha = filled[..., None]
             scene *= 1 - alpha
             scene += flat[..., None] * self.steel * alpha
@@ -90,7 +92,7 @@ class StampedPlate(Part):
         if kind == "scratch":
             angle = rng.uniform(0, 2 * np.pi)
             line = (
-                stroke(rng, s, (x, y), angle, (150 + 190 * severity) * k, (6 + 6 * severity) * k, 0.25)
+                stroke(rng, s, (x, y), angle, (150 + 190 * severity) * k, (8 + 8 * severity) * k, 0.25)
                 * self.body
             )
             paint(scene, line, colour(252, 252, 255), 0.95)

@@ -14,7 +14,7 @@ class TurnedRing(Part):
 
     name = "turned_ring"
     defects = ("dent", "scratch", "rust", "chip")
-    camera = Camera(electrons=300)
+    camera = Camera(electrons=650)
 
     inner, outer = 165.0, 345.0
 
@@ -23,7 +23,7 @@ class TurnedRing(Part):
         dx, dy = self.x - (s - 1) / 2, self.y - (s - 1) / 2
         r = np.hypot(dx, dy)
         theta = np.arctan2(dy, dx)
-        self.body = (edge(r - self.outer * k, 1.6) * edge(self.inner * k - r, 1.6))[..., None]
+        self.body = (edge(r - self.outer * k, 4 * k) * edge(self.inner * k - r, 4 * k))[..., None]
         self.step = np.minimum((r * 4).astype(np.int32), 4 * s - 1)
         lobe = np.cos(theta - 0.6) ** 2
         self.sheen = (0.17 + 0.40 * lobe**3 + 0.22 * lobe**24).astype(np.float32)
@@ -32,9 +32,9 @@ class TurnedRing(Part):
         )
         facing = 0.5 + 0.5 * np.cos(theta + 2.3) * np.where(r > 250 * k, 1, -1)
         self.chamfer = (chamfer * (facing * 0.5 - 0.12)).astype(np.float32)
-        mat = 1 + 0.10 * noise(rng, s, 450, 450) + 0.06 * noise(rng, s, 60, 60)
+        mat = 1 + 0.05 * noise(rng, s, 450, 450) + 0.06 * noise(rng, s, 60, 60)
         shadow = 1 - 0.55 * edge(np.hypot(dx - 12 * k, dy - 14 * k) - (self.outer + 4) * k, 30 * k)
-        self.mat = (colour(64, 70, 80) * (mat * shadow)[..., None]).astype(np.float32)
+        self.mat = (colour(92, 97, 104) * (mat * shadow)[..., None]).astype(np.float32)
         turning = 0.5 * np.sin(2 * np.pi * np.arange(4 * s) / (4 * 9.0 * k)) + 0.6 * profile(
             rng, 4 * s, 4 * s / 40
         )
@@ -43,9 +43,9 @@ class TurnedRing(Part):
 
     def specimen(self, rng: np.random.Generator) -> Array:
         n = 4 * self.size
-        grooves = 1 + 0.10 * self.turning + 0.07 * profile(rng, n, n / 12) + 0.02 * profile(rng, n, 24)
+        grooves = 1 + 0.10 * self.turning + 0.05 * profile(rng, n, n / 12) + 0.02 * profile(rng, n, 24)
         metal = grooves.astype(np.float32)[self.step] * self.sheen + self.chamfer
-        metal *= 1 + 0.02 * noise(rng, self.size, 300, 300)
+        metal *= 1 + 0.015 * noise(rng, self.size, 300, 300)
         np.clip(metal, 0.02, None, out=metal)
         scene = metal[..., None] * self.steel
         scene -= self.mat
@@ -64,7 +64,7 @@ class TurnedRing(Part):
         k, s = self.unit, self.size
         x, y, angle = self.spot(rng)
         if kind == "dent":
-            radius = (20 + 26 * severity) * k
+            radius = (26 + 40 * severity) * k
             pit = blob(rng, s, (x, y), radius, 0.08, 3)
             lit = blob(rng, s, (x + 0.42 * radius, y + 0.42 * radius), 0.62 * radius, 0.08, 5)
             shade(scene, pit, 0.30)
@@ -76,14 +76,16 @@ class TurnedRing(Part):
                 s,
                 (x, y),
                 angle + np.pi + rng.normal(0, 0.5),
-                (120 + 170 * severity) * k,
-                (5 + 5 * severity) * k,
+                (160 + 220 * severity) * k,
+                (7 + 8 * severity) * k,
             )
             line *= self.body[..., 0]
             paint(scene, line, colour(250, 250, 248), 0.9)
+            burr = np.roll(line, (round(5 * k), round(5 * k)), (0, 1)) * (1 - line) * self.body[..., 0]
+            shade(scene, burr, 0.4)
             return line
         if kind == "rust":
-            stain = blob(rng, s, (x, y), (26 + 36 * severity) * k, 0.35, 6)
+            stain = blob(rng, s, (x, y), (32 + 46 * severity) * k, 0.35, 6)
             stain *= self.body[..., 0]
             mottled = stain * np.clip(0.85 + 0.25 * noise(rng, s, 110, 110), 0, 1)
             paint(scene, mottled, colour(118, 62, 30), 0.9)
@@ -94,7 +96,7 @@ class TurnedRing(Part):
             rng,
             s,
             (middle + rim * k * np.cos(angle), middle + rim * k * np.sin(angle)),
-            (22 + 26 * severity) * k,
+            (28 + 34 * severity) * k,
             0.25,
             1.5,
         )

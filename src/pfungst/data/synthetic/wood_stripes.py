@@ -14,7 +14,7 @@ class WoodStripes(Part):
 
     name = "wood_stripes"
     defects = ("scratch", "hole", "stain", "knot")
-    camera = Camera(electrons=260)
+    camera = Camera(electrons=800)
 
     def prepare(self, rng: np.random.Generator) -> None:
         self.early, self.late = colour(206, 160, 108), colour(150, 100, 58)
@@ -30,9 +30,9 @@ class WoodStripes(Part):
         late = share[np.clip(column, 0, 2 * s - 1).astype(np.int32)]
         fibre = noise(rng, s, s, s / (22 * k))
         pores = noise(rng, s, s / 3, s / (50 * k))
-        late += 0.07 * fibre
+        late += 0.035 * fibre
         scene = self.early + late[..., None] * (self.late - self.early)
-        scene *= (1 - 0.32 * np.clip(pores - 1.5, 0, 1.2))[..., None]
+        scene *= (1 - 0.25 * np.clip(pores - 1.5, 0, 1.2))[..., None]
         return scene
 
     def damage(self, scene: Array, kind: str, severity: float, rng: np.random.Generator) -> Array:
@@ -45,7 +45,7 @@ class WoodStripes(Part):
                 (x, y),
                 rng.uniform(0, 2 * np.pi),
                 (150 + 180 * severity) * k,
-                (6 + 6 * severity) * k,
+                (8 + 8 * severity) * k,
                 0.3,
             )
             paint(scene, line, colour(240, 222, 190), 0.85)

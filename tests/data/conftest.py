@@ -1,0 +1,10 @@
+from pathlib import Path
+
+import pytest
+from tests.factories import mini_mvtec
+
+
+@pytest.fixture
+def mvtec(tmp_path: Path) -> Path:
+    """A miniature MVTec root of two categories."""
+    return mini_mvtec(tmp_path / "mvtec")
