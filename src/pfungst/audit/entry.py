@@ -153,41 +153,58 @@ def evaluate(
 
 def _repeat(
     model: str,
-    features: nn.Module | None,
+    mitigation: nn.Module | None,
     train: Tensor,
     labels: np.ndarray,
     tests: dict[str, Tensor],
     runs: dict[str, _Runs],
     config: AnomalyConfig,
 ) -> None:
-    """Fit with every seed; score every test set with the same fitted detector and the same threshold."""
+    """Fit with every seed; score every test set with the same fitted detector and the same threshold.
+
+    A mitigation is a fixed filter in front of the detector, so images are filtered once for all seeds; the
+    detector that is kept and explained, that of the first seed, has the filter inside.
+    """
+    seen, seen_tests = train, tests
+    if mitigation is not None:
+        seen = _filtered(mitigation, train)
+        seen_tests = {name: _filtered(mitigation, images) for name, images in tests.items()}
     for index in range(config.seeds):
         seed = config.seed + index
-        order = np.random.default_rng(seed).permutation(len(train))
+        order = torch.from_numpy(np.random.default_rng(seed).permutation(len(train)))
         n_fit = len(train) if config.protocol == "published" else max(2, round(_FIT_SHARE * len(train)))
-        fit, held_out = train[order[:n_fit]], train[order[n_fit:]]
-        detector = build_detector(model, features, seed)
-        detector.fit(fit)
+        first = index == 0
+        detector = build_detector(model, mitigation if first else None, seed)
+        detector.fit((train if first else seen)[order[:n_fit]])
+        held_out = (train if first else seen)[order[n_fit:]]
         scores = {
-            name: detector.anomaly_score(images).double().cpu().numpy() for name, images in tests.items()
+            name: detector.anomaly_score(images).double().cpu().numpy()
+            for name, images in (tests if first else seen_tests).items()
         }
-        if config.protocol == "published":
-            threshold = measure.best_f1_threshold(labels, next(iter(scores.values())))
-        else:
-            normal = [detector.training_scores_]
-            if len(held_out):
-                normal.append(detector.anomaly_score(held_out).double().cpu().numpy())
-            threshold = float(np.quantile(np.concatenate(normal), config.quantile))
+        normal = [detector.training_scores_]
+        if len(held_out):
+            normal.append(detector.anomaly_score(held_out).double().cpu().numpy())
+        threshold = measure.choose_threshold(
+            config.protocol,
+            labels=labels,
+            scores=next(iter(scores.values())),
+            normal_scores=np.concatenate(normal),
+            quantile=config.quantile,
+        )
         detector.threshold_ = threshold
         for name, values in scores.items():
             run = runs[name]
             if run.detector is None:
                 run.detector, run.scores, run.threshold = detector, values, threshold
-            run.intervals.append(
-                measure.bootstrap_scores(
-                    labels, values, threshold, tuple(RATES.values()), _RESAMPLES, seed=seed
-                )
+            found = measure.bootstrap_scores(
+                labels, values, threshold, tuple(RATES.values()), _RESAMPLES, seed=seed
             )
+            run.intervals.append(found)
+
+
+def _filtered(mitigation: nn.Module, images: Tensor) -> Tensor:
+    with torch.inference_mode():
+        return torch.cat([mitigation(part) for part in images.split(32)]).clone()
 
 
 def _scores(
