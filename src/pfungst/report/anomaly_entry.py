@@ -258,7 +258,7 @@ def _strips(
         return []
     what = f"{entry.category}, {example.label}"
     size = (image.shape[1], image.shape[0])
-    path = images.outline(mask) if mask is not None and example.defect else ""
+    path = images.outline(mask, max(1, max(mask.shape) // 75)) if mask is not None and example.defect else ""
 
     def photo(label: str, alt: str, picture: np.ndarray, drawn: str = "") -> Tile:
         return Tile(label, alt, images.data_uri(picture, side=side), drawn, size)
@@ -281,9 +281,9 @@ def _strips(
         limits = {n: colour_limit(np.nan_to_num(h)) for n, h in present.items()}
         strips.append(
             Strip(
-                "Relevance",
+                "Relevance of the detector",
                 [heat(n, f"{what}: relevance of the {n} detector over the image", h, limits[n]) for n, h in present.items()],
-                "full at " + " and ".join(f"±{text.number(v)}" for v in limits.values()),
+                "full colour at " + " and ".join(f"±{text.number(v)}" for v in limits.values()),
             )
         )  # fmt: skip
     joint = at("joint")
@@ -297,7 +297,7 @@ def _strips(
                     heat(b, f"{what}: relevance of the original detector in {b} frequencies", part, limit)
                     for b, part in zip(BANDS, joint, strict=True)
                 ],
-                f"full at ±{text.number(limit)}",
+                f"full colour at ±{text.number(limit)}",
             )
         )
     return strips

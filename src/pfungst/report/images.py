@@ -79,20 +79,26 @@ def _blend(values: np.ndarray, grey: np.ndarray) -> np.ndarray:
     return np.round(255 * ((1 - opacity) * grey[..., None] + opacity * colour)).astype(np.uint8)
 
 
-def outline(mask: np.ndarray) -> str:
+def outline(mask: np.ndarray, margin: int = 0) -> str:
     """The boundary of a mask as an SVG path in pixels of the mask; empty for an empty mask.
 
     Args:
         mask: (H, W); everything above zero is inside.
+        margin: pixels to stay away from the mask, so that the line hides nothing inside.
     """
     inside = (np.asarray(mask) > 0).astype(np.uint8)
+    if margin > 0:
+        inside = cv2.dilate(inside, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * margin + 1,) * 2))
     # Twice the resolution, so that the line runs on the outer edge of the pixels.
     contours, _ = cv2.findContours(
         np.kron(inside, np.ones((2, 2), np.uint8)), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE
     )
     parts = []
     for contour in contours:
-        points = cv2.approxPolyDP(contour, 1.2, True)[:, 0, :] / 2 + 0.25
-        if len(points) >= 3:
-            parts.append("M" + "L".join(f"{x:g} {y:g}" for x, y in points) + "Z")
+        points = cv2.approxPolyDP(contour, 0.9, True)[:, 0, :]
+        if len(points) < 3:  # a line or a point: its box
+            x, y, width, height = cv2.boundingRect(contour)
+            right, low = x + width - 1, y + height - 1
+            points = np.array([[x, y], [right, y], [right, low], [x, low]])
+        parts.append("M" + "L".join(f"{x:g} {y:g}" for x, y in points / 2 + 0.25) + "Z")
     return "".join(parts)

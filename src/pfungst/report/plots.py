@@ -111,9 +111,9 @@ def _figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width / 72, height / 72), dpi=72, layout="constrained", facecolor="none")
 
 
-def _svg(figure: Figure, label: str) -> Markup:
+def _svg(figure: Figure, label: str, gap: float = 0.02) -> Markup:
     """The figure as SVG to put into HTML: no ids that clash, no style that leaks, no fonts of its own."""
-    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02)  # type: ignore[union-attr]
+    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=gap)  # type: ignore[union-attr]
     buffer = io.StringIO()
     keys = ("Date", "Creator", "Format", "Type")
     figure.savefig(buffer, format="svg", transparent=True, metadata=dict.fromkeys(keys))
@@ -166,7 +166,7 @@ def dots(rows: Sequence[str], panels: Sequence[Panel], label: str, width: float 
             ax.set_title(panel.title)
             low, high = panel.span
             ax.set_xlim(low - 0.02 * (high - low), high + 0.02 * (high - low))
-            ax.xaxis.set_major_locator(MaxNLocator(4 if len(panels) > 2 else 5))
+            ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
             if panel.percent:
                 _percent_axis(ax.xaxis)
             ax.grid(axis="y", visible=False)
@@ -177,7 +177,7 @@ def dots(rows: Sequence[str], panels: Sequence[Panel], label: str, width: float 
         for ax in axes:
             ax.tick_params(axis="y", labelcolor=INK)
         axes[0].set_ylim(len(rows) - 0.5, -0.5)
-        return _svg(figure, label)
+        return _svg(figure, label, gap=0.06)
 
 
 def spectrum(
@@ -232,7 +232,7 @@ def histograms(samples: Sequence[Sample], label: str, width: float = 470) -> Mar
     Samples that share a threshold share the axis of scores (one detector, two conditions).
     """
     with _drawing():
-        figure = _figure(width, 40 + 100 * len(samples))
+        figure = _figure(width, 40 + 108 * len(samples))
         axes = figure.subplots(len(samples), 1, squeeze=False)[:, 0]
         for ax, sample in zip(axes, samples, strict=True):
             alike = [s for s in samples if s.threshold == sample.threshold]
@@ -245,9 +245,8 @@ def histograms(samples: Sequence[Sample], label: str, width: float = 470) -> Mar
             edges = np.geomspace(low, high, 37) if log else np.linspace(low, high, 37)
             good, _ = np.histogram(sample.scores[~sample.defect], edges)
             bad, _ = np.histogram(sample.scores[sample.defect], edges)
-            widths = np.diff(edges)
-            ax.bar(edges[:-1], bad, widths, align="edge", color=_TOKENS["defect"], lw=0)
-            ax.bar(edges[:-1], -good, widths, align="edge", color=_TOKENS["good"], lw=0)
+            ax.stairs(bad, edges, fill=True, color=_TOKENS["defect"], lw=0)
+            ax.stairs(-good, edges, fill=True, color=_TOKENS["good"], lw=0)
             ax.axhline(0, color=MUTED, lw=0.8)
             ax.axvline(sample.threshold, color=INK, lw=1.4, dashes=(3, 2))
             if log:

@@ -20,6 +20,8 @@ def percent(value: float) -> str:
     if not math.isfinite(value):
         return "–"
     shown = 100 * value
+    if 0 < abs(shown) < 0.05:
+        return f"<{THIN}0.1{THIN}%"
     digits = 1 if 0 < abs(shown) < 0.95 else 0
     return f"{shown:.{digits}f}{THIN}%".replace("-", "−")
 
