@@ -29,7 +29,29 @@ from pfungst.audit.result import (
 )
 
 PARTS = ("ring", "capsule", "plate", "stripes", "bristles")
-EDGES = [0, 3, 18, 70, 189, 410, 770, 1314, 2089, 3143, 4529, 6304, 8526, 11255, 14554, 18492, 23133, 28549, 34812, 41996, 50176]
+EDGES = [
+    0,
+    3,
+    18,
+    70,
+    189,
+    410,
+    770,
+    1314,
+    2089,
+    3143,
+    4529,
+    6304,
+    8526,
+    11255,
+    14554,
+    18492,
+    23133,
+    28549,
+    34812,
+    41996,
+    50176,
+]
 GRAIN = 0.055
 
 
@@ -50,13 +72,26 @@ def part(name: str, size: int, shift: tuple[float, float] = (0.0, 0.0)) -> np.nd
         cv2.line(image, centre, b, (0.76, 0.30, 0.24), int(0.34 * s), cv2.LINE_AA)
         for k in range(5):
             left = centre[0] - int((0.15 - 0.025 * k) * s)
-            cv2.line(image, (left, centre[1] - int(0.05 * s)), (left, centre[1] + int(0.05 * s)), (0.2, 0.2, 0.25), max(1, s // 90 - k % 2))
+            cv2.line(
+                image,
+                (left, centre[1] - int(0.05 * s)),
+                (left, centre[1] + int(0.05 * s)),
+                (0.2, 0.2, 0.25),
+                max(1, s // 90 - k % 2),
+            )
     elif name == "plate":
         m = int(0.12 * s)
         cv2.rectangle(image, (m, m), (s - m, s - m), (0.62, 0.64, 0.63), -1)
         for cx in (0.27, 0.73):
             for cy in (0.27, 0.73):
-                cv2.circle(image, (int(cx * s + dx), int(cy * s + dy)), int(0.055 * s), (0.12, 0.13, 0.14), -1, cv2.LINE_AA)
+                cv2.circle(
+                    image,
+                    (int(cx * s + dx), int(cy * s + dy)),
+                    int(0.055 * s),
+                    (0.12, 0.13, 0.14),
+                    -1,
+                    cv2.LINE_AA,
+                )
     elif name == "stripes":
         wave = 0.5 + 0.12 * np.sin(x / s * 60 + 2 * np.sin(y / s * 5)) + 0.05 * np.sin(x / s * 23)
         image = np.stack([wave * 1.25, wave * 0.92, wave * 0.62], -1).astype(np.float32)

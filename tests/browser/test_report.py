@@ -4,8 +4,8 @@ import os
 from pathlib import Path
 
 import pytest
-import report_factory
 
+import report_factory
 from pfungst.report import write
 
 CHROMIUM = Path(os.environ.get("PFUNGST_CHROMIUM", "/usr/bin/chromium"))

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import report_factory
 
+import report_factory
 from pfungst.audit.result import AnomalyResult
 from pfungst.errors import DataError
 from pfungst.report import build, write

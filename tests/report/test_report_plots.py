@@ -46,9 +46,7 @@ def test_charts_are_clean_svg_in_the_colours_of_the_page(name):
 
 
 def test_definitions_of_two_charts_do_not_clash():
-    ids = [
-        {node.get("id") for node in parse(svg).iter() if node.get("id")} for svg in drawings().values()
-    ]
+    ids = [{node.get("id") for node in parse(svg).iter() if node.get("id")} for svg in drawings().values()]
     assert all(not a & b for i, a in enumerate(ids) for b in ids[i + 1 :])
 
 

@@ -112,7 +112,10 @@ def _headline_stats(result: AnomalyResult) -> tuple[list[Stat], str]:
             )  # fmt: skip
             pooled = Stat(
                 "AUROC",
-                [Step("all together", text.ratio(worst.auroc_pooled)), Step(f"within {worst.column}", within)],
+                [
+                    Step("all together", text.ratio(worst.auroc_pooled)),
+                    Step(f"within {worst.column}", within),
+                ],
                 "0.50 is chance.",
             )
             chosen = [explained, pooled, fnr, f1]
@@ -261,7 +264,9 @@ def _provenance(result: AnomalyResult, folder: Path) -> Section | None:
     blocks: list[Block] = []
     several = len(found) > 1
     for index, entry in enumerate(found):
-        inside = provenance_blocks(entry, folder)
+        # With one finding that leads the verdict, the head of the page already shows its figures.
+        said = not several and len(entry.provenance) == 1 and result.verdict.level == "provenance"
+        inside = provenance_blocks(entry, folder, stats=not said)
         if several:
             follows = any(p.follows for p in entry.provenance)
             note = "score follows the group" if follows else "score does not follow the group"
@@ -317,7 +322,9 @@ def _categories(
         links.append((name, category))
     shrunk = f" Pictures are reduced to {side} px for this page." if result.size > side else ""
     lead = "Where the relevance lies, in the image and in frequency, and what is missed because of it."
-    return Section(id="categories", title="Category by category", lead=lead + shrunk, blocks=blocks, links=links)
+    return Section(
+        id="categories", title="Category by category", lead=lead + shrunk, blocks=blocks, links=links
+    )
 
 
 def _kinds(entry: Entry) -> str:

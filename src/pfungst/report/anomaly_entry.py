@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pfungst.audit.result import AnomalyResult, Entry, Example, Provenance, Scores
+from pfungst.audit.result import AnomalyResult, Entry, Example, Provenance
 from pfungst.errors import DataError
 from pfungst.relevance import colour_limit
 from pfungst.report import images, plots, text
@@ -100,9 +100,7 @@ def _numbers(entry: Entry) -> Table:
         scores = entry.variants[name]
         cells = row(name, scores)
         accuracy = scores.balanced_accuracy
-        cells.append(
-            Cell(text.ratio(accuracy.value), text.interval(accuracy.low, accuracy.high, text.ratio))
-        )
+        cells.append(Cell(text.ratio(accuracy.value), text.interval(accuracy.low, accuracy.high, text.ratio)))
         if tested:
             cells.append(Cell("–" if scores.p_value is None else _p_value(scores.p_value)))
         rows.append(cells)
@@ -122,7 +120,10 @@ def _p_value(value: float) -> str:
 def _exposure(entry: Entry) -> Stats | None:
     names = {
         "high": ("Relevance in high frequencies", "share of all relevance"),
-        "lost_in_deployment": ("Relevance lost in deployment", "on energy that the deployed condition removes"),
+        "lost_in_deployment": (
+            "Relevance lost in deployment",
+            "on energy that the deployed condition removes",
+        ),
         "outside_mask": ("Relevance outside the defect", "mean over defective images"),
     }
     stats = [
@@ -239,9 +240,7 @@ def _exhibit(result: AnomalyResult, entry: Entry, example: Example, data: Arrays
     )
 
 
-def _strips(
-    result: AnomalyResult, entry: Entry, example: Example, data: Arrays, side: int
-) -> list[Strip]:
+def _strips(result: AnomalyResult, entry: Entry, example: Example, data: Arrays, side: int) -> list[Strip]:
     def at(name: str) -> np.ndarray | None:
         values = data.get(name)
         if values is None:
@@ -306,17 +305,20 @@ def _strips(
 # --- provenance ------------------------------------------------------------------------------------------
 
 
-def provenance_blocks(entry: Entry, folder: Path) -> list[Block]:
-    """Scores by group, and how much of the score the group explains."""
+def provenance_blocks(entry: Entry, folder: Path, stats: bool = True) -> list[Block]:
+    """Scores by group, and how much of the score the group explains (left out without `stats`)."""
     data = arrays(entry, folder)
     blocks: list[Block] = []
     for finding in entry.provenance:
-        blocks.append(_provenance_stats(finding))
+        if stats:
+            blocks.append(_provenance_stats(finding))
         names, scores, limit = (
             data.get(k) for k in (f"group_{finding.column}", "scores_original", "threshold_original")
         )
         if names is not None and scores is not None and "labels" in data and len(names):
-            blocks.append(_group_plot(entry, finding, data, float(entry.threshold if limit is None else limit)))
+            blocks.append(
+                _group_plot(entry, finding, data, float(entry.threshold if limit is None else limit))
+            )
         blocks.append(_group_table(entry, finding))
     return blocks
 
@@ -335,7 +337,10 @@ def _provenance_stats(finding: Provenance) -> Stats:
             ),
             Stat(
                 "AUROC",
-                [Step("all together", text.ratio(finding.auroc_pooled)), Step(f"within {finding.column}", within)],
+                [
+                    Step("all together", text.ratio(finding.auroc_pooled)),
+                    Step(f"within {finding.column}", within),
+                ],
                 "Far apart: the ranking depends on where an image comes from. 0.50 is chance.",
             ),
         ]

@@ -133,7 +133,7 @@ def _svg(figure: Figure, label: str, gap: float = 0.02) -> Markup:
         svg = svg.replace(colour, f"var(--{name})")
     return Markup(
         f'<svg class="plot" role="img" aria-label="{escape(label)}" viewBox="0 0 {width:g} {height:g}" '
-        f'width="{width:g}" height="{height:g}">'
+        f'width="{width:g}" height="{height:g}" style="max-width: {1.15 * width:.0f}px">'
     ) + Markup(svg)
 
 
@@ -186,7 +186,7 @@ def spectrum(
     mitigated: Sequence[float] | None,
     kept: Sequence[float],
     label: str,
-    width: float = 470,
+    width: float = 430,
 ) -> Markup:
     """Share of relevance per frequency band over the energy that the deployed condition keeps there.
 
@@ -226,7 +226,7 @@ def spectrum(
         return _svg(figure, label)
 
 
-def histograms(samples: Sequence[Sample], label: str, width: float = 470) -> Markup:
+def histograms(samples: Sequence[Sample], label: str, width: float = 430) -> Markup:
     """Anomaly scores, defects above and good images below the axis, with each detector's threshold.
 
     Samples that share a threshold share the axis of scores (one detector, two conditions).
@@ -298,8 +298,8 @@ def groups(
                     continue
                 colour, values = _TOKENS[token], scores[here]
                 ax.plot(
-                    values, row + offset + jitter[here], "o" if flag is False else "D", ms=3.4 if flag else 3.6,
-                    color=colour, alpha=0.5, mew=0,
+                    values, row + offset + jitter[here], "D" if flag else "o", ms=4.2,
+                    color=colour, alpha=0.6, mew=0,
                 )  # fmt: skip
                 if len(values) >= 5:
                     q1, median, q3 = np.percentile(values, [25, 50, 75])
@@ -329,7 +329,12 @@ def groups(
 
 
 def scatter(
-    points: Sequence[Point], x: str, y: str, label: str, arrows: Sequence[tuple[int, int]] = (), width: float = 520
+    points: Sequence[Point],
+    x: str,
+    y: str,
+    label: str,
+    arrows: Sequence[tuple[int, int]] = (),
+    width: float = 520,
 ) -> Markup:
     """Models as named points, for example AUROC against the Clever Hans score (paper 2006.10609, figure 6).
 
@@ -367,10 +372,10 @@ def _name_points(ax: Axes, points: Sequence[Point], silent: set[int]) -> None:
     for index, point in enumerate(points):
         if index in silent:
             continue
-        right = point.x <= middle
+        right = point.x <= middle  # names grow towards the middle, above the arrow
         ax.annotate(
-            shorten(point.name, 24), (point.x, point.y), (9 if right else -9, 0), textcoords="offset points",
-            ha="left" if right else "right", va="center", fontsize=11, color=INK,
+            shorten(point.name, 24), (point.x, point.y), (-4 if right else 4, 9), textcoords="offset points",
+            ha="left" if right else "right", va="bottom", fontsize=11, color=INK,
         )  # fmt: skip
 
 
