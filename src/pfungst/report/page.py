@@ -1,0 +1,279 @@
+"""What a page is made of: a verdict, a few figures, and sections of blocks. No audit is known here.
+
+A page is data; :func:`render` makes it one HTML file. A new kind of block is a dataclass here and a
+template of the same name in ``templates/blocks``.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import ClassVar, Literal
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from pfungst.audit.result import Level, Verdict
+
+Tone = Literal["", "good", "bad", "original", "deployed", "mitigated"]
+
+# How each level of a verdict is named; the icon of the same name is in templates/icons.html.
+WORDS: dict[Level, str] = {
+    "unfit": "Unfit for use",
+    "provenance": "Follows where the data came from",
+    "clever-hans": "Clever Hans effect",
+    "fragile": "Fragile",
+    "sound": "Sound",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """Something shown in a section, drawn by ``templates/blocks/<template>.html``."""
+
+    template: ClassVar[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prose(Block):
+    """Paragraphs; as a list where `bullets`."""
+
+    template: ClassVar[str] = "prose"
+    paragraphs: Sequence[str]
+    bullets: bool = False
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of a table: the value, a smaller addition (an interval), a mark (↓) and what it says."""
+
+    text: str
+    note: str = ""
+    mark: str = ""
+    meaning: str = ""
+    tone: Tone = ""
+    title: str = ""
+
+
+@dataclass(frozen=True)
+class Column:
+    """Heading of a column; numbers are aligned to the right."""
+
+    label: str
+    hint: str = ""
+    numeric: bool = True
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of a table that belong together, below a heading of their own (or none)."""
+
+    rows: Sequence[Sequence[Cell]]
+    label: str = ""
+    note: str = ""
+    href: str = ""
+    strong: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table(Block):
+    """The first cell of a row is its heading. Scrolls inside itself where it is too wide."""
+
+    template: ClassVar[str] = "table"
+    columns: Sequence[Column]
+    groups: Sequence[Rows]
+    caption: str
+    name: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Key:
+    """One entry of a legend: a colour and a shape (circle, diamond, square, bar, line, dashed, band)."""
+
+    label: str
+    colour: str
+    shape: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure(Block):
+    """A chart as inline SVG (from :mod:`pfungst.report.plots`); `narrow` replaces it on small screens."""
+
+    template: ClassVar[str] = "figure"
+    title: str
+    picture: Markup
+    caption: str
+    narrow: Markup = field(default_factory=Markup)
+    legend: Sequence[Key] = ()
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One picture; `outline` is an SVG path in a box of `size` (width, height) drawn over it."""
+
+    label: str
+    alt: str
+    src: str = ""
+    outline: str = ""
+    size: tuple[int, int] = (1, 1)
+    empty: str = ""
+
+
+@dataclass(frozen=True)
+class Strip:
+    """Pictures that belong together, with a heading and what full colour means."""
+
+    title: str
+    tiles: Sequence[Tile]
+    scale: str = ""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one variant said about an exhibit, and whether it was right."""
+
+    variant: str
+    word: str
+    right: bool
+    detail: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exhibit:
+    """One example: what it is, why it is shown, what was said of it, its pictures."""
+
+    name: str
+    reason: str
+    tags: Sequence[str] = ()
+    outcomes: Sequence[Outcome] = ()
+    strips: Sequence[Strip] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gallery(Block):
+    """Examples below each other; `ramp` is a picture of the colours of the heatmaps."""
+
+    template: ClassVar[str] = "gallery"
+    title: str
+    caption: str
+    exhibits: Sequence[Exhibit]
+    ramp: str = ""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One value in a sequence such as original → deployed → mitigated."""
+
+    label: str
+    text: str
+    tone: Tone = ""
+    mark: str = ""
+    meaning: str = ""
+
+
+@dataclass(frozen=True)
+class Stat:
+    """A key figure: its name, the values in order, what it means."""
+
+    label: str
+    steps: Sequence[Step]
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stats(Block):
+    """Key figures beside each other."""
+
+    template: ClassVar[str] = "stats"
+    stats: Sequence[Stat]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts(Block):
+    """Names and values, in two columns."""
+
+    template: ClassVar[str] = "facts"
+    facts: Sequence[tuple[str, str]]
+    title: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Columns(Block):
+    """Blocks beside each other where there is room."""
+
+    template: ClassVar[str] = "columns"
+    blocks: Sequence[Block]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Details(Block):
+    """Blocks that open on a click; `stats` stay visible in the line that is clicked."""
+
+    template: ClassVar[str] = "details"
+    title: str
+    blocks: Sequence[Block]
+    id: str = ""
+    note: str = ""
+    stats: Sequence[Stat] = ()
+    open: bool = False
+    level: int = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """A part of the page with an entry in its table of contents."""
+
+    id: str
+    title: str
+    blocks: Sequence[Block]
+    lead: str = ""
+    links: Sequence[tuple[str, str]] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Page:
+    """A report: what was found, first; then how."""
+
+    kicker: str
+    title: str
+    verdict: Verdict
+    sections: Sequence[Section]
+    stats: Sequence[Stat] = ()
+    stats_note: str = ""
+    facts: Sequence[tuple[str, str]] = field(default_factory=tuple)
+    version: str = ""
+
+    @property
+    def word(self) -> str:
+        return WORDS[self.verdict.level]
+
+
+@cache
+def _environment() -> Environment:
+    return Environment(
+        loader=PackageLoader("pfungst.report", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def render(page: Page) -> str:
+    """The page as one HTML file: style, script and pictures inside, and a policy that nothing is loaded."""
+    environment = _environment()
+    loader = environment.loader
+    assert loader is not None
+    script = loader.get_source(environment, "page.js")[0].strip()
+    style = loader.get_source(environment, "page.css")[0].strip()
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = (
+        "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
+        f"script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+    )
+    return environment.get_template("page.html").render(
+        page=page, script=Markup(script), style=Markup(style), policy=policy
+    )

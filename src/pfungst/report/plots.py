@@ -1,0 +1,384 @@
+"""Charts as inline SVG whose colours are CSS variables of the page, so that they follow light and dark."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import matplotlib
+import numpy as np
+from markupsafe import Markup, escape
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, NullLocator
+
+from pfungst.audit.result import Interval
+from pfungst.report.text import number, shorten
+
+# Drawn with these colours, then replaced by var(--name).
+_TOKENS = {
+    name: f"#a1b2{index:02x}"
+    for index, name in enumerate(
+        ("ink", "muted", "line", "surface", "wash", "original", "deployed", "mitigated", "good", "defect")
+    )
+}
+INK, MUTED, LINE, SURFACE = (_TOKENS[n] for n in ("ink", "muted", "line", "surface"))
+MARKERS = {"original": "o", "deployed": "D", "mitigated": "s"}
+SIZES = {"original": 6.0, "deployed": 5.2, "mitigated": 5.4}
+_RC = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "pfungst",
+    "text.parse_math": False,
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 11,
+    "axes.titlesize": 11.5,
+    "axes.labelsize": 11,
+    "xtick.labelsize": 10.5,
+    "ytick.labelsize": 10.5,
+    "text.color": INK,
+    "axes.labelcolor": MUTED,
+    "axes.titlecolor": INK,
+    "axes.edgecolor": LINE,
+    "axes.facecolor": "none",
+    "axes.linewidth": 1.0,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlelocation": "left",
+    "axes.titlepad": 7,
+    "grid.color": LINE,
+    "grid.linewidth": 0.8,
+    "xtick.color": LINE,
+    "ytick.color": LINE,
+    "xtick.labelcolor": MUTED,
+    "ytick.labelcolor": MUTED,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "axes.unicode_minus": True,
+}
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One measure of a dot plot: per variant one interval (or None) for each row."""
+
+    title: str
+    series: Mapping[str, Sequence[Interval | None]]
+    percent: bool = False
+    span: tuple[float, float] = (0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Scores of one detector on one test set, and its threshold.
+
+    Attributes:
+        scores: (N,) high = abnormal.
+        defect: (N,) true where the image has a defect.
+    """
+
+    title: str
+    scores: np.ndarray
+    defect: np.ndarray
+    threshold: float
+
+
+@dataclass(frozen=True)
+class Point:
+    """One model in a scatter plot."""
+
+    name: str
+    x: float
+    y: float
+    extra: dict[str, float] = field(default_factory=dict)
+
+
+@contextmanager
+def _drawing() -> Iterator[None]:
+    with matplotlib.rc_context(_RC), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        yield
+
+
+def _figure(width: float, height: float) -> Figure:
+    return Figure(figsize=(width / 72, height / 72), dpi=72, layout="constrained", facecolor="none")
+
+
+def _svg(figure: Figure, label: str, gap: float = 0.02) -> Markup:
+    """The figure as SVG to put into HTML: no ids that clash, no style that leaks, no fonts of its own."""
+    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=gap)  # type: ignore[union-attr]
+    buffer = io.StringIO()
+    keys = ("Date", "Creator", "Format", "Type")
+    figure.savefig(buffer, format="svg", transparent=True, metadata=dict.fromkeys(keys))
+    svg = buffer.getvalue()
+    width, height = (float(v) for v in re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg).groups())  # type: ignore[union-attr]
+    svg = svg[svg.index("<svg") :]
+    svg = svg[svg.index(">") + 1 :]
+    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", svg, flags=re.S)
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)
+    svg = re.sub(r"font-family: [^;\"]*;? ?", "", svg)
+    svg = svg.replace("xlink:href", "href")
+    svg = re.sub(r"(?<=[\d ])(\d*\.\d{2})\d+", r"\1", svg)
+    svg = re.sub(r"\s*\n\s*", " ", svg)
+    prefix = "p" + hashlib.sha256(svg.encode()).hexdigest()[:8]
+    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}", svg)
+    for name, colour in _TOKENS.items():
+        svg = svg.replace(colour, f"var(--{name})")
+    return Markup(
+        f'<svg class="plot" role="img" aria-label="{escape(label)}" viewBox="0 0 {width:g} {height:g}" '
+        f'width="{width:g}" height="{height:g}" style="max-width: {1.15 * width:.0f}px">'
+    ) + Markup(svg)
+
+
+def _percent_axis(axis: matplotlib.axis.Axis) -> None:
+    axis.set_major_formatter(FuncFormatter(lambda v, _: f"{100 * v:.0f}\u202f%".replace("-", "−")))
+
+
+def dots(rows: Sequence[str], panels: Sequence[Panel], label: str, width: float = 980) -> Markup:
+    """Dot plot: one row per category or model, one panel per measure, a marker per variant, 95 % intervals."""
+    with _drawing():
+        height, stacked = 46 + 32 * len(rows), width < 500
+        figure = _figure(width, height * (len(panels) if stacked else 1))
+        shape = (len(panels), 1) if stacked else (1, len(panels))
+        axes = figure.subplots(*shape, sharey=True, squeeze=False).ravel()
+        y = np.arange(len(rows))
+        for ax, panel in zip(axes, panels, strict=True):
+            names = [n for n in MARKERS if n in panel.series]
+            offsets = np.linspace(-0.24, 0.24, len(names)) if len(names) > 1 else [0.0]
+            for name, offset in zip(names, offsets, strict=True):
+                colour = _TOKENS[name]
+                for row, cell in enumerate(panel.series[name]):
+                    if cell is None or not np.isfinite(cell.value):
+                        continue
+                    if cell.low is not None and cell.high is not None:
+                        ax.plot(
+                            [cell.low, cell.high], [row + offset] * 2, color=colour, lw=2, alpha=0.45,
+                            solid_capstyle="round",
+                        )  # fmt: skip
+                    ax.plot(cell.value, row + offset, MARKERS[name], ms=SIZES[name], color=colour, mew=0)
+            ax.set_title(panel.title)
+            low, high = panel.span
+            ax.set_xlim(low - 0.02 * (high - low), high + 0.02 * (high - low))
+            ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+            if panel.percent:
+                _percent_axis(ax.xaxis)
+            ax.grid(axis="y", visible=False)
+            ax.spines["left"].set_visible(False)
+            for row in y[1:]:
+                ax.axhline(row - 0.5, color=LINE, lw=0.6)
+        axes[0].set_yticks(y, [shorten(r, 16 if stacked else 24) for r in rows])
+        for ax in axes:
+            ax.tick_params(axis="y", labelcolor=INK)
+        axes[0].set_ylim(len(rows) - 0.5, -0.5)
+        return _svg(figure, label, gap=0.06)
+
+
+def spectrum(
+    edges: Sequence[int],
+    original: Sequence[float],
+    mitigated: Sequence[float] | None,
+    kept: Sequence[float],
+    label: str,
+    width: float = 430,
+) -> Markup:
+    """Share of relevance per frequency band over the energy that the deployed condition keeps there.
+
+    Args:
+        edges: (B + 1,) zigzag indices; band b holds ``edges[b]`` to ``edges[b + 1] - 1``.
+        original, mitigated: (B,) shares of relevance.
+        kept: (B,) energy of deployed relative to original images; bands below one half are shaded.
+    """
+    with _drawing():
+        figure = _figure(width, 300)
+        top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[2.2, 1])
+        bands = np.arange(len(original))
+        for ax in (top, bottom):
+            for band in bands[np.asarray(kept) < 0.5]:
+                ax.axvspan(band - 0.5, band + 0.5, color=_TOKENS["wash"], lw=0, zorder=0)
+            ax.grid(axis="x", visible=False)
+            _percent_axis(ax.yaxis)
+        if mitigated is None:
+            top.bar(bands, original, 0.72, color=_TOKENS["original"], lw=0)
+        else:
+            top.bar(bands - 0.2, original, 0.38, color=_TOKENS["original"], lw=0)
+            top.bar(bands + 0.2, mitigated, 0.38, color=_TOKENS["mitigated"], lw=0)
+        values = np.concatenate([original, mitigated if mitigated is not None else []])
+        if (values < 0).any():
+            top.axhline(0, color=MUTED, lw=0.8)
+        top.yaxis.set_major_locator(MaxNLocator(4))
+        top.set_title("Share of relevance")
+        bottom.plot(bands, kept, color=_TOKENS["deployed"], lw=2, marker="D", ms=3.6, mew=0)
+        bottom.set_ylim(0, 1.08 * max(1.0, float(np.nanmax(kept))))
+        bottom.yaxis.set_major_locator(MaxNLocator(2))
+        bottom.set_title("Energy kept by the deployed condition")
+        step = max(1, round(len(bands) / 5))
+        ticks = list(range(0, len(bands), step))
+        bottom.set_xticks(ticks, [f"{edges[t]:,}" for t in ticks])
+        bottom.set_xlim(-0.6, len(bands) - 0.4)
+        bottom.set_xlabel("low  ←  frequency band (first zigzag index)  →  high")
+        return _svg(figure, label)
+
+
+def histograms(samples: Sequence[Sample], label: str, width: float = 430) -> Markup:
+    """Anomaly scores, defects above and good images below the axis, with each detector's threshold.
+
+    Samples that share a threshold share the axis of scores (one detector, two conditions).
+    """
+    with _drawing():
+        figure = _figure(width, 40 + 108 * len(samples))
+        axes = figure.subplots(len(samples), 1, squeeze=False)[:, 0]
+        for ax, sample in zip(axes, samples, strict=True):
+            alike = [s for s in samples if s.threshold == sample.threshold]
+            values = np.concatenate([[*s.scores, s.threshold] for s in alike])
+            values = values[np.isfinite(values)]
+            low, high = float(values.min()), float(values.max())
+            log = low > 0 and high / float(np.median(values)) > 12
+            if high <= low:
+                low, high = low - 0.5, high + 0.5
+            edges = np.geomspace(low, high, 37) if log else np.linspace(low, high, 37)
+            good, _ = np.histogram(sample.scores[~sample.defect], edges)
+            bad, _ = np.histogram(sample.scores[sample.defect], edges)
+            ax.stairs(bad, edges, fill=True, color=_TOKENS["defect"], lw=0)
+            ax.stairs(-good, edges, fill=True, color=_TOKENS["good"], lw=0)
+            ax.axhline(0, color=MUTED, lw=0.8)
+            ax.axvline(sample.threshold, color=INK, lw=1.4, dashes=(3, 2))
+            if log:
+                ax.set_xscale("log")
+                ax.xaxis.set_minor_locator(NullLocator())
+                ax.xaxis.set_minor_formatter(NullFormatter())
+            else:
+                ax.xaxis.set_major_locator(MaxNLocator(5))
+            ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: number(v)))
+            reach = 1.12 * max(1, bad.max(initial=0), good.max(initial=0))
+            ax.set_ylim(-reach, reach)
+            ax.yaxis.set_major_locator(MaxNLocator(3, integer=True))
+            ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{abs(v):.0f}"))
+            ax.grid(visible=False)
+            ax.spines["left"].set_visible(False)
+            ax.set_title(sample.title)
+        axes[len(samples) // 2].set_ylabel("number of images")
+        axes[-1].set_xlabel("anomaly score")
+        return _svg(figure, label)
+
+
+def groups(
+    scores: np.ndarray,
+    defect: np.ndarray,
+    names: np.ndarray,
+    threshold: float,
+    column: str,
+    label: str,
+    width: float = 640,
+    seed: int = 0,
+) -> Markup:
+    """Every image's score by group, good and defect apart, with quartile boxes and the threshold.
+
+    Args:
+        scores: (N,).
+        defect: (N,) bool.
+        names: (N,) group of each image.
+        seed: of the vertical jitter.
+    """
+    order = sorted(set(names.tolist()), key=_natural)
+    jitter = np.random.default_rng(seed).uniform(-0.13, 0.13, len(scores))
+    with _drawing():
+        figure = _figure(width, 70 + 46 * len(order))
+        ax = figure.subplots()
+        for row, name in enumerate(order):
+            for flag, offset, token in ((False, -0.2, "good"), (True, 0.2, "defect")):
+                here = (names == name) & (defect == flag) & np.isfinite(scores)
+                if not here.any():
+                    continue
+                colour, values = _TOKENS[token], scores[here]
+                ax.plot(
+                    values, row + offset + jitter[here], "D" if flag else "o", ms=4.2,
+                    color=colour, alpha=0.6, mew=0,
+                )  # fmt: skip
+                if len(values) >= 5:
+                    q1, median, q3 = np.percentile(values, [25, 50, 75])
+                    ax.plot([q1, q3], [row + offset] * 2, color=INK, lw=1.6, solid_capstyle="butt")
+                    ax.plot(
+                        [median] * 2, [row + offset - 0.15, row + offset + 0.15], color=INK, lw=2.2,
+                        solid_capstyle="butt",
+                    )  # fmt: skip
+            if row:
+                ax.axhline(row - 0.5, color=LINE, lw=0.6)
+        ax.axvline(threshold, color=INK, lw=1.4, dashes=(3, 2))
+        ax.set_yticks(range(len(order)), [shorten(str(n), 24) for n in order])
+        ax.tick_params(axis="y", labelcolor=INK)
+        ax.set_ylim(len(order) - 0.5, -0.5)
+        finite = scores[np.isfinite(scores)]
+        if finite.min() > 0 and finite.max() / np.median(finite) > 12:
+            ax.set_xscale("log")
+            ax.xaxis.set_minor_locator(NullLocator())
+        else:
+            ax.xaxis.set_major_locator(MaxNLocator(6))
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: number(v)))
+        ax.grid(axis="y", visible=False)
+        ax.spines["left"].set_visible(False)
+        ax.set_xlabel("anomaly score")
+        ax.set_ylabel(shorten(column, 24))
+        return _svg(figure, label)
+
+
+def scatter(
+    points: Sequence[Point],
+    x: str,
+    y: str,
+    label: str,
+    arrows: Sequence[tuple[int, int]] = (),
+    width: float = 520,
+) -> Markup:
+    """Models as named points, for example AUROC against the Clever Hans score (paper 2006.10609, figure 6).
+
+    Args:
+        points: what to draw.
+        x, y: names of the axes, with direction.
+        arrows: pairs of indices of points to join, from before to after.
+    """
+    with _drawing():
+        figure = _figure(width, 0.68 * width)
+        ax = figure.subplots()
+        for start, stop in arrows:
+            a, b = points[start], points[stop]
+            ax.annotate(
+                "", (b.x, b.y), (a.x, a.y),
+                arrowprops={"arrowstyle": "->", "color": MUTED, "lw": 1.1, "shrinkA": 6, "shrinkB": 6},
+            )  # fmt: skip
+        targets = {stop for _, stop in arrows}
+        for index, point in enumerate(points):
+            variant = "mitigated" if index in targets else "original"
+            ax.plot(point.x, point.y, MARKERS[variant], ms=8, color=_TOKENS[variant], mew=0)
+        xs, ys = np.array([p.x for p in points]), np.array([p.y for p in points])
+        for values, limit in ((xs, ax.set_xlim), (ys, ax.set_ylim)):
+            margin = max(0.04, 0.18 * float(np.ptp(values)))
+            limit(values.min() - margin, values.max() + margin)
+        _name_points(ax, points, targets)
+        ax.set(xlabel=x, ylabel=y)
+        ax.xaxis.set_major_locator(MaxNLocator(5))
+        ax.yaxis.set_major_locator(MaxNLocator(5))
+        return _svg(figure, label)
+
+
+def _name_points(ax: Axes, points: Sequence[Point], silent: set[int]) -> None:
+    middle = sum(ax.get_xlim()) / 2
+    for index, point in enumerate(points):
+        if index in silent:
+            continue
+        right = point.x <= middle  # names grow towards the middle, above the arrow
+        ax.annotate(
+            shorten(point.name, 24), (point.x, point.y), (-4 if right else 4, 9), textcoords="offset points",
+            ha="left" if right else "right", va="bottom", fontsize=11, color=INK,
+        )  # fmt: skip
+
+
+def _natural(name: str) -> list[tuple[int, int | str]]:
+    """Sort key by which session 2 comes before session 10."""
+    return [(0, int(p)) if p.isdigit() else (1, p) for p in re.split(r"(\d+)", str(name)) if p]

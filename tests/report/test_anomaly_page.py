@@ -1,0 +1,192 @@
+"""The page says what the result says, escapes what it must and is written whole or not at all."""
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import report_factory
+from pfungst.audit.result import AnomalyResult
+from pfungst.errors import DataError
+from pfungst.report import build, write
+from pfungst.report.page import WORDS
+
+
+class Text(HTMLParser):
+    """Visible text, tags and ids of a page."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.words: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.hidden = 0
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self.hidden += tag in ("script", "style")
+
+    def handle_endtag(self, tag):
+        self.hidden -= tag in ("script", "style")
+
+    def handle_data(self, data):
+        if not self.hidden:
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory) -> tuple[Path, AnomalyResult]:
+    folder = tmp_path_factory.mktemp("small")
+    return folder, report_factory.make(folder, categories=1, models=2, examples=2, size=64)
+
+
+@pytest.fixture(scope="module")
+def html(small) -> str:
+    return write(small[0]).read_text(encoding="utf-8")
+
+
+def test_page_shows_the_result(small, html):
+    _, result = small
+    text = Text(html).text
+    assert result.verdict.headline.replace("\u202f", " ") in text.replace("\u202f", " ")
+    for sentence in [*result.verdict.sentences, *result.notes, result.skipped[0].reason]:
+        assert " ".join(sentence.split()) in text
+    for entry in result.entries:
+        for scores in entry.variants.values():
+            assert f"{scores.f1.value:.2f}" in text
+        for example in entry.examples:
+            assert example.id in text
+            assert example.why in text
+    assert "2 cores, 8 GB, CPU" in text
+    assert "model.perplexity" in text
+
+
+def test_every_picture_is_described_and_inside(html):
+    page = Text(html)
+    pictures = [a for tag, a in page.tags if tag == "img"]
+    assert len(pictures) > 7 * 4
+    assert all(a["alt"] and a["src"].startswith("data:image/") for a in pictures)
+    charts = [a for tag, a in page.tags if tag == "svg" and a.get("class") == "plot"]
+    assert charts
+    assert all(a["role"] == "img" and a["aria-label"] for a in charts)
+
+
+def test_ids_are_unique_and_links_lead_somewhere(html):
+    page = Text(html)
+    # Identical charts drawn twice may share definitions; everything one can link to must not.
+    ids = [a["id"] for tag, a in page.tags if "id" in a and tag not in ("path", "clippath")]
+    assert len(ids) == len(set(ids))
+    for _, attributes in page.tags:
+        if (target := attributes.get("href") or "").startswith("#"):
+            assert any(a.get("id") == target[1:] for _, a in page.tags), target
+
+
+def test_nothing_of_the_data_becomes_markup(tmp_path):
+    report_factory.make(tmp_path, categories=1, models=1, examples=2, size=32, nasty=True)
+    html = write(tmp_path).read_text(encoding="utf-8")
+    assert html.count("<script>") == 1
+    assert "<script>alert" not in html
+    assert "&lt;script&gt;alert(1)" in html
+    text = Text(html).text
+    assert "<script>alert('category')</script> $x_1$ & 零件" in text
+
+
+def test_file_loads_nothing(html):
+    policies = [a["content"] or "" for tag, a in Text(html).tags if "http-equiv" in a]
+    assert policies
+    assert policies[0].startswith("default-src 'none'; img-src data:;")
+    assert not re.search(r"""(src|href)=["'](?!data:|\#)""", html)
+    assert not re.search(r"url\((?!#)|@import|@font-face", html)
+    assert "font-family: &#x27;" not in html
+
+
+@pytest.mark.parametrize("level", ["unfit", "provenance", "clever-hans", "fragile", "sound"])
+def test_level_is_said_in_words(tmp_path, level):
+    report_factory.make(tmp_path, categories=1, examples=1, size=32, level=level)
+    html = write(tmp_path).read_text(encoding="utf-8")
+    head = Text(html[html.index('<header class="head"') : html.index("</header>")]).text
+    assert WORDS[level] in head
+    assert ("Clever Hans" in head) == (level == "clever-hans")
+    if level == "unfit":
+        assert head.index("AUROC") < head.index("Defects missed")
+    if level == "provenance":
+        assert html.index('<section id="provenance"') < html.index('<section id="results"')
+
+
+def test_provenance_is_shown_by_group(tmp_path):
+    result = report_factory.make(tmp_path, categories=1, examples=1, size=32, level="provenance")
+    text = Text(write(tmp_path).read_text(encoding="utf-8")).text
+    finding = result.entries[0].provenance[0]
+    assert f"{100 * finding.eta2_group:.0f}\u202f%" in text
+    assert f"{finding.auroc_within:.2f}" in text
+    for group in finding.groups:
+        assert group.name in text
+
+
+def test_a_lean_result_has_a_page(tmp_path):
+    result = report_factory.make(tmp_path, categories=1, examples=1, size=32)
+    entry = result.entries[0]
+    keep = {k: v for k, v in entry.variants.items() if not k.startswith("mitigated")}
+    lean = {k: v.model_copy(update={"clever_hans": None}) for k, v in keep.items()}
+    entry = entry.model_copy(
+        update={"variants": lean, "spectrum": None, "exposure": {}, "examples": [], "provenance": []}
+    )
+    with np.load(tmp_path / entry.arrays) as file:
+        kept = {k: file[k] for k in ("labels", "scores_original", "threshold_original")}
+    np.savez(tmp_path / entry.arrays, **kept)
+    changes = {"entries": [entry], "mean": {}, "mitigation": None, "skipped": [], "metrics": {}, "config": {}}
+    text = Text(write(tmp_path, result.model_copy(update=changes)).read_text(encoding="utf-8")).text
+    assert "Mitigated" not in text
+    assert "Images left out" not in text
+    assert f"missed {round(entry.n_defect * lean['original'].fnr.value)} of {entry.n_defect}" in text
+
+
+def test_two_names_never_share_an_anchor(tmp_path):
+    result = report_factory.make(tmp_path, categories=2, examples=0, size=32)
+    first, second = result.entries
+    entries = [first.model_copy(update={"category": "a b"}), second.model_copy(update={"category": "a-b"})]
+    page = build(tmp_path, result.model_copy(update={"entries": entries}))
+    section = next(s for s in page.sections if s.id == "categories")
+    assert len({target for target, _ in section.links}) == 2
+
+
+def test_missing_and_damaged_arrays_are_named(tmp_path):
+    result = report_factory.make(tmp_path, categories=1, examples=1, size=32)
+    file = tmp_path / result.entries[0].arrays
+    write(tmp_path)
+    before = (tmp_path / "report.html").read_bytes()
+    file.write_bytes(file.read_bytes()[:400])
+    with pytest.raises(DataError, match=file.name):
+        write(tmp_path)
+    file.unlink()
+    with pytest.raises(DataError, match=file.name):
+        write(tmp_path)
+    assert (tmp_path / "report.html").read_bytes() == before
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_folder_without_result_and_unknown_kind(tmp_path):
+    with pytest.raises(DataError, match=r"result\.json"):
+        write(tmp_path)
+    result = report_factory.make(tmp_path, categories=1, examples=0, size=32)
+    with pytest.raises(DataError, match="'other'"):
+        write(tmp_path, result.model_copy(update={"kind": "other"}))
+
+
+def test_unwritable_target_leaves_nothing(tmp_path):
+    result = report_factory.make(tmp_path, categories=1, examples=0, size=32)
+    (tmp_path / "report.html").mkdir()
+    with pytest.raises(DataError, match="cannot be written"):
+        write(tmp_path, result)
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_same_result_same_page(small, html):
+    folder, result = small
+    assert write(folder, result).read_text(encoding="utf-8") == html
