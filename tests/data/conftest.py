@@ -1,7 +1,7 @@
 from pathlib import Path
 
 import pytest
-from tests.factories import mini_mvtec
+from factories import mini_mvtec
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tests.factories import broken_files, picture, png_bomb
+from factories import broken_files, picture, png_bomb
 
 from pfungst.data.decode import Undecodable, read_image, read_mask
 

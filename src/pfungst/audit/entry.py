@@ -109,7 +109,7 @@ def evaluate(
     if test.masks is not None:
         arrays["mask"] = test.masks[rows].numpy().astype(np.uint8) * 255
     if "mitigated" in heat:
-        arrays["heat_mitigated"] = _half(heat["mitigated"][rows])
+        arrays["heat_mitigated"] = _half(heat["mitigated_original"][rows])
     for row, example in enumerate(examples):
         example.row = row
 

@@ -144,7 +144,8 @@ class Entry(Model):
     Arrays (npz): ``labels`` (N,) 1 = defect; ``kinds`` and ``ids`` (N,) str; ``scores_VARIANT`` (N,) and
     ``threshold_VARIANT`` () of the first seed, VARIANT one of the keys of `variants`; for the examples
     ``image``, ``image_deployed`` (E, S, S, 3) uint8, ``mask`` (E, S, S) uint8, ``heat``, ``heat_mitigated``
-    (E, S, S) and ``joint`` (E, 3, S, S) float16, low, middle and high frequencies; ``group_COLUMN`` (N,) str.
+    (E, S, S) and ``joint`` (E, 3, S, S) float16, low, middle and high frequencies, all relevance of the image
+    under the original condition; ``group_COLUMN`` (N,) str.
     """
 
     category: str

@@ -1,0 +1,204 @@
+"""The anomaly audit on miniature data: numbers, resumption, provenance, bad input."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from factories import broken_files, mini_mvtec, picture, save
+
+import pfungst.audit.anomaly as audit
+from pfungst.audit.anomaly import run
+from pfungst.audit.config import AnomalyConfig
+from pfungst.audit.result import load
+from pfungst.audit.workspace import load_arrays
+from pfungst.errors import ConfigError, DataError, UnreadableImages
+from pfungst.measure import auroc
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return mini_mvtec(tmp_path_factory.mktemp("data"), train=12, good=6, defective=4, size=48)
+
+
+def config(data, out, **options):
+    return AnomalyConfig.build(**{"data": data, "out": out, "size": 32, "seeds": 3, "examples": 4, **options})
+
+
+def numbers(result):
+    return result.model_dump(exclude={"created", "seconds", "config", "notes"})
+
+
+def test_the_result_is_complete_and_consistent(data, tmp_path):
+    result = run(config(data, tmp_path, model="d2neighbors,kde"))
+    assert numbers(load(tmp_path)) == numbers(result)
+    assert [(e.category, e.model) for e in result.entries] == [
+        (c, m) for c in ("bolt", "nut") for m in ("d2neighbors", "kde")
+    ]
+    for entry in result.entries:
+        arrays = load_arrays(tmp_path, entry.arrays)
+        assert set(entry.variants) == {"original", "deployed", "mitigated_original", "mitigated"}
+        first = entry.per_seed["original"]["auroc"][0]
+        assert first == pytest.approx(auroc(arrays["labels"], arrays["scores_original"]))
+        assert entry.variants["original"].auroc.value == pytest.approx(
+            np.mean(entry.per_seed["original"]["auroc"])
+        )
+        assert sum(entry.spectrum.original) == pytest.approx(1)
+        assert arrays["heat"].shape == arrays["mask"].shape == (len(entry.examples), 32, 32)
+        joint = arrays["joint"].astype(np.float64).sum(1)
+        np.testing.assert_allclose(joint, arrays["heat"], atol=2e-3 * np.abs(arrays["heat"]).max())
+        for example in entry.examples:
+            row = arrays["ids"].tolist().index(example.id)
+            assert example.score_original == pytest.approx(arrays["scores_original"][row])
+            assert example.flagged_original == (example.score_original > entry.threshold)
+    assert result.metrics["auroc"].value == min(e.variants["original"].auroc.value for e in result.entries)
+
+
+def test_a_detector_of_planted_defects_is_fit(data, tmp_path):
+    result = run(config(data, tmp_path, model="kde"))
+    assert result.mean["kde"]["original"].auroc.value > 0.9
+    assert result.verdict.level != "unfit"
+
+
+def test_an_interrupted_audit_resumes_to_the_same_result(data, tmp_path, monkeypatch):
+    whole = run(config(data, tmp_path / "whole"))
+    real, calls = audit.evaluate, []
+
+    def dies_in_the_second_category(*args):
+        calls.append(args)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(audit, "evaluate", dies_in_the_second_category)
+    with pytest.raises(KeyboardInterrupt):
+        run(config(data, tmp_path / "broken"))
+    assert not (tmp_path / "broken" / "result.json").exists()
+    result = run(config(data, tmp_path / "broken", resume=True))
+    assert len(calls) == 3
+    assert numbers(result) == numbers(whole)
+    assert not (tmp_path / "broken" / ".parts").exists()
+
+
+def test_the_same_seed_gives_the_same_numbers(data, tmp_path):
+    one, two = (run(config(data, tmp_path / name, category="nut")) for name in "ab")
+    assert numbers(one) == numbers(two)
+
+
+def test_a_mitigation_filtered_once_equals_one_inside_the_detector(data, tmp_path, monkeypatch):
+    """All seeds but the first get filtered images instead of the filter: the scores must be the same."""
+    import torch
+    from pfungst.audit.entry import _filtered
+    from pfungst.audit.specs import build_detector
+    from pfungst.mitigate import GaussianBlur, LowPass
+
+    x = torch.rand(9, 3, 32, 32)
+    for layer in (GaussianBlur(), LowPass(100)):
+        for name in ("d2neighbors", "d2neighbors:p=1", "kde"):
+            inside = build_detector(name, layer).fit(x[:6]).anomaly_score(x)
+            before = build_detector(name).fit(_filtered(layer, x[:6])).anomaly_score(_filtered(layer, x))
+            torch.testing.assert_close(inside, before, rtol=1e-4, atol=1e-3)
+
+
+def table(tmp_path, confounded):
+    """Good parts from sessions a and b, defects from both; in session b all images are brighter."""
+    rows = ["path,split,label,mask,session"]
+    n = 0
+    for split, label, session, count in [
+        ("train", "good", "a", 14),
+        ("test", "good", "a", 8),
+        ("test", "good", "b", 8),
+        ("test", "hole", "a", 8),
+        ("test", "hole", "b", 8),
+    ]:
+        for _ in range(count):
+            n += 1
+            image, mask = picture(n, 32, defect=label == "hole")
+            if confounded and session == "b":
+                image = np.clip(image.astype(int) + 60, 0, 255).astype(np.uint8)
+            save(tmp_path / f"{session}_{n:03d}.png", image)
+            mask_name = ""
+            if label == "hole":
+                mask_name = f"{session}_{n:03d}_mask.png"
+                save(tmp_path / mask_name, mask.astype(np.uint8) * 255)
+            rows.append(f"{session}_{n:03d}.png,{split},{label},{mask_name},{session}")
+    (tmp_path / "parts.csv").write_text("\n".join(rows))
+    return tmp_path / "parts.csv"
+
+
+@pytest.mark.parametrize("confounded", [True, False])
+def test_a_score_that_follows_the_session_is_told(tmp_path, confounded):
+    result = run(config(table(tmp_path, confounded), tmp_path / "out", mitigate="none"))
+    found = result.entries[0].provenance
+    assert [p.column for p in found] == ["session"]  # the file-name prefix says the same and is not repeated
+    assert found[0].follows == confounded
+    assert (result.verdict.level == "provenance") == confounded
+    if confounded:
+        assert "follows the session" in result.verdict.headline
+
+
+def test_real_tiles_follow_the_session(shared, tmp_path):
+    """Nobody planted this: the score of real magnetic tiles follows the acquisition session (METHODS 6)."""
+    source = shared / "magnetic_tile" / "mixed.csv" if (shared / "magnetic_tile").exists() else None
+    source = source or shared / "data" / "magnetic_tile" / "mixed.csv"
+    result = run(config(source, tmp_path, size=64, seeds=1, groups="session", mitigate="none"))
+    entry = result.entries[0]
+    assert result.verdict.level == "provenance"
+    assert 0.4 < entry.variants["original"].auroc.value < 0.65
+    means = {g.name: g.mean_score for g in entry.provenance[0].groups}
+    assert means["exp6"] > 1.5 * means["exp1"]
+
+
+def test_all_unreadable_images_are_named_before_anything_is_computed(data, tmp_path, monkeypatch):
+    broken = tmp_path / "data"
+    shutil.copytree(data, broken)
+    names = [p.name for p in broken_files(broken / "nut" / "test" / "good")]
+    monkeypatch.setattr(audit, "evaluate", lambda *a: pytest.fail("computed before checking"))
+    with pytest.raises(UnreadableImages) as error:
+        run(config(broken, tmp_path / "out"))
+    for name in names:
+        assert name in str(error.value)
+    assert not (tmp_path / "out" / "result.json").exists()
+
+
+def test_bad_images_can_be_skipped_and_are_counted(data, tmp_path):
+    broken = tmp_path / "data"
+    shutil.copytree(data, broken)
+    names = broken_files(broken / "nut" / "test" / "good")
+    result = run(config(broken, tmp_path / "out", skip_bad=True))
+    assert len(result.skipped) == len(names)
+    assert {s.id.split("/")[-1] for s in result.skipped} == {p.name for p in names}
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"model": "d2neighbour"}, ConfigError, "did you mean 'd2neighbors'"),
+        ({"model": "d2neighbors:q=1"}, ConfigError, "unknown parameter 'q'"),
+        ({"mitigate": "blurr"}, ConfigError, "did you mean 'blur'"),
+        ({"mitigate": "blur:3"}, ConfigError, "numbers"),
+        ({"deployed": "pillow-bilinar"}, ConfigError, "pillow-bilinear"),
+        ({"category": "screw"}, DataError, "screw"),
+        ({"groups": "session"}, ConfigError, "no column 'session'"),
+        ({"data": "/nowhere"}, DataError, "/nowhere"),
+    ],
+)
+def test_wrong_options_stop_before_writing(data, tmp_path, options, error, message):
+    with pytest.raises(error, match=message):
+        run(config(**{"data": data, "out": tmp_path / "out", **options}))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_test_set_without_defects_is_refused(data, tmp_path):
+    poor = tmp_path / "data"
+    shutil.copytree(data / "nut", poor / "nut")
+    for kind in ("hole", "scratch"):
+        shutil.rmtree(poor / "nut" / "test" / kind)
+        shutil.rmtree(poor / "nut" / "ground_truth" / kind)
+    with pytest.raises(DataError, match="no defective test images"):
+        run(config(poor, tmp_path / "out"))
+
+
+def test_the_result_is_valid_json_even_with_numbers_that_do_not_exist(data, tmp_path):
+    run(config(data, tmp_path, category="nut", seeds=1))
+    json.loads((tmp_path / "result.json").read_text(), parse_constant=lambda name: pytest.fail(name))
