@@ -5,9 +5,9 @@ import shutil
 
 import numpy as np
 import pytest
-from factories import broken_files, mini_mvtec, picture, save
 
 import pfungst.audit.anomaly as audit
+from factories import broken_files, mini_mvtec, picture, save
 from pfungst.audit.anomaly import run
 from pfungst.audit.config import AnomalyConfig
 from pfungst.audit.result import load
@@ -88,6 +88,7 @@ def test_the_same_seed_gives_the_same_numbers(data, tmp_path):
 def test_a_mitigation_filtered_once_equals_one_inside_the_detector(data, tmp_path, monkeypatch):
     """All seeds but the first get filtered images instead of the filter: the scores must be the same."""
     import torch
+
     from pfungst.audit.entry import _filtered
     from pfungst.audit.specs import build_detector
     from pfungst.mitigate import GaussianBlur, LowPass

@@ -4,8 +4,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from factories import broken_files, picture, png_bomb
 
+from factories import broken_files, picture, png_bomb
 from pfungst.data.decode import Undecodable, read_image, read_mask
 
 RAMP = np.linspace(0, 255, 64).astype(np.uint8)[None, :].repeat(16, 0)

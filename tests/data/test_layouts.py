@@ -6,8 +6,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from factories import mini_mvtec, picture, save
 
+from factories import mini_mvtec, picture, save
 from pfungst.data import open_images
 from pfungst.errors import DataError
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from factories import broken_files, picture, save
 
+from factories import broken_files, picture, save
 from pfungst.conditions import Condition
 from pfungst.data import ImageSet, Item, open_images, resize_mask
 from pfungst.errors import DataError, UnreadableImages

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from factories import mini_mvtec
 
 ROOT = Path(__file__).parents[2]
