@@ -86,7 +86,9 @@ def test_the_camera_knows_nothing_of_labels():
 
 def test_shot_noise_grows_with_the_signal_and_shrinks_with_electrons():
     def linear_noise(level: float, electrons: float) -> float:
-        still = Camera(electrons=electrons, read=0, shift=0, turn=0, zoom=0, flicker=0, slope=0, vignette=0)
+        still = Camera(
+            electrons=electrons, read=0, lens=0, shift=0, turn=0, zoom=0, flicker=0, slope=0, vignette=0
+        )
         scene = np.full((256, 256, 3), level, np.float32)
         picture = still.photograph(scene, np.zeros((256, 256), bool), np.random.default_rng(1))[0]
         return float(((picture[1::2, 0::2, 1] / 255.0) ** 2.2).std())  # green sites that were measured

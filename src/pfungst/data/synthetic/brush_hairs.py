@@ -80,8 +80,8 @@ class BrushHairs(Part):
             cv2.line(shadow, start, tip, 255, width + fine, cv2.LINE_AA)
             cv2.circle(shadow, tip, max(1, round(3.0 * fine * k)), 255, -1, cv2.LINE_AA)
         cover = cv2.resize(shadow.astype(np.float32) / 255, (n, n), interpolation=cv2.INTER_AREA)
-        tone = cv2.GaussianBlur(tone, (0, 0), 2.2 * fine * k)
-        light = cv2.resize((tone.astype(np.float32) / 255) ** 2.2, (n, n), interpolation=cv2.INTER_AREA)
+        soft = cv2.GaussianBlur(tone.astype(np.float32), (0, 0), 2.2 * fine * k)
+        light = cv2.resize((soft / 255) ** 2.2, (n, n), interpolation=cv2.INTER_AREA)
         return light, cover
 
     def _place(self, scene: Array, which: int, at: int, turn: int) -> None:

@@ -43,6 +43,8 @@ class Camera:
         shift: play of the fixture: the position is uniform within ± this many pixels at 900 px.
         turn: the angle is uniform within ± this many degrees.
         zoom: the relative scale is uniform within ± this.
+        lens: standard deviation of the blur of lens and depth of field in pixels at 900 px: the sensor resolves more
+            than the lens, so the finest detail in a picture is grain.
         flicker: standard deviation of the relative brightness of the lamp.
         slope: relative fall of light across the field, upper left to lower right.
         vignette: relative fall of light to the corners.
@@ -53,6 +55,7 @@ class Camera:
     shift: float = 3.0
     turn: float = 0.15
     zoom: float = 0.0012
+    lens: float = 1.8
     flicker: float = 0.008
     slope: float = 0.16
     vignette: float = 0.22
@@ -61,7 +64,7 @@ class Camera:
         """A random pose as a 2 × 3 affine matrix."""
         centre = (size - 1) / 2
         angle, zoom = rng.uniform(-self.turn, self.turn), 1 + rng.uniform(-self.zoom, self.zoom)
-        matrix = cv2.getRotationMatrix2D((centre, centre), angle, zoom)
+        matrix: Array = np.array(cv2.getRotationMatrix2D((centre, centre), angle, zoom), dtype=np.float64)
         matrix[:, 2] += rng.uniform(-self.shift, self.shift, 2) * (size / 900)
         return matrix
 
@@ -74,8 +77,8 @@ class Camera:
         field = (
             1 + 0.5 * slope * (np.cos(angle) * x + np.sin(angle) * y) - 0.5 * self.vignette * (x**2 + y**2)
         )
-        field *= float(1 + rng.normal(0, self.flicker))
-        return cv2.resize(field.astype(np.float32), (size, size), interpolation=cv2.INTER_CUBIC)
+        level = 1 + rng.normal(0, self.flicker)
+        return cv2.resize((level * field).astype(np.float32), (size, size), interpolation=cv2.INTER_CUBIC)
 
     def photograph(self, scene: Array, mask: Array, rng: np.random.Generator) -> tuple[Array, Array]:
         """Take a picture.
@@ -97,6 +100,8 @@ class Camera:
             where = cv2.warpAffine(mask.astype(np.uint8), pose, (size, size), flags=cv2.INTER_NEAREST)
         else:
             where = np.zeros(mask.shape, np.uint8)
+        if self.lens > 0:
+            seen = cv2.GaussianBlur(seen, (0, 0), self.lens * size / 900)
         raw = np.empty((size, size), np.float32)
         raw[0::2, 0::2] = seen[0::2, 0::2, 0]
         raw[0::2, 1::2] = seen[0::2, 1::2, 1]

@@ -43,7 +43,7 @@ class TurnedRing(Part):
 
     def specimen(self, rng: np.random.Generator) -> Array:
         n = 4 * self.size
-        grooves = 1 + 0.10 * self.turning + 0.05 * profile(rng, n, n / 12) + 0.02 * profile(rng, n, 24)
+        grooves = 1 + 0.06 * self.turning + 0.05 * profile(rng, n, n / 12) + 0.02 * profile(rng, n, 24)
         metal = grooves.astype(np.float32)[self.step] * self.sheen + self.chamfer
         metal *= 1 + 0.015 * noise(rng, self.size, 300, 300)
         np.clip(metal, 0.02, None, out=metal)
