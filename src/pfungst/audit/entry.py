@@ -17,7 +17,7 @@ from pfungst.audit.result import Entry, Group, Interval, Provenance, Scores, Spe
 from pfungst.audit.sources import group_columns
 from pfungst.audit.specs import build_detector, parse_mitigation
 from pfungst.data import Prepared
-from pfungst.mitigate import GaussianBlur, LowPass
+from pfungst.mitigate import GaussianBlur, LowPass, propose_cutoff
 from pfungst.relevance import DCTBands, PixelBands
 
 RATES = {  # names of the result → names of `measure`
@@ -76,7 +76,7 @@ def evaluate(
 
     spectrum = plain.explain(test.images, DCTBands.paper())
     edges = list(DCTBands.paper().resolve(config.size, config.size))
-    mitigation = _mitigation(config, spectrum.values.sum(0).cpu().numpy(), edges)
+    mitigation = _mitigation(config, plain, train, edges)
     mended: Detector | None = None
     if mitigation is not None:
         runs |= {"mitigated_original": _Runs(), "mitigated": _Runs()}
@@ -254,13 +254,16 @@ def mean_scores(entries: list[Entry]) -> dict[str, dict[str, Scores]]:
     return result
 
 
-def _mitigation(config: AnomalyConfig, spectrum: np.ndarray, edges: list[int]) -> nn.Module | None:
+def _mitigation(config: AnomalyConfig, plain: Detector, train: Tensor, edges: list[int]) -> nn.Module | None:
+    """The filter to put in front; a low-pass without a number is proposed from normal images only."""
     name, numbers = parse_mitigation(config.mitigate)
     if name == "none":
         return None
     if name == "blur":
         return GaussianBlur(int(numbers[0]), numbers[1]) if numbers else GaussianBlur()
-    return LowPass(int(numbers[0]) if numbers else propose_cutoff(spectrum, edges))
+    if numbers:
+        return LowPass(int(numbers[0]))
+    return LowPass(propose_cutoff(plain.explain(train, DCTBands.paper()).values.cpu().numpy(), edges).cutoff)
 
 
 def _share(values: Tensor) -> np.ndarray:
