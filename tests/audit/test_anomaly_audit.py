@@ -133,18 +133,16 @@ def test_a_score_that_follows_the_session_is_told(tmp_path, confounded):
     found = result.entries[0].provenance
     assert [p.column for p in found] == ["session"]  # the file-name prefix says the same and is not repeated
     assert found[0].follows == confounded
-    assert (result.verdict.level == "provenance") == confounded
-    if confounded:
-        assert "follows the session" in result.verdict.headline
+    assert ("follows the session, not the defect" in result.verdict.headline) == confounded
 
 
 def test_real_tiles_follow_the_session(shared, tmp_path):
     """Nobody planted this: the score of real magnetic tiles follows the acquisition session (METHODS 6)."""
-    source = shared / "magnetic_tile" / "mixed.csv" if (shared / "magnetic_tile").exists() else None
-    source = source or shared / "data" / "magnetic_tile" / "mixed.csv"
+    source = shared / "data" / "magnetic_tile" / "mixed.csv"
     result = run(config(source, tmp_path, size=64, seeds=1, groups="session", mitigate="none"))
     entry = result.entries[0]
-    assert result.verdict.level == "provenance"
+    assert result.verdict.level == "unfit"
+    assert "follows the session, not the defect" in result.verdict.headline
     assert 0.4 < entry.variants["original"].auroc.value < 0.65
     means = {g.name: g.mean_score for g in entry.provenance[0].groups}
     assert means["exp6"] > 1.5 * means["exp1"]

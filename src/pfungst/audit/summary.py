@@ -5,10 +5,10 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from pfungst.audit.result import AnomalyResult, Interval, Result, Scores
+from pfungst.audit.result import AnomalyResult, Interval, Result
 
 COLOURS = {"unfit": "red", "provenance": "red", "clever-hans": "red", "fragile": "yellow", "sound": "green"}
-VARIANTS = {"original": "original", "deployed": "deployed", "mitigated": "mended, deployed"}
+VARIANTS = {"original": "original", "deployed": "deployed", "mitigated": "deployed, mended"}
 
 
 def print_summary(result: Result, console: Console | None = None) -> None:
@@ -27,42 +27,30 @@ def print_summary(result: Result, console: Console | None = None) -> None:
 
 
 def _anomaly_table(result: AnomalyResult) -> Table:
-    table = Table(title=f"{result.original} → {result.deployed}", title_justify="left")
-    table.add_column("category")
-    table.add_column("detector")
-    table.add_column("condition")
-    for name in ("AUROC", "F1", "F1 balanced", "FNR", "FPR", "Clever Hans"):
-        table.add_column(name, justify="right")
-    for entry in result.entries:
-        _rows(table, entry.category, entry.model, entry.variants)
-    if len({entry.category for entry in result.entries}) > 1:
-        for model, variants in result.mean.items():
-            _rows(table, "mean", model, variants)
+    several = len(result.mean) > 1
+    title = f"{result.original} → {result.deployed}"
+    table = Table(title=title if several else f"{next(iter(result.mean))}: {title}", title_justify="left")
+    table.add_column("category", no_wrap=True)
+    if several:
+        table.add_column("detector", no_wrap=True)
+    table.add_column("images", no_wrap=True)
+    for name in ("AUROC", "F1", "FNR", "FPR", "CH score"):
+        table.add_column(name, justify="right", no_wrap=True)
+    rows = [(entry.category, entry.model, entry.variants) for entry in result.entries]
+    if len({category for category, *_ in rows}) > 1:
+        rows += [("mean", model, variants) for model, variants in result.mean.items()]
+    for category, model, variants in rows:
+        shown = [name for name in VARIANTS if name in variants]
+        for name in shown:
+            s = variants[name]
+            names = (
+                ([category, model] if several else [category]) if name == shown[0] else [""] * (1 + several)
+            )
+            hans = _plain(s.clever_hans) if s.clever_hans else "–"
+            f1 = f"{_plain(s.f1)} {s.mark:<2}"
+            cells = [VARIANTS[name], _plain(s.auroc), f1, _rate(s.fnr), _rate(s.fpr), hans]
+            table.add_row(*names, *cells, end_section=name == shown[-1])
     return table
-
-
-def _rows(table: Table, category: str, model: str, variants: dict[str, Scores]) -> None:
-    for name, title in VARIANTS.items():
-        if name not in variants:
-            continue
-        s = variants[name]
-        first = name == "original"
-        cells = [
-            _plain(s.auroc),
-            f"{_plain(s.f1)} {s.mark:<2}".rstrip(),
-            _plain(s.f1_balanced),
-            _rate(s.fnr),
-            _rate(s.fpr),
-        ]
-        hans = _plain(s.clever_hans) if s.clever_hans else "–"
-        table.add_row(
-            category if first else "",
-            model if first else "",
-            title,
-            *cells,
-            hans,
-            end_section=name == list(variants)[-1],
-        )
 
 
 def _plain(interval: Interval) -> str:

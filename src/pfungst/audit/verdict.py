@@ -15,7 +15,7 @@ FIT_AUROC = 0.8  # below this a detector is not called a detector
 FALL = 0.03  # of F1; smaller ones are not marked (Kauffmann et al. 2025, table 1)
 LOST_SHARE = 0.1  # of the relevance on what deployment removes, for the explanation to agree
 
-SERIOUS: tuple[Level, ...] = ("sound", "fragile", "clever-hans", "unfit", "provenance")
+SERIOUS: tuple[Level, ...] = ("sound", "fragile", "clever-hans", "provenance", "unfit")
 
 
 def judge(entries: list[Entry], mean: dict[str, dict[str, Scores]], config: AnomalyConfig) -> Verdict:
@@ -46,7 +46,6 @@ def _judge_model(model: str, entries: list[Entry], mean: dict[str, Scores], conf
         )
         low = min(worst.groups, key=lambda g: g.mean_score)
         high = max(worst.groups, key=lambda g: g.mean_score)
-        headline = f"{model}: the score follows the {worst.column}, not the defect"
         within = f"{worst.auroc_within:.2f}" if worst.auroc_within is not None else "not defined"
         sentences.append(
             f"In {entry.category}, {worst.column} explains {worst.eta2_group:.0%} of the score's variance and the "
@@ -55,9 +54,11 @@ def _judge_model(model: str, entries: list[Entry], mean: dict[str, Scores], conf
         sentences.append(
             f"The mean score goes from {low.mean_score:,.4g} ({low.name}) to {high.mean_score:,.4g} ({high.name})."
         )
-        if unfit:
-            sentences.append(f"The detector is unfit as it is: AUROC {auroc:.2f} on the original images.")
-        return Verdict(level="provenance", headline=headline, sentences=sentences)
+        headline = f"the score follows the {worst.column}, not the defect"
+        if not unfit:
+            return Verdict(level="provenance", headline=f"{model}: {headline}", sentences=sentences)
+        headline = f"{model} is unfit for this task (AUROC {auroc:.2f}): {headline}"
+        return Verdict(level="unfit", headline=headline, sentences=sentences)
 
     if unfit:
         trivial = sum(e.trivial_f1 for e in entries) / len(entries)
