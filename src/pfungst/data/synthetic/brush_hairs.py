@@ -27,8 +27,8 @@ class BrushHairs(Part):
         bevel = np.exp(-((np.minimum(distance, 0) / (16 * k)) ** 2))
         lean = 0.5 - 0.4 * (dx + dy) / (500 * k)
         plastic = colour(214, 220, 226) * (0.75 + 0.30 * bevel * (lean - 0.4))[..., None]
-        under = colour(46, 52, 64) * (1 + 0.05 * noise(rng, s, 500, 500))[..., None]
-        shadow = 1 - 0.5 * cv2.GaussianBlur(edge(distance, 2 * k).astype(np.float32), (0, 0), 12 * k)
+        under = colour(112, 122, 134) * (1 + 0.05 * noise(rng, s, 500, 500))[..., None]
+        shadow = 1 - 0.35 * cv2.GaussianBlur(edge(distance, 2 * k).astype(np.float32), (0, 0), 12 * k)
         self.base = (under * shadow[..., None] * (1 - body[..., None]) + plastic * body[..., None]).astype(
             np.float32
         )

@@ -52,7 +52,7 @@ class Camera:
 
     electrons: float = 500
     read: float = 3.0
-    shift: float = 3.0
+    shift: float = 3.5
     turn: float = 0.15
     zoom: float = 0.0012
     lens: float = 1.8

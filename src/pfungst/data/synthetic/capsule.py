@@ -30,8 +30,8 @@ class PrintedCapsule(Part):
         self.body = edge(distance, 4 * k).astype(np.float32)
         end = np.clip((np.abs(dx) - (self.length - self.radius) * k) / reach, 0, 1)
         height = np.sqrt(np.clip(1 - (dy / reach) ** 2 - end**2, 0.0, 1))
-        lambert = 0.22 + 0.78 * np.clip(0.86 * height - 0.42 * dy / reach - 0.2 * end * np.sign(dx), 0, 1)
-        tint = np.where(cap[..., None], colour(32, 96, 104), colour(238, 226, 200)).astype(np.float32)
+        lambert = 0.45 + 0.55 * np.clip(0.86 * height - 0.42 * dy / reach - 0.2 * end * np.sign(dx), 0, 1)
+        tint = np.where(cap[..., None], colour(74, 132, 138), colour(222, 208, 180)).astype(np.float32)
         seam = np.exp(-(((dx - 10 * k) / (2.5 * k)) ** 2)) * 0.5
         gloss = np.exp(-(((dy + 0.47 * self.radius * k) / (9 * k)) ** 2)) * edge(np.abs(dx) - 210 * k, 60 * k)
         wide = np.exp(-(((dy + 0.43 * self.radius * k) / (30 * k)) ** 2)) * edge(np.abs(dx) - 225 * k, 90 * k)
@@ -40,12 +40,12 @@ class PrintedCapsule(Part):
         print_left = text(s, "PF 50", (s / 2 - 130 * k, s / 2 + 22 * k), 60 * k, 6 * k)
         print_right = text(s, "500", (s / 2 + 140 * k, s / 2 + 22 * k), 60 * k, 6 * k)
         self.prints = (print_left, print_right)
-        self.inks = (colour(70, 62, 60), colour(222, 226, 220))
+        self.inks = (colour(104, 94, 88), colour(206, 212, 206))
         fall = edge(
             rounded_box(dx - 8 * k, dy - 26 * k, self.length * k, self.radius * k, self.radius * k), 2 * k
         )
-        self.shadow = 1 - 0.55 * cv2.GaussianBlur(fall.astype(np.float32), (0, 0), 14 * k)
-        self.table = colour(176, 178, 170)
+        self.shadow = 1 - 0.35 * cv2.GaussianBlur(fall.astype(np.float32), (0, 0), 14 * k)
+        self.table = colour(160, 162, 154)
 
     def specimen(self, rng: np.random.Generator) -> Array:
         s = self.size

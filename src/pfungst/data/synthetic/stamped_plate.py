@@ -39,9 +39,9 @@ class StampedPlate(Part):
         relief = letters - np.roll(letters, (round(5 * k), round(5 * k)), (0, 1))
         light = 0.34 + 0.06 * noise(rng, s, 2, 2) - 0.05 * dy / (450 * k)
         self.relief = (light * (1 + 0.85 * relief + 0.45 * rim)).astype(np.float32)
-        belt = colour(92, 94, 96) * (1 + 0.06 * noise(rng, s, s / 2, s / 2))[..., None]
+        belt = colour(112, 114, 116) * (1 + 0.06 * noise(rng, s, s / 2, s / 2))[..., None]
         fall = cv2.GaussianBlur(np.roll(self.body, (round(11 * k), round(9 * k)), (0, 1)), (0, 0), 7 * k)
-        self.belt = (belt * (1 - 0.7 * fall)[..., None]).astype(np.float32)
+        self.belt = (belt * (1 - 0.45 * fall)[..., None]).astype(np.float32)
         self.steel = np.array([0.97, 0.99, 1.0], np.float32)
 
     def specimen(self, rng: np.random.Generator) -> Array:

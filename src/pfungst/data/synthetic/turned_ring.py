@@ -31,10 +31,10 @@ class TurnedRing(Part):
             -(((r - (self.inner + 9) * k) / (5 * k)) ** 2)
         )
         facing = 0.5 + 0.5 * np.cos(theta + 2.3) * np.where(r > 250 * k, 1, -1)
-        self.chamfer = (chamfer * (facing * 0.5 - 0.12)).astype(np.float32)
+        self.chamfer = (chamfer * (facing * 0.34 - 0.08)).astype(np.float32)
         mat = 1 + 0.05 * noise(rng, s, 450, 450) + 0.06 * noise(rng, s, 60, 60)
-        shadow = 1 - 0.55 * edge(np.hypot(dx - 12 * k, dy - 14 * k) - (self.outer + 4) * k, 30 * k)
-        self.mat = (colour(92, 97, 104) * (mat * shadow)[..., None]).astype(np.float32)
+        shadow = 1 - 0.35 * edge(np.hypot(dx - 12 * k, dy - 14 * k) - (self.outer + 4) * k, 30 * k)
+        self.mat = (colour(116, 121, 128) * (mat * shadow)[..., None]).astype(np.float32)
         turning = 0.5 * np.sin(2 * np.pi * np.arange(4 * s) / (4 * 9.0 * k)) + 0.6 * profile(
             rng, 4 * s, 4 * s / 40
         )
