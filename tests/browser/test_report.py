@@ -160,6 +160,7 @@ def test_print_shows_what_was_folded(visit, hostile):
     assert page.locator("details:not([open])").count() > 0
 
 
+@pytest.mark.slow
 def test_large_audit_stays_in_bounds(visit, tmp_path):
     """15 categories and 4 detectors, and the size of 5 categories with 6 examples of 224 px."""
     report_factory.make(tmp_path / "wide", categories=15, models=4, examples=1, size=32)

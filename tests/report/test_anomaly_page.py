@@ -12,6 +12,7 @@ from pfungst.audit.result import AnomalyResult
 from pfungst.errors import DataError
 from pfungst.report import build, write
 from pfungst.report.page import WORDS
+from pfungst.report.text import percent
 
 
 class Text(HTMLParser):
@@ -123,7 +124,7 @@ def test_provenance_is_shown_by_group(tmp_path):
     result = report_factory.make(tmp_path, categories=1, examples=1, size=32, level="provenance")
     text = Text(write(tmp_path).read_text(encoding="utf-8")).text
     finding = result.entries[0].provenance[0]
-    assert f"{100 * finding.eta2_group:.0f}\u202f%" in text
+    assert percent(finding.eta2_group).replace("\u202f", " ") in text
     assert f"{finding.auroc_within:.2f}" in text
     for group in finding.groups:
         assert group.name in text
@@ -148,7 +149,7 @@ def test_a_lean_result_has_a_page(tmp_path):
 
 
 def test_two_names_never_share_an_anchor(tmp_path):
-    result = report_factory.make(tmp_path, categories=2, examples=0, size=32)
+    result = report_factory.make(tmp_path, categories=2, examples=1, size=32)
     first, second = result.entries
     entries = [first.model_copy(update={"category": "a b"}), second.model_copy(update={"category": "a-b"})]
     page = build(tmp_path, result.model_copy(update={"entries": entries}))
@@ -174,13 +175,13 @@ def test_missing_and_damaged_arrays_are_named(tmp_path):
 def test_folder_without_result_and_unknown_kind(tmp_path):
     with pytest.raises(DataError, match=r"result\.json"):
         write(tmp_path)
-    result = report_factory.make(tmp_path, categories=1, examples=0, size=32)
+    result = report_factory.make(tmp_path, categories=1, examples=1, size=32)
     with pytest.raises(DataError, match="'other'"):
         write(tmp_path, result.model_copy(update={"kind": "other"}))
 
 
 def test_unwritable_target_leaves_nothing(tmp_path):
-    result = report_factory.make(tmp_path, categories=1, examples=0, size=32)
+    result = report_factory.make(tmp_path, categories=1, examples=1, size=32)
     (tmp_path / "report.html").mkdir()
     with pytest.raises(DataError, match="cannot be written"):
         write(tmp_path, result)

@@ -13,7 +13,7 @@ from pfungst.errors import ConfigError
 def _anomaly(folder: Path) -> Result:
     from pfungst.audit.anomaly import run
 
-    return run(AnomalyConfig.build(data="synthetic", out=folder, overwrite=True))
+    return run(AnomalyConfig.build(data="synthetic", seed=1907, out=folder, overwrite=True))
 
 
 PARTS = {"anomaly": _anomaly}
