@@ -25,12 +25,15 @@ from pfungst.relevance.rules import Call, Epsilon, Ignore, LinearMap, Pass, Rule
 
 
 class Attach(torch.autograd.Function):
-    """The value z with the derivative Σ c · ∂ẑ: ``Attach.apply(z, ẑ₁, c₁, ẑ₂, c₂, …)``."""
+    """The value z with the derivative Σ c · ∂ẑ: ``Attach.apply([z], ẑ₁, c₁, ẑ₂, c₂, …)``.
+
+    z comes in a list because autograd forbids in-place changes of an argument that is handed back.
+    """
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor, *terms: Tensor) -> Tensor:
+    def forward(ctx: Any, z: list[Tensor], *terms: Tensor) -> Tensor:
         ctx.save_for_backward(*terms[1::2])
-        return z.view_as(z)
+        return z[0].detach()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -194,7 +197,7 @@ class RelevanceMode(TorchFunctionMode):
     def attach(self, z: Tensor, terms: list[Term]) -> Tensor:
         """The value z with the derivative of Σ c ẑ."""
         if not self.transforms:
-            return Attach.apply(z, *(t for term in terms for t in term))
+            return Attach.apply([z], *(t for term in terms for t in term))
         out = self.stop(z)
         for zhat, c in terms:
             out = out + (zhat - self.stop(zhat)) * self.stop(c)
@@ -250,7 +253,7 @@ class RelevanceMode(TorchFunctionMode):
         if mark.pending is None:
             return t
         out = self._apply(t, mark.pending, relu)
-        if not relu:
+        if not relu and out is not t:
             mark.settled = out
         return out
 
@@ -268,7 +271,7 @@ class RelevanceMode(TorchFunctionMode):
         if p.native:
             epsilon = rule.epsilon if isinstance(rule, Epsilon) else 0.0
             if epsilon == 0:
-                return self.mark(z.view_as(z))
+                return self.mark(z)
             z0 = self.stop(z)
             return self.mark(self.attach(z0, [(z, _quotient(z0, z0, epsilon))]))
         bias = self.constant(m.bias, "bias")
