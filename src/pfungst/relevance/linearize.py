@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from pfungst.errors import InputError, PfungstError
-from pfungst.relevance.bases import Basis, Pixels
+from pfungst.relevance.bases import Basis, Patches, Pixels
 from pfungst.relevance.composites import Composite, composite as _composite
 from pfungst.relevance.mode import Record, RelevanceMode
+from pfungst.relevance.patches import patch_columns
 from pfungst.relevance.tape import Tape
 
 Output = Callable[[Any], Tensor]
@@ -171,7 +172,7 @@ def free_memory(device: torch.device) -> int:
         with open("/proc/meminfo") as file:
             for line in file:
                 if line.startswith("MemAvailable"):
-                    return min(int(line.split()[1]) * 1024 // 4, 4 << 30)
+                    return min(int(line.split()[1]) * 1024 // 4, 2 << 30)
     except OSError:
         pass
     return 1 << 30
@@ -250,9 +251,11 @@ class LinearizedModel:
             (N, K, P) with P = basis.size(sample).
         """
         size = basis.size(self.sample)
-        step = self._chunk(size)
-        parts = []
         with torch.no_grad():
+            if isinstance(basis, Patches):
+                return patch_columns(self.tape, [s.detach() for s in self._run.streams], basis, self._chunk)
+            step = self._chunk(size)
+            parts = []
             for start in range(0, size, step):
                 stop = min(start + step, size)
                 tangents = [basis.components(s.detach(), start, stop) for s in self._run.streams]
@@ -269,8 +272,13 @@ class LinearizedModel:
         eye = torch.eye(k, dtype=self.output.dtype, device=self.output.device)
         return self.rows(eye, basis).reshape(n, k, -1)
 
-    def _chunk(self, count: int) -> int:
-        return max(1, min(count, 16))
+    def _chunk(self, count: int, start: int = 0, stop: int | None = None) -> int:
+        """How many vectors to run at once through ops `start` … `stop`."""
+        tape = self.tape
+        each = 6 * self.output.element_size() * tape.width(start, len(tape.ops) if stop is None else stop)
+        room = int(free_memory(self.output.device) // max(each, 1))
+        most = 32 if self.output.device.type == "cpu" else 512
+        return max(1, min(count, most, room))
 
 
 def linearize(

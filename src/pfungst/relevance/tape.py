@@ -8,6 +8,7 @@ exact whatever the network contains. Vectors are tensors (M, N, ...): M of them 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -253,6 +254,26 @@ class Reshape(Op):
         return [None if t is None else t.reshape(t.shape[0], *self.after)]
 
 
+class Spread(Op):
+    """One channel copied to all."""
+
+    def __init__(self, ins: list[int], outs: list[int], channels: int) -> None:
+        super().__init__(ins, outs)
+        self.channels = channels
+
+    def reverse(self, grads: list[Tensor | None], owned: bool) -> list[tuple[Tensor | None, bool]]:
+        g = grads[0]
+        assert g is not None
+        return [(g.sum(2, keepdim=True), True)]
+
+    def forward(self, tangents: list[Tensor | None]) -> list[Tensor | None]:
+        t = tangents[0]
+        return [None if t is None else t.expand(-1, -1, self.channels, -1, -1)]
+
+    def box(self, boxes: list[Box | None], shape: tuple[int, ...]) -> Box | None:
+        return boxes[0]
+
+
 class GlobalMean(Op):
     """Mean over both image axes."""
 
@@ -319,6 +340,10 @@ class Generic(Op):
         )
         return [out[i] for i in self.numbers]
 
+    def box(self, boxes: list[Box | None], shape: tuple[int, ...]) -> Box | None:
+        along_channels = self.node.name() == "CatBackward0" and self.node._saved_dim in (1, 2**64 - 3)
+        return _union(boxes) if along_channels and len(shape) == 4 else None
+
 
 class Tape:
     """The linear program from the input streams to the output of a rewritten forward pass.
@@ -335,6 +360,7 @@ class Tape:
         self.streams: list[int | None] = [None] * len(streams)
         self.device = output.device
         self._keep = output
+        self._cuts: dict[int, int] | None = None
         leaves = {id(s): i for i, s in enumerate(streams)}
         order = _reachable(output.grad_fn, leaves)
         for node in order:
@@ -390,6 +416,10 @@ class Tape:
                 return Scale(ins, [out], _layout(c.detach()))
         if name == "AddBackward0" and same and node._saved_alpha == 1:
             return Combine(ins, [out], [1.0] * len(ins))
+        if name == "SubBackward0" and same and node._saved_alpha == 1:
+            return Combine(ins, [out], [1.0 if i == 0 else -1.0 for i in slots])
+        if name == "ExpandBackward0" and len(shape) == 4 and before[0] == (shape[0], 1, *shape[2:]):
+            return Spread(ins, [out], shape[1])
         if name in ("ViewBackward0", "UnsafeViewBackward0", "ReshapeAliasBackward0") and shape[0] == before[0][0]:
             return Reshape(ins, [out], before[0], shape)
         if name == "MaxPool2DWithIndicesBackward0":
@@ -460,7 +490,7 @@ class Tape:
     def forward(self, tangents: Sequence[Tensor | None], start: int = 0, stop: int | None = None) -> Tensor | None:
         """Ops `start` … `stop` on tangents of the streams (or of the one value that is live at `start`)."""
         stop = len(self.ops) if stop is None else stop
-        ids = self.streams if start == 0 else [self.live(start)]
+        ids: list[int | None] = self.streams if start == 0 else [self.cuts()[start]]
         values = {i: t for i, t in zip(ids, tangents, strict=True) if i is not None and t is not None}
         last = self._last_use()
         for index in range(start, stop):
@@ -472,33 +502,39 @@ class Tape:
             for o, t in zip(op.outs, outs, strict=True):
                 if t is not None:
                     values[o] = t
-        return values.get(self.output if stop == len(self.ops) else self.live(stop))
+        return values.get(self.output if stop == len(self.ops) else self.cuts()[stop])
 
     def _last_use(self) -> dict[int, int]:
-        last: dict[int, int] = {}
-        for index, op in enumerate(self.ops):
-            for i in op.ins:
-                last[i] = index
-        return last
+        return {i: index for index, op in enumerate(self.ops) for i in op.ins}
 
-    def cuts(self) -> list[int]:
-        """Positions in the program where exactly one value is live."""
-        last = self._last_use()
-        live = {s for s in self.streams if s is not None and s in last}
-        found = []
-        for index, op in enumerate(self.ops):
-            live -= {i for i in op.ins if last[i] <= index}
-            live |= {o for o in op.outs if o in last or o == self.output}
-            if len(live) == 1:
-                found.append(index + 1)
+    def cuts(self) -> dict[int, int]:
+        """Positions in the program where exactly one value is live, and that value."""
+        if self._cuts is None:
+            last = self._last_use()
+            live = {s for s in self.streams if s is not None and s in last}
+            self._cuts = {}
+            for index, op in enumerate(self.ops):
+                live -= {i for i in op.ins if last[i] <= index}
+                live |= {o for o in op.outs if o in last or o == self.output}
+                if len(live) == 1:
+                    (self._cuts[index + 1],) = live
+        return self._cuts
+
+    def boxes(self, box: Box) -> dict[int, Box | None]:
+        """Support of every value when the streams are zero outside `box`; None where it is unknown."""
+        found: dict[int, Box | None] = {s: box for s in self.streams if s is not None}
+        for op in self.ops:
+            inside = [found.get(i) for i in op.ins]
+            for o in op.outs:
+                shape = self.shapes[o]
+                known = len(shape) == 4 and all(b is not None for b in inside)
+                found[o] = op.box(inside, shape) if known else None
         return found
 
-    def live(self, position: int) -> int:
-        """The one value that is live before op `position`."""
-        last = self._last_use()
-        made = {s for s in self.streams if s is not None} | {o for op in self.ops[:position] for o in op.outs}
-        (value,) = [v for v in made if last.get(v, -1) >= position]
-        return value
+    def width(self, start: int, stop: int) -> int:
+        """Elements of the largest value that ops `start` … `stop` write, for one vector."""
+        sizes = [math.prod(self.shapes[v]) for op in self.ops[start:stop] for v in (*op.outs, *op.ins)]
+        return max(sizes, default=1)
 
 
 def _layout(c: Tensor) -> Tensor:
