@@ -50,7 +50,9 @@ def read_components(
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read: {error}", "pass the file that the labelling app wrote") from None
+        raise InputError(
+            f"{path} cannot be read: {error}", "pass the file that the labelling app wrote"
+        ) from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise InputError(f"{path} is not a components file", f'it must be JSON with "format": "{FORMAT}"')
     theirs = content.get("model") or {}

@@ -71,9 +71,7 @@ class FeatureStore:
     def _rows(self) -> dict[int, np.ndarray]:
         order = np.argsort(self.labels, kind="stable")
         classes, starts = np.unique(self.labels[order], return_index=True)
-        return {
-            int(k): rows for k, rows in zip(classes, np.split(order, starts[1:]), strict=True)
-        }
+        return {int(k): rows for k, rows in zip(classes, np.split(order, starts[1:]), strict=True)}
 
     @property
     def classes(self) -> list[int]:
@@ -122,7 +120,7 @@ def extract_features(
         InputError: labels outside the model's classes, features too large for float16, a store of another model.
         DataError: an identifier occurs twice (or again, when the data changed since an interrupted pass).
     """
-    head = model if isinstance(model, FeatureHead) else FeatureHead(model)
+    head = head_for(model, data)
     target = torch.device(_resolve(device))
     head.model.to(target)
     writer = _Writer(Path(path), head, dtype)
@@ -156,6 +154,21 @@ def extract_features(
         raise DataError("the image set is empty", "pass at least one readable labelled image")
     writer.finish()
     return FeatureStore(path)
+
+
+def head_for(model: nn.Module | FeatureHead, data: Iterable[tuple[Any, Tensor, int]]) -> FeatureHead:
+    """The model's head, found on the first image where the data can be read more than once."""
+    if isinstance(model, FeatureHead):
+        return model
+    example = None
+    if iter(data) is not data:
+        try:
+            example = next(iter(data))[1][None]
+        except (StopIteration, OSError, SyntaxError, DataError):
+            pass  # the pass itself reports it
+    if example is not None and (weight := next(model.parameters(), None)) is not None:
+        example = example.to(weight.device, weight.dtype)
+    return FeatureHead(model, example=example)
 
 
 def match_classes(folders: Sequence[str], model: Sequence[str] | int) -> dict[str, int]:
@@ -217,9 +230,7 @@ def _check_labels(labels: Sequence[Any], ids: Sequence[str], head: FeatureHead) 
 Item = tuple[str, Tensor | None, Any]
 
 
-def _read(
-    data: Iterable[Any], start: int, workers: int, problems: list[tuple[str, str]]
-) -> Iterator[Item]:
+def _read(data: Iterable[Any], start: int, workers: int, problems: list[tuple[str, str]]) -> Iterator[Item]:
     """Items from `start` on; an unreadable one has no image and is added to `problems`."""
     if hasattr(data, "__getitem__") and hasattr(data, "__len__"):
         guarded: Iterable[Any] = _Guarded(data, start)
@@ -359,10 +370,12 @@ class _Writer:
         for name in ids:
             if name in self.known:
                 raise DataError(
-                    f"the identifier {name!r} occurs twice", "identifiers match images across models: make them unique"
+                    f"the identifier {name!r} occurs twice",
+                    "identifiers match images across models: make them unique",
                 )
             self.known.add(name)
-        rows = phi.float().cpu().numpy().astype(self.dtype)
+        with np.errstate(over="ignore"):
+            rows = phi.float().cpu().numpy().astype(self.dtype)
         if not np.isfinite(rows).all():
             raise InputError(
                 f"features up to {float(phi.abs().max()):.3g} do not fit {self.dtype} (image {ids[0]!r} or near)",

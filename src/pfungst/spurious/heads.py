@@ -158,7 +158,8 @@ def logits_of(output: Any) -> Tensor:
     if isinstance(output, tuple | list) and output and isinstance(output[0], Tensor):
         return output[0]
     raise InputError(
-        f"the model returns {type(output).__name__}, not logits", "pass a classifier that returns (N, K) logits"
+        f"the model returns {type(output).__name__}, not logits",
+        "pass a classifier that returns (N, K) logits",
     )
 
 
@@ -205,7 +206,8 @@ def _trace(model: nn.Module, example: Tensor) -> tuple[dict[str, _Call], Tensor]
             hook.remove()
     if logits.ndim != 2:
         raise InputError(
-            f"the model's output has shape {tuple(logits.shape)}", "pass a classifier that returns (N, K) logits"
+            f"the model's output has shape {tuple(logits.shape)}",
+            "pass a classifier that returns (N, K) logits",
         )
     return calls, logits
 
@@ -215,7 +217,9 @@ def _choose(
 ) -> tuple[str, float]:
     if layer is not None:
         if layer not in dict(model.named_modules()):
-            raise InputError(f"the model has no layer {layer!r}", f"layers that ran: {', '.join(calls) or 'none'}")
+            raise InputError(
+                f"the model has no layer {layer!r}", f"layers that ran: {', '.join(calls) or 'none'}"
+            )
         if layer not in calls:
             raise InputError(
                 f"layer {layer!r} is not a linear layer that the forward pass runs",
@@ -225,7 +229,9 @@ def _choose(
         reason, temperature = _explain_misfit(call, logits)
     else:
         shape = logits.shape
-        fitting = [c for c in calls.values() if c.output.numel() == logits.numel() and len(c.output) == shape[0]]
+        fitting = [
+            c for c in calls.values() if c.output.numel() == logits.numel() and len(c.output) == shape[0]
+        ]
         if not fitting:
             raise InputError(
                 f"no linear layer of the model gives {shape[1]} outputs for each image",
@@ -252,6 +258,8 @@ def _explain_misfit(call: _Call, logits: Tensor) -> tuple[str, float]:
     if call.phi.flatten(1).shape[1] != features:
         return f"its input has shape {tuple(call.phi.shape)}, not one vector of {features} per image", 1.0
     z, y = call.output.flatten(1).double(), logits.double()
+    if not bool(z.any()) and not bool(y.any()):
+        return "", 1.0  # an untrained head that starts at zero
     scale = float((z * y).sum() / (z * z).sum().clamp_min(1e-300))
     size = float(y.abs().max())
     misfit = float((y - scale * z).abs().max()) / max(size, 1e-300)

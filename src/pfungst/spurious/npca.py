@@ -165,7 +165,8 @@ class NeuralPCA(BaseEstimator):
 
     def alpha_features(self, phi: Tensor, class_: int) -> Tensor:
         """α of penultimate features (N, D) for all components of one class, (N, m); differentiable."""
-        psi = self.head_.psi(phi, self._known(class_)) - self.mean_[class_].to(phi)
+        self._known(class_)
+        psi = self.head_.psi(phi, class_) - self.mean_[class_].to(phi)
         return (psi @ self.components_[class_].to(phi).T) * self.scale(class_).to(phi)
 
     def alpha(self, x: Tensor, class_: int) -> Tensor:
@@ -205,7 +206,9 @@ class NeuralPCA(BaseEstimator):
         self._known(class_, component)
         values, ids = self._top[class_]
         if n > self.n_images:
-            raise InputError(f"{n} images were asked for, {self.n_images} are kept", "fit with a larger n_images")
+            raise InputError(
+                f"{n} images were asked for, {self.n_images} are kept", "fit with a larger n_images"
+            )
         pairs = zip(ids[component], values[component].tolist(), strict=True)
         return list(pairs)[:n]
 
