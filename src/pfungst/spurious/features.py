@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cached_property
+from contextlib import suppress
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +139,7 @@ def extract_features(
                 continue  # nothing is computed any more, but every unreadable image gets named
             if good:
                 labels = _check_labels([label for _, _, label in good], [i for i, _, _ in good], head)
-                images = torch.stack([image for _, image, _ in good])
+                images = torch.stack([image for _, image, _ in good if image is not None])
                 phi, logits = head.features_and_logits(images.to(target, parameter.dtype))
                 writer.add([i for i, _, _ in good], labels, phi, logits)
             writer.meta["read"] += len(batch)
@@ -162,10 +163,8 @@ def head_for(model: nn.Module | FeatureHead, data: Iterable[tuple[Any, Tensor, i
         return model
     example = None
     if iter(data) is not data:
-        try:
+        with suppress(StopIteration, OSError, SyntaxError, DataError):  # the pass itself reports it
             example = next(iter(data))[1][None]
-        except (StopIteration, OSError, SyntaxError, DataError):
-            pass  # the pass itself reports it
     if example is not None and (weight := next(model.parameters(), None)) is not None:
         example = example.to(weight.device, weight.dtype)
     return FeatureHead(model, example=example)
@@ -232,22 +231,24 @@ Item = tuple[str, Tensor | None, Any]
 
 def _read(data: Iterable[Any], start: int, workers: int, problems: list[tuple[str, str]]) -> Iterator[Item]:
     """Items from `start` on; an unreadable one has no image and is added to `problems`."""
+    guarded: Iterable[tuple[str, Tensor | None, Any, str]]
     if hasattr(data, "__getitem__") and hasattr(data, "__len__"):
-        guarded: Iterable[Any] = _Guarded(data, start)
+        rows = _Guarded(data, start)
+        guarded = (rows[i] for i in range(len(rows)))
         if workers:
-            loader = torch.utils.data.DataLoader(
-                guarded,  # type: ignore[arg-type]
-                batch_size=None,
-                num_workers=workers,
-                prefetch_factor=16,
+            guarded = torch.utils.data.DataLoader(
+                rows, batch_size=None, num_workers=workers, prefetch_factor=16
             )
-            guarded = loader
     else:
-        guarded = (_guard(lambda item=item: item, str(i)) for i, item in enumerate(data) if i >= start)
+        guarded = (_guard(partial(_same, item), str(i)) for i, item in enumerate(data) if i >= start)
     for item, image, label, why in guarded:
         if why:
             problems.append((item, why))
         yield item, image, label
+
+
+def _same(item: Any) -> Any:
+    return item
 
 
 class _Guarded(torch.utils.data.Dataset):
@@ -402,9 +403,9 @@ class _Writer:
             file.flush()
             os.fsync(file.fileno())
         self.meta["count"] = self.count
-        partial = self.path / "store.json.partial"
-        partial.write_text(json.dumps(self.meta, indent=1), encoding="utf-8")
-        os.replace(partial, self.path / "store.json")
+        unfinished = self.path / "store.json.partial"
+        unfinished.write_text(json.dumps(self.meta, indent=1), encoding="utf-8")
+        os.replace(unfinished, self.path / "store.json")
         if close:
             self.file.close()
             self.index.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -62,10 +62,10 @@ class _Call:
     """One execution of a candidate layer during the trace."""
 
     name: str
-    module: nn.Module
+    weight: Tensor
     phi: Tensor
     output: Tensor
-    count: int = field(default=1)
+    count: int
 
 
 class FeatureHead:
@@ -93,7 +93,7 @@ class FeatureHead:
             example = torch.cat([example, 1 - example])  # a scale per image must not pass as a temperature
         found, logits = _trace(model, example[:8])
         self.layer, self.temperature = _choose(model, found, logits, layer)
-        self.module = model.get_submodule(self.layer)
+        self.module: Any = model.get_submodule(self.layer)  # nn.Linear, or nn.Conv2d with a 1×1 kernel
 
     def __repr__(self) -> str:
         k, d = self.linear.weight.shape
@@ -167,7 +167,7 @@ def _default_example(model: nn.Module) -> Tensor:
     size: Any = (3, 224, 224)
     for holder in ("pretrained_cfg", "default_cfg"):
         size = (getattr(model, holder, None) or {}).get("input_size", size)
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     if isinstance(getattr(config, "image_size", None), int):
         size = (getattr(config, "num_channels", 3), config.image_size, config.image_size)
     weight = next(model.parameters(), torch.zeros(()))
@@ -186,9 +186,9 @@ def _trace(model: nn.Module, example: Tensor) -> tuple[dict[str, _Call], Tensor]
     calls: dict[str, _Call] = {}
 
     def watch(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        def hook(module: Any, args: tuple[Tensor, ...], output: Tensor) -> None:
             count = calls.pop(name).count + 1 if name in calls else 1
-            calls[name] = _Call(name, module, args[0], output, count)
+            calls[name] = _Call(name, module.weight, args[0], output, count)
 
         return hook
 
@@ -254,7 +254,7 @@ def _explain_misfit(call: _Call, logits: Tensor) -> tuple[str, float]:
         return f"it runs {call.count} times in one pass", 1.0
     if call.output.numel() != logits.numel() or call.phi.numel() != len(logits) * call.phi[0].numel():
         return f"its output has shape {tuple(call.output.shape)}, the logits {tuple(logits.shape)}", 1.0
-    features = call.module.weight.flatten(1).shape[1]  # type: ignore[union-attr, operator]
+    features = call.weight.flatten(1).shape[1]
     if call.phi.flatten(1).shape[1] != features:
         return f"its input has shape {tuple(call.phi.shape)}, not one vector of {features} per image", 1.0
     z, y = call.output.flatten(1).double(), logits.double()

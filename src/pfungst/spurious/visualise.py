@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from pfungst.errors import InputError
+from pfungst.spurious.heads import FeatureHead
 from pfungst.spurious.npca import NeuralPCA
 
 NOTE = (
@@ -173,7 +175,7 @@ def visualise(
         directions, offsets = directions.to(like), offsets.to(like)
         noise = torch.stack([_noise(shape, seed, k, component) for k, component in chunk]).to(like)
         start = (grey + radius * noise).clamp(0, 1)
-        ascent = apgd(lambda x, d=directions: (head.features(x) * d).sum(1), start, grey, radius, steps)
+        ascent = apgd(partial(_project, head, directions), start, grey, radius, steps)
         with torch.no_grad():
             phi, logits = head.features_and_logits(ascent.images)
         own = torch.tensor([k for k, _ in chunk], device=logits.device)
@@ -202,6 +204,10 @@ def select(
     pairs = [(class_, component) for component in range(min(candidates, known))]
     shown = visualise(npca, pairs, **options)  # type: ignore[arg-type]
     return shown[shown.confidence.argsort(descending=True, stable=True)[:n].tolist()]
+
+
+def _project(head: FeatureHead, directions: Tensor, x: Tensor) -> Tensor:
+    return (head.features(x) * directions).sum(1)
 
 
 def _directions(npca: NeuralPCA, pairs: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
