@@ -1,0 +1,222 @@
+"""Speed of neural PCA, of the feature pass and of SpuFix, each against the plain way in the same run.
+
+    python benchmarks/spurious.py [--classes 100] [--batches 6]
+
+Neural PCA: 100 classes × 1,300 images × 2,048 features with eigenvalues falling as 1/l in a random basis per class, stored
+as float16, against covariance and full eigendecomposition of three classes (scaled to all), in float64 as the published code
+does it and in float32. Everything on 2 threads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from pfungst.spurious import FeatureHead, LinearHead, NeuralPCA, SpuFix, extract_features
+
+IMAGES, DIM, KEPT = 1300, 2048, 128
+
+
+class AnonymousPeak:
+    """Peak of memory that is not file pages, sampled every 10 ms, in bytes above the start."""
+
+    def __enter__(self) -> AnonymousPeak:
+        self.start, self.peak, self.stop = self._now(), 0, False
+        self.thread = threading.Thread(target=self._watch, daemon=True)
+        self.thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stop = True
+        self.thread.join()
+
+    def _watch(self) -> None:
+        while not self.stop:
+            self.peak = max(self.peak, self._now() - self.start)
+            time.sleep(0.01)
+
+    @staticmethod
+    def _now() -> int:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("RssAnon"):
+                return int(line.split()[1]) * 1024
+        return 0
+
+
+def seconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def generated_features(path: Path, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Features with a realistic spectrum: eigenvalues ∝ 1/l, another basis for each class."""
+    table = np.lib.format.open_memmap(path, "w+", np.float16, (classes * IMAGES, DIM))
+    scales = torch.arange(1, DIM + 1) ** -0.5
+    generator = torch.Generator().manual_seed(0)
+    rotation = torch.linalg.qr(torch.randn(DIM, DIM, generator=generator))[0]
+    for k in range(classes):
+        basis = rotation[torch.randperm(DIM, generator=generator)]
+        rows = 1 + (torch.randn(IMAGES, DIM, generator=generator) * scales) @ basis
+        table[k * IMAGES : (k + 1) * IMAGES] = rows.numpy()
+    return table, np.repeat(np.arange(classes), IMAGES)
+
+
+def baseline(psi: Tensor) -> tuple[Tensor, Tensor]:
+    psi = psi - psi.mean(0)
+    values, vectors = torch.linalg.eigh(psi.T @ psi / (len(psi) - 1))
+    return values.flip(0)[:KEPT], vectors.flip(1)[:, :KEPT]
+
+
+def accuracy(npca: NeuralPCA, k: int, values: Tensor, vectors: Tensor) -> tuple[float, float]:
+    """Largest angle where the relative gap exceeds 1 %, largest relative error of the variance."""
+    found = npca.components_[k].double()
+    truth = vectors.T.double()
+    truth = truth * (found * truth).sum(1, keepdim=True).sign()
+    angle = (found - truth).norm(dim=1)[:-1]
+    step = values.diff().abs() / values[:-1]
+    gap = torch.minimum(step, torch.cat([torch.tensor([1.0]).double(), step[:-1]]))
+    worst = float(angle[gap > 0.01].max())
+    return worst, float((npca.explained_variance(k) / values - 1).abs().max())
+
+
+def bench_npca(classes: int) -> None:
+    print(
+        f"\nNeural PCA, {classes} classes × {IMAGES} × {DIM}, {KEPT} components, {torch.get_num_threads()} threads"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        table, labels = generated_features(Path(folder, "features.npy"), classes)
+        generator = torch.Generator().manual_seed(1)
+        head = LinearHead(torch.randn(classes, DIM, generator=generator).abs() + 0.2)
+        npca = NeuralPCA(KEPT)
+        sample = [0, classes // 2, classes - 1]
+        slow: dict[str, list[float]] = {"float64": [], "float32": []}
+        exact = {}
+
+        def measure_baseline(k: int) -> None:
+            psi = head.psi(torch.from_numpy(table[labels == k].astype(np.float32)), k)
+            for name, dtype in (("float64", torch.float64), ("float32", torch.float32)):
+                start = time.perf_counter()
+                result = baseline(psi.to(dtype))
+                slow[name].append(time.perf_counter() - start)
+                if name == "float64":
+                    exact[k] = result
+
+        measure_baseline(sample[0])
+        with AnonymousPeak() as memory:
+            fast = seconds(lambda: npca.fit(head, table, labels))
+        for k in sample[1:]:
+            measure_baseline(k)
+        stored = classes * KEPT * DIM * 4
+        print(
+            f"  ours                                {fast:8.1f} s   {1000 * fast / classes:6.0f} ms a class"
+        )
+        for name, times in slow.items():
+            total = statistics.median(times) * classes
+            print(
+                f"  covariance + full eigh, {name}     {total:8.1f} s   {1000 * total / classes:6.0f} ms a class"
+                f"   ours {total / fast:.1f}× faster   (3 classes, scaled)"
+            )
+        print(
+            f"  peak memory {memory.peak / 2**20:.0f} MiB above the start, of which {stored / 2**20:.0f} MiB are the result"
+        )
+        for k in sample:
+            angle, variance = accuracy(npca, k, *exact[k])
+            print(
+                f"  class {k:3d}: largest angle {angle:.1e} where the gap > 1 %, variance within {variance:.1e}"
+            )
+
+
+def spurious_network() -> tuple[nn.Module, FeatureHead]:
+    torch.manual_seed(0)
+    model = torchvision.models.resnet50(weights=None).eval()
+    return model, FeatureHead(model)
+
+
+def published_loop(phi: Tensor, z: Tensor, parts: dict[int, tuple[Tensor, Tensor, Tensor]]) -> Tensor:
+    """The correction class by class, as the published wrapper does it."""
+    z = z.clone()
+    for k, (weight, mean, directions) in parts.items():
+        psi = phi * weight - mean
+        coordinates = torch.linalg.lstsq(directions.T, psi.T).solution
+        z[:, k] -= (coordinates * directions.sum(1)[:, None]).clamp_min(0).sum(0)
+    return z
+
+
+def bench_spufix(batches: int) -> None:
+    print("\nSpuFix, ResNet-50, batch 32 at 224 px, 322 components in 233 classes")
+    model, head = spurious_network()
+    phi = torch.rand(8 * 233, DIM)
+    npca = NeuralPCA(2, workers=1).fit(head, phi, np.arange(len(phi)) % 233)
+    components = {k: [0, 1] if k < 89 else [0] for k in range(233)}
+    assert sum(map(len, components.values())) == 322
+    fixed = SpuFix(head, npca, components)
+    parts = {k: (head.weight[k], npca.mean_[k], npca.components_[k][c]) for k, c in components.items()}
+    x, features = torch.rand(32, 3, 224, 224), torch.rand(32, DIM)
+    times: dict[str, list[float]] = {"plain": [], "fixed": [], "head": [], "fixed head": [], "loop": []}
+    with torch.inference_mode():
+        z = head.module(features)
+        fixed(x), model(x), published_loop(features, z, parts)
+        for _ in range(batches):
+            times["plain"].append(seconds(lambda: model(x)))
+            times["fixed"].append(seconds(lambda: fixed(x)))
+        for _ in range(50):
+            times["head"].append(seconds(lambda: head.module(features)))
+            times["fixed head"].append(seconds(lambda: fixed.head(features)))
+        for _ in range(10):
+            times["loop"].append(seconds(lambda: published_loop(features, z, parts)))
+    m = {name: statistics.median(t) for name, t in times.items()}
+    added = m["fixed head"] - m["head"]
+    print(
+        f"  plain forward {m['plain']:.3f} s, with SpuFix {m['fixed']:.3f} s ({m['fixed'] / m['plain'] - 1:+.1%} end to end)"
+    )
+    print(f"  the correction alone {1000 * added:.2f} ms = {added / m['plain']:.3%} of the forward")
+    print(
+        f"  the loop over classes {1000 * m['loop']:.1f} ms = {m['loop'] / m['plain']:.1%} of the forward, {m['loop'] / added:.0f}× ours"
+    )
+
+
+def bench_pass(batches: int) -> None:
+    print(f"\nFeature pass, ResNet-50 at 224 px, {batches} batches of 32, against the plain forward")
+    model, head = spurious_network()
+    data = [(str(i), torch.rand(3, 224, 224), i % 1000) for i in range(32 * batches)]
+
+    def forward() -> None:
+        with torch.inference_mode():
+            for begin in range(0, len(data), 32):
+                model(torch.stack([image for _, image, _ in data[begin : begin + 32]]))
+
+    plain, ours = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        for i in range(3):
+            plain.append(seconds(forward))
+            ours.append(
+                seconds(lambda i=i: extract_features(head, data, Path(folder, str(i)), progress=False))
+            )
+    a, b = statistics.median(plain), statistics.median(ours)
+    print(f"  plain {a:.2f} s, feature pass {b:.2f} s ({b / a - 1:+.1%})")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--classes", type=int, default=100)
+    parser.add_argument("--batches", type=int, default=6)
+    arguments = parser.parse_args()
+    torch.set_num_threads(2)
+    bench_npca(arguments.classes)
+    bench_spufix(arguments.batches)
+    bench_pass(max(arguments.batches // 2, 1))
+
+
+if __name__ == "__main__":
+    main()

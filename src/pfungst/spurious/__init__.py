@@ -1,0 +1,49 @@
+"""Spurious features of classifiers: find them, look at them, measure them, switch them off (paper 003)."""
+
+from pfungst.spurious.components import read_components, write_components
+from pfungst.spurious.counterfactual import Counterfactual, Diffusion, counterfactual
+from pfungst.spurious.diversity import Diversity, diversity
+from pfungst.spurious.features import FeatureStore, extract_features, match_classes
+from pfungst.spurious.heads import FeatureHead, LinearHead
+from pfungst.spurious.neurons import majority, neuron_importance, rank_neurons
+from pfungst.spurious.npca import NeuralPCA
+from pfungst.spurious.score import (
+    ClassScore,
+    SpuriousFolder,
+    SpuriousScore,
+    class_probabilities,
+    score_probabilities,
+    spurious_score,
+)
+from pfungst.spurious.spufix import SpuFix
+from pfungst.spurious.visualise import Visualisation, apgd, select, visualise
+
+__all__ = [
+    "ClassScore",
+    "Counterfactual",
+    "Diffusion",
+    "Diversity",
+    "FeatureHead",
+    "FeatureStore",
+    "LinearHead",
+    "NeuralPCA",
+    "SpuFix",
+    "SpuriousFolder",
+    "SpuriousScore",
+    "Visualisation",
+    "apgd",
+    "class_probabilities",
+    "counterfactual",
+    "diversity",
+    "extract_features",
+    "majority",
+    "match_classes",
+    "neuron_importance",
+    "rank_neurons",
+    "read_components",
+    "score_probabilities",
+    "select",
+    "spurious_score",
+    "visualise",
+    "write_components",
+]

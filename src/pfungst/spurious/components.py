@@ -1,0 +1,103 @@
+"""Which components of which classes are spurious: the file that the labelling app writes."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pfungst.errors import InputError
+
+FORMAT = "pfungst.components/1"
+Components = dict[int, list[int]]
+
+
+def write_components(
+    path: str | Path, components: Mapping[int, Iterable[int]], fingerprint: Mapping[str, Any]
+) -> None:
+    """Write {class index: components} with the fingerprint of the model they were found on."""
+    content = {
+        "format": FORMAT,
+        "model": dict(fingerprint),
+        "components": {str(k): sorted(set(map(int, v))) for k, v in sorted(components.items())},
+    }
+    partial = Path(f"{path}.partial")
+    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+def read_components(
+    path: str | Path, fingerprint: Mapping[str, Any] | None = None, allow_pickle: bool = False
+) -> Components:
+    """Read {class index: components}.
+
+    Args:
+        path: JSON as :func:`write_components` writes it, or the published `.npy` that holds a pickled dict.
+        fingerprint: of the model to use them on (`head.fingerprint()`); a file of another model is refused.
+        allow_pickle: needed for `.npy`. Unpickling runs code from the file: only for files you trust. Such files
+            carry no fingerprint, so nothing can check that they belong to your model.
+
+    Raises:
+        InputError: another format, another model, or a pickle without the switch.
+    """
+    path = Path(path)
+    if path.suffix == ".npy":
+        return _read_npy(path, allow_pickle)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path} cannot be read: {error}", "pass the file that the labelling app wrote"
+        ) from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise InputError(f"{path} is not a components file", f'it must be JSON with "format": "{FORMAT}"')
+    theirs = content.get("model") or {}
+    if fingerprint is not None and theirs.get("head_sha256") != fingerprint.get("head_sha256"):
+        raise InputError(
+            f"{path} was made for another model: {_describe(theirs)}; yours is {_describe(fingerprint)}",
+            "component numbers mean nothing on another model; use SpuFix.transfer to carry the fix over",
+        )
+    return _checked(content.get("components"), path)
+
+
+def _describe(fingerprint: Mapping[str, Any]) -> str:
+    digest = str(fingerprint.get("head_sha256", "without a fingerprint"))[:12]
+    name = f"{fingerprint['name']}, " if fingerprint.get("name") else ""
+    return f"{name}{fingerprint.get('classes', '?')} classes, {fingerprint.get('features', '?')} features, head {digest}"
+
+
+def _read_npy(path: Path, allow_pickle: bool) -> Components:
+    if not allow_pickle:
+        raise InputError(
+            f"{path} holds a pickled dict, which can run code when it is read",
+            "if you trust its source pass allow_pickle=True, or convert it to JSON once",
+        )
+    try:
+        loaded = np.load(path, allow_pickle=True)
+        content = loaded.item()
+    except (OSError, ValueError, AttributeError) as error:
+        raise InputError(f"{path} cannot be read: {error}", "pass a npy file that holds one dict") from None
+    return _checked(content, path)
+
+
+def _checked(content: Any, path: Path) -> Components:
+    if not isinstance(content, Mapping):
+        raise InputError(f"{path} holds no table of components", "expected {class index: [component, …]}")
+    out: Components = {}
+    for key, values in content.items():
+        try:
+            items = [values] if isinstance(values, int | np.integer) else list(values)
+            numbers = [int(v) for v in items]
+            if int(key) < 0 or any(v < 0 for v in numbers):
+                raise ValueError("negative index")
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                f"{path}: class {key!r} has components {values!r} ({error})", "use integers from 0"
+            ) from None
+        if numbers:
+            out[int(key)] = sorted(set(numbers))
+    return out

@@ -1,0 +1,385 @@
+"""SpuFix: switch spurious components off without retraining, on any classifier (paper 003, equations 8 to 11)."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+import os
+import tempfile
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pfungst.errors import DataError, InputError, PfungstWarning
+from pfungst.spurious.features import FeatureStore, extract_features, head_for
+from pfungst.spurious.heads import FeatureHead, LinearHead
+from pfungst.spurious.npca import NeuralPCA
+
+FORMAT = "pfungst.spufix/1"
+_COLLINEAR = 1e-3  # smallest eigenvalue of the Gram matrix of unit directions that is inverted as it is
+
+
+class FixedHead(nn.Module):
+    """A linear head that subtracts what spurious components add: z_k − Σ_l max(⟨a_l, φ⟩ + c_l, 0).
+
+    All components of all classes are one matrix product. `linear` is the original layer, so whatever follows it in
+    the model (a temperature) stays as it was.
+    """
+
+    weight_fix: Tensor
+    offset_fix: Tensor
+    class_fix: Tensor
+
+    def __init__(
+        self, linear: nn.Module, weight: Tensor, offset: Tensor, classes: Tensor, clip: bool = True
+    ) -> None:
+        super().__init__()
+        self.linear = linear
+        self.clip = clip
+        self.register_buffer("weight_fix", weight)
+        self.register_buffer("offset_fix", offset)
+        self.register_buffer("class_fix", classes)
+
+    @property
+    def weight(self) -> Tensor:
+        return self.linear.weight  # type: ignore[return-value]
+
+    @property
+    def bias(self) -> Tensor | None:
+        return self.linear.bias  # type: ignore[return-value]
+
+    def beta(self, phi: Tensor) -> Tensor:
+        """What is subtracted for each component, (N, M), in units of the layer's output; before clipping."""
+        return nn.functional.linear(phi.flatten(1), self.weight_fix, self.offset_fix)
+
+    def forward(self, phi: Tensor) -> Tensor:
+        z = self.linear(phi)
+        if len(self.class_fix) == 0:
+            return z
+        beta = self.beta(phi)
+        if self.clip:
+            beta = beta.clamp_min(0)
+        return z.flatten(1).index_add(1, self.class_fix, -beta).view_as(z)
+
+
+class SpuFix(nn.Module):
+    """A classifier whose logits no longer gain from its spurious components.
+
+    logit_k(x) − Σ_{l ∈ S_k} max(α_l(x), 0); all other logits are unchanged. The module replaces the model: same
+    input, same output, differentiable, any batch size, exportable. It shares the model's parameters (training one
+    trains the other) and leaves the model as it was.
+
+    Args:
+        model: the classifier that `npca` was fitted on, or its head.
+        npca: its components.
+        components: {class: spurious components}; empty for the identity.
+        clip: subtract only positive contributions (the method); False subtracts all.
+
+    Example:
+        fixed = SpuFix(model, npca, {2: [0, 3]})
+        other = fixed.transfer(other_model, images)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | FeatureHead,
+        npca: NeuralPCA,
+        components: Mapping[int, Sequence[int]],
+        clip: bool = True,
+    ) -> None:
+        super().__init__()
+        head = model if isinstance(model, FeatureHead) else FeatureHead(model)
+        own = head.linear.fingerprint()
+        if own["head_sha256"] != npca.model_fingerprint_["head_sha256"]:
+            raise InputError(
+                "the components were fitted on another model",
+                "build SpuFix on that model and carry it over with .transfer(other_model, …)",
+            )
+        chosen = _checked(npca, components)
+        directions = {k: npca.components_[k][part].double() for k, part in chosen.items()}
+        means = {k: npca.mean_[k].double() for k in chosen}
+        self._install(head, chosen, directions, means, clip)
+        self._npca: NeuralPCA | None = npca
+        self._source = head
+
+    def _install(
+        self,
+        head: FeatureHead,
+        components: dict[int, list[int]],
+        directions: dict[int, Tensor],
+        means: dict[int, Tensor],
+        clip: bool,
+    ) -> None:
+        weight, offset, classes = fold(head.linear, directions, means)
+        self._replace(head, weight, offset, classes, clip)
+        self.components = components
+
+    def _replace(
+        self, head: FeatureHead, weight: Tensor, offset: Tensor, classes: Tensor, clip: bool
+    ) -> None:
+        like = head.module.weight
+        shared: dict[int, Any] = {
+            id(t): t for t in itertools.chain(head.model.parameters(), head.model.buffers())
+        }
+        self.model = copy.deepcopy(head.model, shared)  # a new module tree around the same tensors
+        layer = self.model.get_submodule(head.layer)
+        fixed = FixedHead(layer, weight.to(like), offset.to(like), classes.to(like.device), clip)
+        if head.layer:
+            parent, _, name = head.layer.rpartition(".")
+            setattr(self.model.get_submodule(parent), name, fixed)
+        else:
+            self.model = fixed
+        self.layer = head.layer
+        self.fingerprint = head.linear.fingerprint()
+        self.eval()
+
+    @property
+    def head(self) -> FixedHead:
+        """The corrected layer."""
+        return self.model.get_submodule(self.layer)  # type: ignore[return-value]
+
+    def forward(self, x: Tensor) -> Any:
+        """What the model returns for images (N, C, H, W), with corrected logits."""
+        return self.model(x)
+
+    def transfer(
+        self,
+        model: nn.Module | FeatureHead,
+        images: Iterable[tuple[Any, Tensor, int]] | None = None,
+        *,
+        source: FeatureStore | None = None,
+        target: FeatureStore | None = None,
+        clip: bool | None = None,
+    ) -> SpuFix:
+        """The same fix for another classifier of the same classes.
+
+        For each component, the direction of the other model's ψ of greatest covariance with α over the class's
+        training images; the coordinates in the span of a class's directions are found by least squares. Images
+        are matched by identifier.
+
+        Args:
+            model: the other classifier.
+            images: (id, image, class index) of the classes with components; both models run on them. They are read
+                twice, so pass a data set or a list.
+            source, target: instead of images, stores of the first and of the other model's features.
+            clip: as in the constructor; by default as here.
+
+        Raises:
+            InputError: neither images nor stores, too few matching images, other classes.
+            DataError: an image has different labels in the two stores.
+        """
+        if self._npca is None:
+            raise InputError("this SpuFix was loaded without its components", "build it from its NeuralPCA")
+        if images is not None and iter(images) is images:
+            raise InputError("images are an iterator, which can be read only once", "pass a list or data set")
+        other = head_for(model, [] if images is None else images)
+        npca, chosen = self._npca, self.components
+        if other.linear.n_classes != npca.head_.n_classes:
+            raise InputError(
+                f"the other model has {other.linear.n_classes} classes, this one {npca.head_.n_classes}",
+                "transfer needs models with the same classes in the same order",
+            )
+        with tempfile.TemporaryDirectory(prefix="pfungst-") as folder:
+            if images is not None:
+                wanted = _OfClasses(images, set(chosen))
+                source = extract_features(
+                    self._source, wanted, Path(folder, "source"), dtype="float32", progress=False
+                )
+                target = extract_features(
+                    other, wanted, Path(folder, "target"), dtype="float32", progress=False
+                )
+            if source is None or target is None:
+                raise InputError(
+                    "nothing to match the models on", "pass images, or both source and target stores"
+                )
+            for store, head, side in ((source, npca.head_, "source"), (target, other.linear, "target")):
+                if store.meta["model"]["head_sha256"] != head.fingerprint()["head_sha256"]:
+                    raise InputError(f"the {side} store was made with another model", "extract it again")
+            pairs = _matched_rows(source, target, chosen)
+            directions, means = {}, {}
+            for k, part in chosen.items():
+                rows, rows2 = pairs[k]
+                phi = torch.from_numpy(source.features[rows].astype("float64"))
+                phi2 = torch.from_numpy(target.features[rows2].astype("float64"))
+                directions[k], _ = match_directions(npca, k, part, phi, other.linear, phi2)
+                means[k] = other.linear.psi(phi2, k).mean(0).cpu()
+        new = SpuFix.__new__(SpuFix)
+        nn.Module.__init__(new)
+        new._install(other, chosen, directions, means, self.head.clip if clip is None else clip)
+        new._npca, new._source = None, other
+        return new
+
+    def save(self, path: str | Path) -> None:
+        """Write the fix alone, `path`.safetensors and `path`.json; the model's weights stay in its own checkpoint."""
+        from safetensors.torch import save_file
+
+        stem = Path(path).with_suffix("")
+        head = self.head
+        tensors = {"weight": head.weight_fix, "offset": head.offset_fix, "class": head.class_fix}
+        meta = {
+            "format": FORMAT,
+            "model": self.fingerprint,
+            "layer": self.layer,
+            "clip": head.clip,
+            "components": {str(k): v for k, v in self.components.items()},
+        }
+        partial = stem.with_suffix(".safetensors.partial")
+        save_file({k: t.detach().cpu().contiguous() for k, t in tensors.items()}, str(partial))
+        os.replace(partial, stem.with_suffix(".safetensors"))
+        partial = stem.with_suffix(".json.partial")
+        partial.write_text(json.dumps(meta, indent=1), encoding="utf-8")
+        os.replace(partial, stem.with_suffix(".json"))
+
+    @classmethod
+    def load(cls, path: str | Path, model: nn.Module | FeatureHead) -> SpuFix:
+        """Apply a saved fix to the model it was made for."""
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        stem = Path(path).with_suffix("")
+        try:
+            meta = json.loads(stem.with_suffix(".json").read_text(encoding="utf-8"))
+            tensors = load_file(str(stem.with_suffix(".safetensors")))
+        except (OSError, ValueError, SafetensorError) as error:
+            raise InputError(f"{stem} cannot be read: {error}", "pass what SpuFix.save wrote") from None
+        if meta.get("format") != FORMAT:
+            raise InputError(f"{stem}.json is not a SpuFix", "pass what SpuFix.save wrote")
+        head = model if isinstance(model, FeatureHead) else FeatureHead(model, meta["layer"])
+        if head.linear.fingerprint()["head_sha256"] != meta["model"]["head_sha256"]:
+            raise InputError(
+                f"{stem} was made for another model", "load it on that model, or transfer it to this one"
+            )
+        new = cls.__new__(cls)
+        nn.Module.__init__(new)
+        new._replace(head, tensors["weight"], tensors["offset"], tensors["class"], meta["clip"])
+        new.components = {int(k): v for k, v in meta["components"].items()}
+        new._npca, new._source = None, head
+        return new
+
+
+def match_directions(
+    npca: NeuralPCA, class_: int, components: Sequence[int], phi: Tensor, other: LinearHead, phi2: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Directions of another model's ψ of greatest covariance with α (paper 003, equations 9 and 10).
+
+    Args:
+        npca: components of the first model.
+        class_: their class.
+        components: which.
+        phi, phi2: (n, D) and (n, D2) features of the same n images of the class in the two models.
+        other: head of the other model.
+
+    Returns:
+        (m, D2) unit directions and the (m,) sums Σ_i α_l(x_i) ⟨b_l, ψ'(x_i) − mean⟩.
+    """
+    alpha = npca.alpha_features(phi, class_)[:, list(components)]
+    psi = other.psi(phi2, class_)
+    u = alpha.T @ (psi - psi.mean(0))
+    values = u.norm(dim=1)
+    scale = alpha.norm(dim=0) * (psi - psi.mean(0)).norm()
+    lost = values <= 1e-9 * scale
+    if bool(lost.any()):
+        numbers = [c for c, gone in zip(components, lost.tolist(), strict=True) if gone]
+        raise InputError(
+            f"components {numbers} of class {class_} do not vary together with the other model's features",
+            "leave them out, or match on more images",
+        )
+    return u / values[:, None], values
+
+
+def fold(
+    head: LinearHead, directions: Mapping[int, Tensor], means: Mapping[int, Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """All components as one affine map of φ: β (in units of W φ + b) = φ weightᵀ + offset.
+
+    With the unit directions of a class as rows of B, coordinates are c = (B Bᵀ)⁻¹ B (ψ − mean), and
+    β_l = c_l ⟨1, b_l⟩. Near-collinear directions, for which the coordinates are not determined by the data, share
+    them equally (pseudo-inverse) and a warning gives the numbers.
+
+    Returns:
+        weight (M, D), offset (M,), class index (M,).
+    """
+    weights, offsets, classes = [], [], []
+    for k, b in directions.items():
+        b = b.double().cpu()
+        values, vectors = torch.linalg.eigh(b @ b.T)
+        small = values < _COLLINEAR
+        if bool(small.any()):
+            cosine = (b @ b.T).fill_diagonal_(0).abs().max()
+            warnings.warn(
+                f"{len(b)} directions of class {k} are nearly dependent (smallest eigenvalue of their Gram matrix "
+                f"{float(values[0]):.1e}, largest |cosine| {float(cosine):.4f}): their common part is shared equally "
+                "among them instead of being solved for",
+                PfungstWarning,
+                stacklevel=4,
+            )
+        inverse = (vectors * torch.where(small, 0.0, 1 / values)) @ vectors.T
+        rows = (inverse @ b) * b.sum(1, keepdim=True)
+        weights.append(rows * head.weight[k].double().cpu())
+        offsets.append(-head.temperature * (rows @ means[k].double().cpu()))
+        classes += [k] * len(b)
+    if not weights:
+        return torch.zeros(0, head.n_features), torch.zeros(0), torch.zeros(0, dtype=torch.int64)
+    return torch.cat(weights), torch.cat(offsets), torch.tensor(classes)
+
+
+class _OfClasses:
+    """The items of some classes, read again at every iteration."""
+
+    def __init__(self, data: Iterable[tuple[Any, Tensor, int]], classes: set[int]) -> None:
+        self.data, self.classes = data, classes
+
+    def __iter__(self) -> Any:
+        return (item for item in self.data if int(item[2]) in self.classes)
+
+
+def _checked(npca: NeuralPCA, components: Mapping[int, Sequence[int]]) -> dict[int, list[int]]:
+    out = {}
+    for k, part in components.items():
+        numbers = sorted(set(map(int, part)))
+        for component in numbers:
+            npca._known(int(k), component)
+        if numbers:
+            out[int(k)] = numbers
+    return out
+
+
+def _matched_rows(
+    source: FeatureStore, target: FeatureStore, components: Mapping[int, Sequence[int]]
+) -> dict[int, tuple[list[int], list[int]]]:
+    where = {name: i for i, name in enumerate(target.ids)}
+    ids, labels, unmatched, total = source.ids, target.labels, 0, 0
+    out = {}
+    for k, part in components.items():
+        mine, theirs = [], []
+        for row in source.rows(k).tolist():
+            other = where.get(ids[row])
+            total += 1
+            if other is None:
+                unmatched += 1
+                continue
+            if int(labels[other]) != k:
+                raise DataError(
+                    f"image {ids[row]!r} has label {k} in one store and {int(labels[other])} in the other",
+                    "both stores must come from the same labelled images",
+                )
+            mine.append(row)
+            theirs.append(other)
+        if len(mine) <= len(part):
+            raise InputError(
+                f"class {k} has {len(mine)} images with the same identifier in both stores",
+                f"its {len(part)} components need at least {len(part) + 1}; check how identifiers are made",
+            )
+        out[k] = (mine, theirs)
+    if unmatched:
+        warnings.warn(
+            f"{unmatched} of {total} images have no counterpart by identifier and are left out",
+            PfungstWarning,
+            stacklevel=3,
+        )
+    return out
