@@ -135,9 +135,10 @@ def _covariance(terms: Terms, basis: Basis) -> Tensor:
     poor = _ill_conditioned(terms, *size)
     w = terms.weights.to(x)
     total = w.sum(1)
-    inverse = torch.where(total > 0, 1 / total, 0.0)[:, None]
-    m = ((w * inverse) @ u.flatten(1)).unflatten(1, sample)
-    sm = m if terms.pull is None else ((w * inverse) @ su.flatten(1)).unflatten(1, sample)
+    whole = terms.weights.sum(1, keepdim=True)  # may lie below what float32 can hold
+    mean = torch.where(whole > 1e-300, terms.weights / whole, 0.0).to(x)
+    m = (mean @ u.flatten(1)).unflatten(1, sample)
+    sm = m if terms.pull is None else (mean @ su.flatten(1)).unflatten(1, sample)
     if isinstance(basis, PixelBands):
         values = pixel_band_covariance(x, sx, u, su, m, sm, w, basis)
     else:
