@@ -135,7 +135,6 @@ def main():
     one_band, _ = clock(lambda: (cosines @ images @ cosines, w @ u_pixels), 3)
     limits = {"fit": products_fit, "pixels": products_fit * TEST / (TRAIN + TEST) + products_pixels}
     limits["joint"] = 20 * one_band
-    del images, u_pixels
 
     for p in args.powers:
         print(f"p = {p}")
