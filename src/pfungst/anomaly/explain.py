@@ -196,8 +196,7 @@ def feature_relevance(phi: Tensor, v: Tensor, weights: Tensor, distances: Tensor
             value = value * x + (-1) ** k * math.comb(p, k) * moments[k]
         out[:, lo:hi] = value
     u_terms, x_terms = power_sum(v, p), power_sum(phi, p)
-    scale = 2 ** (p - 2)
-    added = scale * (weights.sum(1) * x_terms + weights @ u_terms)
+    added = 2 ** (p - 1) * (weights.sum(1) * x_terms + weights @ u_terms)
     left = (weights * distances).sum(1)
     poor = added * torch.finfo(phi.dtype).eps > _PRECISION * left
     for n in poor.nonzero().flatten().tolist():
