@@ -120,7 +120,8 @@ def _functional(
     def rewritten(x: Tensor, *streams: Tensor) -> Tensor:
         return execute(model, x, rules, pick, list(streams), transforms=True).output
 
-    out, pullback = torch.func.vjp(rewritten, *probe.streams)
+    transformed_call: Any = torch.func.vjp(rewritten, *probe.streams)
+    out, pullback = transformed_call
     weights = _weights(out, output, pick)
     return out, probe.streams, pullback(weights), weights
 
