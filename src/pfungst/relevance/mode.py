@@ -111,8 +111,20 @@ def _without_dispatch(func: types.FunctionType) -> types.FunctionType:
 _ALIASES = {"rsub": "rsub", "radd": "add", "rmul": "mul", "rtruediv": "rdiv", "rdiv": "rdiv", "rpow": "rpow"}
 _ALIASES |= {"truediv": "div", "true_divide": "div", "divide": "div", "multiply": "mul", "subtract": "sub"}
 _ALIASES |= {"iadd": "add_", "isub": "sub_", "imul": "mul_", "itruediv": "div_", "idiv": "div_"}
-_ALIASES |= {"rmatmul": "rmatmul", "negative": "neg", "concat": "cat", "concatenate": "cat", "swapaxes": "transpose"}
-_ALIASES |= {"swapdims": "transpose", "moveaxis": "movedim", "absolute": "abs", "clip": "clamp", "arctan": "atan"}
+_ALIASES |= {
+    "rmatmul": "rmatmul",
+    "negative": "neg",
+    "concat": "cat",
+    "concatenate": "cat",
+    "swapaxes": "transpose",
+}
+_ALIASES |= {
+    "swapdims": "transpose",
+    "moveaxis": "movedim",
+    "absolute": "abs",
+    "clip": "clamp",
+    "arctan": "atan",
+}
 
 
 def operation_name(func: Any) -> str:
@@ -259,7 +271,8 @@ class RelevanceMode(TorchFunctionMode):
 
     def _apply(self, z: Tensor, p: Pending, relu: bool) -> Tensor:
         if p.site.map is None:  # a BatchNorm that no linear map follows
-            assert p.scale is not None and p.shift is not None
+            assert p.scale is not None
+            assert p.shift is not None
             out = p.x * p.scale + self.constant(p.shift, "shift")  # type: ignore[operator]
             self.record(p.site.operation, out, "per-channel linear map", p.site)
             return self.mark(out)
@@ -289,7 +302,8 @@ class RelevanceMode(TorchFunctionMode):
         value, original = x, m
         prefix: tuple[str, ...] = ()
         if before is not None and before.site.map is None and (site.kind == "convolution" or x.ndim == 2):
-            assert before.scale is not None and before.shift is not None  # a BatchNorm, then this map
+            assert before.scale is not None
+            assert before.shift is not None
             m = _fold_before(m, before.scale, before.shift, self.stop(before.x))
             x, prefix = before.x, (f"{before.site.name or 'BatchNorm'} folded in",)
         else:
@@ -309,7 +323,9 @@ class RelevanceMode(TorchFunctionMode):
             z = original(self.stop(value), original.weight, original.bias)
         return self.mark(z, pending=Pending(x, site, rule, folded=prefix))
 
-    def batch_norm(self, x: Tensor, scale: Tensor, shift: Tensor, value: Callable[[Tensor], Tensor]) -> Tensor:
+    def batch_norm(
+        self, x: Tensor, scale: Tensor, shift: Tensor, value: Callable[[Tensor], Tensor]
+    ) -> Tensor:
         """A BatchNorm in evaluation mode: folded into the map before it, or left for the one after it."""
         mark = mark_of(x)
         before = mark.pending if mark is not None and mark.settled is None else None
