@@ -113,7 +113,7 @@ def main():
     parser.add_argument("--full", action="store_true", help="run the loop on all test images")
     parser.add_argument("--images", type=int, default=3, help="test images the loop runs on")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--powers", type=int, nargs="+", default=[2, 1, 4])
+    parser.add_argument("--powers", type=int, nargs="+", default=[2])
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     warnings.simplefilter("error")
