@@ -14,6 +14,8 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression as _SkLogisticRegression
 from sklearn.svm import SVC
+from sklearn.utils.class_weight import compute_sample_weight
+from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 
@@ -76,11 +78,12 @@ class Probe(ClassifierMixin, BaseEstimator):
         """
         X = _finite(X)
         X, y = validate_data(self, X, y, dtype=(np.float64, np.float32))
+        check_classification_targets(y)
         self.classes_, counts = np.unique(y, return_counts=True)
         if len(self.classes_) < 2:
             raise InputError(
-                f"all {len(y)} training images have the label {self.classes_[0]!r}: a classifier cannot be fitted",
-                "the number of classes has to be greater than one; pass images of a second class",
+                f"all {len(y)} training images have one class, {self.classes_.tolist()[0]!r}",
+                "the number of classes has to be greater than one: pass images of a second class",
             )
         single = self.classes_[counts == 1]
         if len(single):
@@ -111,7 +114,7 @@ class Probe(ClassifierMixin, BaseEstimator):
     def attach(self, encoder: nn.Module) -> Readout:
         """The encoder with this probe as its last layer, ready to be explained.
 
-        With two classes the logits are (−f, f), f the decision value: each is the evidence for its class.        """
+        With two classes the logits are (−f, f), f the decision value: each is the evidence for its class."""
         check_is_fitted(self)
         weight = torch.as_tensor(self.coef_, dtype=torch.float32)
         bias = torch.as_tensor(np.broadcast_to(self.intercept_, len(weight)).copy(), dtype=torch.float32)
@@ -125,23 +128,34 @@ class LinearSVM(Probe):
 
     Args:
         C: slack; the paper's hold-out choice is 0.01.
-        class_weight: "balanced" or None.
+        class_weight: "balanced", a dictionary from label to weight, or None.
         max_iter: of the solver, −1 without limit.
     """
 
-    def __init__(self, C: float = 0.01, class_weight: str | None = "balanced", max_iter: int = -1) -> None:
+    def __init__(
+        self, C: float = 0.01, class_weight: str | dict[Any, float] | None = "balanced", max_iter: int = -1
+    ) -> None:
         self.C = C
         self.class_weight = class_weight
         self.max_iter = max_iter
 
     def _fit(self, X: np.ndarray, y: np.ndarray, sample_weight: Any) -> None:
-        two = len(self.classes_) == 2
+        balanced = self.class_weight == "balanced"
+        if self.class_weight is not None and not balanced:
+            weight = compute_sample_weight(self.class_weight, y)
+            sample_weight = weight if sample_weight is None else weight * np.asarray(sample_weight)
         members = []
-        for label in self.classes_[1:] if two else self.classes_:
-            svm = SVC(kernel="linear", C=self.C, class_weight=self.class_weight, max_iter=self.max_iter)
+        for label in self.classes_[1:] if len(self.classes_) == 2 else self.classes_:
+            svm = SVC(
+                kernel="linear",
+                C=self.C,
+                class_weight="balanced" if balanced else None,
+                max_iter=self.max_iter,
+            )
             members.append(svm.fit(X, y == label, sample_weight))
         self.coef_ = np.concatenate([m.coef_ for m in members])
         self.intercept_ = np.concatenate([m.intercept_ for m in members])
+        self.n_iter_ = np.concatenate([m.n_iter_ for m in members])
 
 
 class LogisticRegression(Probe):
@@ -149,7 +163,7 @@ class LogisticRegression(Probe):
 
     Args:
         C: inverse strength of the penalty.
-        class_weight: "balanced" or None.
+        class_weight: "balanced", a dictionary from label to weight, or None.
         fit_intercept: the paper fits none.
         max_iter: of lbfgs.
     """
@@ -157,7 +171,7 @@ class LogisticRegression(Probe):
     def __init__(
         self,
         C: float = 1.0,
-        class_weight: str | None = "balanced",
+        class_weight: str | dict[Any, float] | None = "balanced",
         fit_intercept: bool = False,
         max_iter: int = 1000,
     ) -> None:
