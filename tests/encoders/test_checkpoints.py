@@ -47,7 +47,7 @@ def test_vissl(tmp_path, trained_resnet50):
     encoder = load(f"vissl:{tmp_path / 'simclr.torch'}")
     assert encoder.trained
     assert encoder.name == "vissl:simclr.torch"
-    assert encoder.preprocessing.condition == "pillow-bilinear"
+    assert encoder.preprocessing.condition == "crop:0.875+pillow-bilinear"
     torch.testing.assert_close(encoder(X), expected(trained_resnet50, encoder, X))
 
 
@@ -82,7 +82,7 @@ def test_openai_rn50_state_dict_and_pubmedclip(tmp_path, clip_rn50):
     extra = {"input_resolution": torch.tensor(224), "context_length": torch.tensor(77)}
     torch.save(half | extra, tmp_path / "RN50.pt")
     encoder = load("open_clip:RN50", checkpoint=tmp_path / "RN50.pt")
-    assert encoder.preprocessing.condition == "pillow-bicubic"
+    assert encoder.preprocessing.condition == "crop:1+pillow-bicubic"
     torch.testing.assert_close(encoder(x), clip_expected(clip_rn50, encoder, x))
 
     torch.save({"epoch": 50, "state_dict": half, "best_dev_loss": 0.1}, tmp_path / "PubMedCLIP_RN50.pth")

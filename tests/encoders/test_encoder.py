@@ -37,11 +37,11 @@ def test_normalisation_is_inside():
 @pytest.mark.parametrize(
     ("spec", "size", "width", "condition"),
     [
-        ("torchvision:resnet18", 64, 512, "pillow-bilinear"),
-        ("torchvision:vit_b_32", 64, 768, "pillow-bilinear"),
-        ("timm:resnet18", 64, 512, "pillow-bicubic"),
-        ("timm:vit_tiny_patch16_224", 64, 192, "pillow-bicubic"),
-        ("open_clip:RN50", 64, 1024, "pillow-bicubic"),
+        ("torchvision:resnet18", 64, 512, "crop:0.875+pillow-bilinear"),
+        ("torchvision:vit_b_32", 64, 768, "crop:0.875+pillow-bilinear"),
+        ("timm:resnet18", 64, 512, "crop:0.95+pillow-bicubic"),
+        ("timm:vit_tiny_patch16_224", 64, 192, "crop:0.9+pillow-bicubic"),
+        ("open_clip:RN50", 64, 1024, "crop:1+pillow-bicubic"),
         ("small:8", None, 32, "pillow-bilinear"),
     ],
 )
@@ -212,7 +212,13 @@ def test_condition_mismatch_warns():
 
 @pytest.mark.parametrize(
     "settings",
-    [{"size": 0}, {"std": (1.0, 0.0, 1.0)}, {"mean": (0.5,)}, {"mean": (float("nan"),) * 3}],
+    [
+        {"size": 0},
+        {"condition": "bilinear"},
+        {"std": (1.0, 0.0, 1.0)},
+        {"mean": (0.5,)},
+        {"mean": (float("nan"),) * 3},
+    ],
 )
 def test_bad_preprocessing(settings):
     with pytest.raises(ConfigError):

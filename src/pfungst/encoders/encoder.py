@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pfungst.conditions import Condition
 from pfungst.encoders.cache import EmbeddingCache, content_key, model_key
 from pfungst.encoders.preprocessing import Preprocessing
 from pfungst.errors import ConditionMismatch, ConfigError, InputError
@@ -150,10 +151,10 @@ class Encoder(nn.Module):
         condition = getattr(images, "condition", None)
         if condition is not None and hasattr(images, "images"):
             images = images.images
-            resizer, ours = str(condition).split("+")[0], self.preprocessing.condition.split("+")[0]
-            if resizer != ours or images.shape[-1] != self.size:
+            theirs, ours = (Condition.parse(str(c)) for c in (condition, self.preprocessing.condition))
+            if theirs.resizer != ours.resizer or images.shape[-1] != self.size:
                 warnings.warn(
-                    f"{self.name} expects images prepared by {ours} at {self.size} px and is given "
+                    f"{self.name} expects images prepared by {ours.resizer} at {self.size} px and is given "
                     f"{condition} at {images.shape[-1]} px",
                     ConditionMismatch,
                     stacklevel=3,

@@ -175,7 +175,9 @@ def _torchvision(name: str, size: int | None) -> Built:
     model = models.get_model(name, **options)
     published = next((w for w in weights if w.name == "IMAGENET1K_V1"), weights.DEFAULT)
     t = published.transforms()
-    preprocessing = Preprocessing(size or t.crop_size[0], condition_of(t.interpolation), t.mean, t.std)
+    share = min(1.0, t.crop_size[0] / t.resize_size[0])
+    condition = condition_of(t.interpolation, share)
+    preprocessing = Preprocessing(size or t.crop_size[0], condition, t.mean, t.std)
     return model, preprocessing, _drop_head(model)
 
 
@@ -193,7 +195,7 @@ def _timm(name: str, size: int | None) -> Built:
     heads = (head,) if isinstance(head, str) else tuple(head)
     preprocessing = Preprocessing(
         size or config["input_size"][-1],
-        condition_of(config["interpolation"]),
+        condition_of(config["interpolation"], config["crop_pct"]),
         config["mean"],
         config["std"],
     )
@@ -210,7 +212,7 @@ def _open_clip(name: str, size: int | None) -> Built:
     visual = model.visual
     side = visual.image_size
     side = side if isinstance(side, int) else side[0]
-    return visual, Preprocessing(side, "pillow-bicubic", CLIP_MEAN, CLIP_STD), ()
+    return visual, Preprocessing(side, "crop:1+pillow-bicubic", CLIP_MEAN, CLIP_STD), ()
 
 
 def _small(rest: str, size: int | None) -> Built:

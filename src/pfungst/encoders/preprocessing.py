@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pfungst.conditions import Condition
 from pfungst.errors import ConfigError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -27,13 +28,14 @@ class Preprocessing:
     """
 
     size: int = 224
-    condition: str = "pillow-bilinear"
+    condition: str = "crop:0.875+pillow-bilinear"
     mean: Sequence[float] = IMAGENET_MEAN
     std: Sequence[float] = IMAGENET_STD
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "mean", tuple(float(v) for v in self.mean))
         object.__setattr__(self, "std", tuple(float(v) for v in self.std))
+        object.__setattr__(self, "condition", str(Condition.parse(self.condition)))
         if self.size < 1:
             raise ConfigError(f"image size {self.size} is not positive", "give the size in pixels")
         if len(self.mean) != len(self.std):
@@ -61,8 +63,13 @@ class Preprocessing:
         return cls(**data)
 
 
-def condition_of(interpolation: str) -> str:
-    """The condition that resizes Pillow images as torchvision, timm and open_clip do."""
-    known = {"bilinear": "pillow-bilinear", "bicubic": "pillow-bicubic", "lanczos": "pillow-lanczos"}
+def condition_of(interpolation: str, crop: float) -> str:
+    """The condition that resizes and crops Pillow images as torchvision, timm and open_clip do.
+
+    Args:
+        interpolation: its name, in the spelling of any of them.
+        crop: side of the square in the centre that is kept, relative to the shorter side.
+    """
     name = str(interpolation).rsplit(".", 1)[-1].lower()
-    return {**known, "nearest": "pillow-nearest", "random": "pillow-bilinear"}.get(name, "pillow-bilinear")
+    resizer = name if name in ("bilinear", "bicubic", "lanczos", "nearest") else "bilinear"
+    return f"crop:{round(crop, 4):g}+pillow-{resizer}"
