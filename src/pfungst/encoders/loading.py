@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from pfungst.encoders.checkpoints import State, best_prefix, load_state, read_checkpoint
+from pfungst.encoders.edits import apply_edit
 from pfungst.encoders.encoder import _FORMAT, Encoder
 from pfungst.encoders.preprocessing import (
     CLIP_MEAN,
@@ -144,11 +145,8 @@ def _saved(folder: Path) -> Encoder:
         description["architecture"],
         description["trained"],
     )
-    if description["edits"]:
-        from pfungst.mitigate.pruning import apply_edit
-
-        for edit in description["edits"]:
-            apply_edit(encoder, edit)
+    for edit in description["edits"]:
+        apply_edit(encoder, edit)
     encoder.info = description["info"]
     state = read_checkpoint(folder / "encoder.safetensors")
     load_state(encoder.features, state, folder / "encoder.safetensors")

@@ -1,5 +1,26 @@
 """Mending a model: layers that remove what it should not use."""
 
 from pfungst.mitigate.layers import GaussianBlur, Layer, LowPass, layer_from_dict
+from pfungst.mitigate.pruning import (
+    Pruning,
+    Response,
+    Sweep,
+    filter_responses,
+    prunable_layers,
+    prune,
+    sweep,
+)
 
-__all__ = ["GaussianBlur", "Layer", "LowPass", "layer_from_dict"]
+__all__ = [
+    "GaussianBlur",
+    "Layer",
+    "LowPass",
+    "Pruning",
+    "Response",
+    "Sweep",
+    "filter_responses",
+    "layer_from_dict",
+    "prunable_layers",
+    "prune",
+    "sweep",
+]
