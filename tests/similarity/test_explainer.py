@@ -41,7 +41,7 @@ def test_equals_the_published_procedure(size):
     from zennit.torchvision import ResNetCanonizer
 
     torch.manual_seed(0)
-    net = resnet18(weights=None, num_classes=24).double().eval()
+    net = resnet18(weights=None, num_classes=12).double().eval()
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.normal_(0, 0.1)
@@ -52,8 +52,9 @@ def test_equals_the_published_procedure(size):
     with Gradient(net, EpsilonPlus(canonizers=[ResNetCanonizer()])) as attributor:
         for image in pair[:, None]:
             rows = []
-            for k in range(24):
-                _, relevance = attributor(image.clone(), torch.eye(24, dtype=torch.double)[[k]])
+            for k in range(12):
+                hot = torch.eye(12, dtype=torch.double)[k]
+                _, relevance = attributor(image.clone(), lambda out, hot=hot: out * hot)
                 rows.append(pool(relevance.sum(1, keepdim=True)).flatten())
             factors.append(torch.stack(rows))
     expected = sum(torch.outer(a, b) for a, b in zip(*factors, strict=True))
@@ -280,7 +281,7 @@ def test_bad_inputs(encoder, x):
             explainer.factor(bad)
     with pytest.raises(InputError, match="one input on each side, not 4"):
         explainer.pair(x, x)
-    with pytest.raises(InputError, match="4 inputs|2 labels"):
+    with pytest.raises(InputError, match="2 labels for 4 inputs"):
         explainer.most_similar(explainer.factor(x), ["a", "b"])
 
 

@@ -18,8 +18,8 @@ def factors(width=60, left=12, right=10, seed=0):
     return a, b
 
 
-@pytest.mark.parametrize("principal", [0, 5])
-def test_unbiased_and_its_error_bar_covers(principal):
+@pytest.mark.parametrize(("principal", "m"), [(0, 4), (0, 16), (0, 40), (5, 8), (5, 16)])
+def test_unbiased_and_its_error_bar_covers(principal, m):
     a, b = factors()
     exact = a.T @ b
     fixed = (
@@ -27,7 +27,7 @@ def test_unbiased_and_its_error_bar_covers(principal):
     )
     estimates, covered = [], []
     for seed in range(300):
-        sketch = Sketch(16, fixed, seed)
+        sketch = Sketch(m, fixed, seed)
         q = sketch.directions(60)
         estimate = (q @ a).T @ (q @ b)
         estimates.append(estimate)
@@ -36,7 +36,7 @@ def test_unbiased_and_its_error_bar_covers(principal):
     spread = torch.stack(estimates).std(0) / 300**0.5
     assert ((mean - exact).abs() < 4.5 * spread).all()
     coverage = float(torch.stack(covered).mean())
-    assert 0.95 <= coverage < 0.995
+    assert 0.95 <= coverage < 0.999
 
 
 def test_variance_formula_with_true_norms():
@@ -94,7 +94,7 @@ def test_bad_sketches():
 
 def test_lines_are_drawn_as_published():
     values = torch.randn(30, 30) * 5
-    values[3, 4], values[5, 6] = 400, -400
+    values[3, 4], values[5, 6] = 400, -390
     drawn = line_strength(values)
     scaled = values / values.pow(4).mean().pow(0.25)
     expected = (scaled - scaled.clamp(-2, 2)).clamp(-18, 18) / 18
