@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pfungst.errors import InputError, PfungstError
-from pfungst.relevance.bases import Basis, Pixels
+from pfungst.relevance.bases import Basis, Patches, Pixels
 from pfungst.relevance.composites import Composite, composite as _composite
 from pfungst.relevance.mode import Record, RelevanceMode
+from pfungst.relevance.patches import patch_columns
+from pfungst.relevance.tape import Tape
 
 Output = Callable[[Any], Tensor]
 
@@ -174,7 +177,7 @@ def free_memory(device: torch.device) -> int:
         with open("/proc/meminfo") as file:
             for line in file:
                 if line.startswith("MemAvailable"):
-                    return min(int(line.split()[1]) * 1024 // 4, 4 << 30)
+                    return min(int(line.split()[1]) * 1024 // 4, 2 << 30)
     except OSError:
         pass
     return 1 << 30
@@ -198,18 +201,10 @@ class LinearizedModel:
         """(N, *sample)."""
         return self._run.streams[0].detach()
 
-    def _grads(self, cotangents: Tensor) -> list[Tensor | None]:
-        """Modified gradients of every stream: cotangents (M, N, K) → each (M, N, *sample)."""
-        return list(
-            torch.autograd.grad(
-                self._run.output,
-                self._run.streams,
-                cotangents,
-                is_grads_batched=True,
-                retain_graph=True,
-                allow_unused=True,
-            )
-        )
+    @cached_property
+    def tape(self) -> Tape:
+        """The linear program from the input streams to the output."""
+        return Tape(self._run.output, self._run.streams)
 
     def contract(self, cotangents: Tensor, basis: Basis) -> Tensor:
         """Relevance of M scores per input in a basis, summed over all input streams.
@@ -221,14 +216,15 @@ class LinearizedModel:
             (N, M, *basis.shape(sample)).
         """
         parts = []
-        for chunk in cotangents.split(self._chunk(len(cotangents))):
-            total = None
-            for stream, g in zip(self._run.streams, self._grads(chunk), strict=True):
-                if g is not None:
-                    r = basis.contract(stream.detach(), g, len(self.sample))
-                    total = r if total is None else total + r
-            assert total is not None
-            parts.append(total)
+        with torch.no_grad():
+            for chunk in cotangents.split(self._chunk(len(cotangents))):
+                total = None
+                for stream, g in zip(self._run.streams, self.tape.reverse(chunk), strict=True):
+                    if g is not None:
+                        r = basis.contract(stream.detach(), g, len(self.sample))
+                        total = r if total is None else total + r
+                assert total is not None
+                parts.append(total)
         return torch.cat(parts).transpose(0, 1)
 
     def rows(self, cotangents: Tensor, basis: Basis | None = None) -> Tensor:
@@ -260,22 +256,17 @@ class LinearizedModel:
             (N, K, P) with P = basis.size(sample).
         """
         size = basis.size(self.sample)
-        u = torch.zeros_like(self.output, requires_grad=True)
-        streams = self._run.streams
-        grads = torch.autograd.grad(
-            self._run.output, streams, u, create_graph=True, retain_graph=True, allow_unused=True
-        )
-        used = [(s.detach(), g) for s, g in zip(streams, grads, strict=True) if g is not None]
-        step = self._chunk(size)
-        parts = []
-        for start in range(0, size, step):
-            stop = min(start + step, size)
-            tangents = [basis.components(s, start, stop) for s, _ in used]
-            parts.append(
-                torch.autograd.grad(
-                    [g for _, g in used], u, tangents, is_grads_batched=True, retain_graph=True
-                )[0]
-            )
+        with torch.no_grad():
+            if isinstance(basis, Patches):
+                return patch_columns(self.tape, [s.detach() for s in self._run.streams], basis, self._chunk)
+            step = self._chunk(size)
+            parts = []
+            for start in range(0, size, step):
+                stop = min(start + step, size)
+                tangents = [basis.components(s.detach(), start, stop) for s in self._run.streams]
+                part = self.tape.forward(tangents)
+                assert part is not None
+                parts.append(part)
         return torch.cat(parts).permute(1, 2, 0)
 
     def factor(self, basis: Basis) -> Tensor:
@@ -286,8 +277,13 @@ class LinearizedModel:
         eye = torch.eye(k, dtype=self.output.dtype, device=self.output.device)
         return self.rows(eye, basis).reshape(n, k, -1)
 
-    def _chunk(self, count: int) -> int:
-        return max(1, min(count, 16))
+    def _chunk(self, count: int, start: int = 0, stop: int | None = None) -> int:
+        """How many vectors to run at once through ops `start` … `stop`."""
+        tape = self.tape
+        each = 6 * self.output.element_size() * tape.width(start, len(tape.ops) if stop is None else stop)
+        room = int(free_memory(self.output.device) // max(each, 1))
+        most = 32 if self.output.device.type == "cpu" else 512
+        return max(1, min(count, most, room))
 
 
 def linearize(

@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 import types
 from collections.abc import Callable
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -128,7 +129,8 @@ def dispatch(mode: RelevanceMode, func: Any, name: str, args: tuple[Any, ...], k
     ):
         return _write(mode, func, name, args, kwargs)
     base = name[:-1] if name.endswith("_") and not name.endswith("__") else name
-    inplace = base != name or bool(kwargs.get("inplace"))
+    args, kwargs, flag = _without_flag(func, args, kwargs)
+    inplace = base != name or flag
     rule = mode.composite.rule(mode.site(base)) if base not in LINEAR else None
     if rule is not None:
         out = _assigned(mode, func, base, rule, args, kwargs)
@@ -162,6 +164,26 @@ def expand(mode: RelevanceMode, func: types.FunctionType, args: Any, kwargs: Any
         return _without_dispatch(func)(*args, **kwargs)
 
 
+@lru_cache(maxsize=512)
+def _flag_position(func: Any) -> int | None:
+    """Where a function of torch.nn.functional takes its `inplace` flag."""
+    if not isinstance(func, types.FunctionType):
+        return None
+    names = func.__code__.co_varnames[: func.__code__.co_argcount]
+    return names.index("inplace") if "inplace" in names else None
+
+
+def _without_flag(func: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any], bool]:
+    """The call without its `inplace` flag, and the flag."""
+    flag = bool(kwargs.get("inplace"))
+    kwargs = {k: v for k, v in kwargs.items() if k != "inplace"}
+    position = _flag_position(func)
+    if position is not None and len(args) > position:
+        flag = bool(args[position])
+        args = (*args[:position], False, *args[position + 1 :])
+    return args, kwargs, flag
+
+
 def _outplace(func: Any, base: str) -> Any:
     """The out-of-place version of an in-place function."""
     name = getattr(func, "__name__", "")
@@ -176,6 +198,8 @@ def _outplace(func: Any, base: str) -> Any:
 def _instead(mode: RelevanceMode, target: Tensor, out: Tensor) -> Tensor:
     """An in-place operation that ran out of place: later uses of `target` see `out`."""
     mark = getattr(target, "_pfungst", None)
+    if out is mode.settle(target):
+        return out
     if target._is_view() or mark is None or not mark.tracked:
         # a view's base must change too: write through it, autograd keeps the books
         target = mode.settle(target)
@@ -185,10 +209,6 @@ def _instead(mode: RelevanceMode, target: Tensor, out: Tensor) -> Tensor:
         return mode.mark(target, nonnegative=nonnegative)
     mark.settled = out
     return out
-
-
-def _plain(kwargs: dict[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in kwargs.items() if k != "inplace"}
 
 
 def _property(mode: RelevanceMode, func: Any, name: str, args: tuple[Any, ...]) -> Any:
@@ -215,7 +235,7 @@ def _write(mode: RelevanceMode, func: Any, name: str, args: tuple[Any, ...], kwa
 
 def _assigned(mode: RelevanceMode, func: Any, name: str, rule: Any, args: Any, kwargs: Any) -> Any:
     """An operation for which the composite names a rule."""
-    args, kwargs = mode.settled(args), mode.settled(_plain(kwargs))
+    args, kwargs = mode.settled(args), mode.settled(kwargs)
     func = _outplace(func, name)
     if isinstance(rule, Ignore):
         with mode.quiet():
@@ -239,7 +259,7 @@ def linear(mode: RelevanceMode, func: Any, name: str, args: tuple[Any, ...], kwa
         raise InputError(
             f"dropout is active in module {mode.module_name()!r}", "call model.eval() before explaining it"
         )
-    func, kwargs = _outplace(func, name), _plain(kwargs)
+    func = _outplace(func, name)
     args, kwargs = mode.settled(args), mode.settled(kwargs)
     if mode.biases is not None and name in ("add", "sub", "rsub", "cat", "stack", "where", "lerp"):
         args = pytree.tree_map(
@@ -428,7 +448,7 @@ def matmul(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: Any) ->
 @handles("mul", "bilinear", "einsum", "cross", "kron", "outer", "tensordot", "addcmul", "multiply")
 def product(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: Any) -> Any:
     """Products of dependent factors: half of the relevance to each; gates are constants."""
-    func, kwargs = _outplace(func, name), _plain(kwargs)
+    func = _outplace(func, name)
     args, kwargs = mode.settled(args), mode.settled(kwargs)
     flat, spec = pytree.tree_flatten((args, kwargs))
     factors = [i for i, t in enumerate(flat) if isinstance(t, Tensor) and mode.tracked(t)]
@@ -467,7 +487,7 @@ def quotient(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: Any) 
         return activation(mode, lambda t: torch.div(a, t), "reciprocal", (b,), {})
     positive = mode.nonnegative(a) and (mode.nonnegative(b) or (not isinstance(b, Tensor) and b > 0))
     with torch.enable_grad():
-        out = torch.div(a, mode.stop(b) if mode.tracked(b) else b, **_plain(kwargs))
+        out = torch.div(a, mode.stop(b) if mode.tracked(b) else b, **kwargs)
     mode.mark(out, nonnegative=positive, gate=_gate(a))
     if mode.tracked(b):
         mode.record("div", out, "denominator is a constant")
@@ -505,7 +525,7 @@ def statistic(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: Any)
 @handles("normalize")
 def normalize(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: Any) -> Tensor:
     """x / ‖x‖ with the norm held constant."""
-    b = _bind("input p dim eps", args, _plain(kwargs))
+    b = _bind("input p dim eps", args, kwargs)
     x = mode.settle(b["input"])
     with mode.quiet():
         norm = (
@@ -522,7 +542,7 @@ def normalize(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: Any)
 
 def activation(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: Any) -> Tensor:
     """Elementwise functions: relevance passes, out = x · const(f(x) / x)."""
-    func, kwargs = _outplace(func, name), _plain(kwargs)
+    func = _outplace(func, name)
     if not args:
         args = (kwargs.pop("input"),)
     x = args[0]

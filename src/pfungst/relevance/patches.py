@@ -1,0 +1,135 @@
+"""Forward mode for patches: early layers see each patch in a small window only, so distant patches share a pass.
+
+The program is cut where one image-shaped value is live. Up to a cut, patches whose windows there do not
+overlap travel in one vector; at the cut each patch's window is taken out, and patches are grouped anew for the
+next stage. The result is exact: the network between is linear.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pfungst.relevance.bases import Patches
+from pfungst.relevance.tape import Tape
+
+Interval = tuple[int, int]
+
+
+@dataclass
+class Stage:
+    """Ops up to `stop`, run once for each of `period[0] · period[1]` groups of patches.
+
+    Patch (i, j) belongs to the group (i mod period[0], j mod period[1]).
+    """
+
+    stop: int
+    period: tuple[int, int]
+    rows: list[Interval]
+    cols: list[Interval]
+
+    @property
+    def groups(self) -> int:
+        return self.period[0] * self.period[1]
+
+
+def _period(windows: list[Interval]) -> int:
+    """Smallest n such that windows i and i + n never overlap."""
+    n = 1
+    while any(a[1] >= b[0] for a, b in zip(windows, windows[n:], strict=False)):
+        n += 1
+    return n
+
+
+def plan(tape: Tape, grid: tuple[int, int], patch: int, image: tuple[int, int]) -> list[Stage]:
+    """The stages in which patches may share passes; ends before the first cut where none can."""
+    rows, cols = grid
+    found = []
+    for i in range(max(grid)):
+        top, left = min(i, rows - 1) * patch, min(i, cols - 1) * patch
+        box = (top, min(top + patch, image[0]) - 1, left, min(left + patch, image[1]) - 1)
+        found.append(tape.boxes(box))
+    stages: list[Stage] = []
+    for stop, value in tape.cuts().items():
+        boxes = [f.get(value) for f in found]
+        if any(b is None for b in boxes):
+            continue
+        down = [(b[0], b[1]) for b in boxes[:rows] if b is not None]
+        across = [(b[2], b[3]) for b in boxes[:cols] if b is not None]
+        stage = Stage(stop, (_period(down), _period(across)), down, across)
+        if 2 * stage.groups > rows * cols:
+            break
+        if stages and stages[-1].groups == stage.groups:
+            stages.pop()
+        stages.append(stage)
+    return stages
+
+
+def patch_columns(
+    tape: Tape, streams: Sequence[Tensor], basis: Patches, chunk: Callable[[int, int, int | None], int]
+) -> Tensor:
+    """Relevance of every output for every patch.
+
+    Args:
+        tape: the linear program.
+        streams: values of the inputs, (N, C, H, W) each.
+        basis: the patches.
+        chunk: (count, start, stop) → how many vectors to run at once.
+
+    Returns:
+        (N, K, P).
+    """
+    x = streams[0]
+    rows, cols = basis.shape(tuple(x.shape[1:]))
+    size = basis.patch
+    stages = plan(tape, (rows, cols), size, (x.shape[-2], x.shape[-1]))
+    last = Stage(len(tape.ops), (rows, cols), [], [])
+    start, before, values = 0, None, None
+    for stage in (*stages, last):
+        n, m = stage.period
+        out: list[Tensor] = []
+        step = chunk(stage.groups, start, stage.stop)
+        for first in range(0, stage.groups, step):
+            members = range(first, min(first + step, stage.groups))
+            if before is None:
+                tangents = [_masked(s, members, stage.period, size) for s in streams]
+            else:
+                assert values is not None
+                tangents = [_regroup(values, before, members, stage.period, (rows, cols))]
+            part = tape.forward(tangents, start, stage.stop)
+            assert part is not None
+            out.append(part)
+        values = torch.cat(out) if len(out) > 1 else out[0]
+        start, before = stage.stop, stage
+    assert values is not None
+    return values.permute(1, 2, 0)
+
+
+def _masked(x: Tensor, members: range, period: tuple[int, int], size: int) -> Tensor:
+    """The input restricted to the patches of each group, (M, N, C, H, W)."""
+    h, w = x.shape[-2:]
+    row = torch.arange(h, device=x.device) // size % period[0]
+    col = torch.arange(w, device=x.device) // size % period[1]
+    group = row[:, None] * period[1] + col
+    index = torch.arange(members.start, members.stop, device=x.device)
+    return (group == index[:, None, None])[:, None, None] * x
+
+
+def _regroup(
+    values: Tensor, before: Stage, members: range, period: tuple[int, int], grid: tuple[int, int]
+) -> Tensor:
+    """Windows of the patches of each new group, taken out of the vectors of the stage before."""
+    shape = (len(members), values.shape[1], *values.shape[3:], values.shape[2])
+    out = values.new_zeros(shape).permute(0, 1, 4, 2, 3)  # channels last
+    for k, member in enumerate(members):
+        for i in range(member // period[1], grid[0], period[0]):
+            (top, bottom) = before.rows[i]
+            for j in range(member % period[1], grid[1], period[1]):
+                (left, right) = before.cols[j]
+                source = i % before.period[0] * before.period[1] + j % before.period[1]
+                window = (..., slice(top, bottom + 1), slice(left, right + 1))
+                out[k][window] += values[source][window]
+    return out
