@@ -55,8 +55,9 @@ def test_views():
     assert a.shape == x.shape
     assert 0 <= a.min() <= a.max() <= 1
     assert (a - b).abs().mean() > 0.05
+    x = F.interpolate(rand(64, 3, 2, 2), (16, 16), mode="bilinear")
     same = augment(x, torch.Generator(), min_scale=1.0, jitter=0.0, grey=0.0, flip=False)
-    assert (same - x).abs().mean() < 0.1  # only the aspect ratio changes
+    assert (same - x).abs().mean() < 0.05  # only the aspect ratio changes
 
 
 @pytest.mark.parametrize("method", ["simclr", "barlow", "clip"])
