@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from pfungst.errors import InputError, PfungstError
 from pfungst.relevance.bases import Basis, Patches, Pixels
-from pfungst.relevance.composites import Composite, composite as _composite
+from pfungst.relevance.composites import Composite
+from pfungst.relevance.composites import composite as _composite
 from pfungst.relevance.mode import Record, RelevanceMode
 from pfungst.relevance.patches import patch_columns
 from pfungst.relevance.tape import Tape
@@ -54,14 +55,15 @@ def check_input(x: Any) -> Tensor:
         raise InputError(
             f"the input has shape {tuple(x.shape)}", "pass a batch: the first axis counts the inputs"
         )
-    if not _transformed(x) and not bool(torch.isfinite(x).all()):
+    if not transformed(x) and not bool(torch.isfinite(x).all()):
         bad = int((~torch.isfinite(x)).flatten(1).any(1).sum())
         raise InputError(f"{bad} of {len(x)} inputs contain NaN or infinity", "leave them out or repair them")
     return x
 
 
-def _transformed(x: Tensor) -> bool:
-    return torch._C._functorch.is_functorch_wrapped_tensor(x) or torch.compiler.is_compiling()
+def transformed(x: Tensor) -> bool:
+    """Whether `x` is inside a torch.func transform, where its values cannot be looked at."""
+    return torch._C._functorch.is_functorch_wrapped_tensor(x)
 
 
 def check_model(model: Any) -> nn.Module:

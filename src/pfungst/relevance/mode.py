@@ -271,7 +271,8 @@ class RelevanceMode(TorchFunctionMode):
 
     def _apply(self, z: Tensor, p: Pending, relu: bool) -> Tensor:
         if p.site.map is None:  # a BatchNorm that no linear map follows
-            assert p.scale is not None and p.shift is not None
+            assert p.scale is not None
+            assert p.shift is not None
             out = p.x * p.scale + self.constant(p.shift, "shift")  # type: ignore[operator]
             self.record(p.site.operation, out, "per-channel linear map", p.site)
             return self.mark(out)
@@ -301,7 +302,8 @@ class RelevanceMode(TorchFunctionMode):
         value, original = x, m
         prefix: tuple[str, ...] = ()
         if before is not None and before.site.map is None and (site.kind == "convolution" or x.ndim == 2):
-            assert before.scale is not None and before.shift is not None  # a BatchNorm, then this map
+            assert before.scale is not None
+            assert before.shift is not None
             m = _fold_before(m, before.scale, before.shift, self.stop(before.x))
             x, prefix = before.x, (f"{before.site.name or 'BatchNorm'} folded in",)
         else:

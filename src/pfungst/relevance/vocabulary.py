@@ -1,0 +1,53 @@
+"""Names of the functional calls that need no rule of their own, by what is done with them."""
+
+from __future__ import annotations
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+#: Linear in the tensors that depend on the input, or selecting among them: left to autograd.
+LINEAR = _words(
+    """
+    get:T get:mT get:H get:mH get:real t view view_as reshape reshape_as flatten unflatten ravel squeeze unsqueeze
+    permute transpose movedim expand expand_as repeat repeat_interleave tile contiguous clone
+    to type type_as float double half bfloat16 cpu cuda alias
+    cat stack hstack vstack dstack column_stack chunk split split_with_sizes tensor_split unbind select narrow
+    getitem index_select gather take_along_dim masked_select diagonal tril triu flip fliplr flipud rot90 roll
+    sum mean nanmean cumsum neg pos rsub sub add where masked_fill scatter scatter_add index_add
+    index_copy index_fill select_scatter slice_scatter
+    adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d avg_pool1d avg_pool2d avg_pool3d
+    max_pool1d max_pool2d max_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d
+    max_pool2d_with_indices max_pool1d_with_indices max_pool3d_with_indices max_unpool2d
+    adaptive_max_pool1d_with_indices adaptive_max_pool2d_with_indices
+    pad constant_pad_nd interpolate upsample upsample_nearest2d upsample_bilinear2d grid_sample
+    fold unfold im2col col2im pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle
+    max min amax amin maximum minimum topk sort kthvalue median dropout feature_dropout alpha_dropout
+    dropout2d dropout1d dropout3d feature_alpha_dropout broadcast_to broadcast_tensors atleast_1d atleast_2d
+    atleast_3d swapaxes meshgrid block_diag abs lerp einsum_linear as_strided
+    rfft irfft fft ifft fft2 ifft2 rfft2 irfft2 fftn ifftn view_as_real view_as_complex complex
+    requires_grad_ retain_grad
+    """
+)
+
+#: Results that do not depend differentiably on the input: shapes, comparisons, indices.
+CONSTANT = _words(
+    """
+    size dim ndimension numel nelement stride storage_offset is_contiguous is_floating_point is_complex
+    data_ptr item tolist len eq ne lt le gt ge isnan isinf isfinite argmax argmin argsort nonzero any all
+    detach sign zeros_like ones_like full_like empty_like rand_like randn_like new_zeros new_ones new_full
+    new_empty new_tensor floor ceil round bool int long isin equal allclose is_same_size get_device
+    element_size type repr str format hash is_nonzero has_names one_hot bernoulli histc bincount is_sparse
+    result_type can_cast is_inference is_signed is_conj is_neg numpy is_tensor has_names apply register_hook
+    """
+)
+
+#: Elementwise functions through which relevance passes.
+ACTIVATIONS = _words(
+    """
+    relu relu6 leaky_relu rrelu prelu elu selu celu gelu silu mish hardswish hardtanh softsign tanhshrink
+    hardshrink softshrink tanh sigmoid hardsigmoid softplus logsigmoid clamp clamp_min clamp_max threshold
+    sqrt rsqrt reciprocal atan erf expm1 log1p sinh asinh nan_to_num
+    """
+)
