@@ -41,7 +41,7 @@ def test_equals_the_published_procedure(size):
     from zennit.torchvision import ResNetCanonizer
 
     torch.manual_seed(0)
-    net = resnet18(weights=None, num_classes=12).double().eval()
+    net = resnet18(weights=None, num_classes=6).double().eval()
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.normal_(0, 0.1)
@@ -53,8 +53,8 @@ def test_equals_the_published_procedure(size):
     with Gradient(net, EpsilonPlus(1e-9, 1e-9, canonizers=[ResNetCanonizer()])) as attributor:
         for image in pair[:, None]:
             rows = []
-            for k in range(12):
-                hot = torch.eye(12, dtype=torch.double)[k]
+            for k in range(6):
+                hot = torch.eye(6, dtype=torch.double)[k]
                 _, relevance = attributor(image.clone(), lambda out, hot=hot: out * hot)
                 rows.append(pool(relevance.sum(1, keepdim=True)).flatten())
             factors.append(torch.stack(rows))
