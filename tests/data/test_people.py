@@ -1,0 +1,91 @@
+import types
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from pfungst.data import ImageSet, Item
+from pfungst.data.people import FaceCascade, FasterRCNNPeople, mark_people
+from pfungst.errors import CheckpointError, ConfigError, UnreadableImages
+
+
+def picture(value):
+    return lambda: Image.new("RGB", (40, 30), (value, value, value))
+
+
+def bright(image):
+    return np.asarray(image).mean() > 100
+
+
+def test_the_group_and_the_note():
+    s = ImageSet("set", [Item("a", picture(200), groups={"x": "1"}), Item("b", picture(10))], ["old"])
+    out = mark_people(s, bright)
+    assert out.group("human").tolist() == ["human", "no human"]
+    assert out.items[0].groups["x"] == "1"
+    assert out.notes[0] == "old"
+    assert "1 of 2 images show a human (function)" in out.notes[1]
+    assert s.group_names == ["x"]
+
+
+def test_unreadable_images_are_named():
+    with pytest.raises(UnreadableImages, match="broken"):
+        mark_people(ImageSet("set", [Item("broken", b"no image"), Item("a", picture(9))]), bright)
+
+
+def test_faster_rcnn_reads_persons_of_high_score(tmp_path):
+    from torchvision.models.detection import fasterrcnn_resnet50_fpn_v2
+
+    torch.manual_seed(0)
+    model = fasterrcnn_resnet50_fpn_v2(weights=None, weights_backbone=None)
+    save_file(model.state_dict(), str(tmp_path / "fasterrcnn.safetensors"))
+    detector = FasterRCNNPeople(tmp_path / "fasterrcnn.safetensors", device="cpu")
+    detector.model.transform.min_size = (48,)
+    assert detector(Image.new("RGB", (64, 48))) is False  # random weights find nothing with 0.9
+    for label, score, expected in ((1, 0.95, True), (1, 0.85, False), (17, 0.99, False)):
+        result = {"labels": torch.tensor([3, label]), "scores": torch.tensor([0.99, score])}
+        assert detector.found(result) is expected
+    assert "0.9" in detector.name
+    with pytest.raises(CheckpointError, match="does not exist"):
+        FasterRCNNPeople(tmp_path / "absent.pth")
+    with pytest.raises(ConfigError, match="no probability"):
+        FasterRCNNPeople(tmp_path / "fasterrcnn.safetensors", score=0.0)
+
+
+@pytest.mark.skipif(hasattr(cv2, "CascadeClassifier"), reason="this OpenCV has cascades")
+def test_opencv_without_cascades_says_what_to_do():
+    with pytest.raises(ConfigError, match="no face cascade") as caught:
+        FaceCascade()
+    assert "Faster R-CNN" in caught.value.remedy
+
+
+@pytest.mark.skipif(not hasattr(cv2, "CascadeClassifier"), reason="OpenCV 5 has no cascades")
+def test_bundled_cascade_finds_no_face_in_grey():
+    detector = FaceCascade()
+    assert "haarcascade_frontalface_default.xml" in detector.name
+    assert detector(Image.new("RGB", (64, 64), (90, 90, 90))) is False
+
+
+def test_cascade_is_asked_on_grey_pixels(monkeypatch, tmp_path):
+    """The calls into OpenCV 4, which has cascades."""
+    seen = []
+
+    class Cascade:
+        def __init__(self, file):
+            self.file = file
+
+        def detectMultiScale(self, grey, *args, **kwargs):
+            seen.append(grey.shape)
+            return [(0, 0, 5, 5)] if grey.mean() > 100 else ()
+
+    (tmp_path / "haarcascade_frontalface_default.xml").write_text("<x/>")
+    monkeypatch.setattr(cv2, "CascadeClassifier", Cascade, raising=False)
+    monkeypatch.setattr(cv2, "data", types.SimpleNamespace(haarcascades=str(tmp_path)), raising=False)
+    detector = FaceCascade()
+    assert detector(picture(200)()) is True
+    assert detector(picture(10)()) is False
+    assert seen == [(30, 40), (30, 40)]
+    with pytest.raises(ConfigError, match="does not exist"):
+        FaceCascade(tmp_path / "other.xml")
