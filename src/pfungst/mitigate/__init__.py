@@ -22,8 +22,8 @@ __all__ = [
     "Sweep",
     "filter_responses",
     "layer_from_dict",
-    "prunable_layers",
     "propose_cutoff",
+    "prunable_layers",
     "prune",
     "sweep",
 ]
