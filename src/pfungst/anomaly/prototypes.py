@@ -1,0 +1,140 @@
+"""Detectors that compare an input with every training point: the part that D2Neighbors and KDE share."""
+
+from __future__ import annotations
+
+import copy
+from abc import abstractmethod
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pfungst.anomaly.bandwidth import without_self
+from pfungst.anomaly.base import Detector
+from pfungst.anomaly.distance import power_distances
+from pfungst.anomaly.explain import Terms, distance_relevance, feature_relevance
+from pfungst.anomaly.features import embed, gradient, is_affine, pull_back
+from pfungst.anomaly.inputs import pick_device
+from pfungst.anomaly.pooling import Pooling
+from pfungst.errors import InputError
+from pfungst.relevance import Basis, Relevance
+
+_EPSILON = 1e-9  # stabiliser of the distance rule, as a share of the mean training distance
+_BATCH = 256
+
+
+class PrototypeDetector(Detector):
+    """score(x) = pool_j Σ_i |φ(x)_i − φ(u_j)_i|^p, the u_j all training points.
+
+    The explanation shares the score among prototypes by the pooling's rule, then each prototype's part
+    among the input by R_i = |x_i − u_ji|^p / (ε + d_j) · R_j. What ε (or the pooling's own constant) keeps
+    goes to the bias, so the values and the bias sum to the score for every p. With affine features φ(x) = Kx + b
+    the difference is taken at the input, where Σ_i (x − u_j)_i (Kᵀg_j)_i = Σ_k (φ(x) − φ(u_j))_k g_jk exactly:
+    prototypes are the reference, and b cancels. Other features are passed by gradient × input; what their
+    biases absorb is reported as bias.
+
+    Attributes:
+        prototypes_: the training points (N, *sample), normalised.
+        pooling_: the fitted pooling.
+        affine_: whether the features in front are affine (measured at fit), None without features.
+    """
+
+    features: nn.Module | None
+    mean: float | Sequence[float]
+    std: float | Sequence[float]
+    device: str
+    prototypes_: Tensor
+    pooling_: Pooling
+    affine_: bool | None
+
+    @property
+    @abstractmethod
+    def _power(self) -> int:
+        """p of the distance."""
+
+    @abstractmethod
+    def _fit_pooling(self, distances: Tensor, dim: int) -> Pooling:
+        """The pooling for distances (N, N) between training points of `dim` features."""
+
+    def _check_params(self) -> None:
+        if not 0 <= self.quantile <= 1:
+            raise InputError(f"quantile {self.quantile} is not in [0, 1]", "for example 0.95")
+        if not np.all(np.asarray(self.std) > 0):
+            raise InputError(f"std {self.std} is not positive", "use the standard deviation of the pixels")
+
+    def _fit(self, x: Tensor) -> Tensor:
+        self._check_params()
+        self._restore(self._normalise(x.to(pick_device(self.device))))
+        distances = power_distances(self._embedded, self._embedded, self._power)
+        distances = (0.5 * (distances + distances.T)).fill_diagonal_(0.0)
+        self.pooling_ = self._fit_pooling(distances, self._embedded.shape[1])
+        mean = distances.mean().item()
+        self.epsilon_ = _EPSILON * mean if mean > 0 else _EPSILON
+        return self.pooling_.pool(without_self(distances)) if len(x) > 1 else distances.new_zeros(0)
+
+    def _restore(self, prototypes: Tensor) -> None:
+        """Set what follows from the prototypes alone."""
+        self.prototypes_ = prototypes
+        self.features_ = None
+        if self.features is not None:
+            self.features_ = copy.deepcopy(self.features).to(prototypes).eval()
+        self.affine_ = (
+            None if self.features_ is None else is_affine(self.features_, self.sample_shape_, prototypes)
+        )
+        self._centre = prototypes.mean(0)
+        self._centred = prototypes - self._centre
+        origin = self._centre if self.affine_ is False else torch.zeros_like(self._centre)
+        self._origin = embed(self.features_, origin[None])
+        self._embedded = self._embed(prototypes)
+
+    def _embed(self, z: Tensor) -> Tensor:
+        """Features (N, D) relative to those of the training mean; affine ones of the centred input, which
+        loses no digits where the differences are small."""
+        if self.affine_ is None:
+            return (z - self._centre).flatten(1)
+        return embed(self.features_, z if self.affine_ is False else z - self._centre) - self._origin
+
+    def _normalise(self, x: Tensor) -> Tensor:
+        """(x − mean) / std for images; data of any other rank are used as they are."""
+        if x.ndim != 4:
+            return x.clone()
+        mean, std = (torch.as_tensor(v, dtype=x.dtype, device=x.device) for v in (self.mean, self.std))
+        if max(mean.numel(), std.numel()) not in (1, x.shape[1]):
+            raise InputError(
+                f"mean {self.mean} and std {self.std} do not fit images of {x.shape[1]} channels",
+                "give one number, or one per channel",
+            )
+        return (x - mean.reshape(-1, 1, 1)) / std.reshape(-1, 1, 1)
+
+    def _score(self, x: Tensor) -> Tensor:
+        scores = []
+        for part in x.split(_BATCH):
+            phi = self._embed(self._normalise(part.to(self.prototypes_)))
+            distances = power_distances(phi, self._embedded, self._power)
+            scores.append(self.pooling_.pool(distances))
+        return torch.cat(scores).to(x.dtype)
+
+    def _explain(self, x: Tensor, basis: Basis) -> Relevance:
+        z = self._normalise(x.to(self.prototypes_))
+        phi = self._embed(z)
+        distances = power_distances(phi, self._embedded, self._power)
+        score = self.pooling_.pool(distances)
+        relevance = self.pooling_.shares(distances) * score[:, None]
+        constant = self.pooling_.offset + self.epsilon_
+        weights = relevance / (constant + distances)
+        bias = constant * weights.sum(1)
+        if self.features_ is not None and not self.affine_:
+            local = feature_relevance(phi, self._embedded, weights, distances, self._power)
+            values = basis.contract(z, gradient(self.features_, z, local), ndim=z.ndim - 1)
+            return Relevance(values, score.to(z), basis, (score - values.flatten(1).sum(1)).to(z))
+        z = z - self._centre
+        terms = Terms(z, self._centred, phi, self._embedded, weights, distances, self._power, self._pull())
+        return Relevance(distance_relevance(terms, basis), score.to(z), basis, bias.to(z))
+
+    def _pull(self):
+        features = self.features_
+        if features is None:
+            return None
+        like = self.prototypes_[:1]
+        return lambda g: pull_back(features, like.expand(len(g), *like.shape[1:]), g)

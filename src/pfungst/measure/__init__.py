@@ -1,0 +1,59 @@
+"""Measures: NumPy arrays in, floats out. Labels are 1 for abnormal; a score above the threshold is flagged."""
+
+from pfungst.measure.clever_hans import clever_hans_score, mask_agreement
+from pfungst.measure.degradation import Change, degradation
+from pfungst.measure.exposure import (
+    ConfusionShare,
+    capped_weights,
+    confusion_share,
+    share,
+    share_above,
+    share_on_region,
+    share_outside,
+)
+from pfungst.measure.intervals import Interval, bootstrap, bootstrap_change, bootstrap_scores
+from pfungst.measure.provenance import GroupScores, Provenance, eta_squared, provenance
+from pfungst.measure.scores import (
+    Confusion,
+    auroc,
+    balanced_accuracy,
+    confusion,
+    f1,
+    fnr,
+    fpr,
+    trivial_f1,
+)
+from pfungst.measure.thresholds import best_f1_threshold, choose_threshold, held_out_threshold
+
+__all__ = [
+    "Change",
+    "Confusion",
+    "ConfusionShare",
+    "GroupScores",
+    "Interval",
+    "Provenance",
+    "auroc",
+    "balanced_accuracy",
+    "best_f1_threshold",
+    "bootstrap",
+    "bootstrap_change",
+    "bootstrap_scores",
+    "capped_weights",
+    "choose_threshold",
+    "clever_hans_score",
+    "confusion",
+    "confusion_share",
+    "degradation",
+    "eta_squared",
+    "f1",
+    "fnr",
+    "fpr",
+    "held_out_threshold",
+    "mask_agreement",
+    "provenance",
+    "share",
+    "share_above",
+    "share_on_region",
+    "share_outside",
+    "trivial_f1",
+]
