@@ -1,6 +1,54 @@
-"""Explanations: what they are, and the bases they are read in."""
+"""Explanations: what they are, the bases they are read in, and the LRP engine that computes them."""
 
+from pfungst.relevance.attribute import attribute
 from pfungst.relevance.bases import Basis, DCTBands, Patches, PixelBands, Pixels, Tokens
+from pfungst.relevance.composites import COMPOSITES, Composite, On, Site, composite
+from pfungst.relevance.linearize import LinearizedModel, linearize
 from pfungst.relevance.relevance import Relevance, colour_limit
+from pfungst.relevance.rules import (
+    AlphaBeta,
+    Epsilon,
+    Flat,
+    Gamma,
+    Gradient,
+    Ignore,
+    Norm,
+    Pass,
+    Rule,
+    WSquare,
+    ZBox,
+    Zero,
+    ZPlus,
+)
 
-__all__ = ["Basis", "DCTBands", "Patches", "PixelBands", "Pixels", "Relevance", "Tokens", "colour_limit"]
+__all__ = [
+    "COMPOSITES",
+    "AlphaBeta",
+    "Basis",
+    "Composite",
+    "DCTBands",
+    "Epsilon",
+    "Flat",
+    "Gamma",
+    "Gradient",
+    "Ignore",
+    "LinearizedModel",
+    "Norm",
+    "On",
+    "Pass",
+    "Patches",
+    "PixelBands",
+    "Pixels",
+    "Relevance",
+    "Rule",
+    "Site",
+    "Tokens",
+    "WSquare",
+    "ZBox",
+    "ZPlus",
+    "Zero",
+    "attribute",
+    "colour_limit",
+    "composite",
+    "linearize",
+]

@@ -1,0 +1,310 @@
+"""LRP rules for linear maps (convolutions, linear layers).
+
+A rule turns a linear map z = W x + b into *terms* (ẑ, c): modified maps ẑ of the same input and constants c.
+The engine gives the operation the unmodified value z and the gradient Σ c · ∂ẑ/∂x, so that gradient × input
+is the rule's relevance. Literature names; the parameters mean what they mean in zennit.
+
+Sources: Bach et al. 2015 (LRP-0, Epsilon, AlphaBeta); Montavon et al. 2017 (ZPlus, WSquare, ZBox);
+Montavon et al. 2019 (Gamma); Andéol et al. 2021 (generalised Gamma); Lapuschkin et al. 2019 (Flat).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from pfungst.errors import ConfigError, InputError
+
+Term = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class LinearMap:
+    """A linear operation with its parameters: ``apply(x, weight, bias)``.
+
+    Attributes:
+        apply: (x, weight, bias or None) → output; linear in x and in (weight, bias) together.
+        weight: parameters, detached.
+        bias: (out,) or None, detached.
+        out_axis: axis of `weight` that counts outputs.
+        channel_axis: axis of the output that counts outputs (1 for convolutions, -1 for linear layers).
+        groups: number of channel groups.
+        foldable: a BatchNorm that follows can be folded in (`bias` is a vector over outputs).
+    """
+
+    apply: Callable[[Tensor, Tensor, Tensor | None], Tensor]
+    weight: Tensor
+    bias: Tensor | None
+    out_axis: int = 0
+    channel_axis: int = 1
+    groups: int = 1
+    foldable: bool = True
+
+    def __call__(self, x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+        return self.apply(x, self.weight if weight is None else weight, bias)
+
+
+class Context(Protocol):
+    """What a rule may ask of the engine."""
+
+    def stop(self, t: Tensor) -> Tensor:
+        """`t` as a constant of the explanation."""
+
+    def stream(self, x: Tensor, value: Callable[[Tensor], Tensor]) -> Tensor:
+        """A second input beside `x` with the values ``value(x)`` whose relevance is added to that of x."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a linear map that awaits its rule.
+
+    Attributes:
+        x: input with its graph.
+        z: output value, a constant.
+        nonnegative: x is known to be ≥ 0.
+        relu: a ReLU discards the negative outputs.
+    """
+
+    map: LinearMap
+    x: Tensor
+    z: Tensor
+    nonnegative: bool
+    relu: bool
+    context: Context
+
+
+def stabilize(t: Tensor, epsilon: float) -> Tensor:
+    """t + ε·sign(t) with sign(0) = +1."""
+    if epsilon == 0:
+        return t
+    return t + torch.where(t >= 0, epsilon, -epsilon).to(t.dtype)
+
+
+def _quotient(z: Tensor, zhat: Tensor, epsilon: float) -> Tensor:
+    """z / stab(ẑ); zero where nothing can be redistributed (ẑ = 0 without a stabiliser)."""
+    if epsilon == 0:
+        return torch.where(zhat == 0, 0.0, z / torch.where(zhat == 0, 1.0, zhat))
+    return z / stabilize(zhat, epsilon)
+
+
+def _pos(t: Tensor | None) -> Tensor | None:
+    return None if t is None else t.clamp(min=0)
+
+
+def _neg(t: Tensor | None) -> Tensor | None:
+    return None if t is None else t.clamp(max=0)
+
+
+@dataclass(frozen=True, repr=False)
+class Rule:
+    """Base of all rules. Rules are immutable and compare by value."""
+
+    #: The map itself is the modified map: no second evaluation is needed.
+    native = False
+
+    def terms(self, call: Call) -> list[Term]:
+        """The modified maps of the call's input and their constants."""
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        parts = (f"{f.name}={getattr(self, f.name)!r}" for f in fields(self))
+        return f"{type(self).__name__}({', '.join(parts)})"
+
+
+@dataclass(frozen=True, repr=False)
+class Zero(Rule):
+    """LRP-0: relevance in proportion to the contributions x_i w_ij. Gradient × input on ReLU networks."""
+
+    native = True
+
+
+@dataclass(frozen=True, repr=False)
+class Epsilon(Rule):
+    """LRP-ε: contributions over the stabilised output; ε absorbs weak and contradictory relevance."""
+
+    epsilon: float = 1e-6
+    native = True
+
+
+@dataclass(frozen=True, repr=False)
+class Gamma(Rule):
+    """LRP-γ, generalised to inputs and outputs of either sign: agreeing contributions count 1 + γ times."""
+
+    gamma: float = 0.25
+    stabilizer: float = 1e-6
+
+    def terms(self, call: Call) -> list[Term]:
+        m, g = call.map, self.gamma
+        b = m.bias
+        up, down = m.weight + g * m.weight.clamp(min=0), m.weight + g * m.weight.clamp(max=0)
+        b_up, b_down = (None, None) if b is None else (b + g * b.clamp(min=0), b + g * b.clamp(max=0))
+        if call.nonnegative:
+            zhat = m(call.x, up, b_up)
+            positive = _quotient(call.z, call.context.stop(zhat), self.stabilizer)
+            if call.relu:
+                return [(zhat, positive)]
+            terms = [(zhat, torch.where(call.z > 0, positive, 0.0))]
+            zhat = m(call.x, down, b_down)
+        else:
+            x_pos, x_neg = call.x.clamp(min=0), call.x.clamp(max=0)
+            zhat = m(x_pos, up, b_up) + m(x_neg, down)
+            positive = _quotient(call.z, call.context.stop(zhat), self.stabilizer)
+            terms = [(zhat, torch.where(call.z > 0, positive, 0.0))]
+            if call.relu:
+                return terms
+            zhat = m(x_pos, down, b_down) + m(x_neg, up)
+        negative = _quotient(call.z, call.context.stop(zhat), self.stabilizer)
+        terms.append((zhat, torch.where(call.z < 0, negative, 0.0)))
+        return terms
+
+
+@dataclass(frozen=True, repr=False)
+class AlphaBeta(Rule):
+    """LRP-αβ: positive contributions count α, negative ones β, α − β = 1."""
+
+    alpha: float = 2.0
+    beta: float = 1.0
+    stabilizer: float = 1e-6
+
+    def __post_init__(self) -> None:
+        if self.alpha < 0 or self.beta < 0 or abs(self.alpha - self.beta - 1) > 1e-9:
+            raise ConfigError(
+                f"AlphaBeta(alpha={self.alpha}, beta={self.beta}) does not conserve relevance",
+                "choose alpha ≥ 1 and beta = alpha − 1",
+            )
+
+    def terms(self, call: Call) -> list[Term]:
+        m, w, b = call.map, call.map.weight, call.map.bias
+        x_pos = call.x if call.nonnegative else call.x.clamp(min=0)
+        zhat = m(x_pos, w.clamp(min=0), _pos(b))
+        if not call.nonnegative:
+            x_neg = call.x.clamp(max=0)
+            zhat = zhat + m(x_neg, w.clamp(max=0))
+        c = _quotient(call.z, call.context.stop(zhat), self.stabilizer)
+        terms = [(zhat, c if self.alpha == 1 else self.alpha * c)]
+        if self.beta == 0:
+            return terms
+        zhat = m(x_pos, w.clamp(max=0), _neg(b))
+        if not call.nonnegative:
+            zhat = zhat + m(x_neg, w.clamp(min=0))
+        c = _quotient(call.z, call.context.stop(zhat), self.stabilizer)
+        return [*terms, (zhat, -self.beta * c)]
+
+
+@dataclass(frozen=True, repr=False)
+class ZPlus(Rule):
+    """Positive contributions only; AlphaBeta(1, 0)."""
+
+    stabilizer: float = 1e-6
+
+    def terms(self, call: Call) -> list[Term]:
+        return AlphaBeta(1.0, 0.0, self.stabilizer).terms(call)
+
+
+@dataclass(frozen=True, repr=False)
+class Flat(Rule):
+    """Every input of a receptive field receives the same share, whatever its value. For first layers."""
+
+    stabilizer: float = 1e-6
+
+    def terms(self, call: Call) -> list[Term]:
+        m = call.map
+        ones = call.context.stream(call.x, torch.ones_like)
+        if m.groups == 1 and m.out_axis == 0:  # all outputs share one map: evaluate it once
+            zhat = m(ones, torch.ones_like(m.weight[:1])).expand_as(call.z)
+        else:
+            zhat = m(ones, torch.ones_like(m.weight))
+        return [(zhat, _quotient(call.z, call.context.stop(zhat), self.stabilizer))]
+
+
+@dataclass(frozen=True, repr=False)
+class WSquare(Rule):
+    """Shares in proportion to the squared weights, whatever the input. For unbounded first layers."""
+
+    stabilizer: float = 1e-6
+
+    def terms(self, call: Call) -> list[Term]:
+        m = call.map
+        ones = call.context.stream(call.x, torch.ones_like)
+        zhat = m(ones, m.weight**2, None if m.bias is None else m.bias**2)
+        return [(zhat, _quotient(call.z, call.context.stop(zhat), self.stabilizer))]
+
+
+@dataclass(frozen=True, repr=False)
+class ZBox(Rule):
+    """For inputs in a box [low, high]: ẑ = W x − W⁺ low − W⁻ high, three streams of relevance.
+
+    Args:
+        low, high: smallest and largest value of an input, in the units of the first layer's input
+            (that is, after a normalisation inside the model); numbers, or one per channel.
+    """
+
+    low: float | tuple[float, ...] = -3.0
+    high: float | tuple[float, ...] = 3.0
+    stabilizer: float = 1e-6
+
+    def _bound(self, value: float | tuple[float, ...]) -> Callable[[Tensor], Tensor]:
+        def fill(x: Tensor) -> Tensor:
+            bound = torch.as_tensor(value, dtype=x.dtype, device=x.device)
+            if bound.ndim == 1:
+                if x.ndim < 2 or bound.numel() not in (1, x.shape[1]):
+                    raise InputError(
+                        f"ZBox has {bound.numel()} bounds for an input of shape {tuple(x.shape)}",
+                        "give one number, or one per channel",
+                    )
+                bound = bound.reshape(-1, *[1] * (x.ndim - 2))
+            return bound.expand_as(x).clone()
+
+        return fill
+
+    def terms(self, call: Call) -> list[Term]:
+        m, b, w = call.map, call.map.bias, call.map.weight
+        low = call.context.stream(call.x, self._bound(self.low))
+        high = call.context.stream(call.x, self._bound(self.high))
+        zhat = m(call.x, w, b) - m(low, w.clamp(min=0), _pos(b)) - m(high, w.clamp(max=0), _neg(b))
+        return [(zhat, _quotient(call.z, call.context.stop(zhat), self.stabilizer))]
+
+
+@dataclass(frozen=True, repr=False)
+class Ignore(Rule):
+    """Zero relevance: the operation's output is a constant of the explanation."""
+
+
+@dataclass(frozen=True, repr=False)
+class Pass(Rule):
+    """Elementwise operations: relevance passes unchanged, R_in = R_out."""
+
+    def terms(self, call: Call) -> list[Term]:
+        raise ConfigError(
+            "Pass() cannot serve a linear layer or convolution: input and output differ in shape",
+            "use Epsilon(), Gamma(), ZPlus() … for it",
+        )
+
+
+@dataclass(frozen=True, repr=False)
+class Norm(Rule):
+    """Relevance in proportion to the contributions; what sums and average pools do anyway."""
+
+    native = True
+
+
+@dataclass(frozen=True, repr=False)
+class Gradient(Rule):
+    """The plain derivative; conserves only where the operation is homogeneous of degree one."""
+
+    native = True
+
+
+RULES: dict[str, type[Rule]] = {
+    r.__name__.lower(): r
+    for r in (Zero, Epsilon, Gamma, AlphaBeta, ZPlus, Flat, WSquare, ZBox, Ignore, Pass, Norm, Gradient)
+}
+
+
+def describe_rule(rule: Any) -> str:
+    """Name of a rule as shown in tables."""
+    return repr(rule)
