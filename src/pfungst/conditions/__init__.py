@@ -1,0 +1,7 @@
+"""How images reach the model: resizing, compression, noise, sharpening; named, composable, recorded."""
+
+from .condition import Condition, Step
+from .resize import RESIZERS
+from .steps import STEPS
+
+__all__ = ["RESIZERS", "STEPS", "Condition", "Step"]
