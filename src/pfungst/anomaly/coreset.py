@@ -76,13 +76,11 @@ class _Rows:
                 part = slice(start, start + _ROWS)
                 bound = torch.addmm(norms, self.reduced[part], reduced, alpha=-2).amin(1) + self.norms[part]
                 rows = (
-                    (bound < distances[part] + self.rounding * self.norms[part]).nonzero().flatten() + start
-                )
+                    bound < distances[part] + self.rounding * self.norms[part]
+                ).nonzero().flatten() + start
                 if not len(rows):
                     continue
-                near = (
-                    torch.addmm(norms, self.centred(rows), full, alpha=-2).amin(1).add_(self.norms[rows])
-                )
+                near = torch.addmm(norms, self.centred(rows), full, alpha=-2).amin(1).add_(self.norms[rows])
                 distances[rows] = torch.minimum(distances[rows], near.clamp_(min=0))
 
 

@@ -42,19 +42,21 @@ class MemoryBank:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def nearest(self, queries: Tensor, k: int = 1) -> Neighbours:
+    def nearest(self, queries: Tensor, k: int = 1, exclude: tuple[int, int] = (0, 0)) -> Neighbours:
         """The k nearest rows of each query.
 
         Args:
             queries: (Q, D).
             k: how many; at most the size of the bank.
+            exclude: rows of the bank, from and to, that do not count.
 
         Raises:
             InputError: more neighbours asked for than the bank has rows, or another dimension.
         """
-        if not 1 <= k <= len(self):
+        rows = len(self) - (exclude[1] - exclude[0])
+        if not 1 <= k <= rows:
             raise InputError(
-                f"{k} neighbours asked of a bank of {len(self)} patches", "lower neighbours or fit on more images"
+                f"{k} neighbours asked of a bank of {rows} patches", "lower neighbours or fit on more images"
             )
         if queries.ndim != 2 or queries.shape[1] != self.rows.shape[1]:
             raise InputError(
@@ -65,24 +67,31 @@ class MemoryBank:
         width = max(k, _ELEMENTS // step)
         found, index = [], []
         for part in queries.split(step):
-            best_i = self._search(part - self.mean, k, width)
+            best_i = self._search(part - self.mean, k, width, exclude)
             exact = torch.stack(
-                [torch.linalg.vecdot(diff, diff) for diff in (part - self.rows[best_i[:, j]] for j in range(k))], 1
+                [
+                    torch.linalg.vecdot(diff, diff)
+                    for diff in (part - self.rows[best_i[:, j]] for j in range(k))
+                ],
+                1,
             )
             exact, order = exact.sort(1)
             found.append(exact)
             index.append(best_i.gather(1, order))
         if not found:
-            return Neighbours(queries.new_zeros(0, k), torch.zeros(0, k, dtype=torch.long, device=queries.device))
+            return Neighbours(
+                queries.new_zeros(0, k), torch.zeros(0, k, dtype=torch.long, device=queries.device)
+            )
         return Neighbours(torch.cat(found), torch.cat(index))
 
-    def _search(self, centred: Tensor, k: int, width: int) -> Tensor:
+    def _search(self, centred: Tensor, k: int, width: int, exclude: tuple[int, int]) -> Tensor:
         """Nearest rows (Q, k) of centred queries, one slice of the bank at a time."""
         best_d = best_i = None
         for start in range(0, len(self), width):
             part = slice(start, start + width)
             # ‖u − μ‖² − 2⟨q − μ, u⟩: what is left out is the same for all rows of the bank
             products = torch.addmm(self.norms[part], centred, self.rows[part].T, alpha=-2)
+            products[:, max(0, exclude[0] - start) : max(0, exclude[1] - start)] = torch.inf
             if k == 1:
                 d, i = products.min(1, keepdim=True)
             else:

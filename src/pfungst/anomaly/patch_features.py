@@ -10,7 +10,7 @@ length. Pooling and interpolation are linear along different axes, so they are d
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 from torch import Tensor, nn
@@ -49,13 +49,13 @@ class LayerTap(nn.Module):
     def forward(self, x: Tensor) -> list[Tensor]:
         seen: dict[str, Tensor] = {}
         with self._hooks(seen):
-            try:
+            with suppress(_Done):
                 self.network(x)
-            except _Done:
-                pass
         missing = [name for name in self.layers if name not in seen]
         if missing:
-            raise ConfigError(f"layers {missing} take no part in the forward pass", "name layers that are used")
+            raise ConfigError(
+                f"layers {missing} take no part in the forward pass", "name layers that are used"
+            )
         return [seen[name] for name in self.layers]
 
     @contextmanager
@@ -81,7 +81,7 @@ class LayerTap(nn.Module):
 
 
 class PatchFeatures(nn.Module):
-    """Images (N, C, H, W) → patch features (N, D, h, w).
+    """Normalised images (N, C, H, W) → patch features (N, D, h, w).
 
     Args:
         network: any convolutional network (or any whose layers give maps (N, C, h, w)).
@@ -90,11 +90,7 @@ class PatchFeatures(nn.Module):
         stride: between neighbourhoods.
         layer_dim: length each layer is pooled to.
         dim: length D of a patch's feature.
-        mean, std: per channel, by which images are normalised.
     """
-
-    mean: Tensor
-    std: Tensor
 
     def __init__(
         self,
@@ -104,8 +100,6 @@ class PatchFeatures(nn.Module):
         stride: int = 1,
         layer_dim: int = 1024,
         dim: int = 1024,
-        mean: Sequence[float] = (0.485, 0.456, 0.406),
-        std: Sequence[float] = (0.229, 0.224, 0.225),
     ) -> None:
         super().__init__()
         if min(patch, stride, layer_dim, dim) < 1:
@@ -114,21 +108,9 @@ class PatchFeatures(nn.Module):
             )
         self.tap = LayerTap(network, layers)
         self.patch, self.stride, self.layer_dim, self.dim = patch, stride, layer_dim, dim
-        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).reshape(-1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).reshape(-1, 1, 1), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.embed(self.tap(self.normalise(x)))
-
-    def normalise(self, x: Tensor) -> Tensor:
-        """(x − mean) / std; grey images serve a network of three channels."""
-        if x.shape[1] == 1 and len(self.mean) == 3:
-            x = x.expand(-1, 3, -1, -1)
-        if x.shape[1] != len(self.mean) and len(self.mean) != 1:
-            raise InputError(
-                f"images of {x.shape[1]} channels, normalised by {len(self.mean)}", "give mean and std per channel"
-            )
-        return (x - self.mean.to(x)) / self.std.to(x)
+        return self.embed(self.tap(x))
 
     def embed(self, maps: Sequence[Tensor]) -> Tensor:
         """Layer maps (N, C_l, h_l, w_l) → patch features (N, D, h, w)."""
