@@ -48,9 +48,8 @@ class LayerTap(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         seen: dict[str, Tensor] = {}
-        with self._hooks(seen):
-            with suppress(_Done):
-                self.network(x)
+        with self._hooks(seen), suppress(_Done):
+            self.network(x)
         missing = [name for name in self.layers if name not in seen]
         if missing:
             raise ConfigError(

@@ -38,7 +38,8 @@ class PatchCore(NetworkDetector):
     in that paper; its published code and some others report the squared distance (distance="squared").
 
     The explanation gives all relevance to the most unusual patch and, in it, R_k = (φ_k − u_k)² / d · o
-    for its nearest row u of the bank; R then goes through the network by layer-wise relevance propagation.
+    for its nearest row u of the bank; R then goes through the network by layer-wise relevance propagation. Features that are off in
+    that patch (φ_k = 0) but on in u have no way back to the input: their part is reported as bias.
 
     Args:
         backbone: a name of torchvision ("resnet18", "wide_resnet50_2"), a specification of
