@@ -27,6 +27,12 @@ def peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
+def now() -> float:
+    """Resident memory of this process, in MB."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize() / 2**20
+
+
 # workers: each prints one line of JSON
 
 
@@ -36,7 +42,7 @@ def coreset_ours(folder: Path, size: int, steps: int) -> dict:
     from pfungst.anomaly.coreset import greedy_coreset
 
     x = torch.from_numpy(np.load(folder / "matrix.npy"))
-    base, start, cpu = peak(), time.perf_counter(), time.process_time()
+    base, start, cpu = now(), time.perf_counter(), time.process_time()
     core = greedy_coreset(x, size)
     seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
     np.save(folder / "ours.npy", core.indices.numpy())
@@ -49,7 +55,7 @@ def coreset_peer(folder: Path, size: int, steps: int) -> dict:
 
     x = torch.from_numpy(np.load(folder / "matrix.npy"))
     torch.manual_seed(0)
-    base, start, cpu = peak(), time.perf_counter(), time.process_time()
+    base, start, cpu = now(), time.perf_counter(), time.process_time()
     sampler = KCenterGreedy(embedding=x, sampling_ratio=size / len(x) + 1e-9)
     done = sampler.coreset_size = min(size, steps) if steps else size
     indices = sampler.select_coreset_idxs()
@@ -72,7 +78,7 @@ def whole_ours(folder: Path, size: int, steps: int) -> dict:
     network = torchvision.models.resnet18(weights=None).eval()
     network.load_state_dict(load_file(folder / "backbone.safetensors"))
     model = PatchCore(network, layer_dim=192, dim=384, reweight=9, calibration=0, batch_size=8, device="cpu")
-    base, start, cpu = peak(), time.perf_counter(), time.process_time()
+    base, start, cpu = now(), time.perf_counter(), time.process_time()
     model.fit(train)
     fitted = time.perf_counter() - start
     model.anomaly_score(test)
@@ -95,7 +101,7 @@ def whole_peer(folder: Path, size: int, steps: int) -> dict:
     )
     assert not missing.missing_keys, missing
     mean, std = (torch.tensor(v).reshape(-1, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
-    base, start, cpu = peak(), time.perf_counter(), time.process_time()
+    base, start, cpu = now(), time.perf_counter(), time.process_time()
     model.train()
     model.feature_extractor.eval()
     with torch.no_grad():

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from pfungst.anomaly import PatchCore
@@ -79,7 +80,10 @@ def test_coreset_refuses_nan():
 def test_nearest_neighbours_against_brute_force(k, monkeypatch):
     monkeypatch.setattr("pfungst.anomaly.memory_bank._ELEMENTS", 2000)  # several slices of the bank
     generator = torch.Generator().manual_seed(0)
-    bank, queries = torch.randn(100, 7, generator=generator) + 50, torch.randn(40, 7, generator=generator) + 50
+    bank, queries = (
+        torch.randn(100, 7, generator=generator) + 50,
+        torch.randn(40, 7, generator=generator) + 50,
+    )
     found = MemoryBank(bank).nearest(queries, k)
     want, rows = torch.cdist(queries.double(), bank.double()).square().topk(k, largest=False)
     assert torch.equal(found.indices, rows)
@@ -140,10 +144,14 @@ def test_explanation_conserves_without_biases(fitted, basis):
     r = fitted.explain(images(4, seed=1), basis)
     torch.testing.assert_close(r.score, fitted.anomaly_score(images(4, seed=1)), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(r.sum() + r.bias, r.score, rtol=1e-5, atol=1e-5)
-    assert r.bias_share == pytest.approx(off_share(fitted, images(4, seed=1)), abs=1e-3)  # there are no biases
+    assert r.bias_share == pytest.approx(
+        off_share(fitted, images(4, seed=1)), abs=1e-3
+    )  # there are no biases
 
 
-@pytest.mark.parametrize("options", [{"neighbours": 3}, {"reweight": 4}, {"distance": "squared"}, {"coreset": 1.0}])
+@pytest.mark.parametrize(
+    "options", [{"neighbours": 3}, {"reweight": 4}, {"distance": "squared"}, {"coreset": 1.0}]
+)
 def test_explanation_conserves_for_every_score(options):
     model = small(mean=(0.0,) * 3, std=(1.0,) * 3, **options).fit(images(5))
     r = model.explain(images(2, seed=3))
@@ -160,7 +168,9 @@ def test_relevance_lies_in_the_receptive_field_of_the_winning_patch(fitted):
     reach = 4 * 4
     centre = (2 * row, 2 * col)
     far = torch.ones_like(heat, dtype=torch.bool)
-    far[max(0, centre[0] - reach) : centre[0] + reach + 2, max(0, centre[1] - reach) : centre[1] + reach + 2] = False
+    far[
+        max(0, centre[0] - reach) : centre[0] + reach + 2, max(0, centre[1] - reach) : centre[1] + reach + 2
+    ] = False
     assert heat.sum() > 0
     assert heat[far].sum() <= 1e-6 * heat.sum()
 
@@ -277,7 +287,7 @@ def test_bad_parameters(options, message):
 
 def test_bad_images(fitted):
     with pytest.raises(InputError, match="no images"):
-        small().fit(np.random.rand(4, 10))
+        small().fit(np.zeros((4, 10)))
     with pytest.raises(InputError, match="shape"):
         fitted.anomaly_score(images(1, 40))
     with pytest.raises(InputError, match="NaN"):

@@ -12,10 +12,23 @@ from pfungst.data.digits import CORRUPTIONS, corrupt
 from pfungst.data.mnist import read_idx
 from pfungst.errors import ConfigError, DataError, InputError
 
-KINDS = (
-    "shot_noise impulse_noise glass_blur motion_blur shear scale rotate brightness translate stripe fog spatter "
-    "dotted_line zigzag canny_edges"
-).split()
+KINDS = [
+    "shot_noise",
+    "impulse_noise",
+    "glass_blur",
+    "motion_blur",
+    "shear",
+    "scale",
+    "rotate",
+    "brightness",
+    "translate",
+    "stripe",
+    "fog",
+    "spatter",
+    "dotted_line",
+    "zigzag",
+    "canny_edges",
+]
 
 
 def test_the_fifteen_corruptions_of_mnist_c():
@@ -77,7 +90,10 @@ def idx(array):
 @pytest.mark.parametrize("zipped", [False, True])
 def test_mnist(tmp_path, zipped):
     random = np.random.default_rng(0)
-    images, labels = random.integers(0, 256, (4, 28, 28), dtype=np.uint8), np.array([3, 1, 4, 1], dtype=np.uint8)
+    images, labels = (
+        random.integers(0, 256, (4, 28, 28), dtype=np.uint8),
+        np.array([3, 1, 4, 1], dtype=np.uint8),
+    )
     for prefix in ("train", "t10k"):
         for kind, array in (("images-idx3", images), ("labels-idx1", labels)):
             data = idx(array)
@@ -96,7 +112,9 @@ def test_emnist_letters_are_turned_upright(tmp_path):
     images[0, 3, 20] = 200
     for prefix in ("train", "test"):
         (tmp_path / f"emnist-letters-{prefix}-images-idx3-ubyte").write_bytes(idx(images))
-        (tmp_path / f"emnist-letters-{prefix}-labels-idx1-ubyte").write_bytes(idx(np.array([26], dtype=np.uint8)))
+        (tmp_path / f"emnist-letters-{prefix}-labels-idx1-ubyte").write_bytes(
+            idx(np.array([26], dtype=np.uint8))
+        )
     item = emnist_letters(tmp_path).items[1]
     assert (item.label, item.split) == ("Z", "test")
     assert np.asarray(item.read())[20, 3, 0] == 200

@@ -198,7 +198,8 @@ def _density(estimator: Any) -> tuple[np.ndarray, Readout, np.ndarray, None]:
 
     centred = torch.as_tensor(rows - rows.mean(0))
     own = power_distances(centred, centred, 2).fill_diagonal_(math.inf)
-    training = readout(own)[0].numpy() if len(rows) > 1 else np.zeros(0)
+    rest = torch.log1p(-log_w.exp())  # what is left of the weights without the point itself
+    training = (readout(own)[0] + rest).numpy() if len(rows) > 1 else np.zeros(0)
     return rows, readout, training, None
 
 
