@@ -193,7 +193,7 @@ def test_poolings():
         (np.array([[["a"]]]), "not numeric"),
         (np.array([[1.0, math.nan]]), "NaN"),
         (np.zeros(4), "1D array"),
-        (["a", "b"], "1D array"),
+        (["a", "b"], "could not convert"),
     ],
 )
 def test_unusable_input(bad, message):

@@ -83,7 +83,8 @@ class Detector(OutlierMixin, BaseEstimator):
 
     def decision_function(self, X: Any) -> Any:
         """threshold_ − anomaly_score: negative for abnormal samples."""
-        return self.threshold_ - self.anomaly_score(X)
+        scores = self.anomaly_score(X)
+        return self.threshold_ - scores
 
     def predict(self, X: Any) -> Any:
         """+1 for normal, −1 for abnormal samples (score strictly above the threshold)."""

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 _BLOCK = 8192  # dimensions per partial sum: a block of both operands stays in cache
-_CANCELLED = 0.01  # d below this share of its terms is measured again from the differences
+_CANCELLED = 0.01  # d below this share of the terms' bound, Σ (|x| + |u|)^p ≤ 2^(p−1) Σ (|x|^p + |u|^p),
+# is measured again from the differences
 _PAIR_ELEMENTS = 1 << 24  # elements of differences held at once
 
 
@@ -22,7 +23,8 @@ def power_sum(x: Tensor, p: int) -> Tensor:
     """Σ_i |x_i|^p of each row, in float64. x (N, D) → (N,)."""
     out = torch.zeros(len(x), dtype=torch.float64, device=x.device)
     for part in x.split(_BLOCK, dim=1):
-        out += part.abs().pow_(p).sum(1).double()
+        half = part.pow(p // 2) if p > 2 else part
+        out += (part.abs().sum(1) if p == 1 else torch.linalg.vecdot(half, half)).double()
     return out
 
 
@@ -70,7 +72,7 @@ def power_distances(x: Tensor, u: Tensor, p: int) -> Tensor:
         return out
     terms = power_sum(x, p)[:, None] + power_sum(u, p)
     out = terms + _expanded(x, u, p)
-    rows, cols = torch.nonzero(out <= _CANCELLED * terms, as_tuple=True)
+    rows, cols = torch.nonzero(out <= _CANCELLED * 2 ** (p - 1) * terms, as_tuple=True)
     if len(rows):
         out[rows, cols] = _pairs(x, u, p, rows, cols)
     return out

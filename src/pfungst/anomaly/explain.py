@@ -123,7 +123,7 @@ def _ill_conditioned(terms: Terms, x_terms: Tensor, u_terms: Tensor) -> Tensor:
     w = terms.weights
     added = w.sum(1) * x_terms + w @ u_terms
     left = (w * terms.distances).sum(1)
-    return (added * torch.finfo(terms.z.dtype).eps > _PRECISION * left) & (left > 0)
+    return added * torch.finfo(terms.z.dtype).eps > _PRECISION * left
 
 
 def _covariance(terms: Terms, basis: Basis) -> Tensor:
@@ -131,15 +131,14 @@ def _covariance(terms: Terms, basis: Basis) -> Tensor:
     sample = tuple(terms.z.shape[1:])
     x, u = terms.z, terms.u
     sx, su = (x, u) if terms.pull is None else (terms.pull(terms.phi), terms.pull(terms.v))
-    size = [
-        torch.linalg.vecdot(a.flatten(1).abs(), b.flatten(1).abs()).double() for a, b in ((x, sx), (u, su))
-    ]
+    size = [_magnitude(x, sx), _magnitude(u, su)]
     poor = _ill_conditioned(terms, *size)
     w = terms.weights.to(x)
     total = w.sum(1)
-    inverse = torch.where(total > 0, 1 / total, 0.0)[:, None]
-    m = ((w * inverse) @ u.flatten(1)).unflatten(1, sample)
-    sm = m if terms.pull is None else ((w * inverse) @ su.flatten(1)).unflatten(1, sample)
+    whole = terms.weights.sum(1, keepdim=True)  # may lie below what float32 can hold
+    mean = torch.where(whole > 1e-300, terms.weights / whole, 0.0).to(x)
+    m = (mean @ u.flatten(1)).unflatten(1, sample)
+    sm = m if terms.pull is None else (mean @ su.flatten(1)).unflatten(1, sample)
     if isinstance(basis, PixelBands):
         values = pixel_band_covariance(x, sx, u, su, m, sm, w, basis)
     else:
@@ -149,6 +148,13 @@ def _covariance(terms: Terms, basis: Basis) -> Tensor:
     if poor.any():
         values[poor] = _pair_by_pair(terms.rows(poor.nonzero().flatten()), basis)
     return values
+
+
+def _magnitude(a: Tensor, b: Tensor) -> Tensor:
+    """Σ |a_i b_i| of each row, in float64."""
+    if a is b:
+        return power_sum(a.flatten(1), 2)
+    return torch.linalg.vecdot(a.flatten(1).abs(), b.flatten(1).abs()).double()
 
 
 def _products(u: Tensor, su: Tensor, basis: Basis) -> Tensor:
@@ -190,10 +196,9 @@ def feature_relevance(phi: Tensor, v: Tensor, weights: Tensor, distances: Tensor
             value = value * x + (-1) ** k * math.comb(p, k) * moments[k]
         out[:, lo:hi] = value
     u_terms, x_terms = power_sum(v, p), power_sum(phi, p)
-    scale = 2 ** (p - 2)
-    added = scale * (weights.sum(1) * x_terms + weights @ u_terms)
+    added = 2 ** (p - 1) * (weights.sum(1) * x_terms + weights @ u_terms)
     left = (weights * distances).sum(1)
-    poor = (added * torch.finfo(phi.dtype).eps > _PRECISION * left) & (left > 0)
+    poor = added * torch.finfo(phi.dtype).eps > _PRECISION * left
     for n in poor.nonzero().flatten().tolist():
         keep = (weights[n] * distances[n] > _NEGLIGIBLE * left[n]).nonzero().flatten()
         out[n] = 0

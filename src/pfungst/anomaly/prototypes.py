@@ -124,6 +124,7 @@ class PrototypeDetector(Detector):
         constant = self.pooling_.offset + self.epsilon_
         weights = relevance / (constant + distances)
         bias = constant * weights.sum(1)
+        weights = torch.where(distances > 0, weights, 0.0)  # a prototype equal to the input gives it nothing
         if self.features_ is not None and not self.affine_:
             local = feature_relevance(phi, self._embedded, weights, distances, self._power)
             values = basis.contract(z, gradient(self.features_, z, local), ndim=z.ndim - 1)
