@@ -41,7 +41,11 @@ def save(detector: Any, folder: Path) -> None:
         "condition": None if detector.condition_ is None else str(detector.condition_),
         "fitted": {k: getattr(detector, k) for k in _FITTED},
     }
-    folder = Path(folder)
+    write_folder(Path(folder), header, tensors)
+
+
+def write_folder(folder: Path, header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+    """Write detector.json and weights.safetensors. The folder appears whole or not at all."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
@@ -59,8 +63,8 @@ def save(detector: Any, folder: Path) -> None:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def load(cls: Any, folder: Path, features: nn.Module | None = None) -> Any:
-    """Read what :func:`save` wrote; `cls` is the class saved, or a base of it."""
+def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Header and tensors that :func:`write_folder` wrote."""
     try:
         header = json.loads((folder / "detector.json").read_text())
         tensors = load_file(folder / "weights.safetensors")
@@ -72,9 +76,17 @@ def load(cls: Any, folder: Path, features: nn.Module | None = None) -> Any:
         raise CheckpointError(
             f"{folder} has format {header.get('format')!r}, not {_FORMAT!r}", "save it again"
         )
+    return header, tensors
+
+
+def load(cls: Any, folder: Path, features: nn.Module | None = None) -> Any:
+    """Read what :func:`save` wrote; `cls` is the class saved, or a base of it."""
+    header, tensors = read_folder(folder)
     kind = _find(cls, header["class"])
     if kind is None:
         raise CheckpointError(f"{folder} holds a {header['class']}, not a {cls.__name__}", "load it as that")
+    if hasattr(kind, "_from_folder"):
+        return kind._from_folder(folder, header, tensors, {} if features is None else {"features": features})
     module = rebuild(header["features"], features, folder)
     weights = {k.removeprefix("features."): v for k, v in tensors.items() if k.startswith("features.")}
     if module is not None and weights:

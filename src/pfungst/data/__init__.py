@@ -1,10 +1,10 @@
 """Folder layouts and tables as sets of labelled images, and rendered ones."""
 
-from .covid import open_collection, open_covid, open_nih
 from .decode import MAX_PIXELS, read_image, read_mask
-from .imagenet import open_imagenet
+from .digits import digits_c
 from .items import ImageSet, Item
 from .layouts import open_images
+from .mnist import emnist_letters, mnist, mnist_c
 from .prepared import Prepared, resize_mask
 
 __all__ = [
@@ -12,11 +12,11 @@ __all__ = [
     "ImageSet",
     "Item",
     "Prepared",
-    "open_collection",
-    "open_covid",
-    "open_imagenet",
+    "digits_c",
+    "emnist_letters",
+    "mnist",
+    "mnist_c",
     "open_images",
-    "open_nih",
     "read_image",
     "read_mask",
     "resize_mask",
