@@ -52,7 +52,10 @@ def audit_anomaly(
     ] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file with the same names.")] = None,
     model: Annotated[
-        str | None, typer.Option(help="Detectors, comma-separated: d2neighbors, d2neighbors:p=1, kde.")
+        str | None,
+        typer.Option(
+            help="Detectors, comma-separated: d2neighbors, kde, patchcore, autoencoder, one-class, bag:A+B."
+        ),
     ] = None,
     original: Annotated[
         str | None, typer.Option(help="Condition before deployment [opencv-nearest].")

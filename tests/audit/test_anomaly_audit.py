@@ -89,15 +89,15 @@ def test_a_mitigation_filtered_once_equals_one_inside_the_detector(data, tmp_pat
     """All seeds but the first get filtered images instead of the filter: the scores must be the same."""
     import torch
 
+    from pfungst.anomaly import detector_from_spec
     from pfungst.audit.entry import _filtered
-    from pfungst.audit.specs import build_detector
     from pfungst.mitigate import GaussianBlur, LowPass
 
     x = torch.rand(9, 3, 32, 32)
     for layer in (GaussianBlur(), LowPass(100)):
         for name in ("d2neighbors", "d2neighbors:p=1", "kde"):
-            inside = build_detector(name, layer).fit(x[:6]).anomaly_score(x)
-            before = build_detector(name).fit(_filtered(layer, x[:6])).anomaly_score(_filtered(layer, x))
+            inside = detector_from_spec(name, features=layer).fit(x[:6]).anomaly_score(x)
+            before = detector_from_spec(name).fit(_filtered(layer, x[:6])).anomaly_score(_filtered(layer, x))
             torch.testing.assert_close(inside, before, rtol=1e-4, atol=1e-3)
 
 
@@ -201,3 +201,31 @@ def test_a_test_set_without_defects_is_refused(data, tmp_path):
 def test_the_result_is_valid_json_even_with_numbers_that_do_not_exist(data, tmp_path):
     run(config(data, tmp_path, category="nut", seeds=1))
     json.loads((tmp_path / "result.json").read_text(), parse_constant=lambda name: pytest.fail(name))
+
+
+@pytest.mark.parametrize(
+    "model", ["autoencoder:epochs=2", "patchcore:coreset=0.5,dim=32,layer_dim=32", "bag:kde+d2neighbors"]
+)
+def test_every_detector_goes_through_the_audit(data, tmp_path, model):
+    result = run(config(data, tmp_path, model=model, category="nut", seeds=1))
+    entry = result.entries[0]
+    assert entry.model == model
+    arrays = load_arrays(tmp_path, entry.arrays)
+    assert len(np.unique(arrays["scores_original"])) > 3
+    assert np.isfinite(arrays["heat"]).all()
+
+
+def test_embedded_digits_are_audited(tmp_path):
+    result = run(
+        config(
+            "digits-c",
+            tmp_path,
+            model="kde",
+            category="stripe",
+            seeds=1,
+            size=28,
+            deployed="opencv-nearest+noise:0.1",
+        )
+    )
+    assert result.mean["kde"]["original"].auroc.value > 0.8
+    assert result.mean["kde"]["original"].clever_hans is not None

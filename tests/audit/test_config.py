@@ -40,8 +40,10 @@ def test_bad_files(tmp_path, text, message):
 
 
 def test_lists_from_the_command_line():
-    config = AnomalyConfig.build(data="x", model="kde, d2neighbors:p=1", groups="session")
-    assert config.model == ["kde", "d2neighbors:p=1"]
+    config = AnomalyConfig.build(
+        data="x", model="kde, d2neighbors:p=1,perplexity=0.3,bag:kde+kde", groups="session"
+    )
+    assert config.model == ["kde", "d2neighbors:p=1,perplexity=0.3", "bag:kde+kde"]
     assert config.groups == ["session"]
     with pytest.raises(ConfigError, match="no detector"):
         AnomalyConfig.build(data="x", model="")

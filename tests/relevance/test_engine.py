@@ -446,3 +446,20 @@ def test_random_networks(net, name):
     assert (rows[1:, 1] - single).abs().max() < 1e-8 * (1 + single.abs().max())
     if name == "lrp_zero":
         assert (rows.sum((-2, -1)) - lin.output).abs().max() < 1e-8
+
+
+def test_a_buffer_cast_like_the_input_stays_a_constant():
+    """Regression: kernel.to(x) made the weights of a convolution look as if they were computed from x."""
+
+    class Blur(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("kernel", torch.tensor([0.25, 0.5, 0.25], dtype=torch.float64))
+
+        def forward(self, x):
+            kernel = self.kernel.to(x).type_as(x).view(1, 1, -1, 1).expand(x.shape[1], 1, -1, 1)
+            return nn.functional.conv2d(x, kernel, groups=x.shape[1]).flatten(1).sum(1, keepdim=True)
+
+    x = torch.rand(2, 3, 8, 8)
+    r = attribute(Blur(), x, output=0, composite="gradient")
+    torch.testing.assert_close(r.sum(), r.score)

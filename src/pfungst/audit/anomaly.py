@@ -10,16 +10,17 @@ from functools import cache, partial
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from pfungst import __version__
+from pfungst.anomaly import detector_from_spec
 from pfungst.audit import verdict
-from pfungst.audit.config import AnomalyConfig
+from pfungst.audit.config import EMBEDDED, AnomalyConfig
 from pfungst.audit.entry import evaluate, mean_scores
 from pfungst.audit.machine import describe_machine
+from pfungst.audit.mitigation import parse_mitigation
 from pfungst.audit.result import AnomalyResult, Entry, Skipped, save
 from pfungst.audit.sources import group_columns
-from pfungst.audit.specs import parse_detector, parse_mitigation
 from pfungst.audit.workspace import Workspace
 from pfungst.conditions import Condition
-from pfungst.data import ImageSet, open_images
+from pfungst.data import ImageSet, digits_c, open_images
 from pfungst.data.synthetic import make_parts
 from pfungst.errors import DataError, PfungstWarning, UnreadableImages
 
@@ -38,7 +39,7 @@ def run(config: AnomalyConfig) -> AnomalyResult:
     """
     started = time.monotonic()
     for text in config.model:
-        parse_detector(text)
+        detector_from_spec(text)
     parse_mitigation(config.mitigate)
     conditions = [Condition.parse(config.original), Condition.parse(config.deployed)]
     sets = open_sets(config)
@@ -51,7 +52,7 @@ def run(config: AnomalyConfig) -> AnomalyResult:
     skipped: dict[str, str] = {}
     with _progress() as progress:
         task = progress.add_task("checking images", total=len(sets) * (1 + len(config.model)))
-        if not config.skip_bad and str(config.data) != "synthetic":
+        if not config.skip_bad and str(config.data) not in EMBEDDED:
             check_all(sets)
         for images in sets:
             progress.update(task, description=images.name, advance=1)
@@ -111,6 +112,8 @@ def open_sets(config: AnomalyConfig) -> list[ImageSet]:
     wanted = config.category or None
     if str(config.data) == "synthetic":
         sets = make_parts(wanted, seed=config.seed)
+    elif str(config.data) == "digits-c":
+        sets = digits_c(wanted, seed=config.seed)
     else:
         sets = open_images(config.data, category=wanted)
     for images in sets:

@@ -13,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from pfungst.errors import ConfigError
 
+EMBEDDED = ("synthetic", "digits-c")  # data sets that come with the package, instead of a path
+
 
 class AuditConfig(BaseModel):
     """What every audit can be told. Field names are the option names, with `-` for `_` on the command line."""
@@ -50,7 +52,7 @@ class AuditConfig(BaseModel):
             values = {key.replace("-", "_"): value for key, value in values.items()}
             base = Path(file).resolve().parent
             for key in ("data", "out", "images"):
-                if isinstance(values.get(key), str) and not values[key].startswith("synthetic"):
+                if isinstance(values.get(key), str) and values[key] not in EMBEDDED:
                     values[key] = base / values[key]
         values.update({key: value for key, value in options.items() if value is not None})
         try:
@@ -83,13 +85,22 @@ def _explain(error: ValidationError, where: str, cls: type[BaseModel]) -> tuple[
 
 
 def _listed(value: Any) -> Any:
-    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+    """A comma-separated text as a list; ``a,b:p=1,q=2`` has two members, as parameters go with their name."""
+    if not isinstance(value, str):
+        return value
+    parts: list[str] = []
+    for part in filter(None, (p.strip() for p in value.split(","))):
+        if parts and "=" in part and ":" not in part.partition("=")[0]:
+            parts[-1] += f",{part}"
+        else:
+            parts.append(part)
+    return parts
 
 
 class AnomalyConfig(AuditConfig):
     """``pfungst audit anomaly``."""
 
-    data: Path | str = Field(description="MVTec folder, CSV, Parquet, image folder, or synthetic")
+    data: Path | str = Field(description="MVTec folder, CSV, Parquet, image folder, synthetic, or digits-c")
     category: list[str] = Field([], description="categories to audit; all if not given")
     model: list[str] = Field(
         ["d2neighbors"], description="detectors, for example d2neighbors, d2neighbors:p=1, kde"

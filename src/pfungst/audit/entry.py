@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from pfungst import measure
-from pfungst.anomaly import Detector
+from pfungst.anomaly import Detector, detector_from_spec
 from pfungst.audit.config import AnomalyConfig
 from pfungst.audit.examples import choose_examples, thumbnails
+from pfungst.audit.mitigation import parse_mitigation
 from pfungst.audit.result import Entry, Group, Interval, Provenance, Scores, Spectrum
 from pfungst.audit.sources import group_columns
-from pfungst.audit.specs import build_detector, parse_mitigation
 from pfungst.data import Prepared
 from pfungst.mitigate import GaussianBlur, LowPass, propose_cutoff
 from pfungst.relevance import DCTBands, PixelBands
@@ -57,7 +57,7 @@ def evaluate(
     """Fit, score, explain and mend one detector on one category.
 
     Args:
-        model: the detector, see :mod:`pfungst.audit.specs`.
+        model: the detector, see :func:`pfungst.anomaly.detector_from_spec`.
         original: all images of the category under the original condition.
         deployed: the same images under the deployed condition.
 
@@ -174,7 +174,9 @@ def _repeat(
         order = torch.from_numpy(np.random.default_rng(seed).permutation(len(train)))
         n_fit = len(train) if config.protocol == "published" else max(2, round(_FIT_SHARE * len(train)))
         first = index == 0
-        detector = build_detector(model, mitigation if first else None, seed)
+        detector = detector_from_spec(
+            model, features=mitigation if first else None, seed=seed, device=config.device
+        )
         detector.fit((train if first else seen)[order[:n_fit]])
         held_out = (train if first else seen)[order[n_fit:]]
         scores = {

@@ -50,6 +50,7 @@ _INPLACE_OUTSIDE = {
     "masked_fill_",
 }
 _PLACEMENT = {"contiguous", "clone", "to", "float", "double", "half", "bfloat16", "type_as", "cuda", "cpu"}
+_LIKE = {"to", "type_as", "view_as", "expand_as", "reshape_as"}  # the second tensor only says what like
 _SHAPES = {
     "view",
     "reshape",
@@ -76,7 +77,7 @@ def dispatch(mode: RelevanceMode, func: Any, name: str, args: tuple[Any, ...], k
     """Carry out one functional call, at least one of whose tensors depends on the input."""
     if name.startswith("get:"):
         return _property(mode, func, name, args)
-    if name in CONSTANT:
+    if name in CONSTANT or (name in _LIKE and not mode.tracked(args[0])):
         with torch.no_grad():
             return func(*args, **kwargs)
     if (
