@@ -81,9 +81,29 @@ ACTIVATIONS = set(
 _NONNEGATIVE = {"relu", "relu6", "sigmoid", "hardsigmoid", "softplus", "sqrt", "rsqrt"}
 _KEEPS_SIGN = LINEAR - {"neg", "sub", "rsub", "lerp", "rfft", "fft", "fft2", "fftn", "rfft2", "interpolate"}
 _GATES = {"sigmoid", "hardsigmoid", "rsqrt", "sqrt", "reciprocal"}
-_INPLACE_OUTSIDE = {"add_", "sub_", "mul_", "div_", "neg_", "clamp_", "clamp_min_", "clamp_max_", "masked_fill_"}
+_INPLACE_OUTSIDE = {
+    "add_",
+    "sub_",
+    "mul_",
+    "div_",
+    "neg_",
+    "clamp_",
+    "clamp_min_",
+    "clamp_max_",
+    "masked_fill_",
+}
 _PLACEMENT = {"contiguous", "clone", "to", "float", "double", "half", "bfloat16", "type_as", "cuda", "cpu"}
-_SHAPES = {"view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "permute", "transpose", "movedim"}
+_SHAPES = {
+    "view",
+    "reshape",
+    "flatten",
+    "unflatten",
+    "squeeze",
+    "unsqueeze",
+    "permute",
+    "transpose",
+    "movedim",
+}
 
 
 def handles(*names: str) -> Callable[[Handler], Handler]:
@@ -102,7 +122,11 @@ def dispatch(mode: RelevanceMode, func: Any, name: str, args: tuple[Any, ...], k
     if name in CONSTANT:
         with torch.no_grad():
             return func(*args, **kwargs)
-    if name == "setitem" or name.startswith("set:") or name in ("copy_", "index_put_", "index_add_", "scatter_"):
+    if (
+        name == "setitem"
+        or name.startswith("set:")
+        or name in ("copy_", "index_put_", "index_add_", "scatter_")
+    ):
         return _write(mode, func, name, args, kwargs)
     base = name[:-1] if name.endswith("_") and not name.endswith("__") else name
     args, kwargs, flag = _without_flag(func, args, kwargs)
@@ -116,7 +140,10 @@ def dispatch(mode: RelevanceMode, func: Any, name: str, args: tuple[Any, ...], k
         out = activation(mode, func, base, args, kwargs)
     elif base in LINEAR:
         out = linear(mode, func, base, args, kwargs)
-    elif isinstance(func, types.FunctionType) and func.__module__ in ("torch.nn.functional", "torch.functional"):
+    elif isinstance(func, types.FunctionType) and func.__module__ in (
+        "torch.nn.functional",
+        "torch.functional",
+    ):
         return expand(mode, func, args, kwargs)
     else:
         with torch.no_grad():
@@ -238,7 +265,9 @@ def linear(mode: RelevanceMode, func: Any, name: str, args: tuple[Any, ...], kwa
         args = pytree.tree_map(
             lambda t: mode.constant(t, name) if isinstance(t, Tensor) and not mode.tracked(t) else t, args
         )
-    operands = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor) and t.is_floating_point()]
+    operands = [
+        t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor) and t.is_floating_point()
+    ]
     positive = name in _KEEPS_SIGN and all(_is_nonnegative(mode, t) for t in operands)
     gate = len(operands) == 1 and _gate(operands[0])
     with torch.enable_grad():
@@ -369,7 +398,9 @@ def transposed_convolution(mode: RelevanceMode, func: Any, name: str, args: Any,
         out_axis=1,
         groups=rest[3],
     )
-    site = mode.site(name, "convolution", kernel=tuple(weight.shape[2:]), stride=_tuple(rest[0], weight.ndim - 2))
+    site = mode.site(
+        name, "convolution", kernel=tuple(weight.shape[2:]), stride=_tuple(rest[0], weight.ndim - 2)
+    )
     return mode.linear(site, x, m)
 
 
@@ -382,7 +413,9 @@ def _linear_map(mode: RelevanceMode, name: str, x: Tensor, weight: Tensor, bias:
 def linear_layer(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: Any) -> Tensor:
     b = _bind("input weight bias", args, kwargs)
     if mode.tracked(b["weight"]):
-        out = product(mode, torch.matmul, "matmul", (b["input"], mode.settle(b["weight"]).transpose(-1, -2)), {})
+        out = product(
+            mode, torch.matmul, "matmul", (b["input"], mode.settle(b["weight"]).transpose(-1, -2)), {}
+        )
         return out if b.get("bias") is None else mode.mark(out + b["bias"])
     return _linear_map(mode, name, b["input"], b["weight"], b.get("bias"))
 
@@ -422,7 +455,9 @@ def product(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: Any) -
     signals = [i for i in factors if not _gate(flat[i])] or factors
     positive = all(mode.nonnegative(t) for t in flat if isinstance(t, Tensor | int | float))
     if name == "addcmul" and factors:
-        raise UncoveredOperation("addcmul with dependent factors has no rule", "write it as a sum of products")
+        raise UncoveredOperation(
+            "addcmul with dependent factors has no rule", "write it as a sum of products"
+        )
 
     def value(index: int) -> Any:
         parts = [mode.stop(t) if j in factors and j != index else t for j, t in enumerate(flat)]
@@ -493,7 +528,9 @@ def normalize(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: Any)
     b = _bind("input p dim eps", args, kwargs)
     x = mode.settle(b["input"])
     with mode.quiet():
-        norm = mode.stop(x).norm(b.get("p", 2.0), b.get("dim", 1), keepdim=True).clamp_min(b.get("eps", 1e-12))
+        norm = (
+            mode.stop(x).norm(b.get("p", 2.0), b.get("dim", 1), keepdim=True).clamp_min(b.get("eps", 1e-12))
+        )
     with torch.enable_grad():
         out = x / norm
     mode.record(name, out, "norm is a constant")
@@ -672,4 +709,3 @@ def attention(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: Any)
         out = weights @ v
     mode.record(name, out, "attention weights constant, values linear")
     return mode.mark(out)
-
