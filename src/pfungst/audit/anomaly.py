@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import cache, partial
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -19,7 +19,7 @@ from pfungst.audit.sources import group_columns
 from pfungst.audit.specs import parse_detector, parse_mitigation
 from pfungst.audit.workspace import Workspace
 from pfungst.conditions import Condition
-from pfungst.data import ImageSet, Prepared, open_images
+from pfungst.data import ImageSet, open_images
 from pfungst.data.synthetic import make_parts
 from pfungst.errors import DataError, PfungstWarning, UnreadableImages
 
@@ -56,9 +56,7 @@ def run(config: AnomalyConfig) -> AnomalyResult:
         for images in sets:
             progress.update(task, description=images.name, advance=1)
             notes += [f"{images.name}: {note}" for note in images.notes]
-            prepared = _once(
-                lambda images=images: images.prepare_many(conditions, config.size, skip_bad=config.skip_bad)
-            )
+            prepared = cache(partial(images.prepare_many, conditions, config.size, skip_bad=config.skip_bad))
             for model in config.model:
                 name = f"{images.name} {model}"
                 entry = workspace.load_part(name, Entry)
@@ -157,15 +155,3 @@ def _progress() -> Progress:
         TimeElapsedColumn(),
         transient=True,
     )
-
-
-def _once(make: Callable[[], list[Prepared]]) -> Callable[[], list[Prepared]]:
-    """Prepare on first use only, so that a resumed audit does not decode finished categories."""
-    kept: list[list[Prepared]] = []
-
-    def get() -> list[Prepared]:
-        if not kept:
-            kept.append(make())
-        return kept[0]
-
-    return get

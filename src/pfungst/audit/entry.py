@@ -95,12 +95,12 @@ def evaluate(
     scores = _scores(runs, labels, heat, test)
     examples = choose_examples(test, runs, config.examples)
     rows = [e.row for e in examples]
-    arrays = {
+    arrays: dict[str, np.ndarray] = {
         "labels": labels.astype(np.uint8),
         "kinds": np.array([kind or "" for kind in test.classes]),
         "ids": np.array(test.ids),
         **{f"scores_{name}": run.scores for name, run in runs.items()},
-        **{f"threshold_{name}": np.float64(run.threshold) for name, run in runs.items()},
+        **{f"threshold_{name}": np.array(run.threshold) for name, run in runs.items()},
         "image": thumbnails(test.images[rows]),
         "image_deployed": thumbnails(shifted.images[rows]),
         "heat": _half(heat["original"][rows]),

@@ -60,5 +60,5 @@ def steps(variants: dict[str, Scores], measure: str) -> list[Step]:
         if cell is not None:
             mark = variants[name].mark if measure == "f1" else ""
             meaning = MARK_MEANINGS.get(mark, "")
-            found.append(Step(VARIANT_KEYS[name].lower(), write(cell.value), name, mark, meaning))  # type: ignore[arg-type]
+            found.append(Step(VARIANT_KEYS[name].lower(), write(cell.value), name, mark, meaning))
     return found

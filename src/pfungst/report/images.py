@@ -86,7 +86,7 @@ def outline(mask: np.ndarray, margin: int = 0) -> str:
         mask: (H, W); everything above zero is inside.
         margin: pixels to stay away from the mask, so that the line hides nothing inside.
     """
-    inside = (np.asarray(mask) > 0).astype(np.uint8)
+    inside: np.ndarray = (np.asarray(mask) > 0).astype(np.uint8)
     if margin > 0:
         inside = cv2.dilate(inside, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * margin + 1,) * 2))
     # Twice the resolution, so that the line runs on the outer edge of the pixels.

@@ -9,12 +9,14 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import matplotlib
 import numpy as np
 from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
 from pfungst.audit.result import Interval
@@ -30,7 +32,7 @@ _TOKENS = {
 INK, MUTED, LINE, SURFACE = (_TOKENS[n] for n in ("ink", "muted", "line", "surface"))
 MARKERS = {"original": "o", "deployed": "D", "mitigated": "s"}
 SIZES = {"original": 6.0, "deployed": 5.2, "mitigated": 5.4}
-_RC = {
+_RC: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "pfungst",
     "text.parse_math": False,
@@ -113,7 +115,9 @@ def _figure(width: float, height: float) -> Figure:
 
 def _svg(figure: Figure, label: str, gap: float = 0.02) -> Markup:
     """The figure as SVG to put into HTML: no ids that clash, no style that leaks, no fonts of its own."""
-    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=gap)  # type: ignore[union-attr]
+    engine = figure.get_layout_engine()
+    assert isinstance(engine, ConstrainedLayoutEngine)
+    engine.set(w_pad=0.02, h_pad=0.02, wspace=gap)
     buffer = io.StringIO()
     keys = ("Date", "Creator", "Format", "Type")
     figure.savefig(buffer, format="svg", transparent=True, metadata=dict.fromkeys(keys))
