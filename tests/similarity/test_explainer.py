@@ -30,11 +30,11 @@ def plain(*layers: nn.Module) -> nn.Module:
 # -- exactness -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("size", [32, 4])
+@pytest.mark.parametrize("size", [32, 16])
 def test_equals_the_published_procedure(size):
     """One zennit backward pass per neuron, pooled to patches, summed outer products: ResNet-18 at 64 px.
 
-    With patches of 32 px the factor takes 4 forward passes, with patches of 4 px one backward pass per neuron.
+    With patches of 32 px the factor takes 4 forward passes, with patches of 16 px one backward pass per neuron.
     """
     from zennit.attribution import Gradient
     from zennit.composites import EpsilonPlus
@@ -46,10 +46,11 @@ def test_equals_the_published_procedure(size):
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.normal_(0, 0.1)
             module.running_var.uniform_(0.5, 1.5)
+            module.eps = 0.0  # zennit 0.5 divides by √(1 + eps) once more after it has merged BatchNorm
     pair = torch.rand(2, 3, 64, 64, dtype=torch.double)
     pool = nn.AvgPool2d(size, divisor_override=1)
     factors = []
-    with Gradient(net, EpsilonPlus(canonizers=[ResNetCanonizer()])) as attributor:
+    with Gradient(net, EpsilonPlus(1e-9, 1e-9, canonizers=[ResNetCanonizer()])) as attributor:
         for image in pair[:, None]:
             rows = []
             for k in range(12):
@@ -58,9 +59,10 @@ def test_equals_the_published_procedure(size):
                 rows.append(pool(relevance.sum(1, keepdim=True)).flatten())
             factors.append(torch.stack(rows))
     expected = sum(torch.outer(a, b) for a, b in zip(*factors, strict=True))
-    ours = SimilarityExplainer(net, composite="epsilon_plus", basis=Patches(size)).pair(pair[:1], pair[1:])
+    rules = composite("epsilon_plus", epsilon=1e-9, stabilizer=1e-9)
+    ours = SimilarityExplainer(net, composite=rules, basis=Patches(size)).pair(pair[:1], pair[1:])
     error = (ours.values[0] - expected).abs().sum() / expected.abs().sum()
-    assert error < 1e-4, f"relative error {error:.2e}"
+    assert error < 1e-6, f"relative error {error:.2e}"
 
 
 @pytest.mark.parametrize("basis", [Patches(8), Patches(2), DCTBands(edges=[0, 3, 40, None]), Pixels()])
