@@ -109,7 +109,8 @@ def audit_similarity(
         str | None, typer.Option(help="Folder, CSV or Parquet of images, or 'synthetic'.")
     ] = None,
     encoder: Annotated[
-        str | None, typer.Option(help="torchvision:NAME, timm:NAME, open_clip:NAME, sentence-transformers:PATH, …")
+        str | None,
+        typer.Option(help="torchvision:NAME, timm:NAME, open_clip:NAME, sentence-transformers:PATH, …"),
     ] = None,
     texts: Annotated[
         Path | None, typer.Option(help="CSV of sentence pairs: first, second, relation.")
@@ -137,9 +138,7 @@ def audit_similarity(
         list[str] | None, typer.Option(help="Test under it too: logo:FILE, jpeg:30, … May be repeated.")
     ] = None,
     probe: Annotated[str | None, typer.Option(help="logreg or svm [logreg].")] = None,
-    mitigate: Annotated[
-        str | None, typer.Option(help="prune:LAYER:5, prune:auto:5 or none [none].")
-    ] = None,
+    mitigate: Annotated[str | None, typer.Option(help="prune:LAYER:5, prune:auto:5 or none [none].")] = None,
     sweep: Annotated[str | None, typer.Option(help="Numbers of filters to try [1,2,5,10,20].")] = None,
     patches: Annotated[int | None, typer.Option(help="Side of the patches in pixels.")] = None,
     pairs: Annotated[int | None, typer.Option(help="Pairs shown per class [2].")] = None,

@@ -9,7 +9,6 @@ from pfungst.audit.config import AnomalyConfig
 from pfungst.audit.result import Result
 from pfungst.errors import ConfigError
 
-
 DEMO_STEPS = 120  # of training; less than a minute on two cores
 
 
@@ -20,7 +19,7 @@ def _anomaly(folder: Path) -> Result:
 
 
 def _similarity(folder: Path) -> Result:
-    """An encoder trained without labels on digits of two hospitals, one of which prints its name on most eights."""
+    """A small CLIP, trained on digits of two hospitals, one of which prints its name on most eights."""
     from pfungst.audit.similarity import run
     from pfungst.audit.similarity_config import SimilarityConfig
     from pfungst.data.tagged import tag_image, tagged_digits
@@ -28,9 +27,11 @@ def _similarity(folder: Path) -> Result:
 
     folder.mkdir(parents=True, exist_ok=True)
     prepared = tagged_digits().prepare("pillow-bilinear", 32, masks=False)
+    train = prepared[prepared.splits == "train"]
     encoder = train_small(
-        prepared.images[prepared.splits == "train"],
-        method="simclr",
+        train.images,
+        captions=[f"digit {label}" for label in train.classes],
+        method="clip",
         width=16,
         steps=DEMO_STEPS,
         batch_size=64,
