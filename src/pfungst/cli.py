@@ -106,10 +106,101 @@ def audit_anomaly(
     _finish(run(settings), settings.out)
 
 
+@audit.command("similarity")
+def audit_similarity(
+    images: Annotated[
+        str | None, typer.Option(help="Folder, CSV or Parquet of images, or 'synthetic'.")
+    ] = None,
+    encoder: Annotated[
+        str | None,
+        typer.Option(help="torchvision:NAME, timm:NAME, open_clip:NAME, sentence-transformers:PATH, …"),
+    ] = None,
+    texts: Annotated[
+        Path | None, typer.Option(help="CSV of sentence pairs: first, second, relation.")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file with the same names.")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="Weights of the encoder.")] = None,
+    trust_checkpoint: Annotated[
+        bool, typer.Option("--trust-checkpoint", help="Also read checkpoints that can run code.")
+    ] = False,
+    size: Annotated[int | None, typer.Option(help="Side of the images in pixels [the encoder's].")] = None,
+    category: Annotated[str | None, typer.Option(help="Category, where the data have several.")] = None,
+    labels: Annotated[str | None, typer.Option(help="Column that the probe predicts [label].")] = None,
+    positive: Annotated[
+        str | None, typer.Option(help="Of two labels the one false positives are counted for.")
+    ] = None,
+    groups: Annotated[
+        str | None, typer.Option(help="Columns that say where images come from [auto].")
+    ] = None,
+    keep_together: Annotated[
+        str | None, typer.Option(help="Column never split between training and test, such as patient [auto].")
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="given, folds or auto [auto].")] = None,
+    folds: Annotated[int | None, typer.Option(help="Number of folds [5].")] = None,
+    condition: Annotated[
+        list[str] | None, typer.Option(help="Test under it too: logo:FILE, jpeg:30, … May be repeated.")
+    ] = None,
+    probe: Annotated[str | None, typer.Option(help="logreg or svm [logreg].")] = None,
+    mitigate: Annotated[str | None, typer.Option(help="prune:LAYER:5, prune:auto:5 or none [none].")] = None,
+    sweep: Annotated[str | None, typer.Option(help="Numbers of filters to try [1,2,5,10,20].")] = None,
+    patches: Annotated[int | None, typer.Option(help="Side of the patches in pixels.")] = None,
+    pairs: Annotated[int | None, typer.Option(help="Pairs shown per class [2].")] = None,
+    explain: Annotated[int | None, typer.Option(help="Images explained [40].")] = None,
+    limit: Annotated[int | None, typer.Option(help="Use this many images, drawn at random.")] = None,
+    cache: Annotated[Path | None, typer.Option(help="Folder of the embeddings [in OUT].")] = None,
+    seeds: Annotated[int | None, typer.Option(help="Repetitions [5].")] = None,
+    seed: Annotated[int | None, typer.Option(help="First seed [0].")] = None,
+    out: OutOption = None,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave unreadable images out and count them.")
+    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted audit.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result.")] = False,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda.")] = None,
+) -> None:
+    """What makes two inputs alike to an encoder, and does a probe on it survive?"""
+    from pfungst.audit.similarity import run
+    from pfungst.audit.similarity_config import SimilarityConfig
+
+    settings = SimilarityConfig.build(
+        config,
+        images=images,
+        encoder=encoder,
+        texts=texts,
+        checkpoint=checkpoint,
+        trust_checkpoint=trust_checkpoint or None,
+        size=size,
+        category=category,
+        labels=labels,
+        positive=positive,
+        groups=groups,
+        keep_together=keep_together,
+        split=split,
+        folds=folds,
+        condition=condition or None,
+        probe=probe,
+        mitigate=mitigate,
+        sweep=sweep,
+        patches=patches,
+        pairs=pairs,
+        explain=explain,
+        limit=limit,
+        cache=cache,
+        seeds=seeds,
+        seed=seed,
+        out=out,
+        skip_bad=skip_bad or None,
+        resume=resume or None,
+        overwrite=overwrite or None,
+        device=device,
+    )
+    _finish(run(settings), settings.out)
+
+
 @app.command()
 def demo(
     out: OutOption = None,
-    only: Annotated[str | None, typer.Option(help="Run one part only: anomaly.")] = None,
+    only: Annotated[str | None, typer.Option(help="Run one part only: anomaly or similarity.")] = None,
 ) -> None:
     """Audit an anomaly detector on rendered parts: the Clever Hans effect, its cost, and the mended detector."""
     from pfungst.audit.demo import run_demo

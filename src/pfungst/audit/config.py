@@ -7,7 +7,7 @@ import hashlib
 import json
 import tomllib
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -30,7 +30,7 @@ class AuditConfig(BaseModel):
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, …")
 
     # What does not change the numbers, so that a resumed run may differ in it.
-    _irrelevant = ("out", "resume", "overwrite", "device")
+    _irrelevant: ClassVar[tuple[str, ...]] = ("out", "resume", "overwrite", "device")
 
     @classmethod
     def build(cls, file: str | Path | None = None, **options: Any) -> Self:
@@ -69,7 +69,10 @@ class AuditConfig(BaseModel):
 def _explain(error: ValidationError, where: str, cls: type[BaseModel]) -> tuple[str, str]:
     problems, remedies = [], []
     for item in error.errors():
-        key = str(item["loc"][0]) if item["loc"] else "?"
+        if not item["loc"]:  # about several keys at once
+            problems.append(item["msg"].removeprefix("Value error, "))
+            continue
+        key = str(item["loc"][0])
         if item["type"] == "extra_forbidden":
             problems.append(f"unknown key {key!r} in {where}")
             near = difflib.get_close_matches(key, cls.model_fields, n=1, cutoff=0.4)

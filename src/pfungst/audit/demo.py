@@ -9,6 +9,8 @@ from pfungst.audit.config import AnomalyConfig
 from pfungst.audit.result import Result
 from pfungst.errors import ConfigError
 
+DEMO_STEPS = 120  # of training; less than a minute on two cores
+
 
 def _anomaly(folder: Path) -> Result:
     from pfungst.audit.anomaly import run
@@ -16,7 +18,44 @@ def _anomaly(folder: Path) -> Result:
     return run(AnomalyConfig.build(data="synthetic", seed=1907, out=folder, overwrite=True))
 
 
-PARTS = {"anomaly": _anomaly}
+def _similarity(folder: Path) -> Result:
+    """A small CLIP, trained on digits of two hospitals, one of which prints its name on most eights."""
+    from pfungst.audit.similarity import run
+    from pfungst.audit.similarity_config import SimilarityConfig
+    from pfungst.data.tagged import tag_image, tagged_digits
+    from pfungst.encoders.training import train_small
+
+    folder.mkdir(parents=True, exist_ok=True)
+    prepared = tagged_digits().prepare("pillow-bilinear", 32, masks=False)
+    train = prepared[prepared.splits == "train"]
+    encoder = train_small(
+        train.images,
+        captions=[f"digit {label}" for label in train.classes],
+        method="clip",
+        width=16,
+        steps=DEMO_STEPS,
+        batch_size=64,
+        flip=False,
+        min_scale=0.5,
+        progress=True,
+    )
+    encoder.name = "small encoder"
+    saved, tag = encoder.save(folder / "encoder"), tag_image(height=32 // 5)
+    tag.save(folder / "tag.png")
+    logo = f"logo:{folder / 'tag.png'},width={tag.width / 32},margin=1"
+    return run(
+        SimilarityConfig.build(
+            encoder=f"pfungst:{saved}",
+            images="synthetic",
+            condition=[logo],
+            mitigate="prune:auto:5",
+            out=folder,
+            overwrite=True,
+        )
+    )
+
+
+PARTS = {"anomaly": _anomaly, "similarity": _similarity}
 
 
 def run_demo(folder: Path, only: str | None = None) -> Iterator[tuple[Result, Path]]:

@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pfungst.audit.result import AnomalyResult, Interval, Result
+from pfungst.audit.similarity_result import SimilarityResult
 
 COLOURS = {"unfit": "red", "provenance": "red", "clever-hans": "red", "fragile": "yellow", "sound": "green"}
 VARIANTS = {"original": "original", "deployed": "deployed", "mitigated": "deployed, mended"}
@@ -18,6 +19,8 @@ def print_summary(result: Result, console: Console | None = None) -> None:
     console.print()
     if isinstance(result, AnomalyResult):
         console.print(_anomaly_table(result))
+    if isinstance(result, SimilarityResult):
+        console.print(_texts_table(result) if result.modality == "texts" else _similarity_table(result))
     console.print(f"[bold {COLOURS[verdict.level]}]{verdict.level}[/]", end="  ")
     console.print(verdict.headline, style="bold", markup=False)
     for sentence in verdict.sentences:
@@ -50,6 +53,39 @@ def _anomaly_table(result: AnomalyResult) -> Table:
             f1 = f"{_plain(s.f1)} {s.mark:<2}"
             cells = [VARIANTS[name], _plain(s.auroc), f1, _rate(s.fnr), _rate(s.fpr), hans]
             table.add_row(*names, *cells, end_section=name == shown[-1])
+    return table
+
+
+def _similarity_table(result: SimilarityResult) -> Table:
+    """Accuracies of the probe: a row per group, a column per variant."""
+    table = Table(title=f"{result.encoder}: class-balanced accuracy of the probe", title_justify="left")
+    table.add_column("images")
+    table.add_column("n", justify="right")
+    for variant in result.variants:
+        table.add_column(variant, justify="right")
+    binary = any(s.fpr is not None for s in result.scores)
+    if binary:
+        table.add_column("FPR", justify="right")
+    places = list(dict.fromkeys((s.column, s.group) for s in result.scores))
+    for number, (column, group) in enumerate(places):
+        found = {s.variant: s for s in result.scores if (s.column, s.group) == (column, group)}
+        first = found[result.variants[0]]
+        cells = [f"{_plain(found[v].accuracy)} {found[v].mark:<2}" for v in result.variants]
+        if binary:
+            cells.append(_rate(first.fpr) if first.fpr else "–")
+        last = number + 1 == len(places) or places[number + 1][0] != column
+        table.add_row(f"{column} {group}".strip() or "all", str(first.n), *cells, end_section=last)
+    return table
+
+
+def _texts_table(result: SimilarityResult) -> Table:
+    table = Table(title=f"{result.encoder}: sentence pairs", title_justify="left")
+    table.add_column("relation")
+    for name in ("pairs", "similarity", "on equal words", "on markers", "biases"):
+        table.add_column(name, justify="right")
+    for r in result.relations:
+        shares = [f"{v:.0%}" for v in (r.shared_tokens, r.special_tokens, r.bias_share)]
+        table.add_row(r.name, str(r.n), _plain(r.similarity), *shares)
     return table
 
 

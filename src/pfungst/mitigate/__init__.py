@@ -24,6 +24,7 @@ __all__ = [
     "layer_from_dict",
     "propose_cutoff",
     "prunable_layers",
+    "propose_cutoff",
     "prune",
     "sweep",
 ]

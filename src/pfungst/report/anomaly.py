@@ -7,12 +7,11 @@ from pathlib import Path
 
 from pfungst.audit.result import AnomalyResult, Entry, Interval, Result, Scores
 from pfungst.errors import DataError
-from pfungst.report import plots, text
+from pfungst.report import closing, plots, text
 from pfungst.report.anomaly_entry import entry_blocks, entry_id, provenance_blocks
 from pfungst.report.anomaly_tables import MARK_MEANINGS, MEASURES, VARIANT_KEYS, row, steps
 from pfungst.report.page import (
     Block,
-    Cell,
     Column,
     Columns,
     Details,
@@ -51,7 +50,7 @@ def page(result: Result, folder: Path) -> Page:
     first = [provenance, results] if leads_with_provenance else [results, provenance]
     sections = [s for s in first if s is not None]
     sections.append(_categories(result, folder, models, categories))
-    sections += [s for s in (_skipped(result),) if s is not None]
+    sections += [s for s in (closing.skipped(result),) if s is not None]
     sections.append(_method(result, models))
     facts = [("Original", result.original), ("Deployed", result.deployed)]
     facts += [("Mitigation", result.mitigation or "none"), ("Image size", f"{result.size} px")]
@@ -335,18 +334,6 @@ def _kinds(entry: Entry) -> str:
 # --- end -------------------------------------------------------------------------------------------------
 
 
-def _skipped(result: AnomalyResult) -> Section | None:
-    if not result.skipped:
-        return None
-    table = Table(
-        columns=[Column("Image", numeric=False), Column("Why", numeric=False)],
-        groups=[Rows([[Cell(s.id), Cell(s.reason)] for s in result.skipped])],
-        name="Images left out",
-        caption=f"{text.plural(len(result.skipped), 'image')} could not be used and count nowhere on this page.",
-    )
-    return Section(id="skipped", title="Images left out", blocks=[table])
-
-
 def _method(result: AnomalyResult, models: Sequence[str]) -> Section:
     protocol = {
         "held-out": "The threshold was set on held-out normal images or a labelled validation split; test labels were not used.",
@@ -368,25 +355,5 @@ def _method(result: AnomalyResult, models: Sequence[str]) -> Section:
     blocks.append(Columns(blocks=[Facts(title="This audit", facts=audit)]))
     if result.config:
         blocks.append(Facts(title="Configuration", facts=text.flatten(result.config)))
-    if result.metrics:
-        rows = []
-        for name, metric in result.metrics.items():
-            rows.append(
-                [
-                    Cell(name, f"{metric.better} is better"),
-                    Cell(f"{metric.value:.3f}".replace("-", "−")),
-                    Cell(metric.where),
-                    Cell(metric.meaning),
-                ]
-            )
-        heads = [Column("Gate", numeric=False), Column("Worst value")]
-        heads += [Column("Where", numeric=False), Column("Meaning", numeric=False)]
-        blocks.append(
-            Table(
-                columns=heads,
-                groups=[Rows(rows)],
-                name="Values that pfungst check can hold to a limit",
-                caption="Each gate takes the worst value over all that was audited; pfungst check compares it with a limit.",
-            )
-        )
+    blocks += [table for table in (closing.gates(result),) if table is not None]
     return Section(id="method", title="How every number was made", blocks=blocks)

@@ -267,8 +267,10 @@ def render(page: Page) -> str:
     environment = _environment()
     loader = environment.loader
     assert loader is not None
-    script = loader.get_source(environment, "page.js")[0].strip()
-    style = loader.get_source(environment, "page.css")[0].strip()
+    script, style = (
+        "\n".join(loader.get_source(environment, f"{name}.{kind}")[0].strip() for name in ("page", "pairs"))
+        for kind in ("js", "css")
+    )
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = (
         "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "

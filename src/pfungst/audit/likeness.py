@@ -1,0 +1,331 @@
+"""What makes images alike to an encoder: BiLRP of the most similar pairs, averages over groups, shares on regions."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pfungst.audit import regions
+from pfungst.audit.embeddings import ORIGINAL, Source, logo_box
+from pfungst.audit.probing import Plan
+from pfungst.audit.similarity_config import SimilarityConfig
+from pfungst.audit.similarity_result import Artefact, Group, Pair, Region
+from pfungst.encoders import Encoder
+from pfungst.relevance import Patches
+from pfungst.similarity import Factors, SimilarityExplainer
+
+_GRID = 16  # patches per side, by default at most
+_PAIRS = 150  # averaged per group
+_STAMPED = 12  # images explained with and without what a condition pastes
+_CLASSES = 12  # classes of which pairs are shown
+
+
+@dataclass
+class Likeness:
+    """What the explanations gave."""
+
+    pairs: list[Pair]
+    summaries: list[Group]
+    regions: list[Region]
+    artefacts: list[Artefact]
+    arrays: dict[str, np.ndarray]
+    conservation: float
+    composite: str
+
+
+def patch_size(config: SimilarityConfig, size: int) -> int:
+    """Side of the patches: as asked, else the smallest that gives at most 16 × 16, dividing the image if possible."""
+    if config.patches is not None:
+        return config.patches
+    least = -(-size // _GRID)
+    return next((p for p in range(least, 2 * least) if size % p == 0), least)
+
+
+def similar_pairs(
+    embeddings: np.ndarray, index: np.ndarray, units: np.ndarray, count: int
+) -> list[tuple[int, int, float]]:
+    """The pairs of highest cosine similarity among some images, of different units, no image twice."""
+    x = embeddings[index]
+    x = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+    s = x @ x.T
+    s[units[index][:, None] == units[index][None]] = -np.inf
+    s[np.tril_indices(len(s))] = -np.inf
+    found: list[tuple[int, int, float]] = []
+    used: set[int] = set()
+    for flat in np.argsort(-s, axis=None):
+        i, j = divmod(int(flat), len(s))
+        if not np.isfinite(s[i, j]) or len(found) == count:
+            break
+        if i not in used and j not in used:
+            found.append((int(index[i]), int(index[j]), float(s[i, j])))
+            used |= {i, j}
+    return found
+
+
+def explain(
+    encoder: Encoder,
+    source: Source,
+    plan: Plan,
+    tested: np.ndarray,
+    embeddings: np.ndarray,
+    columns: Mapping[str, np.ndarray],
+    config: SimilarityConfig,
+    store: Path,
+) -> Likeness:
+    """Explain the most similar pairs of every class, the pairs within every group, and what conditions paste.
+
+    Factors lie in `store`, so that an interrupted run goes on.
+    """
+    patch = patch_size(config, encoder.size)
+    explainer = SimilarityExplainer(encoder, basis=Patches(patch), metric="cosine")
+    candidates = np.flatnonzero(tested)
+    if len(candidates) > 2000:
+        candidates = np.random.default_rng(config.seed).choice(candidates, 2000, replace=False)
+    shown: list[tuple[int, int, float]] = []
+    for label in plan.classes[:_CLASSES]:
+        shown += similar_pairs(
+            embeddings, candidates[plan.labels[candidates] == label], plan.units, config.pairs
+        )
+    chosen = _choose(shown, candidates, plan, config)
+    images = source.pick(chosen)
+    factors = explainer.factor(images[ORIGINAL], _batch(encoder), store=store / ORIGINAL)
+    place = {number: row for row, number in enumerate(chosen)}
+
+    arrays: dict[str, np.ndarray] = {}
+    pairs: list[Pair] = []
+    pictures: list[int] = []
+    worst = 0.0
+    for i, j, cosine in shown:
+        r = explainer.pair((factors, place[i]), (factors, place[j]))
+        worst = max(worst, abs(float(r.values.sum() + r.bias[0]) - cosine) / max(abs(cosine), 1e-6))  # type: ignore[index]
+        name = f"pair_{len(pairs)}"
+        arrays[name] = r.values[0].numpy().astype(np.float32)
+        rows = (_row(pictures, i), _row(pictures, j))
+        pairs.append(
+            Pair(
+                array=name,
+                title=plan.labels[i].item(),
+                first=source.items[i].id,
+                second=source.items[j].id,
+                tags=[[v[n].item() for v in columns.values()] for n in (i, j)],
+                similarity=cosine,
+                bias_share=r.bias_share,
+                grids=(list(r.grids[0]), list(r.grids[1])),
+                rows=rows,
+            )
+        )
+    arrays["pictures"] = _pictures(torch.stack([images[ORIGINAL][place[n]] for n in pictures]))
+
+    summaries, profiles, backgrounds = _summaries(
+        explainer, factors, chosen, images[ORIGINAL], plan, columns, config
+    )
+    arrays["profiles"], arrays["background"] = profiles, backgrounds
+    return Likeness(
+        pairs=pairs,
+        summaries=summaries,
+        regions=_regions(explainer, factors, images[ORIGINAL], chosen, plan, columns, patch),
+        artefacts=_artefacts(encoder, explainer, source, images, factors, chosen, plan, config, patch, store),
+        arrays=arrays,
+        conservation=worst,
+        composite=str(getattr(explainer.composite, "name", explainer.composite)),
+    )
+
+
+def _batch(encoder: Encoder) -> int:
+    return max(1, min(16, 2**16 // encoder.size**2))
+
+
+def _row(rows: list[int], number: int) -> int:
+    if number not in rows:
+        rows.append(number)
+    return rows.index(number)
+
+
+def _choose(
+    shown: Sequence[tuple[int, int, float]], candidates: np.ndarray, plan: Plan, config: SimilarityConfig
+) -> list[int]:
+    """The images of the pairs shown, filled up in turn from all classes."""
+    chosen = list(dict.fromkeys(n for i, j, _ in shown for n in (i, j)))
+    rng = np.random.default_rng(config.seed)
+    queues = [rng.permutation(candidates[plan.labels[candidates] == c]).tolist() for c in plan.classes]
+    while len(chosen) < config.explain and any(queues):
+        for queue in queues:
+            if queue and len(chosen) < config.explain:
+                number = queue.pop()
+                if number not in chosen:
+                    chosen.append(number)
+    return [int(n) for n in chosen]
+
+
+def _pictures(images: Tensor) -> np.ndarray:
+    images = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
+    return (images.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
+
+
+def _summaries(
+    explainer: SimilarityExplainer,
+    factors: Factors,
+    chosen: Sequence[int],
+    images: Tensor,
+    plan: Plan,
+    columns: Mapping[str, np.ndarray],
+    config: SimilarityConfig,
+) -> tuple[list[Group], np.ndarray, np.ndarray]:
+    found: list[Group] = []
+    profiles, backgrounds = [], []
+    for column, values in {"": plan.labels, **columns}.items():
+        labels = values[chosen]
+        _, counts = np.unique(labels, return_counts=True)
+        if (counts >= 2).sum() == 0:
+            continue
+        for s in explainer.group_summary(factors, labels.tolist(), max_pairs=_PAIRS, seed=config.seed):
+            found.append(
+                Group(
+                    column=column,
+                    name=str(s.label),
+                    pairs=s.pairs,
+                    similarity=s.similarity,
+                    top_share=sum(share for _, _, share in s.top),
+                    bias_share=s.bias_share,
+                    row=len(profiles),
+                )
+            )
+            profiles.append(s.profile.numpy().astype(np.float32))
+            members = torch.from_numpy(np.flatnonzero(labels == s.label))
+            backgrounds.append(_pictures(images[members].mean(0, keepdim=True))[0])
+    return found, np.stack(profiles), np.stack(backgrounds)
+
+
+def _regions(
+    explainer: SimilarityExplainer,
+    factors: Factors,
+    images: Tensor,
+    chosen: Sequence[int],
+    plan: Plan,
+    columns: Mapping[str, np.ndarray],
+    patch: int,
+) -> list[Region]:
+    """Border and burnt-in marks: share of the relevance of pairs within each class and group, and of the area."""
+    size = images.shape[-1]
+    border = regions.in_patches(regions.border(size), patch)
+    marks = regions.in_patches(regions.burnt_in(images), patch, least=0)
+    marked = marks.flatten(1).any(1).numpy()
+    result = []
+    numbers = np.array(chosen)
+    groups = [("", "", np.arange(len(numbers)))]
+    for column, values in {"": plan.labels, **columns}.items():
+        groups += [(column, str(g), np.flatnonzero(values[numbers] == g)) for g in np.unique(values[numbers])]
+    for column, name, rows in groups:
+        shares = _shares(
+            explainer, factors, rows, {"border": border.expand(len(numbers), -1, -1), "marks": marks}
+        )
+        if "border" in shares:
+            result.append(
+                Region(
+                    name="border",
+                    column=column,
+                    group=name,
+                    share=shares["border"],
+                    area=float(border.float().mean()),
+                )
+            )
+        inside = rows[marked[rows]]
+        shares = _shares(explainer, factors, inside, {"marks": marks})
+        if "marks" in shares:
+            area = float(marks[torch.from_numpy(inside)].float().mean())
+            result.append(
+                Region(name="burnt-in marks", column=column, group=name, share=shares["marks"], area=area)
+            )
+    return result
+
+
+def _shares(
+    explainer: SimilarityExplainer, factors: Factors, rows: np.ndarray, masks: Mapping[str, Tensor]
+) -> dict[str, float]:
+    """Mean share of |relevance| on masks (N, H, W) over pairs of some images."""
+    everything = list(itertools.combinations(rows.tolist(), 2))
+    if not everything:
+        return {}
+    if len(everything) > _PAIRS:
+        picked = np.random.default_rng(0).choice(len(everything), _PAIRS, replace=False)
+        everything = [everything[i] for i in sorted(picked)]
+    sums = dict.fromkeys(masks, 0.0)
+    for i, j in everything:
+        left, right = explainer.pair((factors, i), (factors, j)).marginals(magnitude=True)
+        total = float(left.sum() + right.sum())
+        for name, mask in masks.items():
+            inside = float(left[mask[i]].sum() + right[mask[j]].sum())
+            sums[name] += inside / total if total > 0 else 0.0
+    return {name: value / len(everything) for name, value in sums.items()}
+
+
+def _artefacts(
+    encoder: Encoder,
+    explainer: SimilarityExplainer,
+    source: Source,
+    images: Mapping[str, Tensor],
+    factors: Factors,
+    chosen: Sequence[int],
+    plan: Plan,
+    config: SimilarityConfig,
+    patch: int,
+    store: Path,
+) -> list[Artefact]:
+    """What a pasted logo does to the similarity of images of different classes."""
+    labels = plan.labels[np.array(chosen)]
+    rows = _mixed(labels, _STAMPED)
+    batch = _batch(encoder)
+    pairs = [
+        (a, b) for a, b in itertools.combinations(range(len(rows)), 2) if labels[rows[a]] != labels[rows[b]]
+    ]
+    result = []
+    for number, (name, condition) in enumerate(source.conditions.items()):
+        box = logo_box(condition, encoder.size)
+        if name == ORIGINAL or box is None or not pairs:
+            continue
+        mask = torch.zeros(encoder.size, encoder.size, dtype=torch.bool)
+        mask[box[0] : box[2], box[1] : box[3]] = True
+        region = regions.in_patches(mask, patch)
+        stamped = explainer.factor(
+            images[name][torch.tensor(rows)], batch, store=store / f"condition-{number}"
+        )
+        values: dict[str, list[float]] = {
+            "share": [],
+            "share_without": [],
+            "similarity": [],
+            "similarity_without": [],
+        }
+        for a, b in pairs:
+            for suffix, f, i, j in (("", stamped, a, b), ("_without", factors, rows[a], rows[b])):
+                r = explainer.pair((f, i), (f, j))
+                left, right = r.marginals(magnitude=True)
+                total = float(left.sum() + right.sum())
+                values[f"share{suffix}"].append(
+                    float(left[region].sum() + right[region].sum()) / max(total, 1e-12)
+                )
+                values[f"similarity{suffix}"].append(float(r.score[0]))
+        result.append(
+            Artefact(
+                condition=name,
+                area=float(region.float().mean()),
+                **{key: float(np.mean(v)) for key, v in values.items()},
+            )
+        )
+    return result
+
+
+def _mixed(labels: np.ndarray, count: int) -> list[int]:
+    """Numbers of some images, in turn from all classes."""
+    queues = [np.flatnonzero(labels == c).tolist() for c in np.unique(labels)]
+    found: list[int] = []
+    while len(found) < count and any(queues):
+        for queue in queues:
+            if queue and len(found) < count:
+                found.append(queue.pop(0))
+    return found

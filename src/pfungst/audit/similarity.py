@@ -1,0 +1,305 @@
+"""The similarity audit: what makes two inputs alike to an encoder, and what a probe on it relies on."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel
+
+from pfungst import __version__
+from pfungst.audit import similarity_verdict, texts
+from pfungst.audit.anomaly import _progress
+from pfungst.audit.embeddings import ORIGINAL, Source, conditions_for, embed, open_set
+from pfungst.audit.likeness import explain, patch_size
+from pfungst.audit.machine import describe_machine
+from pfungst.audit.probing import Embeddings, Plan, confusion, follow, make_plan, predict, score, usable
+from pfungst.audit.result import Skipped, save
+from pfungst.audit.similarity_config import SimilarityConfig
+from pfungst.audit.similarity_result import Mitigation, SimilarityResult, Trial
+from pfungst.audit.sources import group_columns
+from pfungst.audit.workspace import Workspace
+from pfungst.data import ImageSet
+from pfungst.encoders import Encoder, load
+from pfungst.encoders.edits import resolve_layer
+from pfungst.errors import ConfigError
+from pfungst.mitigate.pruning import Pruning, filter_responses, prunable_layers, prune, sweep
+
+_SHOWN = 2000  # points of the map
+_RESPONSES = 200  # images that the response of filters is measured on
+_LAYERS = 6  # tried by prune:auto
+
+
+def run(config: SimilarityConfig) -> SimilarityResult:
+    """Run the audit and write ``result.json`` and the arrays into ``config.out``.
+
+    Embeddings stay in the output folder and are found again by content; the sweep and the explanations of an
+    interrupted run are taken over with ``resume``.
+
+    Raises:
+        ConfigError, DataError, InputError, CheckpointError, UnreadableImages: see :mod:`pfungst.errors`.
+    """
+    started = time.monotonic()
+    encoder = load(
+        config.encoder,
+        checkpoint=config.checkpoint,
+        trust_checkpoint=config.trust_checkpoint,
+        size=config.size,
+    )
+    reads_text = not isinstance(encoder, Encoder)
+    if reads_text != (config.texts is not None):
+        raise ConfigError(
+            f"the encoder {config.encoder} reads {'texts' if reads_text else 'images'}",
+            "give --texts FILE" if reads_text else "give --images DATA",
+        )
+    parts = texts.audit(encoder, config) if reads_text else _images(encoder, config)
+    workspace, fields, arrays, notes = parts
+    result = SimilarityResult(
+        version=__version__,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        seconds=time.monotonic() - started,
+        machine=describe_machine(),
+        config=config.model_dump(mode="json"),
+        verdict={"level": "sound", "headline": ""},  # type: ignore[arg-type]
+        encoder=encoder.name,
+        trained=encoder.trained,
+        seeds=[config.seed + i for i in range(config.seeds)],
+        arrays=workspace.save_arrays("similarity", arrays),
+        notes=notes,
+        **fields,
+    )
+    result.verdict = similarity_verdict.judge(result)
+    result.metrics = similarity_verdict.metrics(result)
+    result.notes += similarity_verdict.explain_numbers(result, config)
+    save(result, workspace.folder)
+    workspace.finish({result.arrays})
+    shutil.rmtree(workspace.folder / ".factors", ignore_errors=True)
+    return result
+
+
+def _images(
+    encoder: Encoder, config: SimilarityConfig
+) -> tuple[Workspace, dict[str, Any], dict[str, np.ndarray], list[str]]:
+    conditions = conditions_for(encoder, config.condition)
+    spec = None if config.mitigate == "none" else _spec(encoder, config.mitigate)
+    images = open_set(config)
+    items, notes = usable(images.items, config)
+    notes = [*images.notes, *notes]
+    group_columns(items, config.groups)
+    make_plan(items, config)
+    workspace = Workspace(config)
+    cache = config.cache or workspace.folder / "embeddings"
+    with _progress() as progress:
+        task = progress.add_task("checking images", total=None)
+        checked = ImageSet(images.name, items)
+        if not config.skip_bad and str(config.images) != "synthetic":
+            checked.check()
+        source = Source.open(checked, conditions, encoder.size, config.skip_bad)
+        if source.skipped:
+            source.items, more = usable(source.items, config)
+            notes += more
+        plan = make_plan(source.items, config)
+        unit = plan.kept_together
+        columns = {}
+        for name, values in group_columns(source.items, config.groups).items():
+            if len(set(values.tolist())) < 2:
+                notes.append(f"the column {name!r} has one value only and was left out")
+            elif name not in (unit, config.labels):
+                columns[name] = np.array([v or "(none)" for v in values.tolist()])
+        progress.update(
+            task, description=f"embedding with {encoder.name}", total=len(source.items), completed=0
+        )
+        embeddings = embed(encoder, source, cache, config.device, lambda n: progress.update(task, advance=n))
+        progress.update(task, description="probing", total=None)
+        found = predict(plan, embeddings, ORIGINAL, config.probe)
+        compared = {name: ORIGINAL for name in conditions if name != ORIGINAL}
+        mitigation, mended = None, None
+        if spec is not None:
+            progress.update(task, description="pruning")
+            mitigation, mended = _mitigate(encoder, source, plan, spec, embeddings, config, cache, workspace)
+            also = predict(plan, mended, f"mitigated {ORIGINAL}", config.probe)
+            found.predicted |= also.predicted
+            found.scores |= also.scores
+            compared |= {f"mitigated {name}": name for name in conditions}
+        scores = score(plan, found, columns, compared)
+        if mitigation is not None:
+            pooled = {s.variant: s.accuracy.value for s in scores if not s.column}
+            for name in conditions:
+                fall = pooled[ORIGINAL] - pooled[name]
+                gain = pooled[f"mitigated {name}"] - pooled[name]
+                if name != ORIGINAL:
+                    mitigation.recovered[name] = gain / fall if fall >= similarity_verdict.FALL else None
+        provenance = follow(plan, found, embeddings[ORIGINAL], columns, config)
+        progress.update(task, description="explaining similarities")
+        likeness = explain(
+            encoder,
+            source,
+            plan,
+            found.tested,
+            embeddings[ORIGINAL],
+            columns,
+            config,
+            workspace.folder / ".factors",
+        )
+        progress.update(task, description="drawing the map")
+        arrays = likeness.arrays | _map(
+            embeddings[ORIGINAL], found.predicted[ORIGINAL][0], plan, columns, source, config
+        )
+    fields = {
+        "title": f"{encoder.name} on {images.name}",
+        "width": embeddings[ORIGINAL].shape[1],
+        "modality": "images",
+        "n": len(source.items),
+        "classes": plan.classes,
+        "columns": list(columns),
+        "split": plan.split,
+        "kept_together": unit,
+        "variants": list(found.predicted),
+        "scores": scores,
+        "confusion": {name: confusion(plan, p) for name, p in found.predicted.items()},
+        "provenance": provenance,
+        "artefacts": likeness.artefacts,
+        "regions": likeness.regions,
+        "summaries": likeness.summaries,
+        "mitigation": mitigation,
+        "pairs": likeness.pairs,
+        "basis": f"patches of {patch_size(config, encoder.size)} px",
+        "composite": likeness.composite,
+        "conservation": likeness.conservation,
+        "skipped": [Skipped(id=i, reason=r) for i, r in source.skipped],
+    }
+    return workspace, fields, arrays, notes + plan.notes
+
+
+# --- mitigation ------------------------------------------------------------------------------------------
+
+
+class _Sweep(BaseModel):
+    trials: list[Trial]
+    layer: str
+
+
+def _spec(encoder: Encoder, text: str) -> Pruning:
+    spec = Pruning.parse(text)
+    if spec.layer != "auto":
+        resolve_layer(encoder, spec.layer)
+    return spec
+
+
+def _mitigate(
+    encoder: Encoder,
+    source: Source,
+    plan: Plan,
+    spec: Pruning,
+    embeddings: Embeddings,
+    config: SimilarityConfig,
+    cache: Path,
+    workspace: Workspace,
+) -> tuple[Mitigation, dict[str, np.ndarray]]:
+    """The sweep, and the representations of the pruned encoder by variant ("mitigated CONDITION").
+
+    Filters are chosen on training images under the first condition; ``prune:auto`` takes the layer with which
+    training images under it are told apart best.
+    """
+    train = np.unique(np.concatenate([fit for fit, _ in plan.rounds[0]]))
+    rng = np.random.default_rng(config.seed)
+    chosen = rng.permutation(train)[:_RESPONSES].tolist()
+    pictures = source.pick(chosen)
+    names = list(source.conditions)
+    with_artefact, without = pictures[names[1]], pictures[ORIGINAL]
+    automatic = spec.layer == "auto"
+    layers = [spec.layer]
+    if automatic:
+        every = prunable_layers(encoder, encoder.size)
+        layers = [every[i] for i in sorted({round(x) for x in np.linspace(0, len(every) - 1, _LAYERS)})]
+    store = workspace.load_part("sweep", _Sweep)
+    if store is None:
+
+        def evaluate(candidate: Encoder) -> dict[str, float]:
+            values = (
+                embeddings
+                if not candidate.edits[len(encoder.edits) :]
+                else embed(candidate, source, cache, config.device)
+            )
+            return _accuracies(plan, values, config, train)
+
+        ks = sorted({*config.sweep, spec.k})
+        done = sweep(encoder, with_artefact, without, evaluate, layers, ks, spec.rows, spec.cols)
+        trials = [
+            Trial(
+                layer=row["layer"], k=row["k"], share=row["share"], accuracy=row[ORIGINAL],
+                conditions={n: row[n] for n in names[1:]},
+            )
+            for row in done.rows
+        ]  # fmt: skip
+        layer = spec.layer
+        if automatic:
+            layer = max((row for row in done.rows if row["k"] == spec.k), key=lambda row: row["training"])[
+                "layer"
+            ]
+        store = _Sweep(trials=trials, layer=layer)
+        workspace.save_part("sweep", store)
+    layer = resolve_layer(encoder, store.layer)
+    response = filter_responses(encoder, with_artefact, without, [layer], spec.rows, spec.cols)[layer]
+    pruned = prune(encoder, response, spec.k, spec.rows, spec.cols)
+    if encoder.architecture is not None:
+        pruned.save(workspace.folder / "pruned")
+    mended = embed(pruned, source, cache, config.device)
+    done_spec = str(Pruning(layer, spec.k, spec.rows, spec.cols))
+    mitigation = Mitigation(spec=done_spec, filters=response.top(spec.k), trials=store.trials, recovered={})
+    return mitigation, {f"mitigated {name}": values for name, values in mended.items()}
+
+
+def _accuracies(
+    plan: Plan, values: Embeddings, config: SimilarityConfig, train: np.ndarray
+) -> dict[str, float]:
+    """Pooled class-balanced accuracy of the first repetition per condition; "training": of the training images
+    under the first condition, told apart by the probe that was fitted on them without it."""
+    first = Plan(plan.labels, plan.units, None, plan.rounds[:1], plan.split, plan.positive)
+    scores = score(first, predict(first, values, ORIGINAL, config.probe), {}, {})
+    result = {s.variant: s.accuracy.value for s in scores}
+    second = list(values)[1]
+    own = Plan(plan.labels, plan.units, None, [[(train, train)]], plan.split, plan.positive)
+    told = score(own, predict(own, values, ORIGINAL, config.probe), {}, {})
+    return result | {"training": next(s.accuracy.value for s in told if s.variant == second)}
+
+
+# --- map -------------------------------------------------------------------------------------------------
+
+
+def _map(
+    embeddings: np.ndarray,
+    predicted: np.ndarray,
+    plan: Plan,
+    columns: Mapping[str, np.ndarray],
+    source: Source,
+    config: SimilarityConfig,
+) -> dict[str, np.ndarray]:
+    """t-SNE of the representations, at most 2,000 points."""
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import TSNE
+
+    index = np.arange(len(embeddings))
+    if len(index) > _SHOWN:
+        index = np.sort(np.random.default_rng(config.seed).choice(len(index), _SHOWN, replace=False))
+    x = embeddings[index].astype(np.float64)
+    x = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+    if len(x) >= 4:
+        width = min(50, *x.shape)
+        x = PCA(width, random_state=config.seed).fit_transform(x)
+        perplexity = min(30.0, (len(x) - 1) / 3)
+        # Distances are scaled by the data's spread: representations of random networks differ little.
+        x = x / max(float(x[:, 0].std()), 1e-12)
+        x = TSNE(perplexity=perplexity, init="pca", random_state=config.seed).fit_transform(x)
+    return {
+        "embedding": x[:, :2].astype(np.float32),
+        "ids": np.array([source.items[i].id for i in index]),
+        "labels": plan.labels[index],
+        "predicted": predicted[index],
+        **{f"group_{name}": values[index] for name, values in columns.items()},
+    }

@@ -1,0 +1,176 @@
+"""What a similarity audit writes."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from pfungst.audit.result import Interval, Model, Result
+
+Mark = Literal["", "↓", "↓↓", "↑"]
+
+
+class Confusion(Model):
+    """Which class attracts errors; `matrix` has a row per true and a column per predicted class, first repetition."""
+
+    matrix: list[list[int]]
+    into: str | None = Field(description="the class most errors fall into")
+    share: float
+    errors: int
+
+
+class ProbeScores(Model):
+    """The probe on the images of one group under one variant, mean over repetitions."""
+
+    variant: str
+    column: str = Field("", description="group column; empty for all images")
+    group: str = ""
+    n: int
+    counts: dict[str, int] = Field(description="images per class")
+    accuracy: Interval = Field(description="class-balanced")
+    rebalanced: Interval = Field(description="accuracy with each class's weight capped at that of 10 images")
+    fpr: Interval | None = Field(None, description="two classes only")
+    fnr: Interval | None = None
+    per_seed: list[float] = Field([], description="class-balanced accuracy of each repetition")
+    mark: Mark = Field(
+        "", description="of the accuracy against the original images (mitigated: the condition)"
+    )
+    p_value: float | None = None
+
+
+class Provenance(Model):
+    """Does the probe's score follow where an image came from?"""
+
+    column: str
+    label: str = Field(description="the class whose score was tested against the others")
+    eta2_group: float
+    eta2_label: float
+    auroc_pooled: float
+    auroc_within: float | None
+    accuracy_pooled: float
+    accuracy_within: float | None = Field(description="mean over the groups with several classes")
+    by_group_alone: float = Field(
+        description="class-balanced accuracy of naming each group's commonest class"
+    )
+    group_readable: float = Field(description="class-balanced accuracy of a probe for the group itself")
+    group_chance: float
+    follows: bool
+    reasons: list[str] = Field([])
+
+
+class Region(Model):
+    """Share of the relevance of similarities on a region, and share of the area."""
+
+    name: str
+    column: str = ""
+    group: str = Field("", description="class or group whose pairs were averaged; empty for all")
+    share: float
+    area: float
+
+
+class Artefact(Model):
+    """What pasting something into the images does to the similarity of images of different classes."""
+
+    condition: str
+    area: float = Field(description="share of the patches that hold it")
+    share: float = Field(description="of the relevance on these patches, with it")
+    share_without: float = Field(description="of the relevance on these patches, without it")
+    similarity: float = Field(description="mean cosine similarity with it")
+    similarity_without: float
+
+
+class Trial(Model):
+    """One row of the mitigation sweep."""
+
+    layer: str
+    k: int
+    share: float = Field(description="of the positive response of the layer that the k filters hold")
+    accuracy: float
+    conditions: dict[str, float]
+
+
+class Mitigation(Model):
+    spec: str
+    filters: list[int] = Field(description="the filters set to zero")
+    trials: list[Trial]
+    recovered: dict[str, float | None] = Field(description="per condition: share of the fall that came back")
+
+
+class Group(Model):
+    """BiLRP averaged over pairs within a class or group; its heatmap is row `row` of the array ``profiles``."""
+
+    column: str = Field(description="empty for the label")
+    name: str
+    pairs: int
+    similarity: float
+    top_share: float = Field(description="share of the relevance that the ten strongest patch pairs carry")
+    bias_share: float
+    row: int
+
+
+class Pair(Model):
+    """One explained pair; `array` names its matrix (P, Q) in the arrays."""
+
+    array: str
+    title: str
+    first: str
+    second: str
+    tags: list[list[str]] = Field([[], []], description="label and groups of each side")
+    similarity: float
+    bias_share: float
+    grids: tuple[list[int], list[int]]
+    rows: tuple[int, int] = Field((0, 0), description="rows of the array ``pictures``")
+    tokens: tuple[list[str], list[str]] | None = None
+
+
+class Relation(Model):
+    """Text pairs of one relation."""
+
+    name: str
+    n: int
+    similarity: Interval
+    shared_tokens: float = Field(description="share of the positive relevance between equal tokens")
+    special_tokens: float = Field(description="share of the relevance on separators and punctuation")
+    bias_share: float
+
+
+class SimilarityResult(Result):
+    """Arrays (npz): images: ``embedding`` (N, 2), ``ids``, ``labels``, ``predicted`` (N,) str, ``group_COLUMN`` (N,)
+    str, ``pictures`` (E, S, S, 3) uint8, ``profiles`` (G, H, W), ``background`` (G, S, S) uint8, ``pair_I`` (P, Q).
+    Texts: ``similarities`` (N,), ``relations`` (N,) str, ``pair_I``."""
+
+    kind: Literal["similarity"] = "similarity"
+    encoder: str
+    trained: bool
+    width: int = Field(description="values of a representation")
+    modality: Literal["images", "texts"]
+    n: int
+    classes: list[str]
+    columns: list[str] = Field([])
+    split: str
+    kept_together: str | None = None
+    variants: list[str] = Field(
+        [], description="original, the conditions, and with a mitigation both mitigated"
+    )
+    seeds: list[int] = Field([])
+    scores: list[ProbeScores] = Field([])
+    confusion: dict[str, Confusion] = Field({})
+    provenance: list[Provenance] = Field([])
+    artefacts: list[Artefact] = Field([])
+    regions: list[Region] = Field([])
+    summaries: list[Group] = Field([])
+    mitigation: Mitigation | None = None
+    pairs: list[Pair] = Field([])
+    relations: list[Relation] = Field([])
+    auroc: float | None = Field(
+        None, description="texts: similarity of the first relation against the second"
+    )
+    basis: str
+    composite: str
+    conservation: float = Field(description="largest |sum + bias − similarity| relative to the similarity")
+    arrays: str = ""
+
+    def pooled(self, variant: str) -> ProbeScores | None:
+        """The scores over all images."""
+        return next((s for s in self.scores if s.variant == variant and not s.column), None)

@@ -1,0 +1,255 @@
+"""The similarity audit on miniature data: numbers, resumption, units kept together, bad input."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import pfungst.audit.similarity as audit
+from pfungst.audit.check import Gate, check
+from pfungst.audit.embeddings import conditions_for, open_set
+from pfungst.audit.likeness import patch_size, similar_pairs
+from pfungst.audit.probing import make_plan, predict, score, usable
+from pfungst.audit.regions import border, burnt_in, in_patches
+from pfungst.audit.result import load
+from pfungst.audit.similarity import run
+from pfungst.audit.workspace import load_arrays
+from pfungst.encoders import Encoder, Preprocessing
+from pfungst.encoders import load as load_encoder
+from pfungst.errors import CheckpointError, ConfigError, DataError, InputError
+from pfungst.measure import balanced_accuracy
+from similarity_factory import config, logo, mini_images
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return mini_images(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def stamp(tmp_path_factory):
+    return f"logo:{logo(tmp_path_factory.mktemp('logo') / 'tag.png')},width=0.6,margin=1"
+
+
+@pytest.fixture(scope="module")
+def audited(data, stamp, tmp_path_factory):
+    out = tmp_path_factory.mktemp("out")
+    return run(config(data, out, condition=[stamp], mitigate="prune:stage1.relu1:1")), out
+
+
+def numbers(result):
+    return result.model_dump(exclude={"created", "seconds", "config", "notes", "arrays"})
+
+
+def test_the_result_is_complete_and_consistent(audited):
+    result, out = audited
+    assert numbers(load(out)) == numbers(result)
+    assert result.variants == ["original", "logo:tag", "mitigated original", "mitigated logo:tag"]
+    assert result.kept_together == "patient"
+    pooled = result.pooled("original")
+    assert pooled.n == 36
+    assert pooled.accuracy.value == pytest.approx(np.mean(pooled.per_seed))
+    assert pooled.accuracy.low <= pooled.accuracy.value <= pooled.accuracy.high
+    arrays = load_arrays(out, result.arrays)
+    assert arrays["embedding"].shape == (36, 2)
+    first = balanced_accuracy(arrays["labels"], arrays["predicted"])
+    assert first == pytest.approx(pooled.per_seed[0])
+    for pair in result.pairs:
+        matrix = arrays[pair.array]
+        assert matrix.shape == tuple(np.prod(g) for g in pair.grids)
+        assert pair.title in result.classes
+    assert result.conservation < 1e-4
+    profiles = arrays["profiles"].reshape(len(arrays["profiles"]), -1)
+    np.testing.assert_allclose(profiles.sum(1), 1, atol=1e-4)
+    assert 0 <= result.artefacts[0].share <= 1
+    assert result.artefacts[0].share > result.artefacts[0].share_without
+    assert [(t.layer, t.k) for t in result.mitigation.trials] == [("", 0), ("stage1.relu1", 1), ("stage1.relu1", 2)]
+    assert load_encoder(f"pfungst:{out / 'pruned'}").edits[0]["filters"] == result.mitigation.filters
+    assert not (out / ".parts").exists()
+    assert not (out / ".factors").exists()
+
+
+def test_gates_read_the_metrics(audited):
+    result, _ = audited
+    drop = result.pooled("original").accuracy.value - result.pooled("logo:tag").accuracy.value
+    outcome = check(result, [Gate.parse(f"condition-drop={drop + 0.01}", "max"), Gate.parse("accuracy=1.1", "min")])
+    assert [o.passed for o in outcome] == [True, False]
+
+
+def test_the_verdict_is_one_of_the_five(audited):
+    verdict = audited[0].verdict
+    assert verdict.level in ("unfit", "provenance", "clever-hans", "fragile", "sound")
+    assert "random weights" in verdict.headline
+
+
+def test_patients_are_never_on_both_sides(data, tmp_path):
+    settings = config(data, tmp_path)
+    items, _ = usable(open_set(settings).items, settings)
+    plan = make_plan(items, settings)
+    patients = np.array([i.groups["patient"] for i in items])
+    assert len(plan.rounds) == 3
+    for folds in plan.rounds:
+        tested = np.concatenate([test for _, test in folds])
+        assert sorted(tested) == list(range(len(items)))
+        for train, test in folds:
+            assert not set(patients[train]) & set(patients[test])
+    _, _, pairs = zip(*similar_pairs(np.eye(len(items)), np.arange(len(items)), plan.units, 3), strict=True)
+    assert len(pairs) == 3
+
+
+def test_scores_against_a_count_by_hand(data, tmp_path):
+    """Embeddings that hold the label perfectly for two classes and not at all for the third."""
+    settings = config(data, tmp_path)
+    items, _ = usable(open_set(settings).items, settings)
+    plan = make_plan(items, settings)
+    code = {"a": 0, "b": 1, "c": 1}
+    x = 20 * np.eye(2)[[code[i.label] for i in items]]
+    found = predict(plan, {"original": x, "swapped": x[:, ::-1]}, "original", "logreg")
+    pooled, swapped = score(plan, found, {}, {"swapped": "original"})
+    said = found.predicted["original"][0]
+    assert (said[plan.labels == "a"] == "a").all()
+    by_hand = np.mean([(said[plan.labels == c] == c).mean() for c in "abc"])
+    assert pooled.per_seed[0] == pytest.approx(by_hand)
+    assert swapped.accuracy.value < 0.5
+    assert swapped.mark == "↓↓"
+
+
+def test_an_interrupted_audit_resumes_to_the_same_result(audited, data, stamp, tmp_path, monkeypatch):
+    options = {"condition": [stamp], "mitigate": "prune:stage1.relu1:1"}
+    real = audit.explain
+    monkeypatch.setattr(audit, "explain", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        run(config(data, tmp_path, **options))
+    monkeypatch.setattr(audit, "explain", real)
+    monkeypatch.setattr(audit, "sweep", None)  # the sweep is taken over, not computed again
+    result = run(config(data, tmp_path, resume=True, **options))
+    assert numbers(result) == numbers(audited[0])
+
+
+def test_burnt_in_marks_are_found_and_anatomy_is_not():
+    images = torch.full((2, 3, 100, 100), 0.3)
+    images[0, :, 5:11, 8:11] = 1
+    images[1, :, 30:80, 30:80] = 1  # large and bright
+    marks = burnt_in(images)
+    assert marks[0, 5:11, 8:11].all()
+    assert marks[0].sum() == 18
+    assert not marks[1].any()
+    assert in_patches(border(100), 10).sum() == 36
+    assert in_patches(marks[0], 10, least=0).sum() == 4
+
+
+def test_patches_are_at_most_sixteen_to_a_side(data, tmp_path):
+    settings = config(data, tmp_path, patches=None)
+    assert [patch_size(settings, s) for s in (32, 96, 224, 100)] == [2, 6, 14, 10]
+
+
+# --- bad input -------------------------------------------------------------------------------------------
+
+
+def only(data, target, keep):
+    rows = list(csv.DictReader(data.open()))
+    with (data.parent / target).open("w", newline="") as handle:
+        writer = csv.DictWriter(handle, rows[0])
+        writer.writeheader()
+        writer.writerows([row for row in rows if keep(row)])
+    return data.parent / target
+
+
+def test_one_image_only(data, tmp_path):
+    with pytest.raises(DataError, match="two classes"):
+        run(config(only(data, "one.csv", lambda r: r["path"] == "a00.png"), tmp_path))
+
+
+def test_a_class_with_one_image_is_left_out_and_said(data, tmp_path):
+    listing = only(data, "single.csv", lambda r: r["label"] != "c" or r["path"] == "c00.png")
+    result = run(config(listing, tmp_path, seeds=1, keep_together="none"))
+    assert result.classes == ["a", "b"]
+    assert any("class 'c' has one image only" in note for note in result.notes)
+
+
+def test_group_columns_missing_or_constant(data, tmp_path):
+    with pytest.raises(ConfigError, match="no column 'device'"):
+        run(config(data, tmp_path, groups="device"))
+    result = run(config(data, tmp_path, groups="constant,scanner", seeds=1))
+    assert result.columns == ["scanner"]
+    assert any("'constant' has one value only" in note for note in result.notes)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"labels": "nothing"}, DataError, "nothing"),
+        ({"keep_together": "nobody"}, ConfigError, "nobody"),
+        ({"mitigate": "prune:stage1.relu1:1"}, ConfigError, "needs a condition"),
+        ({"condition": "jpeg:30", "mitigate": "prune:stage9:1"}, InputError, "no layer"),
+        ({"condition": "jpg:30"}, ConfigError, "jpg"),
+        ({"encoder": "nowhere:net"}, ConfigError, "nowhere"),
+        ({"positive": "z"}, ConfigError, "no image has the label 'z'"),
+        ({"images": None}, ConfigError, "either images or texts"),
+        ({"probe": "forest"}, ConfigError, "probe"),
+    ],
+)
+def test_wrong_options_are_named(data, tmp_path, options, error, words):
+    with pytest.raises(error, match=words):
+        run(config(data, tmp_path, **options))
+    assert not (tmp_path / "result.json").exists()
+
+
+def test_a_logo_larger_than_the_image(tmp_path):
+    encoder = load_encoder("small:4", size=16)
+    with pytest.raises(ConfigError, match="larger than the picture"):
+        conditions_for(encoder, [f"logo:{logo(tmp_path / 'tag.png')},width=0.9,margin=12"])
+
+
+class Odd(nn.Module):
+    """Gives NaN, or a width that depends on the image."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+
+    def forward(self, x):
+        flat = x.flatten(1)
+        if self.how == "nan":
+            return torch.where(x[:, :1, 0, 0] > -2, torch.nan, flat)
+        return flat[:, : 3 + len(x) % 4]
+
+
+@pytest.mark.parametrize(("how", "words"), [("nan", "not finite.*between a00"), ("dynamic", "changing width")])
+def test_bad_representations_are_named(data, tmp_path, monkeypatch, how, words):
+    odd = Encoder(Odd(how), Preprocessing(size=16, condition="pillow-bilinear"), name="odd")
+    monkeypatch.setattr(audit, "load", lambda *a, **k: odd)
+    monkeypatch.setattr("pfungst.audit.embeddings._CHUNK", 11)
+    with pytest.raises(InputError, match=words):
+        run(config(data, tmp_path))
+
+
+def test_an_unsafe_checkpoint_is_refused(data, tmp_path):
+    class Code:
+        def __reduce__(self):
+            return (print, ("run",))
+
+    torch.save({"weights": Code()}, tmp_path / "bad.pt")
+    with pytest.raises(CheckpointError):
+        run(config(data, tmp_path / "out", checkpoint=tmp_path / "bad.pt"))
+
+
+def test_texts_need_their_columns(tmp_path):
+    from pfungst.audit.texts import read_pairs
+
+    file = tmp_path / "pairs.csv"
+    file.write_text("first,second\na,b\n")
+    with pytest.raises(DataError, match="'relation'"):
+        read_pairs(file)
+    file.write_text("first,second,relation\na,,same\nb,c,same\n")
+    with pytest.raises(DataError, match="lines \\[2\\]"):
+        read_pairs(file)
+
+
+def test_the_result_is_plain_json(audited):
+    data = json.loads((audited[1] / "result.json").read_text())
+    assert data["kind"] == "similarity"
+    assert {"view", "sex"}.isdisjoint(data["columns"])
