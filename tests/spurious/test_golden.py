@@ -10,6 +10,7 @@ from pfungst.spurious import (
     LinearHead,
     NeuralPCA,
     SpuFix,
+    extract_features,
     neuron_importance,
     rank_neurons,
     score_probabilities,
@@ -157,6 +158,20 @@ def test_spufix_transferred(npca, gold, inputs, second, components, clip, suffix
     np.testing.assert_allclose(torch.stack([means[k] for k in means]), gold["mean2"][list(means)], atol=1e-12)
     logits = corrected(second, directions, means, inputs["phi2_test"], clip)
     np.testing.assert_allclose(logits, gold[f"spufix_logits_transfer{suffix}"], atol=1e-9)
+
+
+def test_the_whole_way_through_stores_in_single_precision(gold, inputs, labels, tmp_path):
+    models, stores = [], []
+    for w, b, phi in (("W", "b", "phi"), ("W2", "b2", "phi2")):
+        x = inputs[phi].float().flatten(0, 1)[:, :, None, None]
+        models.append(FeatureHead(Vectors(inputs[w].float(), inputs[b].float()), example=x))
+        rows = [(str(i), image, int(k)) for i, (image, k) in enumerate(zip(x, labels, strict=True))]
+        stores.append(extract_features(models[-1], rows, tmp_path / phi, dtype="float32", progress=False))
+    npca = NeuralPCA(n_components=5).fit(models[0], stores[0])
+    fix = SpuFix(models[0], npca, COMPONENTS).transfer(models[1], source=stores[0], target=stores[1])
+    with torch.no_grad():
+        logits = fix(inputs["phi2_test"].float()[:, :, None, None])
+    np.testing.assert_allclose(logits, gold["spufix_logits_transfer_f32_pipeline"], atol=1e-4)
 
 
 def test_beta_of_each_component(npca, gold, inputs, second):

@@ -77,6 +77,9 @@ def test_bad_folders(folder, tmp_path):
     (folder / "spurious_class_3_component_0" / "2.png").write_bytes(b"broken")
     with pytest.raises(UnreadableImages, match=r"2\.png"):
         list(SpuriousFolder(folder, to_tensor))
+    (folder / "spurious_class_1_component_2" / "5.png").write_bytes(b"")
+    with pytest.raises(UnreadableImages, match="2 images cannot be read"):
+        spurious_score(small_net(), items(20), SpuriousFolder(folder, to_tensor), device="cpu")
     with pytest.raises(InputError, match="do not fit a model of 5 classes"):
         class_probabilities(small_net(), [("a", torch.rand(3, 12, 12), 5)], device="cpu")
 

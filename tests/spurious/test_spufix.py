@@ -49,8 +49,11 @@ def test_leaves_the_model_as_it_was_and_shares_its_weights(fitted):
     before = {name: type(m) for name, m in head.model.named_modules()}
     fix = SpuFix(head, npca, CHOSEN)
     assert {name: type(m) for name, m in head.model.named_modules()} == before
-    assert fix.head.weight is head.module.weight
-    assert fix.head.bias is head.module.bias
+    assert fix.head.weight.data_ptr() == head.module.weight.data_ptr()
+    fix.double()
+    with torch.no_grad():
+        assert fix(X[:2].double()).dtype == torch.float64
+        assert head(X[:2]).dtype == torch.float32
 
 
 def test_identity_without_components(fitted):
@@ -144,7 +147,6 @@ def test_batch_of_one_gradient_and_half_precision(fitted):
     x = X[:2].double().requires_grad_(True)
     double = SpuFix(head, npca, CHOSEN).double()
     assert torch.autograd.gradcheck(lambda v: double(v), (x[:, :, :5, :5],), atol=1e-4, eps=1e-6)
-    head.model.float()
 
 
 def test_everything_is_in_the_state_dict(fitted):

@@ -129,7 +129,7 @@ def extract_features(
         return FeatureStore(path)
     problems: list[tuple[str, str]] = []
     size = len(data) if hasattr(data, "__len__") else None  # type: ignore[arg-type]
-    items = _read(data, writer.meta["read"], workers, problems)
+    items = read_items(data, writer.meta["read"], workers, problems)
     parameter = next(head.model.parameters())
     with _bar(size, writer.meta["read"], progress) as advance, torch.inference_mode():
         for n, batch in enumerate(_batches(items, batch_size), 1):
@@ -229,7 +229,9 @@ def _check_labels(labels: Sequence[Any], ids: Sequence[str], head: FeatureHead) 
 Item = tuple[str, Tensor | None, Any]
 
 
-def _read(data: Iterable[Any], start: int, workers: int, problems: list[tuple[str, str]]) -> Iterator[Item]:
+def read_items(
+    data: Iterable[Any], start: int, workers: int, problems: list[tuple[str, str]]
+) -> Iterator[Item]:
     """Items from `start` on; an unreadable one has no image and is added to `problems`."""
     guarded: Iterable[tuple[str, Tensor | None, Any, str]]
     if hasattr(data, "__getitem__") and hasattr(data, "__len__"):
@@ -269,6 +271,8 @@ class _Guarded(torch.utils.data.Dataset):
 def _guard(load: Callable[[], Any], name: str) -> tuple[str, Tensor | None, Any, str]:
     try:
         item, image, label = load()
+    except UnreadableImages as error:
+        return name, None, -1, error.problems[0][1]
     except (OSError, SyntaxError, DataError) as error:  # Pillow raises SyntaxError for broken PNG chunks
         return name, None, -1, str(error).splitlines()[0] if str(error) else type(error).__name__
     return str(item), image, label, ""

@@ -77,6 +77,8 @@ class NeuralPCA(BaseEstimator):
         Raises:
             InputError: features of another model, labels outside its classes, not finite, a class of one image.
         """
+        if isinstance(model, nn.Module):
+            model = FeatureHead(model)
         head = as_linear(model)
         self._model = model if isinstance(model, FeatureHead) else None
         self.head_ = LinearHead(

@@ -15,6 +15,7 @@ from sklearn.metrics import average_precision_score
 from torch import Tensor, nn
 
 from pfungst.errors import DataError, InputError, UnreadableImages
+from pfungst.spurious.features import read_items
 from pfungst.spurious.heads import logits_of
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
@@ -159,8 +160,14 @@ def class_probabilities(
     classes: set[int] | None = None,
     batch_size: int = 32,
     device: str = "auto",
+    workers: int = 0,
 ) -> dict[int, np.ndarray]:
-    """Softmax probability of each image's own label, {label: (n,)}; only `classes` if given."""
+    """Softmax probability of each image's own label, {label: (n,)}; only `classes` if given.
+
+    Raises:
+        UnreadableImages: all that cannot be read.
+        InputError: labels outside the model's classes.
+    """
     target = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     model = model.to(target).eval()
     dtype = next((p.dtype for p in model.parameters()), torch.float32)
@@ -182,12 +189,15 @@ def class_probabilities(
         images.clear()
         labels.clear()
 
-    for _, image, label in data:
-        if classes is None or int(label) in classes:
+    problems: list[tuple[str, str]] = []
+    for _, image, label in read_items(data, 0, workers, problems):
+        if image is not None and not problems and (classes is None or int(label) in classes):
             images.append(image)
             labels.append(int(label))
             if len(images) == batch_size:
                 flush()
+    if problems:
+        raise UnreadableImages(problems)
     if images:
         flush()
     return {k: np.asarray(v, dtype=np.float32) for k, v in out.items()}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import json
 import os
 import tempfile
@@ -71,8 +70,8 @@ class SpuFix(nn.Module):
     """A classifier whose logits no longer gain from its spurious components.
 
     logit_k(x) − Σ_{l ∈ S_k} max(α_l(x), 0); all other logits are unchanged. The module replaces the model: same
-    input, same output, differentiable, any batch size, exportable. It shares the model's parameters (training one
-    trains the other) and leaves the model as it was.
+    input, same output, differentiable, any batch size, exportable. It leaves the model as it was and shares the memory
+    of its weights until one of the two is moved.
 
     Args:
         model: the classifier that `npca` was fitted on, or its head.
@@ -93,6 +92,9 @@ class SpuFix(nn.Module):
         clip: bool = True,
     ) -> None:
         super().__init__()
+        known = npca.model
+        if known is not None and known.model is model:
+            model = known
         head = model if isinstance(model, FeatureHead) else FeatureHead(model)
         own = head.linear.fingerprint()
         if own["head_sha256"] != npca.model_fingerprint_["head_sha256"]:
@@ -123,10 +125,12 @@ class SpuFix(nn.Module):
         self, head: FeatureHead, weight: Tensor, offset: Tensor, classes: Tensor, clip: bool
     ) -> None:
         like = head.module.weight
+        # A new module tree over the same memory: moving or casting one of the two does not touch the other.
         shared: dict[int, Any] = {
-            id(t): t for t in itertools.chain(head.model.parameters(), head.model.buffers())
+            id(p): nn.Parameter(p.detach(), p.requires_grad) for p in head.model.parameters()
         }
-        self.model = copy.deepcopy(head.model, shared)  # a new module tree around the same tensors
+        shared |= {id(b): b.detach() for b in head.model.buffers()}
+        self.model = copy.deepcopy(head.model, shared)
         layer = self.model.get_submodule(head.layer)
         fixed = FixedHead(layer, weight.to(like), offset.to(like), classes.to(like.device), clip)
         if head.layer:
