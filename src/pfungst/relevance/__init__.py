@@ -3,6 +3,7 @@
 from pfungst.relevance.attribute import attribute
 from pfungst.relevance.bases import Basis, DCTBands, Patches, PixelBands, Pixels, Tokens
 from pfungst.relevance.composites import COMPOSITES, Composite, On, Site, composite
+from pfungst.relevance.gradcam import gradcam
 from pfungst.relevance.linearize import LinearizedModel, linearize
 from pfungst.relevance.relevance import Relevance, colour_limit
 from pfungst.relevance.rules import (
@@ -50,5 +51,6 @@ __all__ = [
     "attribute",
     "colour_limit",
     "composite",
+    "gradcam",
     "linearize",
 ]

@@ -266,7 +266,5 @@ def composite(spec: str | Composite, **options: Any) -> Composite:
     if isinstance(spec, Composite):
         return spec
     if spec not in COMPOSITES:
-        raise ConfigError(
-            f"unknown composite {spec!r}", f"known composites: {', '.join(sorted(COMPOSITES))}"
-        )
+        raise ConfigError(f"unknown composite {spec!r}", f"known composites: {', '.join(sorted(COMPOSITES))}")
     return COMPOSITES[spec](**options)

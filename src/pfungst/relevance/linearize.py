@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from pfungst.errors import InputError, PfungstError
 from pfungst.relevance.bases import Basis, Patches, Pixels
-from pfungst.relevance.composites import Composite, composite as _composite
+from pfungst.relevance.composites import Composite
+from pfungst.relevance.composites import composite as _composite
 from pfungst.relevance.mode import Record, RelevanceMode
 from pfungst.relevance.patches import patch_columns
 from pfungst.relevance.tape import Tape
@@ -40,7 +41,9 @@ class Run:
 def check_input(x: Any) -> Tensor:
     """`x` as an input that can be explained, or an InputError that says why not."""
     if not isinstance(x, Tensor):
-        raise InputError(f"the input is a {type(x).__name__}, not a tensor", "convert it with torch.as_tensor")
+        raise InputError(
+            f"the input is a {type(x).__name__}, not a tensor", "convert it with torch.as_tensor"
+        )
     if not x.is_floating_point():
         raise InputError(
             f"the input has type {str(x.dtype).removeprefix('torch.')}, relevance needs real numbers",
@@ -52,21 +55,23 @@ def check_input(x: Any) -> Tensor:
         raise InputError(
             f"the input has shape {tuple(x.shape)}", "pass a batch: the first axis counts the inputs"
         )
-    if not _transformed(x) and not bool(torch.isfinite(x).all()):
+    if not transformed(x) and not bool(torch.isfinite(x).all()):
         bad = int((~torch.isfinite(x)).flatten(1).any(1).sum())
         raise InputError(f"{bad} of {len(x)} inputs contain NaN or infinity", "leave them out or repair them")
     return x
 
 
-def _transformed(x: Tensor) -> bool:
-    return torch._C._functorch.is_functorch_wrapped_tensor(x) or torch.compiler.is_compiling()
+def transformed(x: Tensor) -> bool:
+    """Whether `x` is inside a torch.func transform, where its values cannot be looked at."""
+    return torch._C._functorch.is_functorch_wrapped_tensor(x)
 
 
 def check_model(model: Any) -> nn.Module:
     """`model` without its torch.compile wrapper, or an InputError that says why it cannot be explained."""
     if not isinstance(model, nn.Module):
         raise InputError(
-            f"the model is a {type(model).__name__}, not an nn.Module", "wrap it in a module with a forward method"
+            f"the model is a {type(model).__name__}, not an nn.Module",
+            "wrap it in a module with a forward method",
         )
     model = getattr(model, "_orig_mod", model)
     if isinstance(model, torch.jit.ScriptModule):
@@ -155,7 +160,9 @@ def _blame_input(model: nn.Module, x: Tensor, output: Output | None, error: Exce
     except PfungstError:
         raise
     except Exception as cause:
-        raise InputError(f"output= fails on what the model returns: {cause}", "check the selection") from error
+        raise InputError(
+            f"output= fails on what the model returns: {cause}", "check the selection"
+        ) from error
 
 
 def trace(model: nn.Module, x: Tensor, rules: Composite | str, output: Output | None = None) -> list[Record]:
@@ -282,7 +289,10 @@ class LinearizedModel:
 
 
 def linearize(
-    model: nn.Module, x: Tensor, composite: str | Composite = "epsilon_plus_flat", output: Output | None = None
+    model: nn.Module,
+    x: Tensor,
+    composite: str | Composite = "epsilon_plus_flat",
+    output: Output | None = None,
 ) -> LinearizedModel:
     """The rewritten network as a linear map at the inputs `x`.
 
@@ -298,6 +308,3 @@ def linearize(
     """
     with torch.inference_mode(False):
         return LinearizedModel(execute(check_model(model), check_input(x), _composite(composite), output))
-
-
-

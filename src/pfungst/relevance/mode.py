@@ -111,8 +111,20 @@ def _without_dispatch(func: types.FunctionType) -> types.FunctionType:
 _ALIASES = {"rsub": "rsub", "radd": "add", "rmul": "mul", "rtruediv": "rdiv", "rdiv": "rdiv", "rpow": "rpow"}
 _ALIASES |= {"truediv": "div", "true_divide": "div", "divide": "div", "multiply": "mul", "subtract": "sub"}
 _ALIASES |= {"iadd": "add_", "isub": "sub_", "imul": "mul_", "itruediv": "div_", "idiv": "div_"}
-_ALIASES |= {"rmatmul": "rmatmul", "negative": "neg", "concat": "cat", "concatenate": "cat", "swapaxes": "transpose"}
-_ALIASES |= {"swapdims": "transpose", "moveaxis": "movedim", "absolute": "abs", "clip": "clamp", "arctan": "atan"}
+_ALIASES |= {
+    "rmatmul": "rmatmul",
+    "negative": "neg",
+    "concat": "cat",
+    "concatenate": "cat",
+    "swapaxes": "transpose",
+}
+_ALIASES |= {
+    "swapdims": "transpose",
+    "moveaxis": "movedim",
+    "absolute": "abs",
+    "clip": "clamp",
+    "arctan": "atan",
+}
 
 
 def operation_name(func: Any) -> str:
@@ -309,7 +321,9 @@ class RelevanceMode(TorchFunctionMode):
             z = original(self.stop(value), original.weight, original.bias)
         return self.mark(z, pending=Pending(x, site, rule, folded=prefix))
 
-    def batch_norm(self, x: Tensor, scale: Tensor, shift: Tensor, value: Callable[[Tensor], Tensor]) -> Tensor:
+    def batch_norm(
+        self, x: Tensor, scale: Tensor, shift: Tensor, value: Callable[[Tensor], Tensor]
+    ) -> Tensor:
         """A BatchNorm in evaluation mode: folded into the map before it, or left for the one after it."""
         mark = mark_of(x)
         before = mark.pending if mark is not None and mark.settled is None else None

@@ -36,54 +36,317 @@ TABLE: dict[str, Handler] = {}
 
 #: Linear in the tensors that depend on the input, or selecting among them: left to autograd.
 LINEAR = set(
-    """
-    get:T get:mT get:H get:mH get:real t view view_as reshape reshape_as flatten unflatten ravel squeeze unsqueeze
-    permute transpose movedim expand expand_as repeat repeat_interleave tile contiguous clone
-    to type type_as float double half bfloat16 cpu cuda alias
-    cat stack hstack vstack dstack column_stack chunk split split_with_sizes tensor_split unbind select narrow
-    getitem index_select gather take_along_dim masked_select diagonal tril triu flip fliplr flipud rot90 roll
-    sum mean nanmean cumsum neg pos rsub sub add where masked_fill scatter scatter_add index_add
-    index_copy index_fill select_scatter slice_scatter
-    adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d avg_pool1d avg_pool2d avg_pool3d
-    max_pool1d max_pool2d max_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d
-    max_pool2d_with_indices max_pool1d_with_indices max_pool3d_with_indices max_unpool2d
-    adaptive_max_pool1d_with_indices adaptive_max_pool2d_with_indices
-    pad constant_pad_nd interpolate upsample upsample_nearest2d upsample_bilinear2d grid_sample
-    fold unfold im2col col2im pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle
-    max min amax amin maximum minimum topk sort kthvalue median dropout feature_dropout alpha_dropout
-    dropout2d dropout1d dropout3d feature_alpha_dropout broadcast_to broadcast_tensors atleast_1d atleast_2d
-    atleast_3d swapaxes meshgrid block_diag abs lerp einsum_linear as_strided
-    rfft irfft fft ifft fft2 ifft2 rfft2 irfft2 fftn ifftn view_as_real view_as_complex complex
-    requires_grad_ retain_grad
-    """.split()
+    [
+        "get:T",
+        "get:mT",
+        "get:H",
+        "get:mH",
+        "get:real",
+        "t",
+        "view",
+        "view_as",
+        "reshape",
+        "reshape_as",
+        "flatten",
+        "unflatten",
+        "ravel",
+        "squeeze",
+        "unsqueeze",
+        "permute",
+        "transpose",
+        "movedim",
+        "expand",
+        "expand_as",
+        "repeat",
+        "repeat_interleave",
+        "tile",
+        "contiguous",
+        "clone",
+        "to",
+        "type",
+        "type_as",
+        "float",
+        "double",
+        "half",
+        "bfloat16",
+        "cpu",
+        "cuda",
+        "alias",
+        "cat",
+        "stack",
+        "hstack",
+        "vstack",
+        "dstack",
+        "column_stack",
+        "chunk",
+        "split",
+        "split_with_sizes",
+        "tensor_split",
+        "unbind",
+        "select",
+        "narrow",
+        "getitem",
+        "index_select",
+        "gather",
+        "take_along_dim",
+        "masked_select",
+        "diagonal",
+        "tril",
+        "triu",
+        "flip",
+        "fliplr",
+        "flipud",
+        "rot90",
+        "roll",
+        "sum",
+        "mean",
+        "nanmean",
+        "cumsum",
+        "neg",
+        "pos",
+        "rsub",
+        "sub",
+        "add",
+        "where",
+        "masked_fill",
+        "scatter",
+        "scatter_add",
+        "index_add",
+        "index_copy",
+        "index_fill",
+        "select_scatter",
+        "slice_scatter",
+        "adaptive_avg_pool1d",
+        "adaptive_avg_pool2d",
+        "adaptive_avg_pool3d",
+        "avg_pool1d",
+        "avg_pool2d",
+        "avg_pool3d",
+        "max_pool1d",
+        "max_pool2d",
+        "max_pool3d",
+        "adaptive_max_pool1d",
+        "adaptive_max_pool2d",
+        "adaptive_max_pool3d",
+        "max_pool2d_with_indices",
+        "max_pool1d_with_indices",
+        "max_pool3d_with_indices",
+        "max_unpool2d",
+        "adaptive_max_pool1d_with_indices",
+        "adaptive_max_pool2d_with_indices",
+        "pad",
+        "constant_pad_nd",
+        "interpolate",
+        "upsample",
+        "upsample_nearest2d",
+        "upsample_bilinear2d",
+        "grid_sample",
+        "fold",
+        "unfold",
+        "im2col",
+        "col2im",
+        "pixel_shuffle",
+        "pixel_unshuffle",
+        "channel_shuffle",
+        "native_channel_shuffle",
+        "max",
+        "min",
+        "amax",
+        "amin",
+        "maximum",
+        "minimum",
+        "topk",
+        "sort",
+        "kthvalue",
+        "median",
+        "dropout",
+        "feature_dropout",
+        "alpha_dropout",
+        "dropout2d",
+        "dropout1d",
+        "dropout3d",
+        "feature_alpha_dropout",
+        "broadcast_to",
+        "broadcast_tensors",
+        "atleast_1d",
+        "atleast_2d",
+        "atleast_3d",
+        "swapaxes",
+        "meshgrid",
+        "block_diag",
+        "abs",
+        "lerp",
+        "einsum_linear",
+        "as_strided",
+        "rfft",
+        "irfft",
+        "fft",
+        "ifft",
+        "fft2",
+        "ifft2",
+        "rfft2",
+        "irfft2",
+        "fftn",
+        "ifftn",
+        "view_as_real",
+        "view_as_complex",
+        "complex",
+        "requires_grad_",
+        "retain_grad",
+    ]
 )
 
 #: Results that do not depend differentiably on the input: shapes, comparisons, indices.
 CONSTANT = set(
-    """
-    size dim ndimension numel nelement stride storage_offset is_contiguous is_floating_point is_complex
-    data_ptr item tolist len eq ne lt le gt ge isnan isinf isfinite argmax argmin argsort nonzero any all
-    detach sign zeros_like ones_like full_like empty_like rand_like randn_like new_zeros new_ones new_full
-    new_empty new_tensor floor ceil round bool int long isin equal allclose is_same_size get_device
-    element_size type repr str format hash is_nonzero has_names one_hot bernoulli histc bincount is_sparse
-    result_type can_cast is_inference is_signed is_conj is_neg numpy is_tensor has_names apply register_hook
-    """.split()
+    [
+        "size",
+        "dim",
+        "ndimension",
+        "numel",
+        "nelement",
+        "stride",
+        "storage_offset",
+        "is_contiguous",
+        "is_floating_point",
+        "is_complex",
+        "data_ptr",
+        "item",
+        "tolist",
+        "len",
+        "eq",
+        "ne",
+        "lt",
+        "le",
+        "gt",
+        "ge",
+        "isnan",
+        "isinf",
+        "isfinite",
+        "argmax",
+        "argmin",
+        "argsort",
+        "nonzero",
+        "any",
+        "all",
+        "detach",
+        "sign",
+        "zeros_like",
+        "ones_like",
+        "full_like",
+        "empty_like",
+        "rand_like",
+        "randn_like",
+        "new_zeros",
+        "new_ones",
+        "new_full",
+        "new_empty",
+        "new_tensor",
+        "floor",
+        "ceil",
+        "round",
+        "bool",
+        "int",
+        "long",
+        "isin",
+        "equal",
+        "allclose",
+        "is_same_size",
+        "get_device",
+        "element_size",
+        "type",
+        "repr",
+        "str",
+        "format",
+        "hash",
+        "is_nonzero",
+        "has_names",
+        "one_hot",
+        "bernoulli",
+        "histc",
+        "bincount",
+        "is_sparse",
+        "result_type",
+        "can_cast",
+        "is_inference",
+        "is_signed",
+        "is_conj",
+        "is_neg",
+        "numpy",
+        "is_tensor",
+        "has_names",
+        "apply",
+        "register_hook",
+    ]
 )
 
 #: Elementwise functions through which relevance passes.
 ACTIVATIONS = set(
-    """
-    relu relu6 leaky_relu rrelu prelu elu selu celu gelu silu mish hardswish hardtanh softsign tanhshrink
-    hardshrink softshrink tanh sigmoid hardsigmoid softplus logsigmoid clamp clamp_min clamp_max threshold
-    sqrt rsqrt reciprocal atan erf expm1 log1p sinh asinh nan_to_num
-    """.split()
+    [
+        "relu",
+        "relu6",
+        "leaky_relu",
+        "rrelu",
+        "prelu",
+        "elu",
+        "selu",
+        "celu",
+        "gelu",
+        "silu",
+        "mish",
+        "hardswish",
+        "hardtanh",
+        "softsign",
+        "tanhshrink",
+        "hardshrink",
+        "softshrink",
+        "tanh",
+        "sigmoid",
+        "hardsigmoid",
+        "softplus",
+        "logsigmoid",
+        "clamp",
+        "clamp_min",
+        "clamp_max",
+        "threshold",
+        "sqrt",
+        "rsqrt",
+        "reciprocal",
+        "atan",
+        "erf",
+        "expm1",
+        "log1p",
+        "sinh",
+        "asinh",
+        "nan_to_num",
+    ]
 )
 _NONNEGATIVE = {"relu", "relu6", "sigmoid", "hardsigmoid", "softplus", "sqrt", "rsqrt"}
 _KEEPS_SIGN = LINEAR - {"neg", "sub", "rsub", "lerp", "rfft", "fft", "fft2", "fftn", "rfft2", "interpolate"}
+_LINEAR_MAPS = {f"conv{t}{n}d" for t in ("", "_transpose") for n in (1, 2, 3)} | {"linear", "addmm"}
 _GATES = {"sigmoid", "hardsigmoid", "rsqrt", "sqrt", "reciprocal"}
-_INPLACE_OUTSIDE = {"add_", "sub_", "mul_", "div_", "neg_", "clamp_", "clamp_min_", "clamp_max_", "masked_fill_"}
+_INPLACE_OUTSIDE = {
+    "add_",
+    "sub_",
+    "mul_",
+    "div_",
+    "neg_",
+    "clamp_",
+    "clamp_min_",
+    "clamp_max_",
+    "masked_fill_",
+}
 _PLACEMENT = {"contiguous", "clone", "to", "float", "double", "half", "bfloat16", "type_as", "cuda", "cpu"}
-_SHAPES = {"view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "permute", "transpose", "movedim"}
+_SHAPES = {
+    "view",
+    "reshape",
+    "flatten",
+    "unflatten",
+    "squeeze",
+    "unsqueeze",
+    "permute",
+    "transpose",
+    "movedim",
+}
 
 
 def handles(*names: str) -> Callable[[Handler], Handler]:
@@ -102,12 +365,17 @@ def dispatch(mode: RelevanceMode, func: Any, name: str, args: tuple[Any, ...], k
     if name in CONSTANT:
         with torch.no_grad():
             return func(*args, **kwargs)
-    if name == "setitem" or name.startswith("set:") or name in ("copy_", "index_put_", "index_add_", "scatter_"):
+    if (
+        name == "setitem"
+        or name.startswith("set:")
+        or name in ("copy_", "index_put_", "index_add_", "scatter_")
+    ):
         return _write(mode, func, name, args, kwargs)
     base = name[:-1] if name.endswith("_") and not name.endswith("__") else name
     args, kwargs, flag = _without_flag(func, args, kwargs)
     inplace = base != name or flag
-    rule = mode.composite.rule(mode.site(base)) if base not in LINEAR else None
+    own = base in LINEAR or base in _LINEAR_MAPS
+    rule = None if own else mode.composite.rule(mode.site(base))
     if rule is not None:
         out = _assigned(mode, func, base, rule, args, kwargs)
     elif base in TABLE:
@@ -116,7 +384,10 @@ def dispatch(mode: RelevanceMode, func: Any, name: str, args: tuple[Any, ...], k
         out = activation(mode, func, base, args, kwargs)
     elif base in LINEAR:
         out = linear(mode, func, base, args, kwargs)
-    elif isinstance(func, types.FunctionType) and func.__module__ in ("torch.nn.functional", "torch.functional"):
+    elif isinstance(func, types.FunctionType) and func.__module__ in (
+        "torch.nn.functional",
+        "torch.functional",
+    ):
         return expand(mode, func, args, kwargs)
     else:
         with torch.no_grad():
@@ -238,7 +509,9 @@ def linear(mode: RelevanceMode, func: Any, name: str, args: tuple[Any, ...], kwa
         args = pytree.tree_map(
             lambda t: mode.constant(t, name) if isinstance(t, Tensor) and not mode.tracked(t) else t, args
         )
-    operands = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor) and t.is_floating_point()]
+    operands = [
+        t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor) and t.is_floating_point()
+    ]
     positive = name in _KEEPS_SIGN and all(_is_nonnegative(mode, t) for t in operands)
     gate = len(operands) == 1 and _gate(operands[0])
     with torch.enable_grad():
@@ -369,7 +642,9 @@ def transposed_convolution(mode: RelevanceMode, func: Any, name: str, args: Any,
         out_axis=1,
         groups=rest[3],
     )
-    site = mode.site(name, "convolution", kernel=tuple(weight.shape[2:]), stride=_tuple(rest[0], weight.ndim - 2))
+    site = mode.site(
+        name, "convolution", kernel=tuple(weight.shape[2:]), stride=_tuple(rest[0], weight.ndim - 2)
+    )
     return mode.linear(site, x, m)
 
 
@@ -382,7 +657,9 @@ def _linear_map(mode: RelevanceMode, name: str, x: Tensor, weight: Tensor, bias:
 def linear_layer(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: Any) -> Tensor:
     b = _bind("input weight bias", args, kwargs)
     if mode.tracked(b["weight"]):
-        out = product(mode, torch.matmul, "matmul", (b["input"], mode.settle(b["weight"]).transpose(-1, -2)), {})
+        out = product(
+            mode, torch.matmul, "matmul", (b["input"], mode.settle(b["weight"]).transpose(-1, -2)), {}
+        )
         return out if b.get("bias") is None else mode.mark(out + b["bias"])
     return _linear_map(mode, name, b["input"], b["weight"], b.get("bias"))
 
@@ -422,7 +699,9 @@ def product(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: Any) -
     signals = [i for i in factors if not _gate(flat[i])] or factors
     positive = all(mode.nonnegative(t) for t in flat if isinstance(t, Tensor | int | float))
     if name == "addcmul" and factors:
-        raise UncoveredOperation("addcmul with dependent factors has no rule", "write it as a sum of products")
+        raise UncoveredOperation(
+            "addcmul with dependent factors has no rule", "write it as a sum of products"
+        )
 
     def value(index: int) -> Any:
         parts = [mode.stop(t) if j in factors and j != index else t for j, t in enumerate(flat)]
@@ -493,7 +772,9 @@ def normalize(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: Any)
     b = _bind("input p dim eps", args, kwargs)
     x = mode.settle(b["input"])
     with mode.quiet():
-        norm = mode.stop(x).norm(b.get("p", 2.0), b.get("dim", 1), keepdim=True).clamp_min(b.get("eps", 1e-12))
+        norm = (
+            mode.stop(x).norm(b.get("p", 2.0), b.get("dim", 1), keepdim=True).clamp_min(b.get("eps", 1e-12))
+        )
     with torch.enable_grad():
         out = x / norm
     mode.record(name, out, "norm is a constant")
@@ -672,4 +953,3 @@ def attention(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: Any)
         out = weights @ v
     mode.record(name, out, "attention weights constant, values linear")
     return mode.mark(out)
-

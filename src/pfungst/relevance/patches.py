@@ -89,7 +89,6 @@ def patch_columns(
     last = Stage(len(tape.ops), (rows, cols), [], [])
     start, before, values = 0, None, None
     for stage in (*stages, last):
-        n, m = stage.period
         out: list[Tensor] = []
         step = chunk(stage.groups, start, stage.stop)
         for first in range(0, stage.groups, step):

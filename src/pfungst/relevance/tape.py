@@ -166,7 +166,12 @@ class Convolution(Op):
 
 
 def _window(
-    box: Box | None, kernel: Sequence[int], stride: Sequence[int], pad: Sequence[int], dilation: Any, shape: Any
+    box: Box | None,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    pad: Sequence[int],
+    dilation: Any,
+    shape: Any,
 ) -> Box | None:
     """Outputs of a sliding window that see the box."""
     if box is None:
@@ -201,7 +206,9 @@ class MaxPool(Op):
         self.masks = [(place == k).to(x.dtype) for k in range(self.kernel[0] * self.kernel[1])]
         self.padded = [
             max((o - 1) * s + k, i + 2 * p)
-            for o, s, k, i, p in zip(self.out, self.stride, self.kernel, self.shape, self.padding, strict=True)
+            for o, s, k, i, p in zip(
+                self.out, self.stride, self.kernel, self.shape, self.padding, strict=True
+            )
         ]
 
     def _slices(self, k: int) -> tuple[slice, slice]:
@@ -240,7 +247,9 @@ class MaxPool(Op):
 class Reshape(Op):
     """A change of shape that keeps the order of elements."""
 
-    def __init__(self, ins: list[int], outs: list[int], before: tuple[int, ...], after: tuple[int, ...]) -> None:
+    def __init__(
+        self, ins: list[int], outs: list[int], before: tuple[int, ...], after: tuple[int, ...]
+    ) -> None:
         super().__init__(ins, outs)
         self.before, self.after = before, after
 
@@ -296,12 +305,15 @@ class GlobalMean(Op):
 class Generic(Op):
     """Any other node, by its own derivative."""
 
-    def __init__(self, ins: list[int], outs: list[int], node: Any, slots: list[int], device: torch.device) -> None:
+    def __init__(
+        self, ins: list[int], outs: list[int], node: Any, slots: list[int], device: torch.device
+    ) -> None:
         super().__init__(ins, outs)
         self.node, self.slots = node, slots
         self.meta = [(tuple(m.shape), m.dtype) for m in node._input_metadata]
         self.device = device
         self.numbers: list[int] = []  # output number of each of `outs`
+        self.sources: list[tuple[tuple[int, ...], torch.dtype]] = []  # shape and type of each input
 
     def _all(self, grads: Sequence[Tensor | None], lead: tuple[int, ...]) -> list[Tensor]:
         given = dict(zip(self.numbers, grads, strict=True))
@@ -316,7 +328,11 @@ class Generic(Op):
     def _call(self, *grads: Tensor) -> tuple[Tensor | None, ...]:
         out = self.node(*grads)
         out = out if isinstance(out, tuple) else (out,)
-        return tuple(out[i] for i in self.slots)
+        # the engine of autograd sums over broadcast axes after the node has run; so must we
+        return tuple(
+            g if g is None else g.sum_to_size(shape).to(dtype)
+            for g, (shape, dtype) in zip((out[i] for i in self.slots), self.sources, strict=True)
+        )
 
     def reverse(self, grads: list[Tensor | None], owned: bool) -> list[tuple[Tensor | None, bool]]:
         lead = next(g.shape[0] for g in grads if g is not None)
@@ -356,6 +372,7 @@ class Tape:
     def __init__(self, output: Tensor, streams: list[Tensor]) -> None:
         self.ops: list[Op] = []
         self.shapes: dict[int, tuple[int, ...]] = {}
+        self.kinds: dict[int, tuple[tuple[int, ...], torch.dtype]] = {}
         self.ids: dict[tuple[Any, int], int] = {}
         self.streams: list[int | None] = [None] * len(streams)
         self.device = output.device
@@ -379,11 +396,13 @@ class Tape:
             i = leaves[id(node.variable)]
             self.streams[i] = self._value(node, 0)
             self.shapes[self._value(node, 0)] = tuple(node.variable.shape)
+            self.kinds[self._value(node, 0)] = (tuple(node.variable.shape), node.variable.dtype)
             return
         slots = [i for i, (n, _) in enumerate(node.next_functions) if n in order]
         ins = [self._value(*node.next_functions[i]) for i in slots]
         for i, m in enumerate(node._input_metadata):
             self.shapes[self._value(node, i)] = tuple(m.shape)
+            self.kinds[self._value(node, i)] = (tuple(m.shape), m.dtype)
         op = None
         if len(node._input_metadata) == 1:
             try:
@@ -394,6 +413,7 @@ class Tape:
             numbers = list(range(len(node._input_metadata)))
             generic = Generic(ins, [self._value(node, i) for i in numbers], node, slots, self.device)
             generic.numbers = numbers
+            generic.sources = [self.kinds[i] for i in ins]
             op = generic
         self.ops.append(op)
 
@@ -420,7 +440,10 @@ class Tape:
             return Combine(ins, [out], [1.0 if i == 0 else -1.0 for i in slots])
         if name == "ExpandBackward0" and len(shape) == 4 and before[0] == (shape[0], 1, *shape[2:]):
             return Spread(ins, [out], shape[1])
-        if name in ("ViewBackward0", "UnsafeViewBackward0", "ReshapeAliasBackward0") and shape[0] == before[0][0]:
+        if (
+            name in ("ViewBackward0", "UnsafeViewBackward0", "ReshapeAliasBackward0")
+            and shape[0] == before[0][0]
+        ):
             return Reshape(ins, [out], before[0], shape)
         if name == "MaxPool2DWithIndicesBackward0":
             return MaxPool(ins, [out], node)
@@ -487,7 +510,9 @@ class Tape:
                     grads[i] = (old[0] + g, True)
         return [None if s is None or s not in grads else grads[s][0] for s in self.streams]
 
-    def forward(self, tangents: Sequence[Tensor | None], start: int = 0, stop: int | None = None) -> Tensor | None:
+    def forward(
+        self, tangents: Sequence[Tensor | None], start: int = 0, stop: int | None = None
+    ) -> Tensor | None:
         """Ops `start` … `stop` on tangents of the streams (or of the one value that is live at `start`)."""
         stop = len(self.ops) if stop is None else stop
         ids: list[int | None] = self.streams if start == 0 else [self.cuts()[start]]
