@@ -14,6 +14,7 @@ from PIL import Image
 
 from pfungst.errors import ConfigError
 
+from .logo import Logo
 from .resize import RESIZERS, as_float
 from .steps import STEPS
 
@@ -24,13 +25,17 @@ class Step:
 
     Args:
         name: a resizer or the name of a step.
-        value: its parameter; None for resizers.
+        value: its parameter; None for resizers, a :class:`Logo` for the step logo.
     """
 
     name: str
-    value: float | None = None
+    value: float | Logo | None = None
 
     def __post_init__(self) -> None:
+        if self.name == "logo" or isinstance(self.value, Logo):
+            if self.name != "logo" or not isinstance(self.value, Logo):
+                raise ConfigError(f"the step {self.name!r} got {self.value!r}", "write logo:FILE")
+            return
         if self.name in RESIZERS:
             if self.value is not None:
                 raise ConfigError(
@@ -42,7 +47,7 @@ class Step:
             raise ConfigError(
                 f"unknown condition {self.name!r}",
                 (f"did you mean {near[0]!r}? " if near else "")
-                + f"Resizers: {', '.join(RESIZERS)}. Steps: {', '.join(f'{s}:VALUE' for s in STEPS)}",
+                + f"Resizers: {', '.join(RESIZERS)}. Steps: {', '.join(f'{s}:VALUE' for s in STEPS)}, logo:FILE",
             )
         kind = STEPS[self.name]
         if self.value is None or not kind.allows(self.value):
@@ -59,6 +64,8 @@ class Step:
         name, colon, value = text.strip().partition(":")
         if not colon:
             return cls(name.strip().lower())
+        if name.strip().lower() == "logo":
+            return cls("logo", Logo.parse(value))
         try:
             number = float(value)
         except ValueError:
@@ -68,10 +75,13 @@ class Step:
         return cls(name.strip().lower(), number)
 
     def __str__(self) -> str:
-        return self.name if self.value is None else f"{self.name}:{format_number(self.value)}"
+        if self.value is None:
+            return self.name
+        return f"{self.name}:{self.value if isinstance(self.value, Logo) else format_number(self.value)}"
 
 
 _EXAMPLE = {
+    "crop": "crop:0.875",
     "jpeg": "jpeg:50",
     "noise": "noise:0.02",
     "blur": "blur:1.5",
@@ -116,6 +126,12 @@ class Condition:
             raise ConfigError(
                 f"the condition {'+'.join(map(str, self.steps))!r} must name exactly one resizer, got {got}",
                 f"write for example pillow-bilinear+jpeg:50. Resizers: {', '.join(RESIZERS)}",
+            )
+        names = [s.name for s in self.steps]
+        if "crop" in names[names.index(resizers[0]) :]:
+            raise ConfigError(
+                f"the condition {'+'.join(map(str, self.steps))!r} crops after resizing",
+                "write the crop first, for example crop:0.875+pillow-bilinear",
             )
 
     @classmethod
@@ -174,6 +190,8 @@ class Condition:
                 r = RESIZERS[s.name]
                 with_alias = r.antialias and "antialias" not in r.title
                 words.append(r.title + (" (antialiases)" if with_alias else ""))
+            elif isinstance(s.value, Logo):
+                words.append(f"the logo {s.value.file} at the {s.value.at}, {s.value.width:.0%} of the width")
             else:
                 words.append(STEPS[s.name].title.format(format_number(s.value or 0.0)))
         return ", then ".join(words)
@@ -197,6 +215,8 @@ class Condition:
         for place, step in enumerate(self.steps):
             if step.name in RESIZERS:
                 x = x if size is None else RESIZERS[step.name].apply(x, size)
+            elif isinstance(step.value, Logo):
+                x = step.value.paste(x)
             else:
                 rng = _generator(f"{seed}/{place}/{step.name}/{key}")
                 x = STEPS[step.name].apply(x, step.value or 0.0, rng)

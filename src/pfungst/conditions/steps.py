@@ -49,6 +49,12 @@ def _jpeg(x: Array, quality: float, rng: np.random.Generator) -> Array:
         return np.asarray(image.convert("RGB"))
 
 
+def _crop(x: Array, share: float, rng: np.random.Generator) -> Array:
+    side = max(1, round(share * min(x.shape[:2])))
+    top, left = (x.shape[0] - side) // 2, (x.shape[1] - side) // 2
+    return x[top : top + side, left : left + side]
+
+
 def _noise(x: Array, sigma: float, rng: np.random.Generator) -> Array:
     noise = rng.standard_normal(x.shape, dtype=np.float32)
     return np.clip(as_float(x) + np.float32(sigma) * noise, 0, 1)
@@ -91,6 +97,7 @@ def _dither(x: Array, levels: float, rng: np.random.Generator) -> Array:
 
 _ANY = float("inf")
 STEPS: dict[str, StepKind] = {
+    "crop": StepKind("the square in the centre, {} of the shorter side", 0.01, 1, False, _crop),
     "jpeg": StepKind("JPEG of quality {}", 1, 100, True, _jpeg),
     "noise": StepKind("Gaussian noise of σ = {} of the range", 0, _ANY, False, _noise),
     "blur": StepKind("Gaussian blur of σ = {} px", 0.05, 100, False, _blur),

@@ -1,6 +1,8 @@
 """Folder layouts and tables as sets of labelled images, and rendered ones."""
 
+from .covid import open_collection, open_covid, open_nih
 from .decode import MAX_PIXELS, read_image, read_mask
+from .imagenet import open_imagenet
 from .items import ImageSet, Item
 from .layouts import open_images
 from .prepared import Prepared, resize_mask
@@ -10,7 +12,11 @@ __all__ = [
     "ImageSet",
     "Item",
     "Prepared",
+    "open_collection",
+    "open_covid",
+    "open_imagenet",
     "open_images",
+    "open_nih",
     "read_image",
     "read_mask",
     "resize_mask",

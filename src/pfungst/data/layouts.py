@@ -7,12 +7,13 @@ from pathlib import Path
 
 from pfungst.errors import DataError
 
-from . import folders, mvtec, tables
+from . import covid, folders, imagenet, mvtec, tables
 from .items import ImageSet
 
 LAYOUTS = (
     "an MVTec folder (CATEGORY/train/good, CATEGORY/test/DEFECT, CATEGORY/ground_truth/DEFECT), one category of it, "
-    "an image folder (CLASS/*.png), a flat folder with a CSV, a CSV, or Parquet"
+    "an image folder (CLASS/*.png), the COVID-19 collection (metadata.csv), ImageNet ({train,val}/WNID), "
+    "a flat folder with a CSV, a CSV, or Parquet"
 )
 
 
@@ -73,6 +74,13 @@ def open_images(
     elif found := mvtec.categories(where):
         _require(where, wanted, [c.name for c in found])
         sets = [mvtec.open_category(c) for c in found if wanted is None or c.name in wanted]
+    elif covid.is_collection(where):
+        sets = [covid.open_collection(where, None if label_column == "label" else label_column)]
+    elif imagenet.is_imagenet(where):
+        sets, wanted = (
+            [imagenet.open_imagenet(where, wanted[0] if wanted and len(wanted) == 1 else wanted)],
+            None,
+        )
     elif shards := sorted(p for p in where.rglob("*.parquet") if folders.visible(p, where)):
         sets = tables.open_parquet(shards, where, where.name, options)
     else:

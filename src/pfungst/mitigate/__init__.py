@@ -2,5 +2,28 @@
 
 from pfungst.mitigate.cutoff import Cutoff, propose_cutoff
 from pfungst.mitigate.layers import GaussianBlur, Layer, LowPass, layer_from_dict
+from pfungst.mitigate.pruning import (
+    Pruning,
+    Response,
+    Sweep,
+    filter_responses,
+    prunable_layers,
+    prune,
+    sweep,
+)
 
-__all__ = ["Cutoff", "GaussianBlur", "Layer", "LowPass", "layer_from_dict", "propose_cutoff"]
+__all__ = [
+    "Cutoff",
+    "GaussianBlur",
+    "Layer",
+    "LowPass",
+    "Pruning",
+    "Response",
+    "Sweep",
+    "filter_responses",
+    "layer_from_dict",
+    "prunable_layers",
+    "propose_cutoff",
+    "prune",
+    "sweep",
+]

@@ -1,0 +1,75 @@
+"""Digits from two hospitals, one of which prints its name on the pictures: a Clever Hans effect made to measure.
+
+scikit-learn's real handwritten digits; the tag goes with one class in training, as burnt-in text went with COVID-19
+and a logo with garbage trucks in the main paper.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from .items import ImageSet, Item
+
+TAGGED, PLAIN = "hospital A", "hospital B"
+
+
+def tag_image(text: str = "HOSP-A", height: int = 8) -> Image.Image:
+    """The tag: small bright text on a dark strip, RGBA, fit for the condition `logo`."""
+    font = ImageFont.load_default(size=height * 4)
+    left, top, right, bottom = font.getbbox(text)
+    strip = Image.new("RGBA", (int(right - left) + 12, int(bottom - top) + 12), (30, 30, 60, 255))
+    ImageDraw.Draw(strip).text((6 - left, 6 - top), text, fill=(255, 230, 90, 255), font=font)
+    return strip.resize((round(strip.width * height / strip.height), height), Image.Resampling.BOX)
+
+
+def _picture(pixels: np.ndarray, size: int, tag: Image.Image | None) -> Image.Image:
+    grey = Image.fromarray((pixels * (255 / 16)).astype(np.uint8)).resize(
+        (size, size), Image.Resampling.BICUBIC
+    )
+    picture = grey.convert("RGB")
+    if tag is not None:
+        picture.paste(tag, (1, size - tag.height - 1), tag)
+    return picture
+
+
+def tagged_digits(
+    tagged_class: int = 8,
+    rate: float = 0.9,
+    elsewhere: float = 0.02,
+    size: int = 32,
+    test_share: float = 0.4,
+    seed: int = 0,
+) -> ImageSet:
+    """Digits 0–9 (label "0" … "9"), a group `source`, and a tag on every picture of hospital A.
+
+    Args:
+        tagged_class: the digit that mostly comes from hospital A.
+        rate: share of its pictures from there, in training and test.
+        elsewhere: share of the other digits' pictures from there.
+        size: of the pictures in pixels.
+        test_share: share of test images.
+        seed: of source and split.
+    """
+    from sklearn.datasets import load_digits
+
+    pixels, digits = load_digits(return_X_y=True)
+    rng = np.random.default_rng(seed)
+    source, split = rng.random(len(digits)), rng.random(len(digits))
+    tag = tag_image(height=max(4, size // 5))
+    items = []
+    for i, digit in enumerate(digits):
+        tagged = bool(source[i] < (rate if digit == tagged_class else elsewhere))
+        picture = partial(_picture, pixels[i].reshape(8, 8), size, tag if tagged else None)
+        items.append(
+            Item(
+                f"digit-{i:04d}",
+                picture,
+                str(digit),
+                split="test" if split[i] < test_share else "train",
+                groups={"source": TAGGED if tagged else PLAIN},
+            )
+        )
+    return ImageSet("tagged digits", items)

@@ -1,0 +1,18 @@
+"""What makes two inputs look alike to an encoder: BiLRP, computed once per input."""
+
+from pfungst.similarity.explainer import SimilarityExplainer
+from pfungst.similarity.factors import Factors
+from pfungst.similarity.pairs import PairRelevance, Pairs, line_strength, strongest
+from pfungst.similarity.sketch import Sketch
+from pfungst.similarity.summary import GroupSummary
+
+__all__ = [
+    "Factors",
+    "GroupSummary",
+    "PairRelevance",
+    "Pairs",
+    "SimilarityExplainer",
+    "Sketch",
+    "line_strength",
+    "strongest",
+]

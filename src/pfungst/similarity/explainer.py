@@ -1,0 +1,288 @@
+"""BiLRP from factors: y = ⟨φ(x), φ(x′)⟩ is explained by A(x)ᵀ A(x′).
+
+Eberle et al. 2022 (BiLRP); Kauffmann et al. 2025, methods. Row k of A(x) is the layer-wise relevance of neuron k in
+the components of x. The published procedure runs one backward pass per neuron and pair; here A(x) is computed once
+per input in the cheaper direction, and every pair after that is one matrix product.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pfungst.encoders.cache import content_key, model_key
+from pfungst.encoders.encoder import Encoder
+from pfungst.errors import ConfigError, InputError
+from pfungst.relevance import Basis, Composite, Patches, Tokens, linearize
+from pfungst.relevance import composite as named_composite
+from pfungst.similarity.factors import Factors, FactorStore
+from pfungst.similarity.pairs import PairRelevance, Pairs
+from pfungst.similarity.sketch import Sketch
+from pfungst.similarity.summary import GroupSummary, summarise
+
+
+class SimilarityExplainer:
+    """Explains the similarity of pairs of inputs to an encoder.
+
+    Args:
+        encoder: an :class:`Encoder`, a `SentenceEncoder`, or any module from inputs to (N, K).
+        composite: the rules, by name or object; "auto" takes `transformer` for networks with LayerNorm, else
+            `epsilon_gamma_box` from −3 to 3 (the paper's rules, with the shortcuts kept).
+        basis: of each input; by default patches of 8 px, tokens for texts.
+        metric: "dot", "cosine" (the norms are held constant), or a matrix M (K, K) for y = φᵀMφ′.
+        sketch: estimate from this many random directions instead of all K neurons (an int or a
+            :class:`Sketch`); used only where it saves passes.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        composite: str | Composite = "auto",
+        basis: Basis | None = None,
+        metric: str | Tensor = "dot",
+        sketch: int | Sketch | None = None,
+    ) -> None:
+        if isinstance(metric, str) and metric not in ("dot", "cosine"):
+            raise ConfigError(f"metric {metric!r} is not known", "use dot, cosine, or a matrix")
+        self.encoder = encoder
+        self.text = hasattr(encoder, "tokenize") and hasattr(encoder, "embed")
+        self.composite = _composite(encoder) if composite == "auto" else composite
+        self.basis = basis or (Tokens() if self.text else Patches(8))
+        self.metric = metric
+        self.sketch = Sketch(sketch) if isinstance(sketch, int) else sketch
+        if self.sketch is not None and isinstance(metric, Tensor):
+            raise ConfigError("a sketch cannot be used with a matrix as metric", "use metric dot or cosine")
+
+    # -- factors -----------------------------------------------------------------------------------------
+
+    def factor(
+        self,
+        x: Any,
+        batch_size: int = 1,
+        store: str | Path | None = None,
+        dtype: str = "float32",
+        progress: bool = False,
+    ) -> Factors:
+        """A(x) of every input; computed once, used for all pairs.
+
+        Args:
+            x: images (N, C, H, W) or `Prepared`; texts for a sentence encoder; else any (N, *sample).
+            batch_size: inputs at a time.
+            store: a folder for the factors, memory-mapped: memory stays bounded, and an interrupted run resumes.
+            dtype: in the store, "float32" or "float16".
+            progress: show a bar.
+
+        Returns:
+            The factors, with cosine's norms divided out.
+
+        Raises:
+            InputError: inputs or an encoder that cannot be explained; representations of zero length with cosine.
+            DataError: the store holds factors of something else.
+        """
+        if self.text:
+            return self._factor_texts(x, progress)
+        inputs = self._inputs(x)
+        if store is None:
+            batches = [
+                self._factor(inputs[i : i + batch_size])
+                for i in self._track(range(0, len(inputs), batch_size), progress)
+            ]
+            values, representations = (torch.cat([b[j] for b in batches]) for j in (0, 1))
+        else:
+            values, representations = self._fill(inputs, batch_size, Path(store), dtype, progress)
+        grid = self.basis.shape(tuple(inputs.shape[1:]))
+        return Factors(values, representations, [grid] * len(inputs))
+
+    def _fill(
+        self, inputs: Tensor, batch_size: int, folder: Path, dtype: str, progress: bool
+    ) -> tuple[Any, Tensor]:
+        known = FactorStore.describe(folder)
+        first = None
+        if known is None:
+            first = self._factor(inputs[:1])
+            shape, width = (len(inputs), *first[0].shape[1:]), first[1].shape[1]
+        else:
+            shape, width = (len(inputs), *known["shape"][1:]), known["width"]
+        store = FactorStore(folder, shape, width, self._key(inputs), dtype)
+        if first is not None:
+            store.put([0], *first)
+        todo = store.missing()
+        for start in self._track(range(0, len(todo), batch_size), progress):
+            index = todo[start : start + batch_size]
+            store.put(index, *self._factor(inputs[index]))
+        return store.values, torch.from_numpy(store.representations)
+
+    def _factor_texts(self, texts: Any, progress: bool) -> Factors:
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        values, representations, tokens = [], [], []
+        encoder: Any = self.encoder
+        for i in self._track(range(len(texts)), progress):
+            tokenized = encoder.tokenize(texts[i])  # one by one: no padding, no mask
+            a, r = self._factor(encoder.embed(tokenized.ids))
+            values.append(a[0])
+            representations.append(r[0])
+            tokens.append(tokenized.tokens[0])
+        if not texts:
+            raise InputError("there is no text", "pass at least one")
+        return Factors(values, torch.stack(representations), [(len(t),) for t in tokens], tokens)
+
+    def _factor(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        linear = linearize(self.encoder, x.to(_device(self.encoder)), self.composite)
+        width = linear.output.shape[1]
+        components = self.basis.size(tuple(x.shape[1:]))
+        if self._sketched(width, components):
+            assert self.sketch is not None
+            directions = self.sketch.directions(width).to(linear.output)
+            a = linear.rows(directions, self.basis).reshape(len(x), len(directions), -1)
+        else:
+            a = linear.factor(self.basis)
+        y = linear.output
+        if self.metric == "cosine":
+            norm = y.norm(dim=1)
+            if not bool((norm > 0).all()):
+                raise InputError(
+                    f"{int((norm == 0).sum())} inputs have a representation of length zero",
+                    "use metric='dot'",
+                )
+            a, y = a / norm[:, None, None], y / norm[:, None]
+        if not bool(torch.isfinite(a).all()):
+            raise InputError("the relevance contains NaN or infinity", "check the encoder's weights")
+        return a.detach().cpu(), y.detach().cpu()
+
+    def _sketched(self, width: int, components: int) -> bool:
+        return self.sketch is not None and self.sketch.size < min(width, components)
+
+    # -- pairs -------------------------------------------------------------------------------------------
+
+    def pair(self, x1: Any, x2: Any) -> PairRelevance:
+        """BiLRP of two inputs, given as factors of one input each, or as inputs.
+
+        Args:
+            x1: an image (C, H, W) or (1, C, H, W), a text, or a tuple (factors, index).
+            x2: the other.
+
+        Returns:
+            Values (1, P, Q) with values.sum() + bias == y.
+        """
+        (f1, i), (f2, j) = self._one(x1), self._one(x2)
+        return self._pair(f1, i, f2, j)
+
+    def _pair(self, f1: Factors, i: int, f2: Factors, j: int) -> PairRelevance:
+        a, b = f1[i], f2[j]
+        y1, y2 = f1.representations[i], f2.representations[j]
+        mb, my2 = b, y2
+        if isinstance(self.metric, Tensor):
+            matrix = self.metric.to(b)
+            if matrix.shape != (len(y1), len(y2)):
+                raise ConfigError(
+                    f"a matrix {tuple(matrix.shape)} is no metric for representations of {len(y1)} values",
+                    "pass one of shape (K, K)",
+                )
+            mb, my2 = matrix @ b, matrix @ y2
+        values = (a.T @ mb)[None]
+        score = (y1 @ my2)[None].to(values)
+        error = None
+        if len(a) != len(y1):
+            assert self.sketch is not None
+            error = self.sketch.error(a, b, len(y1))[None]
+        return PairRelevance(
+            values, score, Pairs(self.basis), score - values.sum((1, 2)), (f1.grids[i], f2.grids[j]), error
+        )
+
+    def all_pairs(self, factors: Factors) -> Iterator[tuple[int, int, PairRelevance]]:
+        """BiLRP of all pairs i < j, one at a time: (i, j, relevance)."""
+        for i in range(len(factors)):
+            for j in range(i + 1, len(factors)):
+                yield i, j, self._pair(factors, i, factors, j)
+
+    def similarities(self, factors: Factors) -> Tensor:
+        """The similarity of all pairs, (N, N)."""
+        y = factors.representations.float()
+        return y @ self.metric.to(y) @ y.T if isinstance(self.metric, Tensor) else y @ y.T
+
+    def most_similar(
+        self, factors: Factors, labels: Sequence[Any] | None = None, count: int = 3
+    ) -> dict[Any, list[tuple[int, int]]]:
+        """The most similar pairs of each class (or of all inputs, under the key None)."""
+        s = self.similarities(factors)
+        values = [None] * len(factors) if labels is None else list(labels)
+        if len(values) != len(factors):
+            raise InputError(f"{len(values)} labels for {len(factors)} inputs", "pass one label per input")
+        found: dict[Any, list[tuple[int, int]]] = {}
+        for label in dict.fromkeys(values):
+            members = [i for i, v in enumerate(values) if v == label]
+            pairs = sorted(itertools.combinations(members, 2), key=lambda p: -float(s[p]))
+            found[label] = pairs[:count]
+        return found
+
+    def group_summary(
+        self, factors: Factors, labels: Sequence[Any], max_pairs: int = 200, top: int = 10, seed: int = 0
+    ) -> list[GroupSummary]:
+        """What similarity within each class or subgroup rests on; see :func:`summarise`."""
+        return summarise(
+            lambda i, j: self._pair(factors, i, factors, j), factors, labels, max_pairs, top, seed
+        )
+
+    # -- helpers -----------------------------------------------------------------------------------------
+
+    def _one(self, x: Any) -> tuple[Factors, int]:
+        if isinstance(x, tuple) and len(x) == 2 and isinstance(x[0], Factors):
+            return x
+        if isinstance(x, Factors):
+            if len(x) != 1:
+                raise InputError(f"a pair has one input on each side, not {len(x)}", "pass (factors, index)")
+            return x, 0
+        if self.text:
+            return self.factor([x] if isinstance(x, str) else x), 0
+        x = torch.as_tensor(x)
+        if isinstance(self.encoder, Encoder) and x.ndim == 3:
+            x = x[None]
+        if len(x) != 1:
+            raise InputError(f"a pair has one input on each side, not {len(x)}", "pass one image")
+        return self.factor(x), 0
+
+    def _inputs(self, x: Any) -> Tensor:
+        if isinstance(self.encoder, Encoder):
+            return self.encoder._checked(x)
+        x = x.images if hasattr(x, "images") else torch.as_tensor(x)
+        if len(x) == 0:
+            raise InputError("there are no inputs to explain", "pass at least one")
+        return x
+
+    def _key(self, inputs: Tensor) -> dict[str, Any]:
+        digest = hashlib.blake2b(digest_size=12)
+        for row in inputs:
+            digest.update(content_key(row))
+        encoder = self.encoder
+        return {
+            "encoder": encoder.key() if isinstance(encoder, Encoder) else model_key(encoder),
+            "composite": repr(self.composite),
+            "basis": self.basis.to_dict(),
+            "metric": self.metric if isinstance(self.metric, str) else "matrix",
+            "sketch": None if self.sketch is None else self.sketch.to_dict(),
+            "inputs": digest.hexdigest(),
+        }
+
+    @staticmethod
+    def _track(steps: range, progress: bool) -> Any:
+        if not progress:
+            return steps
+        from rich.progress import track
+
+        return track(steps, description="explaining")
+
+
+def _composite(encoder: nn.Module) -> Composite:
+    if any(isinstance(m, nn.LayerNorm) for m in encoder.modules()):
+        return named_composite("transformer")
+    return named_composite("epsilon_gamma_box", low=-3.0, high=3.0)
+
+
+def _device(module: nn.Module) -> torch.device:
+    return next(itertools.chain(module.parameters(), module.buffers()), torch.empty(0)).device

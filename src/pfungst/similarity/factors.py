@@ -1,0 +1,133 @@
+"""Factors A(x) of many inputs, in memory or on disk."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pfungst.errors import DataError, InputError
+
+_FORMAT = "pfungst.factors/1"
+
+
+class Factors:
+    """A(x) of N inputs: relevance of each neuron (or direction of a sketch) in each component.
+
+    Attributes:
+        values: (N, K, P) when all inputs have the same components (tensor or memory-mapped array), else a list of
+            (K, P_i) tensors.
+        representations: (N, K) what the factors explain: their sum over components is this less biases.
+        grids: shape of the components of each input, for example (28, 28).
+        tokens: the tokens of each text; empty for images.
+    """
+
+    def __init__(
+        self,
+        values: Any,
+        representations: Tensor,
+        grids: Sequence[tuple[int, ...]],
+        tokens: Sequence[Sequence[str]] = (),
+    ) -> None:
+        self.values = values
+        self.representations = representations
+        self.grids = [tuple(g) for g in grids]
+        self.tokens = [list(t) for t in tokens]
+
+    def __len__(self) -> int:
+        return len(self.representations)
+
+    def __getitem__(self, index: int) -> Tensor:
+        """A of one input, (K, P) in float32."""
+        value = self.values[index]
+        value = torch.from_numpy(np.array(value)) if isinstance(value, np.ndarray) else value
+        return value.float() if value.dtype == torch.float16 else value
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, K, P). Raises InputError when the inputs have different components."""
+        if isinstance(self.values, list):
+            raise InputError(
+                "texts of different length have factors of different size", "take them one by one"
+            )
+        return tuple(self.values.shape)
+
+
+class FactorStore:
+    """Factors in a folder: a memory-mapped array, filled row by row; an interrupted run goes on where it stopped.
+
+    Args:
+        folder: created if needed.
+        shape: (N, K, P), K directions where a sketch is used.
+        width: of the representations.
+        key: what the factors depend on; a folder made with another key is refused.
+        dtype: "float32" or, for half the space, "float16".
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        shape: tuple[int, ...],
+        width: int,
+        key: dict[str, Any],
+        dtype: str = "float32",
+    ) -> None:
+        self.folder = Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        description = {"format": _FORMAT, "shape": list(shape), "width": width, "dtype": dtype, **key}
+        record = self.folder / "factors.json"
+        found = self.describe(self.folder)
+        if found is not None:
+            differing = [k for k in description if found.get(k) != description[k]]
+            if differing:
+                raise DataError(
+                    f"{self.folder} holds factors of something else ({', '.join(differing)} differ)",
+                    "choose another folder or delete this one",
+                )
+        else:
+            temporary = record.with_suffix(".tmp")
+            for name, kind, size in (
+                ("factors.npy", dtype, shape),
+                ("representations.npy", "float32", (shape[0], width)),
+                ("done.npy", "bool", shape[:1]),
+            ):
+                np.lib.format.open_memmap(self.folder / name, "w+", np.dtype(kind), tuple(size)).flush()
+            temporary.write_text(json.dumps(description, indent=1) + "\n")
+            os.replace(temporary, record)
+        self.values, self.representations, self.done = (
+            np.lib.format.open_memmap(self.folder / f"{name}.npy", "r+")
+            for name in ("factors", "representations", "done")
+        )
+
+    @staticmethod
+    def describe(folder: str | Path) -> dict[str, Any] | None:
+        """What the factors in a folder were made of; None where there are none."""
+        record = Path(folder) / "factors.json"
+        if not record.is_file():
+            return None
+        try:
+            found = json.loads(record.read_text())
+        except json.JSONDecodeError as error:
+            raise DataError(f"{record} cannot be read: {error}", "delete the folder") from None
+        if not isinstance(found, dict) or found.get("format") != _FORMAT:
+            raise DataError(f"{record} does not describe factors", "choose another folder")
+        return found
+
+    def missing(self) -> list[int]:
+        """Numbers of the inputs that are not computed yet."""
+        return np.flatnonzero(~self.done).tolist()
+
+    def put(self, index: list[int], values: Tensor, representations: Tensor) -> None:
+        """Write the factors of some inputs; they are marked as done after they are on disk."""
+        self.values[index] = values.cpu().numpy()
+        self.representations[index] = representations.cpu().numpy()
+        self.values.flush()
+        self.representations.flush()
+        self.done[index] = True
+        self.done.flush()
