@@ -7,7 +7,7 @@ import hashlib
 import json
 import tomllib
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -27,6 +27,8 @@ class AuditConfig(BaseModel):
     overwrite: bool = Field(False, description="replace an earlier result in the same folder")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, …")
 
+    # Keys of TOML files that are paths relative to the file.
+    paths: ClassVar[tuple[str, ...]] = ("data", "out", "images")
     # What does not change the numbers, so that a resumed run may differ in it.
     _irrelevant = ("out", "resume", "overwrite", "device")
 
@@ -49,7 +51,7 @@ class AuditConfig(BaseModel):
                 raise ConfigError(f"{file} is not readable TOML: {error}", "mend that line") from None
             values = {key.replace("-", "_"): value for key, value in values.items()}
             base = Path(file).resolve().parent
-            for key in ("data", "out", "images"):
+            for key in cls.paths:
                 if isinstance(values.get(key), str) and not values[key].startswith("synthetic"):
                     values[key] = base / values[key]
         values.update({key: value for key, value in options.items() if value is not None})

@@ -5,12 +5,13 @@ The report, the gates of ``pfungst check`` and other programs read these and not
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pfungst.errors import DataError
 
@@ -185,7 +186,11 @@ class AnomalyResult(Result):
     mean: dict[str, dict[str, Scores]] = Field(description="per model, per variant: mean over categories")
 
 
-AnyResult = Annotated[AnomalyResult, Field(discriminator="kind")]
+# The class of each kind of result, imported when one is read.
+KINDS = {
+    "anomaly": "pfungst.audit.result:AnomalyResult",
+    "classifier": "pfungst.audit.classifier_result:ClassifierResult",
+}
 
 
 def save(result: Result, folder: Path) -> Path:
@@ -218,7 +223,11 @@ def load(folder: str | Path) -> Result:
         raise DataError(
             f"{path} has schema {found!r}, not {SCHEMA!r}", "run the audit again with this version"
         )
+    if data.get("kind") not in KINDS:
+        raise DataError(f"{path} is damaged: its kind is {data.get('kind')!r}", "run the audit again")
+    module, name = KINDS[data["kind"]].split(":")
+    kind: type[Result] = getattr(importlib.import_module(module), name)
     try:
-        return TypeAdapter(AnyResult).validate_python(data)
+        return kind.model_validate(data)
     except ValidationError as error:
         raise DataError(f"{path} is damaged: {error}", "run the audit again") from None

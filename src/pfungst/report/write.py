@@ -13,7 +13,7 @@ from pfungst.report.page import Page, render
 FILE = "report.html"
 
 # The page of each kind of result: a module with ``page(result, folder) -> Page``, imported when needed.
-PAGES = {"anomaly": "pfungst.report.anomaly"}
+PAGES = {"anomaly": "pfungst.report.anomaly", "classifier": "pfungst.report.classifier"}
 
 
 def build(folder: str | Path, result: Result | None = None) -> Page:
