@@ -61,6 +61,6 @@ def concentration(split: Split) -> float:
 def harm(
     concentration: float, visual_confidence: float | None = None, off_object: float | None = None
 ) -> float:
-    """Mean of the cues that are known, each in [0, 1]."""
+    """Geometric mean of the cues that are known, each in [0, 1]: one that is absent speaks against harm."""
     cues = [v for v in (concentration, visual_confidence, off_object) if v is not None and math.isfinite(v)]
-    return float(sum(cues) / len(cues))
+    return math.prod(max(v, 0.0) for v in cues) ** (1 / len(cues))

@@ -247,7 +247,7 @@ def explain_numbers(result: ClassifierResult) -> list[str]:
         f"Components: neural PCA of each class's weighted penultimate features (layer {result.layer}), all training images "
         "of the class, no prediction filter (Neuhaus et al. 2023).",
         "α is what a component adds to the logit of its class, relative to the mean over the class's training images.",
-        "Harm: mean of the cues that are known. Concentration: how far the best split of α into two groups explains more of "
+        "Harm: geometric mean of the cues that are known. Concentration: how far the best split of α into two groups explains more of "
         "its variance than it would for a bell curve, times the share by which the gap between the groups changes the odds "
         "of the class. Confidence of the feature visualisation. Share of the heatmap off the object, where masks exist. "
         f"From {SUSPECT} a component is called suspicious. Nobody looked at the images for that.",
