@@ -197,12 +197,107 @@ def audit_similarity(
     _finish(run(settings), settings.out)
 
 
+@audit.command("classifier")
+def audit_classifier(
+    config: Annotated[Path | None, typer.Option(help="TOML file with the same names.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="timm:NAME, torchvision:NAME, package.module:function or file.py:function."),
+    ] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="Weights: safetensors or a state dict.")] = None,
+    train: Annotated[Path | None, typer.Option(help="Training images: CLASS/*.jpg, CSV or Parquet.")] = None,
+    val: Annotated[Path | None, typer.Option(help="Validation images of the same classes.")] = None,
+    spurious: Annotated[
+        Path | None, typer.Option(help="Images with only the feature: folders …_CLASS_component_L.")
+    ] = None,
+    components: Annotated[
+        Path | None, typer.Option(help="Components judged spurious, from the labelling app.")
+    ] = None,
+    classes: Annotated[
+        str | None, typer.Option(help="Classes, comma-separated, by index or name [all].")
+    ] = None,
+    class_names: Annotated[
+        Path | None, typer.Option(help="Names in the order of the model's outputs [sorted folders].")
+    ] = None,
+    masks: Annotated[Path | None, typer.Option(help="Masks of the object, same paths, .png.")] = None,
+    layer: Annotated[str | None, typer.Option(help="The final linear layer [found by itself].")] = None,
+    size: Annotated[int | None, typer.Option(help="Side of the images in pixels [the model's].")] = None,
+    condition: Annotated[
+        str | None, typer.Option(help="How files become images [as for the model's published weights].")
+    ] = None,
+    n_components: Annotated[int | None, typer.Option(help="Components per class [128].")] = None,
+    candidates: Annotated[
+        int | None, typer.Option(help="Components that are ranked, per class [128].")
+    ] = None,
+    shown: Annotated[int | None, typer.Option(help="Components that are kept, per class [10].")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Of the feature visualisation; 0 leaves it out [200].")
+    ] = None,
+    fix: Annotated[
+        int | None, typer.Option(help="Suspects switched off per class without a components file [3].")
+    ] = None,
+    features: Annotated[
+        Path | None, typer.Option(help="Folder to keep features in for later audits.")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images at a time [32].")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes that load images [0].")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed.")] = None,
+    out: OutOption = None,
+    trust_checkpoint: Annotated[
+        bool, typer.Option("--trust-checkpoint", help="Also read checkpoints that can run code.")
+    ] = False,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave unreadable images out and count them.")
+    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted audit.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result.")] = False,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda.")] = None,
+) -> None:
+    """Which spurious features does a classifier rely on, how much, and what if they are switched off?"""
+    from pfungst.audit.classifier import run
+    from pfungst.audit.classifier_config import ClassifierConfig
+
+    settings = ClassifierConfig.build(
+        config,
+        model=model,
+        checkpoint=checkpoint,
+        train=train,
+        val=val,
+        spurious=spurious,
+        components=components,
+        classes=classes,
+        class_names=class_names,
+        masks=masks,
+        layer=layer,
+        size=size,
+        condition=condition,
+        n_components=n_components,
+        candidates=candidates,
+        shown=shown,
+        steps=steps,
+        fix=fix,
+        features=features,
+        batch_size=batch_size,
+        workers=workers,
+        seed=seed,
+        out=out,
+        trust_checkpoint=trust_checkpoint or None,
+        skip_bad=skip_bad or None,
+        resume=resume or None,
+        overwrite=overwrite or None,
+        device=device,
+    )
+    _finish(run(settings), settings.out)
+
+
 @app.command()
 def demo(
     out: OutOption = None,
-    only: Annotated[str | None, typer.Option(help="Run one part only: anomaly or similarity.")] = None,
+    only: Annotated[
+        str | None, typer.Option(help="Run one part only: anomaly, similarity or classifier.")
+    ] = None,
 ) -> None:
-    """Audit an anomaly detector on rendered parts: the Clever Hans effect, its cost, and the mended detector."""
+    """Three Clever Hans effects, found, measured and mended, on data that Pfungst makes itself."""
     from pfungst.audit.demo import run_demo
 
     folder = out or Path("pfungst-demo")

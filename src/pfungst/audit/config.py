@@ -29,6 +29,8 @@ class AuditConfig(BaseModel):
     overwrite: bool = Field(False, description="replace an earlier result in the same folder")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, …")
 
+    # Keys of TOML files that are paths relative to the file.
+    paths: ClassVar[tuple[str, ...]] = ("data", "out", "images")
     # What does not change the numbers, so that a resumed run may differ in it.
     _irrelevant: ClassVar[tuple[str, ...]] = ("out", "resume", "overwrite", "device")
 
@@ -51,7 +53,7 @@ class AuditConfig(BaseModel):
                 raise ConfigError(f"{file} is not readable TOML: {error}", "mend that line") from None
             values = {key.replace("-", "_"): value for key, value in values.items()}
             base = Path(file).resolve().parent
-            for key in ("data", "out", "images"):
+            for key in cls.paths:
                 if isinstance(values.get(key), str) and values[key] not in EMBEDDED:
                     values[key] = base / values[key]
         values.update({key: value for key, value in options.items() if value is not None})

@@ -55,7 +55,32 @@ def _similarity(folder: Path) -> Result:
     )
 
 
-PARTS = {"anomaly": _anomaly, "similarity": _similarity}
+def _classifier(folder: Path) -> Result:
+    from pfungst.audit import classifier_demo
+    from pfungst.audit.classifier import run
+    from pfungst.audit.classifier_config import ClassifierConfig
+
+    data = folder / "data"
+    checkpoint = classifier_demo.prepare(data)
+    return run(
+        ClassifierConfig.build(
+            model="pfungst.audit.classifier_demo:model",
+            checkpoint=checkpoint,
+            train=data / "train",
+            val=data / "val",
+            spurious=data / "spurious",
+            size=classifier_demo.SIZE,
+            candidates=12,
+            shown=6,
+            steps=60,
+            batch_size=60,
+            out=folder,
+            overwrite=True,
+        )
+    )
+
+
+PARTS = {"anomaly": _anomaly, "similarity": _similarity, "classifier": _classifier}
 
 
 def run_demo(folder: Path, only: str | None = None) -> Iterator[tuple[Result, Path]]:

@@ -190,6 +190,7 @@ class AnomalyResult(Result):
 KINDS = {
     "anomaly": "pfungst.audit.result:AnomalyResult",
     "similarity": "pfungst.audit.similarity_result:SimilarityResult",
+    "classifier": "pfungst.audit.classifier_result:ClassifierResult",
 }
 
 

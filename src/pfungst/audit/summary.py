@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from rich.console import Console
 from rich.table import Table
 
+from pfungst.audit.classifier_result import ClassifierResult
 from pfungst.audit.result import AnomalyResult, Interval, Result
 from pfungst.audit.similarity_result import SimilarityResult
 
@@ -21,6 +24,8 @@ def print_summary(result: Result, console: Console | None = None) -> None:
         console.print(_anomaly_table(result))
     if isinstance(result, SimilarityResult):
         console.print(_texts_table(result) if result.modality == "texts" else _similarity_table(result))
+    if isinstance(result, ClassifierResult):
+        console.print(_classifier_table(result))
     console.print(f"[bold {COLOURS[verdict.level]}]{verdict.level}[/]", end="  ")
     console.print(verdict.headline, style="bold", markup=False)
     for sentence in verdict.sentences:
@@ -87,6 +92,41 @@ def _texts_table(result: SimilarityResult) -> Table:
         shares = [f"{v:.0%}" for v in (r.shared_tokens, r.special_tokens, r.bias_share)]
         table.add_row(r.name, str(r.n), _plain(r.similarity), *shares)
     return table
+
+
+def _classifier_table(result: ClassifierResult, most: int = 12) -> Table:
+    """The classes that matter most: those with spurious images first, then the most suspicious."""
+    order = sorted(
+        result.entries,
+        key=lambda e: (
+            e.scores.triggered.value if e.scores else -1.0,
+            max((c.harm for c in e.components), default=0),
+        ),
+        reverse=True,
+    )
+    more = f", {len(order) - most} more in the report" if len(order) > most else ""
+    table = Table(title=f"{result.model}: as it is → with SpuFix{more}", title_justify="left")
+    table.add_column("class", no_wrap=True)
+    table.add_column("most suspicious component", no_wrap=True)
+    for name in ("accuracy", "taken for the class", "AUC"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for entry in order[:most]:
+        top = entry.components[0] if entry.components else None
+        first, second = entry.scores, entry.scores_fixed
+        table.add_row(
+            f"{entry.index} {entry.name}",
+            f"{top.component} (harm {top.harm:.2f})" if top else "–",
+            _arrow(entry.accuracy, entry.accuracy_fixed, _rate),
+            _arrow(first.triggered if first else None, second.triggered if second else None, _rate),
+            _arrow(first.auc if first else None, second.auc if second else None, _plain),
+        )
+    return table
+
+
+def _arrow(before: Interval | None, after: Interval | None, write: Callable[[Interval], str]) -> str:
+    if before is None:
+        return "–"
+    return write(before) if after is None else f"{write(before)} → {write(after)}"
 
 
 def _plain(interval: Interval) -> str:

@@ -63,6 +63,10 @@ class Workspace:
         """Keep a finished part; call it after the part's arrays are written."""
         _replace(self._parts / f"{slug(name)}.json", part.model_dump_json().encode())
 
+    def working(self, name: str) -> Path:
+        """A place for unfinished work of one part that has its own way to go on."""
+        return self._parts / slug(name)
+
     def save_arrays(self, name: str, arrays: dict[str, np.ndarray]) -> str:
         """Write arrays to ``arrays/NAME.npz``; returns the path relative to the folder."""
         target = self.folder / "arrays" / f"{slug(name)}.npz"

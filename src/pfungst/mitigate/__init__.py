@@ -24,7 +24,6 @@ __all__ = [
     "layer_from_dict",
     "propose_cutoff",
     "prunable_layers",
-    "propose_cutoff",
     "prune",
     "sweep",
 ]

@@ -161,6 +161,7 @@ class Gallery(Block):
     caption: str
     exhibits: Sequence[Exhibit]
     ramp: str = ""
+    outlines: bool = True
 
 
 @dataclass(frozen=True)
@@ -220,6 +221,26 @@ class Details(Block):
     stats: Sequence[Stat] = ()
     open: bool = False
     level: int = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lazy(Block):
+    """Blocks that the browser builds only when the details around them are opened."""
+
+    template: ClassVar[str] = "lazy"
+    blocks: Sequence[Block]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finder(Block):
+    """A search box over `count` elements that the CSS selector `target` finds; `flag` keeps those with a tag in their note."""
+
+    template: ClassVar[str] = "finder"
+    label: str
+    target: str
+    count: int
+    noun: str
+    flag: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

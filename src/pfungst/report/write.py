@@ -13,7 +13,11 @@ from pfungst.report.page import Page, render
 FILE = "report.html"
 
 # The page of each kind of result: a module with ``page(result, folder) -> Page``, imported when needed.
-PAGES = {"anomaly": "pfungst.report.anomaly", "similarity": "pfungst.report.similarity"}
+PAGES = {
+    "anomaly": "pfungst.report.anomaly",
+    "similarity": "pfungst.report.similarity",
+    "classifier": "pfungst.report.classifier",
+}
 
 
 def build(folder: str | Path, result: Result | None = None) -> Page:

@@ -3,6 +3,34 @@
   const all = (selector, root = document) => [...root.querySelectorAll(selector)];
   all(".js-only").forEach((node) => { node.hidden = false; });
 
+  // What is lazy is built when its details are opened.
+  document.addEventListener("toggle", (event) => {
+    if (!event.target.open) return;
+    all(":scope > .inside > template[data-lazy]", event.target).forEach((node) => node.replaceWith(node.content));
+  }, true);
+
+  // Search boxes hide what does not match.
+  all(".finder").forEach((finder) => {
+    const [box, flag, said] = ['[type="search"]', "[data-flag]", "output"].map((s) => finder.querySelector(s));
+    const places = all(finder.dataset.target).map((node) => {
+      const head = node.querySelector("summary .name") || node.querySelector("th") || node;
+      return [node, head.textContent.toLowerCase()];
+    });
+    const total = places.length.toLocaleString("en");
+    const sift = () => {
+      const words = box.value.toLowerCase().split(/\s+/).filter(Boolean);
+      let left = 0;
+      for (const [node, words2] of places) {
+        const fits = words.every((w) => words2.includes(w)) && (!flag || !flag.checked || words2.includes("suspicious"));
+        node.hidden = !fits;
+        left += fits;
+      }
+      said.textContent = left === places.length ? `${total} ${finder.dataset.noun}` : `${left.toLocaleString("en")} of ${total} ${finder.dataset.noun}`;
+    };
+    box.addEventListener("input", sift);
+    if (flag) flag.addEventListener("change", sift);
+  });
+
   // A link into something folded opens it.
   const reveal = () => {
     const target = location.hash.length > 1 && document.getElementById(decodeURIComponent(location.hash.slice(1)));
@@ -57,11 +85,13 @@
     const heading = row[position].closest(".strip").querySelector("h5").firstChild.textContent;
     viewer.querySelector(".label").textContent = `${heading}: ${row[position].querySelector(".caption").textContent}`;
   };
-  all("button.tile").forEach((tile) => tile.addEventListener("click", () => {
+  document.addEventListener("click", (event) => {
+    const tile = event.target.closest("button.tile");
+    if (!tile) return;
     row = all("button.tile", tile.closest(".exhibit"));
     show(row.indexOf(tile));
     viewer.showModal();
-  }));
+  });
   viewer.querySelector(".previous").addEventListener("click", () => show(position - 1));
   viewer.querySelector(".next").addEventListener("click", () => show(position + 1));
   viewer.addEventListener("keydown", (event) => {

@@ -1,0 +1,371 @@
+"""The classifier audit: find spurious components, measure what they do, switch them off."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from pfungst import __version__
+from pfungst.audit import classifier_verdict as verdict
+from pfungst.audit.classifier_config import ClassifierConfig
+from pfungst.audit.classifier_data import (
+    Labelled,
+    as_tensor,
+    choose_classes,
+    class_names,
+    open_labelled,
+    read_names,
+)
+from pfungst.audit.classifier_entry import Settings, rank_class
+from pfungst.audit.classifier_pictures import Heatmaps, PictureFolder
+from pfungst.audit.classifier_result import ClassEntry, ClassifierResult
+from pfungst.audit.classifier_scores import Answers, answer, interval, loss, rate, spurious
+from pfungst.audit.classifier_task import write_label_task
+from pfungst.audit.machine import describe_machine
+from pfungst.audit.models import Classifier, load_classifier
+from pfungst.audit.result import Skipped, Verdict, save
+from pfungst.audit.workspace import Workspace
+from pfungst.conditions import Condition
+from pfungst.errors import DataError, InputError, PfungstWarning
+from pfungst.spurious import (
+    FeatureHead,
+    FeatureStore,
+    NeuralPCA,
+    SpuFix,
+    SpuriousFolder,
+    extract_features,
+    read_components,
+)
+from pfungst.spurious.visualise import NOTE
+
+
+class _Spurious:
+    """A folder of spurious images as (id, image, class), of the audited classes."""
+
+    def __init__(self, folder: SpuriousFolder, classes: Sequence[int]) -> None:
+        self.folder = folder
+        wanted = set(classes)
+        self.rows = [r for r, label in enumerate(folder.labels) if label in wanted]
+        self.ids = [folder.ids[r] for r in self.rows]
+        self.labels = [folder.labels[r] for r in self.rows]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, row: int) -> tuple[str, torch.Tensor, int]:
+        return self.folder[self.rows[row]]
+
+
+def run(config: ClassifierConfig) -> ClassifierResult:
+    """Run the audit; writes ``result.json``, ``images/`` and ``label-task.json`` into ``config.out``.
+
+    Classes, files and components are checked before anything is computed; unreadable images are all named by the pass
+    over the images. Finished features and classes survive an interruption.
+
+    Returns:
+        The result, as written.
+
+    Raises:
+        ConfigError, DataError, InputError, CheckpointError, UnreadableImages: see :mod:`pfungst.errors`.
+    """
+    started = time.monotonic()
+    classifier = load_classifier(
+        config.model,
+        config.checkpoint,
+        trust_checkpoint=config.trust_checkpoint,
+        size=config.size,
+        condition=config.condition,
+    )
+    head = find_head(classifier, config)
+    train, val, names = open_data(config, classifier, head.linear.n_classes)
+    classes = choose_classes(config.classes, names)
+    train = train.of(classes)
+    fingerprint = {**head.linear.fingerprint(), "name": config.model}
+    judged = _judged(config, fingerprint, classes)
+    shown = open_spurious(config, classifier, classes, names, val)
+    workspace = Workspace(config)
+
+    notes: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", PfungstWarning)
+        stores = _extract(config, workspace, head, train, val, shown)
+        npca = NeuralPCA(config.n_components, n_images=10, seed=config.seed).fit(head, stores["train"])
+        entries, layer = _entries(config, workspace, npca, stores["train"], train, names, judged)
+        chosen = choose_fix(entries, judged, config.fix)
+        fixed = SpuFix(head, npca, chosen) if chosen else None
+    notes += list(dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, PfungstWarning)))
+    if workspace.resumed:
+        notes.append(f"{workspace.resumed} finished classes were taken over from an interrupted run")
+
+    before = {name: answer(head, stores[name]) for name in stores if name != "train"}
+    after = {name: answer(head, stores[name], fixed) for name in stores if name != "train"}
+    total = _measure(entries, before, after, config.seed)
+    skipped = [
+        Skipped(id=f"{name}: {id_}", reason=reason)
+        for name, store in stores.items()
+        for id_, reason in store.meta["skipped"]
+    ]
+    result = ClassifierResult(
+        title=f"{config.model} on {Path(config.train).name}",
+        version=__version__,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        seconds=time.monotonic() - started,
+        machine=describe_machine(),
+        config=config.model_dump(mode="json"),
+        verdict=Verdict(level="sound", headline=""),  # follows from the rest, below
+        skipped=skipped,
+        notes=notes,
+        model=config.model,
+        fingerprint=fingerprint,
+        layer=head.layer,
+        weights=classifier.weights,
+        preprocessing=classifier.preprocessing.to_dict(),
+        chosen_by="nothing" if not chosen else "people" if judged is not None else "ranking",
+        n_classes=head.linear.n_classes,
+        n_validation=len(stores["val"]),
+        entries=entries,
+        npfv_note=NOTE if config.steps else "",
+        heat_layer=layer,
+        **total,
+    )
+    result.metrics = verdict.metrics(result)
+    result.verdict = verdict.judge(result)
+    result.notes += verdict.explain_numbers(result)
+    write_label_task(workspace.folder, result.title, fingerprint, entries)
+    save(result, workspace.folder)
+    workspace.finish(set())
+    return result
+
+
+def find_head(classifier: Classifier, config: ClassifierConfig) -> FeatureHead:
+    """The classifier's final linear layer, on the device of the audit."""
+    device = config.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    classifier.model.to(device)
+    size = classifier.preprocessing.size
+    example = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    return FeatureHead(classifier.model, config.layer, example.to(device))
+
+
+def open_data(
+    config: ClassifierConfig, classifier: Classifier, n_classes: int
+) -> tuple[Labelled, Labelled, dict[int, str]]:
+    """Training and validation images with the model's class indices, and the names of the classes.
+
+    Raises:
+        InputError: labels and model do not fit.
+        DataError: a class has too few training images or no validation images.
+    """
+    train, val = open_labelled(config.train, training=True), open_labelled(config.val, training=False)
+    names = class_names(train, val, read_names(config.class_names), n_classes)
+    index = {name: i for i, name in names.items()}
+    made = [
+        Labelled(images.items, [index[str(item.label)] for item in images.items], classifier.preprocessing)
+        for images in (train, val)
+    ]
+    if not len(made[1]):
+        raise DataError(f"{config.val} holds no validation images", "give labelled images")
+    counts = np.bincount(made[0].labels, minlength=n_classes)
+    wanted = choose_classes(config.classes, {k: v for k, v in names.items() if counts[k]})
+    poor = [k for k in wanted if counts[k] < 2]
+    if poor:
+        raise DataError(
+            f"{len(poor)} classes have fewer than 2 training images: "
+            + ", ".join(f"{k} {names[k]}" for k in poor[:10]),
+            "add images, or name other --classes",
+        )
+    return made[0], made[1], {k: v for k, v in names.items() if counts[k]}
+
+
+def open_spurious(
+    config: ClassifierConfig,
+    classifier: Classifier,
+    classes: list[int],
+    names: dict[int, str],
+    val: Labelled,
+) -> _Spurious | None:
+    """The images with only a spurious feature.
+
+    Raises:
+        DataError: none is of an audited class, or their class has no validation images.
+    """
+    if config.spurious is None:
+        return None
+    condition: Condition = as_tensor(classifier.preprocessing)
+    size = classifier.preprocessing.size
+    folder = SpuriousFolder(config.spurious, lambda image: condition(image, size, key="spurious"))
+    found = _Spurious(folder, classes)
+    if not len(found):
+        raise DataError(
+            f"{config.spurious} has images of the classes {sorted(folder.components)[:10]}, none of which is audited",
+            "name one of them in --classes",
+        )
+    absent = sorted(set(found.labels) - set(val.labels))
+    if absent:
+        raise DataError(
+            f"{len(absent)} classes with spurious images have no validation images: "
+            + ", ".join(f"{k} {names[k]}" for k in absent[:10]),
+            "add their validation images, or leave them out with --classes",
+        )
+    return found
+
+
+def choose_fix(
+    entries: list[ClassEntry], judged: dict[int, list[int]] | None, at_most: int
+) -> dict[int, list[int]]:
+    """Components to switch off: those that people judged spurious, else the first suspects of the ranking."""
+    chosen: dict[int, list[int]] = {}
+    for entry in entries:
+        if judged is not None:
+            entry.judged = judged.get(entry.index, [])
+            entry.fixed = sorted(entry.judged)
+        else:
+            entry.fixed = sorted([c.component for c in entry.components if c.suspect][:at_most])
+        for component in entry.components:
+            component.fixed = component.component in entry.fixed
+        if entry.fixed:
+            chosen[entry.index] = entry.fixed
+    return chosen
+
+
+def _judged(
+    config: ClassifierConfig, fingerprint: dict[str, object], classes: list[int]
+) -> dict[int, list[int]] | None:
+    if config.components is None:
+        return None
+    judged = read_components(config.components, fingerprint)
+    wrong = {k: [c for c in found if c >= config.n_components] for k, found in judged.items()}
+    wrong = {k: found for k, found in wrong.items() if found}
+    if wrong:
+        raise InputError(
+            f"{config.components} names components beyond the {config.n_components} that are computed: {wrong}",
+            "raise --n-components",
+        )
+    return {k: v for k, v in judged.items() if k in classes}
+
+
+def _extract(
+    config: ClassifierConfig,
+    workspace: Workspace,
+    head: FeatureHead,
+    train: Labelled,
+    val: Labelled,
+    shown: _Spurious | None,
+) -> dict[str, FeatureStore]:
+    sets: dict[str, Labelled | _Spurious] = {"train": train, "val": val}
+    if shown is not None:
+        sets["spurious"] = shown
+    stores = {}
+    for name, data in sets.items():
+        folder = workspace.working(name)
+        if config.features is not None and isinstance(data, Labelled):
+            folder = config.features / f"{data.key()}-{head.linear.fingerprint()['head_sha256'][:12]}"
+        stores[name] = extract_features(
+            head,
+            data,
+            folder,
+            batch_size=config.batch_size,
+            dtype="float16" if name == "train" else "float32",
+            device=config.device,
+            workers=config.workers,
+            skip_bad=config.skip_bad,
+        )
+    missing = sorted(set(train.labels) - set(stores["train"].classes))
+    if missing:
+        raise DataError(f"classes {missing[:10]} have no readable training images", "repair them")
+    return stores
+
+
+def _entries(
+    config: ClassifierConfig,
+    workspace: Workspace,
+    npca: NeuralPCA,
+    store: FeatureStore,
+    train: Labelled,
+    names: dict[int, str],
+    judged: dict[int, list[int]] | None,
+) -> tuple[list[ClassEntry], str | None]:
+    assert npca.model is not None
+    example = torch.stack([train.image(id_) for id_ in store.ids[:4]])
+    heatmaps = Heatmaps(npca.model, npca, example, config.batch_size)
+    pictures = PictureFolder(workspace.folder)
+    settings = Settings(
+        config.candidates, config.shown, config.steps, config.masks, config.batch_size, config.seed
+    )
+    entries = []
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, transient=True) as progress:
+        task = progress.add_task("classes", total=len(npca.classes_))
+        for k in npca.classes_:
+            progress.update(task, description=names[k])
+            entry = workspace.load_part(f"class {k}", ClassEntry)
+            if entry is None:
+                keep = [] if judged is None else judged.get(k, [])
+                known = len(npca.components_[k])
+                if any(c >= known for c in keep):
+                    raise InputError(
+                        f"class {k} {names[k]} has {known} components, the components file names {keep}",
+                        "use the training images the components were found on",
+                    )
+                components, ranked = rank_class(k, npca, store, train, heatmaps, pictures, settings, keep)
+                entry = ClassEntry(
+                    index=k,
+                    name=names[k],
+                    n_train=npca.n_samples_[k],
+                    n_validation=0,
+                    components=components,
+                    ranked=ranked,
+                )
+                if heatmaps.layer is None:
+                    entry.notes.append("the model has no layer with positions, so there are no heatmaps")
+                workspace.save_part(f"class {k}", entry)
+            entries.append(entry)
+            progress.advance(task)
+    return entries, heatmaps.layer
+
+
+def _measure(
+    entries: list[ClassEntry], before: dict[str, Answers], after: dict[str, Answers], seed: int
+) -> dict[str, Any]:
+    """Fill in the scores of every class; returns those of the whole."""
+    val, val_fixed = before["val"], after["val"]
+    predicted_as = np.bincount(val.predicted[~val.right], minlength=max(e.index for e in entries) + 1)
+    for entry in entries:
+        own = val.labels == entry.index
+        entry.n_validation = int(own.sum())
+        if entry.n_validation:
+            entry.accuracy, entry.accuracy_fixed = rate(val.right[own]), rate(val_fixed.right[own])
+        else:
+            entry.notes.append("the class has no validation images, so nothing was measured on it")
+        if others := int((~own).sum()):
+            entry.false_positives = float(predicted_as[entry.index] / others)
+    total: dict[str, Any] = {
+        "accuracy": rate(val.right),
+        "accuracy_fixed": rate(val_fixed.right),
+        "accuracy_loss": loss(val.right, val_fixed.right, seed),
+    }
+    if "spurious" not in before:
+        return total
+    first, per = spurious(val, before["spurious"], seed)
+    second, per_fixed = spurious(val_fixed, after["spurious"], seed)
+    for entry in entries:
+        entry.scores, entry.scores_fixed = per.get(entry.index), per_fixed.get(entry.index)
+    gain = second.gain_over(first)
+    return total | {
+        "mauc": interval(first.mauc, first.interval),
+        "mauc_fixed": interval(second.mauc, second.interval),
+        "mauc_gain": interval(gain[0], gain[1:]),
+        "published_map": first.published_mAP,
+        "published_map_fixed": second.published_mAP,
+        "triggered": float(np.mean([s.triggered.value for s in per.values()])),
+        "triggered_fixed": float(np.mean([s.triggered.value for s in per_fixed.values()])),
+    }

@@ -1,0 +1,66 @@
+"""How harmful a component looks before anybody has looked at it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+SUSPECT = 0.5  # harm from which a component is called suspicious
+_UNIMODAL = 2 / math.pi  # variance that the best split of a normal distribution explains
+
+
+@dataclass(frozen=True)
+class Split:
+    """The best split of a sample into a lower and an upper group.
+
+    Attributes:
+        explained: share of the variance between the groups.
+        threshold: between them.
+        share: of the values in the upper group.
+        gap: difference of the two means.
+    """
+
+    explained: float
+    threshold: float
+    share: float
+    gap: float
+
+
+def best_split(values: np.ndarray) -> Split:
+    """The split of greatest variance between two groups (Otsu 1979, on the values instead of a histogram)."""
+    x = np.sort(np.asarray(values, dtype=np.float64))
+    n = len(x)
+    total = float(((x - x.mean()) ** 2).sum())
+    if n < 2 or total <= 1e-24 * max(1.0, float(np.abs(x).max()) ** 2):
+        return Split(0.0, float(x[-1]) if n else 0.0, 0.0, 0.0)
+    below = np.arange(1, n)
+    sums = np.cumsum(x)[:-1]
+    low, high = sums / below, (x.sum() - sums) / (n - below)
+    between = below * (n - below) / n * (high - low) ** 2
+    best = int(between.argmax())
+    return Split(
+        explained=float(between[best] / total),
+        threshold=float((x[best] + x[best + 1]) / 2),
+        share=float((n - 1 - best) / n),
+        gap=float(high[best] - low[best]),
+    )
+
+
+def concentration(split: Split) -> float:
+    """How much a component acts on a subpopulation of its class only, in [0, 1].
+
+    Zero for a bell curve and one for two separate groups, times 1 − e^−gap: the share by which the gap changes the
+    odds of the class.
+    """
+    separate = max(0.0, (split.explained - _UNIMODAL) / (1 - _UNIMODAL))
+    return min(1.0, separate) * -math.expm1(-max(split.gap, 0.0))
+
+
+def harm(
+    concentration: float, visual_confidence: float | None = None, off_object: float | None = None
+) -> float:
+    """Geometric mean of the cues that are known, each in [0, 1]: one that is absent speaks against harm."""
+    cues = [v for v in (concentration, visual_confidence, off_object) if v is not None and math.isfinite(v)]
+    return math.prod(max(v, 0.0) for v in cues) ** (1 / len(cues))

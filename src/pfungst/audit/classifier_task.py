@@ -1,0 +1,43 @@
+"""The task for the labelling app: what people are asked to judge."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from pfungst.audit.classifier_result import ClassEntry
+
+FORMAT = "pfungst.label-task/1"
+FILE = "label-task.json"
+
+
+def write_label_task(
+    folder: Path, title: str, fingerprint: dict[str, Any], entries: list[ClassEntry]
+) -> Path:
+    """Write ``label-task.json`` beside the images it names, most harmful-looking components first."""
+    ranked = sorted(
+        ((entry, c) for entry in entries for c in entry.components), key=lambda pair: -pair[1].harm
+    )
+    items = [
+        {
+            "id": f"{entry.index}-{c.component}",
+            "class_index": entry.index,
+            "class_name": entry.name,
+            "component": c.component,
+            "alpha": [image.alpha for image in c.images],
+            "confidence": [image.confidence for image in c.images],
+            "npfv": c.visual.file if c.visual else None,
+            "npfv_confidence": c.visual.confidence if c.visual else None,
+            "npfv_gradcam": c.visual.gradcam if c.visual else None,
+            "images": [{"file": i.file, "id": i.id, "gradcam": i.gradcam} for i in c.images],
+        }
+        for entry, c in ranked
+    ]
+    task = {"format": FORMAT, "kind": "components", "title": title, "model": fingerprint, "items": items}
+    target = folder / FILE
+    temporary = target.with_suffix(".json.part")
+    temporary.write_text(json.dumps(task, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    os.replace(temporary, target)
+    return target

@@ -1,0 +1,308 @@
+"""The page of a classifier audit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pfungst.audit.classifier_result import ClassEntry, ClassifierResult
+from pfungst.audit.result import Interval, Result
+from pfungst.errors import DataError
+from pfungst.report import text
+from pfungst.report.classifier_gallery import Budget, class_id, class_note, component_gallery
+from pfungst.report.page import (
+    Block,
+    Cell,
+    Column,
+    Columns,
+    Details,
+    Facts,
+    Finder,
+    Lazy,
+    Page,
+    Prose,
+    Rows,
+    Section,
+    Stat,
+    Step,
+    Table,
+)
+
+_LINKED = 24  # classes named in the table of contents
+_PLAIN = 40  # classes up to which nothing is held back until it is opened
+
+
+def page(result: Result, folder: Path) -> Page:
+    """The page of a classifier audit.
+
+    Args:
+        result: a :class:`ClassifierResult`.
+        folder: where its images are.
+
+    Raises:
+        DataError: images are missing or damaged, or it is another kind of result.
+    """
+    if not isinstance(result, ClassifierResult):
+        raise DataError(
+            f"a result of kind {result.kind!r} is no classifier audit", "use the page of its kind"
+        )
+    components = sum(len(e.components) for e in result.entries)
+    facts = [("Model", result.model), ("Classes audited", f"{len(result.entries):,} of {result.n_classes:,}")]
+    facts += [("Components shown", f"{components:,}"), ("Validation images", f"{result.n_validation:,}")]
+    facts += [("Switched off", _chosen(result)), ("Audited", result.created[:10])]
+    sections = [_classes(result), _components(result, folder)]
+    sections += [s for s in (_skipped(result),) if s is not None]
+    sections.append(_method(result))
+    return Page(
+        kicker="Classifier audit",
+        title=result.title,
+        verdict=result.verdict,
+        stats=_headline(result),
+        stats_note=_headline_note(result),
+        sections=sections,
+        facts=facts,
+        version=result.version,
+    )
+
+
+# --- head ------------------------------------------------------------------------------------------------
+
+
+def _chosen(result: ClassifierResult) -> str:
+    count = sum(len(e.fixed) for e in result.entries)
+    who = {"people": "chosen by people", "ranking": "chosen by the blind ranking", "nothing": ""}[
+        result.chosen_by
+    ]
+    return f"{text.plural(count, 'component')}{', ' if who else ''}{who}" if count else "nothing"
+
+
+def _steps(before: float, after: float | None, write: object = text.percent) -> list[Step]:
+    assert callable(write)
+    steps = [Step("as it is", write(before), "original")]
+    return steps if after is None else [*steps, Step("with SpuFix", write(after), "mitigated")]
+
+
+def _headline(result: ClassifierResult) -> list[Stat]:
+    fixed = result.chosen_by != "nothing"
+    stats = []
+    if result.triggered is not None and result.mauc is not None:
+        after = result.triggered_fixed if fixed else None
+        note = "Images that show only the feature, mean over classes."
+        stats.append(Stat("Taken for the class", _steps(result.triggered, after), note))
+        after = result.mauc_fixed.value if fixed and result.mauc_fixed else None
+        stats.append(
+            Stat(
+                "Spurious score (mAUC)",
+                _steps(result.mauc.value, after, text.ratio),
+                "1 is no reliance; 0.50 is chance.",
+            )
+        )
+    after = result.accuracy_fixed.value if fixed else None
+    stats.append(Stat("Accuracy", _steps(result.accuracy.value, after, _fine), "On the validation images."))
+    suspects = sum(c.suspect for e in result.entries for c in e.components)
+    classes = sum(any(c.suspect for c in e.components) for e in result.entries)
+    note = f"In {text.plural(classes, 'class', 'classes')}, ranked blind."
+    stats.append(Stat("Components that look spurious", [Step("of those shown", f"{suspects:,}")], note))
+    return stats
+
+
+def _headline_note(result: ClassifierResult) -> str:
+    if result.mauc is None:
+        return "No images with only a spurious feature were given (--spurious), so what triggers a class is not measured."
+    words = []
+    for name, value in (
+        ("mAUC", result.mauc),
+        ("with SpuFix", result.mauc_fixed),
+        ("gain", result.mauc_gain),
+    ):
+        if value is not None:
+            words.append(
+                f"{name} {text.ratio(value.value)} ({text.interval(value.low, value.high, text.ratio)})"
+            )
+    if result.published_map is not None and result.published_map_fixed is not None:
+        words.append(
+            f"published mAP (average precision) {text.ratio(result.published_map)} → {text.ratio(result.published_map_fixed)}"
+        )
+    return f"{'; '.join(words)}. 95 % intervals."
+
+
+def _fine(value: float) -> str:
+    return f"{100 * value:.1f}{text.THIN}%"
+
+
+# --- classes ---------------------------------------------------------------------------------------------
+
+
+def _classes(result: ClassifierResult) -> Section:
+    fixed = result.chosen_by != "nothing"
+    scored = any(e.scores for e in result.entries)
+    columns = [
+        Column("Class", numeric=False),
+        Column("Harm", "most suspicious"),
+        Column("Switched off", numeric=False),
+    ]
+    columns += [Column("Accuracy", "validation")] + ([Column("with SpuFix")] if fixed else [])
+    if scored:
+        columns += [Column("Taken for the class", "spurious images")] + (
+            [Column("with SpuFix")] if fixed else []
+        )
+        columns += [Column("AUC", "higher is better")] + ([Column("with SpuFix")] if fixed else [])
+        columns += [Column("Average precision", "published score")] + (
+            [Column("with SpuFix")] if fixed else []
+        )
+    order = sorted(result.entries, key=_seriousness, reverse=True)
+    groups = [Rows([_row(e, fixed, scored)]) for e in order]
+    table = Table(
+        columns=columns,
+        groups=groups,
+        name="Results by class",
+        caption="Worst first. Small figures are 95 % intervals. A class without images that show only its feature has no "
+        "spurious score." if scored else "Most suspicious first. Small figures are 95 % intervals.",
+    )  # fmt: skip
+    blocks: list[Block] = [table]
+    if len(order) > 8:
+        blocks.insert(
+            0, Finder(label="Find a class", target="#classes tbody", count=len(order), noun="classes")
+        )
+    lead = "What the model gets right, and what its classes take for themselves that only shows their spurious feature."
+    return Section(id="classes", title="Class by class", lead=lead, blocks=blocks)
+
+
+def _seriousness(entry: ClassEntry) -> tuple[float, float]:
+    return (entry.scores.triggered.value if entry.scores else -1.0, _harm(entry))
+
+
+def _harm(entry: ClassEntry) -> float:
+    return max((c.harm for c in entry.components), default=0.0)
+
+
+def _row(entry: ClassEntry, fixed: bool, scored: bool) -> list[Cell]:
+    cells = [Cell(entry.name, f"class {entry.index}"), Cell(text.ratio(_harm(entry)))]
+    cells.append(Cell(", ".join(map(str, entry.fixed)) or "–"))
+    cells.append(_share(entry.accuracy))
+    cells += [_share(entry.accuracy_fixed)] if fixed else []
+    if scored:
+        before, after = entry.scores, entry.scores_fixed if fixed else None
+        cells.append(_share(before.triggered if before else None))
+        cells += [_share(after.triggered if after else None, "mitigated")] if fixed else []
+        cells.append(_ratio(before.auc if before else None))
+        cells += [_ratio(after.auc if after else None, "mitigated")] if fixed else []
+        cells.append(Cell(text.ratio(before.average_precision) if before else "–"))
+        cells += [Cell(text.ratio(after.average_precision) if after else "–")] if fixed else []
+    return cells
+
+
+def _share(value: Interval | None, tone: str = "") -> Cell:
+    if value is None:
+        return Cell("–", title="no images")
+    return Cell(text.percent(value.value), text.interval(value.low, value.high, text.percent), tone=tone)  # type: ignore[arg-type]
+
+
+def _ratio(value: Interval | None, tone: str = "") -> Cell:
+    if value is None:
+        return Cell("–", title="no images with only its feature")
+    return Cell(text.ratio(value.value), text.interval(value.low, value.high, text.ratio), tone=tone)  # type: ignore[arg-type]
+
+
+# --- components ------------------------------------------------------------------------------------------
+
+
+def _components(result: ClassifierResult, folder: Path) -> Section:
+    budget = Budget.of(len(result.entries))
+    order = sorted(result.entries, key=_seriousness, reverse=True)
+    lazy = len(order) > _PLAIN
+    blocks: list[Block] = []
+    if result.npfv_note:
+        blocks.append(Prose(paragraphs=[result.npfv_note]))
+    if len(order) > 8:
+        blocks.append(
+            Finder(
+                label="Find a class",
+                target="#components > details",
+                count=len(order),
+                noun="classes",
+                flag="with suspicious components only",
+            )
+        )
+    for number, entry in enumerate(order):
+        inside: list[Block] = [component_gallery(entry, folder, budget)]
+        if entry.notes:
+            inside.append(Prose(paragraphs=entry.notes, bullets=True))
+        stats = [Stat("harm", [Step("most suspicious component", text.ratio(_harm(entry)))])]
+        if entry.scores is not None:
+            after = entry.scores_fixed.triggered.value if entry.fixed and entry.scores_fixed else None
+            stats.insert(0, Stat("taken for the class", _steps(entry.scores.triggered.value, after)))
+        blocks.append(
+            Details(
+                title=entry.name,
+                id=class_id(entry),
+                note=class_note(entry),
+                stats=stats,
+                blocks=[Lazy(blocks=inside)] if lazy else inside,
+                open=number == 0 and not lazy,
+            )
+        )
+    lead = (
+        "Components are ranked blind: nobody has looked at them. Each row shows how α, what the component adds to the logit of "
+        "the class, is spread over the class's training images, the five images where it is highest, and where in them it "
+        "comes from."
+    )
+    if any(len(e.components) > budget.components for e in result.entries):
+        lead += (
+            f" This page shows {budget.components} per class; all of them, in full size, are in images/ and in label-task.json, "
+            "for pfungst label."
+        )
+    links = [(class_id(e), e.name) for e in order] if len(order) <= _LINKED else []
+    return Section(id="components", title="Components", lead=lead, blocks=blocks, links=links)
+
+
+# --- end -------------------------------------------------------------------------------------------------
+
+
+def _skipped(result: ClassifierResult) -> Section | None:
+    if not result.skipped:
+        return None
+    table = Table(
+        columns=[Column("Image", numeric=False), Column("Why", numeric=False)],
+        groups=[Rows([[Cell(s.id), Cell(s.reason)] for s in result.skipped])],
+        name="Images left out",
+        caption=f"{text.plural(len(result.skipped), 'image')} could not be used and count nowhere on this page.",
+    )
+    return Section(id="skipped", title="Images left out", blocks=[table])
+
+
+def _method(result: ClassifierResult) -> Section:
+    audit = [("Pfungst", result.version), ("Created", result.created), ("Machine", result.machine)]
+    audit += [("Computed in", text.duration(result.seconds)), ("Weights", result.weights)]
+    audit += [("Head", f"{result.layer}, {result.fingerprint.get('features', '?')} features")]
+    audit += [("Heatmaps", result.heat_layer or "none")]
+    audit += [("Head's SHA-256", str(result.fingerprint.get("head_sha256", ""))[:16])]
+    blocks: list[Block] = [Prose(paragraphs=result.notes, bullets=True)]
+    blocks.append(
+        Columns(
+            blocks=[
+                Facts(title="This audit", facts=audit),
+                Facts(title="Images", facts=text.flatten(result.preprocessing)),
+            ]
+        )
+    )
+    blocks.append(Facts(title="Configuration", facts=text.flatten(result.config)))
+    rows = [
+        [
+            Cell(name, f"{metric.better} is better"),
+            Cell(f"{metric.value:.3f}".replace("-", "−")),
+            Cell(metric.where),
+            Cell(metric.meaning),
+        ]
+        for name, metric in result.metrics.items()
+    ]
+    heads = [Column("Gate", numeric=False), Column("Value"), Column("Where", numeric=False)]
+    heads += [Column("Meaning", numeric=False)]
+    blocks.append(
+        Table(
+            columns=heads,
+            groups=[Rows(rows)],
+            name="Values that pfungst check can hold to a limit",
+            caption="pfungst check compares them with limits; those of single classes are the worst of all classes.",
+        )
+    )
+    return Section(id="method", title="How every number was made", blocks=blocks)

@@ -1,0 +1,313 @@
+"""The classifier audit on a model whose spurious feature is known: ranking, scores, repair, files, bad input."""
+
+import json
+import math
+import shutil
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.metrics import roc_auc_score
+
+from classifier_factory import MARKED, SIZE, make
+from pfungst.audit.check import Gate, check
+from pfungst.audit.classifier import run
+from pfungst.audit.classifier_config import ClassifierConfig
+from pfungst.audit.classifier_rank import best_split, concentration
+from pfungst.audit.classifier_scores import loss, rate
+from pfungst.audit.models import load_classifier
+from pfungst.audit.result import load
+from pfungst.data import open_images
+from pfungst.errors import CheckpointError, ConfigError, DataError, InputError, PfungstError, UnreadableImages
+from pfungst.spurious import FeatureHead, read_components, write_components
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return make(tmp_path_factory.mktemp("squares"))
+
+
+def config(data, out, model="biased", **options):
+    base = {
+        "model": f"{data}/toy.py:{model}", "train": data / "train", "val": data / "val", "spurious": data / "spurious",
+        "out": out, "size": SIZE, "steps": 10, "n_components": 4, "candidates": 4, "shown": 3, "device": "cpu",
+    }  # fmt: skip
+    return ClassifierConfig.build(**base | options)
+
+
+@pytest.fixture(scope="module")
+def biased(data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("biased")
+    return folder, run(config(data, folder, masks=data / "masks"))
+
+
+def test_the_planted_component_is_found_proven_and_switched_off(biased):
+    _, result = biased
+    assert result.verdict.level == "clever-hans"
+    assert "green" in result.verdict.headline
+    entry = next(e for e in result.entries if e.index == MARKED)
+    first = entry.components[0]
+    assert first.suspect
+    assert first.fixed
+    assert first.share == pytest.approx(0.6, abs=0.05)
+    assert first.off_object > 0.6  # the mark lies off the square
+    assert entry.scores.triggered.value == 1.0
+    assert entry.scores_fixed.triggered.value < 0.5
+    assert result.mauc_gain.value > 0
+    assert result.accuracy.value == 1.0
+    assert abs(result.accuracy_loss.value) <= 0.1
+    others = [c.harm for e in result.entries if e.index != MARKED for c in e.components]
+    assert first.harm > max(others)
+
+
+def test_a_clean_model_raises_no_such_finding(data, tmp_path):
+    result = run(config(data, tmp_path, "clean", masks=data / "masks"))
+    assert result.verdict.level == "sound"
+    assert result.metrics["triggered"].value < 0.25
+
+
+def test_scores_agree_with_the_model_itself(data, biased):
+    _, result = biased
+    classifier = load_classifier(f"{data}/toy.py:biased", size=SIZE)
+    probabilities = {}
+    for part, label in (("val", "green"), ("spurious", f"spurious_class_{MARKED}_component_0")):
+        items = [i for i in open_images(data / part)[0].items if i.label == label]
+        x = torch.stack(
+            [torch.from_numpy(np.asarray(i.read())).permute(2, 0, 1).float() / 255 for i in items]
+        )
+        with torch.no_grad():
+            probabilities[part] = classifier.model(x).softmax(1)[:, MARKED].numpy()
+    truth = np.r_[np.ones(len(probabilities["val"])), np.zeros(len(probabilities["spurious"]))]
+    expected = roc_auc_score(truth, np.r_[probabilities["val"], probabilities["spurious"]])
+    assert result.mauc.value == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_label_task_names_files_that_exist(biased):
+    folder, result = biased
+    task = json.loads((folder / "label-task.json").read_text())
+    assert task["format"] == "pfungst.label-task/1"
+    assert task["kind"] == "components"
+    assert task["model"]["head_sha256"] == result.fingerprint["head_sha256"]
+    assert len(task["items"]) == sum(len(e.components) for e in result.entries)
+    assert len({item["id"] for item in task["items"]}) == len(task["items"])
+    for item in task["items"]:
+        assert len(item["images"]) == len(item["alpha"]) == len(item["confidence"]) == 5
+        assert item["alpha"] == sorted(item["alpha"], reverse=True)
+        assert 0 <= item["npfv_confidence"] <= 1
+        for file in [item["npfv"], item["npfv_gradcam"], *(i["file"] for i in item["images"])]:
+            assert not file.startswith("/")
+            with Image.open(folder / file) as picture:
+                assert picture.size == (SIZE, SIZE)
+
+
+def test_result_survives_the_disk_and_its_gates_work(biased):
+    folder, result = biased
+    again = load(folder)
+    assert (
+        again.model_dump() == json.loads(json.dumps(result.model_dump()), parse_constant=float)
+        or again == result
+    )
+    outcomes = check(again, [Gate.parse("mauc-fixed=0.9", "min"), Gate.parse("triggered=0.1", "max")])
+    assert [o.passed for o in outcomes] == [result.mauc_fixed.value >= 0.9, False]
+    assert "green" in outcomes[1].where
+
+
+def test_components_judged_by_people_are_what_is_switched_off(data, tmp_path, biased):
+    _, first = biased
+    file = tmp_path / "components.json"
+    worst = next(e for e in first.entries if e.index == MARKED).components[-1].component
+    write_components(file, {MARKED: [worst]}, first.fingerprint)
+    result = run(config(data, tmp_path / "out", components=file, shown=1))
+    entry = next(e for e in result.entries if e.index == MARKED)
+    assert result.chosen_by == "people"
+    assert entry.fixed == entry.judged == [worst]
+    assert [c.component for c in entry.components if c.fixed] == [worst]  # shown although not among the first
+    assert all(not e.fixed for e in result.entries if e.index != MARKED)
+    assert read_components(file, result.fingerprint) == {MARKED: [worst]}
+
+
+def test_an_interrupted_audit_goes_on(data, tmp_path, monkeypatch):
+    import pfungst.audit.classifier as audit
+
+    real, calls = audit.rank_class, []
+
+    def fail_at_second(class_, *args, **kwargs):
+        calls.append(class_)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(class_, *args, **kwargs)
+
+    monkeypatch.setattr(audit, "rank_class", fail_at_second)
+    with pytest.raises(KeyboardInterrupt):
+        run(config(data, tmp_path / "a"))
+    result = run(config(data, tmp_path / "a", resume=True))
+    assert calls == [0, 1, 1, 2]
+    monkeypatch.undo()
+    whole = run(config(data, tmp_path / "b"))
+    skip = {"created", "seconds", "config", "notes"}
+    assert result.model_dump(exclude=skip) == whole.model_dump(exclude=skip)
+    assert not (tmp_path / "a" / ".parts").exists()
+
+
+def test_only_the_classes_asked_for(data, tmp_path):
+    result = run(config(data, tmp_path, classes="green,2", steps=0, spurious=None))
+    assert [(e.index, e.name) for e in result.entries] == [(1, "green"), (2, "red")]
+    assert all(c.visual is None and c.visual_confidence is None for e in result.entries for c in e.components)
+    assert result.mauc is None
+    assert result.n_validation == 30  # accuracy is over all classes
+    assert result.verdict.level == "fragile"  # suspicious, but nothing shows harm
+
+
+# --- bad input -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("model", "error", "says"),
+    [
+        ("sharp", InputError, "not linear"),
+        ("nothing", ConfigError, "returned int"),
+        ("missing", ConfigError, "names no classifier"),
+    ],
+)
+def test_models_that_cannot_be_audited(data, tmp_path, model, error, says):
+    with pytest.raises(error, match=says):
+        run(config(data, tmp_path, model))
+
+
+def test_a_head_without_bias_is_fine(data, tmp_path):
+    result = run(config(data, tmp_path, "unbiased", steps=0))
+    assert result.verdict.level == "clever-hans"
+
+
+def test_labels_that_do_not_fit_show_both_sides(data, tmp_path):
+    shutil.copytree(data / "val", tmp_path / "val")
+    (tmp_path / "val/red").rename(tmp_path / "val/crimson")
+    with pytest.raises(InputError, match=r"'crimson'.*'blue', 'green', 'red'"):
+        run(config(data, tmp_path / "out", val=tmp_path / "val"))
+    shutil.copytree(data / "train", tmp_path / "train")
+    shutil.copytree(data / "train/red", tmp_path / "train/rose")
+    with pytest.raises(InputError, match=r"3 classes, the image set 4"):
+        run(config(data, tmp_path / "out", train=tmp_path / "train"))
+
+
+def test_a_class_without_validation_images(data, tmp_path):
+    shutil.copytree(data / "val", tmp_path / "val")
+    shutil.rmtree(tmp_path / "val/green")
+    with pytest.raises(DataError, match="no validation images: 1 green"):
+        run(config(data, tmp_path / "out", val=tmp_path / "val"))
+    result = run(config(data, tmp_path / "out", val=tmp_path / "val", spurious=None, steps=0))
+    entry = result.entries[MARKED]
+    assert entry.accuracy is None
+    assert "no validation images" in entry.notes[0]
+
+
+def test_fewer_images_than_components_are_said(data, tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # it belongs into the result, not onto the terminal
+        result = run(config(data, tmp_path, n_components=64, steps=0))
+    assert any("64 components" in note for note in result.notes)
+
+
+def test_a_class_of_one_image(data, tmp_path):
+    shutil.copytree(data / "train", tmp_path / "train")
+    for file in sorted((tmp_path / "train/blue").iterdir())[1:]:
+        file.unlink()
+    with pytest.raises(DataError, match="fewer than 2 training images: 0 blue"):
+        run(config(data, tmp_path / "out", train=tmp_path / "train"))
+
+
+def test_unreadable_images_are_all_named_or_counted(data, tmp_path):
+    shutil.copytree(data / "train", tmp_path / "train")
+    for name in ("blue/03.png", "red/07.png"):
+        (tmp_path / "train" / name).write_bytes(b"no image")
+    with pytest.raises(UnreadableImages) as caught:
+        run(config(data, tmp_path / "out", train=tmp_path / "train"))
+    assert all(name in str(caught.value) for name in ("blue/03.png", "red/07.png"))
+    result = run(config(data, tmp_path / "out", train=tmp_path / "train", skip_bad=True, steps=0))
+    assert [s.id for s in result.skipped] == ["train: blue/03.png", "train: red/07.png"]
+
+
+def test_a_components_file_of_another_model(data, tmp_path, biased):
+    file = tmp_path / "components.json"
+    write_components(file, {MARKED: [0]}, biased[1].fingerprint)
+    with pytest.raises(InputError, match="another model"):
+        run(config(data, tmp_path / "out", "clean", components=file))
+    write_components(file, {MARKED: [9]}, biased[1].fingerprint)
+    with pytest.raises(InputError, match="beyond the 4"):
+        run(config(data, tmp_path / "out", components=file))
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"classes": "purple"}, "purple"),
+        ({"classes": "7"}, "class 7"),
+        ({"condition": "nearest"}, "unknown condition"),
+        ({"train": "nowhere"}, "does not exist"),
+        ({"spurious": "nowhere"}, "spurious_class"),
+        ({"classes": "0,2"}, "none of which is audited"),
+    ],
+)
+def test_wrong_options_say_what_to_do(data, tmp_path, options, says):
+    with pytest.raises(PfungstError, match=says) as caught:
+        run(config(data, tmp_path, **options))
+    assert caught.value.remedy
+
+
+def test_libraries_need_a_checkpoint_that_fits(tmp_path):
+    from torchvision import models
+
+    with pytest.raises(ConfigError, match="downloads nothing"):
+        load_classifier("torchvision:shufflenet_v2_x0_5")
+    with pytest.raises(ConfigError, match="no classifier"):
+        load_classifier("torchvision:resnet5", tmp_path / "none.pt")
+    network = models.shufflenet_v2_x0_5(num_classes=7).eval()
+    torch.save(
+        {"state_dict": {f"module.{k}": v for k, v in network.state_dict().items()}}, tmp_path / "net.pt"
+    )
+    loaded = load_classifier("torchvision:shufflenet_v2_x0_5", tmp_path / "net.pt", size=64)
+    x = torch.rand(2, 3, 64, 64)
+    mean, std = (torch.tensor(v).view(-1, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.model(x), network((x - mean) / std))
+    assert FeatureHead(loaded.model, example=x).linear.n_classes == 7
+    with pytest.raises(CheckpointError):
+        load_classifier("torchvision:squeezenet1_1", tmp_path / "net.pt")
+
+
+# --- parts -----------------------------------------------------------------------------------------------
+
+
+def test_best_split_is_the_best_of_all_splits():
+    rng = np.random.default_rng(0)
+    x = np.r_[rng.normal(0, 1, 30), rng.normal(6, 1, 20)]
+    found = best_split(rng.permutation(x))
+    ordered = np.sort(x)
+    within = [(ordered[:i].var() * i + ordered[i:].var() * (50 - i)) / 50 for i in range(1, 50)]
+    assert found.explained == pytest.approx(1 - min(within) / x.var())
+    assert found.share == pytest.approx(0.4)
+    assert found.gap == pytest.approx(ordered[30:].mean() - ordered[:30].mean())
+    assert best_split(np.ones(9)).explained == 0
+
+
+def test_concentration_tells_two_groups_from_a_bell():
+    rng = np.random.default_rng(0)
+    bell = concentration(best_split(rng.normal(0, 3, 4000)))
+    groups = concentration(best_split(np.r_[rng.normal(0, 0.3, 2000), rng.normal(5, 0.3, 2000)]))
+    faint = concentration(best_split(np.r_[np.zeros(50), np.full(50, 0.01)]))
+    assert bell < 0.05
+    assert groups > 0.95
+    assert faint < 0.02
+
+
+def test_intervals_of_shares_and_losses():
+    found = rate(np.array([True] * 8 + [False] * 2))
+    assert (found.value, found.low, found.high) == pytest.approx((0.8, 0.4902, 0.9433), abs=1e-4)
+    before, after = np.array([True] * 90 + [False] * 10), np.array([True] * 80 + [False] * 20)
+    change = loss(before, after)
+    assert change.value == pytest.approx(0.1)
+    half = 1.96 * math.sqrt(0.1 * 0.9 / 100)
+    assert change.low == pytest.approx(0.1 - half, abs=0.02)
+    assert change.high == pytest.approx(0.1 + half, abs=0.02)

@@ -1,0 +1,115 @@
+"""The classifier's page says what the result says and stays usable with many classes."""
+
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from classifier_factory import SIZE, make
+from pfungst.audit.classifier import run
+from pfungst.audit.classifier_config import ClassifierConfig
+from pfungst.audit.result import save
+from pfungst.audit.summary import print_summary
+from pfungst.errors import DataError
+from pfungst.report import write
+
+
+class Text(HTMLParser):
+    """Visible text and tags of a page."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.words: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.hidden = 0
+        self.feed(html)
+        self.text = " ".join(" ".join(self.words).split())
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self.hidden += tag in ("script", "style")
+
+    def handle_endtag(self, tag):
+        self.hidden -= tag in ("script", "style")
+
+    def handle_data(self, data):
+        if not self.hidden:
+            self.words.append(data)
+
+
+@pytest.fixture(scope="module")
+def audited(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("classifier")
+    data = make(folder / "data")
+    result = run(
+        ClassifierConfig.build(
+            model=f"{data}/toy.py:biased", train=data / "train", val=data / "val", spurious=data / "spurious",
+            size=SIZE, steps=5, n_components=4, candidates=4, shown=3, out=folder / "out", device="cpu",
+        )
+    )  # fmt: skip
+    return folder / "out", result
+
+
+def many(result, folder, count):
+    """The same result with `count` classes that show the same pictures."""
+    entries = [
+        result.entries[i % 3].model_copy(update={"index": i, "name": f"class <{i}> & more"})
+        for i in range(count)
+    ]
+    big = result.model_copy(update={"entries": entries, "n_classes": count})
+    folder.mkdir(exist_ok=True)
+    if not (folder / "images").exists():
+        (folder / "images").symlink_to(folder.parent / "out" / "images")
+    save(big, folder)
+    return big
+
+
+def test_page_shows_the_result(audited):
+    folder, result = audited
+    page = Text(write(folder, result).read_text(encoding="utf-8"))
+    for said in [result.verdict.headline, *result.verdict.sentences, *result.notes]:
+        assert " ".join(said.split()) in page.text
+    for entry in result.entries:
+        for component in entry.components:
+            assert f"Component {component.component}" in page.text
+            assert f"harm {component.harm:.2f}" in page.text
+    assert "adversarially robust" in page.text
+    assert "published mAP" in page.text
+    pictures = [a for tag, a in page.tags if tag == "img"]
+    per_component = 1 + 2 + 5 + 5  # histogram, visualisation and its heatmap, images, heatmaps
+    assert len(pictures) == per_component * sum(len(e.components) for e in result.entries)
+    assert all(a["alt"] and a["src"].startswith("data:image/") for a in pictures)
+
+
+def test_ids_are_unique_and_links_lead_somewhere(audited):
+    folder, result = audited
+    page = Text(write(folder, result).read_text(encoding="utf-8"))
+    ids = [a["id"] for _, a in page.tags if a.get("id")]
+    assert len(ids) == len(set(ids))
+    links = [a["href"][1:] for tag, a in page.tags if tag == "a" and str(a.get("href", "")).startswith("#")]
+    assert set(links) <= set(ids)
+
+
+def test_many_classes_are_held_back_and_small(audited):
+    folder, result = audited
+    big = many(result, folder.parent / "big", 300)
+    html = write(folder.parent / "big", big).read_text(encoding="utf-8")
+    assert html.count("<template data-lazy>") == 300
+    assert len(re.findall(r'class="finder', html)) == 2
+    assert "class &lt;299&gt; &amp; more" in html
+    assert "class <299>" not in html
+    assert len(html) / 300 < 60_000  # so that a thousand classes stay below 60 MB
+
+
+def test_a_missing_picture_is_an_error(audited, tmp_path):
+    _, result = audited
+    save(result, tmp_path)
+    with pytest.raises(DataError, match="cannot be read"):
+        write(tmp_path)
+
+
+def test_summary_names_verdict_and_classes(audited, capsys):
+    print_summary(audited[1])
+    said = capsys.readouterr().out
+    assert audited[1].verdict.level in said
+    assert "green" in said
