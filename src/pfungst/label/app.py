@@ -40,13 +40,13 @@ class Choice:
 
 CHOICES = {
     "components": (
-        Choice("spurious", "S", "Spurious", "the feature is not the class"),
-        Choice("not", "N", "Not spurious", "the feature belongs to the class"),
-        Choice("unsure", "U", "Unsure", "cannot be told from these images"),
+        Choice("spurious", "S", "Spurious", "it is not the class"),
+        Choice("not", "N", "Not spurious", "it belongs to the class"),
+        Choice("unsure", "U", "Unsure", "these images do not tell"),
     ),
     "images": (
         Choice("in", "I", "In", "the class is in the image"),
-        Choice("out", "O", "Out", "only the spurious feature, not the class"),
+        Choice("out", "O", "Out", "only the spurious feature"),
         Choice("trash", "T", "Trash", "neither of the two"),
     ),
 }
