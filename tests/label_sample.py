@@ -7,7 +7,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +32,9 @@ def picture(path: Path, seed: int, size: int = 96) -> str:
     return f"{path.parent.name}/{path.name}"
 
 
-def component_task(folder: Path, count: int = 6, name: str = "{:03d}", classes: dict[int, str] = CLASSES) -> ComponentTask:
+def component_task(
+    folder: Path, count: int = 6, name: str = "{:03d}", classes: dict[int, str] = CLASSES
+) -> ComponentTask:
     """A task of ``count`` components over the classes, with pictures in ``folder/images``."""
     items = []
     for i in range(count):
@@ -108,7 +109,9 @@ def server(folder: Path, *labellers: str, port: int = 0, **options: Any) -> Iter
     """``pfungst.label.serve`` in a process of its own, on a free port, killed at the end."""
     code = f"from pfungst.label import serve; serve({str(folder)!r}, {list(labellers)!r}, port={port}, **{options!r})"
     env = {**os.environ, "PYTHONPATH": str(SOURCE), "PYTHONUNBUFFERED": "1"}
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env
+    )
     try:
         lines = []
         assert process.stdout is not None
@@ -120,11 +123,6 @@ def server(folder: Path, *labellers: str, port: int = 0, **options: Any) -> Iter
         links = {m[1].strip(): m[2] for m in re.finditer(r"^  (.+?)  (http://\S+/enter/\S+)", output, re.M)}
         assert links, output
         base = next(iter(links.values())).split("/enter/")[0]
-        for _ in range(200):
-            with contextlib.suppress(httpx.TransportError):
-                httpx.get(base + "/", timeout=5)
-                break
-            time.sleep(0.05)
         yield Server(process, base, links, output)
     finally:
         process.kill()

@@ -7,8 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from label_sample import MODEL, component_task, image_task
 
+from label_sample import MODEL, component_task, image_task
 from pfungst.errors import DataError, InputError
 from pfungst.label import Study, export
 from pfungst.label.export import to_components, to_csv, to_json, to_parquet
@@ -39,13 +39,13 @@ def undo(study, person):
 
 
 def test_everybody_has_an_order_of_their_own_that_stays(tmp_path):
-    component_task(tmp_path, 30)
+    component_task(tmp_path, 8)
     first = Study(tmp_path, ["anna", "ben"])
     anna, ben = first.progress("anna").order, first.progress("ben").order
     assert anna != ben
     assert sorted(anna) == sorted(ben) == sorted(first.items)
     first.close()
-    component_task(tmp_path, 40)
+    component_task(tmp_path, 12)
     more = Study(tmp_path, ["anna"])
     assert [i for i in more.progress("anna").order if i in set(anna)] == anna
     more.close()
@@ -175,7 +175,9 @@ def test_exports_say_the_same(study, tmp_path):
     assert len(content["events"]) == 13
     assert content["agreement"][0]["agreement"] == pytest.approx(4 / 6)
     for path in export(tmp_path, tmp_path / "out"):
-        expected = {"labels.csv": to_csv, "labels.json": to_json, "labels.parquet": to_parquet}.get(path.name, to_components)
+        expected = {"labels.csv": to_csv, "labels.json": to_json, "labels.parquet": to_parquet}.get(
+            path.name, to_components
+        )
         assert path.read_bytes() == expected(study)
 
 
@@ -197,7 +199,11 @@ def test_images_have_no_components_file(tmp_path):
     with pytest.raises(InputError, match="no components file"):
         to_components(study)
     study.close()
-    assert [p.name for p in export(tmp_path, tmp_path / "out")] == ["labels.csv", "labels.json", "labels.parquet"]
+    assert [p.name for p in export(tmp_path, tmp_path / "out")] == [
+        "labels.csv",
+        "labels.json",
+        "labels.parquet",
+    ]
 
 
 @pytest.mark.parametrize("names", [[], [""], ["  "], ["a" * 61], ["a\nb"], ["Adjudicator"], ["Ann", "ann "]])

@@ -3,8 +3,8 @@ import os
 from pathlib import Path
 
 import pytest
-from label_sample import component_task, image_task, picture
 
+from label_sample import component_task, image_task, picture
 from pfungst.errors import DataError
 from pfungst.label import read_task, write_task
 
@@ -24,7 +24,15 @@ def test_both_kinds_come_back_as_written(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["../secret.png", "/etc/passwd", "/etc/secret.png", "images/../../secret.png", "..\\secret.png", "C:/secret.png"]
+    "name",
+    [
+        "../secret.png",
+        "/etc/passwd",
+        "/etc/secret.png",
+        "images/../../secret.png",
+        "..\\secret.png",
+        "C:/secret.png",
+    ],
 )
 def test_a_path_out_of_the_folder_is_refused(tmp_path, name):
     folder = tmp_path / "task"

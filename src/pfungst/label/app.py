@@ -18,7 +18,7 @@ from starlette.types import ASGIApp
 
 from pfungst.errors import DataError, PfungstError
 from pfungst.label.export import EXPORTS, names
-from pfungst.label.security import Guard, Keys, same
+from pfungst.label.security import INNER, Guard, Keys, same
 from pfungst.label.store import NotStored
 from pfungst.label.study import ADJUDICATOR, OutOfDate, Study
 from pfungst.label.task import MEDIA_TYPES, locate
@@ -72,7 +72,7 @@ def create_app(study: Study, hosts: Collection[str]) -> ASGIApp:
     Returns:
         An ASGI app with all its guards.
     """
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, title="Pfungst")
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     keys = Keys(study.store.secret)
     people = {keys.slug(name): name for name in [*study.labellers, ADJUDICATOR]}
     by_token = {keys.token(name): name for name in people.values()}
@@ -267,5 +267,9 @@ def create_app(study: Study, hosts: Collection[str]) -> ASGIApp:
         if stored and request.method == "POST":
             text += " Your answer was NOT stored. Tell the coordinator, then answer again."
         return trouble(request, 503 if stored else 422, text)
+
+    @app.exception_handler(Exception)
+    async def broken(request: Request, error: Exception) -> Response:
+        return trouble(request, 500, INNER)  # the guard logs the error
 
     return Guard(app, hosts)

@@ -7,7 +7,6 @@ import hmac
 import logging
 from base64 import urlsafe_b64encode
 from collections.abc import Collection
-from urllib.parse import urlsplit
 
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -16,6 +15,7 @@ log = logging.getLogger("pfungst.label")
 
 MAX_BODY = 16 * 1024
 MAX_URL = 2048
+INNER = "Something went wrong on the server; its terminal shows what. Reload the page to see what is stored."
 HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
@@ -99,27 +99,32 @@ class Guard:
             status, text = refusal
             await PlainTextResponse(text, status, {"Connection": "close"})(scope, receive, guarded_send)
             return
-        taken = 0
-
-        async def counted_receive() -> Message:
-            nonlocal taken
+        body, more = b"", True
+        while more:
             message = await receive()
-            taken += len(message.get("body", b""))
-            if taken > MAX_BODY:
-                raise _TooLarge
-            return message
-
-        try:
-            await self.app(scope, counted_receive, guarded_send)
-        except _TooLarge:
-            if not started:
+            if message["type"] == "http.disconnect":
+                return
+            body += message.get("body", b"")
+            more = message.get("more_body", False)
+            if len(body) > MAX_BODY:
                 response = PlainTextResponse("The request is too large.", 413, {"Connection": "close"})
                 await response(scope, receive, guarded_send)
+                return
+        given = False
+
+        async def whole_body() -> Message:
+            nonlocal given
+            if given:
+                return await receive()
+            given = True
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        try:
+            await self.app(scope, whole_body, guarded_send)
         except Exception:
             log.exception("%s %s", scope["method"], scope["path"].split("/")[1:2])
             if not started:
-                text = "Something went wrong on the server; its terminal shows what. Nothing was stored by this request."
-                await PlainTextResponse(text, 500)(scope, receive, guarded_send)
+                await PlainTextResponse(INNER, 500)(scope, receive, guarded_send)
 
     def _refusal(self, scope: Scope) -> tuple[int, str] | None:
         headers: dict[bytes, list[bytes]] = {}
@@ -145,9 +150,5 @@ class Guard:
         return None
 
     def _ours(self, origin: str) -> bool:
-        parts = urlsplit(origin)
-        return parts.scheme in ("http", "https") and parts.netloc in self.hosts
-
-
-class _TooLarge(Exception):
-    """The body of a request exceeds :data:`MAX_BODY`."""
+        scheme, _, host = origin.partition("://")
+        return scheme in ("http", "https") and host in self.hosts
