@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +16,12 @@ from typing import Any
 
 import httpx
 import numpy as np
+import uvicorn
 from PIL import Image
 
-from pfungst.label import ComponentItem, ComponentTask, ImageItem, ImageTask, ShownImage, write_task
+from pfungst.label import ComponentItem, ComponentTask, ImageItem, ImageTask, ShownImage, Study, write_task
+from pfungst.label.app import create_app
+from pfungst.label.server import links
 
 SOURCE = Path(__file__).parents[1] / "src"
 MODEL = {"architecture": "resnet18", "weights": "sha256:00ff", "features": 512}
@@ -163,3 +168,32 @@ class Person:
         answer = self.post(do)
         assert answer.status_code == 200, answer.text
         return self.remember(answer.text)
+
+
+@dataclass
+class Local:
+    """A server in a thread of this process: starts at once, cannot be killed."""
+
+    base: str
+    links: dict[str, str]
+    study: Study
+
+
+@contextlib.contextmanager
+def local_server(folder: Path, *labellers: str) -> Iterator[Local]:
+    """The app behind a real uvicorn on a free port of 127.0.0.1."""
+    study = Study(folder, labellers)
+    sock = socket.create_server(("127.0.0.1", 0), backlog=64)
+    base = f"http://127.0.0.1:{sock.getsockname()[1]}"
+    app = create_app(study, {base.removeprefix("http://")})
+    running = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off"))
+    thread = threading.Thread(target=running.run, kwargs={"sockets": [sock]})
+    thread.start()
+    try:
+        shown = links(study, base)
+        yield Local(base, {**shown.labellers, "coordinator": shown.coordinator}, study)
+    finally:
+        running.should_exit = running.force_exit = True
+        thread.join()
+        sock.close()
+        study.close()

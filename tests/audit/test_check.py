@@ -18,7 +18,9 @@ def result_with(**values: float) -> Result:
         machine="m",
         config={},
         verdict=Verdict(level="sound", headline="h"),
-        metrics={name.replace("_", "-"): Metric(value=v, where="ring", meaning="…") for name, v in values.items()},
+        metrics={
+            name.replace("_", "-"): Metric(value=v, where="ring", meaning="…") for name, v in values.items()
+        },
     )
 
 

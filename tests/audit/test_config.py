@@ -24,7 +24,11 @@ def test_a_wrong_key_is_answered_with_the_nearest_right_one(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("data = ", "not readable TOML"), ("size = 3\ndata = 'x'", "size = 3"), ("size = 64", "'data' is missing")],
+    [
+        ("data = ", "not readable TOML"),
+        ("size = 3\ndata = 'x'", "size = 3"),
+        ("size = 64", "'data' is missing"),
+    ],
 )
 def test_bad_files(tmp_path, text, message):
     file = tmp_path / "a.toml"

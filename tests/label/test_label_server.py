@@ -52,7 +52,7 @@ def test_kill_9_under_load_loses_no_acknowledged_answer(tmp_path):
         with server(tmp_path, *names) as running:
             enough = threading.Event()
 
-            def work(name, running=running, enough=enough):
+            def work(name, running=running, enough=enough, target=25 + 10 * round_):
                 person = Person(running.links[name])
                 person.page()
                 done = 0
@@ -67,7 +67,7 @@ def test_kill_9_under_load_loses_no_acknowledged_answer(tmp_path):
                     acknowledged.append((name, before["item"], int(before["sequence"])))
                     person.remember(answer.text)
                     done += 1
-                    if done == 25 + 10 * round_:
+                    if done == target:
                         enough.set()
 
             threads = [threading.Thread(target=work, args=(name,)) for name in names]

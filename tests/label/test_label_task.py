@@ -79,7 +79,7 @@ def test_what_is_wrong_is_said(tmp_path, change, message):
 
 
 def test_a_folder_without_task_and_a_broken_file(tmp_path):
-    with pytest.raises(DataError, match="no label-task.json"):
+    with pytest.raises(DataError, match=r"no label-task\.json"):
         read_task(tmp_path)
     (tmp_path / "label-task.json").write_text("{")
     with pytest.raises(DataError, match="cannot be read"):

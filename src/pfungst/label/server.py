@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import ipaddress
 import os
 import socket
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -86,6 +88,8 @@ def serve(
     echo(
         "Every answer is on the disk before the next screen shows. Stop with Ctrl+C; the same command resumes."
     )
+    # The first Parquet export should not wait for a large library.
+    threading.Thread(target=importlib.import_module, args=("pyarrow.parquet",), daemon=True).start()
     config = uvicorn.Config(
         app,
         log_level="warning",

@@ -25,11 +25,12 @@
     message.replaceChildren(p);
   }
 
-  // A click on an answer is refused while one is on its way, and right after a new item has appeared.
+  // An answer is refused while one is on its way, and right after a new item has appeared.
+  document.addEventListener("submit", (event) => {
+    if (busy || performance.now() - shownAt < settle) { event.preventDefault(); event.stopImmediatePropagation(); }
+  }, true);
   document.addEventListener("htmx:beforeRequest", (event) => {
-    if (!screen || !screen.contains(event.target)) return;
-    if (busy || performance.now() - shownAt < settle) { event.preventDefault(); return; }
-    state("busy");
+    if (screen?.contains(event.target)) state("busy");
   });
   document.addEventListener("htmx:afterSwap", (event) => {
     if (event.detail.target !== screen) return;
