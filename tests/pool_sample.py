@@ -28,6 +28,9 @@ class Tiny(nn.Module):
         self.wait = wait
         for parameter in self.parameters():
             parameter.data = torch.randn(parameter.shape, generator=generator)
+        with torch.no_grad():  # centred, so that all classes are predicted
+            noise = nn.functional.interpolate(torch.rand(64, 3, 6, 6, generator=generator), 16)
+            self.head.bias.copy_(-self.head.weight @ self.conv(noise).relu().mean((0, 2, 3)))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         time.sleep(self.wait)

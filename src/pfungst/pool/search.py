@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -151,11 +152,10 @@ def search(
 def _alphas(pool: Pool, model: str, component: Direction, shards: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """α of chosen rows, read through memory maps shard by shard."""
     result = np.empty(len(rows), np.float32)
-    starts = np.flatnonzero(np.r_[True, shards[1:] != shards[:-1]]) if len(shards) else np.array([], int)
-    for start, stop in zip(starts, np.r_[starts[1:], len(shards)], strict=True):
-        features = np.load(
-            features_path(pool, model, int(shards[start])), mmap_mode="c"
-        )  # torch wants writable memory
+    bounds = [*np.flatnonzero(np.diff(shards, prepend=-1)), len(shards)]
+    for start, stop in pairwise(bounds):
+        # Copy on write, because torch wants memory that may be written.
+        features = np.load(features_path(pool, model, int(shards[start])), mmap_mode="c")
         wanted = rows[start:stop]
         whole = len(wanted) == len(features)
         result[start:stop] = product(features if whole else features[wanted], component.d) - component.c
