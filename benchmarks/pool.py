@@ -30,7 +30,6 @@ from PIL import Image
 from pfungst.conditions import Condition
 from pfungst.data import read_image
 from pfungst.pool import Direction, PoolModel, index, score, search
-from pfungst.pool.files import whole
 from pfungst.pool.read import read
 from pfungst.pool.score import features_path, part_path
 
@@ -157,8 +156,8 @@ def searching(root: Path, rows: int, dims: int, shard_rows: int = 20_000) -> Non
     piece = rng.standard_normal((shard_rows, dims), np.float32).astype(np.float16)
     for shard in range(pool.shards):
         count = len(pool.shard(shard))
-        with whole(features_path(pool, "m", shard)) as part, part.open("wb") as stream:
-            np.save(stream, np.roll(piece, shard, axis=0)[:count])
+        features_path(pool, "m", shard).parent.mkdir(parents=True, exist_ok=True)
+        np.save(features_path(pool, "m", shard), np.roll(piece, shard, axis=0)[:count])
         table = {
             "id": [f"{shard}:{i}" for i in range(count)],
             "shard": pa.array([shard] * count, pa.int32()),
