@@ -2,7 +2,6 @@
 
 from pfungst.pool.export import to_label_task, to_spurious_folder
 from pfungst.pool.index import Pool, index, open_pool
-from pfungst.pool.on_ray import score_on_ray
 from pfungst.pool.score import PoolModel, ScoreSummary, score
 from pfungst.pool.search import Direction, Hit, direction, search
 
@@ -16,7 +15,6 @@ __all__ = [
     "index",
     "open_pool",
     "score",
-    "score_on_ray",
     "search",
     "to_label_task",
     "to_spurious_folder",

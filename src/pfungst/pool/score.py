@@ -65,7 +65,7 @@ class PoolModel:
 
 
 class Scorer:
-    """Loaded models that score one shard at a time; the unit that processes and Ray actors run.
+    """Loaded models that score one shard at a time; the unit of work of every worker process.
 
     Args:
         pool: the pool.
