@@ -1,0 +1,252 @@
+"""The task folder: what people are asked to judge, written by the classifier audit and the pool.
+
+``DIR/label-task.json`` names every image by a path relative to ``DIR``; nothing else in the folder is ever served.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pfungst.errors import DataError
+
+FORMAT: Literal["pfungst.label-task/1"] = "pfungst.label-task/1"
+FILE_NAME = "label-task.json"
+MEDIA_TYPES = {
+    ".png": "image/png",
+    ".jpg": "image/jpeg",
+    ".jpeg": "image/jpeg",
+    ".webp": "image/webp",
+    ".gif": "image/gif",
+}
+
+Text = Annotated[str, Field(min_length=1, max_length=500)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Confidence = Annotated[float, Field(ge=0, le=1)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class ShownImage(_Strict):
+    """One of the images that illustrate a component, with its GradCAM.
+
+    Args:
+        file: the image, relative to the task folder.
+        id: name of the image in its data set.
+        gradcam: GradCAM of the component's α on this image, or None.
+    """
+
+    file: Text
+    id: Text
+    gradcam: Text | None = None
+
+
+class ComponentItem(_Strict):
+    """One neural PCA component of a class, as in Fig. 9 of "Spurious Features Everywhere".
+
+    Args:
+        id: unique within the task.
+        class_index: class k; class_name: its name.
+        component: index l by falling eigenvalue, from 0.
+        images: training images of highest α_l; alpha: their α_l; confidence: their softmax probability of k.
+        npfv: the neural PCA feature visualisation, or None; npfv_confidence, npfv_gradcam: of that image.
+    """
+
+    id: Text
+    class_index: Annotated[int, Field(ge=0)]
+    class_name: Text
+    component: Annotated[int, Field(ge=0)]
+    alpha: list[Number]
+    confidence: list[Confidence]
+    images: Annotated[list[ShownImage], Field(min_length=1, max_length=24)]
+    npfv: Text | None = None
+    npfv_confidence: Confidence | None = None
+    npfv_gradcam: Text | None = None
+
+    @model_validator(mode="after")
+    def _lengths(self) -> ComponentItem:
+        if not len(self.alpha) == len(self.confidence) == len(self.images):
+            raise ValueError(
+                f"{len(self.images)} images but {len(self.alpha)} alpha and {len(self.confidence)} confidence values"
+            )
+        return self
+
+    def files(self) -> Iterator[str]:
+        for file in (self.npfv, self.npfv_gradcam):
+            if file is not None:
+                yield file
+        for image in self.images:
+            yield image.file
+            if image.gradcam is not None:
+                yield image.gradcam
+
+
+class ImageItem(_Strict):
+    """One image of a pool that may show only the spurious feature of a class.
+
+    Args:
+        id: unique within the task; file: the image, relative to the task folder.
+        class_index: class k; class_name: its name; component: index l.
+        alpha: α_l of the image.
+        predictions: class that each model predicts, by the model's name.
+        reference: images that show the component, to compare with.
+    """
+
+    id: Text
+    file: Text
+    class_index: Annotated[int, Field(ge=0)]
+    class_name: Text
+    component: Annotated[int, Field(ge=0)]
+    alpha: Number
+    predictions: dict[str, int | str] = {}
+    reference: Annotated[list[Text], Field(max_length=12)] = []
+
+    def files(self) -> Iterator[str]:
+        yield self.file
+        yield from self.reference
+
+
+Item = ComponentItem | ImageItem
+
+
+class _Common(_Strict):
+    format: Literal["pfungst.label-task/1"] = FORMAT
+    title: Text
+    model: dict[str, Any] = {}
+
+    @property
+    def digest(self) -> str:
+        """What the answers belong to: the kind of question and the model, not the list of items, which may grow."""
+        text = json.dumps([self.kind, self.model], sort_keys=True, ensure_ascii=False)  # type: ignore[attr-defined]
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @model_validator(mode="after")
+    def _unique(self) -> _Common:
+        seen: set[str] = set()
+        for item in self.items:  # type: ignore[attr-defined]
+            if item.id in seen:
+                raise ValueError(f"two items have the id {item.id!r}")
+            seen.add(item.id)
+        return self
+
+
+class ComponentTask(_Common):
+    """Components to be judged spurious, not spurious or unsure."""
+
+    kind: Literal["components"] = "components"
+    items: Annotated[list[ComponentItem], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _once(self) -> ComponentTask:
+        seen: set[tuple[int, int]] = set()
+        for item in self.items:
+            key = item.class_index, item.component
+            if key in seen:
+                raise ValueError(f"component {item.component} of class {item.class_index} appears twice")
+            seen.add(key)
+        return self
+
+
+class ImageTask(_Common):
+    """Images to be judged in, out or trash."""
+
+    kind: Literal["images"] = "images"
+    items: Annotated[list[ImageItem], Field(min_length=1)]
+
+
+Task = ComponentTask | ImageTask
+
+
+def read_task(folder: str | os.PathLike[str]) -> Task:
+    """The task of a folder, checked strictly.
+
+    Args:
+        folder: holds ``label-task.json`` and the images that it names.
+
+    Returns:
+        The task; every image it names is a regular file inside the folder, of a type that browsers show.
+
+    Raises:
+        DataError: the file is missing, is not a task, or names an image that is absent or outside the folder.
+    """
+    folder = Path(folder)
+    path = folder / FILE_NAME
+    remedy = "give the folder that `pfungst audit classifier` or `pfungst pool search` wrote"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"no {FILE_NAME} in {folder}", remedy) from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise DataError(f"{path} cannot be read: {error}", remedy) from None
+    kind = content.get("kind") if isinstance(content, dict) else None
+    if kind not in ("components", "images"):
+        raise DataError(f"{path}: kind is {kind!r}", "kind must be 'components' or 'images'")
+    try:
+        task: Task = (ComponentTask if kind == "components" else ImageTask).model_validate(content)
+    except ValidationError as error:
+        raise DataError(f"{path} is not a task: {_first_problems(error)}", remedy) from None
+    for item in task.items:
+        for file in item.files():
+            locate(folder, file)
+    return task
+
+
+def write_task(folder: str | os.PathLike[str], task: Task) -> Path:
+    """Write a task beside its images, which must be there already.
+
+    Args:
+        folder: where the images lie.
+        task: what to ask.
+
+    Returns:
+        The path of ``label-task.json``.
+
+    Raises:
+        DataError: an image that the task names is absent or outside the folder.
+    """
+    folder = Path(folder)
+    for item in task.items:
+        for file in item.files():
+            locate(folder, file)
+    path = folder / FILE_NAME
+    temporary = path.with_suffix(".json.part")
+    temporary.write_text(json.dumps(task.model_dump(), ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    temporary.replace(path)
+    return path
+
+
+def locate(folder: Path, file: str) -> Path:
+    """The image that a task names, after checking that it is a file inside the folder.
+
+    Raises:
+        DataError: absolute or climbing path, link out of the folder, no such file, or no image type.
+    """
+    pure = PurePosixPath(file)
+    remedy = f"name images by their path relative to {folder}, as png, jpg, webp or gif"
+    if pure.is_absolute() or ".." in pure.parts or "\\" in file or "\0" in file or pure.drive:
+        raise DataError(f"{FILE_NAME} names {file!r}, which is not a path inside its folder", remedy)
+    if pure.suffix.lower() not in MEDIA_TYPES:
+        raise DataError(f"{FILE_NAME} names {file!r}, which is not an image that browsers show", remedy)
+    try:
+        path = (folder / pure).resolve(strict=True)
+    except OSError:
+        raise DataError(
+            f"{FILE_NAME} names {file!r}, but there is no such file in {folder}", remedy
+        ) from None
+    if not path.is_relative_to(folder.resolve()) or not path.is_file():
+        raise DataError(f"{FILE_NAME} names {file!r}, which is not a file inside {folder}", remedy)
+    return path
+
+
+def _first_problems(error: ValidationError, count: int = 3) -> str:
+    problems = [f"{'.'.join(map(str, e['loc'])) or 'task'}: {e['msg']}" for e in error.errors()]
+    more = f" … and {len(problems) - count} more" if len(problems) > count else ""
+    return "; ".join(problems[:count]) + more

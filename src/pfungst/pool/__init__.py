@@ -1,0 +1,21 @@
+"""Millions of unlabelled images: index, score once, search for any component, label, export."""
+
+from pfungst.pool.export import to_label_task, to_spurious_folder
+from pfungst.pool.index import Pool, index, open_pool
+from pfungst.pool.score import PoolModel, ScoreSummary, score
+from pfungst.pool.search import Direction, Hit, direction, search
+
+__all__ = [
+    "Direction",
+    "Hit",
+    "Pool",
+    "PoolModel",
+    "ScoreSummary",
+    "direction",
+    "index",
+    "open_pool",
+    "score",
+    "search",
+    "to_label_task",
+    "to_spurious_folder",
+]

@@ -1,0 +1,236 @@
+"""The index of a pool: where each image lies, under a unique id, in Parquet shards. Images are not copied."""
+
+from __future__ import annotations
+
+import json
+import os
+import tarfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from pfungst.errors import DataError, InputError
+from pfungst.pool.files import remove_leftovers, whole
+
+FORMAT = "pfungst.pool/1"
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm"}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one image lies.
+
+    Args:
+        id: unique in the pool.
+        file: relative to the pool's source.
+        offset: first byte in a tar file, row in a Parquet file, 0 for a file of its own.
+        size: bytes, -1 for a row of a Parquet file.
+    """
+
+    id: str
+    file: str
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Pool:
+    """An indexed pool.
+
+    Args:
+        folder: holds ``index.json``, ``index/`` and, later, ``scores/``.
+        source: folder or file with the images.
+        kind: "folder", "tar" or "parquet".
+        rows, shards: how many images and index shards.
+        column: image column of Parquet files.
+        unreadable: source files left out, with the reason.
+    """
+
+    folder: Path
+    source: Path
+    kind: str
+    rows: int
+    shards: int
+    column: str
+    unreadable: dict[str, str]
+
+    def shard(self, number: int) -> list[Place]:
+        """The places of one index shard, in order."""
+        import pyarrow.parquet as pq
+
+        return [Place(**row) for row in pq.read_table(self.shard_path(number)).to_pylist()]
+
+    def shard_path(self, number: int) -> Path:
+        return self.folder / "index" / f"part-{number:06d}.parquet"
+
+
+def open_pool(folder: str | os.PathLike[str]) -> Pool:
+    """The pool that :func:`index` made.
+
+    Raises:
+        DataError: there is none, or its index is incomplete.
+    """
+    folder = Path(folder)
+    try:
+        meta = json.loads((folder / "index.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"no index in {folder}: {error}", "run `pfungst pool index` first") from None
+    if meta.pop("format", None) != FORMAT:
+        raise DataError(
+            f"{folder / 'index.json'} is not the index of a pool", "run `pfungst pool index` again"
+        )
+    pool = Pool(folder, Path(meta.pop("source")), **meta)
+    for number in range(pool.shards):
+        if not pool.shard_path(number).is_file():
+            raise DataError(
+                f"index shard {pool.shard_path(number)} is missing", "run `pfungst pool index` again"
+            )
+    return pool
+
+
+def index(
+    source: str | os.PathLike[str],
+    folder: str | os.PathLike[str],
+    shard_rows: int = 1000,
+    column: str = "image",
+    id_column: str | None = None,
+    skip_bad: bool = False,
+) -> Pool:
+    """List the images of a folder tree, of tar shards or of Parquet files.
+
+    Args:
+        source: a folder, or one ``.tar`` or ``.parquet`` file. A folder with Parquet files is read as Parquet, one
+            with tar files as tar, any other as a tree of image files.
+        folder: where the pool's files go.
+        shard_rows: images per index shard, the unit of work of scoring.
+        column: image column of Parquet files: bytes, or a struct with ``bytes``.
+        id_column: column with unique ids; by default the id is the file and the row.
+        skip_bad: leave out source files that cannot be read, and name them in the index.
+
+    Returns:
+        The pool; indexing again replaces an index, but not one whose scores exist.
+
+    Raises:
+        DataError: no images, unreadable source files, or ids that occur twice.
+        InputError: ``shard_rows`` below 1.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    source, folder = Path(source).resolve(), Path(folder)
+    if shard_rows < 1:
+        raise InputError(f"shard_rows is {shard_rows}", "use at least 1")
+    if any((folder / "scores").glob("*/part-*.parquet")):
+        raise DataError(
+            f"{folder} has scores already, which belong to its index", "index into another folder"
+        )
+    files, kind = _files(source)
+    root = source if source.is_dir() else source.parent
+    unreadable: dict[str, str] = {}
+    remove_leftovers(folder)
+
+    def places() -> Iterator[Place]:
+        for file in files:
+            name = file.relative_to(root).as_posix()
+            if kind == "folder":
+                yield Place(name, name, 0, file.stat().st_size)
+                continue
+            try:
+                yield from _tar(file, name) if kind == "tar" else _parquet(file, name, column, id_column)
+            except (OSError, tarfile.TarError, pa.ArrowException, _Unusable) as error:
+                unreadable[name] = str(error).splitlines()[0]
+
+    schema = pa.schema(
+        [("id", pa.string()), ("file", pa.string()), ("offset", pa.int64()), ("size", pa.int64())]
+    )
+    rows = shards = 0
+    (folder / "index.json").unlink(missing_ok=True)
+    for old in (folder / "index").glob("part-*.parquet"):
+        old.unlink()
+    stream = places()
+    while chunk := list(islice(stream, shard_rows)):
+        with whole(folder / "index" / f"part-{shards:06d}.parquet") as part:
+            pq.write_table(pa.Table.from_pylist([asdict(p) for p in chunk], schema=schema), part)
+        rows, shards = rows + len(chunk), shards + 1
+    if unreadable and not skip_bad:
+        listing = "\n".join(f"    {name}: {why}" for name, why in list(unreadable.items())[:20])
+        raise DataError(
+            f"{len(unreadable)} source files cannot be read:\n{listing}",
+            "repair or remove them, or pass --skip-bad to leave them out",
+        )
+    if not rows:
+        raise DataError(
+            f"no images in {source}", "give a folder of images, of tar shards or of Parquet files"
+        )
+    _refuse_duplicates(folder)
+    meta: dict[str, Any] = {
+        "format": FORMAT,
+        "source": str(root),
+        "kind": kind,
+        "rows": rows,
+        "shards": shards,
+        "column": column,
+        "unreadable": unreadable,
+    }
+    with whole(folder / "index.json") as part:
+        part.write_text(json.dumps(meta, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    return open_pool(folder)
+
+
+class _Unusable(Exception):
+    """A source file of a form that cannot be read at random."""
+
+
+def _files(source: Path) -> tuple[list[Path], str]:
+    if not source.exists():
+        raise DataError(f"there is no {source}", "give a folder of images, of tar shards or of Parquet files")
+    found = [source] if source.is_file() else sorted(p for p in source.rglob("*") if p.is_file())
+    for kind, suffixes in (("parquet", {".parquet"}), ("tar", {".tar"}), ("folder", SUFFIXES)):
+        files = [p for p in found if p.suffix.lower() in suffixes]
+        if files:
+            return files, kind
+    return [], "folder"
+
+
+def _tar(file: Path, name: str) -> Iterator[Place]:
+    with tarfile.open(file, "r:") as tar:
+        for member in tar:
+            if member.isfile() and Path(member.name).suffix.lower() in SUFFIXES:
+                yield Place(f"{name}/{member.name}", name, member.offset_data, member.size)
+
+
+def _parquet(file: Path, name: str, column: str, id_column: str | None) -> Iterator[Place]:
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(file) as content:
+        missing = [c for c in (column, id_column) if c is not None and c not in content.schema_arrow.names]
+        if missing:
+            raise _Unusable(f"no column {missing[0]!r} among {content.schema_arrow.names}")
+        if id_column is None:
+            for row in range(content.metadata.num_rows):
+                yield Place(f"{name}:{row}", name, row, -1)
+            return
+        row = 0
+        for batch in content.iter_batches(columns=[id_column]):
+            for value in batch.column(0).to_pylist():
+                yield Place(str(value), name, row, -1)
+                row += 1
+
+
+def _refuse_duplicates(folder: Path) -> None:
+    import duckdb
+
+    with duckdb.connect() as db:
+        query = "SELECT id, count(*) AS n, min(file), max(file) FROM read_parquet(?) GROUP BY id HAVING n > 1 ORDER BY id"
+        twice = db.execute(query, [str(folder / "index" / "part-*.parquet")]).fetchall()
+    if twice:
+        listing = "\n".join(
+            f"    {i!r}: {n} times, in {a}" + (f" and {b}" if a != b else "") for i, n, a, b in twice[:10]
+        )
+        more = f"\n    … and {len(twice) - 10} more" if len(twice) > 10 else ""
+        raise DataError(
+            f"{len(twice)} ids occur more than once:\n{listing}{more}",
+            "choose a column with unique ids with --id-column, or leave it out to number the rows",
+        )

@@ -1,0 +1,185 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from label_sample import picture
+from pfungst.errors import DataError, InputError
+from pfungst.label import Study, read_task
+from pfungst.pool import (
+    Direction,
+    PoolModel,
+    direction,
+    index,
+    score,
+    search,
+    to_label_task,
+    to_spurious_folder,
+)
+from pfungst.pool.search import product
+from pool_sample import Tiny, folder_pool, other, tiny
+
+spurious = pytest.importorskip("pfungst.spurious")
+pytest.importorskip("pfungst.conditions")
+data = pytest.importorskip("pfungst.data")
+
+MODELS = [PoolModel("tiny", tiny, "pillow-bilinear", 16), PoolModel("other", other, "opencv-nearest", 16)]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A scored pool of 90 images, two of them broken, and the neural PCA of the first model."""
+    root = tmp_path_factory.mktemp("search")
+    pool = index(folder_pool(root / "source", 90, bad=(5, 50)), root / "pool", shard_rows=20)
+    score(pool.folder, MODELS, batch_size=16, device="cpu")
+    head = spurious.FeatureHead(Tiny(0), example=torch.rand(2, 3, 16, 16))
+    phi = torch.rand(120, 8, generator=torch.Generator().manual_seed(3))
+    labels = torch.arange(120) % 3
+    npca = spurious.NeuralPCA(n_components=4).fit(head, phi, labels)
+    return pool, npca
+
+
+def by_hand(pool, npca, k, component, agree):
+    """α of every image from the stored features, in float64, without any of the search's code."""
+    import pyarrow.parquet as pq
+
+    rows, found = {}, []
+    for name in ("tiny", "other"):
+        tables = [
+            pq.read_table(p).to_pylist() for p in sorted((pool.folder / "scores" / name).glob("*.parquet"))
+        ]
+        rows[name] = [r for t in tables for r in t]
+    features = np.concatenate([np.load(p) for p in sorted((pool.folder / "scores" / "tiny").glob("*.npy"))])
+    weight = npca.head_.weight[k].double().numpy()
+    v = npca.components_[k][component].double().numpy()
+    mean = npca.mean_[k].double().numpy()
+    for one, two, phi in zip(rows["tiny"], rows["other"], features.astype(np.float64), strict=True):
+        votes = (one["predicted"] == k) + (two["predicted"] == k)
+        if one["error"] is None and votes >= agree:
+            found.append((one["id"], v.sum() * (v @ (weight * phi - mean))))
+    return sorted(found, key=lambda f: (-f[1], f[0]))
+
+
+@pytest.mark.parametrize("agree", [0, 1, 2])
+@pytest.mark.parametrize("component", [0, 3])
+def test_search_is_the_sort_of_all_alphas(world, agree, component):
+    pool, npca = world
+    for k in range(3):
+        expected = by_hand(pool, npca, k, component, agree)
+        hits = search(pool.folder, direction(npca, k, component), "tiny", agree=agree, top=10)
+        assert [h.id for h in hits] == [i for i, _ in expected[:10]]
+        np.testing.assert_allclose(
+            [h.alpha for h in hits], [a for _, a in expected[:10]], rtol=1e-4, atol=1e-5
+        )
+        for hit in hits:
+            assert sum(p == k for p in hit.predictions.values()) >= agree
+    assert len(search(pool.folder, direction(npca, 0, 0), "tiny", top=1000)) == 88
+
+
+def test_only_the_models_asked_vote(world):
+    pool, npca = world
+    found = search(pool.folder, direction(npca, 1, 0), "tiny", agree=1, models=["other"], top=100)
+    assert {h.predictions["other"] for h in found} <= {1}
+    assert len(found) == len(by_hand_votes(pool, "other", 1))
+
+
+def by_hand_votes(pool, name, k):
+    import pyarrow.parquet as pq
+
+    tables = [pq.read_table(p).to_pylist() for p in (pool.folder / "scores" / name).glob("*.parquet")]
+    return [r for t in tables for r in t if r["predicted"] == k]
+
+
+def test_the_wrong_model_is_refused(world):
+    pool, npca = world
+    with pytest.raises(DataError, match="another model"):
+        search(pool.folder, direction(npca, 0, 0), "other")
+    with pytest.raises(DataError, match="no scores of 'absent'"):
+        search(pool.folder, direction(npca, 0, 0), "absent")
+    with pytest.raises(InputError, match="dims"):
+        search(pool.folder, Direction(0, 0, np.ones(5, np.float32), 0.0), "tiny")
+    for wrong in ({"agree": 3}, {"top": 0}, {"agree": -1}):
+        with pytest.raises(InputError, match="agree is at most"):
+            search(pool.folder, direction(npca, 0, 0), "tiny", **wrong)
+
+
+def test_product_in_blocks_is_the_product(tmp_path):
+    rng = np.random.default_rng(0)
+    features = rng.standard_normal((1001, 33)).astype(np.float16)
+    d = rng.standard_normal(33).astype(np.float32)
+    np.testing.assert_allclose(
+        product(features, d, block=64), features.astype(np.float64) @ d, rtol=1e-4, atol=1e-4
+    )
+
+
+def test_from_search_over_labels_to_a_data_set(world, tmp_path):
+    pool, npca = world
+    k, component = 0, 1
+    hits = search(pool.folder, direction(npca, k, component), "tiny", agree=1, top=12)
+    reference = tmp_path / "reference.png"
+    picture(reference, 0)
+    task = to_label_task(
+        pool.folder, hits, tmp_path / "task", k, "=evil<b>", component, "tiny", ["a", "b", "c"], [reference]
+    )
+    assert read_task(tmp_path / "task") == task
+    assert [i.id for i in task.items] == [h.id for h in hits]
+    for item in task.items:
+        assert (tmp_path / "task" / item.file).read_bytes() == (pool.source / item.id).read_bytes()
+        assert set(item.predictions.values()) <= {"a", "b", "c"}
+    with pytest.raises(DataError, match="has a task"):
+        to_label_task(pool.folder, hits, tmp_path / "task", k, "a", component, "tiny")
+
+    with pytest.raises(DataError, match="no image"):
+        to_spurious_folder(tmp_path / "task", tmp_path / "none")
+    study = Study(tmp_path / "task", ["anna", "ben"])
+    for number, item in enumerate(study.items):
+        study.act("anna", item, 0, "answer", "out")
+        study.act("ben", item, 0, "answer", "out" if number % 3 else "in")
+    study.close()
+    counts = to_spurious_folder(tmp_path / "task", tmp_path / "set")
+    assert counts == {f"spurious_class_{k}_component_{component}": 8}
+
+    def transform(image):
+        return torch.from_numpy(np.asarray(image.resize((16, 16)), np.float32).transpose(2, 0, 1) / 255)
+
+    found = spurious.SpuriousFolder(tmp_path / "set", transform)
+    assert (found.components, len(found)) == ({k: [component]}, 8)
+    accepted = {Image.open(tmp_path / "set" / name).tobytes() for name in found.ids}
+    wanted = {Image.open(tmp_path / "task" / i.file).tobytes() for n, i in enumerate(task.items) if n % 3}
+    assert accepted == wanted
+
+
+def test_the_components_file_goes_through_spufix(world, tmp_path):
+    from pfungst.label import ComponentItem, ComponentTask, ShownImage, export, write_task
+
+    _, npca = world
+    picture(tmp_path / "images" / "x.png", 1)
+    shot = ShownImage(file="images/x.png", id="x")
+    items = [
+        ComponentItem(id=f"{k}-{c}", class_index=k, class_name=str(k), component=c, alpha=[1.0], confidence=[0.9], images=[shot])
+        for k in (0, 2)
+        for c in (0, 1, 3)
+    ]  # fmt: skip
+    fingerprint = npca.model_fingerprint_
+    write_task(tmp_path, ComponentTask(title="t", model=fingerprint, items=items))
+    study = Study(tmp_path, ["anna"])
+    for item in study.items:
+        study.act("anna", item, 0, "answer", "not" if item == "2-0" else "spurious")
+    study.close()
+    export(tmp_path, tmp_path / "out")
+    path = tmp_path / "out" / "components.json"
+    components = spurious.read_components(path, fingerprint)
+    assert components == {0: [0, 1, 3], 2: [1, 3]}
+    spurious.write_components(tmp_path / "again.json", components, fingerprint)
+    assert json.loads((tmp_path / "again.json").read_text()) == json.loads(path.read_text())
+    model = Tiny(0).eval()
+    fixed = spurious.SpuFix(model, npca, components)
+    x = torch.rand(5, 3, 16, 16)
+    with torch.inference_mode():
+        phi = npca.model.features(x) if npca.model else model.conv(x).relu().mean((2, 3))
+        expected = model(x).clone()
+        for k, chosen in components.items():
+            expected[:, k] -= npca.alpha_features(phi, k)[:, chosen].clamp(min=0).sum(1)
+        torch.testing.assert_close(fixed(x), expected, rtol=1e-4, atol=1e-4)
