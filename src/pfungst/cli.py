@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pfungst import __version__
-from pfungst.errors import PfungstError
+from pfungst.errors import ConfigError, PfungstError
 
 if TYPE_CHECKING:
     from pfungst.audit.result import Result
@@ -25,6 +27,8 @@ audit = typer.Typer(
     help="Audit a model: explain, measure, mitigate, report.", no_args_is_help=True, rich_markup_mode=None
 )
 app.add_typer(audit, name="audit")
+pool = typer.Typer(help="Search millions of unlabelled images.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(pool, name="pool")
 
 
 def _version(value: bool) -> None:
@@ -291,6 +295,112 @@ def audit_classifier(
 
 
 @app.command()
+def label(
+    folder: Annotated[
+        Path, typer.Argument(help="Task folder with label-task.json, for example of an audit.")
+    ],
+    labeller: Annotated[list[str], typer.Option(help="Name of a labeller; once per person.")],
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="TCP port, 0 for any free one.")] = 8765,
+    name: Annotated[
+        list[str] | None, typer.Option(help="Host name under which browsers reach the server.")
+    ] = None,
+) -> None:
+    """Let people judge components or images, in the browser, each on their own."""
+    _needs("label", "fastapi", "uvicorn")
+    from pfungst.label import serve
+
+    serve(folder, labeller, host, port, name or (), typer.echo)
+
+
+@pool.command("index")
+def pool_index(
+    source: Annotated[Path, typer.Argument(help="Folder of images, of tar shards or of Parquet files.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the pool.")],
+    column: Annotated[str, typer.Option(help="Image column of Parquet files.")] = "image",
+    id_column: Annotated[str | None, typer.Option(help="Column with unique ids [file and row].")] = None,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave unreadable files out.")] = False,
+) -> None:
+    """List the images of a pool; nothing is copied."""
+    _needs("pool", "duckdb")
+    from pfungst.pool import index
+
+    found = index(source, out, column=column, id_column=id_column, skip_bad=skip_bad)
+    typer.echo(f"{found.rows:,} images in {found.shards} shards: {out}")
+    for file, reason in found.unreadable.items():
+        typer.secho(f"  left out {file}: {reason}", err=True)
+
+
+@pool.command("score")
+def pool_score(
+    folder: Annotated[Path, typer.Argument(help="Folder of the pool.")],
+    model: Annotated[list[str], typer.Option(help="NAME=package.module:function; may be repeated.")],
+    condition: Annotated[str, typer.Option(help="How files become images.")] = "pillow-bilinear",
+    size: Annotated[int, typer.Option(help="Side of the images in pixels.")] = 224,
+    workers: Annotated[int, typer.Option(help="Worker processes; 0 works in this one.")] = 0,
+    batch_size: Annotated[int, typer.Option(help="Images per forward pass.")] = 64,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda.")] = "auto",
+) -> None:
+    """Run models over a pool once and keep their features; finished parts are skipped."""
+    _needs("pool", "duckdb")
+    from pfungst.pool import PoolModel, score
+
+    models = []
+    for text in model:
+        name, sign, factory = text.partition("=")
+        if not sign:
+            raise ConfigError(f"--model {text!r} has no name", "write NAME=package.module:function")
+        models.append(PoolModel(name, factory, condition, size))
+    with _bar("scoring") as advance:
+        done = score(folder, models, workers=workers, batch_size=batch_size, device=device, progress=advance)
+    typer.echo(f"{done.rows:,} images, {done.shards} parts scored, {done.skipped} were finished before")
+    for name, count in done.errors.items():
+        if count:
+            typer.secho(f"  {name}: {count} images could not be read", err=True)
+
+
+@pool.command("search")
+def pool_search(
+    folder: Annotated[Path, typer.Argument(help="Folder of a scored pool.")],
+    npca: Annotated[Path, typer.Option(help="Neural PCA, as NeuralPCA.save wrote it.")],
+    class_: Annotated[int, typer.Option("--class", help="Class index.")],
+    component: Annotated[int, typer.Option(help="Component, counted from 0.")],
+    model: Annotated[str, typer.Option(help="Name of the model whose features are searched.")],
+    agree: Annotated[int, typer.Option(help="How many models must predict the class.")] = 0,
+    top: Annotated[int, typer.Option(help="How many images.")] = 625,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Task folder for `pfungst label` to make.")
+    ] = None,
+) -> None:
+    """Find the images that show a component most, from the stored features."""
+    _needs("pool", "duckdb")
+    from pfungst.pool import direction, search, to_label_task
+    from pfungst.spurious import NeuralPCA
+
+    wanted = direction(NeuralPCA.load(npca), class_, component)
+    hits = search(folder, wanted, model, agree=agree, top=top)
+    for hit in hits[:10]:
+        typer.echo(f"{hit.alpha:10.4g}  {hit.id}")
+    typer.echo(f"{len(hits)} images found")
+    if out is not None:
+        to_label_task(folder, hits, out, class_, f"class {class_}", component, model)
+        typer.echo(f"to judge them: pfungst label {out} --labeller NAME")
+
+
+@pool.command("export")
+def pool_export(
+    folder: Annotated[Path, typer.Argument(help="Labelled task folder of images.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the data set.")],
+) -> None:
+    """Write the images that all labellers judged out as a data set in Spurious ImageNet's layout."""
+    _needs("pool", "duckdb")
+    from pfungst.pool import to_spurious_folder
+
+    for name, count in to_spurious_folder(folder, out).items():
+        typer.echo(f"{count:6,}  {name}")
+
+
+@app.command()
 def demo(
     out: OutOption = None,
     only: Annotated[
@@ -334,6 +444,23 @@ def report(folder: Annotated[Path, typer.Argument(help="Folder of an audit.")]) 
     from pfungst.report import write
 
     typer.echo(write(folder))
+
+
+def _needs(extra: str, *modules: str) -> None:
+    from importlib.util import find_spec
+
+    missing = [name for name in modules if find_spec(name) is None]
+    if missing:
+        raise ConfigError(f"{', '.join(missing)} is not installed", f"pip install 'pfungst[{extra}]'")
+
+
+@contextmanager
+def _bar(title: str) -> Iterator[Callable[[int, int], None]]:
+    from rich.progress import Progress
+
+    with Progress(transient=True) as progress:
+        task = progress.add_task(title, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
 def _finish(result: Result, folder: Path) -> None:
