@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
 from pfungst.relevance.kernels import (
     Box,
     Combine,
