@@ -9,365 +9,28 @@ exact whatever the network contains. Vectors are tensors (M, N, ...): M of them 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-Box = tuple[int, int, int, int]  # first and last row, first and last column, of an image's support
-
-
-def _fold(t: Tensor) -> Tensor:
-    return t.flatten(0, 1)
-
-
-class Op:
-    """One linear map: `ins` and `outs` number the values that it reads and writes."""
-
-    def __init__(self, ins: list[int], outs: list[int]) -> None:
-        self.ins, self.outs = ins, outs
-
-    def reverse(self, grads: list[Tensor | None], owned: bool) -> list[tuple[Tensor | None, bool]]:
-        """Transposed map: (M, N, *out) of each output → of each input, with whether it may be overwritten."""
-        raise NotImplementedError
-
-    def forward(self, tangents: list[Tensor | None]) -> list[Tensor | None]:
-        """The map itself: (M, N, *in) of each input → of each output."""
-        raise NotImplementedError
-
-    def box(self, boxes: list[Box | None], shape: tuple[int, ...]) -> Box | None:
-        """Support of the output from the supports of the inputs; None where it is unknown."""
-        return None
-
-
-class Scale(Op):
-    """Product with a constant."""
-
-    def __init__(self, ins: list[int], outs: list[int], c: Tensor) -> None:
-        super().__init__(ins, outs)
-        self.c = c
-
-    def reverse(self, grads: list[Tensor | None], owned: bool) -> list[tuple[Tensor | None, bool]]:
-        g = grads[0]
-        assert g is not None
-        return [(g.mul_(self.c) if owned and g.dtype == self.c.dtype else g * self.c, True)]
-
-    def forward(self, tangents: list[Tensor | None]) -> list[Tensor | None]:
-        t = tangents[0]
-        return [None if t is None else t * self.c]
-
-    def box(self, boxes: list[Box | None], shape: tuple[int, ...]) -> Box | None:
-        return boxes[0]
-
-
-class Combine(Op):
-    """Σ c · input: the sum of a residual block, the terms of a rule."""
-
-    def __init__(self, ins: list[int], outs: list[int], cs: list[Tensor | float]) -> None:
-        super().__init__(ins, outs)
-        self.cs = cs
-
-    def reverse(self, grads: list[Tensor | None], owned: bool) -> list[tuple[Tensor | None, bool]]:
-        g = grads[0]
-        assert g is not None
-        return [(g, False) if isinstance(c, float) and c == 1 else (g * c, True) for c in self.cs]
-
-    def forward(self, tangents: list[Tensor | None]) -> list[Tensor | None]:
-        total: Tensor | None = None
-        owned = False
-        for t, c in zip(tangents, self.cs, strict=True):
-            if t is None:
-                continue
-            part = t if isinstance(c, float) and c == 1 else t * c
-            if total is None:
-                total, owned = part, part is not t
-            elif owned:
-                total.add_(part)
-            else:
-                total, owned = total + part, True
-        return [total]
-
-    def box(self, boxes: list[Box | None], shape: tuple[int, ...]) -> Box | None:
-        return _union(boxes)
-
-
-def _union(boxes: Sequence[Box | None]) -> Box | None:
-    if any(b is None for b in boxes):
-        return None
-    known = [b for b in boxes if b is not None]
-    return (
-        min(b[0] for b in known),
-        max(b[1] for b in known),
-        min(b[2] for b in known),
-        max(b[3] for b in known),
-    )
-
-
-class Convolution(Op):
-    """A 2-D convolution with constant weights."""
-
-    def __init__(self, ins: list[int], outs: list[int], node: Any) -> None:
-        super().__init__(ins, outs)
-        self.weight = node._saved_weight.detach().contiguous(memory_format=torch.channels_last)
-        self.shape = tuple(node._saved_input.shape[1:])
-        self.stride, self.padding = list(node._saved_stride), list(node._saved_padding)
-        self.dilation, self.groups = list(node._saved_dilation), node._saved_groups
-        kernel = self.weight.shape[2:]
-        self.same = (
-            self.groups == 1
-            and self.stride == [1, 1]
-            and all(d * (k - 1) >= p for k, p, d in zip(kernel, self.padding, self.dilation, strict=True))
-        )
-        self.back = None
-        self.pointwise = self.groups == 1 and tuple(kernel) == (1, 1) and self.padding == [0, 0]
-        if self.pointwise and not self.same:  # a strided shortcut: a small product, written between zeros
-            self.back = self.weight.transpose(0, 1).contiguous(memory_format=torch.channels_last)
-        elif self.same:
-            flipped = self.weight.flip(2, 3).transpose(0, 1)
-            self.back = flipped.contiguous().contiguous(memory_format=torch.channels_last)
-            self.back_padding = [
-                d * (k - 1) - p for k, p, d in zip(kernel, self.padding, self.dilation, strict=True)
-            ]
-
-    def reverse(self, grads: list[Tensor | None], owned: bool) -> list[tuple[Tensor | None, bool]]:
-        g = grads[0]
-        assert g is not None
-        m, n = g.shape[:2]
-        g = _fold(g)
-        if self.pointwise and not self.same:
-            assert self.back is not None
-            small = F.conv2d(g, self.back)
-            c, h, w = self.shape
-            out = g.new_zeros(len(g), h, w, c).permute(0, 3, 1, 2)
-            out[..., :: self.stride[0], :: self.stride[1]] = small
-        elif self.back is not None:
-            out = F.conv2d(g, self.back, None, 1, self.back_padding, self.dilation)
-        else:
-            like = g.new_empty(1).expand(len(g), *self.shape)
-            out = torch.ops.aten.convolution_backward(
-                g,
-                like,
-                self.weight,
-                None,
-                self.stride,
-                self.padding,
-                self.dilation,
-                False,
-                [0, 0],
-                self.groups,
-                [True, False, False],
-            )[0]
-        return [(out.unflatten(0, (m, n)), True)]
-
-    def forward(self, tangents: list[Tensor | None]) -> list[Tensor | None]:
-        t = tangents[0]
-        if t is None:
-            return [None]
-        m, n = t.shape[:2]
-        t = _fold(t).contiguous(memory_format=torch.channels_last)
-        out = F.conv2d(t, self.weight, None, self.stride, self.padding, self.dilation, self.groups)
-        return [out.unflatten(0, (m, n))]
-
-    def box(self, boxes: list[Box | None], shape: tuple[int, ...]) -> Box | None:
-        return _window(boxes[0], self.weight.shape[2:], self.stride, self.padding, self.dilation, shape)
-
-
-def _window(
-    box: Box | None,
-    kernel: Sequence[int],
-    stride: Sequence[int],
-    pad: Sequence[int],
-    dilation: Any,
-    shape: Any,
-) -> Box | None:
-    """Outputs of a sliding window that see the box."""
-    if box is None:
-        return None
-    out: list[int] = []
-    for axis in (0, 1):
-        reach = dilation[axis] * (kernel[axis] - 1)
-        lo, hi = box[2 * axis] + pad[axis], box[2 * axis + 1] + pad[axis]
-        first = max(0, -(-(lo - reach) // stride[axis]))
-        last = min(shape[-2 + axis] - 1, hi // stride[axis])
-        out += [first, max(last, first)]
-    return (out[0], out[1], out[2], out[3])
-
-
-class MaxPool(Op):
-    """Max pooling at fixed winners, one mask per window position."""
-
-    def __init__(self, ins: list[int], outs: list[int], node: Any) -> None:
-        super().__init__(ins, outs)
-        x, index = node._saved_self, node._saved_result1
-        self.shape = tuple(x.shape[-2:])
-        self.out = tuple(index.shape[-2:])
-        pair = lambda v: list(v) * 2 if len(v) == 1 else list(v)
-        self.kernel, self.padding = pair(node._saved_kernel_size), pair(node._saved_padding)
-        self.stride = pair(node._saved_stride) if len(node._saved_stride) else self.kernel
-        if any(d != 1 for d in node._saved_dilation):
-            raise NotImplementedError
-        oh = torch.arange(self.out[0], device=x.device)[:, None] * self.stride[0] - self.padding[0]
-        ow = torch.arange(self.out[1], device=x.device)[None, :] * self.stride[1] - self.padding[1]
-        row, col = index // self.shape[1] - oh, index % self.shape[1] - ow
-        place = (row * self.kernel[1] + col).contiguous(memory_format=torch.channels_last)
-        self.masks = [(place == k).to(x.dtype) for k in range(self.kernel[0] * self.kernel[1])]
-        self.padded = [
-            max((o - 1) * s + k, i + 2 * p)
-            for o, s, k, i, p in zip(
-                self.out, self.stride, self.kernel, self.shape, self.padding, strict=True
-            )
-        ]
-
-    def _slices(self, k: int) -> tuple[slice, slice]:
-        r, c = divmod(k, self.kernel[1])
-        (sh, sw), (oh, ow) = self.stride, self.out
-        return slice(r, r + (oh - 1) * sh + 1, sh), slice(c, c + (ow - 1) * sw + 1, sw)
-
-    def reverse(self, grads: list[Tensor | None], owned: bool) -> list[tuple[Tensor | None, bool]]:
-        g = grads[0]
-        assert g is not None
-        m, n, channels = g.shape[:3]
-        out = g.new_zeros(m * n, *self.padded, channels).permute(0, 3, 1, 2).unflatten(0, (m, n))
-        for k, mask in enumerate(self.masks):
-            r, c = self._slices(k)
-            out[..., r, c] += g * mask
-        (ph, pw), (h, w) = self.padding, self.shape
-        return [(out[..., ph : ph + h, pw : pw + w], False)]
-
-    def forward(self, tangents: list[Tensor | None]) -> list[Tensor | None]:
-        t = tangents[0]
-        if t is None:
-            return [None]
-        (ph, pw), (h, w) = self.padding, self.shape
-        t = F.pad(t, (pw, self.padded[1] - pw - w, ph, self.padded[0] - ph - h))
-        total: Tensor | None = None
-        for k, mask in enumerate(self.masks):
-            r, c = self._slices(k)
-            part = t[..., r, c] * mask
-            total = part if total is None else total.add_(part)
-        return [total]
-
-    def box(self, boxes: list[Box | None], shape: tuple[int, ...]) -> Box | None:
-        return _window(boxes[0], self.kernel, self.stride, self.padding, (1, 1), shape)
-
-
-class Reshape(Op):
-    """A change of shape that keeps the order of elements."""
-
-    def __init__(
-        self, ins: list[int], outs: list[int], before: tuple[int, ...], after: tuple[int, ...]
-    ) -> None:
-        super().__init__(ins, outs)
-        self.before, self.after = before, after
-
-    def reverse(self, grads: list[Tensor | None], owned: bool) -> list[tuple[Tensor | None, bool]]:
-        g = grads[0]
-        assert g is not None
-        return [(g.reshape(g.shape[0], *self.before), owned)]
-
-    def forward(self, tangents: list[Tensor | None]) -> list[Tensor | None]:
-        t = tangents[0]
-        return [None if t is None else t.reshape(t.shape[0], *self.after)]
-
-
-class Spread(Op):
-    """One channel copied to all."""
-
-    def __init__(self, ins: list[int], outs: list[int], channels: int) -> None:
-        super().__init__(ins, outs)
-        self.channels = channels
-
-    def reverse(self, grads: list[Tensor | None], owned: bool) -> list[tuple[Tensor | None, bool]]:
-        g = grads[0]
-        assert g is not None
-        return [(g.sum(2, keepdim=True), True)]
-
-    def forward(self, tangents: list[Tensor | None]) -> list[Tensor | None]:
-        t = tangents[0]
-        return [None if t is None else t.expand(-1, -1, self.channels, -1, -1)]
-
-    def box(self, boxes: list[Box | None], shape: tuple[int, ...]) -> Box | None:
-        return boxes[0]
-
-
-class GlobalMean(Op):
-    """Mean over both image axes."""
-
-    def __init__(self, ins: list[int], outs: list[int], shape: tuple[int, ...], keep: bool) -> None:
-        super().__init__(ins, outs)
-        self.shape, self.keep = shape, keep
-
-    def reverse(self, grads: list[Tensor | None], owned: bool) -> list[tuple[Tensor | None, bool]]:
-        g = grads[0]
-        assert g is not None
-        g = g if self.keep else g[..., None, None]
-        h, w = self.shape[-2:]
-        return [((g / (h * w)).expand(g.shape[0], *self.shape), False)]
-
-    def forward(self, tangents: list[Tensor | None]) -> list[Tensor | None]:
-        t = tangents[0]
-        return [None if t is None else t.mean((-2, -1), keepdim=self.keep)]
-
-
-class Generic(Op):
-    """Any other node, by its own derivative."""
-
-    def __init__(
-        self, ins: list[int], outs: list[int], node: Any, slots: list[int], device: torch.device
-    ) -> None:
-        super().__init__(ins, outs)
-        self.node, self.slots = node, slots
-        self.meta = [(tuple(m.shape), m.dtype) for m in node._input_metadata]
-        self.device = device
-        self.numbers: list[int] = []  # output number of each of `outs`
-        self.sources: list[tuple[tuple[int, ...], torch.dtype]] = []  # shape and type of each input
-
-    def _all(self, grads: Sequence[Tensor | None], lead: tuple[int, ...]) -> list[Tensor]:
-        given = dict(zip(self.numbers, grads, strict=True))
-        out = []
-        for i, (shape, dtype) in enumerate(self.meta):
-            g = given.get(i)
-            if g is None:
-                g = torch.zeros((*lead, *shape), dtype=dtype, device=self.device)
-            out.append(g)
-        return out
-
-    def _call(self, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        out = self.node(*grads)
-        out = out if isinstance(out, tuple) else (out,)
-        # the engine of autograd sums over broadcast axes after the node has run; so must we
-        return tuple(
-            g if g is None else g.sum_to_size(shape).to(dtype)
-            for g, (shape, dtype) in zip((out[i] for i in self.slots), self.sources, strict=True)
-        )
-
-    def reverse(self, grads: list[Tensor | None], owned: bool) -> list[tuple[Tensor | None, bool]]:
-        lead = next(g.shape[0] for g in grads if g is not None)
-        parts = torch.vmap(self._call)(*self._all(grads, (lead,)))
-        return [(p, False) for p in parts]
-
-    def forward(self, tangents: list[Tensor | None]) -> list[Tensor | None]:
-        with torch.enable_grad():
-            u = [z.requires_grad_() for z in self._all([None] * len(self.numbers), ())]
-            g = self._call(*u)
-        pairs = [(a, t) for a, t in zip(g, tangents, strict=True) if t is not None and a is not None]
-        if not pairs:
-            return [None for _ in self.outs]
-        out = torch.autograd.grad(
-            [a for a, _ in pairs],
-            u,
-            [t for _, t in pairs],
-            is_grads_batched=True,
-            retain_graph=True,
-            allow_unused=True,
-        )
-        return [out[i] for i in self.numbers]
-
-    def box(self, boxes: list[Box | None], shape: tuple[int, ...]) -> Box | None:
-        along_channels = self.node.name() == "CatBackward0" and self.node._saved_dim in (1, 2**64 - 3)
-        return _union(boxes) if along_channels and len(shape) == 4 else None
+from pfungst.relevance.kernels import (
+    Box,
+    Combine,
+    Convolution,
+    Generic,
+    GlobalMean,
+    MaxPool,
+    Op,
+    Part,
+    Pending,
+    Reshape,
+    Scale,
+    Spread,
+    dense,
+    layout,
+)
 
 
 class Tape:
@@ -433,16 +96,16 @@ class Tape:
         if name == "AttachBackward" and same:
             cs = node.saved_tensors
             if len(node.next_functions) == 2 * len(cs):
-                return Combine(ins, [out], [_layout(cs[i // 2].detach()) for i in slots])
+                return Combine(ins, [out], [layout(cs[i // 2].detach()) for i in slots])
         if name == "ConvolutionBackward0" and slots == [0] and len(shape) == 4 and not node._saved_transposed:
             return Convolution(ins, [out], node)
         if name == "ReluBackward0":
             mask = node._saved_result > 0
-            return Scale(ins, [out], _layout(mask.to(node._saved_result.dtype)))
+            return Scale(ins, [out], layout(mask.to(node._saved_result.dtype)))
         if name == "MulBackward0" and len(ins) == 1 and same:
             c = node._saved_other if slots == [0] else node._saved_self
             if isinstance(c, Tensor):
-                return Scale(ins, [out], _layout(c.detach()))
+                return Scale(ins, [out], layout(c.detach()))
         if name == "AddBackward0" and same and node._saved_alpha == 1:
             return Combine(ins, [out], [1.0] * len(ins))
         if name == "SubBackward0" and same and node._saved_alpha == 1:
@@ -463,31 +126,37 @@ class Tape:
         return None
 
     def _fuse(self) -> None:
-        """Merge products with constants into the single-input op before them: mask · c is one constant."""
+        """Merge products with constants into the product or sum before or after them: mask · c is one constant."""
         readers: dict[int, int] = {}
         for op in self.ops:
             for i in op.ins:
                 readers[i] = readers.get(i, 0) + 1
         made: dict[int, Op] = {}
         ops: list[Op] = []
+
+        def maker(i: int) -> Op | None:
+            return made.get(i) if readers[i] == 1 and i != self.output else None
+
         for op in self.ops:
-            if isinstance(op, Combine) and len(op.ins) == 1:
-                c = op.cs[0]
-                if isinstance(c, Tensor):
-                    op = Scale(op.ins, op.outs, c)
-            before = made.get(op.ins[0]) if len(op.ins) == 1 else None
-            if (
-                isinstance(op, Scale)
-                and isinstance(before, Scale)
-                and readers[op.ins[0]] == 1
-                and op.ins[0] != self.output
-            ):
-                # 0 · inf must stay zero: where one factor vanishes the product does
-                c = torch.where((before.c == 0) | (op.c == 0), 0.0, before.c * op.c)
-                merged = Scale(before.ins, op.outs, _layout(c))
+            if isinstance(op, Combine) and len(op.ins) == 1 and isinstance(op.cs[0], Tensor):
+                op = Scale(op.ins, op.outs, op.cs[0])
+            before = maker(op.ins[0]) if op.ins else None
+            if isinstance(op, Scale) and isinstance(before, Scale | Combine):
+                merged: Op
+                if isinstance(before, Scale):
+                    merged = Scale(before.ins, op.outs, _product(before.c, op.c))
+                else:
+                    c = op.c
+                    merged = Combine(before.ins, op.outs, [_times(b, c) for b in before.cs])
                 ops[ops.index(before)] = merged
                 op = merged
             else:
+                if isinstance(op, Combine):
+                    for j, i in enumerate(op.ins):
+                        source = maker(i)
+                        if isinstance(source, Scale):
+                            op.ins[j], op.cs[j] = source.ins[0], _times(source.c, op.cs[j])
+                            ops.remove(source)
                 ops.append(op)
             for o in op.outs:
                 made[o] = op
@@ -495,29 +164,66 @@ class Tape:
 
     # -- execution --------------------------------------------------------------------------------
 
-    def reverse(self, cotangents: Tensor) -> list[Tensor | None]:
-        """Modified gradients of the streams: (M, N, K) → (M, N, *sample) each, None where there is none."""
-        grads: dict[int, tuple[Tensor, bool]] = {self.output: (cotangents, False)}
-        for op in reversed(self.ops):
+    def reverse(self, cotangents: Tensor, limit: int | None = None) -> Iterator[list[Tensor | None]]:
+        """Modified gradients of the streams, in pieces: (M, N, K) → (m, N, *sample) each, Σ m = M.
+
+        Args:
+            cotangents: (M, N, K).
+            limit: bytes that one value may take; the vectors are split further where values grow, so that
+                late layers see many vectors at once and early ones stay in the cache.
+
+        Yields:
+            A gradient for each stream, None where there is none; pieces are in the order of `cotangents`.
+        """
+        yield from self._descend(self._segments(limit, cotangents.element_size()), 0, cotangents)
+
+    def _descend(
+        self, segments: list[tuple[int, int, int]], level: int, cotangents: Tensor
+    ) -> Iterator[list[Tensor | None]]:
+        start, stop, rows = segments[level]
+        for g in cotangents.split(rows or len(cotangents)):
+            grads = self._reverse(g, start, stop)
+            if level + 1 < len(segments):
+                (below,) = grads
+                if below is None:
+                    yield [None] * len(self.streams)
+                else:
+                    yield from self._descend(segments, level + 1, below)
+            else:
+                yield grads
+
+    def _segments(self, limit: int | None, itemsize: int) -> list[tuple[int, int, int]]:
+        """(start, stop, vectors at once) of runs of ops, last first, cut where one value is live."""
+        end = len(self.ops)
+        if limit is None:
+            return [(0, end, 0)]
+        found: list[tuple[int, int, int]] = []
+        for start in sorted({0, *self.cuts()} - {end}, reverse=True):
+            stop = found[-1][0] if found else end
+            fit = max(1, limit // (itemsize * self.width(start, stop)))
+            rows = 1 << (fit.bit_length() - 1)
+            if found and rows >= found[-1][2]:
+                found[-1] = (start, found[-1][1], found[-1][2])
+            else:
+                found.append((start, stop, rows))
+        return found
+
+    def _reverse(self, cotangents: Tensor, start: int, stop: int) -> list[Tensor | None]:
+        """Transpose of ops `start` … `stop`: to the streams, or to the one value that is live at `start`."""
+        top = self.output if stop == len(self.ops) else self.cuts()[stop]
+        grads: dict[int, tuple[Part, bool]] = {top: (cotangents, False)}
+        for op in reversed(self.ops[start:stop]):
             have = [grads.pop(o, None) for o in op.outs]
             if all(h is None for h in have):
                 continue
-            parts = op.reverse(
-                [None if h is None else h[0] for h in have], all(h is not None and h[1] for h in have)
-            )
-            for i, (g, owned) in zip(op.ins, parts, strict=True):
-                if g is None:
-                    continue
-                old = grads.get(i)
-                if old is None:
-                    grads[i] = (g, owned)
-                elif old[1]:
-                    grads[i] = (old[0].add_(g), True)
-                elif owned:
-                    grads[i] = (g.add_(old[0]), True)
-                else:
-                    grads[i] = (old[0] + g, True)
-        return [None if s is None or s not in grads else grads[s][0] for s in self.streams]
+            owned = all(h is not None and h[1] for h in have)
+            parts = op.reverse([None if h is None else dense(h[0]) for h in have], owned)
+            have.clear()
+            for i, (g, mine) in zip(op.ins, parts, strict=True):
+                if g is not None:
+                    grads[i] = _sum(grads[i], (g, mine)) if i in grads else (g, mine)
+        ids: list[int | None] = self.streams if start == 0 else [self.cuts()[start]]
+        return [None if s is None or s not in grads else dense(grads[s][0]) for s in ids]
 
     def forward(
         self, tangents: Sequence[Tensor | None], start: int = 0, stop: int | None = None
@@ -571,8 +277,29 @@ class Tape:
         return max(sizes, default=1)
 
 
-def _layout(c: Tensor) -> Tensor:
-    return c.contiguous(memory_format=torch.channels_last) if c.ndim == 4 else c
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """a · b, where 0 · inf stays zero: where one factor vanishes the product does."""
+    return layout(torch.where((a == 0) | (b == 0), 0.0, a * b))
+
+
+def _times(a: Tensor | float, b: Tensor | float) -> Tensor | float:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return _product(a, b)
+    if isinstance(a, Tensor):
+        return a if b == 1 else a * b
+    return b if a == 1 else a * b
+
+
+def _sum(a: tuple[Part, bool], b: tuple[Part, bool]) -> tuple[Tensor, bool]:
+    """Sum of two cotangents, in the memory of one that may be overwritten."""
+    if isinstance(a[0], Pending) or not a[1]:
+        a, b = b, a
+    first, second = a[0], b[0]
+    if isinstance(first, Pending):  # neither may be overwritten, or both are pending
+        first, a = first.dense(), (first, True)
+    if not a[1]:
+        return (second.onto(first.clone()) if isinstance(second, Pending) else first + second), True
+    return (second.onto(first) if isinstance(second, Pending) else first.add_(second)), True
 
 
 def _reachable(root: Any, leaves: dict[int, int]) -> dict[Any, None]:
