@@ -65,7 +65,14 @@ class Watched(SimilarityExplainer):
         done = time.perf_counter()
         self.seconds.append(done - start)
         self.memory.append(peak_bytes())
-        self.peer.run(x, self.turns[len(self.seconds) - 1])
+        n = len(self.seconds) - 1
+        self.peer.run(x, self.turns[n])
+        neurons = [f"{s:.3f}" for s in self.peer.seconds[len(self.peer.seconds) - self.turns[n] :]]
+        print(
+            f"    image {n + 1:3d}: factor {done - start:.2f} s, peak {self.memory[-1] / 2**30:.2f} GiB; "
+            f"zennit's neurons {' '.join(neurons)} s",
+            flush=True,
+        )
         self.elsewhere += time.perf_counter() - done
         return result
 
@@ -92,7 +99,7 @@ def main() -> None:
         parser.error("3 images and 2 neurons are the least")
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    print(describe_machine())
+    print(describe_machine(), flush=True)
 
     model = torchvision.models.resnet50()
     model.fc = nn.Identity()
