@@ -3,41 +3,30 @@
     python benchmarks/relevance.py [--rows 2048] [--loop 16] [--repeats 5] [--threads 2] [--device cpu]
 
 (a) one heatmap; (b) all 2048 pooled features: zennit explains `--loop` of them one at a time and the time is
-scaled to 2048; ours computes `--rows` of them (scaled too when fewer than 2048); (c) the factor A of BiLRP over
-patches. Random weights; times are min and median over the repeats.
+scaled to 2048; ours computes `--rows` of them (scaled too when fewer than 2048). Random weights; times are min and median over the
+repeats. The factor over patches is in bilrp.py.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-import platform
-import resource
 import statistics
 import time
-from collections.abc import Callable
 
 import torch
 import torchvision
+from _common import describe_machine, peak_bytes, timed
 from zennit.attribution import Gradient
 from zennit.composites import EpsilonPlusFlat
 from zennit.torchvision import ResNetCanonizer
 
-from pfungst.relevance import Patches, attribute, linearize
-
-
-def timed(call: Callable[[], object], device: str) -> float:
-    start = time.perf_counter()
-    call()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
+from pfungst.relevance import attribute, linearize
 
 
 def peak(device: str) -> str:
     if device == "cuda":
         return f"{torch.cuda.max_memory_allocated() / 2**30:.2f} GiB on the GPU"
-    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB of the process"
+    return f"{peak_bytes() / 2**30:.2f} GiB of the process"
 
 
 def main() -> None:
@@ -49,14 +38,11 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--patches", type=int, nargs="*", default=[8, 16])
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     device = args.device
-    name = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine()
-    print(f"machine: {name}, {args.threads} threads, torch {torch.__version__}")
-    print(f"load average at the start: {' '.join(f'{v:.1f}' for v in os.getloadavg())}")
+    print(describe_machine(device))
 
     model = torchvision.models.resnet50().eval().to(device)
     x = torch.randn(1, 3, 224, 224, device=device)
@@ -108,15 +94,6 @@ def main() -> None:
     print(
         f"    per output: zennit min {min(loop):.3f} s, ours min {min(batches):.4f} s (ratio {min(loop) / min(batches):.1f}), peak {peak(device)}"
     )
-
-    for size in args.patches:
-        start = time.perf_counter()
-        factor = linearize(model, x, "epsilon_gamma_box").factor(Patches(size))
-        took = time.perf_counter() - start
-        print(
-            f"\n(c) A over {size}-pixel patches {tuple(factor.shape)}: {took:.1f} s, zennit's loop / ours "
-            f"{scaled_loop / took:.1f}, peak {peak(device)}"
-        )
 
 
 if __name__ == "__main__":

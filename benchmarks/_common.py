@@ -1,0 +1,45 @@
+"""What the benchmarks share: a clock, and what they ran on."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+
+def timed(call: Callable[[], object], device: str = "cpu") -> float:
+    """Seconds that a call takes."""
+    start = time.perf_counter()
+    call()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def peak_bytes() -> int:
+    """The most resident memory of the process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def describe_machine(device: str = "cpu") -> str:
+    """Kind of machine, threads, torch and load, on two lines."""
+    name = _processor() if device != "cuda" else torch.cuda.get_device_name()
+    load = " ".join(f"{v:.1f}" for v in os.getloadavg())
+    return (
+        f"machine: {name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}\n"
+        f"load average at the start: {load}"
+    )
+
+
+def _processor() -> str:
+    path = Path("/proc/cpuinfo")
+    if path.exists():
+        for line in path.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
