@@ -121,6 +121,13 @@ class PictureFolder:
         """A feature visualisation, kept exactly."""
         return self._write(image, name, exact=True)
 
+    def tidy(self, keep: set[str]) -> None:
+        """Remove our pictures of an earlier result in this folder."""
+        for pattern in ("photo-*", "class-*-component-*"):
+            for file in self.folder.glob(pattern):
+                if file.relative_to(self.root).as_posix() not in keep:
+                    file.unlink()
+
     def _write(self, image: np.ndarray, name: str, exact: bool = False) -> str:
         exact = exact or max(image.shape[:2]) <= 96
         target = self.folder / f"{name}.{'png' if exact else 'jpg'}"
