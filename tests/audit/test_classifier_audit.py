@@ -51,7 +51,7 @@ def test_the_planted_component_is_found_proven_and_switched_off(biased):
     first = entry.components[0]
     assert first.suspect
     assert first.fixed
-    assert first.share == pytest.approx(0.6, abs=0.05)
+    assert first.share == pytest.approx(0.25)
     assert first.off_object > 0.6  # the mark lies off the square
     assert entry.scores.triggered.value == 1.0
     assert entry.scores_fixed.triggered.value < 0.5
@@ -178,7 +178,10 @@ def test_models_that_cannot_be_audited(data, tmp_path, model, error, says):
 
 def test_a_head_without_bias_is_fine(data, tmp_path):
     result = run(config(data, tmp_path, "unbiased", steps=0))
-    assert result.verdict.level == "clever-hans"
+    entry = result.entries[MARKED]
+    assert entry.components[0].fixed
+    assert entry.scores.triggered.value == 1.0
+    assert entry.scores_fixed.auc.value >= entry.scores.auc.value
 
 
 def test_labels_that_do_not_fit_show_both_sides(data, tmp_path):

@@ -18,7 +18,6 @@ from pfungst.audit import classifier_verdict as verdict
 from pfungst.audit.classifier_config import ClassifierConfig
 from pfungst.audit.classifier_data import (
     Labelled,
-    as_tensor,
     choose_classes,
     class_names,
     open_labelled,
@@ -141,8 +140,14 @@ def run(config: ClassifierConfig) -> ClassifierResult:
     result.notes += verdict.explain_numbers(result)
     write_label_task(workspace.folder, result.title, fingerprint, entries)
     save(result, workspace.folder)
+    PictureFolder(workspace.folder).tidy(_files(entries))
     workspace.finish(set())
     return result
+
+
+def _files(entries: list[ClassEntry]) -> set[str]:
+    shown = [s for e in entries for c in e.components for s in (*c.images, c.visual) if s is not None]
+    return {file for s in shown for file in (s.file, s.gradcam) if file is not None}
 
 
 def find_head(classifier: Classifier, config: ClassifierConfig) -> FeatureHead:
@@ -200,7 +205,7 @@ def open_spurious(
     """
     if config.spurious is None:
         return None
-    condition: Condition = as_tensor(classifier.preprocessing)
+    condition = Condition.parse(classifier.preprocessing.condition)
     size = classifier.preprocessing.size
     folder = SpuriousFolder(config.spurious, lambda image: condition(image, size, key="spurious"))
     found = _Spurious(folder, classes)

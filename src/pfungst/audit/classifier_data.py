@@ -63,9 +63,6 @@ class Labelled:
                     mask = np.asarray(picture.convert("L")) > 0
         return None if mask is None else resize_mask(mask, self.size)
 
-    def count(self, class_: int) -> int:
-        return self.labels.count(class_)
-
     def of(self, classes: Sequence[int]) -> Labelled:
         """Only these classes."""
         wanted = set(classes)
@@ -173,11 +170,6 @@ def choose_classes(wanted: Sequence[int | str], names: dict[int, str]) -> list[i
             f"there are {len(names)}: {shown}{' …' if len(names) > 10 else ''}",
         )
     return sorted(set(chosen)) or sorted(names)
-
-
-def as_tensor(preprocessing: Preprocessing) -> Condition:
-    """Pillow image → tensor, for image sets that load their own files."""
-    return Condition.parse(preprocessing.condition)
 
 
 def to_uint8(image: Tensor) -> np.ndarray:

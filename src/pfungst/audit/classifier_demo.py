@@ -84,7 +84,7 @@ def _picture(rng: np.random.Generator, shape: np.ndarray | None, mark: bool) -> 
 def _watermark(shift: int) -> np.ndarray:
     """Opacity (S, S) of a line of small letters at the bottom."""
     canvas = Image.new("L", (SIZE, SIZE))
-    ImageDraw.Draw(canvas).text((5 + shift, SIZE - 11), "pix", fill=230)
+    ImageDraw.Draw(canvas).text((5 + shift, SIZE - 11), "pix", fill=230, stroke_width=1, stroke_fill=230)
     return np.asarray(canvas) / 255.0
 
 

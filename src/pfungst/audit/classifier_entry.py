@@ -72,7 +72,7 @@ def rank_class(
     visual = _visualise(class_, numbers, npca, train.size, settings)
     visual_row = {} if visual is None else {c: row for row, (_, c) in enumerate(visual.pairs)}
     confidence: dict[int, float] = (
-        {} if visual is None else {c: float(visual.confidence[r]) for c, r in visual_row.items()}
+        {} if visual is None else {c: min(1.0, float(visual.confidence[r])) for c, r in visual_row.items()}
     )
     count = min(_IMAGES, npca.n_samples_[class_])
     off_object = _off_object(class_, numbers, npca, train, heatmaps, settings, count)
@@ -82,7 +82,7 @@ def rank_class(
     chosen += [c for c in order[settings.shown :] if c in keep]
 
     rows = store.rows(class_)
-    own = {store.ids[r]: float(store.confidence[r]) for r in rows}
+    own = {store.ids[r]: min(1.0, float(store.confidence[r])) for r in rows}
     ratio = npca.explained_variance_ratio(class_)
     components = []
     for c in chosen:

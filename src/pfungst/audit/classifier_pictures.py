@@ -57,11 +57,11 @@ class Heatmaps:
             parts.append(self._map(part, self.layer, class_, rows).float().cpu())
         return torch.cat(parts).numpy()
 
-    def _map(self, images: Tensor, layer: str, class_: int, components: Tensor) -> Tensor:
+    def _map(self, images: Tensor, layer: str, class_: int, components: Tensor, relu: bool = True) -> Tensor:
         def alpha(phi: Tensor) -> Tensor:
             return self.npca.alpha_features(phi, class_).gather(1, components[:, None])[:, 0]
 
-        return gradcam(self.network, images, layer, output=alpha)
+        return gradcam(self.network, images, layer, output=alpha, relu=relu)
 
     def _find(self, example: Tensor) -> str | None:
         ran: list[str] = []
@@ -87,7 +87,7 @@ class Heatmaps:
         first = torch.zeros(len(example), dtype=torch.long, device=example.device)
         for name in list(dict.fromkeys(reversed(ran)))[:40]:
             try:
-                if bool(self._map(example, name, class_, first).any()):
+                if bool(self._map(example, name, class_, first, relu=False).any()):
                     return name
             except InputError:
                 continue
@@ -114,12 +114,19 @@ class PictureFolder:
         return self._write(image, f"photo-{name}")
 
     def heat(self, heat: np.ndarray, image: np.ndarray, name: str) -> str:
-        """A heatmap (H, W) over its image (H, W, 3)."""
-        return self._write(overlay(heat, image), name)
+        """A heatmap (H, W) over its image (H, W, 3), full colour at its maximum."""
+        return self._write(overlay(heat, image, max(float(heat.max()), 1e-12)), name)
 
     def visual(self, image: np.ndarray, name: str) -> str:
         """A feature visualisation, kept exactly."""
         return self._write(image, name, exact=True)
+
+    def tidy(self, keep: set[str]) -> None:
+        """Remove our pictures of an earlier result in this folder."""
+        for pattern in ("photo-*", "class-*-component-*"):
+            for file in self.folder.glob(pattern):
+                if file.relative_to(self.root).as_posix() not in keep:
+                    file.unlink()
 
     def _write(self, image: np.ndarray, name: str, exact: bool = False) -> str:
         exact = exact or max(image.shape[:2]) <= 96

@@ -112,7 +112,7 @@ def is_cured(entry: ClassEntry) -> bool:
     if entry.scores is None or entry.scores_fixed is None or not entry.fixed:
         return False
     before, after = entry.scores.triggered.value, entry.scores_fixed.triggered.value
-    return before - after >= CURED * before and entry.scores_fixed.auc.value > entry.scores.auc.value
+    return before - after >= CURED * before and entry.scores_fixed.auc.value >= entry.scores.auc.value
 
 
 def _cut(entry: ClassEntry) -> float:

@@ -81,14 +81,14 @@ def load_classifier(
     scheme, _, name = spec.partition(":")
     if not name:
         raise ConfigError(f"{spec!r} names no classifier", f"write {_FORMS}")
-    state = None if checkpoint is None else read_checkpoint(checkpoint, trust_checkpoint)
     if scheme in _LIBRARIES:
-        if state is None:
+        if checkpoint is None:
             raise ConfigError(
                 f"{spec} comes without weights: Pfungst downloads nothing",
                 "give --checkpoint FILE (safetensors or a state dict)",
             )
         make, preprocessing = _LIBRARIES[scheme](name)
+        state = read_checkpoint(checkpoint, trust_checkpoint)
         model = make(None)
         classes = _classes(model, state)
         if classes is not None:
@@ -99,7 +99,8 @@ def load_classifier(
     else:
         model, preprocessing = _function(spec), Preprocessing(condition="pillow-bilinear")
         weights = "as the function returned it"
-        if state is not None:
+        if checkpoint is not None:
+            state = read_checkpoint(checkpoint, trust_checkpoint)
             weights = str(load_state(model, state, str(checkpoint)))
     settings = preprocessing.to_dict()
     settings |= {"size": size} if size else {}

@@ -107,15 +107,15 @@ def _classifier_table(result: ClassifierResult, most: int = 12) -> Table:
     more = f", {len(order) - most} more in the report" if len(order) > most else ""
     table = Table(title=f"{result.model}: as it is → with SpuFix{more}", title_justify="left")
     table.add_column("class", no_wrap=True)
-    table.add_column("most suspicious component", no_wrap=True)
-    for name in ("accuracy", "taken for the class", "AUC"):
+    table.add_column("component (harm)", no_wrap=True)
+    for name in ("accuracy", "triggered", "AUC"):
         table.add_column(name, justify="right", no_wrap=True)
     for entry in order[:most]:
         top = entry.components[0] if entry.components else None
         first, second = entry.scores, entry.scores_fixed
         table.add_row(
             f"{entry.index} {entry.name}",
-            f"{top.component} (harm {top.harm:.2f})" if top else "–",
+            f"{top.component} ({top.harm:.2f})" if top else "–",
             _arrow(entry.accuracy, entry.accuracy_fixed, _rate),
             _arrow(first.triggered if first else None, second.triggered if second else None, _rate),
             _arrow(first.auc if first else None, second.auc if second else None, _plain),
