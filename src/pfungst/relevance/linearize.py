@@ -20,9 +20,9 @@ from pfungst.relevance.tape import Tape
 
 Output = Callable[[Any], Tensor]
 
-#: Bytes of one value of many vectors in reverse mode on a CPU: about the last-level cache, and less than the
+#: Bytes of one value of many vectors in reverse mode on a CPU: a few fit a last-level cache, and each is below the
 #: 32 MiB from which glibc gives freed memory back to the system, so that no value costs page faults.
-CACHED = 25 << 20
+CACHED = 13 << 20
 
 
 @dataclass
