@@ -152,10 +152,13 @@ steps = st.one_of(
 )
 
 
+later_steps = steps.filter(lambda step: step.name != "crop")  # a crop comes before the resizer
+
+
 @given(
     before=st.lists(steps, max_size=2),
     resizer=st.sampled_from(sorted(RESIZERS)),
-    after=st.lists(steps, max_size=3),
+    after=st.lists(later_steps, max_size=3),
 )
 @settings(deadline=None, max_examples=60)
 def test_text_and_dictionary_read_back(before, resizer, after):
@@ -168,7 +171,7 @@ def test_text_and_dictionary_read_back(before, resizer, after):
     assert c.describe()
 
 
-@given(text=st.lists(steps, max_size=3), size=st.integers(4, 24))
+@given(text=st.lists(later_steps, max_size=3), size=st.integers(4, 24))
 @settings(deadline=None, max_examples=40)
 def test_every_chain_stays_in_range(text, size):
     x = Condition((Step("torch-bicubic"), *text))(PHOTO, size)

@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from toys import items, small_net
+from spurious_toys import items, small_net
 
 from pfungst.errors import DataError, InputError, UnreadableImages
 from pfungst.spurious import FeatureHead, FeatureStore, extract_features, match_classes

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from toys import ConvNet, Vectors, toy, toy_conv, toy_scores
+from spurious_toys import ConvNet, Vectors, toy, toy_conv, toy_scores
 
 from pfungst.spurious import (
     FeatureHead,

@@ -3,7 +3,7 @@ import timm
 import torch
 import torchvision
 from torch import nn
-from toys import Vectors, small_net
+from spurious_toys import Vectors, small_net
 
 from pfungst.errors import InputError
 from pfungst.spurious import FeatureHead

@@ -5,7 +5,7 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 from torch import nn
-from toys import items, small_net
+from spurious_toys import items, small_net
 
 from pfungst.errors import InputError
 from pfungst.spurious import (

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.base import clone
 from sklearn.decomposition import PCA
-from toys import items, small_net
+from spurious_toys import items, small_net
 
 from pfungst.errors import InputError, PfungstWarning
 from pfungst.spurious import FeatureHead, LinearHead, NeuralPCA, extract_features

@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 from sklearn.metrics import roc_auc_score
-from toys import items, small_net
+from spurious_toys import items, small_net
 
 from pfungst.errors import DataError, InputError, UnreadableImages
 from pfungst.spurious import (

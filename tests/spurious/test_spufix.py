@@ -5,7 +5,7 @@ import pytest
 import timm
 import torch
 from torch import nn
-from toys import Vectors, items, small_net
+from spurious_toys import Vectors, items, small_net
 
 from pfungst.errors import DataError, InputError, PfungstWarning
 from pfungst.spurious import FeatureHead, LinearHead, NeuralPCA, SpuFix, extract_features

@@ -1,7 +1,9 @@
-"""Folder layouts and tables as sets of labelled images, and rendered ones."""
+"""Folder layouts and tables as sets of labelled images, and sets that come with the package."""
 
+from .covid import open_collection, open_covid, open_nih
 from .decode import MAX_PIXELS, read_image, read_mask
 from .digits import digits_c
+from .imagenet import open_imagenet
 from .items import ImageSet, Item
 from .layouts import open_images
 from .mnist import emnist_letters, mnist, mnist_c
@@ -16,7 +18,11 @@ __all__ = [
     "emnist_letters",
     "mnist",
     "mnist_c",
+    "open_collection",
+    "open_covid",
+    "open_imagenet",
     "open_images",
+    "open_nih",
     "read_image",
     "read_mask",
     "resize_mask",
