@@ -34,7 +34,9 @@ def make_pairs(seed: int = 0) -> list[tuple[str, str, str]]:
     """Pairs (first, second, relation): same, opposite and unrelated, 192 of each."""
     rows, statements = [], []
     for template, thing, who in itertools.product(TEMPLATES, THINGS, PEOPLE):
-        said, same, opposite = (t.format(thing=thing, who=who, Who=who[0].upper() + who[1:]) for t in template)
+        said, same, opposite = (
+            t.format(thing=thing, who=who, Who=who[0].upper() + who[1:]) for t in template
+        )
         rows += [(said, same, "same"), (said, opposite, "opposite")]
         statements.append((thing, said))
     rng = random.Random(seed)
@@ -53,7 +55,9 @@ def write_pairs(path: Path, seed: int = 0) -> Path:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=Path("sentences"))
     parser.add_argument("--encoder", help="sentence-transformers:FOLDER [the packaged all-MiniLM-L6-v2]")
     parser.add_argument("--explain", type=int, default=24, help="pairs explained per relation")

@@ -66,7 +66,11 @@ def test_the_result_is_complete_and_consistent(audited):
     np.testing.assert_allclose(profiles.sum(1), 1, atol=1e-4)
     assert 0 <= result.artefacts[0].share <= 1
     assert result.artefacts[0].share > result.artefacts[0].share_without
-    assert [(t.layer, t.k) for t in result.mitigation.trials] == [("", 0), ("stage1.relu1", 1), ("stage1.relu1", 2)]
+    assert [(t.layer, t.k) for t in result.mitigation.trials] == [
+        ("", 0),
+        ("stage1.relu1", 1),
+        ("stage1.relu1", 2),
+    ]
     assert load_encoder(f"pfungst:{out / 'pruned'}").edits[0]["filters"] == result.mitigation.filters
     assert not (out / ".parts").exists()
     assert not (out / ".factors").exists()
@@ -75,7 +79,9 @@ def test_the_result_is_complete_and_consistent(audited):
 def test_gates_read_the_metrics(audited):
     result, _ = audited
     drop = result.pooled("original").accuracy.value - result.pooled("logo:tag").accuracy.value
-    outcome = check(result, [Gate.parse(f"condition-drop={drop + 0.01}", "max"), Gate.parse("accuracy=1.1", "min")])
+    outcome = check(
+        result, [Gate.parse(f"condition-drop={drop + 0.01}", "max"), Gate.parse("accuracy=1.1", "min")]
+    )
     assert [o.passed for o in outcome] == [True, False]
 
 
@@ -218,11 +224,13 @@ class Odd(nn.Module):
         return flat[:, : 3 + len(x) % 4]
 
 
-@pytest.mark.parametrize(("how", "words"), [("nan", "not finite.*between a00"), ("dynamic", "changing width")])
+@pytest.mark.parametrize(
+    ("how", "words"), [("nan", "not finite.*between a00"), ("dynamic", "changing width")]
+)
 def test_bad_representations_are_named(data, tmp_path, monkeypatch, how, words):
     odd = Encoder(Odd(how), Preprocessing(size=16, condition="pillow-bilinear"), name="odd")
     monkeypatch.setattr(audit, "load", lambda *a, **k: odd)
-    monkeypatch.setattr("pfungst.audit.embeddings._CHUNK", 11)
+    monkeypatch.setattr("pfungst.audit.embeddings._CHUNK", 7)
     with pytest.raises(InputError, match=words):
         run(config(data, tmp_path))
 
