@@ -321,6 +321,8 @@ def explain_numbers(result: SimilarityResult, config: SimilarityConfig) -> list[
         "Filters are chosen on training images by their response with the condition minus without; the table of the sweep "
         "shows test accuracies of the first repetition and did not choose k.",
         basis,
+        "Evidence: positive relevance of the probe's score for the class that errors fall into minus its score for the "
+        "true class, read through the encoder with the same rules, over images of other classes.",
         f"Averages over groups: mean |relevance| over up to 150 pairs within each group, among {config.explain} images.",
         "The border is the outer 8 % of each side; burnt-in marks are small saturated spots near the edges, a heuristic.",
     ]
