@@ -230,7 +230,7 @@ class Odd(nn.Module):
 def test_bad_representations_are_named(data, tmp_path, monkeypatch, how, words):
     odd = Encoder(Odd(how), Preprocessing(size=16, condition="pillow-bilinear"), name="odd")
     monkeypatch.setattr(audit, "load", lambda *a, **k: odd)
-    monkeypatch.setattr("pfungst.audit.embeddings._CHUNK", 11)
+    monkeypatch.setattr("pfungst.audit.embeddings._CHUNK", 7)
     with pytest.raises(InputError, match=words):
         run(config(data, tmp_path))
 

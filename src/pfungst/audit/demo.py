@@ -20,13 +20,14 @@ def _anomaly(folder: Path) -> Result:
 
 def _similarity(folder: Path) -> Result:
     """A small CLIP, trained on digits of two hospitals, one of which prints its name on most eights."""
+    from pfungst.audit.embeddings import synthetic_digits
     from pfungst.audit.similarity import run
     from pfungst.audit.similarity_config import SimilarityConfig
-    from pfungst.data.tagged import tag_image, tagged_digits
+    from pfungst.data.tagged import tag_image
     from pfungst.encoders.training import train_small
 
     folder.mkdir(parents=True, exist_ok=True)
-    prepared = tagged_digits().prepare("pillow-bilinear", 32, masks=False)
+    prepared = synthetic_digits(0).prepare("pillow-bilinear", 32, masks=False)
     train = prepared[prepared.splits == "train"]
     encoder = train_small(
         train.images,
@@ -48,7 +49,7 @@ def _similarity(folder: Path) -> Result:
             encoder=f"pfungst:{saved}",
             images="synthetic",
             condition=[logo],
-            mitigate="prune:auto:5",
+            mitigate="prune:stage3.relu2:10",
             out=folder,
             overwrite=True,
         )

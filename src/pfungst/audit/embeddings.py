@@ -28,9 +28,7 @@ def open_set(config: SimilarityConfig) -> ImageSet:
         DataError: fewer than two classes with two images, or several sets and no category.
     """
     if str(config.images) == "synthetic":
-        from pfungst.data.tagged import tagged_digits
-
-        images = tagged_digits(seed=config.seed)
+        images = synthetic_digits(config.seed)
     else:
         assert config.images is not None
         sets = open_images(config.images, config.category, label_column=config.labels)
@@ -55,6 +53,16 @@ def open_set(config: SimilarityConfig) -> ImageSet:
         notes.append(f"{config.limit} of {len(labelled)} images were drawn at random")
         labelled = [labelled[i] for i in sorted(chosen)]
     return ImageSet(images.name, labelled, notes)
+
+
+def synthetic_digits(seed: int) -> ImageSet:
+    """Digits whose tag stands for one class in training and parts from it in a share of the test images."""
+    from pfungst.data.tagged import tagged_digits
+
+    train = tagged_digits(rate=0.95, elsewhere=0.0, seed=seed)
+    test = tagged_digits(rate=0.5, elsewhere=0.3, seed=seed)
+    items = [a if a.split == "train" else b for a, b in zip(train.items, test.items, strict=True)]
+    return ImageSet(train.name, items)
 
 
 def conditions_for(encoder: Encoder, texts: Sequence[str]) -> dict[str, Condition]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pfungst.audit import regions
 from pfungst.audit.embeddings import ORIGINAL, Source, logo_box
-from pfungst.audit.probing import Plan
+from pfungst.audit.probing import Plan, Predictions, confusion
 from pfungst.audit.similarity_config import SimilarityConfig
 from pfungst.audit.similarity_result import Artefact, Group, Pair, Region
 from pfungst.encoders import Encoder
@@ -72,7 +72,7 @@ def explain(
     encoder: Encoder,
     source: Source,
     plan: Plan,
-    tested: np.ndarray,
+    found: Predictions,
     embeddings: np.ndarray,
     columns: Mapping[str, np.ndarray],
     config: SimilarityConfig,
@@ -84,7 +84,7 @@ def explain(
     """
     patch = patch_size(config, encoder.size)
     explainer = SimilarityExplainer(encoder, basis=Patches(patch), metric="cosine")
-    candidates = np.flatnonzero(tested)
+    candidates = np.flatnonzero(found.tested)
     if len(candidates) > 2000:
         candidates = np.random.default_rng(config.seed).choice(candidates, 2000, replace=False)
     shown: list[tuple[int, int, float]] = []
@@ -130,7 +130,7 @@ def explain(
         pairs=pairs,
         summaries=summaries,
         regions=_regions(explainer, factors, images[ORIGINAL], chosen, plan, columns, patch),
-        artefacts=_artefacts(encoder, explainer, source, images, factors, chosen, plan, config, patch, store),
+        artefacts=_artefacts(encoder, explainer, source, images, factors, chosen, plan, found, patch, store),
         arrays=arrays,
         conservation=worst,
         composite=str(getattr(explainer.composite, "name", explainer.composite)),
@@ -273,7 +273,7 @@ def _artefacts(
     factors: Factors,
     chosen: Sequence[int],
     plan: Plan,
-    config: SimilarityConfig,
+    found: Predictions,
     patch: int,
     store: Path,
 ) -> list[Artefact]:
@@ -310,11 +310,21 @@ def _artefacts(
                     float(left[region].sum() + right[region].sum()) / max(total, 1e-12)
                 )
                 values[f"similarity{suffix}"].append(float(r.score[0]))
+        target = plan.classes.index(confusion(plan, found.predicted[name]).into or plan.classes[0])
+        evidence: dict[str, list[float]] = {"evidence": [], "evidence_without": []}
+        for a, row in enumerate(rows):
+            true = plan.classes.index(labels[row])
+            contrast = torch.from_numpy(found.weights[target] - found.weights[true]).float()
+            for key, factor in (("evidence", stamped[a]), ("evidence_without", factors[row])):
+                heat = (contrast @ factor).clamp(min=0)
+                if true != target and float(heat.sum()) > 0:
+                    evidence[key].append(float(heat[region.flatten()].sum() / heat.sum()))
         result.append(
             Artefact(
                 condition=name,
                 area=float(region.float().mean()),
                 **{key: float(np.mean(v)) for key, v in values.items()},
+                **{key: float(np.mean(v)) if v else 0.0 for key, v in evidence.items()},
             )
         )
     return result

@@ -174,10 +174,12 @@ class Predictions:
     Attributes:
         predicted: (S, N) str, "" where an image was not tested.
         scores: (S, N, classes) evidence for each class, NaN where not tested.
+        weights: (classes, K) of the first probe that was fitted.
     """
 
     predicted: dict[str, np.ndarray]
     scores: dict[str, np.ndarray]
+    weights: np.ndarray
 
     @property
     def tested(self) -> np.ndarray:
@@ -192,12 +194,17 @@ def predict(plan: Plan, embeddings: Embeddings, fit_on: str, probe: str) -> Pred
     shape = (len(plan.rounds), n)
     predicted = {v: np.full(shape, "", dtype=f"<U{width}") for v in embeddings}
     scores = {v: np.full((*shape, len(classes)), np.nan) for v in embeddings}
+    weights = np.zeros((len(classes), embeddings[fit_on].shape[1]))
     for s, folds in enumerate(plan.rounds):
-        for train, test in folds:
+        for number, (train, test) in enumerate(folds):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", PfungstWarning)
                 model = build_probe(probe).fit(embeddings[fit_on][train], plan.labels[train])
             places = [classes.index(c) for c in model.classes_]
+            if s == number == 0:
+                weights[places] = (
+                    model.coef_ if len(places) > 2 else np.concatenate([-model.coef_, model.coef_])
+                )
             for variant, values in embeddings.items():
                 found = model.decision_function(values[test])
                 found = np.stack([-found, found], 1) if found.ndim == 1 else found
@@ -205,7 +212,7 @@ def predict(plan: Plan, embeddings: Embeddings, fit_on: str, probe: str) -> Pred
                 scores[variant][s][np.ix_(test, places)] = found
                 absent = [i for i in range(len(classes)) if i not in places]
                 scores[variant][s][np.ix_(test, absent)] = found.min()
-    return Predictions(predicted, scores)
+    return Predictions(predicted, scores, weights)
 
 
 # --- scores ----------------------------------------------------------------------------------------------

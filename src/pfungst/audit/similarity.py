@@ -140,7 +140,7 @@ def _images(
             encoder,
             source,
             plan,
-            found.tested,
+            found,
             embeddings[ORIGINAL],
             columns,
             config,

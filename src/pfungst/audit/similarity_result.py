@@ -78,6 +78,11 @@ class Artefact(Model):
     share_without: float = Field(description="of the relevance on these patches, without it")
     similarity: float = Field(description="mean cosine similarity with it")
     similarity_without: float
+    evidence: float = Field(
+        description="share on these patches of the probe's evidence for the class that errors fall into against "
+        "the true class, with it"
+    )
+    evidence_without: float
 
 
 class Trial(Model):

@@ -1,7 +1,7 @@
 """From numbers to a sentence: what a similarity audit concludes, and the metrics that gates use.
 
 An effect is called Clever Hans only when explanation and intervention agree: similarity rests on what a condition
-pastes, the probe gets worse under it, and its errors gather in one class.
+pastes or the probe's evidence lies there, the probe gets worse under it, and its errors gather in one class.
 """
 
 from __future__ import annotations
@@ -103,12 +103,13 @@ def _artefact(result: SimilarityResult, condition: str) -> Artefact | None:
 
 
 def _agrees(result: SimilarityResult, condition: str) -> bool:
-    """Similarity of different classes rests on what was pasted, and errors gather in one class."""
+    """Similarity or the probe's evidence rests on what was pasted, and errors gather in one class."""
     artefact, errors = _artefact(result, condition), result.confusion[condition]
     if artefact is None:
         return False
-    rests = artefact.share - artefact.area >= EXCESS and artefact.share > artefact.share_without
-    return rests and errors.share >= GATHER[len(result.classes) == 2]
+    similar = artefact.share - artefact.area >= EXCESS and artefact.share > artefact.share_without
+    read = artefact.evidence - artefact.area >= EXCESS and artefact.evidence > artefact.evidence_without
+    return (similar or read) and errors.share >= GATHER[len(result.classes) == 2]
 
 
 def _hans(result: SimilarityResult, condition: str, what: str, sentences: list[str]) -> str:
@@ -117,6 +118,10 @@ def _hans(result: SimilarityResult, condition: str, what: str, sentences: list[s
     assert base is not None
     assert after is not None
     assert artefact is not None
+    sentences.append(
+        f"{artefact.evidence:.0%} of the probe's evidence for {errors.into!r} lies on the pasted region, {artefact.area:.0%} of "
+        f"the area ({artefact.evidence_without:.0%} without it)."
+    )
     sentences.append(
         f"{artefact.share:.0%} of what makes images of different classes alike lies on the pasted region, "
         f"{artefact.area:.0%} of the area ({artefact.share_without:.0%} of it without); their mean similarity goes from "
@@ -239,6 +244,8 @@ def metrics(result: SimilarityResult) -> dict[str, Metric]:
     for a in result.artefacts:
         meaning = "share of the relevance on what is pasted, less its area"
         add("artefact-excess", "lower", meaning, a.condition, a.share - a.area)
+        meaning = "share of the probe's evidence on what is pasted, less its area"
+        add("evidence-excess", "lower", meaning, a.condition, a.evidence - a.area)
     for r in result.regions:
         if not r.column and not r.group:
             add(
@@ -314,6 +321,8 @@ def explain_numbers(result: SimilarityResult, config: SimilarityConfig) -> list[
         "Filters are chosen on training images by their response with the condition minus without; the table of the sweep "
         "shows test accuracies of the first repetition and did not choose k.",
         basis,
+        "Evidence: positive relevance of the probe's score for the class that errors fall into minus its score for the "
+        "true class, read through the encoder with the same rules, over images of other classes.",
         f"Averages over groups: mean |relevance| over up to 150 pairs within each group, among {config.explain} images.",
         "The border is the outer 8 % of each side; burnt-in marks are small saturated spots near the edges, a heuristic.",
     ]

@@ -365,10 +365,12 @@ def _summaries(result: SimilarityResult, arrays: dict[str, np.ndarray]) -> Secti
     blocks.append(Strips(title="Which patches carry similarity", caption=caption, strips=strips))
     if result.artefacts:
         columns = [Column("Condition", numeric=False), Column("Area"), Column("Share", "of relevance, with it"), Column("Share", "without"),
-                   Column("Similarity", "with it"), Column("Similarity", "without")]  # fmt: skip
+                   Column("Similarity", "with it"), Column("Similarity", "without"),
+                   Column("Evidence", "share of the probe's, with it"), Column("Evidence", "without")]  # fmt: skip
         rows = [
             [Cell(a.condition), Cell(text.percent(a.area)), Cell(text.percent(a.share)), Cell(text.percent(a.share_without)),
-             Cell(text.ratio(a.similarity)), Cell(text.ratio(a.similarity_without))]
+             Cell(text.ratio(a.similarity)), Cell(text.ratio(a.similarity_without)),
+             Cell(text.percent(a.evidence)), Cell(text.percent(a.evidence_without))]
             for a in result.artefacts
         ]  # fmt: skip
         blocks.append(
