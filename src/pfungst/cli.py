@@ -407,7 +407,7 @@ def demo(
         str | None, typer.Option(help="Run one part only: anomaly, similarity or classifier.")
     ] = None,
 ) -> None:
-    """Three Clever Hans effects, found, measured and mended, on data that Pfungst makes itself."""
+    """A Clever Hans effect, found, measured and mended, on data that Pfungst makes itself."""
     from pfungst.audit.demo import run_demo
 
     folder = out or Path("pfungst-demo")

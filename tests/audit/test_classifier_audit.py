@@ -74,9 +74,7 @@ def test_scores_agree_with_the_model_itself(data, biased):
     probabilities = {}
     for part, label in (("val", "green"), ("spurious", f"spurious_class_{MARKED}_component_0")):
         items = [i for i in open_images(data / part)[0].items if i.label == label]
-        x = torch.stack(
-            [torch.from_numpy(np.array(i.read())).permute(2, 0, 1).float() / 255 for i in items]
-        )
+        x = torch.stack([torch.from_numpy(np.array(i.read())).permute(2, 0, 1).float() / 255 for i in items])
         with torch.no_grad():
             probabilities[part] = classifier.model(x).softmax(1)[:, MARKED].numpy()
     truth = np.r_[np.ones(len(probabilities["val"])), np.zeros(len(probabilities["spurious"]))]

@@ -3,10 +3,10 @@ import json
 import numpy as np
 import pytest
 import torch
-from spurious_toys import items, small_net
 
 from pfungst.errors import DataError, InputError, UnreadableImages
 from pfungst.spurious import FeatureHead, FeatureStore, extract_features, match_classes
+from spurious_toys import items, small_net
 
 
 @pytest.fixture

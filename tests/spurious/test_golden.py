@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from spurious_toys import ConvNet, Vectors, toy, toy_conv, toy_scores
 
 from pfungst.spurious import (
     FeatureHead,
@@ -19,6 +18,7 @@ from pfungst.spurious import (
 )
 from pfungst.spurious.spufix import fold, match_directions
 from pfungst.spurious.visualise import apgd
+from spurious_toys import ConvNet, Vectors, toy, toy_conv, toy_scores
 
 COMPONENTS = {0: [0, 2], 2: [1]}
 MANY = {0: [0, 1, 2, 3, 4], 1: [1], 2: [1, 3], 3: [4]}

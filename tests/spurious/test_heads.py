@@ -3,10 +3,10 @@ import timm
 import torch
 import torchvision
 from torch import nn
-from spurious_toys import Vectors, small_net
 
 from pfungst.errors import InputError
 from pfungst.spurious import FeatureHead
+from spurious_toys import Vectors, small_net
 
 
 def check(model, x, layer):

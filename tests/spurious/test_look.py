@@ -5,7 +5,6 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 from torch import nn
-from spurious_toys import items, small_net
 
 from pfungst.errors import InputError
 from pfungst.spurious import (
@@ -20,6 +19,7 @@ from pfungst.spurious import (
     rank_neurons,
     visualise,
 )
+from spurious_toys import items, small_net
 
 
 def test_importance_from_a_store_and_empty_classes(tmp_path):

@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.base import clone
 from sklearn.decomposition import PCA
-from spurious_toys import items, small_net
 
 from pfungst.errors import InputError, PfungstWarning
 from pfungst.spurious import FeatureHead, LinearHead, NeuralPCA, extract_features
 from pfungst.spurious.eigen import leading
+from spurious_toys import items, small_net
 
 
 def spectrum(n, d, decay, seed=0):

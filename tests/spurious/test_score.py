@@ -3,7 +3,6 @@ import pytest
 import torch
 from PIL import Image
 from sklearn.metrics import roc_auc_score
-from spurious_toys import items, small_net
 
 from pfungst.errors import DataError, InputError, UnreadableImages
 from pfungst.spurious import (
@@ -15,6 +14,7 @@ from pfungst.spurious import (
     write_components,
 )
 from pfungst.spurious.score import auc_interval
+from spurious_toys import items, small_net
 
 
 def to_tensor(image):

@@ -5,11 +5,11 @@ import pytest
 import timm
 import torch
 from torch import nn
-from spurious_toys import Vectors, items, small_net
 
 from pfungst.errors import DataError, InputError, PfungstWarning
 from pfungst.spurious import FeatureHead, LinearHead, NeuralPCA, SpuFix, extract_features
 from pfungst.spurious.spufix import fold
+from spurious_toys import Vectors, items, small_net
 
 ROWS = items(150)
 X = torch.stack([image for _, image, _ in ROWS])

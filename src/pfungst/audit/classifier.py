@@ -270,6 +270,7 @@ def _extract(
     if shown is not None:
         sets["spurious"] = shown
     stores = {}
+    data: Any
     for name, data in sets.items():
         folder = workspace.working(name)
         if config.features is not None and isinstance(data, Labelled):

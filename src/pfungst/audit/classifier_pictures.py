@@ -76,7 +76,7 @@ class Heatmaps:
 
         for name, module in self.network.named_modules():
             if name:
-                hooks.append(module.register_forward_hook(watch(name)))  # type: ignore[arg-type]
+                hooks.append(module.register_forward_hook(watch(name)))
         try:
             with torch.no_grad():
                 self.network(example)

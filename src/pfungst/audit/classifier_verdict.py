@@ -177,12 +177,12 @@ def metrics(result: ClassifierResult) -> dict[str, Metric]:
 
     def whole(name: str, better: str, meaning: str, value: float | None) -> None:
         if value is not None and math.isfinite(value):
-            table[name] = Metric(value=value, where="all classes", meaning=meaning, better=better)  # type: ignore[arg-type]
+            table[name] = Metric(value=value, where="all classes", meaning=meaning, better=better)
 
     def worst(name: str, better: str, meaning: str, per: dict[str, float]) -> None:
         if per:
             where = (max if better == "lower" else min)(per, key=lambda k: per[k])
-            table[name] = Metric(value=per[where], where=where, meaning=meaning, better=better, per=per)  # type: ignore[arg-type]
+            table[name] = Metric(value=per[where], where=where, meaning=meaning, better=better, per=per)
 
     whole("accuracy", "higher", "accuracy on the validation images", result.accuracy.value)
     whole("accuracy-fixed", "higher", "the same with SpuFix", result.accuracy_fixed.value)

@@ -84,14 +84,14 @@ def _classifier(folder: Path) -> Result:
 PARTS = {"anomaly": _anomaly, "similarity": _similarity, "classifier": _classifier}
 
 
-def run_demo(folder: Path, only: str | None = None) -> Iterator[tuple[Result, Path]]:
-    """Run the parts of the demo, yielding each result with its folder.
+def run_demo(folder: Path, only: str = "anomaly") -> Iterator[tuple[Result, Path]]:
+    """Run a part of the demo, or ``all``, yielding each result with its folder.
 
     Raises:
         ConfigError: there is no part of that name.
     """
-    if only is not None and only not in PARTS:
-        raise ConfigError(f"the demo has no part {only!r}", f"parts: {', '.join(PARTS)}")
+    if only not in (*PARTS, "all"):
+        raise ConfigError(f"the demo has no part {only!r}", f"parts: {', '.join(PARTS)}, or all")
     for name, part in PARTS.items():
-        if only in (None, name):
+        if only in ("all", name):
             yield part(folder / name), folder / name

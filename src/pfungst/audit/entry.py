@@ -227,7 +227,7 @@ def _scores(
         if name in COMPARED_WITH:
             change = measure.degradation(runs[COMPARED_WITH[name]].values("f1"), run.values("f1"))
             mark, p_value = change.mark, change.p
-        result[name] = Scores(**intervals, clever_hans=clever_hans, mark=mark, p_value=p_value)  # type: ignore[arg-type]
+        result[name] = Scores(**intervals, clever_hans=clever_hans, mark=mark, p_value=p_value)
     return result
 
 
@@ -252,7 +252,7 @@ def mean_scores(entries: list[Entry]) -> dict[str, dict[str, Scores]]:
                 base = np.mean([e.per_seed[COMPARED_WITH[name]]["f1"] for e in mine], axis=0)
                 change = measure.degradation(base, per_seed["f1"])
                 mark, p_value = change.mark, change.p
-            result[model][name] = Scores(**means, clever_hans=clever_hans, mark=mark, p_value=p_value)  # type: ignore[arg-type]
+            result[model][name] = Scores(**means, clever_hans=clever_hans, mark=mark, p_value=p_value)
     return result
 
 

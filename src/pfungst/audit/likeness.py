@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -103,7 +104,7 @@ def explain(
     worst = 0.0
     for i, j, cosine in shown:
         r = explainer.pair((factors, place[i]), (factors, place[j]))
-        worst = max(worst, abs(float(r.values.sum() + r.bias[0]) - cosine) / max(abs(cosine), 1e-6))  # type: ignore[index]
+        worst = max(worst, abs(float(r.values.sum() + r.bias[0]) - cosine) / max(abs(cosine), 1e-6))
         name = f"pair_{len(pairs)}"
         arrays[name] = r.values[0].numpy().astype(np.float32)
         rows = (_row(pictures, i), _row(pictures, j))
@@ -178,7 +179,8 @@ def _summaries(
     config: SimilarityConfig,
 ) -> tuple[list[Group], np.ndarray, np.ndarray]:
     found: list[Group] = []
-    profiles, backgrounds = [], []
+    profiles: list[Any] = []
+    backgrounds: list[Any] = []
     for column, values in {"": plan.labels, **columns}.items():
         labels = values[chosen]
         _, counts = np.unique(labels, return_counts=True)

@@ -133,8 +133,8 @@ def _timm(name: str) -> Made:
         raise ConfigError(f"timm has no model {name!r}", _near(name, timm.list_models()))
 
     def make(classes: int | None) -> nn.Module:
-        options = {} if classes is None else {"num_classes": classes}
-        return timm.create_model(name, pretrained=False, **options)  # type: ignore[no-any-return,arg-type]
+        options: Any = {} if classes is None else {"num_classes": classes}
+        return timm.create_model(name, pretrained=False, **options)
 
     config = timm.data.resolve_data_config({}, model=make(None))
     condition = condition_of(config["interpolation"], config["crop_pct"])
@@ -153,7 +153,7 @@ def _torchvision(name: str) -> Made:
         options |= {"init_weights": False, "aux_logits": False}
 
     def make(classes: int | None) -> nn.Module:
-        return models.get_model(name, **options, **({} if classes is None else {"num_classes": classes}))  # type: ignore[no-any-return]
+        return models.get_model(name, **options, **({} if classes is None else {"num_classes": classes}))
 
     weights = models.get_model_weights(name)
     published = next((w for w in weights if w.name == "IMAGENET1K_V1"), weights.DEFAULT)

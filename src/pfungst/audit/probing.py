@@ -209,9 +209,9 @@ def predict(plan: Plan, embeddings: Embeddings, fit_on: str, probe: str) -> Pred
                 found = model.decision_function(values[test])
                 found = np.stack([-found, found], 1) if found.ndim == 1 else found
                 predicted[variant][s, test] = model.classes_[found.argmax(1)]
-                scores[variant][s][np.ix_(test, places)] = found
+                scores[variant][s][np.ix_(test, np.asarray(places, dtype=int))] = found
                 absent = [i for i in range(len(classes)) if i not in places]
-                scores[variant][s][np.ix_(test, absent)] = found.min()
+                scores[variant][s][np.ix_(test, np.asarray(absent, dtype=int))] = found.min()
     return Predictions(predicted, scores, weights)
 
 
@@ -275,7 +275,7 @@ def _score_one(
         accuracy=_interval(accuracies.mean(), balanced),
         rebalanced=_interval(float((correct @ capped / capped.sum()).mean()), rebalanced.mean(1)),
         per_seed=accuracies.tolist(),
-        **rates,  # type: ignore[arg-type]
+        **rates,
     )
 
 

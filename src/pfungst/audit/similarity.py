@@ -65,7 +65,7 @@ def run(config: SimilarityConfig) -> SimilarityResult:
         seconds=time.monotonic() - started,
         machine=describe_machine(),
         config=config.model_dump(mode="json"),
-        verdict={"level": "sound", "headline": ""},  # type: ignore[arg-type]
+        verdict={"level": "sound", "headline": ""},
         encoder=encoder.name,
         trained=encoder.trained,
         seeds=[config.seed + i for i in range(config.seeds)],

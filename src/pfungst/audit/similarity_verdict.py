@@ -76,7 +76,7 @@ def _judge_images(result: SimilarityResult) -> Verdict:
                 )
     if not result.trained:
         sentences.append("The encoder has random weights: it is a baseline, not a model anyone trained.")
-    return Verdict(level=level, headline=headline, sentences=sentences)  # type: ignore[arg-type]
+    return Verdict(level=level, headline=headline, sentences=sentences)
 
 
 def _conditions(result: SimilarityResult) -> list[str]:
@@ -281,7 +281,7 @@ def metrics(result: SimilarityResult) -> dict[str, Metric]:
     found = {}
     for name, (per, better, meaning) in table.items():
         worst = _worst(per, better)
-        found[name] = Metric(value=per[worst], where=worst, meaning=meaning, better=better, per=per)  # type: ignore[arg-type]
+        found[name] = Metric(value=per[worst], where=worst, meaning=meaning, better=better, per=per)
     return found
 
 

@@ -85,7 +85,7 @@ def audit(
                 worst = max(
                     worst,
                     abs(float(r.values.sum() + r.bias[0]) - similarity[i]) / max(abs(similarity[i]), 1e-6),
-                )  # type: ignore[index]
+                )
                 equal, plain = _token_masks(a, b)
                 positive = np.maximum(matrix, 0)
                 shared.append(float(positive[equal].sum() / max(positive.sum(), 1e-12)))

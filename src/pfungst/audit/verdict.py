@@ -193,7 +193,7 @@ def metrics(entries: list[Entry]) -> dict[str, Metric]:
     result = {}
     for name, (per, better, meaning) in table.items():
         worst = _worst(per, better)
-        result[name] = Metric(value=per[worst], where=worst, meaning=meaning, better=better, per=per)  # type: ignore[arg-type]
+        result[name] = Metric(value=per[worst], where=worst, meaning=meaning, better=better, per=per)
     return result
 
 

@@ -30,6 +30,7 @@ from pfungst.report.page import (
     Strip,
     Table,
     Tile,
+    Tone,
 )
 from pfungst.report.pairs import PairPicture, caption_of, image_pair, token_pair
 
@@ -116,15 +117,16 @@ def _stats(result: SimilarityResult) -> list[Stat]:
         stats.append(Stat("Accuracy", [Step("all images", text.ratio(base.accuracy.value))], chance))
     for condition in conditions[:2]:
         steps = [Step("original", text.ratio(base.accuracy.value), "original")]
-        for variant, tone, label in (
+        tones: tuple[tuple[str, Tone, str], ...] = (
             (condition, "deployed", condition),
             (f"mitigated {condition}", "mitigated", "pruned"),
-        ):
+        )
+        for variant, tone, label in tones:
             found = result.pooled(variant)
             if found is not None:
                 steps.append(
                     Step(label, text.ratio(found.accuracy.value), tone, found.mark, MARKS.get(found.mark, ""))
-                )  # type: ignore[arg-type]
+                )
         stats.append(Stat("Accuracy", steps, chance))
     for a in result.artefacts[:1]:
         steps = [
@@ -146,10 +148,10 @@ def _stats(result: SimilarityResult) -> list[Stat]:
 
 def _cell(value: Interval, mark: str = "", percent: bool = False) -> Cell:
     write = text.percent if percent else text.ratio
-    tone = "mitigated" if mark == "↑" else ""
+    tone: Tone = "mitigated" if mark == "↑" else ""
     return Cell(
         write(value.value), text.interval(value.low, value.high, write), mark, MARKS.get(mark, ""), tone
-    )  # type: ignore[arg-type]
+    )
 
 
 def _accuracy(result: SimilarityResult) -> Section:
