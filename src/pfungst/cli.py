@@ -403,9 +403,7 @@ def pool_export(
 @app.command()
 def demo(
     out: OutOption = None,
-    only: Annotated[
-        str | None, typer.Option(help="Run one part only: anomaly, similarity or classifier.")
-    ] = None,
+    only: Annotated[str, typer.Option(help="Part: anomaly, similarity, classifier or all.")] = "anomaly",
 ) -> None:
     """A Clever Hans effect, found, measured and mended, on data that Pfungst makes itself."""
     from pfungst.audit.demo import run_demo
