@@ -36,6 +36,8 @@ else
 	-$(BIN)/python -m pip install --quiet --upgrade pip uv
 endif
 
+comma := ,
+
 define install
 	@if command -v uv >/dev/null 2>&1; then uv pip install --python $(BIN)/python -c constraints.txt $(1); \
 	elif [ -x $(BIN)/uv ]; then $(BIN)/uv pip install --python $(BIN)/python -c constraints.txt $(1); \
@@ -47,5 +49,5 @@ $(VENV)/.run: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@touch $@
 
 $(VENV)/.test: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(call install,-e '.[test,lint]')
+	$(call install,-e '.[test$(comma)lint]')
 	@touch $@ $(VENV)/.run
