@@ -52,7 +52,8 @@ def _judge_model(model: str, entries: list[Entry], mean: dict[str, Scores], conf
             f"label {worst.eta2_label:.0%}; AUROC is {worst.auroc_pooled:.2f} pooled and {within} within {worst.column}."
         )
         sentences.append(
-            f"The mean score goes from {low.mean_score:,.4g} ({low.name}) to {high.mean_score:,.4g} ({high.name})."
+            f"The mean score goes from {_number(low.mean_score)} ({low.name}) to "
+            f"{_number(high.mean_score)} ({high.name})."
         )
         headline = f"the score follows the {worst.column}, not the defect"
         if not unfit:
@@ -115,6 +116,10 @@ def _judge_model(model: str, entries: list[Entry], mean: dict[str, Scores], conf
     return Verdict(
         level="sound", headline=f"{model} holds under {config.deployed}: {rates}{repair}", sentences=sentences
     )
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def _mean(values: list[float]) -> float | None:
