@@ -7,7 +7,7 @@ from pathlib import Path
 from pfungst.audit.classifier_result import ClassEntry, ClassifierResult
 from pfungst.audit.result import Interval, Result
 from pfungst.errors import DataError
-from pfungst.report import text
+from pfungst.report import closing, text
 from pfungst.report.classifier_gallery import Budget, class_id, class_note, component_gallery
 from pfungst.report.page import (
     Block,
@@ -50,7 +50,7 @@ def page(result: Result, folder: Path) -> Page:
     facts += [("Components shown", f"{components:,}"), ("Validation images", f"{result.n_validation:,}")]
     facts += [("Switched off", _chosen(result)), ("Audited", result.created[:10])]
     sections = [_classes(result), _components(result, folder)]
-    sections += [s for s in (_skipped(result),) if s is not None]
+    sections += [s for s in (closing.skipped(result),) if s is not None]
     sections.append(_method(result))
     return Page(
         kicker="Classifier audit",
@@ -258,18 +258,6 @@ def _components(result: ClassifierResult, folder: Path) -> Section:
 # --- end -------------------------------------------------------------------------------------------------
 
 
-def _skipped(result: ClassifierResult) -> Section | None:
-    if not result.skipped:
-        return None
-    table = Table(
-        columns=[Column("Image", numeric=False), Column("Why", numeric=False)],
-        groups=[Rows([[Cell(s.id), Cell(s.reason)] for s in result.skipped])],
-        name="Images left out",
-        caption=f"{text.plural(len(result.skipped), 'image')} could not be used and count nowhere on this page.",
-    )
-    return Section(id="skipped", title="Images left out", blocks=[table])
-
-
 def _method(result: ClassifierResult) -> Section:
     audit = [("Pfungst", result.version), ("Created", result.created), ("Machine", result.machine)]
     audit += [("Computed in", text.duration(result.seconds)), ("Weights", result.weights)]
@@ -286,23 +274,6 @@ def _method(result: ClassifierResult) -> Section:
         )
     )
     blocks.append(Facts(title="Configuration", facts=text.flatten(result.config)))
-    rows = [
-        [
-            Cell(name, f"{metric.better} is better"),
-            Cell(f"{metric.value:.3f}".replace("-", "−")),
-            Cell(metric.where),
-            Cell(metric.meaning),
-        ]
-        for name, metric in result.metrics.items()
-    ]
-    heads = [Column("Gate", numeric=False), Column("Value"), Column("Where", numeric=False)]
-    heads += [Column("Meaning", numeric=False)]
-    blocks.append(
-        Table(
-            columns=heads,
-            groups=[Rows(rows)],
-            name="Values that pfungst check can hold to a limit",
-            caption="pfungst check compares them with limits; those of single classes are the worst of all classes.",
-        )
-    )
+    caption = "pfungst check compares them with limits; those of single classes are the worst of all classes."
+    blocks += [table for table in (closing.gates(result, "Value", caption),) if table is not None]
     return Section(id="method", title="How every number was made", blocks=blocks)

@@ -20,7 +20,10 @@ def skipped(result: Result) -> Section | None:
     return Section(id="skipped", title="Images left out", blocks=[table])
 
 
-def gates(result: Result) -> Table | None:
+WORST = "Each gate takes the worst value over all that was audited; pfungst check compares it with a limit."
+
+
+def gates(result: Result, heading: str = "Worst value", caption: str = WORST) -> Table | None:
     """The metrics of ``pfungst check``; None where there are none."""
     if not result.metrics:
         return None
@@ -33,11 +36,11 @@ def gates(result: Result) -> Table | None:
         ]
         for name, metric in result.metrics.items()
     ]
-    heads = [Column("Gate", numeric=False), Column("Worst value")]
+    heads = [Column("Gate", numeric=False), Column(heading)]
     heads += [Column("Where", numeric=False), Column("Meaning", numeric=False)]
     return Table(
         columns=heads,
         groups=[Rows(rows)],
         name="Values that pfungst check can hold to a limit",
-        caption="Each gate takes the worst value over all that was audited; pfungst check compares it with a limit.",
+        caption=caption,
     )
