@@ -23,10 +23,10 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pfungst.audit.classifier import run
-from pfungst.audit.classifier_config import ClassifierConfig
-from pfungst.audit.classifier_demo import train
-from pfungst.audit.classifier_result import ClassifierResult
+from pfungst.audit.classifier.config import ClassifierConfig
+from pfungst.audit.classifier.demo import train
+from pfungst.audit.classifier.result import ClassifierResult
+from pfungst.audit.classifier.run import run
 from pfungst.encoders.small import small_cnn
 from pfungst.report import write
 

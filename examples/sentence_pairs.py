@@ -63,8 +63,8 @@ def main() -> None:
     parser.add_argument("--explain", type=int, default=24, help="pairs explained per relation")
     options = parser.parse_args()
 
-    from pfungst.audit.similarity import run
-    from pfungst.audit.similarity_config import SimilarityConfig
+    from pfungst.audit.similarity.config import SimilarityConfig
+    from pfungst.audit.similarity.run import run
     from pfungst.audit.summary import print_summary
     from pfungst.encoders.text import packaged_sentence_encoder
     from pfungst.report import write

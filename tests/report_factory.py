@@ -13,20 +13,8 @@ import numpy as np
 from scipy.fft import dctn, idctn
 from sklearn.metrics import roc_auc_score
 
-from pfungst.audit.result import (
-    AnomalyResult,
-    Entry,
-    Example,
-    Group,
-    Interval,
-    Metric,
-    Provenance,
-    Scores,
-    Skipped,
-    Spectrum,
-    Verdict,
-    save,
-)
+from pfungst.audit.anomaly.result import AnomalyResult, Entry, Example, Group, Provenance, Scores, Spectrum
+from pfungst.audit.result import Interval, Metric, Skipped, Verdict, save
 
 PARTS = ("ring", "capsule", "plate", "stripes", "bristles")
 EDGES = [

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pfungst.audit.similarity_config import SimilarityConfig
+from pfungst.audit.similarity.config import SimilarityConfig
 
 
 def mini_images(folder: Path, per_class: int = 12, size: int = 24, seed: int = 0) -> Path:

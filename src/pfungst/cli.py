@@ -85,8 +85,8 @@ def audit_anomaly(
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda.")] = None,
 ) -> None:
     """Does an anomaly detector look at the defects, and does it survive deployment?"""
-    from pfungst.audit.anomaly import run
-    from pfungst.audit.config import AnomalyConfig
+    from pfungst.audit.anomaly.config import AnomalyConfig
+    from pfungst.audit.anomaly.run import run
 
     settings = AnomalyConfig.build(
         config,
@@ -163,8 +163,8 @@ def audit_similarity(
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda.")] = None,
 ) -> None:
     """What makes two inputs alike to an encoder, and does a probe on it survive?"""
-    from pfungst.audit.similarity import run
-    from pfungst.audit.similarity_config import SimilarityConfig
+    from pfungst.audit.similarity.config import SimilarityConfig
+    from pfungst.audit.similarity.run import run
 
     settings = SimilarityConfig.build(
         config,
@@ -258,8 +258,8 @@ def audit_classifier(
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda.")] = None,
 ) -> None:
     """Which spurious features does a classifier rely on, how much, and what if they are switched off?"""
-    from pfungst.audit.classifier import run
-    from pfungst.audit.classifier_config import ClassifierConfig
+    from pfungst.audit.classifier.config import ClassifierConfig
+    from pfungst.audit.classifier.run import run
 
     settings = ClassifierConfig.build(
         config,

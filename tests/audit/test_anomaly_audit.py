@@ -6,10 +6,10 @@ import shutil
 import numpy as np
 import pytest
 
-import pfungst.audit.anomaly as audit
+import pfungst.audit.anomaly.run as audit
 from factories import broken_files, mini_mvtec, picture, save
-from pfungst.audit.anomaly import run
-from pfungst.audit.config import AnomalyConfig
+from pfungst.audit.anomaly.config import AnomalyConfig
+from pfungst.audit.anomaly.run import run
 from pfungst.audit.result import load
 from pfungst.audit.workspace import load_arrays
 from pfungst.errors import ConfigError, DataError, UnreadableImages
@@ -90,7 +90,7 @@ def test_a_mitigation_filtered_once_equals_one_inside_the_detector(data, tmp_pat
     import torch
 
     from pfungst.anomaly import detector_from_spec
-    from pfungst.audit.entry import _filtered
+    from pfungst.audit.anomaly.entry import _filtered
     from pfungst.mitigate import GaussianBlur, LowPass
 
     x = torch.rand(9, 3, 32, 32)

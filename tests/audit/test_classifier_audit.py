@@ -13,11 +13,11 @@ from sklearn.metrics import roc_auc_score
 
 from classifier_factory import MARKED, SIZE, make
 from pfungst.audit.check import Gate, check
-from pfungst.audit.classifier import run
-from pfungst.audit.classifier_config import ClassifierConfig
-from pfungst.audit.classifier_rank import best_split, concentration
-from pfungst.audit.classifier_scores import loss, rate
-from pfungst.audit.models import load_classifier
+from pfungst.audit.classifier.config import ClassifierConfig
+from pfungst.audit.classifier.models import load_classifier
+from pfungst.audit.classifier.rank import best_split, concentration
+from pfungst.audit.classifier.run import run
+from pfungst.audit.classifier.scores import loss, rate
 from pfungst.audit.result import load
 from pfungst.data import open_images
 from pfungst.errors import CheckpointError, ConfigError, DataError, InputError, PfungstError, UnreadableImages
@@ -127,7 +127,7 @@ def test_components_judged_by_people_are_what_is_switched_off(data, tmp_path, bi
 
 
 def test_an_interrupted_audit_goes_on(data, tmp_path, monkeypatch):
-    import pfungst.audit.classifier as audit
+    import pfungst.audit.classifier.run as audit
 
     real, calls = audit.rank_class, []
 

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from pfungst.audit.config import AnomalyConfig
+from pfungst.audit.anomaly.config import AnomalyConfig
 from pfungst.errors import ConfigError
 
 

@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-import pfungst.audit.similarity as audit
+import pfungst.audit.similarity.run as audit
 from pfungst.audit.check import Gate, check
-from pfungst.audit.embeddings import conditions_for, open_set
-from pfungst.audit.likeness import patch_size, similar_pairs
-from pfungst.audit.probing import make_plan, predict, score, usable
-from pfungst.audit.regions import border, burnt_in, in_patches
 from pfungst.audit.result import load
-from pfungst.audit.similarity import run
+from pfungst.audit.similarity.embeddings import conditions_for, open_set
+from pfungst.audit.similarity.likeness import patch_size, similar_pairs
+from pfungst.audit.similarity.probing import make_plan, predict, score, usable
+from pfungst.audit.similarity.regions import border, burnt_in, in_patches
+from pfungst.audit.similarity.run import run
 from pfungst.audit.workspace import load_arrays
 from pfungst.encoders import Encoder, Preprocessing
 from pfungst.encoders import load as load_encoder
@@ -230,7 +230,7 @@ class Odd(nn.Module):
 def test_bad_representations_are_named(data, tmp_path, monkeypatch, how, words):
     odd = Encoder(Odd(how), Preprocessing(size=16, condition="pillow-bilinear"), name="odd")
     monkeypatch.setattr(audit, "load", lambda *a, **k: odd)
-    monkeypatch.setattr("pfungst.audit.embeddings._CHUNK", 7)
+    monkeypatch.setattr("pfungst.audit.similarity.embeddings._CHUNK", 7)
     with pytest.raises(InputError, match=words):
         run(config(data, tmp_path))
 
@@ -246,7 +246,7 @@ def test_an_unsafe_checkpoint_is_refused(data, tmp_path):
 
 
 def test_texts_need_their_columns(tmp_path):
-    from pfungst.audit.texts import read_pairs
+    from pfungst.audit.similarity.texts import read_pairs
 
     file = tmp_path / "pairs.csv"
     file.write_text("first,second\na,b\n")

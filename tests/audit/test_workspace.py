@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from pfungst.audit.config import AnomalyConfig
+from pfungst.audit.anomaly.config import AnomalyConfig
 from pfungst.audit.result import Metric
 from pfungst.audit.workspace import Workspace, load_arrays, slug
 from pfungst.errors import ConfigError, DataError

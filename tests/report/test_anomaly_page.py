@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import report_factory
-from pfungst.audit.result import AnomalyResult
+from pfungst.audit.anomaly.result import AnomalyResult
 from pfungst.errors import DataError
 from pfungst.report import build, write
 from pfungst.report.page import WORDS

@@ -6,8 +6,8 @@ from html.parser import HTMLParser
 import pytest
 
 from classifier_factory import SIZE, make
-from pfungst.audit.classifier import run
-from pfungst.audit.classifier_config import ClassifierConfig
+from pfungst.audit.classifier.config import ClassifierConfig
+from pfungst.audit.classifier.run import run
 from pfungst.audit.result import save
 from pfungst.audit.summary import print_summary
 from pfungst.errors import DataError

@@ -11,8 +11,8 @@ import torch
 
 from pair_factory import pair, standalone
 from pfungst.audit.result import Interval
-from pfungst.audit.similarity import run
-from pfungst.audit.similarity_result import Pair, Relation, SimilarityResult
+from pfungst.audit.similarity.result import Pair, Relation, SimilarityResult
+from pfungst.audit.similarity.run import run
 from pfungst.report import write
 from pfungst.report.maps import panel
 from pfungst.report.page import render

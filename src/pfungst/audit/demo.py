@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from pfungst.audit.config import AnomalyConfig
+from pfungst.audit.anomaly.config import AnomalyConfig
 from pfungst.audit.result import Result
 from pfungst.errors import ConfigError
 
@@ -13,16 +13,16 @@ DEMO_STEPS = 120  # of training; less than a minute on two cores
 
 
 def _anomaly(folder: Path) -> Result:
-    from pfungst.audit.anomaly import run
+    from pfungst.audit.anomaly.run import run
 
     return run(AnomalyConfig.build(data="synthetic", seed=1907, out=folder, overwrite=True))
 
 
 def _similarity(folder: Path) -> Result:
     """A small CLIP, trained on digits of two hospitals, one of which prints its name on most eights."""
-    from pfungst.audit.embeddings import synthetic_digits
-    from pfungst.audit.similarity import run
-    from pfungst.audit.similarity_config import SimilarityConfig
+    from pfungst.audit.similarity.config import SimilarityConfig
+    from pfungst.audit.similarity.embeddings import synthetic_digits
+    from pfungst.audit.similarity.run import run
     from pfungst.data.tagged import tag_image
     from pfungst.encoders.training import train_small
 
@@ -57,20 +57,20 @@ def _similarity(folder: Path) -> Result:
 
 
 def _classifier(folder: Path) -> Result:
-    from pfungst.audit import classifier_demo
-    from pfungst.audit.classifier import run
-    from pfungst.audit.classifier_config import ClassifierConfig
+    from pfungst.audit.classifier import demo as planted
+    from pfungst.audit.classifier.config import ClassifierConfig
+    from pfungst.audit.classifier.run import run
 
     data = folder / "data"
-    checkpoint = classifier_demo.prepare(data)
+    checkpoint = planted.prepare(data)
     return run(
         ClassifierConfig.build(
-            model="pfungst.audit.classifier_demo:model",
+            model="pfungst.audit.classifier.demo:model",
             checkpoint=checkpoint,
             train=data / "train",
             val=data / "val",
             spurious=data / "spurious",
-            size=classifier_demo.SIZE,
+            size=planted.SIZE,
             candidates=12,
             shown=6,
             steps=60,

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from rich.console import Console
 from rich.table import Table
 
-from pfungst.audit.classifier_result import ClassifierResult
-from pfungst.audit.result import AnomalyResult, Interval, Result
-from pfungst.audit.similarity_result import SimilarityResult
+from pfungst.audit.anomaly.result import AnomalyResult
+from pfungst.audit.classifier.result import ClassifierResult
+from pfungst.audit.result import Interval, Result
+from pfungst.audit.similarity.result import SimilarityResult
 
 COLOURS = {"unfit": "red", "provenance": "red", "clever-hans": "red", "fragile": "yellow", "sound": "green"}
 VARIANTS = {"original": "original", "deployed": "deployed", "mitigated": "deployed, mended"}

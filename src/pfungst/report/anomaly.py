@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from pfungst.audit.result import AnomalyResult, Entry, Interval, Result, Scores
+from pfungst.audit.anomaly.result import AnomalyResult, Entry, Scores
+from pfungst.audit.result import Interval, Result
 from pfungst.errors import DataError
 from pfungst.report import closing, plots, text
 from pfungst.report.anomaly_entry import entry_blocks, entry_id, provenance_blocks

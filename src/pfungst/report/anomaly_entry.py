@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pfungst.audit.result import AnomalyResult, Entry, Example, Provenance
+from pfungst.audit.anomaly.result import AnomalyResult, Entry, Example, Provenance
 from pfungst.errors import DataError
 from pfungst.relevance import colour_limit
 from pfungst.report import images, plots, text

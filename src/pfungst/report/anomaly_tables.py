@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from pfungst.audit.result import Interval, Scores
+from pfungst.audit.anomaly.result import Scores
+from pfungst.audit.result import Interval
 from pfungst.report import text
 from pfungst.report.page import Cell, Step
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pfungst.audit.classifier_result import ClassEntry, ClassifierResult
+from pfungst.audit.classifier.result import ClassEntry, ClassifierResult
 from pfungst.audit.result import Interval, Result
 from pfungst.errors import DataError
 from pfungst.report import closing, text

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pfungst.audit.classifier_result import ClassEntry, Component, Shown
+from pfungst.audit.classifier.result import ClassEntry, Component, Shown
 from pfungst.errors import DataError
 from pfungst.report import images, text
 from pfungst.report.page import Exhibit, Gallery, Strip, Tile

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from pfungst.audit.result import Interval, Result
-from pfungst.audit.similarity_result import Pair, ProbeScores, SimilarityResult
+from pfungst.audit.similarity.result import Pair, ProbeScores, SimilarityResult
 from pfungst.audit.workspace import load_arrays
 from pfungst.errors import DataError
 from pfungst.report import closing, text

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from pfungst.audit.similarity_config import SimilarityConfig
+from pfungst.audit.similarity.config import SimilarityConfig
 from pfungst.conditions import RESIZERS, Condition
 from pfungst.conditions.logo import Logo
 from pfungst.data import ImageSet, Item, open_images

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 
-from pfungst.audit.classifier_rank import SUSPECT
-from pfungst.audit.classifier_result import ClassEntry, ClassifierResult
-from pfungst.audit.result import Interval, Metric, Verdict
+from pfungst.audit.classifier.rank import SUSPECT
+from pfungst.audit.classifier.result import ClassEntry, ClassifierResult
+from pfungst.audit.result import Better, Interval, Metric, Verdict
 
 TRIGGERED = 0.25  # share of the spurious images taken for the class, from which they trigger it
 CURED = 0.25  # share of the triggered images that the fix must answer otherwise, for the two to agree
@@ -175,14 +175,13 @@ def metrics(result: ClassifierResult) -> dict[str, Metric]:
     """The metrics that ``pfungst check`` can gate on: of the whole, and of the worst class."""
     table: dict[str, Metric] = {}
 
-    def whole(name: str, better: str, meaning: str, value: float | None) -> None:
+    def whole(name: str, better: Better, meaning: str, value: float | None) -> None:
         if value is not None and math.isfinite(value):
             table[name] = Metric(value=value, where="all classes", meaning=meaning, better=better)
 
-    def worst(name: str, better: str, meaning: str, per: dict[str, float]) -> None:
+    def worst(name: str, better: Better, meaning: str, per: dict[str, float]) -> None:
         if per:
-            where = (max if better == "lower" else min)(per, key=lambda k: per[k])
-            table[name] = Metric(value=per[where], where=where, meaning=meaning, better=better, per=per)
+            table[name] = Metric.worst(per, better, meaning)
 
     whole("accuracy", "higher", "accuracy on the validation images", result.accuracy.value)
     whole("accuracy-fixed", "higher", "the same with SpuFix", result.accuracy_fixed.value)

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from pfungst.audit.classifier_result import ClassEntry
+from pfungst.audit.classifier.result import ClassEntry
 
 FORMAT = "pfungst.label-task/1"
 FILE = "label-task.json"

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pfungst.audit.classifier_data import Labelled, to_uint8
-from pfungst.audit.classifier_pictures import Heatmaps, PictureFolder
-from pfungst.audit.classifier_rank import SUSPECT, best_split, concentration, harm
-from pfungst.audit.classifier_result import Component, Shown
+from pfungst.audit.classifier.data import Labelled, to_uint8
+from pfungst.audit.classifier.pictures import Heatmaps, PictureFolder
+from pfungst.audit.classifier.rank import SUSPECT, best_split, concentration, harm
+from pfungst.audit.classifier.result import Component, Shown
 from pfungst.measure import share_outside
 from pfungst.spurious import FeatureStore, NeuralPCA, Visualisation, visualise
 
@@ -56,7 +56,7 @@ def rank_class(
         npca: fitted, with its model attached.
         store: features of the training images.
         train: the training images.
-        heatmaps, pictures: see :mod:`pfungst.audit.classifier_pictures`.
+        heatmaps, pictures: see :mod:`pfungst.audit.classifier.pictures`.
         settings: see :class:`Settings`.
         keep: components that are shown in any case.
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 
-from pfungst.audit.config import AnomalyConfig
-from pfungst.audit.result import Entry, Level, Metric, Scores, Verdict
+from pfungst.audit.anomaly.config import AnomalyConfig
+from pfungst.audit.anomaly.result import Entry, Scores
+from pfungst.audit.result import Better, Level, Metric, Verdict
 
 FIT_AUROC = 0.8  # below this a detector is not called a detector
 FALL = 0.03  # of F1; smaller ones are not marked (Kauffmann et al. 2025, table 1)
@@ -129,9 +130,9 @@ def _mean(values: list[float]) -> float | None:
 
 def metrics(entries: list[Entry]) -> dict[str, Metric]:
     """The gateable metrics: for each the worst over categories and detectors."""
-    table: dict[str, tuple[dict[str, float], str, str]] = {}
+    table: dict[str, tuple[dict[str, float], Better, str]] = {}
 
-    def add(name: str, better: str, meaning: str, where: str, value: float | None) -> None:
+    def add(name: str, better: Better, meaning: str, where: str, value: float | None) -> None:
         if value is not None:
             table.setdefault(name, ({}, better, meaning))[0][where] = value
 
@@ -195,18 +196,7 @@ def metrics(entries: list[Entry]) -> dict[str, Metric]:
                 p.eta2_group - p.eta2_label,
             )
 
-    result = {}
-    for name, (per, better, meaning) in table.items():
-        worst = _worst(per, better)
-        result[name] = Metric(value=per[worst], where=worst, meaning=meaning, better=better, per=per)
-    return result
-
-
-def _worst(per: dict[str, float], better: str) -> str:
-    missing = [where for where, value in per.items() if math.isnan(value)]
-    if missing:
-        return missing[0]
-    return (max if better == "lower" else min)(per, key=lambda where: per[where])
+    return {name: Metric.worst(per, better, meaning) for name, (per, better, meaning) in table.items()}
 
 
 def explain_numbers(config: AnomalyConfig) -> list[str]:

@@ -7,16 +7,17 @@ import warnings
 from datetime import UTC, datetime
 from functools import cache, partial
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
 from pfungst import __version__
 from pfungst.anomaly import detector_from_spec
-from pfungst.audit import verdict
-from pfungst.audit.config import EMBEDDED, AnomalyConfig
-from pfungst.audit.entry import evaluate, mean_scores
+from pfungst.audit.anomaly import verdict
+from pfungst.audit.anomaly.config import AnomalyConfig
+from pfungst.audit.anomaly.entry import evaluate, mean_scores
+from pfungst.audit.anomaly.mitigation import parse_mitigation
+from pfungst.audit.anomaly.result import AnomalyResult, Entry
+from pfungst.audit.config import EMBEDDED
 from pfungst.audit.machine import describe_machine
-from pfungst.audit.mitigation import parse_mitigation
-from pfungst.audit.result import AnomalyResult, Entry, Skipped, save
+from pfungst.audit.progress import bar
+from pfungst.audit.result import Skipped, save
 from pfungst.audit.sources import group_columns
 from pfungst.audit.workspace import Workspace
 from pfungst.conditions import Condition
@@ -50,7 +51,7 @@ def run(config: AnomalyConfig) -> AnomalyResult:
     notes: list[str] = []
     entries: list[Entry] = []
     skipped: dict[str, str] = {}
-    with _progress() as progress:
+    with bar() as progress:
         task = progress.add_task("checking images", total=len(sets) * (1 + len(config.model)))
         if not config.skip_bad and str(config.data) not in EMBEDDED:
             check_all(sets)
@@ -148,13 +149,3 @@ def check_all(sets: list[ImageSet]) -> None:
             problems += error.problems
     if problems:
         raise UnreadableImages(problems)
-
-
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        transient=True,
-    )

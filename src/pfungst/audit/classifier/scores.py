@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from pfungst.audit.classifier_result import SpuriousScores
+from pfungst.audit.classifier.result import SpuriousScores
 from pfungst.audit.result import Interval
 from pfungst.spurious import FeatureHead, FeatureStore, SpuFix, SpuriousScore, score_probabilities
 

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from pfungst import measure
-from pfungst.audit.anomaly import _progress
+from pfungst.audit.progress import bar
 from pfungst.audit.result import Interval
-from pfungst.audit.similarity_config import SimilarityConfig
-from pfungst.audit.similarity_result import Pair, Relation
+from pfungst.audit.similarity.config import SimilarityConfig
+from pfungst.audit.similarity.result import Pair, Relation
 from pfungst.audit.workspace import Workspace
 from pfungst.errors import DataError
 from pfungst.similarity import SimilarityExplainer
@@ -72,7 +72,7 @@ def audit(
     summaries: list[Relation] = []
     worst = 0.0
     chosen = {r: _chosen(kinds, similarity, r, config) for r in relations}
-    with _progress() as progress:
+    with bar() as progress:
         task = progress.add_task("explaining pairs", total=sum(map(len, chosen.values())))
         for relation, index in chosen.items():
             shared, special, bias = [], [], []

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pfungst.audit import regions
-from pfungst.audit.embeddings import ORIGINAL, Source, logo_box
-from pfungst.audit.probing import Plan, Predictions, confusion
-from pfungst.audit.similarity_config import SimilarityConfig
-from pfungst.audit.similarity_result import Artefact, Group, Pair, Region
+from pfungst.audit.similarity import regions
+from pfungst.audit.similarity.config import SimilarityConfig
+from pfungst.audit.similarity.embeddings import ORIGINAL, Source, logo_box
+from pfungst.audit.similarity.probing import Plan, Predictions, confusion
+from pfungst.audit.similarity.result import Artefact, Group, Pair, Region
 from pfungst.encoders import Encoder
 from pfungst.relevance import Patches
 from pfungst.similarity import Factors, SimilarityExplainer

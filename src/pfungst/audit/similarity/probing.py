@@ -12,10 +12,10 @@ from sklearn.metrics import confusion_matrix
 from sklearn.model_selection import StratifiedGroupKFold
 
 from pfungst import measure
-from pfungst.audit.embeddings import ORIGINAL
 from pfungst.audit.result import Interval
-from pfungst.audit.similarity_config import SimilarityConfig
-from pfungst.audit.similarity_result import Confusion, ProbeScores, Provenance
+from pfungst.audit.similarity.config import SimilarityConfig
+from pfungst.audit.similarity.embeddings import ORIGINAL
+from pfungst.audit.similarity.result import Confusion, ProbeScores, Provenance
 from pfungst.data import Item
 from pfungst.errors import ConfigError, DataError, PfungstWarning
 from pfungst.probes import LinearSVM, LogisticRegression

@@ -11,25 +11,25 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from pfungst import __version__
-from pfungst.audit import classifier_verdict as verdict
-from pfungst.audit.classifier_config import ClassifierConfig
-from pfungst.audit.classifier_data import (
+from pfungst.audit.classifier import verdict
+from pfungst.audit.classifier.config import ClassifierConfig
+from pfungst.audit.classifier.data import (
     Labelled,
     choose_classes,
     class_names,
     open_labelled,
     read_names,
 )
-from pfungst.audit.classifier_entry import Settings, rank_class
-from pfungst.audit.classifier_pictures import Heatmaps, PictureFolder
-from pfungst.audit.classifier_result import ClassEntry, ClassifierResult
-from pfungst.audit.classifier_scores import Answers, answer, interval, loss, rate, spurious
-from pfungst.audit.classifier_task import write_label_task
+from pfungst.audit.classifier.entry import Settings, rank_class
+from pfungst.audit.classifier.models import Classifier, load_classifier
+from pfungst.audit.classifier.pictures import Heatmaps, PictureFolder
+from pfungst.audit.classifier.result import ClassEntry, ClassifierResult
+from pfungst.audit.classifier.scores import Answers, answer, interval, loss, rate, spurious
+from pfungst.audit.classifier.task import write_label_task
 from pfungst.audit.machine import describe_machine
-from pfungst.audit.models import Classifier, load_classifier
+from pfungst.audit.progress import bar
 from pfungst.audit.result import Skipped, Verdict, save
 from pfungst.audit.workspace import Workspace
 from pfungst.conditions import Condition
@@ -308,8 +308,7 @@ def _entries(
         config.candidates, config.shown, config.steps, config.masks, config.batch_size, config.seed
     )
     entries = []
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, transient=True) as progress:
+    with bar() as progress:
         task = progress.add_task("classes", total=len(npca.classes_))
         for k in npca.classes_:
             progress.update(task, description=names[k])

@@ -13,15 +13,24 @@ import numpy as np
 from pydantic import BaseModel
 
 from pfungst import __version__
-from pfungst.audit import similarity_verdict, texts
-from pfungst.audit.anomaly import _progress
-from pfungst.audit.embeddings import ORIGINAL, Source, conditions_for, embed, open_set
-from pfungst.audit.likeness import explain, patch_size
 from pfungst.audit.machine import describe_machine
-from pfungst.audit.probing import Embeddings, Plan, confusion, follow, make_plan, predict, score, usable
+from pfungst.audit.progress import bar
 from pfungst.audit.result import Skipped, save
-from pfungst.audit.similarity_config import SimilarityConfig
-from pfungst.audit.similarity_result import Mitigation, SimilarityResult, Trial
+from pfungst.audit.similarity import texts, verdict
+from pfungst.audit.similarity.config import SimilarityConfig
+from pfungst.audit.similarity.embeddings import ORIGINAL, Source, conditions_for, embed, open_set
+from pfungst.audit.similarity.likeness import explain, patch_size
+from pfungst.audit.similarity.probing import (
+    Embeddings,
+    Plan,
+    confusion,
+    follow,
+    make_plan,
+    predict,
+    score,
+    usable,
+)
+from pfungst.audit.similarity.result import Mitigation, SimilarityResult, Trial
 from pfungst.audit.sources import group_columns
 from pfungst.audit.workspace import Workspace
 from pfungst.data import ImageSet
@@ -73,9 +82,9 @@ def run(config: SimilarityConfig) -> SimilarityResult:
         notes=notes,
         **fields,
     )
-    result.verdict = similarity_verdict.judge(result)
-    result.metrics = similarity_verdict.metrics(result)
-    result.notes += similarity_verdict.explain_numbers(result, config)
+    result.verdict = verdict.judge(result)
+    result.metrics = verdict.metrics(result)
+    result.notes += verdict.explain_numbers(result, config)
     save(result, workspace.folder)
     workspace.finish({result.arrays})
     shutil.rmtree(workspace.folder / ".factors", ignore_errors=True)
@@ -94,7 +103,7 @@ def _images(
     make_plan(items, config)
     workspace = Workspace(config)
     cache = config.cache or workspace.folder / "embeddings"
-    with _progress() as progress:
+    with bar() as progress:
         task = progress.add_task("checking images", total=None)
         checked = ImageSet(images.name, items)
         if not config.skip_bad and str(config.images) != "synthetic":
@@ -133,7 +142,7 @@ def _images(
                 fall = pooled[ORIGINAL] - pooled[name]
                 gain = pooled[f"mitigated {name}"] - pooled[name]
                 if name != ORIGINAL:
-                    mitigation.recovered[name] = gain / fall if fall >= similarity_verdict.FALL else None
+                    mitigation.recovered[name] = gain / fall if fall >= verdict.FALL else None
         provenance = follow(plan, found, embeddings[ORIGINAL], columns, config)
         progress.update(task, description="explaining similarities")
         likeness = explain(

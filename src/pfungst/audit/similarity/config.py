@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from pfungst.audit.config import AuditConfig, _listed
+from pfungst.audit.config import AuditConfig, listed
 
 
 class SimilarityConfig(AuditConfig):
@@ -56,12 +56,12 @@ class SimilarityConfig(AuditConfig):
         # Options of a logo are separated by commas too: conditions are separated by semicolons.
         if isinstance(value, str) and ("logo:" in value or ";" in value):
             return [part.strip() for part in value.split(";") if part.strip()]
-        return _listed(value)
+        return listed(value)
 
     @field_validator("sweep", mode="before")
     @classmethod
     def _numbers(cls, value: Any) -> Any:
-        return [int(part) for part in _listed(value)] if isinstance(value, str) else value
+        return [int(part) for part in listed(value)] if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

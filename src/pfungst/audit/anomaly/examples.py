@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from pfungst.audit.result import Example
+from pfungst.audit.anomaly.result import Example
 from pfungst.data import Prepared
 
 

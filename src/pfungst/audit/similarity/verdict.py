@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import math
 
-from pfungst.audit.result import Metric, Verdict
-from pfungst.audit.similarity_config import SimilarityConfig
-from pfungst.audit.similarity_result import Artefact, Provenance, SimilarityResult
-from pfungst.audit.verdict import _worst
+from pfungst.audit.result import Better, Metric, Verdict
+from pfungst.audit.similarity.config import SimilarityConfig
+from pfungst.audit.similarity.result import Artefact, Provenance, SimilarityResult
 
 FALL = 0.03  # of the class-balanced accuracy (Kauffmann et al. 2025)
 EXCESS = 0.1  # by which relevance on a pasted region exceeds its area, for the explanation to agree
@@ -200,9 +199,9 @@ def _judge_texts(result: SimilarityResult) -> Verdict:
 
 def metrics(result: SimilarityResult) -> dict[str, Metric]:
     """The gateable metrics: for each the worst over conditions, groups and columns."""
-    table: dict[str, tuple[dict[str, float], str, str]] = {}
+    table: dict[str, tuple[dict[str, float], Better, str]] = {}
 
-    def add(name: str, better: str, meaning: str, where: str, value: float | None) -> None:
+    def add(name: str, better: Better, meaning: str, where: str, value: float | None) -> None:
         if value is not None and not math.isnan(value):
             table.setdefault(name, ({}, better, meaning))[0][where] = float(value)
 
@@ -278,11 +277,7 @@ def metrics(result: SimilarityResult) -> dict[str, Metric]:
         "worst pair",
         result.conservation,
     )
-    found = {}
-    for name, (per, better, meaning) in table.items():
-        worst = _worst(per, better)
-        found[name] = Metric(value=per[worst], where=worst, meaning=meaning, better=better, per=per)
-    return found
+    return {name: Metric.worst(per, better, meaning) for name, (per, better, meaning) in table.items()}
 
 
 def explain_numbers(result: SimilarityResult, config: SimilarityConfig) -> list[str]:

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from pfungst import measure
 from pfungst.anomaly import Detector, detector_from_spec
-from pfungst.audit.config import AnomalyConfig
-from pfungst.audit.examples import choose_examples, thumbnails
-from pfungst.audit.mitigation import parse_mitigation
-from pfungst.audit.result import Entry, Group, Interval, Provenance, Scores, Spectrum
+from pfungst.audit.anomaly.config import AnomalyConfig
+from pfungst.audit.anomaly.examples import choose_examples, thumbnails
+from pfungst.audit.anomaly.mitigation import parse_mitigation
+from pfungst.audit.anomaly.result import Entry, Group, Provenance, Scores, Spectrum
+from pfungst.audit.result import Interval
 from pfungst.audit.sources import group_columns
 from pfungst.data import Prepared
 from pfungst.mitigate import GaussianBlur, LowPass, propose_cutoff

@@ -1,0 +1,1 @@
+"""Audit of classifiers: features that are right for the wrong reason."""

@@ -1,0 +1,1 @@
+"""Audit of encoders: what makes two inputs look alike."""
