@@ -303,6 +303,8 @@ def test_compiled_models_and_autocast(net):
     expected = attribute(net, x, 1)
     compiled = torch.compile(net, backend="eager")
     close(attribute(compiled, x, 1).values, expected.values)
+    whole = torch.compile(lambda v: 2 * attribute(net, v, 1).values, backend="aot_eager")
+    close(whole(x), 2 * expected.values)
     net32 = net.float()
     with torch.autocast("cpu", torch.bfloat16):
         r = attribute(net32, x.float(), 1, "epsilon_plus")

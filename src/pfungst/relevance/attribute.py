@@ -51,6 +51,7 @@ def cotangent(out: Tensor, output: Any) -> Tensor:
     return torch.nn.functional.one_hot(output.long() % k, k).to(out.dtype)
 
 
+@torch.compiler.disable  # a compiled caller goes on after it; see linearize
 def attribute(
     model: nn.Module,
     x: Tensor,

@@ -295,6 +295,7 @@ class LinearizedModel:
         return max(1, min(count, most, room))
 
 
+@torch.compiler.disable  # the rewriting happens in the dispatcher, which a compiled caller would only trace at length
 def linearize(
     model: nn.Module,
     x: Tensor,
