@@ -240,6 +240,22 @@ def test_letters_recipe():
         train_letters(images[..., :20], labels)
 
 
+def test_images_too_small_for_the_backbone_are_named():
+    with pytest.raises(InputError, match="28 × 28 pixels are too small"):
+        DeepOneClass("vgg16").fit(torch.rand(4, 3, 28, 28))
+
+
+@pytest.mark.slow
+def test_letters_backbone_by_name(tmp_path):
+    x = torch.rand(12, 3, 28, 28, generator=torch.Generator().manual_seed(0))
+    model = detector_from_spec("one-class:backbone=letters").fit(x)
+    assert model.whitening_.mean.shape == (640,)
+    model.save(tmp_path / "m")
+    assert torch.equal(Detector.load(tmp_path / "m").anomaly_score(x), model.anomaly_score(x))
+    grey = detector_from_spec("one-class:backbone=letters").fit(x[:, :1])  # one channel is enough
+    assert torch.isfinite(grey.anomaly_score(x[:, :1])).all()
+
+
 @pytest.mark.slow
 def test_letters_are_learnt():
     images, labels = rendered_letters(2600)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import cache
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -85,6 +88,23 @@ def train_letters(
     features = model.features
     assert isinstance(features, LettersCNN)
     return features.eval()
+
+
+def letters_backbone(checkpoint: str | Path | None = None, trained: bool = True) -> LettersCNN:
+    """The CNN of the digit recipe: its weights from a file, else trained on rendered letters, once a process."""
+    from pfungst.encoders.checkpoints import load_state, read_checkpoint
+
+    network = LettersCNN()
+    if checkpoint is None and trained:
+        network.load_state_dict(_trained().state_dict())
+    elif checkpoint is not None:
+        load_state(network, read_checkpoint(checkpoint), checkpoint)
+    return network.eval()
+
+
+@cache
+def _trained() -> LettersCNN:
+    return train_letters(*rendered_letters())
 
 
 def rendered_letters(count: int = 5200, size: int = 28, seed: int = 0) -> tuple[Tensor, Tensor]:

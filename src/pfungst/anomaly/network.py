@@ -144,6 +144,9 @@ def _tuples(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
+_TOO_SMALL = ("Output size is too small", "Kernel size can't be greater", "mat1 and mat2 shapes")
+
+
 class Normalise(nn.Module):
     """(x − mean) / std per channel; a grey image serves a network of three channels."""
 
@@ -179,7 +182,16 @@ class Chain(nn.Module):
         self.network = network
 
     def forward(self, x: Tensor) -> Any:
-        return self.network(self.front(self.normalise(x)))
+        x = self.front(self.normalise(x))
+        try:
+            return self.network(x)
+        except RuntimeError as error:
+            if not any(hint in str(error) for hint in _TOO_SMALL):
+                raise
+            raise InputError(
+                f"images of {x.shape[-2]} × {x.shape[-1]} pixels are too small for the backbone: {error}",
+                "use larger images (size), or a backbone for small ones, such as letters for 28 pixels",
+            ) from error
 
 
 def chain_composite(rules: str | Composite) -> Composite:
@@ -188,17 +200,22 @@ def chain_composite(rules: str | Composite) -> Composite:
 
 
 def load_backbone(
-    backbone: str | nn.Module, checkpoint: str | Path | None, seed: int
+    backbone: str | nn.Module, checkpoint: str | Path | None, seed: int, weights: bool = True
 ) -> tuple[nn.Module, Sequence[float], Sequence[float]]:
     """The network, and the mean and standard deviation its input is normalised by.
 
     Args:
         backbone: a module that reads images normalised as ImageNet's; an `Encoder` (which knows its own
-            normalisation); or a name: "resnet18" of torchvision, or what `pfungst.encoders.load` understands.
+            normalisation); or a name: "resnet18" of torchvision, what `pfungst.encoders.load` understands, or
+            "letters", the CNN of the digit recipe, trained here and now on rendered letters (28 px).
         checkpoint: weights; without them those of a named network are random, drawn from `seed`.
     """
     from pfungst.encoders import Encoder, load
 
+    if backbone == "letters":
+        from pfungst.anomaly.letters import letters_backbone
+
+        return letters_backbone(checkpoint, weights), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
     if isinstance(backbone, str):
         backbone = load(
             backbone if ":" in backbone else f"torchvision:{backbone}", checkpoint=checkpoint, seed=seed

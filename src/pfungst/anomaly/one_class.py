@@ -97,7 +97,7 @@ class DeepOneClass(NetworkDetector):
 
     Recipes of the paper: ``DeepOneClass("vgg16", checkpoint=…)`` for photographs (4096 features);
     ``DeepOneClass(train_letters(images, labels), mean=0, std=1)`` for digits (640 features of a CNN with ℓ2
-    pooling, trained on EMNIST letters; see `letters`).
+    pooling, trained on EMNIST letters); ``DeepOneClass("letters")`` trains it on rendered letters instead.
 
     Args:
         backbone: a name of torchvision, a specification of `pfungst.encoders.load`, an `Encoder`, or a module
@@ -172,8 +172,9 @@ class DeepOneClass(NetworkDetector):
         del self._outliers
         return fitted
 
-    def _build(self, checkpoint: str | Path | None) -> None:
-        network, mean, std = load_backbone(self.backbone, checkpoint, self.seed)
+    def _build(self, weights: bool = True) -> None:
+        checkpoint = self.checkpoint if weights else None
+        network, mean, std = load_backbone(self.backbone, checkpoint, self.seed, weights)
         self.backbone_ = network
         normalise = Normalise(mean if self.mean is None else self.mean, std if self.std is None else self.std)
         self._on = pick_device(self.device)
@@ -208,7 +209,7 @@ class DeepOneClass(NetworkDetector):
             raise InputError(
                 f"{len(x)} samples leave nothing to whiten by", "pass at least three normal samples"
             )
-        self._build(self.checkpoint)
+        self._build()
         phi = self._embed(x).double()
         order = torch.randperm(len(x), generator=torch.Generator().manual_seed(self.seed)).to(phi.device)
         count = max(1, min(len(x) - 2, round(self.validation * len(x))))
@@ -266,7 +267,7 @@ class DeepOneClass(NetworkDetector):
         return {"ridge": self.ridge_, "chosen_by": self.ridge_chosen_by_}
 
     def _restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-        self._build(None)
+        self._build(weights=False)
         prefix = "backbone."
         self.backbone_.load_state_dict(
             {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}

@@ -141,8 +141,9 @@ class PatchCore(NetworkDetector):
 
     # features
 
-    def _build(self, checkpoint: str | Path | None) -> None:
-        network, mean, std = load_backbone(self.backbone, checkpoint, self.seed)
+    def _build(self, weights: bool = True) -> None:
+        checkpoint = self.checkpoint if weights else None
+        network, mean, std = load_backbone(self.backbone, checkpoint, self.seed, weights)
         names = self.layers.split("+") if isinstance(self.layers, str) else list(self.layers)
         patches = PatchFeatures(network, names, self.patch, self.stride, self.layer_dim, self.dim)
         normalise = Normalise(self.mean or mean, self.std or std)
@@ -173,7 +174,7 @@ class PatchCore(NetworkDetector):
                 PfungstWarning,
                 stacklevel=4,
             )
-        self._build(self.checkpoint)
+        self._build()
         first = self._maps(x[:1])
         self.grid_ = (first.shape[2], first.shape[3])
         self._select(x)
@@ -334,7 +335,7 @@ class PatchCore(NetworkDetector):
         return {"grid": list(self.grid_), "coreset_radius": self.coreset_radius_}
 
     def _restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-        self._build(None)
+        self._build(weights=False)
         prefix = "backbone."
         weights = {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
         self.backbone_.load_state_dict(weights)
