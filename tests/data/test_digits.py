@@ -160,7 +160,7 @@ def test_mnist_c(published):
     assert p.classes == ["good"] * 9 + ["stripe"] * 3
     assert p.masks[9:, :4].all()
     assert not p.masks[9:, 4:].any()
-    assert set(p.groups("digit")[6:9]).isdisjoint(p.groups("digit")[9:])
+    assert set(p.group("digit")[6:9]).isdisjoint(p.group("digit")[9:])
     assert len(mnist_c(published, "fog", train=2, good=1, anomalous=1)[0]) == 4
 
 

@@ -68,6 +68,24 @@ def test_page_shows_the_result(small, html):
     assert "model.perplexity" in text
 
 
+def test_highest_clever_hans_scores_of_each_detector(tmp_path):
+    result = report_factory.make(tmp_path, categories=5, models=2, examples=1, size=32)
+    text = Text(write(tmp_path).read_text(encoding="utf-8")).text
+    table = text[text.index("Category Clever Hans score AUROC") :]
+    table = table[: table.index("The categories with the highest")]
+    for model in {e.model for e in result.entries}:
+        hans = {
+            e.category: e.variants["original"].clever_hans.value for e in result.entries if e.model == model
+        }
+        first, second, third, *rest = sorted(hans, key=hans.get, reverse=True)
+        part = table[table.index(model) :]
+        assert part.index(first) < part.index(second) < part.index(third)
+        assert f"{first} {hans[first]:.2f}" in part
+        assert f"{third} {hans[third]:.2f}" in part
+        nearest = part[: part.index(f"{third} {hans[third]:.2f}")]
+        assert not any(f"{name} {hans[name]:.2f}" in nearest for name in rest)
+
+
 def test_every_picture_is_described_and_inside(html):
     page = Text(html)
     pictures = [a for tag, a in page.tags if tag == "img"]

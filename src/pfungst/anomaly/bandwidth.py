@@ -37,10 +37,18 @@ def perplexity(distances: Tensor, gamma: float) -> float:
 
 
 def _scale(distances: Tensor) -> float | None:
-    """Median distance to the nearest other point that is not a duplicate; None where there is none."""
+    """Median distance to the nearest other point that is not a duplicate; None, with a warning, where all coincide.
+
+    Args:
+        distances: (N, N − 1), self already excluded.
+    """
     nearest = torch.where(distances > 0, distances, math.inf).amin(1) if distances.shape[1] else distances
     nearest = nearest[torch.isfinite(nearest)]
-    return nearest.median().item() if nearest.numel() else None
+    if nearest.numel():
+        return nearest.median().item()
+    if len(distances) > 1:
+        warnings.warn("all training points are identical; gamma is set to 1", PfungstWarning, stacklevel=4)
+    return None
 
 
 def gamma_by_perplexity(distances: Tensor, share: float) -> float:
@@ -58,10 +66,6 @@ def gamma_by_perplexity(distances: Tensor, share: float) -> float:
     others = without_self(distances.double())
     scale = _scale(others)
     if scale is None:
-        if len(distances) > 1:
-            warnings.warn(
-                "all training points are identical; gamma is set to 1", PfungstWarning, stacklevel=3
-            )
         return 1.0
     target = share * len(distances)
 
@@ -112,10 +116,6 @@ def gamma_by_likelihood(distances: Tensor, dim: int) -> float:
     others = without_self(distances.double())
     scale = _scale(others)
     if scale is None:
-        if len(distances) > 1:
-            warnings.warn(
-                "all training points are identical; gamma is set to 1", PfungstWarning, stacklevel=3
-            )
         return 1.0
     others = torch.where(others > 0, others, math.inf)
     others = others[torch.isfinite(others).any(1)]

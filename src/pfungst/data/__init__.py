@@ -4,7 +4,8 @@ from .covid import open_collection, open_covid, open_nih
 from .decode import MAX_PIXELS, read_image, read_mask
 from .digits import digits_c
 from .imagenet import open_imagenet
-from .items import ImageSet, Item
+from .item import Item
+from .items import ImageSet
 from .layouts import open_images
 from .mnist import emnist_letters, mnist, mnist_c
 from .prepared import Prepared, resize_mask

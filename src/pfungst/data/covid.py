@@ -15,7 +15,8 @@ from pathlib import Path
 
 from pfungst.errors import DataError
 
-from .items import ImageSet, Item
+from .item import Item
+from .items import ImageSet
 
 FRONTAL = ("PA", "AP", "AP Supine", "AP Erect")
 """Values of the collection's column `view` that are frontal."""

@@ -16,7 +16,8 @@ from PIL import Image
 
 from pfungst.errors import ConfigError, InputError
 
-from .items import ImageSet, Item
+from .item import Item
+from .items import ImageSet
 
 Corruption = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 

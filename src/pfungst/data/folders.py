@@ -7,7 +7,8 @@ from pathlib import Path
 from pfungst.errors import DataError
 
 from .decode import EXTENSIONS
-from .items import ImageSet, Item
+from .item import Item
+from .items import ImageSet
 
 _SPLITS = {
     "train": "train",

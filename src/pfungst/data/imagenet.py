@@ -8,7 +8,8 @@ from pathlib import Path
 from pfungst.errors import DataError
 
 from .folders import images_in, relative_id
-from .items import ImageSet, Item
+from .item import Item
+from .items import ImageSet
 
 TRUCKS = {
     "n03770679": "minivan",

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,59 +11,12 @@ from PIL import Image
 from pfungst.conditions import Condition
 from pfungst.errors import DataError
 
-from .decode import MAX_PIXELS, Undecodable, read_image, read_mask, to_rgb
-from .prepared import Prepared, Progress, anomaly_labels, group_values, prepare_all, resize_mask, run_checked
-
-Source = Path | bytes | Callable[[], bytes] | Callable[[], Image.Image]
-MaskSource = Path | bytes | Callable[[], bytes] | Callable[[], np.ndarray]
+from .decode import MAX_PIXELS, Undecodable
+from .item import Item, Items
+from .prepared import Prepared, Progress, prepare_all, resize_mask, run_checked
 
 
-@dataclass(frozen=True)
-class Item:
-    """One image, its label, mask and groups.
-
-    Args:
-        id: unique within its set: the path relative to the folder of the set, with forward slashes.
-        image: a path, the bytes of a file, or a function that gives bytes or a Pillow image.
-        label: "good" for normal images, else the kind of defect or the class; None if not known.
-        mask: where the defect is: a path, bytes, or a function that gives bytes or a boolean array (H, W).
-        split: "train", "test", another name, or None.
-        groups: further columns, for example session or patient.
-    """
-
-    id: str
-    image: Source
-    label: str | None = None
-    mask: MaskSource | None = None
-    split: str | None = None
-    groups: dict[str, str] = field(default_factory=dict)
-
-    def read(self, max_pixels: int = MAX_PIXELS) -> Image.Image:
-        """The decoded image, mode RGB. Raises ``Undecodable`` with the reason."""
-        source = self.image() if callable(self.image) else self.image
-        if isinstance(source, Image.Image):
-            return to_rgb(source)
-        return read_image(source, max_pixels)
-
-    def read_mask(self, max_pixels: int = MAX_PIXELS) -> np.ndarray | None:
-        """The mask as a boolean array (H, W), or None. Raises ``Undecodable`` with the reason."""
-        source = self.mask() if callable(self.mask) else self.mask
-        if source is None or isinstance(source, np.ndarray):
-            return source
-        return read_mask(source, max_pixels)
-
-    @property
-    def file(self) -> str:
-        """The file of the image if it has one, else its id."""
-        return str(self.image) if isinstance(self.image, Path) else self.id
-
-    @property
-    def mask_file(self) -> str:
-        """The file of the mask if it has one."""
-        return str(self.mask) if isinstance(self.mask, Path) else f"the mask of {self.id}"
-
-
-class ImageSet:
+class ImageSet(Items):
     """A named, ordered set of items.
 
     Args:
@@ -88,9 +39,6 @@ class ImageSet:
                 f"{name}: {len(double)} images are listed twice, the first: {double[0]}",
                 "list each image once",
             )
-
-    def __len__(self) -> int:
-        return len(self.items)
 
     def __getitem__(self, index: int) -> Item:
         return self.items[index]
@@ -131,34 +79,6 @@ class ImageSet:
             and (where is None or where(i))
         ]
         return ImageSet(self.name, chosen if limit is None else chosen[:limit], self.notes)
-
-    @property
-    def ids(self) -> list[str]:
-        """The ids in order."""
-        return [i.id for i in self.items]
-
-    @property
-    def labels(self) -> np.ndarray:
-        """1 for anomalous, 0 for normal ("good"), shape (N,). Raises ``DataError`` where a label is not known."""
-        return anomaly_labels(self.items)
-
-    @property
-    def classes(self) -> list[str | None]:
-        """The label of each item in words."""
-        return [i.label for i in self.items]
-
-    @property
-    def group_names(self) -> list[str]:
-        """Names of all group columns."""
-        return list(dict.fromkeys(name for i in self.items for name in i.groups))
-
-    def group(self, name: str) -> np.ndarray:
-        """The values of a group column as strings, shape (N,), "" where absent.
-
-        Raises:
-            DataError: no item has that column.
-        """
-        return group_values(self.items, name)
 
     def check(
         self, max_pixels: int = MAX_PIXELS, progress: Progress = False, workers: int | None = None

@@ -11,7 +11,8 @@ from PIL import Image
 
 from pfungst.errors import DataError
 
-from .items import ImageSet, Item
+from .item import Item
+from .items import ImageSet
 
 _TYPES: dict[int, str] = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4"}
 _IDENTITY = "identity"

@@ -7,7 +7,8 @@ from pathlib import Path
 from pfungst.errors import DataError
 
 from .folders import images_in, relative_id, subfolders
-from .items import ImageSet, Item
+from .item import Item
+from .items import ImageSet
 
 _TEST = ("test", "test_public")
 

@@ -17,7 +17,8 @@ from PIL import Image
 from pfungst.errors import ConfigError
 
 from .decode import MAX_PIXELS
-from .items import ImageSet, Item
+from .item import Item
+from .items import ImageSet
 from .prepared import run_checked
 
 _PERSON = 1  # in COCO's numbering, which torchvision's detection models keep

@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -18,17 +17,13 @@ from pfungst.conditions import Condition
 from pfungst.errors import DataError, UnreadableImages
 
 from .decode import Undecodable
-
-if TYPE_CHECKING:
-    from .items import Item
+from .item import Item, Items
 
 Progress = bool | Callable[[int, int], None]
-NORMAL = "good"
-"""The label of normal images."""
 
 
 @dataclass
-class Prepared:
+class Prepared(Items):
     """Images as a model sees them, with the condition under which they were prepared.
 
     Args:
@@ -47,42 +42,15 @@ class Prepared:
     skipped: list[tuple[str, str]] = field(default_factory=list)
     name: str = ""
 
-    def __len__(self) -> int:
-        return len(self.items)
-
     @property
     def shape(self) -> torch.Size:
         """The shape of the images."""
         return self.images.shape
 
     @property
-    def ids(self) -> list[str]:
-        """The ids in order."""
-        return [i.id for i in self.items]
-
-    @property
-    def labels(self) -> np.ndarray:
-        """1 for anomalous, 0 for normal, shape (N,)."""
-        return anomaly_labels(self.items)
-
-    @property
-    def classes(self) -> list[str | None]:
-        """The label of each item in words."""
-        return [i.label for i in self.items]
-
-    @property
-    def splits(self) -> np.ndarray:
-        """The split of each item, "" where it has none."""
-        return np.array([i.split or "" for i in self.items])
-
-    @property
     def has_mask(self) -> np.ndarray:
         """Whether each item has a mask of its own, shape (N,)."""
         return np.array([i.mask is not None for i in self.items], dtype=bool)
-
-    def groups(self, name: str) -> np.ndarray:
-        """The values of a group column as strings, shape (N,)."""
-        return group_values(self.items, name)
 
     def __getitem__(
         self, index: int | slice | Sequence[int] | Sequence[bool] | np.ndarray | torch.Tensor
@@ -111,28 +79,6 @@ class Prepared:
 
     def __iter__(self) -> Iterator[Prepared]:
         return (self[i] for i in range(len(self)))
-
-
-def anomaly_labels(items: Sequence[Item]) -> np.ndarray:
-    """1 for anomalous, 0 for normal; see ``ImageSet.labels``."""
-    unknown = [i.id for i in items if i.label is None]
-    if unknown:
-        raise DataError(
-            f"{len(unknown)} of {len(items)} images have no label, the first: {unknown[0]}",
-            f"give a label column; normal images are labelled {NORMAL!r}",
-        )
-    return np.array([i.label != NORMAL for i in items], dtype=np.int64)
-
-
-def group_values(items: Sequence[Item], name: str) -> np.ndarray:
-    """The values of a group column; see ``ImageSet.group``."""
-    if not any(name in i.groups for i in items):
-        names = list(dict.fromkeys(n for i in items for n in i.groups))
-        raise DataError(
-            f"there is no group column {name!r}",
-            f"there are: {', '.join(names)}" if names else "the data has none",
-        )
-    return np.array([i.groups.get(name, "") for i in items])
 
 
 def resize_mask(mask: np.ndarray, size: int | None) -> np.ndarray:

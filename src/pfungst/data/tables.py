@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 
 from pfungst.errors import DataError
 
-from .items import ImageSet, Item, MaskSource, Source
+from .item import Item, MaskSource, Source
+from .items import ImageSet
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from functools import partial
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from .items import ImageSet, Item
+from .item import Item
+from .items import ImageSet
 
 TAGGED, PLAIN = "hospital A", "hospital B"
 

@@ -13,6 +13,7 @@ from pfungst.report.anomaly_entry import entry_blocks, entry_id, provenance_bloc
 from pfungst.report.anomaly_tables import MARK_MEANINGS, MEASURES, VARIANT_KEYS, row, steps
 from pfungst.report.page import (
     Block,
+    Cell,
     Column,
     Columns,
     Details,
@@ -146,8 +147,7 @@ def _results(result: AnomalyResult, models: Sequence[str], categories: Sequence[
     if several:
         groups = [_group(m, result.mean.get(m, {}), href=f"table-{i}") for i, m in enumerate(models)]
         blocks.append(_table(groups, "Mean over categories", several=True))
-        points = _scatter(result, models)
-        blocks += [points] if points else []
+        blocks += [b for b in (_scatter(result, models), _strongest(result, models)) if b]
     for index, model in enumerate(models):
         entries = [e for e in result.entries if e.model == model]
         groups = []
@@ -223,11 +223,38 @@ def _scatter(result: AnomalyResult, models: Sequence[str]) -> Figure | None:
     legend += [Key(label="Mitigated", colour="mitigated", shape="square")] if arrows else []
     return Figure(
         title="Detecting well against detecting for the right reason",
-        picture=plots.scatter(points, *axes, label=label, arrows=arrows),
-        narrow=plots.scatter(points, *axes, label=label, arrows=arrows, width=344),
+        picture=plots.scatter(points, *axes, label=label, arrows=arrows, ceiling=1),
+        narrow=plots.scatter(points, *axes, label=label, arrows=arrows, width=344, ceiling=1),
         legend=legend,
         caption="Means over categories, original images. Upper left is where a detector should be: it ranks "
         "well and its relevance lies on the defect. Far right: it ranks well for other reasons.",
+    )
+
+
+def _strongest(result: AnomalyResult, models: Sequence[str]) -> Table | None:
+    """The three categories of each detector in which it looks away from the defects most."""
+    groups = []
+    for model in models:
+        found = [
+            (hans.value, e)
+            for e in result.entries
+            if e.model == model and (hans := e.variants["original"].clever_hans) is not None
+        ]
+        found.sort(key=lambda pair: -pair[0])
+        rows = [
+            [Cell(e.category), Cell(text.ratio(hans)), Cell(text.ratio(e.variants["original"].auroc.value))]
+            for hans, e in found[:3]
+        ]
+        if len(found) > 1:
+            groups.append(Rows(rows, model))
+    if not groups:
+        return None
+    return Table(
+        columns=[Column("Category", numeric=False), Column("Clever Hans score"), Column("AUROC")],
+        groups=groups,
+        name="Highest Clever Hans scores of each detector",
+        caption="The categories with the highest Clever Hans score of each detector, original images: it ranks well "
+        "there while its relevance lies elsewhere than the change.",
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -339,6 +340,7 @@ def scatter(
     label: str,
     arrows: Sequence[tuple[int, int]] = (),
     width: float = 520,
+    ceiling: float = math.inf,
 ) -> Markup:
     """Models as named points, for example AUROC against the Clever Hans score (paper 2006.10609, figure 6).
 
@@ -346,6 +348,7 @@ def scatter(
         points: what to draw.
         x, y: names of the axes, with direction.
         arrows: pairs of indices of points to join, from before to after.
+        ceiling: largest value that `y` can take.
     """
     with _drawing():
         figure = _figure(width, 0.68 * width)
@@ -364,6 +367,8 @@ def scatter(
         for values, limit in ((xs, ax.set_xlim), (ys, ax.set_ylim)):
             margin = max(0.04, 0.18 * float(np.ptp(values)))
             limit(values.min() - margin, values.max() + margin)
+        low, high = ax.get_ylim()
+        ax.set_ylim(low, min(high, ceiling + 0.12 * (ceiling - low)))
         _name_points(ax, points, targets)
         ax.set(xlabel=x, ylabel=y)
         ax.xaxis.set_major_locator(MaxNLocator(5))
@@ -372,15 +377,31 @@ def scatter(
 
 
 def _name_points(ax: Axes, points: Sequence[Point], silent: set[int]) -> None:
+    """Names beside their points, growing towards the middle; where two would overlap the upper one moves up."""
     middle = sum(ax.get_xlim()) / 2
-    for index, point in enumerate(points):
-        if index in silent:
-            continue
-        right = point.x <= middle  # names grow towards the middle, above the arrow
+    line, per_letter = 14.0, 6.5  # of the font below, in points
+    to_points = 72 / ax.figure.dpi
+    taken: list[tuple[float, float, float]] = []  # left, right, bottom
+    shown = [p for i, p in enumerate(points) if i not in silent]
+    for point in sorted(shown, key=lambda p: p.y):
+        name, right = shorten(point.name, 24), point.x <= middle
+        x, y = (float(v) * to_points for v in ax.transData.transform((point.x, point.y)))
+        span = len(name) * per_letter
+        left, bottom = (x - 4 if right else x + 4 - span), y + 9
+        for other in sorted(taken, key=lambda box: box[2]):
+            if left < other[1] and other[0] < left + span and abs(bottom - other[2]) < line:
+                bottom = other[2] + line
+        taken.append((left, left + span, bottom))
         ax.annotate(
-            shorten(point.name, 24), (point.x, point.y), (-4 if right else 4, 9), textcoords="offset points",
-            ha="left" if right else "right", va="bottom", fontsize=11, color=INK,
-        )  # fmt: skip
+            name,
+            (point.x, point.y),
+            (-4 if right else 4, bottom - y),
+            textcoords="offset points",
+            ha="left" if right else "right",
+            va="bottom",
+            fontsize=11,
+            color=INK,
+        )
 
 
 def _natural(name: str) -> list[tuple[int, int | str]]:

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pfungst.data.items import ImageSet, Item
+from pfungst.data.item import Item
+from pfungst.data.items import ImageSet
 from pfungst.errors import ConfigError, DataError
 
 from .brush_hairs import BrushHairs
