@@ -30,8 +30,8 @@ from PIL import Image
 from pfungst.conditions import Condition
 from pfungst.data import read_image
 from pfungst.pool import Direction, PoolModel, index, score, search
+from pfungst.pool.parts import features_path, part_path
 from pfungst.pool.read import read
-from pfungst.pool.score import features_path, part_path
 
 BATCH = 64
 SIZE = 64

@@ -2,7 +2,8 @@
 
 from pfungst.pool.export import to_label_task, to_spurious_folder
 from pfungst.pool.index import Pool, index, open_pool
-from pfungst.pool.score import PoolModel, ScoreSummary, score
+from pfungst.pool.model import PoolModel
+from pfungst.pool.score import ScoreSummary, score
 from pfungst.pool.search import Direction, Hit, direction, search
 
 __all__ = [

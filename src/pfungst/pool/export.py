@@ -12,8 +12,8 @@ from typing import Any
 from pfungst.errors import DataError, InputError
 from pfungst.label import ImageItem, ImageTask, Study, write_task
 from pfungst.pool.index import Place, open_pool
+from pfungst.pool.parts import model_record
 from pfungst.pool.read import read
-from pfungst.pool.score import model_record
 from pfungst.pool.search import Hit
 
 # First bytes of the formats that browsers show as they are.

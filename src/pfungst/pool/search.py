@@ -12,7 +12,7 @@ import numpy as np
 
 from pfungst.errors import DataError, InputError
 from pfungst.pool.index import Pool, open_pool
-from pfungst.pool.score import features_path, model_record
+from pfungst.pool.parts import features_path, model_record
 
 
 @dataclass(frozen=True)
