@@ -334,39 +334,61 @@ def pool_index(
 @pool.command("score")
 def pool_score(
     folder: Annotated[Path, typer.Argument(help="Folder of the pool.")],
-    model: Annotated[list[str], typer.Option(help="NAME=package.module:function; may be repeated.")],
-    condition: Annotated[str, typer.Option(help="How files become images.")] = "pillow-bilinear",
-    size: Annotated[int, typer.Option(help="Side of the images in pixels.")] = 224,
-    workers: Annotated[int, typer.Option(help="Worker processes; 0 works in this one.")] = 0,
+    model: Annotated[
+        list[str],
+        typer.Option(
+            help="[NAME=]SPEC[,checkpoint=FILE][,condition=CONDITION][,size=PIXELS]; may be repeated. SPEC as for "
+            "`audit classifier`; images are prepared as for the published weights unless told otherwise."
+        ),
+    ],
+    workers: Annotated[
+        int,
+        typer.Option(help="Worker processes, 0 works in this one; with --ray at most so many, 0 for all."),
+    ] = 0,
+    threads: Annotated[int, typer.Option(help="Decoding threads per process.")] = 2,
     batch_size: Annotated[int, typer.Option(help="Images per forward pass.")] = 64,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            help="Score on a Ray cluster: HOST:PORT, or auto (the running one, else one of its own)."
+        ),
+    ] = None,
+    trust_checkpoint: Annotated[
+        bool, typer.Option("--trust-checkpoint", help="Also read checkpoints that can run code.")
+    ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda.")] = "auto",
 ) -> None:
     """Run models over a pool once and keep their features; finished parts are skipped."""
     _needs("pool", "duckdb")
+    if ray is not None:
+        _needs("ray", "ray")
     from pfungst.pool import PoolModel, score
 
-    models = []
-    for text in model:
-        name, sign, factory = text.partition("=")
-        if not sign:
-            raise ConfigError(f"--model {text!r} has no name", "write NAME=package.module:function")
-        models.append(PoolModel(name, factory, condition, size))
-    with _bar("scoring") as advance:
-        done = score(folder, models, workers=workers, batch_size=batch_size, device=device, progress=advance)
+    models = [PoolModel.parse(text, trust_checkpoint) for text in model]
+    try:
+        with _bar("scoring") as advance:
+            done = score(folder, models, workers, batch_size, device, threads, ray, advance)
+    except KeyboardInterrupt:
+        typer.secho("\ninterrupted; finished parts are kept, run the same command to go on", err=True)
+        raise typer.Exit(130) from None
     typer.echo(f"{done.rows:,} images, {done.shards} parts scored, {done.skipped} were finished before")
     for name, count in done.errors.items():
         if count:
-            typer.secho(f"  {name}: {count} images could not be read", err=True)
+            typer.secho(f"  {name}: {count} images could not be read or scored", err=True)
 
 
 @pool.command("search")
 def pool_search(
     folder: Annotated[Path, typer.Argument(help="Folder of a scored pool.")],
-    npca: Annotated[Path, typer.Option(help="Neural PCA, as NeuralPCA.save wrote it.")],
-    class_: Annotated[int, typer.Option("--class", help="Class index.")],
+    npca: Annotated[Path, typer.Option(help="Folder of a classifier audit, or what NeuralPCA.save wrote.")],
+    class_: Annotated[str, typer.Option("--class", help="Class, by name or index.")],
     component: Annotated[int, typer.Option(help="Component, counted from 0.")],
-    model: Annotated[str, typer.Option(help="Name of the model whose features are searched.")],
-    agree: Annotated[int, typer.Option(help="How many models must predict the class.")] = 0,
+    model: Annotated[
+        str | None, typer.Option(help="Model whose features are searched [the one that was audited].")
+    ] = None,
+    agree: Annotated[
+        int, typer.Option(help="How many models must predict the class; 0 looks at all images.")
+    ] = 0,
     top: Annotated[int, typer.Option(help="How many images.")] = 625,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Task folder for `pfungst label` to make.")
@@ -374,16 +396,18 @@ def pool_search(
 ) -> None:
     """Find the images that show a component most, from the stored features."""
     _needs("pool", "duckdb")
-    from pfungst.pool import direction, search, to_label_task
-    from pfungst.spurious import NeuralPCA
+    from pfungst.pool import open_pool, read_component, search, to_label_task
+    from pfungst.pool.component import model_of
 
-    wanted = direction(NeuralPCA.load(npca), class_, component)
-    hits = search(folder, wanted, model, agree=agree, top=top)
+    wanted = read_component(npca, class_, component)
+    model = model or model_of(open_pool(folder), wanted.direction)
+    hits = search(folder, wanted.direction, model, agree=agree, top=top)
     for hit in hits[:10]:
         typer.echo(f"{hit.alpha:10.4g}  {hit.id}")
-    typer.echo(f"{len(hits)} images found")
+    typer.echo(f"{len(hits)} images found" + (", the first 10 are shown" if len(hits) > 10 else ""))
     if out is not None:
-        to_label_task(folder, hits, out, class_, f"class {class_}", component, model)
+        index, name = wanted.direction.class_index, wanted.class_name
+        to_label_task(folder, hits, out, index, name, component, model, wanted.names, wanted.reference)
         typer.echo(f"to judge them: pfungst label {out} --labeller NAME")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -132,6 +133,7 @@ def _start_worker(
     global _scorer
     import torch
 
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends workers at once; unfinished parts are no harm
     with number.get_lock():
         mine, number.value = number.value, number.value + 1
     gpus = torch.cuda.device_count() if device in ("auto", "cuda") else 0
