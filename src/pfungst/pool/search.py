@@ -162,8 +162,8 @@ def _alphas(pool: Pool, model: str, component: Direction, shards: np.ndarray, ro
     return result
 
 
-def product(features: np.ndarray, d: np.ndarray, block: int = 2048) -> np.ndarray:
-    """Features (N, D) float16 times d (D,) float32, in float32, block by block so that memory stays flat."""
+def product(features: np.ndarray, d: np.ndarray, block: int = 256) -> np.ndarray:
+    """Features (N, D) float16 times d (D,) float32, in float32, in blocks that stay in the cache."""
     import torch
 
     weight = torch.from_numpy(np.ascontiguousarray(d, np.float32))
