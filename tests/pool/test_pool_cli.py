@@ -1,6 +1,11 @@
 """``pfungst pool`` as a user types it."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -11,6 +16,7 @@ from typer.testing import CliRunner
 from pfungst.cli import app
 from pfungst.errors import ConfigError, DataError, InputError
 from pfungst.pool import PoolModel, index, score
+from pfungst.pool.parts import part_path
 from pool_sample import folder_pool, other, scores_of, tiny
 
 SAMPLE = Path(__file__).parents[1] / "pool_sample.py"
@@ -78,3 +84,30 @@ def test_what_goes_wrong_is_said_before_anything_is_scored(tmp_path, indexed):
     assert isinstance(twice, InputError)
     assert "a name of its own" in str(twice)
     assert not list((indexed / "scores").rglob("*"))
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_ctrl_c_leaves_what_the_next_run_goes_on_from(tmp_path, workers):
+    pool = index(folder_pool(tmp_path / "source", 90), tmp_path / "pool", shard_rows=3)
+    command = [sys.executable, "-m", "pfungst", "pool", "score", str(pool.folder), "--workers", str(workers)]
+    command += ["--model", f"{SAMPLE}:slow,size=16", "--device", "cpu", "--batch-size", "1", "--threads", "1"]
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "PYTHONPATH": str(SAMPLE.parents[1] / "src"), "OMP_NUM_THREADS": "1"},
+    )
+    while not part_path(pool, "slow", 1).is_file():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: every process of the command gets it
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors.strip() == "interrupted; finished parts are kept, run the same command to go on"
+    done = sum(part_path(pool, "slow", s).is_file() for s in range(pool.shards))
+    assert 2 <= done < pool.shards
+    again = pfungst(*command[3:])
+    assert f"{pool.shards - done} parts scored, {done} were finished before" in again.stdout
+    assert not list(pool.folder.rglob("*.part"))
