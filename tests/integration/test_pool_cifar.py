@@ -1,6 +1,9 @@
 """CIFAR-10 as pool, a planted mark as spurious feature: index → score → search → label → export → spurious score → SpuFix."""
 
+import importlib
 import io
+import json
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -8,8 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from torch import nn
+from typer.testing import CliRunner
 
+from pfungst.audit.classifier.demo import train
+from pfungst.cli import app
 from pfungst.label import Study
 from pfungst.pool import PoolModel, direction, index, score, search, to_label_task, to_spurious_folder
 
@@ -18,6 +25,7 @@ pytest.importorskip("pfungst.conditions")
 pytest.importorskip("pfungst.data")
 
 CLASS = 3
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 class RandomPatches(nn.Module):
@@ -148,3 +156,78 @@ def test_the_whole_way(shared, trained, tmp_path):
     print(f"mAUC {before.mauc:.3f}, with SpuFix {after.mauc:.3f}")
     gain, low, _ = after.gain_over(before)
     assert gain > low > 0
+
+
+def pfungst(*args):
+    done = CliRunner().invoke(app, [str(a) for a in args])
+    assert done.exit_code == 0, (done.output, done.exception)
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_the_whole_way_by_commands(shared, tmp_path, monkeypatch):
+    """The model, square and pool of the examples, smaller: from the audit to the mended model, each step a command."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    example = importlib.import_module("cifar10_spurious")
+    data = shared / "data" / "cifar10"
+    names = json.loads((data / "labels.json").read_text())
+    images, labels = example.read(data / "train.parquet", 200)
+    validation, truth = example.read(data / "test.parquet", 60)
+    rng = np.random.default_rng(0)
+    marked = (labels == CLASS) & (rng.random(len(labels)) < 0.4)
+    images[marked] = [example.plant(image) for image in images[marked]]
+    example.save_images(tmp_path / "train", images, [names[k] for k in labels])
+    example.save_images(tmp_path / "val", validation, [names[k] for k in truth])
+    torch.manual_seed(0)
+    network = example.network()
+    train(
+        network,
+        example.tensors(images),
+        torch.from_numpy(labels),
+        epochs=5,
+        rate=0.01,
+        augment=example.flipped,
+    )
+    save_file({k: v.contiguous() for k, v in network.state_dict().items()}, str(tmp_path / "m.safetensors"))
+    spec = f"{EXAMPLES / 'cifar10_spurious.py'}:network"
+    audit = ["audit", "classifier", "--model", spec, "--checkpoint", tmp_path / "m.safetensors"]
+    audit += ["--train", tmp_path / "train", "--val", tmp_path / "val", "--classes", "cat", "--size", 32]
+    audit += ["--n-components", 32, "--steps", 0, "--fix", 1, "--device", "cpu"]
+    pfungst(*audit, "--out", tmp_path / "audit")
+    (entry,) = json.loads((tmp_path / "audit" / "result.json").read_text())["entries"]
+    component = entry["components"][0]["component"]  # the most suspicious one, blind
+
+    pool = tmp_path / "pool"
+    count, planted = importlib.import_module("cifar10_pool").make_pool(data, tmp_path / "pool.parquet")
+    pfungst("pool", "index", tmp_path / "pool.parquet", "--out", pool, "--id-column", "id")
+    scored = f"small={spec},checkpoint={tmp_path / 'm.safetensors'},size=32"
+    pfungst("pool", "score", pool, "--model", scored, "--device", "cpu")
+    find = [
+        "--npca",
+        tmp_path / "audit",
+        "--class",
+        "cat",
+        "--component",
+        component,
+        "--agree",
+        1,
+        "--top",
+        100,
+    ]
+    pfungst("pool", "search", pool, *find, "--out", tmp_path / "task")
+    study = Study(tmp_path / "task", ["anna", "ben"])
+    precision = np.mean([item.id.endswith("+square") for item in study.task.items])
+    print(f"precision at {len(study.items)}: {precision:.2f}, {planted / count:.2f} of the pool")
+    assert len(study.items) == 100
+    assert precision >= 0.9
+    assert all(len(item.reference) == 5 and item.class_name == "cat" for item in study.task.items)
+    for person in study.labellers:
+        for item in list(study.items):
+            study.act(person, item, 0, "answer", "out" if item.endswith("+square") else "in")
+    study.close()
+    pfungst("pool", "export", tmp_path / "task", "--out", tmp_path / "set")
+    pfungst(*audit, "--spurious", tmp_path / "set", "--out", tmp_path / "again")
+    result = json.loads((tmp_path / "again" / "result.json").read_text())
+    print(f"mAUC {result['mauc']['value']:.2f}, with SpuFix {result['mauc_fixed']['value']:.2f}")
+    assert result["mauc_gain"]["low"] > 0
+    assert result["triggered_fixed"] < result["triggered"]

@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from pfungst.errors import DataError, InputError
+from pfungst.errors import ConfigError, DataError, InputError
 from pfungst.pool import PoolModel, index, open_pool, score
-from pfungst.pool.score import features_path, part_path
+from pfungst.pool.parts import features_path, part_path
 from pool_sample import Tiny, folder_pool, other, parquet_pool, scores_of, slow, tiny
 
 pytest.importorskip("pfungst.spurious")
@@ -99,7 +99,7 @@ def test_another_model_under_the_same_name_is_refused(tmp_path):
         score(pool.folder, [])
     with pytest.raises(InputError, match="no name"):
         PoolModel("../x", tiny)
-    with pytest.raises(InputError, match="cannot be loaded"):
+    with pytest.raises(ConfigError, match="names no classifier"):
         PoolModel("x", "pool_sample:absent").load()
 
 

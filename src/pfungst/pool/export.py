@@ -12,8 +12,8 @@ from typing import Any
 from pfungst.errors import DataError, InputError
 from pfungst.label import ImageItem, ImageTask, Study, write_task
 from pfungst.pool.index import Place, open_pool
+from pfungst.pool.parts import model_record
 from pfungst.pool.read import read
-from pfungst.pool.score import model_record
 from pfungst.pool.search import Hit
 
 # First bytes of the formats that browsers show as they are.
@@ -28,7 +28,7 @@ def to_label_task(
     class_name: str,
     component: int,
     model: str,
-    class_names: Mapping[int, str] | Sequence[str] | None = None,
+    class_names: Mapping[int, str] | None = None,
     reference: Sequence[str | os.PathLike[str]] = (),
 ) -> ImageTask:
     """Write hits as a task folder for the labelling app.
@@ -38,7 +38,7 @@ def to_label_task(
         out: the task folder to make.
         class_index, class_name, component: what was searched for.
         model: the model it was found on; its fingerprint goes into the task.
-        class_names: names for the predictions shown.
+        class_names: names for the predictions shown; classes without one are shown by their index.
         reference: files of images that show the component.
 
     Returns:
@@ -70,7 +70,7 @@ def to_label_task(
         found[key] = _copy(content_, images, f"{number:06d}")
 
     def name(index: int) -> str | int:
-        return class_names[index] if class_names is not None else index
+        return (class_names or {}).get(index, index)
 
     items = [
         ImageItem(

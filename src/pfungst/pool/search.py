@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pfungst.errors import DataError, InputError
 from pfungst.pool.index import Pool, open_pool
-from pfungst.pool.score import features_path, model_record
+from pfungst.pool.parts import features_path, model_record
+
+BLOCK = 256  # rows: their float32 copies stay in the second-level cache
 
 
 @dataclass(frozen=True)
@@ -150,30 +153,43 @@ def search(
 
 
 def _alphas(pool: Pool, model: str, component: Direction, shards: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """α of chosen rows, read through memory maps shard by shard."""
+    """α of chosen rows, shard by shard; a shard of which every row is wanted is read from end to end."""
     result = np.empty(len(rows), np.float32)
     bounds = [*np.flatnonzero(np.diff(shards, prepend=-1)), len(shards)]
     for start, stop in pairwise(bounds):
-        # Copy on write, because torch wants memory that may be written.
-        features = np.load(features_path(pool, model, int(shards[start])), mmap_mode="c")
+        path = features_path(pool, model, int(shards[start]))
+        features = np.load(path, mmap_mode="r")
         wanted = rows[start:stop]
-        whole = len(wanted) == len(features)
-        result[start:stop] = product(features if whole else features[wanted], component.d) - component.c
+        if len(wanted) < len(features):
+            found = product(
+                [np.array(features[wanted[i : i + BLOCK]]) for i in range(0, len(wanted), BLOCK)], component.d
+            )
+        else:
+            found = product(_blocks(path, features), component.d)
+        result[start:stop] = found - component.c
     return result
 
 
-def product(features: np.ndarray, d: np.ndarray, block: int = 2048) -> np.ndarray:
-    """Features (N, D) float16 times d (D,) float32, in float32, block by block so that memory stays flat."""
+def _blocks(path: Path, features: np.memmap) -> Iterator[np.ndarray]:
+    """The rows of a stored array in blocks, through one small buffer: page faults of a map would take most of the time."""
+    buffer = np.empty((min(BLOCK, len(features)), features.shape[1]), features.dtype)
+    with path.open("rb", buffering=0) as stream:
+        stream.seek(features.offset)
+        for start in range(0, len(features), BLOCK):
+            block = buffer[: len(features) - start]
+            if stream.readinto(block.data.cast("B")) != block.nbytes:
+                raise DataError(f"{path} is shorter than its header says", "delete the part and score again")
+            yield block
+
+
+def product(blocks: Iterable[np.ndarray], d: np.ndarray) -> np.ndarray:
+    """Features (N, D) float16, in blocks that stay in the cache, times d (D,) float32; computed in float32."""
     import torch
 
     weight = torch.from_numpy(np.ascontiguousarray(d, np.float32))
-    out = np.empty(len(features), np.float32)
-    buffer = torch.empty(min(block, len(features)), len(d))
-    for start in range(0, len(features), block):
-        piece = torch.from_numpy(features[start : start + block])
-        single = buffer[: len(piece)].copy_(piece)
-        out[start : start + len(piece)] = (single @ weight).numpy()
-    return out
+    buffer = torch.empty(BLOCK, len(d))
+    found = [(buffer[: len(b)].copy_(torch.from_numpy(b)) @ weight).numpy() for b in blocks]
+    return np.concatenate(found) if found else np.empty(0, np.float32)
 
 
 def _best(alphas: np.ndarray, top: int) -> np.ndarray:

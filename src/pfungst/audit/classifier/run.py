@@ -138,6 +138,7 @@ def run(config: ClassifierConfig) -> ClassifierResult:
     result.metrics = verdict.metrics(result)
     result.verdict = verdict.judge(result)
     result.notes += verdict.explain_numbers(result)
+    npca.save(workspace.folder / "npca")
     write_label_task(workspace.folder, result.title, fingerprint, entries)
     save(result, workspace.folder)
     PictureFolder(workspace.folder).tidy(_files(entries))

@@ -1,0 +1,139 @@
+"""Scoring on many machines: Ray Data runs the per-shard work as tasks of a cluster.
+
+Tasks rather than actors: a task of a machine that died runs again wherever there is room, whereas an actor of it would
+wait for resources that may never come back. Each worker process loads the models once. Running a shard twice does no
+harm, because its parts are renamed when they are complete and are skipped when they exist.
+"""
+
+from __future__ import annotations
+
+import secrets
+import socket
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import ray
+import ray.data
+from ray.exceptions import RayError
+
+from pfungst.errors import DataError, InputError, PfungstError
+from pfungst.pool.index import Pool
+from pfungst.pool.model import PoolModel
+from pfungst.pool.parts import unfinished
+from pfungst.pool.scorer import Scorer
+
+_RETRIES = 3  # of a shard whose worker or machine died
+
+
+def score_shards(
+    address: str,
+    pool: Pool,
+    models: Sequence[PoolModel],
+    todo: list[int],
+    workers: int,
+    batch_size: int,
+    device: str,
+    threads: int,
+) -> Iterator[int]:
+    """Score shards on a cluster; yields each when it is finished. Arguments as for ``score``.
+
+    A task reserves ``threads`` CPUs, or as many as the smallest machine has, and one GPU if the device is "cuda", or
+    "auto" and the cluster has any.
+
+    Raises:
+        DataError: a shard's worker died again and again, or its parts cannot be written.
+        InputError: no cluster at that address.
+    """
+    ours = _connect(address)
+    try:
+        resources = ray.cluster_resources()
+        gpus = 1 if device.startswith("cuda") or (device == "auto" and resources.get("GPU")) else 0
+        cpus = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+        threads = min([threads, *(n for n in cpus if n)])
+        work = partial(
+            _work,
+            run=secrets.token_hex(8),
+            pool=pool,
+            models=list(models),
+            batch_size=batch_size,
+            device="cuda" if gpus else "cpu",
+            threads=threads,
+        )
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        shards = ray.data.from_items([{"shard": shard} for shard in todo], override_num_blocks=len(todo))
+        done = shards.map_batches(
+            work,
+            batch_size=1,
+            compute=ray.data.TaskPoolStrategy(workers or None),
+            num_cpus=threads,
+            num_gpus=gpus or None,
+            ray_remote_args_fn=lambda: {"max_retries": _RETRIES},
+            max_calls=0,  # otherwise a worker with a GPU would load the models anew for every shard
+        )
+        for row in done.iter_rows():
+            if row["problem"]:
+                raise DataError(f"shard {row['shard']}: {row['problem']}", row["remedy"])
+            yield row["shard"]
+    except RayError as error:
+        left = len(unfinished(pool, [m.name for m in models]))
+        reason = str(error).strip().splitlines()[0]
+        raise DataError(
+            f"Ray gave up with {left} shards to go: {reason}",
+            "run the same command again, with a smaller batch if memory was the reason; finished parts are kept",
+        ) from None
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+def _connect(address: str) -> bool:
+    """Join a cluster, or start one on this machine where "auto" finds none; True if the connection is ours to end."""
+    if ray.is_initialized():
+        return False
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    try:
+        if address != "auto":  # Ray itself tries for minutes
+            host, _, port = address.rpartition(":")
+            socket.create_connection((host, int(port)), timeout=10).close()
+        ray.init(address=address, **options)
+    except (OSError, ValueError) as error:
+        if address != "auto":
+            raise InputError(
+                f"no Ray cluster at {address}: {str(error).splitlines()[0]}",
+                "start one with `ray start --head` and give its HOST:PORT, or give --ray auto",
+            ) from None
+        ray.init(address="local", include_dashboard=False, **options)
+    return True
+
+
+_loaded: tuple[str, Scorer] | None = None
+
+
+def _work(
+    batch: dict[str, np.ndarray],
+    run: str,
+    pool: Pool,
+    models: list[PoolModel],
+    batch_size: int,
+    device: str,
+    threads: int,
+) -> dict[str, Any]:
+    """Score one shard in a worker process, with the models of this run loaded once."""
+    global _loaded
+    shard = int(batch["shard"][0])
+    problem = remedy = ""
+    try:
+        if _loaded is None or _loaded[0] != run:
+            import torch
+
+            torch.set_num_threads(threads)
+            _loaded = (run, Scorer(pool, models, batch_size, device, threads))
+        _loaded[1](shard)
+    except PfungstError as error:
+        problem, remedy = error.message, error.remedy
+    except OSError as error:
+        problem = str(error)
+        remedy = f"all machines of the cluster must see {pool.folder} and the images under the same path"
+    return {"shard": [shard], "problem": [problem], "remedy": [remedy]}

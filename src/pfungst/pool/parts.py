@@ -1,0 +1,81 @@
+"""The files of the scores: per model a record, and per index shard a table and an array of features."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pfungst.errors import DataError
+from pfungst.pool.files import whole
+from pfungst.pool.index import Pool
+
+FORMAT = "pfungst.pool-scores/1"
+
+
+def part_path(pool: Pool, name: str, shard: int) -> Path:
+    """Ids, predictions and errors of one shard; written last, so a part is finished once it is there."""
+    return pool.folder / "scores" / name / f"part-{shard:06d}.parquet"
+
+
+def features_path(pool: Pool, name: str, shard: int) -> Path:
+    """Features of one shard, float16 (rows, D), to be mapped into memory."""
+    return pool.folder / "scores" / name / f"part-{shard:06d}.npy"
+
+
+def model_record(pool: Pool, name: str) -> dict[str, Any]:
+    """What is known about a model that scored the pool.
+
+    Raises:
+        DataError: it did not.
+    """
+    try:
+        return json.loads((pool.folder / "scores" / name / "model.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        known = sorted(p.parent.name for p in pool.folder.glob("scores/*/model.json"))
+        raise DataError(
+            f"no scores of {name!r} in {pool.folder}; there are {known}", "score the pool with it"
+        ) from None
+
+
+def record_model(pool: Pool, name: str, condition: str, size: int, head: dict[str, Any]) -> None:
+    """Record a model beside its scores.
+
+    Raises:
+        DataError: the scores there are of another model.
+    """
+    path = pool.folder / "scores" / name / "model.json"
+    record = {"format": FORMAT, "name": name, "condition": condition, "size": size, "head": head}
+    if not path.is_file():
+        with whole(path) as part:
+            part.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        return
+    known = model_record(pool, name)
+    for key in ("condition", "size", "head"):
+        if known[key] != record[key]:
+            raise DataError(
+                f"{path.parent} holds scores of another model: {key} was {known[key]}, now {record[key]}",
+                "give the new model a name of its own",
+            )
+
+
+def unfinished(pool: Pool, names: list[str]) -> list[int]:
+    """Shards of which the part of some model is missing."""
+    return [s for s in range(pool.shards) if not all(part_path(pool, n, s).is_file() for n in names)]
+
+
+def count_errors(pool: Pool, name: str) -> int:
+    """Rows with an error in the finished scores of a model.
+
+    Raises:
+        DataError: rows are missing.
+    """
+    import duckdb
+
+    parts = str(pool.folder / "scores" / name / "part-*.parquet")
+    with duckdb.connect() as db:
+        query = "SELECT count(*), count(error) FROM read_parquet(?)"
+        rows, bad = db.execute(query, [parts]).fetchall()[0]
+    if rows != pool.rows:
+        raise DataError(f"scores of {name} have {rows} of {pool.rows} rows", "run the same command again")
+    return bad
