@@ -87,10 +87,12 @@ def test_what_goes_wrong_is_said_before_anything_is_scored(tmp_path, indexed):
 
 
 @pytest.mark.slow
-def test_ctrl_c_leaves_what_the_next_run_goes_on_from(tmp_path):
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_ctrl_c_leaves_what_the_next_run_goes_on_from(tmp_path, workers):
     pool = index(folder_pool(tmp_path / "source", 90), tmp_path / "pool", shard_rows=3)
     command = [sys.executable, "-m", "pfungst", "pool", "score", str(pool.folder)]
     command += ["--model", f"{SAMPLE}:slow,size=16", "--device", "cpu", "--batch-size", "1", "--threads", "1"]
+    command += ["--workers", workers]
     process = subprocess.Popen(
         command,
         stdout=subprocess.PIPE,

@@ -106,6 +106,7 @@ def _on_processes(
 ) -> Iterator[int]:
     """Score shards on worker processes of this machine; yields their errors as they are finished."""
     context = multiprocessing.get_context("spawn")
+    others = set(multiprocessing.active_children())
     arguments = (context.Value("i", 0), pool, list(models), batch_size, device, threads)
     with ProcessPoolExecutor(min(workers, len(todo)), context, _start_worker, arguments) as executor:
         jobs = [executor.submit(_work, shard) for shard in todo]
@@ -119,6 +120,12 @@ def _on_processes(
                 "run the same command again, with fewer workers or a smaller batch if memory was the reason; "
                 "finished parts are kept",
             ) from None
+        except (
+            BaseException
+        ):  # Ctrl-C, a full disk, or the caller had enough: do not wait for shards under way
+            for worker in set(multiprocessing.active_children()) - others:
+                worker.terminate()
+            raise
         finally:
             for job in jobs:
                 job.cancel()
