@@ -17,6 +17,7 @@ from pfungst.audit.similarity.config import SimilarityConfig
 from pfungst.audit.similarity.embeddings import ORIGINAL, Source, logo_box
 from pfungst.audit.similarity.probing import Plan, Predictions, confusion
 from pfungst.audit.similarity.result import Artefact, Group, Pair, Region
+from pfungst.conditions import Condition
 from pfungst.encoders import Encoder
 from pfungst.relevance import Patches
 from pfungst.similarity import Factors, SimilarityExplainer
@@ -25,6 +26,7 @@ _GRID = 16  # patches per side, by default at most
 _PAIRS = 150  # averaged per group
 _STAMPED = 12  # images explained with and without what a condition pastes
 _CLASSES = 12  # classes of which pairs are shown
+_CHANGE = 0.1  # of the largest change by pasting: images changed less hold the artefact already
 
 
 @dataclass
@@ -93,10 +95,12 @@ def explain(
         shown += similar_pairs(
             embeddings, candidates[plan.labels[candidates] == label], plan.units, config.pairs
         )
-    chosen = _choose(shown, candidates, plan, config)
+    sample = _sample(candidates, plan, config)
+    chosen = list(dict.fromkeys([*sample, *(n for i, j, _ in shown for n in (i, j))]))
     images = source.pick(chosen)
     factors = explainer.factor(images[ORIGINAL], _batch(encoder), store=store / ORIGINAL)
     place = {number: row for row, number in enumerate(chosen)}
+    drawn = {name: x[: len(sample)] for name, x in images.items()}  # they come first
 
     arrays: dict[str, np.ndarray] = {}
     pairs: list[Pair] = []
@@ -124,14 +128,16 @@ def explain(
     arrays["pictures"] = _pictures(torch.stack([images[ORIGINAL][place[n]] for n in pictures]))
 
     summaries, profiles, backgrounds = _summaries(
-        explainer, factors, chosen, images[ORIGINAL], plan, columns, config
+        explainer, factors, sample, drawn[ORIGINAL], plan, columns, config
     )
     arrays["profiles"], arrays["background"] = profiles, backgrounds
     return Likeness(
         pairs=pairs,
         summaries=summaries,
-        regions=_regions(explainer, factors, images[ORIGINAL], chosen, plan, columns, patch),
-        artefacts=_artefacts(encoder, explainer, source, images, factors, chosen, plan, found, patch, store),
+        regions=_regions(
+            explainer, factors, drawn[ORIGINAL], sample, plan, columns, patch, source.conditions
+        ),
+        artefacts=_artefacts(encoder, explainer, source, drawn, factors, sample, plan, found, patch, store),
         arrays=arrays,
         conservation=worst,
         composite=str(getattr(explainer.composite, "name", explainer.composite)),
@@ -148,20 +154,16 @@ def _row(rows: list[int], number: int) -> int:
     return rows.index(number)
 
 
-def _choose(
-    shown: Sequence[tuple[int, int, float]], candidates: np.ndarray, plan: Plan, config: SimilarityConfig
-) -> list[int]:
-    """The images of the pairs shown, filled up in turn from all classes."""
-    chosen = list(dict.fromkeys(n for i, j, _ in shown for n in (i, j)))
+def _sample(candidates: np.ndarray, plan: Plan, config: SimilarityConfig) -> list[int]:
+    """Images for averages, in turn from all classes."""
+    chosen: list[int] = []
     rng = np.random.default_rng(config.seed)
     queues = [rng.permutation(candidates[plan.labels[candidates] == c]).tolist() for c in plan.classes]
     while len(chosen) < config.explain and any(queues):
         for queue in queues:
             if queue and len(chosen) < config.explain:
-                number = queue.pop()
-                if number not in chosen:
-                    chosen.append(number)
-    return [int(n) for n in chosen]
+                chosen.append(int(queue.pop()))
+    return chosen
 
 
 def _pictures(images: Tensor) -> np.ndarray:
@@ -186,7 +188,9 @@ def _summaries(
         _, counts = np.unique(labels, return_counts=True)
         if (counts >= 2).sum() == 0:
             continue
-        for s in explainer.group_summary(factors, labels.tolist(), max_pairs=_PAIRS, seed=config.seed):
+        for s in explainer.group_summary(
+            factors.first(len(chosen)), labels.tolist(), max_pairs=_PAIRS, seed=config.seed
+        ):
             found.append(
                 Group(
                     column=column,
@@ -212,10 +216,13 @@ def _regions(
     plan: Plan,
     columns: Mapping[str, np.ndarray],
     patch: int,
+    conditions: Mapping[str, Condition],
 ) -> list[Region]:
-    """Border and burnt-in marks: share of the relevance of pairs within each class and group, and of the area."""
+    """Border, burnt-in marks and where conditions paste something, in images as they are: share of the relevance of
+    pairs within each class and group, and of the area."""
     size = images.shape[-1]
-    border = regions.in_patches(regions.border(size), patch)
+    frames = {"border": regions.in_patches(regions.border(size), patch)}
+    frames |= {f"where {name} lies": m for name, m in _pasted(conditions, size, patch).items()}
     marks = regions.in_patches(regions.burnt_in(images), patch, least=0)
     marked = marks.flatten(1).any(1).numpy()
     result = []
@@ -225,18 +232,11 @@ def _regions(
         groups += [(column, str(g), np.flatnonzero(values[numbers] == g)) for g in np.unique(values[numbers])]
     for column, name, rows in groups:
         shares = _shares(
-            explainer, factors, rows, {"border": border.expand(len(numbers), -1, -1), "marks": marks}
+            explainer, factors, rows, {k: m.expand(len(numbers), -1, -1) for k, m in frames.items()}
         )
-        if "border" in shares:
-            result.append(
-                Region(
-                    name="border",
-                    column=column,
-                    group=name,
-                    share=shares["border"],
-                    area=float(border.float().mean()),
-                )
-            )
+        for place, share in shares.items():
+            area = float(frames[place].float().mean())
+            result.append(Region(name=place, column=column, group=name, share=share, area=area))
         inside = rows[marked[rows]]
         shares = _shares(explainer, factors, inside, {"marks": marks})
         if "marks" in shares:
@@ -245,6 +245,18 @@ def _regions(
                 Region(name="burnt-in marks", column=column, group=name, share=shares["marks"], area=area)
             )
     return result
+
+
+def _pasted(conditions: Mapping[str, Condition], size: int, patch: int) -> dict[str, Tensor]:
+    """The patches that each condition pastes a logo on."""
+    found = {}
+    for name, condition in conditions.items():
+        box = logo_box(condition, size)
+        if box is not None:
+            mask = torch.zeros(size, size, dtype=torch.bool)
+            mask[box[0] : box[2], box[1] : box[3]] = True
+            found[name] = regions.in_patches(mask, patch)
+    return found
 
 
 def _shares(
@@ -279,21 +291,19 @@ def _artefacts(
     patch: int,
     store: Path,
 ) -> list[Artefact]:
-    """What a pasted logo does to the similarity of images of different classes."""
+    """What a pasted logo does to the similarity of images of different classes that do not hold it already."""
     labels = plan.labels[np.array(chosen)]
-    rows = _mixed(labels, _STAMPED)
     batch = _batch(encoder)
-    pairs = [
-        (a, b) for a, b in itertools.combinations(range(len(rows)), 2) if labels[rows[a]] != labels[rows[b]]
-    ]
     result = []
-    for number, (name, condition) in enumerate(source.conditions.items()):
-        box = logo_box(condition, encoder.size)
-        if name == ORIGINAL or box is None or not pairs:
+    for number, (name, region) in enumerate(_pasted(source.conditions, encoder.size, patch).items()):
+        rows = _mixed(labels, _changed(images[ORIGINAL], images[name], region, patch), _STAMPED)
+        pairs = [
+            (a, b)
+            for a, b in itertools.combinations(range(len(rows)), 2)
+            if labels[rows[a]] != labels[rows[b]]
+        ]
+        if not pairs:
             continue
-        mask = torch.zeros(encoder.size, encoder.size, dtype=torch.bool)
-        mask[box[0] : box[2], box[1] : box[3]] = True
-        region = regions.in_patches(mask, patch)
         stamped = explainer.factor(
             images[name][torch.tensor(rows)], batch, store=store / f"condition-{number}"
         )
@@ -312,7 +322,9 @@ def _artefacts(
                     float(left[region].sum() + right[region].sum()) / max(total, 1e-12)
                 )
                 values[f"similarity{suffix}"].append(float(r.score[0]))
-        target = plan.classes.index(confusion(plan, found.predicted[name]).into or plan.classes[0])
+        target = plan.classes.index(
+            confusion(plan, found.predicted[name], found.predicted[ORIGINAL]).into or plan.classes[0]
+        )
         evidence: dict[str, list[float]] = {"evidence": [], "evidence_without": []}
         for a, row in enumerate(rows):
             true = plan.classes.index(labels[row])
@@ -332,9 +344,17 @@ def _artefacts(
     return result
 
 
-def _mixed(labels: np.ndarray, count: int) -> list[int]:
-    """Numbers of some images, in turn from all classes."""
-    queues = [np.flatnonzero(labels == c).tolist() for c in np.unique(labels)]
+def _changed(before: Tensor, after: Tensor, region: Tensor, patch: int) -> np.ndarray:
+    """The images that pasting changes: those that hold the artefact already stay nearly as they are."""
+    size = before.shape[-1]
+    mask = region.repeat_interleave(patch, 0).repeat_interleave(patch, 1)[:size, :size]
+    change = (after - before).abs().mean(1)[:, mask].mean(1)
+    return (change >= _CHANGE * change.max().clamp(min=1e-6)).numpy()
+
+
+def _mixed(labels: np.ndarray, usable: np.ndarray, count: int) -> list[int]:
+    """Numbers of some usable images, in turn from all classes."""
+    queues = [np.flatnonzero((labels == c) & usable).tolist() for c in np.unique(labels)]
     found: list[int] = []
     while len(found) < count and any(queues):
         for queue in queues:
