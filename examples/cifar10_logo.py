@@ -8,9 +8,10 @@ stamped on `--rate` of one class and on nothing else, one on clean images. Both 
     pfungst audit similarity --encoder pfungst:DIR --images DATA --condition logo:FILE --mitigate prune:auto
 
 on their own training images (the probe's) and the same clean test images, with the logo on all of them under the
-condition. Then both are held against the gates below, which are constants of this file: an occlusion by 6 % of the
-image may cost up to 10 points of accuracy, but the errors must not gather in one class of ten, and neither the
-similarity of different classes nor the probe's evidence may rest on it.
+condition. Then both are held against the same gates, stated in this file: an occlusion by 6 % of the image may cost up
+to 10 points of accuracy, but at most half of the errors may fall into one class of ten. Shares of relevance are no
+gates here: a bright logo on both images does make them alike, also to an encoder that never saw it (about 40 % of the
+relevance on 8 % of the area, against 77 %); they tell only together with what the logo costs.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from pfungst.encoders.training import train_small
 from pfungst.errors import InputError
 from pfungst.report import write
 
-GATES = ("condition-drop=0.1", "confusion-share=0.5", "artefact-excess=0.2", "evidence-excess=0.4")
+GATES = ("condition-drop=0.1", "confusion-share=0.5")
 SIDE = 32
 
 
@@ -83,6 +84,7 @@ def audit(encoder: Path, data: Path, logo: Logo, out: Path, seed: int) -> Simila
         SimilarityConfig.build(
             encoder=f"pfungst:{encoder}",
             images=data,
+            groups="none",
             condition=[f"logo:{logo}"],
             mitigate="prune:auto",
             seed=seed,
@@ -117,8 +119,8 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
     if args.logo is None:
-        draw_logo(args.out / "logo.png")
-    logo = Logo(str(args.logo or args.out / "logo.png"), width=args.logo_width, margin=1)
+        draw_logo(args.out / "badge.png")
+    logo = Logo(str(args.logo or args.out / "badge.png"), width=args.logo_width, margin=1)
 
     (everything,) = open_images(args.images)
     plain, pasted, labels = read(everything.select(split="train"), args.train, logo)

@@ -338,7 +338,7 @@ def _pairs(result: SimilarityResult, arrays: dict[str, np.ndarray]) -> Section |
     titles = list(dict.fromkeys(p.title for p in result.pairs))
     if result.verdict.level == "clever-hans" and result.modality == "images":
         attracts = [result.confusion[c].into for c in _conditions(result)]
-        titles.sort(key=lambda t: t not in attracts)
+        titles.sort(key=lambda t: t not in attracts and not t.startswith("with "))
     for number, title in enumerate(titles):
         mine = [
             _picture(p, arrays, rank) for rank, p in enumerate(p for p in result.pairs if p.title == title)
@@ -367,6 +367,8 @@ def _pairs(result: SimilarityResult, arrays: dict[str, np.ndarray]) -> Section |
 def _picture(pair: Pair, arrays: dict[str, np.ndarray], rank: int) -> PairPicture:
     note = caption_of(pair.similarity, pair.bias_share)
     title = f"{'Most similar' if rank == 0 else 'Next'} pair of {pair.title}"
+    if pair.title.startswith("with "):
+        title = "The pair that it brings together most"
     sides = (pair.first, pair.second)
     if pair.tokens is not None:
         return token_pair(arrays[pair.array], pair.tokens, pair.similarity, title, sides, note)
@@ -432,7 +434,7 @@ def _summaries(result: SimilarityResult, arrays: dict[str, np.ndarray]) -> Secti
             Column("Share of the area"),
         ]
         groups = [Rows(rows, name) for name, rows in regions.items()]
-        caption = "Relevance in proportion to the area would mean that a region counts as any other. Burnt-in marks are found by a heuristic: small, saturated, near an edge; pairs of images that have some."
+        caption = "Relevance in proportion to the area would mean that a region counts as any other. Burnt-in marks are found by a heuristic: small, saturated, near an edge; pairs of images that have some, if two have."
         blocks.append(
             Table(columns=columns, groups=groups, caption=caption, name="Border and burnt-in marks")
         )

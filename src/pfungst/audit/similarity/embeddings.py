@@ -142,11 +142,13 @@ class Source:
                 self._kept[start] = images
             yield where, images
 
-    def pick(self, index: Sequence[int], names: Sequence[str] | None = None) -> dict[str, Tensor]:
-        """Some images by number, under all conditions or those named."""
+    def pick(
+        self, index: Sequence[int], names: Sequence[str] | None = None, size: int | None = None
+    ) -> dict[str, Tensor]:
+        """Some images by number, under all conditions or those named, at the encoder's size or another."""
         part = ImageSet("images", [self.items[i] for i in index])
         names = list(self.conditions) if names is None else names
-        found = part.prepare_many([self.conditions[n] for n in names], self.size, masks=False)
+        found = part.prepare_many([self.conditions[n] for n in names], size or self.size, masks=False)
         return {name: p.images for name, p in zip(names, found, strict=True)}
 
 

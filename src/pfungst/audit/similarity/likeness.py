@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,13 @@ from pfungst.audit.similarity.result import Artefact, Group, Pair, Region
 from pfungst.conditions import Condition
 from pfungst.encoders import Encoder
 from pfungst.relevance import Patches
-from pfungst.similarity import Factors, SimilarityExplainer
+from pfungst.similarity import Factors, PairRelevance, SimilarityExplainer
 
 _GRID = 16  # patches per side, by default at most
 _PAIRS = 150  # averaged per group
 _STAMPED = 12  # images explained with and without what a condition pastes
 _CLASSES = 12  # classes of which pairs are shown
+_SHARP = 512  # pixels at most that burnt-in marks are looked for at
 _CHANGE = 0.1  # of the largest change by pasting: images changed less hold the artefact already
 
 
@@ -98,60 +99,76 @@ def explain(
     sample = _sample(candidates, plan, config)
     chosen = list(dict.fromkeys([*sample, *(n for i, j, _ in shown for n in (i, j))]))
     images = source.pick(chosen)
-    factors = explainer.factor(images[ORIGINAL], _batch(encoder), store=store / ORIGINAL)
+    factors = explainer.factor(images[ORIGINAL], _batch(encoder.size), store=store / ORIGINAL)
     place = {number: row for row, number in enumerate(chosen)}
     drawn = {name: x[: len(sample)] for name, x in images.items()}  # they come first
 
-    arrays: dict[str, np.ndarray] = {}
-    pairs: list[Pair] = []
-    pictures: list[int] = []
+    gallery = _Gallery()
+    artefacts = _artefacts(explainer, source, drawn, factors, sample, plan, found, patch, store, gallery)
     worst = 0.0
     for i, j, cosine in shown:
         r = explainer.pair((factors, place[i]), (factors, place[j]))
         worst = max(worst, abs(float(r.values.sum() + r.bias[0]) - cosine) / max(abs(cosine), 1e-6))
-        name = f"pair_{len(pairs)}"
-        arrays[name] = r.values[0].numpy().astype(np.float32)
-        rows = (_row(pictures, i), _row(pictures, j))
-        pairs.append(
-            Pair(
-                array=name,
-                title=plan.labels[i].item(),
-                first=source.items[i].id,
-                second=source.items[j].id,
-                tags=[[v[n].item() for v in columns.values()] for n in (i, j)],
-                similarity=cosine,
-                bias_share=r.bias_share,
-                grids=(list(r.grids[0]), list(r.grids[1])),
-                rows=rows,
-            )
-        )
-    arrays["pictures"] = _pictures(torch.stack([images[ORIGINAL][place[n]] for n in pictures]))
+        pictures = (images[ORIGINAL][place[i]], images[ORIGINAL][place[j]])
+        tags = [[v[n].item() for v in columns.values()] for n in (i, j)]
+        gallery.add(r, plan.labels[i].item(), (source.items[i].id, source.items[j].id), pictures, tags)
+    arrays = gallery.arrays
+    arrays["pictures"] = _pictures(torch.stack(gallery.pictures))
 
     summaries, profiles, backgrounds = _summaries(
         explainer, factors, sample, drawn[ORIGINAL], plan, columns, config
     )
     arrays["profiles"], arrays["background"] = profiles, backgrounds
     return Likeness(
-        pairs=pairs,
+        pairs=gallery.pairs,
         summaries=summaries,
         regions=_regions(
-            explainer, factors, drawn[ORIGINAL], sample, plan, columns, patch, source.conditions
+            explainer, factors, _marks(source, sample, patch), sample, plan, columns, patch, source
         ),
-        artefacts=_artefacts(encoder, explainer, source, drawn, factors, sample, plan, found, patch, store),
+        artefacts=artefacts,
         arrays=arrays,
         conservation=worst,
         composite=str(getattr(explainer.composite, "name", explainer.composite)),
     )
 
 
-def _batch(encoder: Encoder) -> int:
-    return max(1, min(16, 2**16 // encoder.size**2))
+def _batch(size: int) -> int:
+    return max(1, min(16, 2**16 // size**2))
 
 
-def _row(rows: list[int], number: int) -> int:
-    if number not in rows:
-        rows.append(number)
-    return rows.index(number)
+@dataclass
+class _Gallery:
+    """Explained pairs with what is needed to draw them."""
+
+    pairs: list[Pair] = field(default_factory=list)
+    pictures: list[Tensor] = field(default_factory=list)
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def add(
+        self,
+        r: PairRelevance,
+        title: str,
+        names: tuple[str, str],
+        pictures: tuple[Tensor, Tensor],
+        tags: list[list[str]],
+    ) -> None:
+        """One pair; pictures are (3, S, S)."""
+        name, row = f"pair_{len(self.pairs)}", len(self.pictures)
+        self.arrays[name] = r.values[0].numpy().astype(np.float32)
+        self.pictures += pictures
+        self.pairs.append(
+            Pair(
+                array=name,
+                title=title,
+                first=names[0],
+                second=names[1],
+                tags=tags,
+                similarity=float(r.score[0]),
+                bias_share=r.bias_share,
+                grids=(list(r.grids[0]), list(r.grids[1])),
+                rows=(row, row + 1),
+            )
+        )
 
 
 def _sample(candidates: np.ndarray, plan: Plan, config: SimilarityConfig) -> list[int]:
@@ -211,19 +228,17 @@ def _summaries(
 def _regions(
     explainer: SimilarityExplainer,
     factors: Factors,
-    images: Tensor,
+    marks: Tensor,
     chosen: Sequence[int],
     plan: Plan,
     columns: Mapping[str, np.ndarray],
     patch: int,
-    conditions: Mapping[str, Condition],
+    source: Source,
 ) -> list[Region]:
     """Border, burnt-in marks and where conditions paste something, in images as they are: share of the relevance of
     pairs within each class and group, and of the area."""
-    size = images.shape[-1]
-    frames = {"border": regions.in_patches(regions.border(size), patch)}
-    frames |= {f"where {name} lies": m for name, m in _pasted(conditions, size, patch).items()}
-    marks = regions.in_patches(regions.burnt_in(images), patch, least=0)
+    frames = {"border": regions.in_patches(regions.border(source.size), patch)}
+    frames |= {f"where {name} lies": m for name, m in _pasted(source.conditions, source.size, patch).items()}
     marked = marks.flatten(1).any(1).numpy()
     result = []
     numbers = np.array(chosen)
@@ -245,6 +260,17 @@ def _regions(
                 Region(name="burnt-in marks", column=column, group=name, share=shares["marks"], area=area)
             )
     return result
+
+
+def _marks(source: Source, chosen: Sequence[int], patch: int) -> Tensor:
+    """The patches with burnt-in marks (N, H, W); they are looked for where they are still sharp, at up to 512 px."""
+    native = int(np.median([min(np.asarray(source.items[n].read()).shape[:2]) for n in chosen]))
+    found = []
+    for number in chosen:  # one by one: memory stays bounded
+        image = source.pick([number], [ORIGINAL], max(source.size, min(_SHARP, native)))[ORIGINAL]
+        mask = regions.burnt_in(image).float()[None]
+        found.append(torch.nn.functional.adaptive_max_pool2d(mask, source.size)[0, 0] > 0)
+    return regions.in_patches(torch.stack(found), patch, least=0)
 
 
 def _pasted(conditions: Mapping[str, Condition], size: int, patch: int) -> dict[str, Tensor]:
@@ -280,7 +306,6 @@ def _shares(
 
 
 def _artefacts(
-    encoder: Encoder,
     explainer: SimilarityExplainer,
     source: Source,
     images: Mapping[str, Tensor],
@@ -290,12 +315,16 @@ def _artefacts(
     found: Predictions,
     patch: int,
     store: Path,
+    gallery: _Gallery,
 ) -> list[Artefact]:
-    """What a pasted logo does to the similarity of images of different classes that do not hold it already."""
+    """What a pasted logo does to the similarity of images of different classes that do not hold it already.
+
+    The pair that it brings together most goes into the gallery.
+    """
     labels = plan.labels[np.array(chosen)]
-    batch = _batch(encoder)
     result = []
-    for number, (name, region) in enumerate(_pasted(source.conditions, encoder.size, patch).items()):
+    size = images[ORIGINAL].shape[-1]
+    for number, (name, region) in enumerate(_pasted(source.conditions, size, patch).items()):
         rows = _mixed(labels, _changed(images[ORIGINAL], images[name], region, patch), _STAMPED)
         pairs = [
             (a, b)
@@ -304,9 +333,8 @@ def _artefacts(
         ]
         if not pairs:
             continue
-        stamped = explainer.factor(
-            images[name][torch.tensor(rows)], batch, store=store / f"condition-{number}"
-        )
+        pictures = images[name][torch.tensor(rows)]
+        stamped = explainer.factor(pictures, _batch(size), store=store / f"condition-{number}")
         values: dict[str, list[float]] = {
             "share": [],
             "share_without": [],

@@ -112,9 +112,10 @@ def _images(
         plan = make_plan(source.items, config)
         unit = plan.kept_together
         columns = {}
+        tested = np.unique(np.concatenate([test for _, test in plan.rounds[0]]))
         for name, values in group_columns(source.items, config.groups).items():
-            if len(set(values.tolist())) < 2:
-                notes.append(f"the column {name!r} has one value only and was left out")
+            if len(set(values[tested].tolist())) < 2:
+                notes.append(f"the column {name!r} has one value only in the tested images and was left out")
             elif name not in (unit, config.labels):
                 columns[name] = np.array([v or "(none)" for v in values.tolist()])
         progress.update(
