@@ -72,7 +72,7 @@ def _judge_images(result: SimilarityResult) -> Verdict:
         ]
         sentences.append(f"Pooled, the probe has {told} (chance {chance:.2f}).")
         sentences += _mended(result)
-    sentences += _regions(result)
+    sentences += _regions(result, every=level == "provenance")
     if not result.trained:
         sentences.append("The encoder has random weights: it is a baseline, not a model anyone trained.")
     return Verdict(level=level, headline=headline, sentences=sentences)
@@ -190,13 +190,14 @@ def _provenance(p: Provenance) -> list[str]:
     return found
 
 
-def _regions(result: SimilarityResult) -> list[str]:
+def _regions(result: SimilarityResult, every: bool) -> list[str]:
+    """Shares on places that should not matter: all of them, or those that carry 1.5 times their area."""
     found = []
     for name in ("border", "burnt-in marks"):
         region = next((r for r in result.regions if r.name == name and not r.column and not r.group), None)
-        if region is not None and region.share >= 1.5 * region.area:
+        if region is not None and (every or region.share >= TIMES * region.area):
             found.append(
-                f"{region.share:.0%} of the similarity's relevance lies on the {name}, {region.area:.0%} of the area."
+                f"{region.share:.1%} of the similarity's relevance lies on the {name}, {region.area:.1%} of the area."
             )
     return found
 
@@ -363,5 +364,5 @@ def explain_numbers(result: SimilarityResult, config: SimilarityConfig) -> list[
         "Evidence: positive relevance of the probe's score for the class that errors fall into minus its score for the "
         "true class, read through the encoder with the same rules, over images of other classes.",
         f"Averages over groups: mean |relevance| over up to 150 pairs within each group, among {config.explain} images.",
-        "The border is the outer 8 % of each side; burnt-in marks are small saturated spots near the edges, a heuristic.",
+        "The border is the outer 8 % of each side; burnt-in marks are small saturated spots near the edges, looked for at up to 512 px, a heuristic.",
     ]
