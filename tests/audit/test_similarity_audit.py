@@ -66,6 +66,12 @@ def test_the_result_is_complete_and_consistent(audited):
         matrix = arrays[pair.array]
         assert matrix.shape == tuple(np.prod(g) for g in pair.grids)
         assert pair.title in (*result.classes, "with logo:tag")
+    with_tag = result.pairs[0]
+    assert with_tag.title == "with logo:tag"
+    assert with_tag.tags[0] != with_tag.tags[1]  # of different classes
+    red = np.array([255, 0, 0])
+    for row in with_tag.rows:  # the logo is on both pictures: a red frame around yellow
+        assert np.abs(arrays["pictures"][row][14, 2].astype(int) - red).max() < 60
     assert result.conservation < 1e-4
     profiles = arrays["profiles"].reshape(len(arrays["profiles"]), -1)
     np.testing.assert_allclose(profiles.sum(1), 1, atol=1e-4)

@@ -350,6 +350,15 @@ def _artefacts(
                     float(left[region].sum() + right[region].sum()) / max(total, 1e-12)
                 )
                 values[f"similarity{suffix}"].append(float(r.score[0]))
+        gained = np.subtract(values["similarity"], values["similarity_without"])
+        a, b = pairs[int(gained.argmax())]
+        gallery.add(
+            explainer.pair((stamped, a), (stamped, b)),
+            f"with {name}",
+            (source.items[chosen[rows[a]]].id, source.items[chosen[rows[b]]].id),
+            (pictures[a], pictures[b]),
+            [[labels[rows[a]].item()], [labels[rows[b]].item()]],
+        )
         target = plan.classes.index(
             confusion(plan, found.predicted[name], found.predicted[ORIGINAL]).into or plan.classes[0]
         )
