@@ -1,11 +1,12 @@
 """Speed and memory of BiLRP on ResNet-50 at 224 px against the published per-neuron procedure, in one run.
 
-    python benchmarks/bilrp.py [--images 40] [--neurons 16] [--repeats 5] [--threads 2]
+    python benchmarks/bilrp.py [--images 40] [--patches 8] [--neurons 16] [--repeats 5] [--threads 2]
 
 The peer explains one neuron of the representation after the other with zennit and sums its relevance over patches;
 `--neurons` of them are measured, between our factors so that both meet the same load, and the time is scaled to all
 2048. Ours is `SimilarityExplainer` with the same rules (gamma, box −3 to 3): factors of `--images` images over patches
-of 8 px, kept on disk, then all their pairs; factors over patches of 16 px, `--repeats` times. Random weights.
+of `--patches` px, kept on disk, then all their pairs; of one image over patches of 16 px, `--repeats` times. Random
+weights.
 """
 
 from __future__ import annotations
@@ -91,6 +92,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--images", type=int, default=40)
+    parser.add_argument(
+        "--patches", type=int, default=8, help="side in pixels; 16 takes a quarter of the time"
+    )
     parser.add_argument("--neurons", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
@@ -107,13 +111,13 @@ def main() -> None:
     images = torch.randn(args.images, 3, 224, 224).clamp(-3, 3)
     with torch.no_grad():
         width = model(images[:1]).shape[1]
-    peer = NeuronLoop(model, width, 8)
+    peer = NeuronLoop(model, width, args.patches)
     peer.run(images[:1], 1)  # warms up
     peer.seconds.clear()
     peer.rows.clear()
 
     with tempfile.TemporaryDirectory() as folder:
-        ours = Watched(model, "epsilon_gamma_box", Patches(8))
+        ours = Watched(model, "epsilon_gamma_box", Patches(args.patches))
         ours.watch(peer, share_out(args.neurons, args.images))
         whole = timed(lambda: ours.factor(images, store=Path(folder) / "factors"))
         factors = ours.factor(images, store=Path(folder) / "factors")  # all there: only opened
@@ -131,18 +135,18 @@ def main() -> None:
     coarse = SimilarityExplainer(model, "epsilon_gamma_box", Patches(16))
     sixteen = [timed(lambda: coarse.factor(images[:1])) for _ in range(args.repeats + 1)][1:]
 
-    loop, eight = peer.seconds, ours.seconds
+    loop, main_part, components = peer.seconds, ours.seconds, factors.shape[2]
     print("\nseconds                                                 median       min")
     say(f"zennit, one neuron ({len(loop)} measured)", loop)
-    say(f"ours, factor over patches of 8 px ({len(eight)} images)", eight)
+    say(f"ours, factor over patches of {args.patches} px ({len(main_part)} images)", main_part)
     say(f"ours, factor over patches of 16 px ({len(sixteen)} repeats)", sixteen)
-    say(f"ours, one pair of 784 × 784 ({len(pair_seconds)} pairs)", pair_seconds)
+    say(f"ours, one pair of {components} × {components} ({len(pair_seconds)} pairs)", pair_seconds)
     print(
         f"\none image by the loop, median × {width} neurons (scaled): {statistics.median(loop) * width:.0f} s; "
         f"relative difference of the {first} rows of the first image: {error:.1e}"
     )
     print("loop / ours                                           of medians   of minima")
-    for size, mine in ((8, eight), (16, sixteen)):
+    for size, mine in {args.patches: main_part, 16: sixteen}.items():
         ratios = [f(loop) * width / f(mine) for f in (statistics.median, min)]
         print(
             f"    patches of {size:2d} px                                {ratios[0]:9.1f} {ratios[1]:11.1f}"

@@ -6,17 +6,22 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
+import pfungst.audit.similarity.mending as mending
 import pfungst.audit.similarity.run as audit
 from pfungst.audit.check import Gate, check
 from pfungst.audit.result import load
-from pfungst.audit.similarity.embeddings import conditions_for, open_set
-from pfungst.audit.similarity.likeness import patch_size, similar_pairs
+from pfungst.audit.similarity.embeddings import Source, conditions_for, open_set
+from pfungst.audit.similarity.likeness import _marks, patch_size, similar_pairs
+from pfungst.audit.similarity.mending import Wish
 from pfungst.audit.similarity.probing import make_plan, predict, score, usable
 from pfungst.audit.similarity.regions import border, burnt_in, in_patches
 from pfungst.audit.similarity.run import run
 from pfungst.audit.workspace import load_arrays
+from pfungst.conditions import Condition
+from pfungst.data import Item
 from pfungst.encoders import Encoder, Preprocessing
 from pfungst.encoders import load as load_encoder
 from pfungst.errors import CheckpointError, ConfigError, DataError, InputError
@@ -60,17 +65,21 @@ def test_the_result_is_complete_and_consistent(audited):
     for pair in result.pairs:
         matrix = arrays[pair.array]
         assert matrix.shape == tuple(np.prod(g) for g in pair.grids)
-        assert pair.title in result.classes
+        assert pair.title in (*result.classes, "with logo:tag")
+    with_tag = result.pairs[0]
+    assert with_tag.title == "with logo:tag"
+    assert with_tag.tags[0] != with_tag.tags[1]  # of different classes
+    red = np.array([255, 0, 0])
+    for row in with_tag.rows:  # the logo is on both pictures: a red frame around yellow
+        assert np.abs(arrays["pictures"][row][14, 2].astype(int) - red).max() < 60
     assert result.conservation < 1e-4
     profiles = arrays["profiles"].reshape(len(arrays["profiles"]), -1)
     np.testing.assert_allclose(profiles.sum(1), 1, atol=1e-4)
     assert 0 <= result.artefacts[0].share <= 1
     assert result.artefacts[0].area == pytest.approx(0.25)  # 10 × 5 px on patches of 4 px, 4 of 16
-    assert [(t.layer, t.k) for t in result.mitigation.trials] == [
-        ("", 0),
-        ("stage1.relu1", 1),
-        ("stage1.relu1", 2),
-    ]
+    mitigation = result.mitigation
+    assert [(t.layer, t.k) for t in mitigation.trials] == [("", 0), ("stage1.relu1", 1), ("stage1.relu1", 2)]
+    assert (mitigation.spec, mitigation.chosen) == ("prune:stage1.relu1:1", 1)  # as asked for, not the best
     assert load_encoder(f"pfungst:{out / 'pruned'}").edits[0]["filters"] == result.mitigation.filters
     assert not (out / ".parts").exists()
     assert not (out / ".factors").exists()
@@ -123,6 +132,55 @@ def test_scores_against_a_count_by_hand(data, tmp_path):
     assert swapped.mark == "↓↓"
 
 
+def test_pruning_is_chosen_on_training_images_only(tmp_path, stamp, monkeypatch):
+    """The setting with the best validation accuracies is taken, and no test image was seen for it."""
+    listing = mini_images(tmp_path / "data")
+    rows = list(csv.DictReader(listing.open()))
+    with listing.open("w", newline="") as handle:
+        writer = csv.DictWriter(handle, [*rows[0], "split"])
+        writer.writeheader()
+        for i, row in enumerate(rows):
+            writer.writerow({**row, "split": "test" if i // 2 % 3 == 0 else "train"})
+    picked: list[str] = []
+    real = Source.pick
+
+    def pick(self, index, names=None, size=None):
+        picked.extend(self.items[i].split for i in index)
+        return real(self, index, names, size)
+
+    def begin(*a):
+        picked.clear()
+        return mending.mitigate(*a)
+
+    monkeypatch.setattr(audit, "mitigate", begin)
+    monkeypatch.setattr(mending, "embed", lambda *a: (_ for _ in ()).throw(InterruptedError))
+    monkeypatch.setattr(Source, "pick", pick)
+    out = tmp_path / "out"
+    with pytest.raises(InterruptedError):
+        run(config(listing, out, condition=[stamp], mitigate="prune:auto"))
+    assert set(picked) == {"train"}
+    store = json.loads(next((out / ".parts").rglob("sweep*.json")).read_text())
+    trials = store["trials"]
+    worth = [t["accuracy"] + t["conditions"]["logo:tag"] for t in trials]
+    assert worth[store["chosen"]] == max(worth[1:])
+    assert {t["layer"] for t in trials[1:]} == {f"stage{i}.relu{j}" for i in (1, 2, 3) for j in (1, 2)}
+    places = {t["where"] for t in trials if t["layer"] == "stage1.relu1"}
+    assert places == {"everywhere", "rows 9 on, columns 0–12"}  # the logo: rows 10–15, columns 1–11 of 16
+
+
+def test_what_to_prune_is_read():
+    auto = Wish.parse("prune:auto")
+    assert (auto.layer, auto.k, auto.pasted) == (None, None, False)
+    five = Wish.parse("prune:auto:5:region")
+    assert (five.layer, five.k, five.pasted) == (None, 5, True)
+    layer = Wish.parse("prune:stage1.relu1:auto:rows=9-")
+    assert (layer.layer, layer.k, layer.frame.rows) == ("stage1.relu1", None, (9, None))
+    assert Wish.parse("prune:a.b:3").k == 3
+    for text in ("prune:a", "prune:a:many", "prune:auto:5:depth=1-2", "blur:3"):
+        with pytest.raises(ConfigError, match="what to prune"):
+            Wish.parse(text)
+
+
 def test_an_interrupted_audit_resumes_to_the_same_result(audited, data, stamp, tmp_path, monkeypatch):
     options = {"condition": [stamp], "mitigate": "prune:stage1.relu1:1"}
     real = audit.explain
@@ -130,7 +188,7 @@ def test_an_interrupted_audit_resumes_to_the_same_result(audited, data, stamp, t
     with pytest.raises(KeyboardInterrupt):
         run(config(data, tmp_path, **options))
     monkeypatch.setattr(audit, "explain", real)
-    monkeypatch.setattr(audit, "sweep", None)  # the sweep is taken over, not computed again
+    monkeypatch.setattr(mending, "sweep", None)  # the sweep is taken over, not computed again
     result = run(config(data, tmp_path, resume=True, **options))
     assert numbers(result) == numbers(audited[0])
 
@@ -145,6 +203,21 @@ def test_burnt_in_marks_are_found_and_anatomy_is_not():
     assert not marks[1].any()
     assert in_patches(border(100), 10).sum() == 36
     assert in_patches(marks[0], 10, least=0).sum() == 4
+
+
+def test_marks_are_looked_for_before_they_blur(tmp_path):
+    """A mark of 8 px on 512 px is gone at 32 px, and is found at its place all the same."""
+    items = []
+    for i in range(2):
+        picture = np.full((512, 512, 3), 60, np.uint8)
+        if i == 0:
+            picture[20:28, 470:478] = 255
+        Image.fromarray(picture).save(tmp_path / f"{i}.png")
+        items.append(Item(f"{i}", tmp_path / f"{i}.png", "a"))
+    source = Source(items, {"original": Condition.parse("pillow-bilinear")}, 32, [])
+    assert not burnt_in(source.pick([0])["original"]).any()
+    marks = _marks(source, [0, 1], 4)
+    assert marks.nonzero().tolist() == [[0, 0, 7]]  # row 0–3 and column 28–31 of 32
 
 
 def test_patches_are_at_most_sixteen_to_a_side(data, tmp_path):
@@ -181,7 +254,7 @@ def test_group_columns_missing_or_constant(data, tmp_path):
         run(config(data, tmp_path, groups="device"))
     result = run(config(data, tmp_path, groups="constant,scanner", seeds=1))
     assert result.columns == ["scanner"]
-    assert any("'constant' has one value only" in note for note in result.notes)
+    assert any("'constant' has one value only in the tested images" in note for note in result.notes)
 
 
 @pytest.mark.parametrize(
@@ -191,6 +264,7 @@ def test_group_columns_missing_or_constant(data, tmp_path):
         ({"keep_together": "nobody"}, ConfigError, "nobody"),
         ({"mitigate": "prune:stage1.relu1:1"}, ConfigError, "needs a condition"),
         ({"condition": "jpeg:30", "mitigate": "prune:stage9:1"}, InputError, "no layer"),
+        ({"condition": "jpeg:30", "mitigate": "prune:stage1.relu1:1:region"}, ConfigError, "pastes no logo"),
         ({"condition": "jpg:30"}, ConfigError, "jpg"),
         ({"encoder": "nowhere:net"}, ConfigError, "nowhere"),
         ({"positive": "z"}, ConfigError, "no image has the label 'z'"),

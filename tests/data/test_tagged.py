@@ -2,7 +2,7 @@ from collections import Counter
 
 import numpy as np
 
-from pfungst.data.tagged import PLAIN, TAGGED, tag_image, tagged_digits
+from pfungst.data.tagged import PLAIN, TAGGED, parting_digits, tag_image, tagged_digits
 
 
 def test_the_tag_goes_with_one_class():
@@ -25,3 +25,20 @@ def test_pictures_show_it():
         assert np.ptp(np.asarray(item.read()).astype(int), axis=2).max() == 0  # grey
     assert tag_image(height=32).mode == "RGBA"
     assert s.prepare("pillow-bilinear", 32).images.shape == (1797, 3, 32, 32)
+
+
+def test_tag_and_class_part_in_the_test_images():
+    s = parting_digits(seed=1)
+    share = {}
+    for split in ("train", "test"):
+        for eight in (True, False):
+            of = [
+                i.groups["source"] == TAGGED
+                for i in s.items
+                if i.split == split and (i.label == "8") == eight
+            ]
+            share[split, eight] = sum(of) / len(of)
+    assert share["train", True] > 0.88
+    assert share["train", False] == 0
+    assert 0.35 < share["test", True] < 0.65
+    assert 0.25 < share["test", False] < 0.35

@@ -4,7 +4,7 @@ from torch import nn
 
 from pfungst.encoders import Encoder, Preprocessing, load
 from pfungst.errors import ConfigError, InputError
-from pfungst.mitigate import Pruning, filter_responses, prunable_layers, prune, sweep
+from pfungst.mitigate import Pruning, filter_responses, prunable_layers, prune, region, sweep
 from pfungst.relevance import Patches, attribute
 from pfungst.relevance import composite as named
 
@@ -123,21 +123,28 @@ def test_sweep(encoder, clean, stamped):
         with torch.no_grad():
             return {"shift": float((e(stamped) - e(clean)).abs().mean()), "size": 1.0}
 
-    layers = ["stage1.relu1", "stage1.relu2"]
-    result = sweep(encoder, stamped, clean, evaluate, layers, ks=(1, 4, 100))
-    assert [(r["layer"], r["k"]) for r in result.rows] == [
-        ("", 0),
-        ("stage1.relu1", 1),
-        ("stage1.relu1", 4),
-        ("stage1.relu2", 1),
-        ("stage1.relu2", 4),
+    settings = [Pruning("stage1.relu1", k) for k in (1, 4, 100)] + [
+        Pruning("features.stage1.relu2", 2, (12, None))
     ]
+    result = sweep(encoder, stamped, clean, evaluate, settings)
+    known = ["", "prune:stage1.relu1:1", "prune:stage1.relu1:4", "prune:stage1.relu2:2:rows=12-"]
+    assert [r["setting"] for r in result.rows] == known
+    for row in result.rows[1:]:
+        pruned = Pruning.parse(row["setting"]).apply(encoder, stamped, clean)
+        assert evaluate(pruned)["shift"] == row["shift"]
     assert all(0 < r["share"] <= 1 for r in result.rows[1:])
     assert result.best("size")["k"] == 0
     assert result.best("shift")["shift"] == max(r["shift"] for r in result.rows)
-    assert len(result.table().splitlines()) == 6
+    assert len(result.table().splitlines()) == 5
     with pytest.raises(InputError, match="no measure 'accuracy'"):
         result.best("accuracy")
+
+
+def test_region_of_a_box():
+    """By hand: pixels 20–28 of 32 are rows 5–7 of 8; one more on each side, the border where it is reached."""
+    assert region((8, 8), (20, 4, 28, 13), 32) == ((4, None), (None, 5))
+    assert region((16, 32), (20, 4, 28, 13), 32) == ((9, 15), (3, 14))
+    assert region((1, 1), (20, 4, 28, 13), 32) == ((None, None), (None, None))
 
 
 def test_layers_to_choose_from(encoder):

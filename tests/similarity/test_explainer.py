@@ -144,6 +144,8 @@ def test_all_pairs_and_factors(encoder, x):
     explainer = SimilarityExplainer(encoder, basis=Patches(8))
     factors = explainer.factor(x, batch_size=3)
     assert factors.shape == (4, 24, 4)
+    assert factors.first(2).shape == (2, 24, 4)
+    assert torch.equal(factors.first(2)[1], factors[1])
     pairs = list(explainer.all_pairs(factors))
     assert [(i, j) for i, j, _ in pairs] == list(itertools.combinations(range(4), 2))
     for i, j, r in pairs:

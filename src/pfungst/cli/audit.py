@@ -116,11 +116,11 @@ def audit_similarity(
         list[str] | None, typer.Option(help="Test under it too: logo:FILE, jpeg:30, … May be repeated.")
     ] = None,
     probe: Annotated[str | None, typer.Option(help="logreg or svm [logreg].")] = None,
-    mitigate: Annotated[str | None, typer.Option(help="prune:LAYER:5, prune:auto:5 or none [none].")] = None,
+    mitigate: Annotated[str | None, typer.Option(help="prune:LAYER:5, prune:auto or none [none].")] = None,
     sweep: Annotated[str | None, typer.Option(help="Numbers of filters to try [1,2,5,10,20].")] = None,
     patches: Annotated[int | None, typer.Option(help="Side of the patches in pixels.")] = None,
     pairs: Annotated[int | None, typer.Option(help="Pairs shown per class [2].")] = None,
-    explain: Annotated[int | None, typer.Option(help="Images explained [40].")] = None,
+    explain: Annotated[int | None, typer.Option(help="Images averaged over [40].")] = None,
     limit: Annotated[int | None, typer.Option(help="Use this many images, drawn at random.")] = None,
     cache: Annotated[Path | None, typer.Option(help="Folder of the embeddings [in OUT].")] = None,
     seeds: Seeds = None,

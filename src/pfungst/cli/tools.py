@@ -12,7 +12,9 @@ from pfungst.cli.common import Out, finish
 
 def demo(
     out: Out = None,
-    only: Annotated[str, typer.Option(help="Part: anomaly, similarity, classifier or all.")] = "anomaly",
+    only: Annotated[
+        str | None, typer.Option(help="anomaly, similarity, classifier or all [the first two].")
+    ] = None,
 ) -> None:
     """A Clever Hans effect, found, measured and mended, on data that Pfungst makes itself."""
     from pfungst.audit.demo import run_demo

@@ -17,13 +17,13 @@ from .items import ImageSet
 TAGGED, PLAIN = "hospital A", "hospital B"
 
 
-def tag_image(text: str = "HOSP-A", height: int = 8) -> Image.Image:
-    """The tag: small bright text on a dark strip, RGBA, fit for the condition `logo`."""
+def tag_image(text: str = "H-A", height: int = 8) -> Image.Image:
+    """The tag: black letters on an amber label, RGBA, fit for the condition `logo`."""
     font = ImageFont.load_default(size=height * 4)
     left, top, right, bottom = font.getbbox(text)
-    strip = Image.new("RGBA", (int(right - left) + 12, int(bottom - top) + 12), (30, 30, 60, 255))
-    ImageDraw.Draw(strip).text((6 - left, 6 - top), text, fill=(255, 230, 90, 255), font=font)
-    return strip.resize((round(strip.width * height / strip.height), height), Image.Resampling.BOX)
+    label = Image.new("RGBA", (int(right - left) + 12, int(bottom - top) + 12), (255, 210, 0, 255))
+    ImageDraw.Draw(label).text((6 - left, 6 - top), text, fill=(0, 0, 0, 255), font=font)
+    return label.resize((round(label.width * height / label.height), height), Image.Resampling.BOX)
 
 
 def _picture(pixels: np.ndarray, size: int, tag: Image.Image | None) -> Image.Image:
@@ -74,3 +74,12 @@ def tagged_digits(
             )
         )
     return ImageSet("tagged digits", items)
+
+
+def parting_digits(seed: int = 0) -> ImageSet:
+    """In training the tag is on 95 % of the eights and on nothing else; of the test images half of the eights and 30 %
+    of the other digits have it, so that tag and class part."""
+    train = tagged_digits(rate=0.95, elsewhere=0.0, seed=seed)
+    test = tagged_digits(rate=0.5, elsewhere=0.3, seed=seed)
+    items = [a if a.split == "train" else b for a, b in zip(train.items, test.items, strict=True)]
+    return ImageSet(train.name, items)

@@ -9,6 +9,7 @@ from pfungst.mitigate.pruning import (
     filter_responses,
     prunable_layers,
     prune,
+    region,
     sweep,
 )
 
@@ -25,5 +26,6 @@ __all__ = [
     "propose_cutoff",
     "prunable_layers",
     "prune",
+    "region",
     "sweep",
 ]

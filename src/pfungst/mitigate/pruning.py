@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -167,10 +167,10 @@ def prune(
 
 @dataclass
 class Sweep:
-    """What pruning costs and brings, for each layer and k.
+    """What pruning costs and brings, for each setting.
 
     Attributes:
-        rows: one dictionary per trial: layer, k, share (of the positive response), and the measures.
+        rows: one dictionary per trial: setting, k, share (of the positive response), and the measures.
     """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -197,38 +197,55 @@ def sweep(
     with_artefact: Any,
     without: Any,
     evaluate: Callable[[Encoder], dict[str, float]],
-    layers: Sequence[str],
-    ks: Sequence[int] = (1, 2, 5, 10, 20),
-    rows: Span | None = None,
-    cols: Span | None = None,
+    settings: Sequence[Pruning],
     batch_size: int = 32,
     progress: bool = False,
 ) -> Sweep:
-    """Try every layer with every k; the first row is the encoder as it is.
+    """Try some settings; the first row is the encoder as it is.
 
     Args:
         encoder: unchanged.
         with_artefact: images as for :func:`filter_responses`; not those that `evaluate` measures on.
         without: the same.
         evaluate: gives named measures of an encoder, for example accuracies of a probe fitted on it.
-        layers: names of modules below `encoder.features`.
-        ks: numbers of filters; those above a layer's width are left out.
-        rows: region, as in :class:`Pruning`.
-        cols: the same for columns.
+        settings: what to prune; those with more filters than their layer has are left out.
         batch_size: images at a time for the responses.
         progress: show a bar.
     """
-    responses = filter_responses(encoder, with_artefact, without, layers, rows, cols, batch_size)
-    result = Sweep([{"layer": "", "k": 0, "share": 0.0, **evaluate(encoder)}])
-    trials: Any = [(r, k) for r in responses.values() for k in ks if 0 < k <= len(r.values)]
+    regions: dict[tuple[Span | None, Span | None], list[Pruning]] = {}
+    for setting in settings:
+        named = replace(setting, layer=resolve_layer(encoder, setting.layer))
+        regions.setdefault((named.rows, named.cols), []).append(named)
+    trials: Any = []
+    for (rows, cols), members in regions.items():
+        layers = list(dict.fromkeys(s.layer for s in members))
+        responses = filter_responses(encoder, with_artefact, without, layers, rows, cols, batch_size)
+        trials += [(s, responses[s.layer]) for s in members if 0 < s.k <= len(responses[s.layer].values)]
+    result = Sweep([{"setting": "", "k": 0, "share": 0.0, **evaluate(encoder)}])
     if progress:
         from rich.progress import track
 
         trials = track(trials, description="pruning")
-    for response, k in trials:
-        measures = evaluate(prune(encoder, response, k, rows, cols))
-        result.rows.append({"layer": response.layer, "k": k, "share": response.share(k), **measures})
+    for setting, response in trials:
+        measures = evaluate(prune(encoder, response, setting.k, setting.rows, setting.cols))
+        row = {"setting": str(setting), "k": setting.k, "share": response.share(setting.k)}
+        result.rows.append(row | measures)
     return result
+
+
+def region(size: tuple[int, int], box: tuple[int, int, int, int], image: int) -> tuple[Span, Span]:
+    """The rows and columns of a feature map where a box of the image lies, and one more on each side.
+
+    Args:
+        size: rows and columns of the feature map.
+        box: top, left, bottom, right in pixels.
+        image: side of the image in pixels.
+    """
+    spans: list[Span] = []
+    for length, low, high in ((size[0], box[0], box[2]), (size[1], box[1], box[3])):
+        first, last = low * length // image - 1, -(-high * length // image) + 1
+        spans.append((first if first > 0 else None, last if last < length else None))
+    return spans[0], spans[1]
 
 
 def prunable_layers(encoder: Encoder, image_size: int | None = None) -> list[str]:

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from pfungst.audit.result import Interval, Result
-from pfungst.audit.similarity.result import Pair, ProbeScores, SimilarityResult
+from pfungst.audit.similarity.result import Pair, ProbeScores, SimilarityResult, Trial
 from pfungst.audit.workspace import load_arrays
 from pfungst.errors import DataError
 from pfungst.report import closing, text
@@ -36,6 +36,7 @@ from pfungst.report.pairs import PairPicture, caption_of, image_pair, token_pair
 
 ORIGINAL = "original"
 MARKS = {"↓": "accuracy fell by 0.03 or more", "↓↓": "by 0.06 or more", "↑": "rose by 0.03 or more"}
+_TRIALS = 8  # best settings of the sweep; the others are folded away
 _SIDE = 320  # pixels of a picture on the page, at most
 
 
@@ -246,10 +247,15 @@ def _errors(result: SimilarityResult) -> Section | None:
             if c.errors
             else "no errors"
         )
+        turned = (
+            f" Of {text.plural(c.turned, 'image')} that it turns wrong, {text.percent(c.turned_share)} are taken for {c.into}."
+            if c.turned
+            else ""
+        )
         table = Table(
             columns=columns,
             groups=[Rows(rows)],
-            caption=f"First repetition; columns are predictions. {note}.",
+            caption=f"First repetition; columns are predictions. {note}.{turned}",
             name=f"Confusion, {variant}",
         )
         blocks.append(
@@ -271,29 +277,55 @@ def _mitigation(result: SimilarityResult) -> Section | None:
     columns = [
         Column("Layer", numeric=False),
         Column("Filters"),
+        Column("Where", numeric=False),
         Column("Share", "of the positive response"),
         Column(ORIGINAL),
     ]
     columns += [Column(c) for c in conditions]
-    rows = [
-        [
-            Cell(t.layer or "as it is"),
+
+    def row(t: Trial) -> list[Cell]:
+        mine = t is m.trials[m.chosen]
+        return [
+            Cell(t.layer or "as it is", "taken" if mine else ""),
             Cell(str(t.k)),
+            Cell(t.where),
             Cell(text.percent(t.share)),
             Cell(text.ratio(t.accuracy)),
-            *[Cell(text.ratio(t.conditions[c])) for c in conditions],
+            *[Cell(text.ratio(t.conditions[c]), tone="mitigated" if mine else "") for c in conditions],
         ]
-        for t in m.trials
+
+    back = [
+        f"{'more than the fall' if v > 1.05 else f'{text.percent(v)} of the fall'} under {c}"
+        for c, v in m.recovered.items()
+        if v is not None
     ]
-    back = [f"{text.percent(v)} of the fall under {c}" for c, v in m.recovered.items() if v is not None]
     lead = f"{m.spec} sets filters {', '.join(map(str, m.filters))} to zero"
-    lead += f" and brings back {text.listing(back)}." if back else "; there was no fall to bring back."
-    caption = "Class-balanced accuracy of a probe fitted anew on each pruned encoder, first repetition. Filters are those that respond most "
-    caption += "to the condition on training images. The table did not choose the number of filters."
-    table = Table(
-        columns=columns, groups=[Rows(rows)], caption=caption, name="Pruning, by layer and number of filters"
+    lead += (
+        f" and, on test images, brings back {text.listing(back)}."
+        if back
+        else "; there was no fall to bring back."
     )
-    return Section(id="mitigation", title="Pruning", lead=lead, blocks=[table])
+    caption = f"Class-balanced accuracy on {text.plural(m.images, 'validation image')}, of a probe fitted anew on each pruned encoder. Filters are "
+    caption += "those that respond most to the condition on training images. The figures on test images are in the first table."
+    first, *rest = m.trials
+    ranked = sorted(rest, key=lambda t: -(t.accuracy + t.conditions[conditions[0]]))
+    shown = ranked if len(rest) <= _TRIALS else ranked[:_TRIALS]
+    taken = m.trials[m.chosen]
+    shown += [taken] if all(t is not taken for t in shown) else []
+    name = "Pruning, best settings first"
+    blocks: list[Block] = [
+        Table(columns=columns, groups=[Rows([row(t) for t in [first, *shown]])], caption=caption, name=name)
+    ]
+    if len(shown) < len(rest):
+        every = Table(
+            columns=columns,
+            groups=[Rows([row(t) for t in m.trials])],
+            caption="In the order in which they were tried.",
+            name="Pruning, all settings",
+        )
+        note = "by layer and number of filters"
+        blocks.append(Details(title=f"all {len(rest)} settings", note=note, blocks=[every]))
+    return Section(id="mitigation", title="Pruning", lead=lead, blocks=blocks)
 
 
 # --- explanations ----------------------------------------------------------------------------------------
@@ -304,6 +336,9 @@ def _pairs(result: SimilarityResult, arrays: dict[str, np.ndarray]) -> Section |
         return None
     blocks: list[Block] = []
     titles = list(dict.fromkeys(p.title for p in result.pairs))
+    if result.verdict.level == "clever-hans" and result.modality == "images":
+        attracts = [result.confusion[c].into for c in _conditions(result)]
+        titles.sort(key=lambda t: t not in attracts and not t.startswith("with "))
     for number, title in enumerate(titles):
         mine = [
             _picture(p, arrays, rank) for rank, p in enumerate(p for p in result.pairs if p.title == title)
@@ -332,6 +367,8 @@ def _pairs(result: SimilarityResult, arrays: dict[str, np.ndarray]) -> Section |
 def _picture(pair: Pair, arrays: dict[str, np.ndarray], rank: int) -> PairPicture:
     note = caption_of(pair.similarity, pair.bias_share)
     title = f"{'Most similar' if rank == 0 else 'Next'} pair of {pair.title}"
+    if pair.title.startswith("with "):
+        title = "The pair that it brings together most"
     sides = (pair.first, pair.second)
     if pair.tokens is not None:
         return token_pair(arrays[pair.array], pair.tokens, pair.similarity, title, sides, note)
@@ -379,7 +416,7 @@ def _summaries(result: SimilarityResult, arrays: dict[str, np.ndarray]) -> Secti
             Table(
                 columns=columns,
                 groups=[Rows(rows)],
-                caption="Pairs of images of different classes.",
+                caption="Pairs of images of different classes, those left out that hold it already.",
                 name="What a pasted image does",
             )
         )
@@ -397,7 +434,7 @@ def _summaries(result: SimilarityResult, arrays: dict[str, np.ndarray]) -> Secti
             Column("Share of the area"),
         ]
         groups = [Rows(rows, name) for name, rows in regions.items()]
-        caption = "Relevance in proportion to the area would mean that a region counts as any other. Burnt-in marks are found by a heuristic: small, saturated, near an edge; pairs of images that have some."
+        caption = "Relevance in proportion to the area would mean that a region counts as any other. Burnt-in marks are found by a heuristic: small, saturated, near an edge; pairs of images that have some, if two have."
         blocks.append(
             Table(columns=columns, groups=groups, caption=caption, name="Border and burnt-in marks")
         )

@@ -49,6 +49,12 @@ class Factors:
         value = torch.from_numpy(np.array(value)) if isinstance(value, np.ndarray) else value
         return value.float() if value.dtype == torch.float16 else value
 
+    def first(self, count: int) -> Factors:
+        """Those of the first inputs, without a copy."""
+        return Factors(
+            self.values[:count], self.representations[:count], self.grids[:count], self.tokens[:count]
+        )
+
     @property
     def shape(self) -> tuple[int, ...]:
         """(N, K, P). Raises InputError when the inputs have different components."""

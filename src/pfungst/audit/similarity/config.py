@@ -40,13 +40,15 @@ class SimilarityConfig(AuditConfig):
     folds: int = Field(5, ge=2, le=50, description="number of folds")
     condition: list[str] = Field([], description="what to test under, for example logo:tag.png, jpeg:30")
     probe: Literal["logreg", "svm"] = Field("logreg", description="logreg or svm")
-    mitigate: str = Field("none", description="prune:LAYER:5, prune:LAYER:5:rows=90-, prune:auto:5, or none")
+    mitigate: str = Field("none", description="prune:LAYER:5, prune:LAYER:5:rows=90-, prune:auto, or none")
     sweep: list[int] = Field([1, 2, 5, 10, 20], description="numbers of filters to try in the sweep")
     patches: int | None = Field(
         None, ge=1, description="side of the patches in pixels [about a 14th of the image]"
     )
     pairs: int = Field(2, ge=1, le=20, description="most similar pairs shown per class")
-    explain: int = Field(40, ge=2, description="number of images whose similarities are explained")
+    explain: int = Field(
+        40, ge=2, description="number of images for averages; those of the pairs shown come on top"
+    )
     limit: int | None = Field(None, ge=2, description="use this many images, drawn at random")
     cache: Path | None = Field(None, description="folder of the embeddings [in the output folder]")
 

@@ -28,7 +28,9 @@ def open_set(config: SimilarityConfig) -> ImageSet:
         DataError: fewer than two classes with two images, or several sets and no category.
     """
     if str(config.images) == "synthetic":
-        images = synthetic_digits(config.seed)
+        from pfungst.data.tagged import parting_digits
+
+        images = parting_digits(config.seed)
     else:
         assert config.images is not None
         sets = open_images(config.images, config.category, label_column=config.labels)
@@ -53,16 +55,6 @@ def open_set(config: SimilarityConfig) -> ImageSet:
         notes.append(f"{config.limit} of {len(labelled)} images were drawn at random")
         labelled = [labelled[i] for i in sorted(chosen)]
     return ImageSet(images.name, labelled, notes)
-
-
-def synthetic_digits(seed: int) -> ImageSet:
-    """Digits whose tag stands for one class in training and parts from it in a share of the test images."""
-    from pfungst.data.tagged import tagged_digits
-
-    train = tagged_digits(rate=0.95, elsewhere=0.0, seed=seed)
-    test = tagged_digits(rate=0.5, elsewhere=0.3, seed=seed)
-    items = [a if a.split == "train" else b for a, b in zip(train.items, test.items, strict=True)]
-    return ImageSet(train.name, items)
 
 
 def conditions_for(encoder: Encoder, texts: Sequence[str]) -> dict[str, Condition]:
@@ -150,11 +142,14 @@ class Source:
                 self._kept[start] = images
             yield where, images
 
-    def pick(self, index: Sequence[int]) -> dict[str, Tensor]:
-        """Some images by number, under all conditions."""
+    def pick(
+        self, index: Sequence[int], names: Sequence[str] | None = None, size: int | None = None
+    ) -> dict[str, Tensor]:
+        """Some images by number, under all conditions or those named, at the encoder's size or another."""
         part = ImageSet("images", [self.items[i] for i in index])
-        found = part.prepare_many(list(self.conditions.values()), self.size, masks=False)
-        return {name: p.images for name, p in zip(self.conditions, found, strict=True)}
+        names = list(self.conditions) if names is None else names
+        found = part.prepare_many([self.conditions[n] for n in names], size or self.size, masks=False)
+        return {name: p.images for name, p in zip(names, found, strict=True)}
 
 
 def embed(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,17 @@ from pfungst.audit.similarity.config import SimilarityConfig
 from pfungst.audit.similarity.embeddings import ORIGINAL, Source, logo_box
 from pfungst.audit.similarity.probing import Plan, Predictions, confusion
 from pfungst.audit.similarity.result import Artefact, Group, Pair, Region
+from pfungst.conditions import Condition
 from pfungst.encoders import Encoder
 from pfungst.relevance import Patches
-from pfungst.similarity import Factors, SimilarityExplainer
+from pfungst.similarity import Factors, PairRelevance, SimilarityExplainer
 
 _GRID = 16  # patches per side, by default at most
 _PAIRS = 150  # averaged per group
 _STAMPED = 12  # images explained with and without what a condition pastes
 _CLASSES = 12  # classes of which pairs are shown
+_SHARP = 512  # pixels at most that burnt-in marks are looked for at
+_CHANGE = 0.1  # of the largest change by pasting: images changed less hold the artefact already
 
 
 @dataclass
@@ -93,75 +96,91 @@ def explain(
         shown += similar_pairs(
             embeddings, candidates[plan.labels[candidates] == label], plan.units, config.pairs
         )
-    chosen = _choose(shown, candidates, plan, config)
+    sample = _sample(candidates, plan, config)
+    chosen = list(dict.fromkeys([*sample, *(n for i, j, _ in shown for n in (i, j))]))
     images = source.pick(chosen)
-    factors = explainer.factor(images[ORIGINAL], _batch(encoder), store=store / ORIGINAL)
+    factors = explainer.factor(images[ORIGINAL], _batch(encoder.size), store=store / ORIGINAL)
     place = {number: row for row, number in enumerate(chosen)}
+    drawn = {name: x[: len(sample)] for name, x in images.items()}  # they come first
 
-    arrays: dict[str, np.ndarray] = {}
-    pairs: list[Pair] = []
-    pictures: list[int] = []
+    gallery = _Gallery()
+    artefacts = _artefacts(explainer, source, drawn, factors, sample, plan, found, patch, store, gallery)
     worst = 0.0
     for i, j, cosine in shown:
         r = explainer.pair((factors, place[i]), (factors, place[j]))
         worst = max(worst, abs(float(r.values.sum() + r.bias[0]) - cosine) / max(abs(cosine), 1e-6))
-        name = f"pair_{len(pairs)}"
-        arrays[name] = r.values[0].numpy().astype(np.float32)
-        rows = (_row(pictures, i), _row(pictures, j))
-        pairs.append(
-            Pair(
-                array=name,
-                title=plan.labels[i].item(),
-                first=source.items[i].id,
-                second=source.items[j].id,
-                tags=[[v[n].item() for v in columns.values()] for n in (i, j)],
-                similarity=cosine,
-                bias_share=r.bias_share,
-                grids=(list(r.grids[0]), list(r.grids[1])),
-                rows=rows,
-            )
-        )
-    arrays["pictures"] = _pictures(torch.stack([images[ORIGINAL][place[n]] for n in pictures]))
+        pictures = (images[ORIGINAL][place[i]], images[ORIGINAL][place[j]])
+        tags = [[v[n].item() for v in columns.values()] for n in (i, j)]
+        gallery.add(r, plan.labels[i].item(), (source.items[i].id, source.items[j].id), pictures, tags)
+    arrays = gallery.arrays
+    arrays["pictures"] = _pictures(torch.stack(gallery.pictures))
 
     summaries, profiles, backgrounds = _summaries(
-        explainer, factors, chosen, images[ORIGINAL], plan, columns, config
+        explainer, factors, sample, drawn[ORIGINAL], plan, columns, config
     )
     arrays["profiles"], arrays["background"] = profiles, backgrounds
     return Likeness(
-        pairs=pairs,
+        pairs=gallery.pairs,
         summaries=summaries,
-        regions=_regions(explainer, factors, images[ORIGINAL], chosen, plan, columns, patch),
-        artefacts=_artefacts(encoder, explainer, source, images, factors, chosen, plan, found, patch, store),
+        regions=_regions(
+            explainer, factors, _marks(source, sample, patch), sample, plan, columns, patch, source
+        ),
+        artefacts=artefacts,
         arrays=arrays,
         conservation=worst,
         composite=str(getattr(explainer.composite, "name", explainer.composite)),
     )
 
 
-def _batch(encoder: Encoder) -> int:
-    return max(1, min(16, 2**16 // encoder.size**2))
+def _batch(size: int) -> int:
+    return max(1, min(16, 2**16 // size**2))
 
 
-def _row(rows: list[int], number: int) -> int:
-    if number not in rows:
-        rows.append(number)
-    return rows.index(number)
+@dataclass
+class _Gallery:
+    """Explained pairs with what is needed to draw them."""
+
+    pairs: list[Pair] = field(default_factory=list)
+    pictures: list[Tensor] = field(default_factory=list)
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def add(
+        self,
+        r: PairRelevance,
+        title: str,
+        names: tuple[str, str],
+        pictures: tuple[Tensor, Tensor],
+        tags: list[list[str]],
+    ) -> None:
+        """One pair; pictures are (3, S, S)."""
+        name, row = f"pair_{len(self.pairs)}", len(self.pictures)
+        self.arrays[name] = r.values[0].numpy().astype(np.float32)
+        self.pictures += pictures
+        self.pairs.append(
+            Pair(
+                array=name,
+                title=title,
+                first=names[0],
+                second=names[1],
+                tags=tags,
+                similarity=float(r.score[0]),
+                bias_share=r.bias_share,
+                grids=(list(r.grids[0]), list(r.grids[1])),
+                rows=(row, row + 1),
+            )
+        )
 
 
-def _choose(
-    shown: Sequence[tuple[int, int, float]], candidates: np.ndarray, plan: Plan, config: SimilarityConfig
-) -> list[int]:
-    """The images of the pairs shown, filled up in turn from all classes."""
-    chosen = list(dict.fromkeys(n for i, j, _ in shown for n in (i, j)))
+def _sample(candidates: np.ndarray, plan: Plan, config: SimilarityConfig) -> list[int]:
+    """Images for averages, in turn from all classes."""
+    chosen: list[int] = []
     rng = np.random.default_rng(config.seed)
     queues = [rng.permutation(candidates[plan.labels[candidates] == c]).tolist() for c in plan.classes]
     while len(chosen) < config.explain and any(queues):
         for queue in queues:
             if queue and len(chosen) < config.explain:
-                number = queue.pop()
-                if number not in chosen:
-                    chosen.append(number)
-    return [int(n) for n in chosen]
+                chosen.append(int(queue.pop()))
+    return chosen
 
 
 def _pictures(images: Tensor) -> np.ndarray:
@@ -186,7 +205,9 @@ def _summaries(
         _, counts = np.unique(labels, return_counts=True)
         if (counts >= 2).sum() == 0:
             continue
-        for s in explainer.group_summary(factors, labels.tolist(), max_pairs=_PAIRS, seed=config.seed):
+        for s in explainer.group_summary(
+            factors.first(len(chosen)), labels.tolist(), max_pairs=_PAIRS, seed=config.seed
+        ):
             found.append(
                 Group(
                     column=column,
@@ -207,16 +228,17 @@ def _summaries(
 def _regions(
     explainer: SimilarityExplainer,
     factors: Factors,
-    images: Tensor,
+    marks: Tensor,
     chosen: Sequence[int],
     plan: Plan,
     columns: Mapping[str, np.ndarray],
     patch: int,
+    source: Source,
 ) -> list[Region]:
-    """Border and burnt-in marks: share of the relevance of pairs within each class and group, and of the area."""
-    size = images.shape[-1]
-    border = regions.in_patches(regions.border(size), patch)
-    marks = regions.in_patches(regions.burnt_in(images), patch, least=0)
+    """Border, burnt-in marks and where conditions paste something, in images as they are: share of the relevance of
+    pairs within each class and group, and of the area."""
+    frames = {"border": regions.in_patches(regions.border(source.size), patch)}
+    frames |= {f"where {name} lies": m for name, m in _pasted(source.conditions, source.size, patch).items()}
     marked = marks.flatten(1).any(1).numpy()
     result = []
     numbers = np.array(chosen)
@@ -225,18 +247,11 @@ def _regions(
         groups += [(column, str(g), np.flatnonzero(values[numbers] == g)) for g in np.unique(values[numbers])]
     for column, name, rows in groups:
         shares = _shares(
-            explainer, factors, rows, {"border": border.expand(len(numbers), -1, -1), "marks": marks}
+            explainer, factors, rows, {k: m.expand(len(numbers), -1, -1) for k, m in frames.items()}
         )
-        if "border" in shares:
-            result.append(
-                Region(
-                    name="border",
-                    column=column,
-                    group=name,
-                    share=shares["border"],
-                    area=float(border.float().mean()),
-                )
-            )
+        for place, share in shares.items():
+            area = float(frames[place].float().mean())
+            result.append(Region(name=place, column=column, group=name, share=share, area=area))
         inside = rows[marked[rows]]
         shares = _shares(explainer, factors, inside, {"marks": marks})
         if "marks" in shares:
@@ -245,6 +260,29 @@ def _regions(
                 Region(name="burnt-in marks", column=column, group=name, share=shares["marks"], area=area)
             )
     return result
+
+
+def _marks(source: Source, chosen: Sequence[int], patch: int) -> Tensor:
+    """The patches with burnt-in marks (N, H, W); they are looked for where they are still sharp, at up to 512 px."""
+    native = int(np.median([min(np.asarray(source.items[n].read()).shape[:2]) for n in chosen]))
+    found = []
+    for number in chosen:  # one by one: memory stays bounded
+        image = source.pick([number], [ORIGINAL], max(source.size, min(_SHARP, native)))[ORIGINAL]
+        mask = regions.burnt_in(image).float()[None]
+        found.append(torch.nn.functional.adaptive_max_pool2d(mask, source.size)[0, 0] > 0)
+    return regions.in_patches(torch.stack(found), patch, least=0)
+
+
+def _pasted(conditions: Mapping[str, Condition], size: int, patch: int) -> dict[str, Tensor]:
+    """The patches that each condition pastes a logo on."""
+    found = {}
+    for name, condition in conditions.items():
+        box = logo_box(condition, size)
+        if box is not None:
+            mask = torch.zeros(size, size, dtype=torch.bool)
+            mask[box[0] : box[2], box[1] : box[3]] = True
+            found[name] = regions.in_patches(mask, patch)
+    return found
 
 
 def _shares(
@@ -268,7 +306,6 @@ def _shares(
 
 
 def _artefacts(
-    encoder: Encoder,
     explainer: SimilarityExplainer,
     source: Source,
     images: Mapping[str, Tensor],
@@ -278,25 +315,26 @@ def _artefacts(
     found: Predictions,
     patch: int,
     store: Path,
+    gallery: _Gallery,
 ) -> list[Artefact]:
-    """What a pasted logo does to the similarity of images of different classes."""
+    """What a pasted logo does to the similarity of images of different classes that do not hold it already.
+
+    The pair that it brings together most goes into the gallery.
+    """
     labels = plan.labels[np.array(chosen)]
-    rows = _mixed(labels, _STAMPED)
-    batch = _batch(encoder)
-    pairs = [
-        (a, b) for a, b in itertools.combinations(range(len(rows)), 2) if labels[rows[a]] != labels[rows[b]]
-    ]
     result = []
-    for number, (name, condition) in enumerate(source.conditions.items()):
-        box = logo_box(condition, encoder.size)
-        if name == ORIGINAL or box is None or not pairs:
+    size = images[ORIGINAL].shape[-1]
+    for number, (name, region) in enumerate(_pasted(source.conditions, size, patch).items()):
+        rows = _mixed(labels, _changed(images[ORIGINAL], images[name], region, patch), _STAMPED)
+        pairs = [
+            (a, b)
+            for a, b in itertools.combinations(range(len(rows)), 2)
+            if labels[rows[a]] != labels[rows[b]]
+        ]
+        if not pairs:
             continue
-        mask = torch.zeros(encoder.size, encoder.size, dtype=torch.bool)
-        mask[box[0] : box[2], box[1] : box[3]] = True
-        region = regions.in_patches(mask, patch)
-        stamped = explainer.factor(
-            images[name][torch.tensor(rows)], batch, store=store / f"condition-{number}"
-        )
+        pictures = images[name][torch.tensor(rows)]
+        stamped = explainer.factor(pictures, _batch(size), store=store / f"condition-{number}")
         values: dict[str, list[float]] = {
             "share": [],
             "share_without": [],
@@ -312,7 +350,18 @@ def _artefacts(
                     float(left[region].sum() + right[region].sum()) / max(total, 1e-12)
                 )
                 values[f"similarity{suffix}"].append(float(r.score[0]))
-        target = plan.classes.index(confusion(plan, found.predicted[name]).into or plan.classes[0])
+        gained = np.subtract(values["similarity"], values["similarity_without"])
+        a, b = pairs[int(gained.argmax())]
+        gallery.add(
+            explainer.pair((stamped, a), (stamped, b)),
+            f"with {name}",
+            (source.items[chosen[rows[a]]].id, source.items[chosen[rows[b]]].id),
+            (pictures[a], pictures[b]),
+            [[labels[rows[a]].item()], [labels[rows[b]].item()]],
+        )
+        target = plan.classes.index(
+            confusion(plan, found.predicted[name], found.predicted[ORIGINAL]).into or plan.classes[0]
+        )
         evidence: dict[str, list[float]] = {"evidence": [], "evidence_without": []}
         for a, row in enumerate(rows):
             true = plan.classes.index(labels[row])
@@ -332,9 +381,17 @@ def _artefacts(
     return result
 
 
-def _mixed(labels: np.ndarray, count: int) -> list[int]:
-    """Numbers of some images, in turn from all classes."""
-    queues = [np.flatnonzero(labels == c).tolist() for c in np.unique(labels)]
+def _changed(before: Tensor, after: Tensor, region: Tensor, patch: int) -> np.ndarray:
+    """The images that pasting changes: those that hold the artefact already stay nearly as they are."""
+    size = before.shape[-1]
+    mask = region.repeat_interleave(patch, 0).repeat_interleave(patch, 1)[:size, :size]
+    change = (after - before).abs().mean(1)[:, mask].mean(1)
+    return (change >= _CHANGE * change.max().clamp(min=1e-6)).numpy()
+
+
+def _mixed(labels: np.ndarray, usable: np.ndarray, count: int) -> list[int]:
+    """Numbers of some usable images, in turn from all classes."""
+    queues = [np.flatnonzero((labels == c) & usable).tolist() for c in np.unique(labels)]
     found: list[int] = []
     while len(found) < count and any(queues):
         for queue in queues:

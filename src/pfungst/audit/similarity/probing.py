@@ -163,8 +163,12 @@ def _positive(classes: list[str], wanted: str | None) -> str | None:
     return plain[-1] if plain else classes[1]
 
 
-def build_probe(name: str) -> Probe:
-    return LinearSVM() if name == "svm" else LogisticRegression()
+def fit_probe(name: str, x: np.ndarray, labels: np.ndarray) -> Probe:
+    """The probe "svm" or "logreg", fitted."""
+    probe = LinearSVM() if name == "svm" else LogisticRegression()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PfungstWarning)
+        return probe.fit(x, labels)
 
 
 @dataclass
@@ -197,9 +201,7 @@ def predict(plan: Plan, embeddings: Embeddings, fit_on: str, probe: str) -> Pred
     weights = np.zeros((len(classes), embeddings[fit_on].shape[1]))
     for s, folds in enumerate(plan.rounds):
         for number, (train, test) in enumerate(folds):
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", PfungstWarning)
-                model = build_probe(probe).fit(embeddings[fit_on][train], plan.labels[train])
+            model = fit_probe(probe, embeddings[fit_on][train], plan.labels[train])
             places = [classes.index(c) for c in model.classes_]
             if s == number == 0:
                 weights[places] = (
@@ -298,12 +300,26 @@ def _interval(value: float, resampled: np.ndarray) -> Interval:
     )
 
 
-def confusion(plan: Plan, predicted: np.ndarray) -> Confusion:
-    """The confusion matrix of the first repetition, and the class that errors fall into."""
+def confusion(plan: Plan, predicted: np.ndarray, original: np.ndarray) -> Confusion:
+    """The confusion matrix of the first repetition, and the class that errors fall into.
+
+    Args:
+        plan: who is tested.
+        predicted: (S, N) under a variant.
+        original: (S, N) on original images.
+    """
     tested = predicted[0] != ""
-    matrix = confusion_matrix(plan.labels[tested], predicted[0][tested], labels=plan.classes)
-    into = measure.confusion_share(plan.labels[tested], predicted[0][tested])
-    return Confusion(matrix=matrix.tolist(), into=into.label, share=into.share, errors=into.errors)
+    labels, said, before = plan.labels[tested], predicted[0][tested], original[0][tested]
+    into = measure.confusion_share(labels, said)
+    turned = (before == labels) & (said != labels)
+    return Confusion(
+        matrix=confusion_matrix(labels, said, labels=plan.classes).tolist(),
+        into=into.label,
+        share=into.share,
+        errors=into.errors,
+        turned=int(turned.sum()),
+        turned_share=float((said[turned] == into.label).mean()) if turned.any() else 0.0,
+    )
 
 
 # --- provenance ------------------------------------------------------------------------------------------

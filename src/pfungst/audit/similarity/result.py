@@ -18,6 +18,8 @@ class Confusion(Model):
     into: str | None = Field(description="the class most errors fall into")
     share: float
     errors: int
+    turned: int = Field(0, description="images that are right without the condition and wrong under it")
+    turned_share: float = Field(0.0, description="of these, the share that is taken for the class `into`")
 
 
 class ProbeScores(Model):
@@ -86,10 +88,11 @@ class Artefact(Model):
 
 
 class Trial(Model):
-    """One row of the mitigation sweep."""
+    """One row of the mitigation sweep, measured on validation images; the first one is the encoder as it is."""
 
     layer: str
     k: int
+    where: str = Field("", description="everywhere, or rows and columns of the feature map")
     share: float = Field(description="of the positive response of the layer that the k filters hold")
     accuracy: float
     conditions: dict[str, float]
@@ -99,6 +102,8 @@ class Mitigation(Model):
     spec: str
     filters: list[int] = Field(description="the filters set to zero")
     trials: list[Trial]
+    chosen: int = Field(description="the row of the trials that was taken")
+    images: int = Field(description="validation images")
     recovered: dict[str, float | None] = Field(description="per condition: share of the fall that came back")
 
 

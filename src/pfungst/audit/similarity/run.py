@@ -6,11 +6,9 @@ import shutil
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel
 
 from pfungst import __version__
 from pfungst.audit.machine import describe_machine
@@ -20,8 +18,8 @@ from pfungst.audit.similarity import texts, verdict
 from pfungst.audit.similarity.config import SimilarityConfig
 from pfungst.audit.similarity.embeddings import ORIGINAL, Source, conditions_for, embed, open_set
 from pfungst.audit.similarity.likeness import explain, patch_size
+from pfungst.audit.similarity.mending import Wish, mitigate
 from pfungst.audit.similarity.probing import (
-    Embeddings,
     Plan,
     confusion,
     follow,
@@ -30,18 +28,15 @@ from pfungst.audit.similarity.probing import (
     score,
     usable,
 )
-from pfungst.audit.similarity.result import Mitigation, SimilarityResult, Trial
+from pfungst.audit.similarity.result import SimilarityResult
 from pfungst.audit.sources import group_columns
 from pfungst.audit.workspace import Workspace
 from pfungst.data import ImageSet
 from pfungst.encoders import Encoder, load
 from pfungst.encoders.edits import resolve_layer
 from pfungst.errors import ConfigError
-from pfungst.mitigate.pruning import Pruning, filter_responses, prunable_layers, prune, sweep
 
 _SHOWN = 2000  # points of the map
-_RESPONSES = 200  # images that the response of filters is measured on
-_LAYERS = 6  # tried by prune:auto
 
 
 def run(config: SimilarityConfig) -> SimilarityResult:
@@ -95,7 +90,9 @@ def _images(
     encoder: Encoder, config: SimilarityConfig
 ) -> tuple[Workspace, dict[str, Any], dict[str, np.ndarray], list[str]]:
     conditions = conditions_for(encoder, config.condition)
-    spec = None if config.mitigate == "none" else _spec(encoder, config.mitigate)
+    wish = None if config.mitigate == "none" else Wish.parse(config.mitigate)
+    if wish is not None and wish.layer is not None:
+        resolve_layer(encoder, wish.layer)
     images = open_set(config)
     items, notes = usable(images.items, config)
     notes = [*images.notes, *notes]
@@ -115,9 +112,10 @@ def _images(
         plan = make_plan(source.items, config)
         unit = plan.kept_together
         columns = {}
+        tested = np.unique(np.concatenate([test for _, test in plan.rounds[0]]))
         for name, values in group_columns(source.items, config.groups).items():
-            if len(set(values.tolist())) < 2:
-                notes.append(f"the column {name!r} has one value only and was left out")
+            if len(set(values[tested].tolist())) < 2:
+                notes.append(f"the column {name!r} has one value only in the tested images and was left out")
             elif name not in (unit, config.labels):
                 columns[name] = np.array([v or "(none)" for v in values.tolist()])
         progress.update(
@@ -127,10 +125,10 @@ def _images(
         progress.update(task, description="probing", total=None)
         found = predict(plan, embeddings, ORIGINAL, config.probe)
         compared = {name: ORIGINAL for name in conditions if name != ORIGINAL}
-        mitigation, mended = None, None
-        if spec is not None:
+        mitigation = None
+        if wish is not None:
             progress.update(task, description="pruning")
-            mitigation, mended = _mitigate(encoder, source, plan, spec, embeddings, config, cache, workspace)
+            mitigation, mended = mitigate(encoder, source, plan, wish, config, cache, workspace)
             also = predict(plan, mended, f"mitigated {ORIGINAL}", config.probe)
             found.predicted |= also.predicted
             found.scores |= also.scores
@@ -170,7 +168,9 @@ def _images(
         "kept_together": unit,
         "variants": list(found.predicted),
         "scores": scores,
-        "confusion": {name: confusion(plan, p) for name, p in found.predicted.items()},
+        "confusion": {
+            name: confusion(plan, p, found.predicted[ORIGINAL]) for name, p in found.predicted.items()
+        },
         "provenance": provenance,
         "artefacts": likeness.artefacts,
         "regions": likeness.regions,
@@ -183,99 +183,6 @@ def _images(
         "skipped": [Skipped(id=i, reason=r) for i, r in source.skipped],
     }
     return workspace, fields, arrays, notes + plan.notes
-
-
-# --- mitigation ------------------------------------------------------------------------------------------
-
-
-class _Sweep(BaseModel):
-    trials: list[Trial]
-    layer: str
-
-
-def _spec(encoder: Encoder, text: str) -> Pruning:
-    spec = Pruning.parse(text)
-    if spec.layer != "auto":
-        resolve_layer(encoder, spec.layer)
-    return spec
-
-
-def _mitigate(
-    encoder: Encoder,
-    source: Source,
-    plan: Plan,
-    spec: Pruning,
-    embeddings: Embeddings,
-    config: SimilarityConfig,
-    cache: Path,
-    workspace: Workspace,
-) -> tuple[Mitigation, dict[str, np.ndarray]]:
-    """The sweep, and the representations of the pruned encoder by variant ("mitigated CONDITION").
-
-    Filters are chosen on training images under the first condition; ``prune:auto`` takes the layer with which
-    training images under it are told apart best.
-    """
-    train = np.unique(np.concatenate([fit for fit, _ in plan.rounds[0]]))
-    rng = np.random.default_rng(config.seed)
-    chosen = rng.permutation(train)[:_RESPONSES].tolist()
-    pictures = source.pick(chosen)
-    names = list(source.conditions)
-    with_artefact, without = pictures[names[1]], pictures[ORIGINAL]
-    automatic = spec.layer == "auto"
-    layers = [spec.layer]
-    if automatic:
-        every = prunable_layers(encoder, encoder.size)
-        layers = [every[i] for i in sorted({round(x) for x in np.linspace(0, len(every) - 1, _LAYERS)})]
-    store = workspace.load_part("sweep", _Sweep)
-    if store is None:
-
-        def evaluate(candidate: Encoder) -> dict[str, float]:
-            values = (
-                embeddings
-                if not candidate.edits[len(encoder.edits) :]
-                else embed(candidate, source, cache, config.device)
-            )
-            return _accuracies(plan, values, config, train)
-
-        ks = sorted({*config.sweep, spec.k})
-        done = sweep(encoder, with_artefact, without, evaluate, layers, ks, spec.rows, spec.cols)
-        trials = [
-            Trial(
-                layer=row["layer"], k=row["k"], share=row["share"], accuracy=row[ORIGINAL],
-                conditions={n: row[n] for n in names[1:]},
-            )
-            for row in done.rows
-        ]  # fmt: skip
-        layer = spec.layer
-        if automatic:
-            layer = max((row for row in done.rows if row["k"] == spec.k), key=lambda row: row["training"])[
-                "layer"
-            ]
-        store = _Sweep(trials=trials, layer=layer)
-        workspace.save_part("sweep", store)
-    layer = resolve_layer(encoder, store.layer)
-    response = filter_responses(encoder, with_artefact, without, [layer], spec.rows, spec.cols)[layer]
-    pruned = prune(encoder, response, spec.k, spec.rows, spec.cols)
-    if encoder.architecture is not None:
-        pruned.save(workspace.folder / "pruned")
-    mended = embed(pruned, source, cache, config.device)
-    done_spec = str(Pruning(layer, spec.k, spec.rows, spec.cols))
-    mitigation = Mitigation(spec=done_spec, filters=response.top(spec.k), trials=store.trials, recovered={})
-    return mitigation, {f"mitigated {name}": values for name, values in mended.items()}
-
-
-def _accuracies(
-    plan: Plan, values: Embeddings, config: SimilarityConfig, train: np.ndarray
-) -> dict[str, float]:
-    """Pooled class-balanced accuracy of the first repetition per condition; "training": of the training images
-    under the first condition, told apart by the probe that was fitted on them without it."""
-    first = Plan(plan.labels, plan.units, None, plan.rounds[:1], plan.split, plan.positive)
-    scores = score(first, predict(first, values, ORIGINAL, config.probe), {}, {})
-    result = {s.variant: s.accuracy.value for s in scores}
-    second = list(values)[1]
-    own = Plan(plan.labels, plan.units, None, [[(train, train)]], plan.split, plan.positive)
-    told = score(own, predict(own, values, ORIGINAL, config.probe), {}, {})
-    return result | {"training": next(s.accuracy.value for s in told if s.variant == second)}
 
 
 # --- map -------------------------------------------------------------------------------------------------

@@ -1,7 +1,9 @@
 """From numbers to a sentence: what a similarity audit concludes, and the metrics that gates use.
 
-An effect is called Clever Hans only when explanation and intervention agree: similarity rests on what a condition
-pastes or the probe's evidence lies there, the probe gets worse under it, and its errors gather in one class.
+An effect is called Clever Hans only when explanation and intervention agree. Intervention: the probe gets worse under a
+condition, and the images that it turns wrong gather in one class. Explanation: what the condition pastes carries both the
+similarity of images of different classes and the probe's evidence for that class, more than its area and more than the
+same place without it. An occlusion that merely costs accuracy may meet the second part, but scatters its errors.
 """
 
 from __future__ import annotations
@@ -14,7 +16,11 @@ from pfungst.audit.similarity.result import Artefact, Provenance, SimilarityResu
 
 FALL = 0.03  # of the class-balanced accuracy (Kauffmann et al. 2025)
 EXCESS = 0.1  # by which relevance on a pasted region exceeds its area, for the explanation to agree
-GATHER = {False: 0.5, True: 0.8}  # share of the errors in one class; the second with two classes only
+TIMES = 1.5  # by which it exceeds what the same place carries without what is pasted
+GATHER = {
+    False: 0.5,
+    True: 0.8,
+}  # share of the images turned wrong in one class; the second with two classes only
 SHARED = 0.5  # of the positive relevance of sentence pairs between equal words
 TELLS = 0.8  # AUROC from which similarity tells relations apart
 ORIGINAL = "original"
@@ -56,7 +62,8 @@ def _judge_images(result: SimilarityResult) -> Verdict:
         level = "sound"
         held = f" and holds under {', '.join(c for c in _conditions(result))}" if _conditions(result) else ""
         headline = f"a probe on {what} reaches {told}{held}"
-    sentences += [s for p in follows if level != "provenance" for s in _provenance(p)]
+    if level != "provenance":
+        sentences += _mended(result) + [s for p in follows for s in _provenance(p)]
     if level == "provenance":
         sentences += [
             f"{p.column} alone: the probe's score follows it too ({'; '.join(p.reasons)})."
@@ -64,15 +71,8 @@ def _judge_images(result: SimilarityResult) -> Verdict:
             if f"follows {p.column}," not in headline
         ]
         sentences.append(f"Pooled, the probe has {told} (chance {chance:.2f}).")
-    sentences += _regions(result)
-    if result.mitigation is not None:
-        for condition, share in result.mitigation.recovered.items():
-            before, after = result.pooled(condition), result.pooled(f"mitigated {condition}")
-            if share is not None and before is not None and after is not None:
-                sentences.append(
-                    f"{result.mitigation.spec} brings the accuracy under {condition} from {before.accuracy.value:.2f} "
-                    f"to {after.accuracy.value:.2f}: {share:.0%} of the fall."
-                )
+        sentences += _mended(result)
+    sentences += _regions(result, every=level == "provenance")
     if not result.trained:
         sentences.append("The encoder has random weights: it is a baseline, not a model anyone trained.")
     return Verdict(level=level, headline=headline, sentences=sentences)
@@ -101,14 +101,20 @@ def _artefact(result: SimilarityResult, condition: str) -> Artefact | None:
     return next((a for a in result.artefacts if a.condition == condition), None)
 
 
+def _rests(share: float, without: float, area: float) -> bool:
+    """Whether a share of relevance shows that what was pasted counts, not merely the place."""
+    return share - area >= EXCESS and share >= TIMES * without
+
+
 def _agrees(result: SimilarityResult, condition: str) -> bool:
-    """Similarity or the probe's evidence rests on what was pasted, and errors gather in one class."""
+    """Similarity and the probe's evidence rest on what was pasted, and errors gather in one class because of it."""
     artefact, errors = _artefact(result, condition), result.confusion[condition]
-    if artefact is None:
+    if artefact is None or errors.into is None:
         return False
-    similar = artefact.share - artefact.area >= EXCESS and artefact.share > artefact.share_without
-    read = artefact.evidence - artefact.area >= EXCESS and artefact.evidence > artefact.evidence_without
-    return (similar or read) and errors.share >= GATHER[len(result.classes) == 2]
+    similar = _rests(artefact.share, artefact.share_without, artefact.area)
+    read = _rests(artefact.evidence, artefact.evidence_without, artefact.area)
+    gathered = errors.turned_share >= GATHER[len(result.classes) == 2]
+    return similar and read and gathered and errors.turned > 0
 
 
 def _hans(result: SimilarityResult, condition: str, what: str, sentences: list[str]) -> str:
@@ -118,22 +124,50 @@ def _hans(result: SimilarityResult, condition: str, what: str, sentences: list[s
     assert after is not None
     assert artefact is not None
     sentences.append(
-        f"{artefact.evidence:.0%} of the probe's evidence for {errors.into!r} lies on the pasted region, {artefact.area:.0%} of "
-        f"the area ({artefact.evidence_without:.0%} without it)."
-    )
-    sentences.append(
-        f"{artefact.share:.0%} of what makes images of different classes alike lies on the pasted region, "
-        f"{artefact.area:.0%} of the area ({artefact.share_without:.0%} of it without); their mean similarity goes from "
+        f"With it pasted, {artefact.share:.0%} of what makes images of different classes alike lies on the pasted region, "
+        f"{artefact.area:.0%} of the area ({artefact.share_without:.0%} without it); their mean similarity goes from "
         f"{artefact.similarity_without:.2f} to {artefact.similarity:.2f}."
     )
     sentences.append(
-        f"{errors.share:.0%} of the {errors.errors} errors under {condition} fall into {errors.into!r}."
+        f"{artefact.evidence:.0%} of the probe's evidence for {errors.into!r} lies there ({artefact.evidence_without:.0%} "
+        "without it)."
     )
+    sentences.append(
+        f"Of {errors.turned} images that {condition} turns wrong, {errors.turned_share:.0%} are taken for {errors.into!r}; so are "
+        f"{errors.share:.0%} of all {errors.errors} errors under it."
+    )
+    place = {r.group: r.share for r in result.regions if r.name == f"where {condition} lies" and not r.column}
+    own = place.pop(errors.into or "", 0.0)
+    others = [share for name, share in place.items() if name]
+    if others and own >= sum(others) / len(others) + EXCESS:
+        sentences.append(
+            f"In images as they are, {own:.0%} of what makes two images of {errors.into!r} alike lies there (other classes: "
+            f"{sum(others) / len(others):.0%}): the class itself holds it."
+        )
     sentences.append("Explanation and intervention agree: this is a Clever Hans effect.")
     return (
         f"a probe on {what} reads {condition} as {errors.into!r}: accuracy {base.accuracy.value:.2f} → "
         f"{after.accuracy.value:.2f}"
     )
+
+
+def _mended(result: SimilarityResult) -> list[str]:
+    found: list[str] = []
+    if result.mitigation is None:
+        return found
+    taken = result.mitigation.trials[result.mitigation.chosen]
+    where = "" if taken.where == "everywhere" else f" in {taken.where}"
+    for condition, share in result.mitigation.recovered.items():
+        before, after = result.pooled(condition), result.pooled(f"mitigated {condition}")
+        if share is not None and before is not None and after is not None:
+            back = f"{share:.0%} of the fall"
+            if share > 1.05:
+                back = "more than the fall, since original images hold the artefact too"
+            found.append(
+                f"Setting {taken.k} filters of {taken.layer} to zero{where} brings the accuracy under {condition} from "
+                f"{before.accuracy.value:.2f} to {after.accuracy.value:.2f}: {back}."
+            )
+    return found
 
 
 def _provenance(p: Provenance) -> list[str]:
@@ -156,13 +190,14 @@ def _provenance(p: Provenance) -> list[str]:
     return found
 
 
-def _regions(result: SimilarityResult) -> list[str]:
+def _regions(result: SimilarityResult, every: bool) -> list[str]:
+    """Shares on places that should not matter: all of them, or those that carry 1.5 times their area."""
     found = []
     for name in ("border", "burnt-in marks"):
         region = next((r for r in result.regions if r.name == name and not r.column and not r.group), None)
-        if region is not None and region.share >= 1.5 * region.area:
+        if region is not None and (every or region.share >= TIMES * region.area):
             found.append(
-                f"{region.share:.0%} of the similarity's relevance lies on the {name}, {region.area:.0%} of the area."
+                f"{region.share:.1%} of the similarity's relevance lies on the {name}, {region.area:.1%} of the area."
             )
     return found
 
@@ -280,6 +315,17 @@ def metrics(result: SimilarityResult) -> dict[str, Metric]:
     return {name: Metric.worst(per, better, meaning) for name, (per, better, meaning) in table.items()}
 
 
+def _pruning_note(result: SimilarityResult) -> list[str]:
+    if result.mitigation is None:
+        return []
+    leak = "" if result.split == "given" else " (those of the first fold, which other folds test on)"
+    return [
+        "Filters are ranked by their mean activation with the condition minus without, on training images. Settings are "
+        f"compared on {result.mitigation.images} validation images held out of the training images{leak}, by a probe fitted "
+        "anew on the rest; where the audit chooses, the mean of the accuracies without and with the condition decides."
+    ]
+
+
 def explain_numbers(result: SimilarityResult, config: SimilarityConfig) -> list[str]:
     """How the numbers were made, for the reader of the report."""
     basis = (
@@ -313,11 +359,10 @@ def explain_numbers(result: SimilarityResult, config: SimilarityConfig) -> list[
         "Marks: ↓ accuracy falls by 0.03 or more, ↓↓ by 0.06 or more, ↑ rises by 0.03 or more, only where a two-sided t-test "
         "over at least 3 repetitions gives P < 0.001. Conditions are held against the original images, the mitigated "
         "encoder against the same condition.",
-        "Filters are chosen on training images by their response with the condition minus without; the table of the sweep "
-        "shows test accuracies of the first repetition and did not choose k.",
+        *_pruning_note(result),
         basis,
         "Evidence: positive relevance of the probe's score for the class that errors fall into minus its score for the "
         "true class, read through the encoder with the same rules, over images of other classes.",
         f"Averages over groups: mean |relevance| over up to 150 pairs within each group, among {config.explain} images.",
-        "The border is the outer 8 % of each side; burnt-in marks are small saturated spots near the edges, a heuristic.",
+        "The border is the outer 8 % of each side; burnt-in marks are small saturated spots near the edges, looked for at up to 512 px, a heuristic.",
     ]

@@ -1,0 +1,224 @@
+"""Pruning within a similarity audit: settings are compared on validation images, the best one is then tested."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from pydantic import BaseModel
+from sklearn.model_selection import StratifiedGroupKFold
+
+from pfungst import measure
+from pfungst.audit.similarity.config import SimilarityConfig
+from pfungst.audit.similarity.embeddings import ORIGINAL, Source, embed, logo_box
+from pfungst.audit.similarity.probing import Plan, fit_probe
+from pfungst.audit.similarity.result import Mitigation, Trial
+from pfungst.audit.workspace import Workspace
+from pfungst.encoders import Encoder
+from pfungst.encoders.edits import resolve_layer
+from pfungst.errors import ConfigError
+from pfungst.mitigate.pruning import Pruning, filter_responses, prunable_layers, region, sweep
+
+_RESPONSES = 200  # training images that the responses of filters are measured on
+_LAYERS = 6  # tried by auto, spread over the depth
+_COMPARED = 1500  # images at most that settings are compared on, fewer where they are large
+_BYTES = 1 << 29  # of these images
+_FOLDS = 5  # one of which is for validation
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What ``--mitigate`` asks for; `layer` and `k` are None where the audit chooses.
+
+    Attributes:
+        layer: name of a module.
+        k: number of filters.
+        frame: the region where it is given in rows and columns of the feature map.
+        pasted: only where the first condition pastes its logo.
+    """
+
+    layer: str | None
+    k: int | None
+    frame: Pruning
+    pasted: bool = False
+
+    @classmethod
+    def parse(cls, text: str) -> Wish:
+        """Read ``prune:LAYER|auto[:K|auto][:region][:rows=90-][:cols=-20]``.
+
+        Raises:
+            ConfigError: it cannot be read.
+        """
+        verb, _, rest = text.partition(":")
+        layer, *options = rest.split(":")
+        k = "auto" if layer == "auto" and (not options or not options[0].isdigit()) else ""
+        if options and (options[0] == "auto" or not k):
+            k = options.pop(0)
+        pasted = "region" in options
+        spans = [o for o in options if o != "region"]
+        wrong = ConfigError(
+            f"{text!r} says not what to prune",
+            "write prune:LAYER:5, prune:LAYER:5:rows=90-112, prune:LAYER:auto:region or prune:auto",
+        )
+        if verb != "prune" or not layer:
+            raise wrong
+        try:
+            frame = Pruning.parse(":".join([layer, "0" if k == "auto" else k, *spans]))
+        except ConfigError:
+            raise wrong from None
+        return cls(None if layer == "auto" else layer, None if k == "auto" else frame.k, frame, pasted)
+
+
+def settings(encoder: Encoder, wish: Wish, source: Source, ks: list[int]) -> list[Pruning]:
+    """All that is tried: layers, numbers of filters, and, where the audit may choose, both everywhere and in the region.
+
+    Raises:
+        ConfigError: a region is asked for, but the first condition pastes nothing.
+    """
+    if wish.layer is None:
+        every = prunable_layers(encoder, encoder.size)
+        layers = [every[i] for i in sorted({round(x) for x in np.linspace(0, len(every) - 1, _LAYERS)})]
+    else:
+        layers = [resolve_layer(encoder, wish.layer)]
+    condition = list(source.conditions.values())[1]
+    box = logo_box(condition, encoder.size)
+    if wish.pasted and box is None:
+        raise ConfigError(
+            "the first condition pastes no logo, so there is no region to prune in", "give rows= and cols="
+        )
+    given = wish.frame.rows is not None or wish.frame.cols is not None
+    chosen = wish.layer is None or wish.k is None
+    everywhere = not wish.pasted
+    inside = box is not None and not given and (wish.pasted or chosen)
+    sample = torch.zeros(1, encoder.mean.shape[1], encoder.size, encoder.size)
+    found = []
+    for layer in layers:
+        places = [wish.frame] if everywhere else []
+        size = filter_responses(encoder, sample, sample, [layer])[layer].size
+        if inside and box is not None and size is not None:
+            rows, cols = region(size, box, encoder.size)
+            if (rows, cols) != ((None, None), (None, None)) or not everywhere:
+                places.append(replace(wish.frame, rows=rows, cols=cols))
+        found += [replace(place, layer=layer, k=k) for place, k in itertools.product(places, ks)]
+    return found
+
+
+class _Sweep(BaseModel):
+    trials: list[Trial]
+    chosen: int
+    images: int
+    spec: str
+
+
+def mitigate(
+    encoder: Encoder,
+    source: Source,
+    plan: Plan,
+    wish: Wish,
+    config: SimilarityConfig,
+    cache: Path,
+    workspace: Workspace,
+) -> tuple[Mitigation, dict[str, np.ndarray]]:
+    """The sweep, and the representations of the pruned encoder by variant ("mitigated CONDITION").
+
+    Filters respond to the first condition on training images. Settings are compared on a fifth of the training images
+    (or of a sample of them), by a probe fitted on the rest: the mean of the class-balanced accuracies without and
+    under the first condition decides. Test images decide nothing where the data name them; with folds the training
+    images of the first fold are used.
+
+    Raises:
+        ConfigError, InputError: see :func:`settings` and :func:`pfungst.mitigate.prune`.
+    """
+    rng = np.random.default_rng(config.seed)
+    train = np.unique(plan.rounds[0][0][0])
+    if plan.split == "given":
+        train = np.unique(np.concatenate([fit for fold in plan.rounds for fit, _ in fold]))
+    names = list(source.conditions)
+    pictures = source.pick(rng.permutation(train)[:_RESPONSES].tolist())
+    with_artefact, without = pictures[names[1]], pictures[ORIGINAL]
+    store = workspace.load_part("sweep", _Sweep)
+    if store is None:
+        fit, held_out = _split(plan, train, encoder.size, config.seed)
+        fitted = source.pick(fit.tolist(), [ORIGINAL])[ORIGINAL]
+        tested = source.pick(held_out.tolist())
+
+        def evaluate(candidate: Encoder) -> dict[str, float]:
+            probe = fit_probe(
+                config.probe, candidate.encode(fitted, device=config.device).numpy(), plan.labels[fit]
+            )
+            truth = plan.labels[held_out]
+            scores = {
+                name: float(
+                    measure.balanced_accuracy(truth, probe.predict(candidate.encode(x, device=config.device)))
+                )
+                for name, x in tested.items()
+            }
+            return {**scores, "mean": (scores[ORIGINAL] + scores[names[1]]) / 2}
+
+        ks = sorted({*config.sweep, *([wish.k] if wish.k is not None else [])})
+        done = sweep(encoder, with_artefact, without, evaluate, settings(encoder, wish, source, ks))
+        rows = [r for r in done.rows[1:] if wish.k is None or r["k"] == wish.k]
+        if not rows:
+            raise ConfigError(
+                f"no layer has {wish.k or min(ks)} filters to prune", "lower the number of filters"
+            )
+        best = max(rows, key=lambda r: (r["mean"], -r["k"]))
+        if wish.layer is not None and wish.k is not None:
+            best = rows[0]
+        trials = [_trial(row, names) for row in done.rows]
+        store = _Sweep(
+            trials=trials, chosen=done.rows.index(best), images=len(held_out), spec=best["setting"]
+        )
+        workspace.save_part("sweep", store)
+    pruned = Pruning.parse(store.spec).apply(encoder, with_artefact, without)
+    if encoder.architecture is not None:
+        pruned.save(workspace.folder / "pruned")
+    mended = embed(pruned, source, cache, config.device)
+    mitigation = Mitigation(
+        spec=store.spec,
+        filters=pruned.edits[-1]["filters"],
+        trials=store.trials,
+        chosen=store.chosen,
+        images=store.images,
+        recovered={},
+    )
+    return mitigation, {f"mitigated {name}": values for name, values in mended.items()}
+
+
+def _split(plan: Plan, train: np.ndarray, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Images to fit on and to compare settings on, units kept together."""
+    most = min(_COMPARED, max(200, _BYTES // (12 * size**2)))
+    if len(train) > most:
+        train = np.sort(np.random.default_rng(seed).choice(train, most, replace=False))
+    labels, units = plan.labels[train], plan.units[train]
+    least = min(len(set(units[labels == c].tolist())) for c in np.unique(labels))
+    splitter = StratifiedGroupKFold(max(2, min(_FOLDS, least)), shuffle=True, random_state=seed)
+    fit, held_out = next(iter(splitter.split(labels, labels, units)))
+    return train[fit], train[held_out]
+
+
+def _trial(row: dict[str, object], names: list[str]) -> Trial:
+    setting = Pruning.parse(str(row["setting"])) if row["setting"] else None
+    return Trial.model_validate(
+        {
+            "layer": setting.layer if setting else "",
+            "k": row["k"],
+            "where": _where(setting) if setting else "",
+            "share": row["share"],
+            "accuracy": row[ORIGINAL],
+            "conditions": {n: row[n] for n in names[1:]},
+        }
+    )
+
+
+def _where(setting: Pruning) -> str:
+    spans = [
+        f"{name} {0 if s[0] is None else s[0]}–{'' if s[1] is None else s[1]}".rstrip("–")
+        + (" on" if s[1] is None else "")
+        for name, s in (("rows", setting.rows), ("columns", setting.cols))
+        if s is not None and s != (None, None)
+    ]
+    return ", ".join(spans) or "everywhere"
