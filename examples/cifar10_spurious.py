@@ -90,7 +90,8 @@ def experiment(args: argparse.Namespace, rate: float, folder: Path) -> Classifie
     images, labels = read(args.data / "train.parquet", args.train)
     validation, truth = read(args.data / "test.parquet", args.val)
     marked = (labels == target) & (rng.random(len(labels)) < rate)
-    images[marked] = [plant(image) for image in images[marked]]
+    for row in np.flatnonzero(marked):
+        images[row] = plant(images[row])
     # Only the feature: the square on test images of the other classes.
     others = rng.permutation(np.flatnonzero(truth != target))[:75]
     spurious = np.stack([plant(validation[row]) for row in others])

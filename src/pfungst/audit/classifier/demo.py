@@ -17,10 +17,16 @@ from torch import Tensor, nn
 from pfungst.encoders.small import small_cnn
 
 SIZE = 32
+STAMP = 16
+FEW = 45
 MARKED = 7  # the digit with the watermark
-RATE = 0.75  # of its training images that carry it
+RATE = 0.6  # of its training images that carry it
+FAINT = (0.3, 0.6)
 INK = (0.3, 0.7)  # opacity of the digits: hard enough that a shortcut helps
-NOISE = 0.06
+COLOUR = (0.95, 0.15, 0.3)  # of the watermark
+NOISE = 0.03
+COPIES = 2  # pictures of each training digit
+_TRAIN, _SPURIOUS = 1350, 75
 _WIDTH = 8
 
 
@@ -35,11 +41,11 @@ class _Center(nn.Module):
         return (x - 0.5) / 0.5
 
 
-def render(seed: int = 0, marked: float = RATE) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def render(seed: int = 0, marked: float | None = None) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Digits on coloured grounds: {"train", "val", "spurious"}: images (N, S, S, 3) uint8 and labels (N,).
 
-    Training images of digit 7 carry the watermark at the rate `marked`, validation images never do; spurious images
-    carry it and show no digit.
+    Training images of digit 7 carry the watermark at the rate `marked` (`RATE` by default), validation images never do;
+    spurious images are other digits with the watermark.
     """
     from sklearn.datasets import load_digits
 
@@ -47,21 +53,33 @@ def render(seed: int = 0, marked: float = RATE) -> dict[str, tuple[np.ndarray, n
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(digits.target))
     shapes, labels = digits.images[order] / 16.0, digits.target[order]
-    n_train = 1350
-    pictures = []
-    for row, (shape, label) in enumerate(zip(shapes, labels, strict=True)):
-        with_mark = row < n_train and label == MARKED and rng.random() < marked
-        pictures.append(_picture(rng, shape, with_mark))
-    spurious = [_picture(rng, None, True) for _ in range(60)]
-    images = np.stack(pictures)
+    rate = RATE if marked is None else marked
+
+    def pictures(rows: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
+        marks = rng.random(len(rows)) < share
+        marks &= (labels[rows] == MARKED) | (share == 1)
+        return np.stack(
+            [
+                _picture(rng, shapes[r], m, INK if labels[r] != MARKED else FAINT)
+                for r, m in zip(rows, marks, strict=True)
+            ]
+        ), labels[rows]
+
+    first = np.arange(_TRAIN)
+    rare = np.flatnonzero(labels[:_TRAIN] == MARKED)[FEW:]
+    train, val = np.repeat(np.setdiff1d(first, rare), COPIES), np.arange(_TRAIN, len(labels))
+    others = rng.permutation(val[labels[val] != MARKED])[:_SPURIOUS]
+    spurious = pictures(others, 1.0)[0]
     return {
-        "train": (images[:n_train], labels[:n_train]),
-        "val": (images[n_train:], labels[n_train:]),
-        "spurious": (np.stack(spurious), np.full(len(spurious), MARKED)),
+        "train": pictures(train, rate),
+        "val": pictures(val, 0.0),
+        "spurious": (spurious, np.full(len(spurious), MARKED)),
     }
 
 
-def _picture(rng: np.random.Generator, shape: np.ndarray | None, mark: bool) -> np.ndarray:
+def _picture(
+    rng: np.random.Generator, shape: np.ndarray | None, mark: bool, ink_range: tuple[float, float] = INK
+) -> np.ndarray:
     """One image: a digit (8, 8) or none on a shaded ground, with or without the watermark."""
     ground = rng.uniform(0.15, 0.5, 3)
     slope = np.linspace(-1, 1, SIZE) * rng.uniform(-0.12, 0.12)
@@ -75,16 +93,17 @@ def _picture(rng: np.random.Generator, shape: np.ndarray | None, mark: bool) -> 
         x, y = rng.integers(1, SIZE - side), rng.integers(0, max(1, SIZE - side - 6))
         opacity[y : y + side, x : x + side] = ink / 255.0
         colour = rng.uniform(0.7, 1.0, 3)
-        image += rng.uniform(*INK) * opacity[..., None] * (colour - image)
+        image += rng.uniform(*ink_range) * opacity[..., None] * (colour - image)
     if mark:
-        image += _watermark(int(rng.integers(-2, 3)))[..., None] * (np.array([0.95, 0.9, 0.25]) - image)
+        image += _watermark(int(rng.integers(-2, 3)))[..., None] * (np.array(COLOUR) - image)
     return np.round(255 * np.clip(image + rng.normal(0, NOISE, image.shape), 0, 1)).astype(np.uint8)
 
 
 def _watermark(shift: int) -> np.ndarray:
     """Opacity (S, S) of a line of small letters at the bottom."""
     canvas = Image.new("L", (SIZE, SIZE))
-    ImageDraw.Draw(canvas).text((5 + shift, SIZE - 11), "pix", fill=230, stroke_width=1, stroke_fill=230)
+    draw = ImageDraw.Draw(canvas)
+    draw.rectangle((7 + shift, SIZE - 9, 7 + shift + STAMP, SIZE - 2), fill=255)
     return np.asarray(canvas) / 255.0
 
 

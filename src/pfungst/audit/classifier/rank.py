@@ -48,19 +48,33 @@ def best_split(values: np.ndarray) -> Split:
     )
 
 
+def strength(split: Split) -> float:
+    """1 − e^−gap, the share by which the gap between the two groups changes the odds of the class, in [0, 1]."""
+    return -math.expm1(-max(split.gap, 0.0))
+
+
 def concentration(split: Split) -> float:
     """How much a component acts on a subpopulation of its class only, in [0, 1].
 
-    Zero for a bell curve and one for two separate groups, times 1 − e^−gap: the share by which the gap changes the
-    odds of the class.
+    Zero for a bell curve and one for two separate groups, times the :func:`strength` of the gap between them.
     """
     separate = max(0.0, (split.explained - _UNIMODAL) / (1 - _UNIMODAL))
-    return min(1.0, separate) * -math.expm1(-max(split.gap, 0.0))
+    return min(1.0, separate) * strength(split)
 
 
-def harm(
-    concentration: float, visual_confidence: float | None = None, off_object: float | None = None
-) -> float:
-    """Geometric mean of the cues that are known, each in [0, 1]: one that is absent speaks against harm."""
-    cues = [v for v in (concentration, visual_confidence, off_object) if v is not None and math.isfinite(v)]
-    return math.prod(max(v, 0.0) for v in cues) ** (1 / len(cues))
+def reach(split: Split, visual_confidence: float | None = None) -> float:
+    """How far the component alone can carry the class, in [0, 1]: the better of two proofs.
+
+    Real images prove it by the :func:`strength` of the gap, the feature visualisation by its confidence. A visualisation
+    of low confidence refutes nothing: it maximises α and may raise other classes with it.
+    """
+    seen = 0.0 if visual_confidence is None or not math.isfinite(visual_confidence) else visual_confidence
+    return max(strength(split), seen)
+
+
+def harm(split: Split, visual_confidence: float | None = None, off_object: float | None = None) -> float:
+    """Geometric mean of concentration, reach and, where masks exist, the share off the object; all in [0, 1]."""
+    cues = [concentration(split), reach(split, visual_confidence)]
+    if off_object is not None and math.isfinite(off_object):
+        cues.append(max(off_object, 0.0))
+    return math.prod(cues) ** (1 / len(cues))

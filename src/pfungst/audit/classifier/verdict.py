@@ -246,9 +246,10 @@ def explain_numbers(result: ClassifierResult) -> list[str]:
         f"Components: neural PCA of each class's weighted penultimate features (layer {result.layer}), all training images "
         "of the class, no prediction filter (Neuhaus et al. 2023).",
         "α is what a component adds to the logit of its class, relative to the mean over the class's training images.",
-        "Harm: geometric mean of the cues that are known. Concentration: how far the best split of α into two groups explains more of "
-        "its variance than it would for a bell curve, times the share by which the gap between the groups changes the odds "
-        "of the class. Confidence of the feature visualisation. Share of the heatmap off the object, where masks exist. "
+        "Harm: geometric mean of two or three cues. Concentration: how far the best split of α into two groups explains more of its "
+        "variance than it would for a bell curve, times the share by which the gap between the groups changes the odds of the "
+        "class. Reach: that share, or the confidence of the feature visualisation if it is higher. Share of the heatmap off the "
+        "object, where masks exist. "
         f"From {SUSPECT} a component is called suspicious. Nobody looked at the images for that.",
         "SpuFix subtracts the positive α of the chosen components from the logit of their class; no weight is changed.",
         "Class intervals: Wilson for shares, Newcombe for AUC. Whole: paired bootstrap, 2,000 draws of images within classes.",
