@@ -32,6 +32,7 @@
     box.addEventListener("keydown", (event) => {
       const first = event.key === "Enter" && places.find(([node]) => !node.hidden);
       if (!first) return;
+      event.preventDefault();  // else the summary that gets the focus is closed again
       if (first[0].tagName === "DETAILS") first[0].open = true;
       (first[0].querySelector("summary, a") || first[0]).focus();
       first[0].scrollIntoView({ block: "nearest" });
