@@ -1,15 +1,17 @@
 """Speed of neural PCA, of the feature pass and of SpuFix, each against the plain way in the same run.
 
-    python benchmarks/spurious.py [--classes 100] [--rounds 16]
+    python benchmarks/spurious.py [--classes 100] [--rounds 16] [--part npca|spufix|pass|all]
 
 Neural PCA: 100 classes × 1,300 images × 2,048 features with eigenvalues falling as 1/l in a random basis per class, stored
 as float16, against covariance and full eigendecomposition of three classes (scaled to all), in float64 (the published code
-calls numpy.cov, which computes in float64) and in float32. Forward passes alternate between the two sides. 2 threads.
+calls numpy.cov, which computes in float64) and in float32. Forward passes alternate between the two sides.
+Two threads, or one where only one core may be used.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import tempfile
 import threading
@@ -224,12 +226,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--classes", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=16, help="pairs of forwards")
+    parser.add_argument("--part", choices=["npca", "spufix", "pass", "all"], default="all")
     arguments = parser.parse_args()
-    torch.set_num_threads(2)
+    torch.set_num_threads(min(2, len(os.sched_getaffinity(0))))
     print(describe_machine())
-    bench_npca(arguments.classes)
-    bench_spufix(arguments.rounds)
-    bench_pass(max(arguments.rounds // 2, 2))
+    if arguments.part in ("npca", "all"):
+        bench_npca(arguments.classes)
+    if arguments.part in ("spufix", "all"):
+        bench_spufix(arguments.rounds)
+    if arguments.part in ("pass", "all"):
+        bench_pass(max(arguments.rounds // 2, 2))
 
 
 if __name__ == "__main__":

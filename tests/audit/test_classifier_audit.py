@@ -325,6 +325,15 @@ def test_concentration_tells_two_groups_from_a_bell():
     assert faint < 0.02
 
 
+@pytest.mark.parametrize("n", [2, 6, 20, 80, 640])
+def test_few_images_of_one_bell_raise_no_suspicion(n):
+    """Regression: of 6 images per class one in three components looked suspicious by chance."""
+    rng = np.random.default_rng(n)
+    found = [harm(best_split(rng.normal(0, 4, n)), 1.0) for _ in range(300)]
+    assert np.mean([h >= SUSPECT for h in found]) <= 0.05
+    assert np.mean([h > 0 for h in found]) <= 0.12
+
+
 def test_harm_is_not_refuted_by_a_visualisation_that_failed():
     """Regression: a shortcut of 5 logits in a third of a class had harm 0.08 as its visualisation had confidence 0.01."""
     rng = np.random.default_rng(0)
