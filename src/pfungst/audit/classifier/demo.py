@@ -19,8 +19,8 @@ from pfungst.encoders.small import small_cnn
 SIZE = 32
 SEED = 1907  # of the demo; the constants below were chosen on seed 0
 MARKED = 7  # the digit with the watermark
-RATE = 0.55  # of its training images that carry it
-RARE = 30  # training digits of that class, fewer than the 130 to 140 of the others: then a shortcut pays
+RATE = 0.6  # of its training images that carry it
+RARE = 40  # training digits of that class, fewer than the 130 to 140 of the others: then a shortcut pays
 COPIES = 2  # pictures of each training digit, on other grounds
 INK = (0.6, 1.0)  # opacity of the digits
 NOISE = 0.03
