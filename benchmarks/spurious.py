@@ -1,15 +1,17 @@
 """Speed of neural PCA, of the feature pass and of SpuFix, each against the plain way in the same run.
 
-    python benchmarks/spurious.py [--classes 100] [--batches 6]
+    python benchmarks/spurious.py [--classes 100] [--rounds 16] [--part npca|spufix|pass|all]
 
 Neural PCA: 100 classes × 1,300 images × 2,048 features with eigenvalues falling as 1/l in a random basis per class, stored
-as float16, against covariance and full eigendecomposition of three classes (scaled to all), in float64 as the published code
-does it and in float32. Everything on 2 threads.
+as float16, against covariance and full eigendecomposition of three classes (scaled to all), in float64 (the published code
+calls numpy.cov, which computes in float64) and in float32. Forward passes alternate between the two sides.
+Two threads, or one where only one core may be used.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import tempfile
 import threading
@@ -20,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torchvision
+from _common import describe_machine
 from torch import Tensor, nn
 
 from pfungst.spurious import FeatureHead, LinearHead, NeuralPCA, SpuFix, extract_features
@@ -153,7 +156,27 @@ def published_loop(phi: Tensor, z: Tensor, parts: dict[int, tuple[Tensor, Tensor
     return z
 
 
-def bench_spufix(batches: int) -> None:
+def paired(
+    first: Callable[[], object], second: Callable[[], object], rounds: int
+) -> tuple[list[float], list[float]]:
+    """Seconds of two calls, alternating which goes first, after one of each to warm up."""
+    first(), second()
+    times: tuple[list[float], list[float]] = ([], [])
+    for i in range(rounds):
+        for which in (0, 1) if i % 2 else (1, 0):
+            times[which].append(seconds((first, second)[which]))
+    return times
+
+
+def overhead(plain: list[float], ours: list[float]) -> str:
+    """Median over pairs of ours / plain − 1 with its 95 % bootstrap interval."""
+    ratios = np.array(ours) / np.array(plain) - 1
+    draws = np.median(np.random.default_rng(0).choice(ratios, (4000, len(ratios))), axis=1)
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return f"{np.median(ratios):+.2%} (95 % interval {low:+.2%} … {high:+.2%}, {len(ratios)} pairs)"
+
+
+def bench_spufix(rounds: int) -> None:
     print("\nSpuFix, ResNet-50, batch 32 at 224 px, 322 components in 233 classes")
     model, head = spurious_network()
     phi = torch.rand(8 * 233, DIM)
@@ -163,30 +186,24 @@ def bench_spufix(batches: int) -> None:
     fixed = SpuFix(head, npca, components)
     parts = {k: (head.weight[k], npca.mean_[k], npca.components_[k][c]) for k, c in components.items()}
     x, features = torch.rand(32, 3, 224, 224), torch.rand(32, DIM)
-    times: dict[str, list[float]] = {"plain": [], "fixed": [], "head": [], "fixed head": [], "loop": []}
     with torch.inference_mode():
         z = head.module(features)
-        fixed(x), model(x), published_loop(features, z, parts)
-        for _ in range(batches):
-            times["plain"].append(seconds(lambda: model(x)))
-            times["fixed"].append(seconds(lambda: fixed(x)))
-        for _ in range(50):
-            times["head"].append(seconds(lambda: head.module(features)))
-            times["fixed head"].append(seconds(lambda: fixed.head(features)))
-        for _ in range(10):
-            times["loop"].append(seconds(lambda: published_loop(features, z, parts)))
-    m = {name: min(t) for name, t in times.items()}  # best of all: other work on the machine only adds
-    added = m["fixed head"] - m["head"]
+        expected = published_loop(features, z, parts)
+        assert float((fixed.head(features) - expected).abs().max()) < 1e-4
+        bare, corrected = paired(lambda: head.module(features), lambda: fixed.head(features), 200)
+        loop = statistics.median(seconds(lambda: published_loop(features, z, parts)) for _ in range(15))
+        plain, ours = paired(lambda: model(x), lambda: fixed(x), rounds)
+    forward, added = statistics.median(plain), statistics.median(corrected) - statistics.median(bare)
+    print(f"  plain forward {forward:.3f} s, with SpuFix {statistics.median(ours):.3f} s (medians)")
+    print(f"  end to end, paired: {overhead(plain, ours)}")
+    print(f"  the same model against itself would be the noise: {overhead(plain[::2], plain[1::2])}")
+    print(f"  the correction alone {1000 * added:.2f} ms = {added / forward:.3%} of the forward")
     print(
-        f"  plain forward {m['plain']:.3f} s, with SpuFix {m['fixed']:.3f} s ({m['fixed'] / m['plain'] - 1:+.1%} end to end)"
-    )
-    print(f"  the correction alone {1000 * added:.2f} ms = {added / m['plain']:.3%} of the forward")
-    print(
-        f"  the loop over classes {1000 * m['loop']:.1f} ms = {m['loop'] / m['plain']:.1%} of the forward, {m['loop'] / added:.0f}× ours"
+        f"  the loop over classes {1000 * loop:.1f} ms = {loop / forward:.1%} of the forward, {loop / added:.0f}× ours"
     )
 
 
-def bench_pass(batches: int) -> None:
+def bench_pass(rounds: int, batches: int = 2) -> None:
     print(f"\nFeature pass, ResNet-50 at 224 px, {batches} batches of 32, against the plain forward")
     model, head = spurious_network()
     data = [(str(i), torch.rand(3, 224, 224), i % 1000) for i in range(32 * batches)]
@@ -196,26 +213,29 @@ def bench_pass(batches: int) -> None:
             for begin in range(0, len(data), 32):
                 model(torch.stack([image for _, image, _ in data[begin : begin + 32]]))
 
-    plain, ours = [], []
-    with tempfile.TemporaryDirectory() as folder:
-        for i in range(3):
-            plain.append(seconds(forward))
-            ours.append(
-                seconds(lambda i=i: extract_features(head, data, Path(folder, str(i)), progress=False))
-            )
-    a, b = min(plain), min(ours)
-    print(f"  plain {a:.2f} s, feature pass {b:.2f} s ({b / a - 1:+.1%})")
+    def extract() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            extract_features(head, data, folder, progress=False)
+
+    plain, ours = paired(forward, extract, rounds)
+    print(f"  plain {statistics.median(plain):.2f} s, feature pass {statistics.median(ours):.2f} s (medians)")
+    print(f"  paired: {overhead(plain, ours)}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--classes", type=int, default=100)
-    parser.add_argument("--batches", type=int, default=6)
+    parser.add_argument("--rounds", type=int, default=16, help="pairs of forwards")
+    parser.add_argument("--part", choices=["npca", "spufix", "pass", "all"], default="all")
     arguments = parser.parse_args()
-    torch.set_num_threads(2)
-    bench_npca(arguments.classes)
-    bench_spufix(arguments.batches)
-    bench_pass(max(arguments.batches // 2, 1))
+    torch.set_num_threads(min(2, len(os.sched_getaffinity(0))))
+    print(describe_machine())
+    if arguments.part in ("npca", "all"):
+        bench_npca(arguments.classes)
+    if arguments.part in ("spufix", "all"):
+        bench_spufix(arguments.rounds)
+    if arguments.part in ("pass", "all"):
+        bench_pass(max(arguments.rounds // 2, 2))
 
 
 if __name__ == "__main__":

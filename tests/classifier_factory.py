@@ -7,6 +7,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from pfungst.audit.classifier.result import ClassifierResult
+from pfungst.audit.result import save
+
 CLASSES = ("blue", "green", "red")
 MARKED = 1  # green
 SIZE = 16
@@ -103,3 +106,17 @@ def make(root: Path, train: int = 24, val: int = 10, rate: float = 0.25, seed: i
     for i in range(8):
         save(root / f"spurious/spurious_class_{MARKED}_component_0/{i}.png", picture(rng, None, True))
     return root
+
+
+def many(result: ClassifierResult, folder: Path, count: int) -> ClassifierResult:
+    """The same result with `count` classes that show the same pictures."""
+    entries = [
+        result.entries[i % 3].model_copy(update={"index": i, "name": f"class <{i}> & more"})
+        for i in range(count)
+    ]
+    big = result.model_copy(update={"entries": entries, "n_classes": count})
+    folder.mkdir(exist_ok=True)
+    if not (folder / "images").exists():
+        (folder / "images").symlink_to(folder.parent / "out" / "images")
+    save(big, folder)
+    return big

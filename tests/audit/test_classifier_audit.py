@@ -15,12 +15,13 @@ from classifier_factory import MARKED, SIZE, make
 from pfungst.audit.check import Gate, check
 from pfungst.audit.classifier.config import ClassifierConfig
 from pfungst.audit.classifier.models import load_classifier
-from pfungst.audit.classifier.rank import best_split, concentration
+from pfungst.audit.classifier.rank import SUSPECT, best_split, concentration, harm
 from pfungst.audit.classifier.run import run
 from pfungst.audit.classifier.scores import loss, rate
 from pfungst.audit.result import load
 from pfungst.data import open_images
 from pfungst.errors import CheckpointError, ConfigError, DataError, InputError, PfungstError, UnreadableImages
+from pfungst.label import Study, export, read_task
 from pfungst.spurious import FeatureHead, read_components, write_components
 
 
@@ -110,6 +111,27 @@ def test_result_survives_the_disk_and_its_gates_work(biased):
     outcomes = check(again, [Gate.parse("mauc-fixed=0.9", "min"), Gate.parse("triggered=0.1", "max")])
     assert [o.passed for o in outcomes] == [result.mauc_fixed.value >= 0.9, False]
     assert "green" in outcomes[1].where
+
+
+def test_labels_of_people_come_back_through_the_labelling_app(data, tmp_path, biased):
+    folder, first = biased
+    shutil.copytree(folder, tmp_path / "first")
+    task = read_task(tmp_path / "first")
+    worst = next(e for e in first.entries if e.index == MARKED).components[0].component
+    study = Study(tmp_path / "first", ["Ada", "Ben"])
+    for person in study.labellers:
+        for item in task.items:
+            spurious = (item.class_index, item.component) == (MARKED, worst)
+            study.act(person, item.id, 0, "answer", "spurious" if spurious else "not")
+    study.close()
+    file = next(f for f in export(tmp_path / "first", tmp_path / "labels") if f.name == "components.json")
+    result = run(config(data, tmp_path / "second", components=file, steps=0))
+    entry = next(e for e in result.entries if e.index == MARKED)
+    assert result.chosen_by == "people"
+    assert entry.fixed == [worst]
+    assert result.verdict.level == "clever-hans"
+    with pytest.raises(InputError, match="another model"):
+        run(config(data, tmp_path / "third", "clean", components=file, steps=0))
 
 
 def test_components_judged_by_people_are_what_is_switched_off(data, tmp_path, biased):
@@ -301,6 +323,29 @@ def test_concentration_tells_two_groups_from_a_bell():
     assert bell < 0.05
     assert groups > 0.95
     assert faint < 0.02
+
+
+@pytest.mark.parametrize("n", [2, 6, 20, 80, 640])
+def test_few_images_of_one_bell_raise_no_suspicion(n):
+    """Regression: of 6 images per class one in three components looked suspicious by chance."""
+    rng = np.random.default_rng(n)
+    found = [harm(best_split(rng.normal(0, 4, n)), 1.0) for _ in range(300)]
+    assert np.mean([h >= SUSPECT for h in found]) <= 0.05
+    assert np.mean([h > 0 for h in found]) <= 0.12
+
+
+def test_harm_is_not_refuted_by_a_visualisation_that_failed():
+    """Regression: a shortcut of 5 logits in a third of a class had harm 0.08 as its visualisation had confidence 0.01."""
+    rng = np.random.default_rng(0)
+    shortcut = best_split(np.r_[rng.normal(0, 0.5, 1400), rng.normal(5.4, 0.5, 600)])
+    assert harm(shortcut, 0.01) > 0.9
+    bell = best_split(rng.normal(0, 3, 2000))
+    assert harm(bell, 0.99) < SUSPECT / 2
+    faint = best_split(np.r_[rng.normal(0, 0.001, 1400), rng.normal(0.02, 0.001, 600)])
+    assert harm(faint, 0.0) < 0.05 < harm(faint, 0.9) < SUSPECT
+    assert harm(shortcut, 0.9, off_object=0.05) < SUSPECT < harm(shortcut, 0.9, off_object=0.9)
+    values = [harm(shortcut, c, o) for c in (None, 0.0, 0.5, 1.0) for o in (None, 0.0, 0.5, 1.0)]
+    assert all(0 <= v <= 1 for v in values)
 
 
 def test_intervals_of_shares_and_losses():

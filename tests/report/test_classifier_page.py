@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from classifier_factory import SIZE, make
+from classifier_factory import SIZE, make, many
 from pfungst.audit.classifier.config import ClassifierConfig
 from pfungst.audit.classifier.run import run
 from pfungst.audit.result import save
@@ -48,20 +48,6 @@ def audited(tmp_path_factory):
         )
     )  # fmt: skip
     return folder / "out", result
-
-
-def many(result, folder, count):
-    """The same result with `count` classes that show the same pictures."""
-    entries = [
-        result.entries[i % 3].model_copy(update={"index": i, "name": f"class <{i}> & more"})
-        for i in range(count)
-    ]
-    big = result.model_copy(update={"entries": entries, "n_classes": count})
-    folder.mkdir(exist_ok=True)
-    if not (folder / "images").exists():
-        (folder / "images").symlink_to(folder.parent / "out" / "images")
-    save(big, folder)
-    return big
 
 
 def test_page_shows_the_result(audited):

@@ -142,3 +142,12 @@ def test_published_components_need_the_switch(tmp_path):
     with pytest.raises(InputError, match="can run code"):
         read_components(path)
     assert read_components(path, allow_pickle=True) == {94: [1, 2], 5: [3]}
+
+
+def test_interval_never_leaves_the_unit_range():
+    """Regression: bootstrap weights that sum to 1 + 1e-16 gave upper ends above 1."""
+    rng = np.random.default_rng(0)
+    for n in (7, 11, 13, 49):
+        p, q = rng.uniform(0.6, 1, n), rng.uniform(0, 0.4, n + 1)
+        score = score_probabilities({0: p, 1: p}, {0: q, 1: q})
+        assert 0 <= score.interval[0] <= score.interval[1] <= 1

@@ -176,7 +176,7 @@ def _harm(entry: ClassEntry) -> float:
 
 
 def _row(entry: ClassEntry, fixed: bool, scored: bool) -> list[Cell]:
-    cells = [Cell(entry.name, f"class {entry.index}"), Cell(text.ratio(_harm(entry)))]
+    cells = [Cell(entry.name, f"class {entry.index}", href=class_id(entry)), Cell(text.ratio(_harm(entry)))]
     cells.append(Cell(", ".join(map(str, entry.fixed)) or "–"))
     cells.append(_share(entry.accuracy))
     cells += [_share(entry.accuracy_fixed)] if fixed else []

@@ -82,18 +82,22 @@ def _exhibit(entry: ClassEntry, component: Component, rank: int, folder: Path, b
         strips.append(_visual(entry, component, component.visual, folder, budget))
     shown = component.images[: budget.images]
     what = f"{entry.name}, component {component.component}"
-    photos, heats = [], []
+    tiles = []
     for number, image in enumerate(shown, 1):
         label = f"α {text.number(image.alpha)} · p {text.ratio(image.confidence)}"
-        photos.append(
+        tiles.append(
             _tile(folder, image.file, label, f"{what}: training image {number} of highest α", budget)
         )
         if image.gradcam is not None:
             alt = f"{what}: heatmap of α on training image {number}"
-            heats.append(_tile(folder, image.gradcam, image.id.rsplit("/", 1)[-1], alt, budget))
-    strips.append(Strip("Training images of highest α", photos))
-    if heats:
-        strips.append(Strip("Where α comes from", heats))
+            tiles.append(_tile(folder, image.gradcam, image.id.rsplit("/", 1)[-1], alt, budget))
+    explained = len(tiles) == 2 * len(shown)
+    title = (
+        "Training images of highest α, and where in them it comes from"
+        if explained
+        else "Training images of highest α"
+    )
+    strips.append(Strip(title, tiles, pairs=explained))
     tags = [
         word for word, said in (("suspicious", component.suspect), ("switched off", component.fixed)) if said
     ]

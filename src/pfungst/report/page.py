@@ -48,7 +48,8 @@ class Prose(Block):
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell of a table: the value, a smaller addition (an interval), a mark (↓) and what it says."""
+    """One cell of a table: the value, a smaller addition (an interval), a mark (↓) and what it says, and
+    where a row's heading leads on the page."""
 
     text: str
     note: str = ""
@@ -56,6 +57,7 @@ class Cell:
     meaning: str = ""
     tone: Tone = ""
     title: str = ""
+    href: str = ""
 
 
 @dataclass(frozen=True)
@@ -124,11 +126,12 @@ class Tile:
 
 @dataclass(frozen=True)
 class Strip:
-    """Pictures that belong together, with a heading and what full colour means."""
+    """Pictures that belong together, with a heading and what full colour means; as pairs, the second below the first."""
 
     title: str
     tiles: Sequence[Tile]
     scale: str = ""
+    pairs: bool = False
 
 
 @dataclass(frozen=True)

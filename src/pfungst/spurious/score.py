@@ -87,7 +87,7 @@ class SpuriousScore:
             u = rng.multinomial(len(p), np.full(len(p), 1 / len(p)), size=draws) / len(p)
             v = rng.multinomial(len(q), np.full(len(q), 1 / len(q)), size=draws) / len(q)
             total += ((u @ wins) * v).sum(1)
-        return total / len(self.classes)
+        return (total / len(self.classes)).clip(0, 1)  # the weights sum to 1 up to rounding
 
     def gain_over(self, before: SpuriousScore) -> tuple[float, float, float]:
         """mAUC minus that of another model on the same images: (gain, low, high), paired 95 % bootstrap."""

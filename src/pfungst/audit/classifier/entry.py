@@ -76,7 +76,7 @@ def rank_class(
     )
     count = min(_IMAGES, npca.n_samples_[class_])
     off_object = _off_object(class_, numbers, npca, train, heatmaps, settings, count)
-    harms = {c: harm(cues[c], confidence.get(c), off_object.get(c)) for c in numbers}
+    harms = {c: harm(splits[c], confidence.get(c), off_object.get(c)) for c in numbers}
     order = sorted(numbers, key=lambda c: (-harms[c], c))
     chosen = order[: settings.shown]
     chosen += [c for c in order[settings.shown :] if c in keep]

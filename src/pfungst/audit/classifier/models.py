@@ -108,6 +108,12 @@ def load_classifier(
     return Classifier(model.eval(), Preprocessing.from_dict(settings), spec, weights)
 
 
+def short_name(spec: str) -> str:
+    """A specification for people to read: of ``folder/file.py:function`` without the folder."""
+    where, separator, attribute = spec.rpartition(":")
+    return f"{Path(where).name}{separator}{attribute}" if where.endswith(".py") else spec
+
+
 def _classes(model: nn.Module, state: State) -> int | None:
     """The checkpoint's number of classes where it is another than the architecture's default."""
     wanted = {k: tuple(v.shape) for k, v in model.state_dict().items()}

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pfungst.errors import InputError
 from pfungst.relevance import gradcam
-from pfungst.report.images import overlay
+from pfungst.relevance.colours import overlay
 from pfungst.spurious import FeatureHead, NeuralPCA
 
 

@@ -23,7 +23,9 @@ class Component(Model):
     """One neural PCA component of a class, and why it may be spurious."""
 
     component: int = Field(description="index by falling variance, from 0")
-    harm: float = Field(description="geometric mean of the cues below that are known, in [0, 1]")
+    harm: float = Field(
+        description="geometric mean of concentration, reach (of gap and visual confidence the better) and off_object, in [0, 1]"
+    )
     concentration: float = Field(
         description="how clearly α falls into two groups, times how much the gap between them can do, in [0, 1]"
     )

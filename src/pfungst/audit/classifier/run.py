@@ -23,7 +23,7 @@ from pfungst.audit.classifier.data import (
     read_names,
 )
 from pfungst.audit.classifier.entry import Settings, rank_class
-from pfungst.audit.classifier.models import Classifier, load_classifier
+from pfungst.audit.classifier.models import Classifier, load_classifier, short_name
 from pfungst.audit.classifier.pictures import Heatmaps, PictureFolder
 from pfungst.audit.classifier.result import ClassEntry, ClassifierResult
 from pfungst.audit.classifier.scores import Answers, answer, interval, loss, rate, spurious
@@ -87,7 +87,8 @@ def run(config: ClassifierConfig) -> ClassifierResult:
     train, val, names = open_data(config, classifier, head.linear.n_classes)
     classes = choose_classes(config.classes, names)
     train = train.of(classes)
-    fingerprint = {**head.linear.fingerprint(), "name": config.model}
+    name = short_name(config.model)
+    fingerprint = {**head.linear.fingerprint(), "name": name}
     judged = _judged(config, fingerprint, classes)
     shown = open_spurious(config, classifier, classes, names, val)
     workspace = Workspace(config)
@@ -113,7 +114,7 @@ def run(config: ClassifierConfig) -> ClassifierResult:
         for id_, reason in store.meta["skipped"]
     ]
     result = ClassifierResult(
-        title=f"{config.model} on {Path(config.train).name}",
+        title=f"{name} on {Path(config.train).resolve().name}",
         version=__version__,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         seconds=time.monotonic() - started,
@@ -122,7 +123,7 @@ def run(config: ClassifierConfig) -> ClassifierResult:
         verdict=Verdict(level="sound", headline=""),  # follows from the rest, below
         skipped=skipped,
         notes=notes,
-        model=config.model,
+        model=name,
         fingerprint=fingerprint,
         layer=head.layer,
         weights=classifier.weights,

@@ -72,7 +72,7 @@ def judge(result: ClassifierResult) -> Verdict:
     if unverified:
         count = sum(len(suspects(e)) for e in unverified)
         listed = ", ".join(e.name for e in unverified[:_NAMED]) + (" …" if len(unverified) > _NAMED else "")
-        kind = "judged" if result.chosen_by == "people" else "look"
+        kind = "judged" if result.chosen_by == "people" else "looks" if count == 1 else "look"
         headline = f"{count} component{'s' if count > 1 else ''} {kind} spurious ({listed}); nothing has shown yet that they do harm"
         advice = "Collect images with only the feature (pfungst pool) and pass them as --spurious."
         if result.chosen_by != "people":
@@ -138,7 +138,8 @@ def _accuracy(result: ClassifierResult) -> str:
     if result.chosen_by == "nothing":
         return f"{text}; nothing was switched off."
     count = sum(len(e.fixed) for e in result.entries)
-    who = "people judged spurious" if result.chosen_by == "people" else "look most suspicious"
+    look = "looks" if count == 1 else "look"
+    who = "people judged spurious" if result.chosen_by == "people" else f"{look} most suspicious"
     return (
         f"{text}, {_percent(result.accuracy_fixed.value)} with the {count} component{'s' if count > 1 else ''} switched off "
         f"that {who}."
@@ -246,9 +247,10 @@ def explain_numbers(result: ClassifierResult) -> list[str]:
         f"Components: neural PCA of each class's weighted penultimate features (layer {result.layer}), all training images "
         "of the class, no prediction filter (Neuhaus et al. 2023).",
         "α is what a component adds to the logit of its class, relative to the mean over the class's training images.",
-        "Harm: geometric mean of the cues that are known. Concentration: how far the best split of α into two groups explains more of "
-        "its variance than it would for a bell curve, times the share by which the gap between the groups changes the odds "
-        "of the class. Confidence of the feature visualisation. Share of the heatmap off the object, where masks exist. "
+        "Harm: geometric mean of two or three cues. Concentration: how far the best split of α into two groups explains more of its "
+        "variance than it would for a bell curve by chance, times the share by which the gap between the groups changes the odds of the "
+        "class. Reach: that share, or the confidence of the feature visualisation if it is higher. Share of the heatmap off the "
+        "object, where masks exist. "
         f"From {SUSPECT} a component is called suspicious. Nobody looked at the images for that.",
         "SpuFix subtracts the positive α of the chosen components from the logit of their class; no weight is changed.",
         "Class intervals: Wilson for shares, Newcombe for AUC. Whole: paired bootstrap, 2,000 draws of images within classes.",

@@ -28,6 +28,15 @@
       said.textContent = left === places.length ? `${total} ${finder.dataset.noun}` : `${left.toLocaleString("en")} of ${total} ${finder.dataset.noun}`;
     };
     box.addEventListener("input", sift);
+    // Enter goes to the first that is left, and opens it.
+    box.addEventListener("keydown", (event) => {
+      const first = event.key === "Enter" && places.find(([node]) => !node.hidden);
+      if (!first) return;
+      event.preventDefault();  // else the summary that gets the focus is closed again
+      if (first[0].tagName === "DETAILS") first[0].open = true;
+      (first[0].querySelector("summary, a") || first[0]).focus();
+      first[0].scrollIntoView({ block: "nearest" });
+    });
     if (flag) flag.addEventListener("change", sift);
   });
 
