@@ -5,6 +5,7 @@
 Neural PCA: 100 classes × 1,300 images × 2,048 features with eigenvalues falling as 1/l in a random basis per class, stored
 as float16, against covariance and full eigendecomposition of three classes (scaled to all), in float64 (the published code
 calls numpy.cov, which computes in float64) and in float32. Forward passes alternate between the two sides.
+Freed memory is kept by the process, as the command line does: page faults would drown the differences.
 Two threads, or one where only one core may be used.
 """
 
@@ -25,6 +26,7 @@ import torchvision
 from _common import describe_machine
 from torch import Tensor, nn
 
+from pfungst.memory import keep_freed_memory
 from pfungst.spurious import FeatureHead, LinearHead, NeuralPCA, SpuFix, extract_features
 
 IMAGES, DIM, KEPT = 1300, 2048, 128
@@ -228,6 +230,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=16, help="pairs of forwards")
     parser.add_argument("--part", choices=["npca", "spufix", "pass", "all"], default="all")
     arguments = parser.parse_args()
+    keep_freed_memory()
     torch.set_num_threads(min(2, len(os.sched_getaffinity(0))))
     print(describe_machine())
     if arguments.part in ("npca", "all"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -38,10 +39,15 @@ def print_summary(result: Result, console: Console | None = None) -> None:
 def _anomaly_table(result: AnomalyResult) -> Table:
     several = len(result.mean) > 1
     title = f"{result.original} → {result.deployed}"
-    table = Table(title=title if several else f"{next(iter(result.mean))}: {title}", title_justify="left")
-    table.add_column("category", no_wrap=True)
+    table = Table(
+        title=title if several else f"{next(iter(result.mean))}: {title}",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    table.add_column("category", overflow="fold")
     if several:
-        table.add_column("detector", no_wrap=True)
+        table.add_column("detector", overflow="fold")
     table.add_column("images", no_wrap=True)
     for name in ("AUROC", "F1", "FNR", "FPR", "CH score"):
         table.add_column(name, justify="right", no_wrap=True)

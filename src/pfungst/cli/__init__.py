@@ -14,6 +14,7 @@ from pfungst.cli.label import label
 from pfungst.cli.pool import pool
 from pfungst.cli.tools import check, demo, report
 from pfungst.errors import PfungstError
+from pfungst.memory import keep_freed_memory
 
 app = group(
     "Find out what a model really looks at, measure what that costs after deployment, and mend the model."
@@ -40,27 +41,9 @@ def _root(
     pass
 
 
-def _keep_freed_memory() -> None:
-    """Let glibc reuse the memory of large tensors instead of giving it back after each operation.
-
-    By default every array above 32 MB is mapped and unmapped anew; the page faults cost as much as the
-    arithmetic (measured: a third of the demo's CPU time). A decision for a whole process, so the command line
-    makes it and the library does not. Other C libraries are left alone.
-    """
-    if not sys.platform.startswith("linux"):
-        return
-    import ctypes
-
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mmap_threshold, trim_threshold = -3, -1
-        mallopt(mmap_threshold, 1 << 30)
-        mallopt(trim_threshold, (1 << 31) - 1)
-
-
 def main() -> None:
     """Entry point: our own errors become one message and exit code 2."""
-    _keep_freed_memory()
+    keep_freed_memory()
     try:
         app()
     except PfungstError as error:

@@ -56,12 +56,12 @@ def _judge_images(result: SimilarityResult) -> Verdict:
         after = result.pooled(worst)
         assert after is not None
         level = "fragile"
-        headline = f"a probe on {what} does not survive {worst}: accuracy {base.accuracy.value:.2f} → {after.accuracy.value:.2f}"
+        headline = f"A probe on {what} does not survive {worst}: accuracy {base.accuracy.value:.2f} → {after.accuracy.value:.2f}"
         sentences.append("Explanation and intervention do not agree, so the cause is not established.")
     else:
         level = "sound"
         held = f" and holds under {', '.join(c for c in _conditions(result))}" if _conditions(result) else ""
-        headline = f"a probe on {what} reaches {told}{held}"
+        headline = f"A probe on {what} reaches {told}{held}"
     if level != "provenance":
         sentences += _mended(result) + [s for p in follows for s in _provenance(p)]
     if level == "provenance":
@@ -146,7 +146,7 @@ def _hans(result: SimilarityResult, condition: str, what: str, sentences: list[s
         )
     sentences.append("Explanation and intervention agree: this is a Clever Hans effect.")
     return (
-        f"a probe on {what} reads {condition} as {errors.into!r}: accuracy {base.accuracy.value:.2f} → "
+        f"A probe on {what} reads {condition} as {errors.into!r}: accuracy {base.accuracy.value:.2f} → "
         f"{after.accuracy.value:.2f}"
     )
 
