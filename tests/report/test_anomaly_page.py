@@ -1,44 +1,18 @@
 """The page says what the result says, escapes what it must and is written whole or not at all."""
 
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import report_factory
+from page_text import Text
 from pfungst.audit.anomaly.result import AnomalyResult
 from pfungst.errors import DataError
 from pfungst.report import build, write
 from pfungst.report.page import WORDS
 from pfungst.report.text import percent
-
-
-class Text(HTMLParser):
-    """Visible text, tags and ids of a page."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.words: list[str] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.hidden = 0
-        self.feed(html)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        self.hidden += tag in ("script", "style")
-
-    def handle_endtag(self, tag):
-        self.hidden -= tag in ("script", "style")
-
-    def handle_data(self, data):
-        if not self.hidden:
-            self.words.append(data)
-
-    @property
-    def text(self) -> str:
-        return " ".join(" ".join(self.words).split())
 
 
 @pytest.fixture(scope="module")

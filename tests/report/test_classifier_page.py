@@ -1,40 +1,17 @@
 """The classifier's page says what the result says and stays usable with many classes."""
 
 import re
-from html.parser import HTMLParser
 
 import pytest
 
 from classifier_factory import SIZE, make, many
+from page_text import Text
 from pfungst.audit.classifier.config import ClassifierConfig
 from pfungst.audit.classifier.run import run
 from pfungst.audit.result import save
 from pfungst.audit.summary import print_summary
 from pfungst.errors import DataError
 from pfungst.report import write
-
-
-class Text(HTMLParser):
-    """Visible text and tags of a page."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.words: list[str] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.hidden = 0
-        self.feed(html)
-        self.text = " ".join(" ".join(self.words).split())
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        self.hidden += tag in ("script", "style")
-
-    def handle_endtag(self, tag):
-        self.hidden -= tag in ("script", "style")
-
-    def handle_data(self, data):
-        if not self.hidden:
-            self.words.append(data)
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,26 @@
-"""What a result says about where it was computed."""
+"""What a result says about when, where and how it was computed."""
 
 from __future__ import annotations
 
 import os
 import platform
+import time
+from datetime import UTC, datetime
+from typing import Any
+
+from pfungst import __version__
+from pfungst.audit.config import AuditConfig
+
+
+def circumstances(config: AuditConfig, started: float) -> dict[str, Any]:
+    """The fields of a result that every audit fills alike; `started` is of ``time.monotonic``."""
+    return {
+        "version": __version__,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": time.monotonic() - started,
+        "machine": describe_machine(),
+        "config": config.model_dump(mode="json"),
+    }
 
 
 def describe_machine() -> str:

@@ -18,6 +18,7 @@ from pfungst.cli.common import (
     SkipBad,
     TrustCheckpoint,
     finish,
+    given,
     group,
 )
 
@@ -58,28 +59,11 @@ def audit_anomaly(
     device: Device = None,
 ) -> None:
     """Does an anomaly detector look at the defects, and does it survive deployment?"""
+    options = given(locals())
     from pfungst.audit.anomaly.config import AnomalyConfig
     from pfungst.audit.anomaly.run import run
 
-    settings = AnomalyConfig.build(
-        config,
-        data=data,
-        model=model,
-        original=original,
-        deployed=deployed,
-        mitigate=mitigate,
-        size=size,
-        category=category,
-        groups=groups,
-        protocol=protocol,
-        seeds=seeds,
-        seed=seed,
-        out=out,
-        skip_bad=skip_bad or None,
-        resume=resume or None,
-        overwrite=overwrite or None,
-        device=device,
-    )
+    settings = AnomalyConfig.build(**options)
     finish(run(settings), settings.out)
 
 
@@ -132,41 +116,11 @@ def audit_similarity(
     device: Device = None,
 ) -> None:
     """What makes two inputs alike to an encoder, and does a probe on it survive?"""
+    options = given(locals())
     from pfungst.audit.similarity.config import SimilarityConfig
     from pfungst.audit.similarity.run import run
 
-    settings = SimilarityConfig.build(
-        config,
-        images=images,
-        encoder=encoder,
-        texts=texts,
-        checkpoint=checkpoint,
-        trust_checkpoint=trust_checkpoint or None,
-        size=size,
-        category=category,
-        labels=labels,
-        positive=positive,
-        groups=groups,
-        keep_together=keep_together,
-        split=split,
-        folds=folds,
-        condition=condition or None,
-        probe=probe,
-        mitigate=mitigate,
-        sweep=sweep,
-        patches=patches,
-        pairs=pairs,
-        explain=explain,
-        limit=limit,
-        cache=cache,
-        seeds=seeds,
-        seed=seed,
-        out=out,
-        skip_bad=skip_bad or None,
-        resume=resume or None,
-        overwrite=overwrite or None,
-        device=device,
-    )
+    settings = SimilarityConfig.build(**options)
     finish(run(settings), settings.out)
 
 
@@ -223,37 +177,9 @@ def audit_classifier(
     device: Device = None,
 ) -> None:
     """Which spurious features does a classifier rely on, how much, and what if they are switched off?"""
+    options = given(locals())
     from pfungst.audit.classifier.config import ClassifierConfig
     from pfungst.audit.classifier.run import run
 
-    settings = ClassifierConfig.build(
-        config,
-        model=model,
-        checkpoint=checkpoint,
-        train=train,
-        val=val,
-        spurious=spurious,
-        components=components,
-        classes=classes,
-        class_names=class_names,
-        masks=masks,
-        layer=layer,
-        size=size,
-        condition=condition,
-        n_components=n_components,
-        candidates=candidates,
-        shown=shown,
-        steps=steps,
-        fix=fix,
-        features=features,
-        batch_size=batch_size,
-        workers=workers,
-        seed=seed,
-        out=out,
-        trust_checkpoint=trust_checkpoint or None,
-        skip_bad=skip_bad or None,
-        resume=resume or None,
-        overwrite=overwrite or None,
-        device=device,
-    )
+    settings = ClassifierConfig.build(**options)
     finish(run(settings), settings.out)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -39,6 +39,13 @@ def needs(extra: str, *modules: str) -> None:
     missing = [name for name in modules if find_spec(name) is None]
     if missing:
         raise ConfigError(f"{', '.join(missing)} is not installed", f"pip install 'pfungst[{extra}]'")
+
+
+def given(options: dict[str, Any]) -> dict[str, Any]:
+    """The parameters of a command as ``AuditConfig.build`` takes them: flags and lists not given are None."""
+    named = {name: None if value is False or value == [] else value for name, value in options.items()}
+    named["file"] = named.pop("config")
+    return named
 
 
 @contextmanager

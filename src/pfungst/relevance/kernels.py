@@ -7,6 +7,7 @@ carried out (`Pending`): it is added in one pass to the term it meets.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,16 +27,16 @@ def layout(c: Tensor) -> Tensor:
     return c.contiguous(memory_format=torch.channels_last) if c.ndim == 4 else c
 
 
-class Pending:
+class Pending(ABC):
     """A cotangent that is not carried out until it is needed."""
 
+    @abstractmethod
     def dense(self) -> Tensor:
         """The cotangent in memory of its own."""
-        raise NotImplementedError
 
+    @abstractmethod
     def onto(self, t: Tensor) -> Tensor:
         """`t` with the cotangent added in place."""
-        raise NotImplementedError
 
 
 Part = Tensor | Pending
@@ -75,19 +76,19 @@ class Strided(Pending):
         return t
 
 
-class Op:
+class Op(ABC):
     """One linear map: `ins` and `outs` number the values that it reads and writes."""
 
     def __init__(self, ins: list[int], outs: list[int]) -> None:
         self.ins, self.outs = ins, outs
 
+    @abstractmethod
     def reverse(self, grads: list[Tensor | None], owned: bool) -> list[tuple[Part | None, bool]]:
         """Transposed map: (M, N, *out) of each output → of each input, with whether it may be overwritten."""
-        raise NotImplementedError
 
+    @abstractmethod
     def forward(self, tangents: list[Tensor | None]) -> list[Tensor | None]:
         """The map itself: (M, N, *in) of each input → of each output."""
-        raise NotImplementedError
 
     def box(self, boxes: list[Box | None], shape: tuple[int, ...]) -> Box | None:
         """Support of the output from the supports of the inputs; None where it is unknown."""

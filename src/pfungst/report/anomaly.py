@@ -7,7 +7,6 @@ from pathlib import Path
 
 from pfungst.audit.anomaly.result import AnomalyResult, Entry, Scores
 from pfungst.audit.result import Interval, Result
-from pfungst.errors import DataError
 from pfungst.report import closing, plots, text
 from pfungst.report.anomaly_entry import entry_blocks, entry_id, provenance_blocks
 from pfungst.report.anomaly_tables import MARK_MEANINGS, MEASURES, VARIANT_KEYS, row, steps
@@ -27,6 +26,7 @@ from pfungst.report.page import (
     Stat,
     Step,
     Table,
+    expect,
 )
 
 SHOWN = ("original", "deployed", "mitigated")
@@ -42,34 +42,22 @@ def page(result: Result, folder: Path) -> Page:
     Raises:
         DataError: arrays are missing or damaged, or it is another kind of result.
     """
-    if not isinstance(result, AnomalyResult):
-        raise DataError(f"a result of kind {result.kind!r} is no anomaly audit", "use the page of its kind")
+    result = expect(result, AnomalyResult)
     models = list(dict.fromkeys(e.model for e in result.entries))
     categories = list(dict.fromkeys(e.category for e in result.entries))
     provenance = _provenance(result, folder)
     results = _results(result, models, categories)
     leads_with_provenance = provenance is not None and result.verdict.level == "provenance"
     first = [provenance, results] if leads_with_provenance else [results, provenance]
-    sections = [s for s in first if s is not None]
-    sections.append(_categories(result, folder, models, categories))
-    sections += [s for s in (closing.skipped(result),) if s is not None]
-    sections.append(_method(result, models))
+    sections = [*first, _categories(result, folder, models, categories)]
+    sections += [closing.skipped(result), _method(result, models)]
     facts = [("Original", result.original), ("Deployed", result.deployed)]
     facts += [("Mitigation", result.mitigation or "none"), ("Image size", f"{result.size} px")]
     facts += [("Detector" if len(models) == 1 else "Detectors", text.listing(models))]
     facts += [("Data", text.plural(len(categories), "category", "categories"))]
-    facts += [("Threshold", result.protocol), ("Audited", result.created[:10])]
+    facts += [("Threshold", result.protocol)]
     stats, note = _headline_stats(result)
-    return Page(
-        kicker="Anomaly audit",
-        title=result.title,
-        verdict=result.verdict,
-        stats=stats,
-        stats_note=note,
-        sections=sections,
-        facts=facts,
-        version=result.version,
-    )
+    return Page.of(result, facts=facts, sections=sections, stats=stats, stats_note=note)
 
 
 # --- head ------------------------------------------------------------------------------------------------

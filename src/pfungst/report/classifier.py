@@ -6,7 +6,6 @@ from pathlib import Path
 
 from pfungst.audit.classifier.result import ClassEntry, ClassifierResult
 from pfungst.audit.result import Interval, Result
-from pfungst.errors import DataError
 from pfungst.report import closing, text
 from pfungst.report.classifier_gallery import Budget, class_id, class_note, component_gallery
 from pfungst.report.page import (
@@ -25,6 +24,7 @@ from pfungst.report.page import (
     Stat,
     Step,
     Table,
+    expect,
 )
 
 _LINKED = 24  # classes named in the table of contents
@@ -41,26 +41,17 @@ def page(result: Result, folder: Path) -> Page:
     Raises:
         DataError: images are missing or damaged, or it is another kind of result.
     """
-    if not isinstance(result, ClassifierResult):
-        raise DataError(
-            f"a result of kind {result.kind!r} is no classifier audit", "use the page of its kind"
-        )
+    result = expect(result, ClassifierResult)
     components = sum(len(e.components) for e in result.entries)
     facts = [("Model", result.model), ("Classes audited", f"{len(result.entries):,} of {result.n_classes:,}")]
     facts += [("Components shown", f"{components:,}"), ("Validation images", f"{result.n_validation:,}")]
-    facts += [("Switched off", _chosen(result)), ("Audited", result.created[:10])]
-    sections = [_classes(result), _components(result, folder)]
-    sections += [s for s in (closing.skipped(result),) if s is not None]
-    sections.append(_method(result))
-    return Page(
-        kicker="Classifier audit",
-        title=result.title,
-        verdict=result.verdict,
+    facts += [("Switched off", _chosen(result))]
+    return Page.of(
+        result,
+        facts=facts,
+        sections=[_classes(result), _components(result, folder), closing.skipped(result), _method(result)],
         stats=_headline(result),
         stats_note=_headline_note(result),
-        sections=sections,
-        facts=facts,
-        version=result.version,
     )
 
 

@@ -11,12 +11,13 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, TypeVar
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from pfungst.audit.result import Level, Verdict
+from pfungst.audit.result import Level, Result, Verdict
+from pfungst.errors import DataError
 
 Tone = Literal["", "good", "bad", "original", "deployed", "mitigated"]
 
@@ -270,9 +271,46 @@ class Page:
     facts: Sequence[tuple[str, str]] = field(default_factory=tuple)
     version: str = ""
 
+    @classmethod
+    def of(
+        cls,
+        result: Result,
+        *,
+        facts: Sequence[tuple[str, str]],
+        sections: Sequence[Section | None],
+        stats: Sequence[Stat],
+        stats_note: str = "",
+    ) -> Page:
+        """The page of an audit; sections that are None are left out."""
+        return cls(
+            kicker=f"{result.kind.capitalize()} audit",
+            title=result.title,
+            verdict=result.verdict,
+            stats=stats,
+            stats_note=stats_note,
+            sections=[s for s in sections if s is not None],
+            facts=[*facts, ("Audited", result.created[:10])],
+            version=result.version,
+        )
+
     @property
     def word(self) -> str:
         return WORDS[self.verdict.level]
+
+
+R = TypeVar("R", bound=Result)
+
+
+def expect(result: Result, kind: type[R]) -> R:
+    """The result, which must be of that kind.
+
+    Raises:
+        DataError: it is of another kind.
+    """
+    if not isinstance(result, kind):
+        name = kind.model_fields["kind"].default
+        raise DataError(f"a result of kind {result.kind!r} is no {name} audit", "use the page of its kind")
+    return result
 
 
 @cache

@@ -10,7 +10,6 @@ import numpy as np
 from pfungst.audit.result import Interval, Result
 from pfungst.audit.similarity.result import Pair, ProbeScores, SimilarityResult, Trial
 from pfungst.audit.workspace import load_arrays
-from pfungst.errors import DataError
 from pfungst.report import closing, text
 from pfungst.report.images import data_uri, overlay
 from pfungst.report.maps import Map, Strips, panel
@@ -31,6 +30,7 @@ from pfungst.report.page import (
     Table,
     Tile,
     Tone,
+    expect,
 )
 from pfungst.report.pairs import PairPicture, caption_of, image_pair, token_pair
 
@@ -50,10 +50,7 @@ def page(result: Result, folder: Path) -> Page:
     Raises:
         DataError: arrays are missing or damaged, or it is another kind of result.
     """
-    if not isinstance(result, SimilarityResult):
-        raise DataError(
-            f"a result of kind {result.kind!r} is no similarity audit", "use the page of its kind"
-        )
+    result = expect(result, SimilarityResult)
     arrays = load_arrays(folder, result.arrays)
     if result.modality == "texts":
         found = [_relations(result), _pairs(result, arrays)]
@@ -62,23 +59,13 @@ def page(result: Result, folder: Path) -> Page:
         if result.verdict.level == "provenance":
             found[:2] = found[1::-1]
         found += [_mitigation(result), _map(result, arrays), _errors(result), closing.skipped(result)]
-    sections = [s for s in found if s is not None]
-    sections.append(_method(result))
     count = text.plural(result.n, "sentence pair" if result.modality == "texts" else "image")
     facts = [("Encoder", result.encoder), ("Weights", "trained" if result.trained else "random")]
     facts += [("Representation", f"{result.width} values"), ("Data", count)]
     facts += [("Classes" if result.modality == "images" else "Relations", str(len(result.classes)))]
     facts += [("Kept together", result.kept_together)] if result.kept_together else []
-    facts += [("Explained in", result.basis), ("Audited", result.created[:10])]
-    return Page(
-        kicker="Similarity audit",
-        title=result.title,
-        verdict=result.verdict,
-        stats=_stats(result),
-        sections=sections,
-        facts=facts,
-        version=result.version,
-    )
+    facts += [("Explained in", result.basis)]
+    return Page.of(result, facts=facts, sections=[*found, _method(result)], stats=_stats(result))
 
 
 def _conditions(result: SimilarityResult) -> list[str]:

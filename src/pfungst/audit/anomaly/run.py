@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import time
 import warnings
-from datetime import UTC, datetime
 from functools import cache, partial
 
-from pfungst import __version__
 from pfungst.anomaly import detector_from_spec
 from pfungst.audit.anomaly import verdict
 from pfungst.audit.anomaly.config import AnomalyConfig
@@ -15,7 +13,7 @@ from pfungst.audit.anomaly.entry import evaluate, mean_scores
 from pfungst.audit.anomaly.mitigation import parse_mitigation
 from pfungst.audit.anomaly.result import AnomalyResult, Entry
 from pfungst.audit.config import EMBEDDED
-from pfungst.audit.machine import describe_machine
+from pfungst.audit.machine import circumstances
 from pfungst.audit.progress import bar
 from pfungst.audit.result import Skipped, save
 from pfungst.audit.sources import group_columns
@@ -80,11 +78,7 @@ def run(config: AnomalyConfig) -> AnomalyResult:
     mean = mean_scores(entries)
     result = AnomalyResult(
         title=f"{', '.join(config.model)} on {config.data}",
-        version=__version__,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        seconds=time.monotonic() - started,
-        machine=describe_machine(),
-        config=config.model_dump(mode="json"),
+        **circumstances(config, started),
         verdict=verdict.judge(entries, mean, config),
         metrics=verdict.metrics(entries),
         skipped=[Skipped(id=id_, reason=reason) for id_, reason in skipped.items()],

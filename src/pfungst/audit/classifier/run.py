@@ -5,14 +5,12 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from pfungst import __version__
 from pfungst.audit.classifier import verdict
 from pfungst.audit.classifier.config import ClassifierConfig
 from pfungst.audit.classifier.data import (
@@ -28,7 +26,7 @@ from pfungst.audit.classifier.pictures import Heatmaps, PictureFolder
 from pfungst.audit.classifier.result import ClassEntry, ClassifierResult
 from pfungst.audit.classifier.scores import Answers, answer, interval, loss, rate, spurious
 from pfungst.audit.classifier.task import write_label_task
-from pfungst.audit.machine import describe_machine
+from pfungst.audit.machine import circumstances
 from pfungst.audit.progress import bar
 from pfungst.audit.result import Skipped, Verdict, save
 from pfungst.audit.workspace import Workspace
@@ -115,11 +113,7 @@ def run(config: ClassifierConfig) -> ClassifierResult:
     ]
     result = ClassifierResult(
         title=f"{name} on {Path(config.train).resolve().name}",
-        version=__version__,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        seconds=time.monotonic() - started,
-        machine=describe_machine(),
-        config=config.model_dump(mode="json"),
+        **circumstances(config, started),
         verdict=Verdict(level="sound", headline=""),  # follows from the rest, below
         skipped=skipped,
         notes=notes,

@@ -5,13 +5,11 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 
-from pfungst import __version__
-from pfungst.audit.machine import describe_machine
+from pfungst.audit.machine import circumstances
 from pfungst.audit.progress import bar
 from pfungst.audit.result import Skipped, save
 from pfungst.audit.similarity import texts, verdict
@@ -64,11 +62,7 @@ def run(config: SimilarityConfig) -> SimilarityResult:
     parts = texts.audit(encoder, config) if reads_text else _images(encoder, config)
     workspace, fields, arrays, notes = parts
     result = SimilarityResult(
-        version=__version__,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        seconds=time.monotonic() - started,
-        machine=describe_machine(),
-        config=config.model_dump(mode="json"),
+        **circumstances(config, started),
         verdict={"level": "sound", "headline": ""},
         encoder=encoder.name,
         trained=encoder.trained,
