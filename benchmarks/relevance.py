@@ -74,15 +74,17 @@ def main() -> None:
     lin = linearize(model, x, "epsilon_plus_flat")
     lin.rows(eye[:1])  # builds the program
     setup = time.perf_counter() - begun
-    parts = eye.split(128)
+    parts = eye.split(688)  # as many as go through the deep layers at once
+    every = -(-args.loop // len(parts))
     with Gradient(model=model, composite=EpsilonPlusFlat(canonizers=[ResNetCanonizer()])) as attributor:
-        for i in range(max(args.loop, len(parts))):  # interleaved, so that both meet the same load
+        for i in range(every * len(parts)):  # interleaved, so that both meet the same load
             if i < args.loop:
                 hot = torch.nn.functional.one_hot(torch.tensor([i], device=device), features)
                 loop.append(timed(lambda hot=hot: attributor(x, lambda out: out * hot), device))
-            if i < len(parts):  # rows are used and dropped, as an application that reduces them does
-                took = timed(lambda part=parts[i]: lin.rows(part), device)
-                batches += [took / len(parts[i])] * len(parts[i])
+            if i % every == every - 1:  # rows are used and dropped, as an application that reduces them does
+                part = parts[i // every]
+                took = timed(lambda part=part: lin.rows(part), device)
+                batches += [took / len(part)] * len(part)
     total = setup + sum(batches)
     scaled_loop = statistics.median(loop) * features
     scaled_ours = total / args.rows * features

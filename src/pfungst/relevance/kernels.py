@@ -9,11 +9,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from pfungst.relevance.convolution import StrideOne, stride_one
 
 Box = tuple[int, int, int, int]  # first and last row, first and last column, of an image's support
 
@@ -182,27 +185,28 @@ class Convolution(Op):
             and self.stride == [1, 1]
             and all(d * (k - 1) >= p for k, p, d in zip(kernel, self.padding, self.dilation, strict=True))
         )
-        self.back = None
         self.pointwise = self.groups == 1 and tuple(kernel) == (1, 1) and self.padding == [0, 0]
-        if self.pointwise and not self.same:  # a strided shortcut: a small product, written between zeros
-            self.back = self.weight.transpose(0, 1).contiguous(memory_format=torch.channels_last)
-        elif self.same:
-            flipped = self.weight.flip(2, 3).transpose(0, 1)
-            self.back = flipped.contiguous().contiguous(memory_format=torch.channels_last)
-            self.back_padding = [
-                d * (k - 1) - p for k, p, d in zip(kernel, self.padding, self.dilation, strict=True)
-            ]
+
+    @cached_property
+    def _ahead(self) -> StrideOne:
+        return stride_one(self.weight, self.padding, self.dilation)
+
+    @cached_property
+    def _back(self) -> StrideOne:
+        """The transposed map of a stride of 1, itself a convolution."""
+        flipped = self.weight.flip(2, 3).transpose(0, 1).contiguous()
+        reach = [d * (k - 1) for k, d in zip(flipped.shape[2:], self.dilation, strict=True)]
+        return stride_one(flipped, [r - p for r, p in zip(reach, self.padding, strict=True)], self.dilation)
 
     def reverse(self, grads: list[Tensor | None], owned: bool) -> list[tuple[Part | None, bool]]:
         g = grads[0]
         assert g is not None
         m, n = g.shape[:2]
         g = _fold(g)
-        if self.pointwise and not self.same:
-            assert self.back is not None
-            return [(Strided(F.conv2d(g, self.back), self.stride, (m, n, *self.shape)), True)]
-        if self.back is not None:
-            out = F.conv2d(g, self.back, None, 1, self.back_padding, self.dilation)
+        if self.same:
+            out = self._back(g)
+        elif self.pointwise:  # a strided shortcut: a small product, written between zeros
+            return [(Strided(self._back(g), self.stride, (m, n, *self.shape)), True)]
         else:
             like = g.new_empty(1).expand(len(g), *self.shape)
             out = torch.ops.aten.convolution_backward(
@@ -226,7 +230,10 @@ class Convolution(Op):
             return [None]
         m, n = t.shape[:2]
         t = _fold(t).contiguous(memory_format=torch.channels_last)
-        out = F.conv2d(t, self.weight, None, self.stride, self.padding, self.dilation, self.groups)
+        if self.same:
+            out = self._ahead(t)
+        else:
+            out = F.conv2d(t, self.weight, None, self.stride, self.padding, self.dilation, self.groups)
         return [out.unflatten(0, (m, n))]
 
     def box(self, boxes: list[Box | None], shape: tuple[int, ...]) -> Box | None:

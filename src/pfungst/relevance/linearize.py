@@ -223,10 +223,11 @@ class LinearizedModel:
         """
         parts = []
         cpu = self.output.device.type == "cpu"
+        room = free_memory(self.output.device) if cpu else 0
         step = max(1, len(cotangents)) if cpu else self._chunk(len(cotangents))
         with torch.no_grad():
             for chunk in cotangents.split(step):
-                for grads in self.tape.reverse(chunk, CACHED if cpu else None):
+                for grads in self.tape.reverse(chunk, CACHED if cpu else None, room):
                     total = None
                     for stream, g in zip(self._run.streams, grads, strict=True):
                         if g is not None:

@@ -9,7 +9,8 @@ exact whatever the network contains. Vectors are tensors (M, N, ...): M of them 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -31,6 +32,17 @@ from pfungst.relevance.kernels import (
     dense,
     layout,
 )
+from pfungst.relevance.live import LINE, MANY, Span, best_span
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Ops `start` … `stop`, which `rows` vectors go through at once (0: all); on live units, if there is a span."""
+
+    start: int
+    stop: int
+    rows: int
+    span: Span | None = None
 
 
 class Tape:
@@ -50,6 +62,7 @@ class Tape:
         self.device = output.device
         self._keep = output
         self._cuts: dict[int, int] | None = None
+        self._span: tuple[Span | None] | None = None  # in a tuple once it has been looked for
         leaves = {id(s): i for i, s in enumerate(streams)}
         order = _reachable(output.grad_fn, leaves)
         for node in order:
@@ -164,48 +177,78 @@ class Tape:
 
     # -- execution --------------------------------------------------------------------------------
 
-    def reverse(self, cotangents: Tensor, limit: int | None = None) -> Iterator[list[Tensor | None]]:
+    def reverse(
+        self, cotangents: Tensor, limit: int | None = None, room: int = 0
+    ) -> Iterator[list[Tensor | None]]:
         """Modified gradients of the streams, in pieces: (M, N, K) → (m, N, *sample) each, Σ m = M.
 
         Args:
             cotangents: (M, N, K).
             limit: bytes that one value may take; the vectors are split further where values grow, so that
                 late layers see many vectors at once and early ones stay in the cache.
+            room: bytes that cotangents on live units may take; 0 does without.
 
         Yields:
             A gradient for each stream, None where there is none; pieces are in the order of `cotangents`.
         """
-        yield from self._descend(self._segments(limit, cotangents.element_size()), 0, cotangents)
+        segments = self._segments(limit, room, cotangents)
+        yield from self._descend(segments, 0, cotangents)
 
     def _descend(
-        self, segments: list[tuple[int, int, int]], level: int, cotangents: Tensor
+        self, segments: list[Segment], level: int, cotangents: Tensor
     ) -> Iterator[list[Tensor | None]]:
-        start, stop, rows = segments[level]
-        for g in cotangents.split(rows or len(cotangents)):
-            grads = self._reverse(g, start, stop)
-            if level + 1 < len(segments):
-                (below,) = grads
-                if below is None:
+        segment = segments[level]
+        last = level + 1 == len(segments)
+        for g in cotangents.split(segment.rows or len(cotangents)):
+            if segment.span is None:
+                pieces: Iterable[list[Tensor | None]] = [self._reverse(g, segment.start, segment.stop)]
+            else:
+                pieces = ([piece] for piece in segment.span.reverse(g))
+            for grads in pieces:
+                if last:
+                    yield grads
+                elif grads[0] is None:
                     yield [None] * len(self.streams)
                 else:
-                    yield from self._descend(segments, level + 1, below)
-            else:
-                yield grads
+                    yield from self._descend(segments, level + 1, grads[0])
 
-    def _segments(self, limit: int | None, itemsize: int) -> list[tuple[int, int, int]]:
-        """(start, stop, vectors at once) of runs of ops, last first, cut where one value is live."""
-        end = len(self.ops)
+    def span(self, room: int) -> Span | None:
+        """The ops that many vectors go through on live units, which may take so many bytes."""
+        if self._span is None:
+            on_cpu = self.device.type == "cpu"
+            dtype = self._keep.dtype
+            self._span = (best_span(self.ops, self.cuts(), self.shapes, dtype, room) if on_cpu else None,)
+        return self._span[0]
+
+    def _segments(self, limit: int | None, room: int, cotangents: Tensor) -> list[Segment]:
+        """Runs of ops, last first, cut where one value is live."""
+        end, itemsize = len(self.ops), cotangents.element_size()
         if limit is None:
-            return [(0, end, 0)]
-        found: list[tuple[int, int, int]] = []
-        for start in sorted({0, *self.cuts()} - {end}, reverse=True):
-            stop = found[-1][0] if found else end
-            fit = max(1, limit // (itemsize * self.width(start, stop)))
+            return [Segment(0, end, 0)]
+        span = self.span(room) if room and len(cotangents) >= MANY else None
+        rows = 0
+        if span is not None:
+            above = itemsize * self.width(span.stop, end) if span.stop < end else 1
+            rows = min(span.vectors(room, itemsize), room // above)
+        if span is None or rows < MANY:
+            return self._cached(limit // itemsize, end)
+        parts = -(-len(cotangents) // rows)
+        rows = min(rows, -(-len(cotangents) // (parts * LINE)) * LINE)
+        top = [Segment(span.stop, end, rows)] if span.stop < end else []
+        bottom = self._cached(limit // itemsize, span.start) if span.start else []
+        return [*top, Segment(span.start, span.stop, rows, span), *bottom]
+
+    def _cached(self, values: int, end: int) -> list[Segment]:
+        """Segments of the ops up to `end` whose largest value has so many elements for all vectors at once."""
+        found: list[Segment] = []
+        for start in sorted({0, *self.cuts()} - {*range(end, len(self.ops) + 1)}, reverse=True):
+            stop = found[-1].start if found else end
+            fit = max(1, values // self.width(start, stop))
             rows = 1 << (fit.bit_length() - 1)
-            if found and rows >= found[-1][2]:
-                found[-1] = (start, found[-1][1], found[-1][2])
+            if found and rows >= found[-1].rows:
+                found[-1] = Segment(start, found[-1].stop, found[-1].rows)
             else:
-                found.append((start, stop, rows))
+                found.append(Segment(start, stop, rows))
         return found
 
     def _reverse(self, cotangents: Tensor, start: int, stop: int) -> list[Tensor | None]:
