@@ -15,13 +15,14 @@ from classifier_factory import MARKED, SIZE, make
 from pfungst.audit.check import Gate, check
 from pfungst.audit.classifier.config import ClassifierConfig
 from pfungst.audit.classifier.models import load_classifier
-from pfungst.audit.classifier.rank import SUSPECT, best_split, concentration, harm
+from pfungst.audit.classifier.rank import SUSPECT, concentration, harm
 from pfungst.audit.classifier.run import run
 from pfungst.audit.classifier.scores import loss, rate
 from pfungst.audit.result import load
 from pfungst.data import open_images
 from pfungst.errors import CheckpointError, ConfigError, DataError, InputError, PfungstError, UnreadableImages
 from pfungst.label import Study, export, read_task
+from pfungst.measure import best_split
 from pfungst.spurious import FeatureHead, read_components, write_components
 
 
@@ -301,18 +302,6 @@ def test_libraries_need_a_checkpoint_that_fits(tmp_path):
 
 
 # --- parts -----------------------------------------------------------------------------------------------
-
-
-def test_best_split_is_the_best_of_all_splits():
-    rng = np.random.default_rng(0)
-    x = np.r_[rng.normal(0, 1, 30), rng.normal(6, 1, 20)]
-    found = best_split(rng.permutation(x))
-    ordered = np.sort(x)
-    within = [(ordered[:i].var() * i + ordered[i:].var() * (50 - i)) / 50 for i in range(1, 50)]
-    assert found.explained == pytest.approx(1 - min(within) / x.var())
-    assert found.share == pytest.approx(0.4)
-    assert found.gap == pytest.approx(ordered[30:].mean() - ordered[:30].mean())
-    assert best_split(np.ones(9)).explained == 0
 
 
 def test_concentration_tells_two_groups_from_a_bell():
