@@ -64,6 +64,21 @@ def test_the_planted_component_is_found_proven_and_switched_off(biased):
     assert first.harm > max(others)
 
 
+def test_the_reference_is_said_and_the_papers_leaves_more(data, tmp_path, biased):
+    _, absent = biased
+    mean = run(config(data, tmp_path, reference="mean", steps=0))
+    assert (absent.reference, mean.reference) == ("absent", "mean")
+    after = {r.reference: next(e for e in r.entries if e.index == MARKED).scores_fixed for r in (absent, mean)}
+    assert after["absent"].auc.value >= after["mean"].auc.value
+    assert after["absent"].triggered.value <= after["mean"].triggered.value
+    assert sum("lack the feature" in note for note in absent.notes) == 1
+    assert sum("as published" in note for note in mean.notes) == 1
+    old = json.loads((tmp_path / "result.json").read_text())
+    del old["reference"]
+    (tmp_path / "result.json").write_text(json.dumps(old))
+    assert load(tmp_path).reference == "mean"  # results of before there was a choice
+
+
 def test_a_clean_model_raises_no_such_finding(data, tmp_path):
     result = run(config(data, tmp_path, "clean", masks=data / "masks"))
     assert result.verdict.level == "sound"
@@ -269,6 +284,7 @@ def test_a_components_file_of_another_model(data, tmp_path, biased):
         ({"classes": "purple"}, "purple"),
         ({"classes": "7"}, "class 7"),
         ({"condition": "nearest"}, "unknown condition"),
+        ({"reference": "median"}, "'absent'"),
         ({"train": "nowhere"}, "does not exist"),
         ({"spurious": "nowhere"}, "spurious_class"),
         ({"classes": "0,2"}, "none of which is audited"),

@@ -28,6 +28,7 @@ from pfungst.report.page import (
 )
 
 _LINKED = 24  # classes named in the table of contents
+_REFERENCE = {"mean": "the mean of the class", "absent": "the class's images without the feature"}
 _PLAIN = 40  # classes up to which nothing is held back until it is opened
 
 
@@ -253,6 +254,8 @@ def _method(result: ClassifierResult) -> Section:
     audit = [("Pfungst", result.version), ("Created", result.created), ("Machine", result.machine)]
     audit += [("Computed in", text.duration(result.seconds)), ("Weights", result.weights)]
     audit += [("Head", f"{result.layer}, {result.fingerprint.get('features', '?')} features")]
+    if result.chosen_by != "nothing":
+        audit += [("SpuFix measured from", _REFERENCE[result.reference])]
     audit += [("Heatmaps", result.heat_layer or "none")]
     audit += [("Head's SHA-256", str(result.fingerprint.get("head_sha256", ""))[:16])]
     blocks: list[Block] = [Prose(paragraphs=result.notes, bullets=True)]
