@@ -68,7 +68,9 @@ def test_the_reference_is_said_and_the_papers_leaves_more(data, tmp_path, biased
     _, absent = biased
     mean = run(config(data, tmp_path, reference="mean", steps=0))
     assert (absent.reference, mean.reference) == ("absent", "mean")
-    after = {r.reference: next(e for e in r.entries if e.index == MARKED).scores_fixed for r in (absent, mean)}
+    after = {
+        r.reference: next(e for e in r.entries if e.index == MARKED).scores_fixed for r in (absent, mean)
+    }
     assert after["absent"].auc.value >= after["mean"].auc.value
     assert after["absent"].triggered.value <= after["mean"].triggered.value
     assert sum("lack the feature" in note for note in absent.notes) == 1

@@ -165,7 +165,9 @@ def audit_classifier(
     ] = None,
     reference: Annotated[
         str | None,
-        typer.Option(help="SpuFix measures from images without the feature (absent), or all (mean) [absent]."),
+        typer.Option(
+            help="SpuFix measures from images without the feature (absent), or all (mean) [absent]."
+        ),
     ] = None,
     features: Annotated[
         Path | None, typer.Option(help="Folder to keep features in for later audits.")

@@ -87,7 +87,8 @@ class ClassifierResult(Result):
         description="who chose the components that are fixed"
     )
     reference: Literal["mean", "absent"] = Field(
-        "mean", description="the images of a class that SpuFix measures its components from: all, or those without the feature"
+        "mean",
+        description="the images of a class that SpuFix measures its components from: all, or those without the feature",
     )
     n_classes: int
     n_validation: int
