@@ -14,7 +14,7 @@ from sklearn.metrics import roc_auc_score
 from classifier_factory import MARKED, SIZE, make
 from pfungst.audit.check import Gate, check
 from pfungst.audit.classifier.config import ClassifierConfig
-from pfungst.audit.classifier.models import load_classifier
+from pfungst.audit.classifier.models import load_classifier, short_name
 from pfungst.audit.classifier.rank import SUSPECT, concentration, harm
 from pfungst.audit.classifier.run import run
 from pfungst.audit.classifier.scores import loss, rate
@@ -296,6 +296,12 @@ def test_wrong_options_say_what_to_do(data, tmp_path, options, says):
     with pytest.raises(PfungstError, match=says) as caught:
         run(config(data, tmp_path, **options))
     assert caught.value.remedy
+
+
+def test_names_for_people():
+    assert short_name("timm:resnet50") == "timm:resnet50"
+    assert short_name("folder.x/toy.py:biased") == "toy.py:biased"
+    assert short_name("package.module:function") == "module:function"
 
 
 def test_libraries_need_a_checkpoint_that_fits(tmp_path):

@@ -74,7 +74,7 @@ def test_the_demo_finds_the_watermark_proves_that_it_triggers_the_class_and_ends
     assert result.verdict.level == "clever-hans"
     assert first.harm > 2 * max(c.harm for e in result.entries for c in e.components if c is not first)
     assert entry.scores.triggered.value >= 0.6
-    assert entry.scores_fixed.triggered.value <= 0.2
+    assert entry.scores_fixed.triggered.value <= entry.scores.triggered.value / 2
     assert entry.false_positives <= 0.02
     assert result.accuracy.value > 0.9
     assert result.accuracy_loss.value <= 0.02

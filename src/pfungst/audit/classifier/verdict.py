@@ -47,8 +47,8 @@ def judge(result: ClassifierResult) -> Verdict:
             f"{_percent(abs(result.accuracy_loss.value))} {'loss' if result.accuracy_loss.value >= 0 else 'gain'} of accuracy"
         )
         sentences.append(
-            f"{first.name}: {_component_words(first)} (component {names}). Explanation and intervention agree: this is "
-            "a Clever Hans effect."
+            f"{first.name}, component{'s' if len(first.fixed) > 1 else ''} {names}: {_component_words(first)}. Explanation "
+            "and intervention agree: this is a Clever Hans effect."
         )
         return Verdict(level="clever-hans", headline=headline, sentences=sentences)
     if triggered:
