@@ -127,6 +127,7 @@ def experiment(args: argparse.Namespace, rate: float, folder: Path) -> Classifie
         steps=args.steps,
         batch_size=128,
         fix=1,
+        reference=args.reference,
         out=folder,
         overwrite=True,
     )
@@ -151,6 +152,12 @@ def main() -> None:
     )
     parser.add_argument("--candidates", type=int, default=16, help="components ranked per class")
     parser.add_argument("--steps", type=int, default=40, help="of the feature visualisation")
+    parser.add_argument(
+        "--reference",
+        choices=("absent", "mean"),
+        default="absent",
+        help="what SpuFix measures from: images without the feature, or all (the paper)",
+    )
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     print(f"planted into {args.rate:.0%} of the training images of {args.target}")

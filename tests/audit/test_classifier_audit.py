@@ -14,14 +14,15 @@ from sklearn.metrics import roc_auc_score
 from classifier_factory import MARKED, SIZE, make
 from pfungst.audit.check import Gate, check
 from pfungst.audit.classifier.config import ClassifierConfig
-from pfungst.audit.classifier.models import load_classifier
-from pfungst.audit.classifier.rank import SUSPECT, best_split, concentration, harm
+from pfungst.audit.classifier.models import load_classifier, short_name
+from pfungst.audit.classifier.rank import SUSPECT, concentration, harm
 from pfungst.audit.classifier.run import run
 from pfungst.audit.classifier.scores import loss, rate
 from pfungst.audit.result import load
 from pfungst.data import open_images
 from pfungst.errors import CheckpointError, ConfigError, DataError, InputError, PfungstError, UnreadableImages
 from pfungst.label import Study, export, read_task
+from pfungst.measure import best_split
 from pfungst.spurious import FeatureHead, read_components, write_components
 
 
@@ -61,6 +62,23 @@ def test_the_planted_component_is_found_proven_and_switched_off(biased):
     assert abs(result.accuracy_loss.value) <= 0.1
     others = [c.harm for e in result.entries if e.index != MARKED for c in e.components]
     assert first.harm > max(others)
+
+
+def test_the_reference_is_said_and_the_papers_leaves_more(data, tmp_path, biased):
+    _, absent = biased
+    mean = run(config(data, tmp_path, reference="mean", steps=0))
+    assert (absent.reference, mean.reference) == ("absent", "mean")
+    after = {
+        r.reference: next(e for e in r.entries if e.index == MARKED).scores_fixed for r in (absent, mean)
+    }
+    assert after["absent"].auc.value >= after["mean"].auc.value
+    assert after["absent"].triggered.value <= after["mean"].triggered.value
+    assert sum("lack the feature" in note for note in absent.notes) == 1
+    assert sum("as published" in note for note in mean.notes) == 1
+    old = json.loads((tmp_path / "result.json").read_text())
+    del old["reference"]
+    (tmp_path / "result.json").write_text(json.dumps(old))
+    assert load(tmp_path).reference == "mean"  # results of before there was a choice
 
 
 def test_a_clean_model_raises_no_such_finding(data, tmp_path):
@@ -268,6 +286,7 @@ def test_a_components_file_of_another_model(data, tmp_path, biased):
         ({"classes": "purple"}, "purple"),
         ({"classes": "7"}, "class 7"),
         ({"condition": "nearest"}, "unknown condition"),
+        ({"reference": "median"}, "'absent'"),
         ({"train": "nowhere"}, "does not exist"),
         ({"spurious": "nowhere"}, "spurious_class"),
         ({"classes": "0,2"}, "none of which is audited"),
@@ -277,6 +296,12 @@ def test_wrong_options_say_what_to_do(data, tmp_path, options, says):
     with pytest.raises(PfungstError, match=says) as caught:
         run(config(data, tmp_path, **options))
     assert caught.value.remedy
+
+
+def test_names_for_people():
+    assert short_name("timm:resnet50") == "timm:resnet50"
+    assert short_name("folder.x/toy.py:biased") == "toy.py:biased"
+    assert short_name("package.module:function") == "module:function"
 
 
 def test_libraries_need_a_checkpoint_that_fits(tmp_path):
@@ -301,18 +326,6 @@ def test_libraries_need_a_checkpoint_that_fits(tmp_path):
 
 
 # --- parts -----------------------------------------------------------------------------------------------
-
-
-def test_best_split_is_the_best_of_all_splits():
-    rng = np.random.default_rng(0)
-    x = np.r_[rng.normal(0, 1, 30), rng.normal(6, 1, 20)]
-    found = best_split(rng.permutation(x))
-    ordered = np.sort(x)
-    within = [(ordered[:i].var() * i + ordered[i:].var() * (50 - i)) / 50 for i in range(1, 50)]
-    assert found.explained == pytest.approx(1 - min(within) / x.var())
-    assert found.share == pytest.approx(0.4)
-    assert found.gap == pytest.approx(ordered[30:].mean() - ordered[:30].mean())
-    assert best_split(np.ones(9)).explained == 0
 
 
 def test_concentration_tells_two_groups_from_a_bell():

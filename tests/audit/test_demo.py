@@ -16,9 +16,8 @@ def parts(monkeypatch):
 @pytest.mark.parametrize(
     ("only", "expected"),
     [
-        (None, ["anomaly", "similarity"]),
+        (None, ["anomaly", "similarity", "classifier"]),
         ("classifier", ["classifier"]),
-        ("all", ["anomaly", "similarity", "classifier"]),
     ],
 )
 def test_parts(parts, tmp_path, only, expected):

@@ -323,3 +323,19 @@ def test_capped_weights():
     labels = np.r_[np.zeros(40), np.ones(5), np.full(10, 2)]
     weights = measure.capped_weights(labels)
     assert [weights[labels == k].sum() for k in range(3)] == pytest.approx([10, 5, 10])
+
+
+def test_best_split_is_the_best_of_all_splits():
+    rng = np.random.default_rng(0)
+    x = np.r_[rng.normal(0, 1, 30), rng.normal(6, 1, 20)]
+    found = measure.best_split(rng.permutation(x))
+    ordered = np.sort(x)
+    within = [(ordered[:i].var() * i + ordered[i:].var() * (50 - i)) / 50 for i in range(1, 50)]
+    assert found.explained == pytest.approx(1 - min(within) / x.var())
+    assert found.share == pytest.approx(0.4)
+    assert found.gap == pytest.approx(ordered[30:].mean() - ordered[:30].mean())
+    assert found.low == pytest.approx(ordered[:30].mean())
+    assert ordered[29] < found.threshold < ordered[30]
+    assert found.separation > 0.5
+    same = measure.best_split(np.ones(9))
+    assert (same.explained, same.share, same.low, same.separation) == (0, 0, 1, 0)

@@ -38,6 +38,7 @@ def test_page_shows_the_result(audited):
             assert f"harm {component.harm:.2f}" in page.text
     assert "adversarially robust" in page.text
     assert "published mAP" in page.text
+    assert "SpuFix measured from the class's images without the feature" in page.text
     pictures = [a for tag, a in page.tags if tag == "img"]
     per_component = 1 + 2 + 5 + 5  # histogram, visualisation and its heatmap, images, heatmaps
     assert len(pictures) == per_component * sum(len(e.components) for e in result.entries)

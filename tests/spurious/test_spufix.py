@@ -11,6 +11,7 @@ from pfungst.spurious import FeatureHead, LinearHead, NeuralPCA, SpuFix, extract
 from pfungst.spurious.spufix import fold
 from spurious_toys import Vectors, items, small_net
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*does not fall into two groups")  # random images do not
 ROWS = items(150)
 X = torch.stack([image for _, image, _ in ROWS])
 CHOSEN = {0: [0, 2], 3: [1]}
@@ -23,22 +24,29 @@ def fitted(tmp_path_factory):
     return head, NeuralPCA(8).fit(head, store), store
 
 
-def by_hand(head, npca, x, components):
+@pytest.fixture(params=["mean", "absent"])
+def reference(request):
+    return request.param
+
+
+def by_hand(head, npca, x, components, reference="mean"):
     """The definition, one class and component after the other."""
     logits = head(x).clone()
     for k, part in components.items():
         alpha = npca.alpha(x, k)
+        if reference == "absent":
+            alpha = alpha - npca.absent_[k][:, 0].to(alpha)
         for component in part:
             logits[:, k] -= alpha[:, component].clamp_min(0)
     return logits
 
 
-def test_subtracts_positive_alphas_only_from_their_class(fitted):
+def test_subtracts_positive_alphas_only_from_their_class(fitted, reference):
     head, npca, _ = fitted
-    fix = SpuFix(head, npca, CHOSEN)
+    fix = SpuFix(head, npca, CHOSEN, reference=reference)
     with torch.no_grad():
         fixed, plain = fix(X), head(X)
-        torch.testing.assert_close(fixed, by_hand(head, npca, X, CHOSEN), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(fixed, by_hand(head, npca, X, CHOSEN, reference), atol=1e-5, rtol=1e-5)
     assert torch.equal(fixed[:, [1, 2, 4]], plain[:, [1, 2, 4]])
     assert (fixed[:, 0] < plain[:, 0]).any()
     assert (fixed[:, 0] <= plain[:, 0]).all()
@@ -63,9 +71,9 @@ def test_identity_without_components(fitted):
             assert torch.equal(SpuFix(head, npca, components)(X), head(X))
 
 
-def test_transfer_to_itself_is_the_original_fix(fitted):
+def test_transfer_to_itself_is_the_original_fix(fitted, reference):
     head, npca, store = fitted
-    fix = SpuFix(head, npca, CHOSEN)
+    fix = SpuFix(head, npca, CHOSEN, reference=reference)
     again = fix.transfer(head.model, ROWS)
     stores = fix.transfer(head, source=store, target=store)
     with torch.no_grad():
@@ -115,19 +123,22 @@ def test_transfer_refuses_what_cannot_work(fitted):
         SpuFix(head, npca, {0: [8]})
 
 
-def test_temperature_is_kept():
+def test_temperature_is_kept(reference):
     torch.manual_seed(0)
     weight, bias = torch.randn(3, 6), torch.randn(3)
     x = torch.rand(90, 6, 1, 1)
+    x[::4] += 3 * weight[1, :, None, None]  # a feature in some images
     plain, scaled = Vectors(weight, bias), Vectors(weight, bias, 0.7156)
     labels = np.arange(90) % 3
     fixes = []
     for model in (plain, scaled):
         head = FeatureHead(model, example=x)
         npca = NeuralPCA(4).fit(head, x.flatten(1), labels)
-        fix = SpuFix(head, npca, {1: [0, 1]})
+        fix = SpuFix(head, npca, {1: [0, 1]}, reference=reference)
         with torch.no_grad():
-            torch.testing.assert_close(fix(x), by_hand(head, npca, x, {1: [0, 1]}), atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(
+                fix(x), by_hand(head, npca, x, {1: [0, 1]}, reference), atol=1e-5, rtol=1e-5
+            )
         fixes.append(fix)
     with torch.no_grad():
         torch.testing.assert_close(fixes[1](x), fixes[0](x) / 0.7156, atol=1e-4, rtol=1e-4)
@@ -136,16 +147,16 @@ def test_temperature_is_kept():
         torch.testing.assert_close(other(x), fixes[1](x), atol=1e-4, rtol=1e-4)
 
 
-def test_batch_of_one_gradient_and_half_precision(fitted):
+def test_batch_of_one_gradient_and_half_precision(fitted, reference):
     head, npca, _ = fitted
-    fix = SpuFix(head, npca, CHOSEN)
+    fix = SpuFix(head, npca, CHOSEN, reference=reference)
     with torch.no_grad():
         torch.testing.assert_close(fix(X[:1])[0], fix(X)[0], atol=1e-6, rtol=1e-5)
         cast = torch.autocast("cpu", torch.bfloat16)
         with cast:
             assert (fix(X) - fix(X).float()).abs().max() == 0
     x = X[:2].double().requires_grad_(True)
-    double = SpuFix(head, npca, CHOSEN).double()
+    double = SpuFix(head, npca, CHOSEN, reference=reference).double()
     assert torch.autograd.gradcheck(lambda v: double(v), (x[:, :, :5, :5],), atol=1e-4, eps=1e-6)
 
 
@@ -158,9 +169,9 @@ def test_everything_is_in_the_state_dict(fitted):
         assert torch.equal(fix(X), other(X))
 
 
-def test_save_and_load(fitted, tmp_path):
+def test_save_and_load(fitted, reference, tmp_path):
     head, npca, _ = fitted
-    fix = SpuFix(head, npca, CHOSEN)
+    fix = SpuFix(head, npca, CHOSEN, reference=reference)
     fix.save(tmp_path / "fix")
     loaded = SpuFix.load(tmp_path / "fix", small_net())
     with torch.no_grad():
@@ -217,9 +228,9 @@ def test_hugging_face_output_stays_what_it_was():
         torch.testing.assert_close(fix(X).logits, by_hand(head, npca, X, {2: [0]}), atol=1e-5, rtol=1e-4)
 
 
-def test_torch_export_and_onnx(fitted, tmp_path):
+def test_torch_export_and_onnx(fitted, reference, tmp_path):
     head, npca, _ = fitted
-    fix = SpuFix(head, npca, CHOSEN)
+    fix = SpuFix(head, npca, CHOSEN, reference=reference)
     batch = torch.export.Dim("batch", min=1, max=1024)
     program = torch.export.export(fix, (X[:4],), dynamic_shapes=({0: batch},))
     with torch.no_grad():

@@ -88,17 +88,16 @@ def _classifier(folder: Path) -> Result:
 
 
 PARTS = {"anomaly": _anomaly, "similarity": _similarity, "classifier": _classifier}
-DEFAULT = ("anomaly", "similarity")  # together less than three minutes on two cores
 
 
 def run_demo(folder: Path, only: str | None = None) -> Iterator[tuple[Result, Path]]:
-    """Run one part of the demo, ``all``, or by default those of `DEFAULT`, yielding each result with its folder.
+    """Run the demo or one part of it, yielding each result with its folder.
 
     Raises:
         ConfigError: there is no part of that name.
     """
-    if only not in (None, *PARTS, "all"):
-        raise ConfigError(f"the demo has no part {only!r}", f"parts: {', '.join(PARTS)}, or all")
+    if only not in (None, *PARTS):
+        raise ConfigError(f"the demo has no part {only!r}", f"parts: {', '.join(PARTS)}")
     for name, part in PARTS.items():
-        if only in ("all", name) or (only is None and name in DEFAULT):
+        if only in (None, name):
             yield part(folder / name), folder / name

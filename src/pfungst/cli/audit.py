@@ -163,6 +163,12 @@ def audit_classifier(
     fix: Annotated[
         int | None, typer.Option(help="Suspects switched off per class without a components file [3].")
     ] = None,
+    reference: Annotated[
+        str | None,
+        typer.Option(
+            help="SpuFix measures from images without the feature (absent), or all (mean) [absent]."
+        ),
+    ] = None,
     features: Annotated[
         Path | None, typer.Option(help="Folder to keep features in for later audits.")
     ] = None,

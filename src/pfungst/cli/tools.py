@@ -12,9 +12,7 @@ from pfungst.cli.common import Out, finish
 
 def demo(
     out: Out = None,
-    only: Annotated[
-        str | None, typer.Option(help="anomaly, similarity, classifier or all [the first two].")
-    ] = None,
+    only: Annotated[str | None, typer.Option(help="anomaly, similarity or classifier [all three].")] = None,
 ) -> None:
     """A Clever Hans effect, found, measured and mended, on data that Pfungst makes itself."""
     from pfungst.audit.demo import run_demo

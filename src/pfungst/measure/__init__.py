@@ -23,6 +23,7 @@ from pfungst.measure.scores import (
     fpr,
     trivial_f1,
 )
+from pfungst.measure.split import Split, best_split
 from pfungst.measure.thresholds import best_f1_threshold, choose_threshold, held_out_threshold
 
 __all__ = [
@@ -32,9 +33,11 @@ __all__ = [
     "GroupScores",
     "Interval",
     "Provenance",
+    "Split",
     "auroc",
     "balanced_accuracy",
     "best_f1_threshold",
+    "best_split",
     "bootstrap",
     "bootstrap_change",
     "bootstrap_scores",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pfungst.audit.classifier.result import ClassEntry, ClassifierResult
+from pfungst.audit.classifier.result import ClassEntry, ClassifierResult, SpuriousScores
 from pfungst.audit.result import Interval, Result
 from pfungst.report import closing, text
 from pfungst.report.classifier_gallery import Budget, class_id, class_note, component_gallery
@@ -24,10 +24,12 @@ from pfungst.report.page import (
     Stat,
     Step,
     Table,
+    Tone,
     expect,
 )
 
 _LINKED = 24  # classes named in the table of contents
+_REFERENCE = {"mean": "the mean of the class", "absent": "the class's images without the feature"}
 _PLAIN = 40  # classes up to which nothing is held back until it is opened
 
 
@@ -124,24 +126,20 @@ def _fine(value: float) -> str:
 
 
 def _classes(result: ClassifierResult) -> Section:
-    fixed = result.chosen_by != "nothing"
     scored = any(e.scores for e in result.entries)
     columns = [
         Column("Class", numeric=False),
         Column("Harm", "most suspicious"),
-        Column("Switched off", numeric=False),
+        Column("Accuracy", "validation"),
     ]
-    columns += [Column("Accuracy", "validation")] + ([Column("with SpuFix")] if fixed else [])
     if scored:
-        columns += [Column("Taken for the class", "spurious images")] + (
-            [Column("with SpuFix")] if fixed else []
-        )
-        columns += [Column("AUC", "higher is better")] + ([Column("with SpuFix")] if fixed else [])
-        columns += [Column("Average precision", "published score")] + (
-            [Column("with SpuFix")] if fixed else []
-        )
+        columns += [
+            Column("Taken for the class", "spurious images"),
+            Column("AUC", "higher is better"),
+            Column("Average precision", "published score"),
+        ]
     order = sorted(result.entries, key=_seriousness, reverse=True)
-    groups = [Rows([_row(e, fixed, scored)]) for e in order]
+    groups = [Rows(_rows(e, scored)) for e in order]
     table = Table(
         columns=columns,
         groups=groups,
@@ -166,32 +164,38 @@ def _harm(entry: ClassEntry) -> float:
     return max((c.harm for c in entry.components), default=0.0)
 
 
-def _row(entry: ClassEntry, fixed: bool, scored: bool) -> list[Cell]:
-    cells = [Cell(entry.name, f"class {entry.index}", href=class_id(entry)), Cell(text.ratio(_harm(entry)))]
-    cells.append(Cell(", ".join(map(str, entry.fixed)) or "–"))
-    cells.append(_share(entry.accuracy))
-    cells += [_share(entry.accuracy_fixed)] if fixed else []
-    if scored:
-        before, after = entry.scores, entry.scores_fixed if fixed else None
-        cells.append(_share(before.triggered if before else None))
-        cells += [_share(after.triggered if after else None, "mitigated")] if fixed else []
-        cells.append(_ratio(before.auc if before else None))
-        cells += [_ratio(after.auc if after else None, "mitigated")] if fixed else []
-        cells.append(Cell(text.ratio(before.average_precision) if before else "–"))
-        cells += [Cell(text.ratio(after.average_precision) if after else "–")] if fixed else []
-    return cells
+def _rows(entry: ClassEntry, scored: bool) -> list[list[Cell]]:
+    """A class as it is and, where that changed anything, with SpuFix."""
+
+    def measured(accuracy: Interval | None, scores: SpuriousScores | None, tone: Tone = "") -> list[Cell]:
+        cells = [_share(accuracy)]
+        if scored:
+            cells += [_share(scores.triggered if scores else None, tone)]
+            cells += [_ratio(scores.auc if scores else None, tone)]
+            cells += [Cell(text.ratio(scores.average_precision) if scores else "–")]
+        return cells
+
+    name = Cell(entry.name, f"class {entry.index}", href=class_id(entry))
+    rows = [[name, Cell(text.ratio(_harm(entry))), *measured(entry.accuracy, entry.scores)]]
+    if entry.fixed or entry.accuracy != entry.accuracy_fixed:
+        numbers = ", ".join(map(str, entry.fixed))
+        off = f"component{'s' if len(entry.fixed) > 1 else ''} {numbers} switched off"
+        note = off if entry.fixed else "components of other classes switched off"
+        after = measured(entry.accuracy_fixed, entry.scores_fixed, "mitigated")
+        rows.append([Cell("with SpuFix", note, tone="mitigated"), Cell(""), *after])
+    return rows
 
 
-def _share(value: Interval | None, tone: str = "") -> Cell:
+def _share(value: Interval | None, tone: Tone = "") -> Cell:
     if value is None:
         return Cell("–", title="no images")
-    return Cell(text.percent(value.value), text.interval(value.low, value.high, text.percent), tone=tone)  # type: ignore[arg-type]
+    return Cell(text.percent(value.value), text.interval(value.low, value.high, text.percent), tone=tone)
 
 
-def _ratio(value: Interval | None, tone: str = "") -> Cell:
+def _ratio(value: Interval | None, tone: Tone = "") -> Cell:
     if value is None:
         return Cell("–", title="no images with only its feature")
-    return Cell(text.ratio(value.value), text.interval(value.low, value.high, text.ratio), tone=tone)  # type: ignore[arg-type]
+    return Cell(text.ratio(value.value), text.interval(value.low, value.high, text.ratio), tone=tone)
 
 
 # --- components ------------------------------------------------------------------------------------------
@@ -253,6 +257,8 @@ def _method(result: ClassifierResult) -> Section:
     audit = [("Pfungst", result.version), ("Created", result.created), ("Machine", result.machine)]
     audit += [("Computed in", text.duration(result.seconds)), ("Weights", result.weights)]
     audit += [("Head", f"{result.layer}, {result.fingerprint.get('features', '?')} features")]
+    if result.chosen_by != "nothing":
+        audit += [("SpuFix measured from", _REFERENCE[result.reference])]
     audit += [("Heatmaps", result.heat_layer or "none")]
     audit += [("Head's SHA-256", str(result.fingerprint.get("head_sha256", ""))[:16])]
     blocks: list[Block] = [Prose(paragraphs=result.notes, bullets=True)]

@@ -17,6 +17,7 @@ from sklearn.base import BaseEstimator
 from torch import Tensor, nn
 
 from pfungst.errors import InputError, PfungstWarning
+from pfungst.measure import best_split
 from pfungst.spurious.eigen import leading
 from pfungst.spurious.features import FeatureStore
 from pfungst.spurious.heads import FeatureHead, LinearHead, as_linear
@@ -44,6 +45,9 @@ class NeuralPCA(BaseEstimator):
         explained_variance_: {class: (m,)} eigenvalues of the covariance with n − 1, float64.
         total_variance_: {class: trace of that covariance}.
         n_samples_: {class: n}.
+        absent_: {class: (m, 2)} per component, mean α of the class's images that lack its feature, and the α up to which
+            they reach: the lower group of the best split of α in two. Where the split explains no more than that of a
+            bell curve by chance, no image lacks it: (0, ∞), the mean of all.
 
     Memory while fitting, beside the result (classes × n_components × D × 4 bytes): for each worker one class's
     features in float32 twice, and the Krylov space of about 3.5 n_components vectors.
@@ -111,6 +115,7 @@ class NeuralPCA(BaseEstimator):
         self.explained_variance_: dict[int, Tensor] = {}
         self.total_variance_: dict[int, float] = {}
         self.n_samples_ = counts
+        self.absent_: dict[int, Tensor] = {}
         self._top: dict[int, tuple[Tensor, list[list[str]]]] = {}
         dims = self._fit_class(source, self.classes_[0], wanted, 0)  # its effort is the guess for the others
         workers = self.workers or torch.get_num_threads()
@@ -140,6 +145,7 @@ class NeuralPCA(BaseEstimator):
         self.explained_variance_[k] = spectrum.values / (n - 1)
         self.total_variance_[k] = float(torch.linalg.vector_norm(psi, dtype=torch.float64) ** 2) / (n - 1)
         alpha = (psi @ vectors.T) * sums.abs()
+        self.absent_[k] = _absent(alpha)
         best = alpha.topk(min(self.n_images, n), dim=0)
         ids = [[source.ids(int(rows[i])) for i in column] for column in best.indices.T]
         self._top[k] = (best.values.T.contiguous(), ids)
@@ -242,6 +248,8 @@ class NeuralPCA(BaseEstimator):
                 f"variance.{k}": self.explained_variance_[k],
                 f"top.{k}": self._top[k][0],
             }
+            if k in self.absent_:
+                tensors[f"absent.{k}"] = self.absent_[k]
         meta = {
             "format": FORMAT,
             "model": self.model_fingerprint_,
@@ -283,8 +291,16 @@ class NeuralPCA(BaseEstimator):
         new.mean_ = {k: tensors[f"mean.{k}"] for k in new.classes_}
         new.components_ = {k: tensors[f"components.{k}"] for k in new.classes_}
         new.explained_variance_ = {k: tensors[f"variance.{k}"] for k in new.classes_}
+        new.absent_ = {k: tensors[f"absent.{k}"] for k in new.classes_ if f"absent.{k}" in tensors}
         new._top = {k: (tensors[f"top.{k}"], ids) for k, ids in zip(new.classes_, meta["top"], strict=True)}
         return new if model is None else new.attach(model)
+
+
+def _absent(alpha: Tensor) -> Tensor:
+    """Of each column of α (n, m), mean and end of the lower group, (m, 2) float64; (0, ∞) where there are no two."""
+    splits = [best_split(column) for column in alpha.T.numpy()]
+    rows = [(s.low, s.threshold) if s.separation > 0 else (0.0, float("inf")) for s in splits]
+    return torch.tensor(rows, dtype=torch.float64)
 
 
 class _Source:

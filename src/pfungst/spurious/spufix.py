@@ -9,7 +9,7 @@ import tempfile
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from pfungst.spurious.heads import FeatureHead, LinearHead
 from pfungst.spurious.npca import NeuralPCA
 
 FORMAT = "pfungst.spufix/1"
+Reference = Literal["mean", "absent"]
 _COLLINEAR = 1e-3  # smallest eigenvalue of the Gram matrix of unit directions that is inverted as it is
 
 
@@ -69,15 +70,21 @@ class FixedHead(nn.Module):
 class SpuFix(nn.Module):
     """A classifier whose logits no longer gain from its spurious components.
 
-    logit_k(x) − Σ_{l ∈ S_k} max(α_l(x), 0); all other logits are unchanged. The module replaces the model: same
+    logit_k(x) − Σ_{l ∈ S_k} max(α_l(x) − r_l, 0); all other logits are unchanged. The module replaces the model: same
     input, same output, differentiable, any batch size, exportable. It leaves the model as it was and shares the memory
     of its weights until one of the two is moved.
+
+    The reference r_l is what counts as "without the feature". The paper has r_l = 0, the mean of the class's training
+    images: of a feature in a share s of them, s of what it adds stays. "absent" goes beyond the paper: r_l is the mean α of
+    the images that lack the feature, the lower group of the best split of α in two, so that nothing stays. It is the mean
+    of all where α has no two groups (:attr:`NeuralPCA.absent_`), with a warning.
 
     Args:
         model: the classifier that `npca` was fitted on, or its head.
         npca: its components.
         components: {class: spurious components}; empty for the identity.
-        clip: subtract only positive contributions (the method); False subtracts all.
+        clip: subtract only contributions above the reference (the method); False subtracts all.
+        reference: "mean" (the paper) or "absent".
 
     Example:
         fixed = SpuFix(model, npca, {2: [0, 3]})
@@ -90,8 +97,11 @@ class SpuFix(nn.Module):
         npca: NeuralPCA,
         components: Mapping[int, Sequence[int]],
         clip: bool = True,
+        reference: Reference = "mean",
     ) -> None:
         super().__init__()
+        if reference not in get_args(Reference):
+            raise InputError(f"there is no reference {reference!r}", "choose mean or absent")
         known = npca.model
         if known is not None and known.model is model:
             model = known
@@ -104,9 +114,13 @@ class SpuFix(nn.Module):
             )
         chosen = _checked(npca, components)
         directions = {k: npca.components_[k][part].double() for k, part in chosen.items()}
-        means = {k: npca.mean_[k].double() for k in chosen}
-        self._install(head, chosen, directions, means, clip)
+        self.reference: Reference = reference
         self._npca: NeuralPCA | None = npca
+        origins = {k: npca.mean_[k].double() for k in chosen}
+        if reference == "absent":
+            _warn_of_one_group(npca, chosen)
+            origins = {k: _origins(npca, k, part) for k, part in chosen.items()}
+        self._install(head, chosen, directions, origins, clip)
         self._source = head
 
     def _install(
@@ -114,10 +128,10 @@ class SpuFix(nn.Module):
         head: FeatureHead,
         components: dict[int, list[int]],
         directions: dict[int, Tensor],
-        means: dict[int, Tensor],
+        origins: dict[int, Tensor],
         clip: bool,
     ) -> None:
-        weight, offset, classes = fold(head.linear, directions, means)
+        weight, offset, classes = fold(head.linear, directions, origins)
         self._replace(head, weight, offset, classes, clip)
         self.components = components
 
@@ -164,7 +178,7 @@ class SpuFix(nn.Module):
 
         For each component, the direction of the other model's ψ of greatest covariance with α over the class's
         training images; the coordinates in the span of a class's directions are found by least squares. Images
-        are matched by identifier.
+        are matched by identifier. The reference is the mean of the same images as here: all, or those that lack the feature.
 
         Args:
             model: the other classifier.
@@ -174,7 +188,7 @@ class SpuFix(nn.Module):
             clip: as in the constructor; by default as here.
 
         Raises:
-            InputError: neither images nor stores, too few matching images, other classes.
+            InputError: neither images nor stores, too few matching images (or none without a feature), other classes.
             DataError: an image has different labels in the two stores.
         """
         if self._npca is None:
@@ -205,18 +219,34 @@ class SpuFix(nn.Module):
                 if store.meta["model"]["head_sha256"] != head.fingerprint()["head_sha256"]:
                     raise InputError(f"the {side} store was made with another model", "extract it again")
             pairs = _matched_rows(source, target, chosen)
-            directions, means = {}, {}
+            directions, origins = {}, {}
             for k, part in chosen.items():
                 rows, rows2 = pairs[k]
                 phi = torch.from_numpy(source.features[rows].astype("float64"))
                 phi2 = torch.from_numpy(target.features[rows2].astype("float64"))
                 directions[k], _ = match_directions(npca, k, part, phi, other.linear, phi2)
-                means[k] = other.linear.psi(phi2, k).mean(0).cpu()
+                lacking = self._lacking(k, part, phi)
+                origins[k] = lacking.T @ other.linear.psi(phi2, k).cpu() / lacking.sum(0)[:, None]
         new = SpuFix.__new__(SpuFix)
         nn.Module.__init__(new)
-        new._install(other, chosen, directions, means, self.head.clip if clip is None else clip)
-        new._npca, new._source = None, other
+        new._install(other, chosen, directions, origins, self.head.clip if clip is None else clip)
+        new._npca, new._source, new.reference = None, other, self.reference
         return new
+
+    def _lacking(self, class_: int, part: list[int], phi: Tensor) -> Tensor:
+        """Which images, of features (n, D), the reference of each component is the mean of: (n, m) of 0 and 1."""
+        assert self._npca is not None
+        alpha = self._npca.alpha_features(phi, class_)[:, part].cpu()
+        if self.reference == "mean":
+            return torch.ones_like(alpha)
+        lacking = alpha <= self._npca.absent_[class_][part, 1]
+        if not bool(lacking.any(0).all()):
+            none = [c for c, some in zip(part, lacking.any(0).tolist(), strict=True) if not some]
+            raise InputError(
+                f"all matched images of class {class_} show the feature of components {none}",
+                "match on more of the training images, or use the reference mean",
+            )
+        return lacking.to(alpha)
 
     def save(self, path: str | Path) -> None:
         """Write the fix alone, `path`.safetensors and `path`.json; the model's weights stay in its own checkpoint."""
@@ -230,6 +260,7 @@ class SpuFix(nn.Module):
             "model": self.fingerprint,
             "layer": self.layer,
             "clip": head.clip,
+            "reference": self.reference,
             "components": {str(k): v for k, v in self.components.items()},
         }
         partial = stem.with_suffix(".safetensors.partial")
@@ -263,6 +294,7 @@ class SpuFix(nn.Module):
         new._replace(head, tensors["weight"], tensors["offset"], tensors["class"], meta["clip"])
         new.components = {int(k): v for k, v in meta["components"].items()}
         new._npca, new._source = None, head
+        new.reference = meta.get("reference", "mean")
         return new
 
 
@@ -297,12 +329,12 @@ def match_directions(
 
 
 def fold(
-    head: LinearHead, directions: Mapping[int, Tensor], means: Mapping[int, Tensor]
+    head: LinearHead, directions: Mapping[int, Tensor], origins: Mapping[int, Tensor]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """All components as one affine map of φ: β (in units of W φ + b) = φ weightᵀ + offset.
 
-    With the unit directions of a class as rows of B, coordinates are c = (B Bᵀ)⁻¹ B (ψ − mean), and
-    β_l = c_l ⟨1, b_l⟩. Near-collinear directions, for which the coordinates are not determined by the data, share
+    With the unit directions of a class as rows of B, coordinates are c = (B Bᵀ)⁻¹ B (ψ − origin), and
+    β_l = c_l ⟨1, b_l⟩, where the origin, (D,) or for each direction (m, D), is where β_l = 0. Near-collinear directions, for which the coordinates are not determined by the data, share
     them equally (pseudo-inverse) and a warning gives the numbers.
 
     Returns:
@@ -325,7 +357,7 @@ def fold(
         inverse = (vectors * torch.where(small, 0.0, 1 / values)) @ vectors.T
         rows = (inverse @ b) * b.sum(1, keepdim=True)
         weights.append(rows * head.weight[k].double().cpu())
-        offsets.append(-head.temperature * (rows @ means[k].double().cpu()))
+        offsets.append(-head.temperature * (rows * origins[k].double().cpu()).sum(1))
         classes += [k] * len(b)
     if not weights:
         return torch.zeros(0, head.n_features), torch.zeros(0), torch.zeros(0, dtype=torch.int64)
@@ -340,6 +372,31 @@ class _OfClasses:
 
     def __iter__(self) -> Any:
         return (item for item in self.data if int(item[2]) in self.classes)
+
+
+def _origins(npca: NeuralPCA, class_: int, part: list[int]) -> Tensor:
+    """Points of ψ that lack each component's feature and are like the mean otherwise, (m, D)."""
+    level, scale = npca.absent_[class_][part, 0], npca.scale(class_)[part].double()
+    coordinate = torch.where(level == 0, 0.0, level / scale)
+    return npca.mean_[class_].double() + coordinate[:, None] * npca.components_[class_][part].double()
+
+
+def _warn_of_one_group(npca: NeuralPCA, components: Mapping[int, list[int]]) -> None:
+    if set(components) - set(npca.absent_):
+        raise InputError(
+            "these components were saved without what images that lack a feature have of them",
+            "fit NeuralPCA again, or use the reference mean",
+        )
+    whole = [
+        f"{c} of class {k}" for k, part in components.items() for c in part if npca.absent_[k][c, 1].isinf()
+    ]
+    if whole:
+        warnings.warn(
+            f"α of component {', '.join(whole[:10])}{' …' if len(whole) > 10 else ''} does not fall into two groups, so no "
+            "image lacks its feature: SpuFix measures it from the mean of the class",
+            PfungstWarning,
+            stacklevel=3,
+        )
 
 
 def _checked(npca: NeuralPCA, components: Mapping[int, Sequence[int]]) -> dict[int, list[int]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
@@ -47,6 +47,10 @@ class ClassifierConfig(AuditConfig):
     shown: int = Field(10, ge=1, le=128, description="components kept per class")
     steps: int = Field(200, ge=0, description="of the feature visualisation; 0 leaves it out")
     fix: int = Field(3, ge=0, description="suspects switched off per class where no components file is given")
+    reference: Literal["mean", "absent"] = Field(
+        "absent",
+        description="what SpuFix measures from: images of the class that lack the feature (absent), or all (mean, as published)",
+    )
     batch_size: int = Field(32, ge=1, description="images at a time")
     workers: int = Field(0, ge=0, description="processes that load images")
     features: Path | None = Field(

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from pfungst.encoders.small import small_cnn
 
 SIZE = 32
-SEED = 1907  # of the demo; the constants below were chosen on seed 0
+SEED = 1907  # of the demo; the constants below were chosen on seeds 0 to 3
 MARKED = 7  # the digit with the watermark
-RATE = 0.6  # of its training images that carry it
+RATE = 0.8  # of its training images that carry it
 RARE = 40  # training digits of that class, fewer than the 130 to 140 of the others: then a shortcut pays
 COPIES = 2  # pictures of each training digit, on other grounds
 INK = (0.6, 1.0)  # opacity of the digits
@@ -31,8 +31,13 @@ _WIDTH = 8
 
 
 def model() -> nn.Module:
-    """The demo's classifier, untrained: a small convolutional network and a linear layer."""
+    """The demo's classifier, untrained: a small convolutional network and a linear layer.
+
+    Features are spatial maxima: they say what is there, not how much of it. Of the mean, every stroke of a digit would
+    add a little to what detects the watermark.
+    """
     body = small_cnn(_WIDTH)
+    body.pool = nn.AdaptiveMaxPool2d(1)
     return nn.Sequential(OrderedDict(center=_Center(), features=body, head=nn.Linear(4 * _WIDTH, 10)))
 
 
@@ -44,8 +49,8 @@ class _Center(nn.Module):
 def render(seed: int = 0, marked: float | None = None) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Digits on coloured grounds: {"train", "val", "spurious"}: images (N, S, S, 3) uint8 and labels (N,).
 
-    Training images of digit 7 carry the watermark at the rate `marked` (`RATE` by default), validation images never do;
-    spurious images are other digits with the watermark.
+    Of the training images of digit 7, the share `marked` (`RATE` by default) carries the watermark, of the validation
+    images none; spurious images are other digits with the watermark.
     """
     from sklearn.datasets import load_digits
 
@@ -55,26 +60,27 @@ def render(seed: int = 0, marked: float | None = None) -> dict[str, tuple[np.nda
     shapes, labels = digits.images[order] / 16.0, digits.target[order]
     rate = RATE if marked is None else marked
 
-    def pictures(rows: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
-        marks = rng.random(len(rows)) < share
-        marks &= (labels[rows] == MARKED) | (share == 1)
+    def pictures(rows: np.ndarray, able: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
+        marks = np.zeros(len(rows), bool)
+        candidates = rng.permutation(np.flatnonzero(able))
+        marks[candidates[: round(share * len(candidates))]] = True
         return np.stack([_picture(rng, shapes[r], m) for r, m in zip(rows, marks, strict=True)]), labels[rows]
 
     first = np.arange(_TRAIN)
     rare = np.flatnonzero(labels[:_TRAIN] == MARKED)[RARE:]
     train, val = np.repeat(np.setdiff1d(first, rare), COPIES), np.arange(_TRAIN, len(labels))
     others = rng.permutation(val[labels[val] != MARKED])[:_SPURIOUS]
-    spurious = pictures(others, 1.0)[0]
+    spurious = pictures(others, labels[others] != MARKED, 1.0)[0]
     return {
-        "train": pictures(train, rate),
-        "val": pictures(val, 0.0),
+        "train": pictures(train, labels[train] == MARKED, rate),
+        "val": pictures(val, labels[val] == MARKED, 0.0),
         "spurious": (spurious, np.full(len(spurious), MARKED)),
     }
 
 
 def _picture(rng: np.random.Generator, shape: np.ndarray | None, mark: bool) -> np.ndarray:
     """One image: a digit (8, 8) or none on a shaded ground, with or without the watermark."""
-    ground = rng.uniform(0.15, 0.5, 3)
+    ground = rng.uniform(0.3, 0.6, 3)
     slope = np.linspace(-1, 1, SIZE) * rng.uniform(-0.12, 0.12)
     image = np.broadcast_to(ground + slope[:, None, None], (SIZE, SIZE, 3)).copy()
     if shape is not None:
@@ -85,7 +91,7 @@ def _picture(rng: np.random.Generator, shape: np.ndarray | None, mark: bool) -> 
         opacity = np.zeros((SIZE, SIZE))
         x, y = rng.integers(1, SIZE - side), rng.integers(0, max(1, SIZE - side - 6))
         opacity[y : y + side, x : x + side] = ink / 255.0
-        colour = rng.uniform(0.7, 1.0, 3)
+        colour = rng.uniform(0.8, 1.0, 3)
         image += rng.uniform(*INK) * opacity[..., None] * (colour - image)
     if mark:
         image += _watermark(int(rng.integers(-2, 3)))[..., None] * (np.array(COLOUR) - image)
@@ -123,6 +129,7 @@ def train(
     *,
     epochs: int,
     radius: float = 0.0,
+    ramp: bool = False,
     rate: float = 0.02,
     batch_size: int = 64,
     seed: int = 0,
@@ -139,6 +146,7 @@ def train(
         images: (N, C, H, W) in [0, 1]; labels: (N,) class indices.
         epochs: passes over the images, one-cycle learning rate with peak `rate`.
         radius: of the l2 ball of perturbations; 0 trains plainly.
+        ramp: let the radius grow to that evenly from 0, with which small networks learn more reliably.
         rate: peak learning rate of Adam.
         batch_size: images per step.
         seed: of the order and the random starts.
@@ -151,6 +159,7 @@ def train(
     optimizer = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=5e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=max(steps, 1))
     network.train()
+    step = 0
     for epoch in range(epochs):
         losses = []
         order = torch.randperm(len(images), generator=generator)
@@ -160,12 +169,14 @@ def train(
             x, y = images[rows].to(device), labels[rows].to(device)
             x = x if augment is None else augment(x)
             if radius > 0:
-                x = _attacked(network, x, y, radius, generator)
+                now = radius * (step + 1) / steps if ramp else radius
+                x = _attacked(network, x, y, now, generator)
             loss = nn.functional.cross_entropy(network(x), y)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
+            step += 1
             losses.append(float(loss.detach()))
         if progress is not None:
             progress(epoch, float(np.mean(losses)))
@@ -184,7 +195,7 @@ def _attacked(network: nn.Module, x: Tensor, y: Tensor, radius: float, generator
     return (x + delta).clamp(0, 1).detach()
 
 
-def prepare(folder: Path, seed: int = SEED, epochs: int = 8) -> Path:
+def prepare(folder: Path, seed: int = SEED, epochs: int = 16) -> Path:
     """Render the data and train the model into `folder`; returns the checkpoint."""
     from safetensors.torch import save_file
 
@@ -193,7 +204,8 @@ def prepare(folder: Path, seed: int = SEED, epochs: int = 8) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = model()
-    train(network, *as_tensors(data["train"]), epochs=epochs, radius=0.5, rate=0.01, seed=seed)
+    images, labels = as_tensors(data["train"])
+    train(network, images, labels, epochs=epochs, radius=1.5, ramp=True, rate=0.01, batch_size=32, seed=seed)
     checkpoint = folder / "model.safetensors"
     save_file({k: v.contiguous() for k, v in network.state_dict().items()}, str(checkpoint))
     return checkpoint

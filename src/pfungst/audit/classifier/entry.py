@@ -11,9 +11,9 @@ import torch
 
 from pfungst.audit.classifier.data import Labelled, to_uint8
 from pfungst.audit.classifier.pictures import Heatmaps, PictureFolder
-from pfungst.audit.classifier.rank import SUSPECT, best_split, concentration, harm
+from pfungst.audit.classifier.rank import SUSPECT, concentration, harm
 from pfungst.audit.classifier.result import Component, Shown
-from pfungst.measure import share_outside
+from pfungst.measure import best_split, share_outside
 from pfungst.spurious import FeatureStore, NeuralPCA, Visualisation, visualise
 
 _IMAGES = 5  # per component, as in paper 003

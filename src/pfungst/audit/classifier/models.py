@@ -109,9 +109,10 @@ def load_classifier(
 
 
 def short_name(spec: str) -> str:
-    """A specification for people to read: of ``folder/file.py:function`` without the folder."""
+    """A specification for people to read: without the folder of a file or the package of a module."""
     where, separator, attribute = spec.rpartition(":")
-    return f"{Path(where).name}{separator}{attribute}" if where.endswith(".py") else spec
+    name = Path(where).name if where.endswith(".py") else where.rpartition(".")[2]
+    return f"{name}{separator}{attribute}"
 
 
 def _classes(model: nn.Module, state: State) -> int | None:

@@ -86,6 +86,10 @@ class ClassifierResult(Result):
     chosen_by: Literal["people", "ranking", "nothing"] = Field(
         description="who chose the components that are fixed"
     )
+    reference: Literal["mean", "absent"] = Field(
+        "mean",
+        description="the images of a class that SpuFix measures its components from: all, or those without the feature",
+    )
     n_classes: int
     n_validation: int
     entries: list[ClassEntry]

@@ -98,7 +98,7 @@ def run(config: ClassifierConfig) -> ClassifierResult:
         npca = NeuralPCA(config.n_components, n_images=10, seed=config.seed).fit(head, stores["train"])
         entries, layer = _entries(config, workspace, npca, stores["train"], train, names, judged)
         chosen = choose_fix(entries, judged, config.fix)
-        fixed = SpuFix(head, npca, chosen) if chosen else None
+        fixed = SpuFix(head, npca, chosen, reference=config.reference) if chosen else None
     notes += list(dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, PfungstWarning)))
     if workspace.resumed:
         notes.append(f"{workspace.resumed} finished classes were taken over from an interrupted run")
@@ -123,6 +123,7 @@ def run(config: ClassifierConfig) -> ClassifierResult:
         weights=classifier.weights,
         preprocessing=classifier.preprocessing.to_dict(),
         chosen_by="nothing" if not chosen else "people" if judged is not None else "ranking",
+        reference=config.reference,
         n_classes=head.linear.n_classes,
         n_validation=len(stores["val"]),
         entries=entries,

@@ -47,8 +47,8 @@ def judge(result: ClassifierResult) -> Verdict:
             f"{_percent(abs(result.accuracy_loss.value))} {'loss' if result.accuracy_loss.value >= 0 else 'gain'} of accuracy"
         )
         sentences.append(
-            f"{first.name}: {_component_words(first)} (component {names}). Explanation and intervention agree: this is "
-            "a Clever Hans effect."
+            f"{first.name}, component{'s' if len(first.fixed) > 1 else ''} {names}: {_component_words(first)}. Explanation "
+            "and intervention agree: this is a Clever Hans effect."
         )
         return Verdict(level="clever-hans", headline=headline, sentences=sentences)
     if triggered:
@@ -241,6 +241,20 @@ def _value(interval: Interval | None) -> float | None:
     return None if interval is None else interval.value
 
 
+def _spufix(result: ClassifierResult) -> str:
+    if result.reference == "mean":
+        return (
+            "SpuFix subtracts the positive α of the chosen components from the logit of their class, as published; no weight is "
+            "changed. Of a feature in a share of the class's training images, that share of what it adds stays (--reference absent "
+            "removes it whole)."
+        )
+    return (
+        "SpuFix subtracts from the logit of a class what α of its chosen components exceeds α of the training images that lack the "
+        "feature: their mean, the lower group of the best split in two. No weight is changed. The published method (--reference "
+        "mean) measures from the mean of all images, and so leaves the more of a feature the more of them have it."
+    )
+
+
 def explain_numbers(result: ClassifierResult) -> list[str]:
     """How the numbers were made, for the reader of the report."""
     notes = [
@@ -252,7 +266,7 @@ def explain_numbers(result: ClassifierResult) -> list[str]:
         "class. Reach: that share, or the confidence of the feature visualisation if it is higher. Share of the heatmap off the "
         "object, where masks exist. "
         f"From {SUSPECT} a component is called suspicious. Nobody looked at the images for that.",
-        "SpuFix subtracts the positive α of the chosen components from the logit of their class; no weight is changed.",
+        _spufix(result),
         "Class intervals: Wilson for shares, Newcombe for AUC. Whole: paired bootstrap, 2,000 draws of images within classes.",
     ]
     if result.mauc is not None:
