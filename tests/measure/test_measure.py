@@ -130,6 +130,13 @@ def test_best_f1_threshold_against_trying_all(data):
     )
 
 
+def test_best_f1_threshold_is_the_lowest_of_equals_that_differ_by_rounding():
+    labels, scores = np.array([1, 1, 0, 0, 1, 0, 1]), np.arange(7.0)
+    values = [measure.f1(labels, scores > t, balanced=True) for t in scores]
+    assert values[0] == pytest.approx(values[3], abs=1e-15) == max(values)
+    assert measure.best_f1_threshold(labels, scores, balanced=True) == 0
+
+
 def test_held_out_threshold_flags_the_rest():
     normal = np.random.default_rng(0).normal(size=2000)
     threshold = measure.choose_threshold(normal_scores=normal, quantile=0.9)

@@ -39,8 +39,8 @@ def best_f1_threshold(labels: ArrayLike, scores: ArrayLike, balanced: bool = Fal
     else:
         tp, fp = positives - missed, negatives - passed
         value = 2 * tp / (tp + fp + positives)
-    candidates = np.flatnonzero(last)
-    return float(s[candidates[np.argmax(value[candidates])]])
+    best = last & (value >= value[last].max() - 1e-12)  # equal values may differ by rounding
+    return float(s[np.argmax(best)])
 
 
 def held_out_threshold(scores: ArrayLike, quantile: float = 0.95) -> float:
