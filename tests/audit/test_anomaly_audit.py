@@ -54,6 +54,31 @@ def test_the_result_is_complete_and_consistent(data, tmp_path):
     assert result.metrics["auroc"].value == min(e.variants["original"].auroc.value for e in result.entries)
 
 
+def test_categories_with_the_same_training_images_share_detectors(tmp_path, monkeypatch):
+    """Each of digits-c is audited as if it were alone, but its detectors are fitted once for all."""
+    from pfungst.anomaly import KDE
+
+    fits = []
+    original = KDE.fit
+    monkeypatch.setattr(KDE, "fit", lambda self, *a, **k: fits.append(len(a[0])) or original(self, *a, **k))
+    options = {"model": "kde", "size": 16, "seeds": 2}
+    both = run(config("digits-c", tmp_path / "both", category="stripe,translate", **options))
+    assert len(fits) == 2 * 2  # seeds, without and with mitigation
+    alone = run(config("digits-c", tmp_path / "alone", category="translate", **options))
+    assert len(fits) == 2 * 4
+    assert numbers(both)["entries"][1]["variants"] == numbers(alone)["entries"][0]["variants"]
+
+
+def test_other_training_images_get_detectors_of_their_own(data, tmp_path, monkeypatch):
+    from pfungst.anomaly import KDE
+
+    fits = []
+    original = KDE.fit
+    monkeypatch.setattr(KDE, "fit", lambda self, *a, **k: fits.append(len(a[0])) or original(self, *a, **k))
+    run(config(data, tmp_path, model="kde"))
+    assert len(fits) == 2 * 3 * 2  # categories, seeds, without and with mitigation
+
+
 def test_a_detector_of_planted_defects_is_fit(data, tmp_path):
     result = run(config(data, tmp_path, model="kde"))
     assert result.mean["kde"]["original"].auroc.value > 0.9

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from pfungst import measure
-from pfungst.anomaly import Detector, detector_from_spec
+from pfungst.anomaly import Detector
 from pfungst.audit.anomaly.config import AnomalyConfig
 from pfungst.audit.anomaly.examples import choose_examples, thumbnails
+from pfungst.audit.anomaly.fitted import FittedDetectors
 from pfungst.audit.anomaly.mitigation import parse_mitigation
 from pfungst.audit.anomaly.result import Entry, Group, Provenance, Scores, Spectrum
 from pfungst.audit.result import Interval
@@ -53,7 +54,11 @@ class _Runs:
 
 
 def evaluate(
-    model: str, original: Prepared, deployed: Prepared, config: AnomalyConfig
+    model: str,
+    original: Prepared,
+    deployed: Prepared,
+    config: AnomalyConfig,
+    detectors: FittedDetectors,
 ) -> tuple[Entry, dict[str, np.ndarray]]:
     """Fit, score, explain and mend one detector on one category.
 
@@ -61,6 +66,7 @@ def evaluate(
         model: the detector, see :func:`pfungst.anomaly.detector_from_spec`.
         original: all images of the category under the original condition.
         deployed: the same images under the deployed condition.
+        detectors: what earlier categories with the same training images were fitted on.
 
     Returns:
         The entry (its `arrays` still empty) and its arrays, see :class:`~pfungst.audit.result.Entry`.
@@ -69,9 +75,19 @@ def evaluate(
     is_test = original.splits == "test"
     train, test, shifted = original.images[is_train], original[is_test], deployed[is_test]
     labels = test.labels
+    detectors.use(train)
 
     runs = {"original": _Runs(), "deployed": _Runs()}
-    _repeat(model, None, train, labels, {"original": test.images, "deployed": shifted.images}, runs, config)
+    _repeat(
+        model,
+        None,
+        train,
+        labels,
+        {"original": test.images, "deployed": shifted.images},
+        runs,
+        config,
+        detectors,
+    )
     plain = runs["original"].detector
     assert plain is not None
 
@@ -82,7 +98,7 @@ def evaluate(
     if mitigation is not None:
         runs |= {"mitigated_original": _Runs(), "mitigated": _Runs()}
         tests = {"mitigated_original": test.images, "mitigated": shifted.images}
-        _repeat(model, mitigation, train, labels, tests, runs, config)
+        _repeat(model, mitigation, train, labels, tests, runs, config, detectors)
         mended = runs["mitigated"].detector
 
     heat = {
@@ -160,6 +176,7 @@ def _repeat(
     tests: dict[str, Tensor],
     runs: dict[str, _Runs],
     config: AnomalyConfig,
+    detectors: FittedDetectors,
 ) -> None:
     """Fit with every seed; score every test set with the same fitted detector and the same threshold.
 
@@ -175,10 +192,9 @@ def _repeat(
         order = torch.from_numpy(np.random.default_rng(seed).permutation(len(train)))
         n_fit = len(train) if config.protocol == "published" else max(2, round(_FIT_SHARE * len(train)))
         first = index == 0
-        detector = detector_from_spec(
-            model, features=mitigation if first else None, seed=seed, device=config.device
+        detector = detectors.fitted(
+            model, (train if first else seen)[order[:n_fit]], mitigation, inside=first, seed=seed
         )
-        detector.fit((train if first else seen)[order[:n_fit]])
         held_out = (train if first else seen)[order[n_fit:]]
         scores = {
             name: detector.anomaly_score(images).double().cpu().numpy()

@@ -10,6 +10,7 @@ from pfungst.anomaly import detector_from_spec
 from pfungst.audit.anomaly import verdict
 from pfungst.audit.anomaly.config import AnomalyConfig
 from pfungst.audit.anomaly.entry import evaluate, mean_scores
+from pfungst.audit.anomaly.fitted import FittedDetectors
 from pfungst.audit.anomaly.mitigation import parse_mitigation
 from pfungst.audit.anomaly.result import AnomalyResult, Entry
 from pfungst.audit.config import EMBEDDED
@@ -45,6 +46,7 @@ def run(config: AnomalyConfig) -> AnomalyResult:
     for images in sets:
         group_columns(images.items, config.groups)
     workspace = Workspace(config)
+    detectors = FittedDetectors(config.device)
 
     notes: list[str] = []
     entries: list[Entry] = []
@@ -64,7 +66,7 @@ def run(config: AnomalyConfig) -> AnomalyResult:
                     original, deployed = prepared()
                     with warnings.catch_warnings(record=True) as caught:
                         warnings.simplefilter("always", PfungstWarning)
-                        entry, arrays = evaluate(model, original, deployed, config)
+                        entry, arrays = evaluate(model, original, deployed, config, detectors)
                     entry.notes += [str(w.message) for w in caught if issubclass(w.category, PfungstWarning)]
                     entry.arrays = workspace.save_arrays(name, arrays)
                     entry.skipped = [Skipped(id=id_, reason=reason) for id_, reason in original.skipped]
