@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from pfungst.errors import InputError, PfungstError
+from pfungst.relevance import layers  # noqa: F401  (registers what layers get)
 from pfungst.relevance.bases import Basis, Patches, Pixels
 from pfungst.relevance.composites import Composite
 from pfungst.relevance.composites import composite as _composite
 from pfungst.relevance.mode import Record, RelevanceMode
+from pfungst.relevance.operations import dispatch
 from pfungst.relevance.patches import patch_columns
 from pfungst.relevance.tape import Tape
 
@@ -117,7 +119,7 @@ def execute(
         transforms: run under torch.func transforms.
         biases: account for additive constants.
     """
-    mode = RelevanceMode(rules, model, transforms, streams, biases)
+    mode = RelevanceMode(dispatch, rules, model, transforms, streams, biases)
     if not transforms:
         x = x.detach().clone() if x.is_inference() else x.detach().view_as(x)
         x.requires_grad_()

@@ -7,11 +7,9 @@ The model's modules and parameters are never touched.
 
 from __future__ import annotations
 
-import types
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any, NoReturn
 
 import torch
@@ -96,18 +94,6 @@ def _identity(t: Tensor) -> Tensor:
     return t
 
 
-@lru_cache(maxsize=256)
-def _without_dispatch(func: types.FunctionType) -> types.FunctionType:
-    """`func` whose body runs even though a mode is active, so that the calls inside it are seen."""
-    never = lambda *args, **kwargs: False
-    scope = dict(func.__globals__)
-    for name in ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic"):
-        scope[name] = never
-    clone = types.FunctionType(func.__code__, scope, func.__name__, func.__defaults__, func.__closure__)
-    clone.__kwdefaults__ = func.__kwdefaults__
-    return clone
-
-
 _ALIASES = {"rsub": "rsub", "radd": "add", "rmul": "mul", "rtruediv": "rdiv", "rdiv": "rdiv", "rpow": "rpow"}
 _ALIASES |= {"truediv": "div", "true_divide": "div", "divide": "div", "multiply": "mul", "subtract": "sub"}
 _ALIASES |= {"iadd": "add_", "isub": "sub_", "imul": "mul_", "itruediv": "div_", "idiv": "div_"}
@@ -141,6 +127,7 @@ class RelevanceMode(TorchFunctionMode):
     """Rewrites functional calls; see :func:`running` for the way to run a model in it.
 
     Args:
+        dispatch: runs an operation that reads something tracked: (mode, function, name, arguments, keywords).
         composite: the rules.
         model: to name modules in tables and errors.
         transforms: run under ``torch.func`` transforms: constants are constants of the innermost derivative
@@ -151,6 +138,7 @@ class RelevanceMode(TorchFunctionMode):
 
     def __init__(
         self,
+        dispatch: Callable[..., Any],
         composite: Composite,
         model: nn.Module,
         transforms: bool = False,
@@ -158,6 +146,7 @@ class RelevanceMode(TorchFunctionMode):
         biases: bool = False,
     ) -> None:
         super().__init__()
+        self.dispatch = dispatch
         self.composite = composite
         self.names = {id(m): name for name, m in model.named_modules()}
         self.transforms = transforms
@@ -370,7 +359,7 @@ class RelevanceMode(TorchFunctionMode):
                 return func(*args, **kwargs)
             with self.quiet():
                 return func(*args, **kwargs)
-        return dispatch(self, func, name, args, kwargs)
+        return self.dispatch(self, func, name, args, kwargs)
 
     def settled(self, tree: Any) -> Any:
         """`tree` (tensors in tuples, lists, dictionaries) with every pending rule applied."""
@@ -457,7 +446,5 @@ def _fold_before(m: LinearMap, scale: Tensor, shift: Tensor, x: Tensor) -> Linea
 
     return replace(m, apply=apply, weight=weight, bias=image, foldable=False)
 
-
-from pfungst.relevance.operations import dispatch  # noqa: E402  (the vocabulary needs the mode's types)
 
 __all__ = ["Attach", "Mark", "Pending", "Record", "RelevanceMode", "mark_of", "operation_name"]

@@ -115,10 +115,20 @@ def dispatch(mode: RelevanceMode, func: Any, name: str, args: tuple[Any, ...], k
     return out
 
 
+@lru_cache(maxsize=256)
+def _without_dispatch(func: types.FunctionType) -> types.FunctionType:
+    """`func` whose body runs even though a mode is active, so that the calls inside it are seen."""
+    never = lambda *args, **kwargs: False
+    scope = dict(func.__globals__)
+    for name in ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic"):
+        scope[name] = never
+    clone = types.FunctionType(func.__code__, scope, func.__name__, func.__defaults__, func.__closure__)
+    clone.__kwdefaults__ = func.__kwdefaults__
+    return clone
+
+
 def expand(mode: RelevanceMode, func: types.FunctionType, args: Any, kwargs: Any) -> Any:
     """Run a function that is written in Python, with the mode seeing the calls inside it."""
-    from pfungst.relevance.mode import _without_dispatch
-
     with mode:
         return _without_dispatch(func)(*args, **kwargs)
 
@@ -328,6 +338,3 @@ def activation(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: Any
         out = mode.attach(y, [(x, c)])
     mode.record(name, out, "Pass()")
     return mode.mark(out, nonnegative=positive, gate=name in _GATES)
-
-
-from pfungst.relevance import layers as _layers  # noqa: E402, F401  (registers its handlers)
