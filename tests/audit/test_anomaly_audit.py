@@ -12,7 +12,7 @@ from pfungst.audit.anomaly.config import AnomalyConfig
 from pfungst.audit.anomaly.run import run
 from pfungst.audit.result import load
 from pfungst.audit.workspace import load_arrays
-from pfungst.errors import ConfigError, DataError, UnreadableImages
+from pfungst.errors import ConfigError, DataError, InputError, UnreadableImages
 from pfungst.measure import auroc
 
 
@@ -52,6 +52,17 @@ def test_the_result_is_complete_and_consistent(data, tmp_path):
             assert example.score_original == pytest.approx(arrays["scores_original"][row])
             assert example.flagged_original == (example.score_original > entry.threshold)
     assert result.metrics["auroc"].value == min(e.variants["original"].auroc.value for e in result.entries)
+
+
+@pytest.mark.parametrize("model", ["one-class", "bag:kde+one-class"])
+def test_images_too_small_for_a_network_are_refused_before_anything_is_fitted(model, tmp_path, monkeypatch):
+    from pfungst.anomaly import KDE
+
+    monkeypatch.setattr(KDE, "fit", lambda *a, **k: pytest.fail("fitted"))
+    options = {"category": "stripe", "seeds": 1, "size": 28}
+    with pytest.raises(InputError, match="too small"):
+        run(config("digits-c", tmp_path / "out", model=f"kde,{model}", **options))
+    assert not (tmp_path / "out").exists()
 
 
 def test_categories_with_the_same_training_images_share_detectors(tmp_path, monkeypatch):

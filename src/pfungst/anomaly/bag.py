@@ -48,6 +48,10 @@ class Bag(Detector):
         self.quantile = quantile
         self.seed = seed
 
+    def check_size(self, size: int) -> None:
+        for member in self._named().values():
+            member.check_size(size)
+
     def _named(self) -> dict[str, Detector]:
         named: dict[str, Detector] = {}
         for member in self.detectors:

@@ -52,6 +52,13 @@ class Detector(OutlierMixin, BaseEstimator):
     def _explain(self, x: Tensor, basis: Basis) -> Relevance:
         """Relevance of the scores of validated samples."""
 
+    def check_size(self, size: int) -> None:
+        """Whether images of `size` × `size` pixels can be read, before anything is fitted.
+
+        Raises:
+            InputError: they are too small for the network.
+        """
+
     def fit(self, X: Any, y: Any = None) -> Self:
         """Learn what is normal.
 

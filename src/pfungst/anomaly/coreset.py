@@ -25,7 +25,7 @@ _ROWS = 8192  # rows compared at once
 _COLUMNS = 64  # selected rows compared at once: few enough for the bounds to rule rows out
 _COMPONENTS = 64  # principal components of the bounds
 _SAMPLE = 4096  # rows that the principal components are estimated from
-_CANDIDATES = (64, 4096)  # least and largest batch of farthest rows
+_CANDIDATES = (64, 1024)  # least and largest batch of farthest rows
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -171,6 +172,11 @@ class DeepOneClass(NetworkDetector):
         self.condition_ = condition
         del self._outliers
         return fitted
+
+    def check_size(self, size: int) -> None:
+        probe = copy.copy(self)
+        probe._build(weights=False)
+        probe._embed(torch.zeros(1, 3, size, size))
 
     def _build(self, weights: bool = True) -> None:
         checkpoint = self.checkpoint if weights else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -179,6 +180,11 @@ class PatchCore(NetworkDetector):
         self.grid_ = (first.shape[2], first.shape[3])
         self._select(x)
         return self._calibrate(x)
+
+    def check_size(self, size: int) -> None:
+        probe = copy.copy(self)
+        probe._build(weights=False)
+        probe._maps(torch.zeros(1, 3, size, size))
 
     def _block(self, count: int) -> int:
         """Images whose patches fit into memory at once."""

@@ -39,7 +39,7 @@ def run(config: AnomalyConfig) -> AnomalyResult:
     """
     started = time.monotonic()
     for text in config.model:
-        detector_from_spec(text)
+        detector_from_spec(text, device="cpu").check_size(config.size)
     parse_mitigation(config.mitigate)
     conditions = [Condition.parse(config.original), Condition.parse(config.deployed)]
     sets = open_sets(config)
