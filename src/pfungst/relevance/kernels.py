@@ -188,6 +188,11 @@ class Convolution(Op):
         self.pointwise = self.groups == 1 and tuple(kernel) == (1, 1) and self.padding == [0, 0]
 
     @cached_property
+    def taps(self) -> Tensor:
+        """One row of weights (C,) for each row and column of the kernel and output channel."""
+        return self.weight.permute(2, 3, 0, 1).reshape(-1, self.weight.shape[1]).contiguous()
+
+    @cached_property
     def _ahead(self) -> StrideOne:
         return stride_one(self.weight, self.padding, self.dilation)
 

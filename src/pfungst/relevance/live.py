@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import torch
@@ -135,10 +135,9 @@ class Taps:
     def __init__(self, source: Units, target: Units, conv: Convolution, c: Tensor) -> None:
         self.source, self.target, self.conv = source, target, conv
         self.c = source.select(c)
-        outs, ins, *self.kernel = conv.weight.shape
+        outs, _, *self.kernel = conv.weight.shape
         self.outs = outs
-        # One row of weights for each row and column of the kernel and output channel.
-        self.weight = conv.weight.permute(2, 3, 0, 1).reshape(-1, ins).contiguous()
+        self.weight = conv.taps
         # Taps of one row of the kernel see neighbours, which lie one after the other.
         self.joined = conv.stride[1] == 1 and conv.dilation[1] == 1
         self.row = source.channel - source.column * outs if self.joined else source.channel
@@ -272,8 +271,8 @@ class LiveProgram:
         part.nodes = {i: self.nodes[i] for i in numbers[numbers.index(value) :]}
         return part
 
-    def reverse(self, g: Tensor) -> Iterator[Tensor]:
-        """Cotangents of the top value (M, C, H, W) → of the bottom value, in pieces, channels last in memory."""
+    def reverse(self, g: Tensor) -> tuple[Units, Tensor]:
+        """Cotangents of the top value (M, C, H, W) → live units of the bottom value and their cotangents (L, M')."""
         grads = {self.top: self.nodes[self.top].units.gather(g)}
         for number in reversed(self.nodes):
             if number == self.bottom or number not in grads:
@@ -284,64 +283,77 @@ class LiveProgram:
                 if first:
                     grads[source] = mine.new_empty(len(self.nodes[source].units), mine.shape[1])
                 edge.run(mine, grads[source], first)
-        yield from self.nodes[self.bottom].units.scatter(grads.pop(self.bottom), len(g))
+        return self.nodes[self.bottom].units, grads.pop(self.bottom)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Span:
-    """Ops `start` … `stop` of a tape, as programs on the live units of each input."""
+    """Ops `start` … `stop` of a tape, which run on the live units of one input after the other.
 
+    Args:
+        ops: of the tape.
+        cuts: positions at which one value is live, and that value.
+        shapes: of all values.
+        dtype: of cotangents.
+    """
+
+    ops: Sequence[Op]
+    cuts: Mapping[int, int]
+    shapes: Shapes
+    dtype: torch.dtype
     start: int
     stop: int
-    programs: list[LiveProgram]
+    first: LiveProgram | None = None
 
-    def vectors(self, room: int, itemsize: int) -> int:
+    def __post_init__(self) -> None:
+        self.first = self.first or self._made(0)
+
+    def _made(self, sample: int) -> LiveProgram:
+        bottom, top = self.cuts[self.start], self.cuts[self.stop]
+        maker = next((op for op in self.ops[: self.start] if bottom in op.outs), None)
+        live = _passing(maker, sample)
+        return LiveProgram(
+            self.ops[self.start : self.stop], bottom, top, self.shapes, sample, live, self.dtype
+        )
+
+    def program(self, sample: int) -> LiveProgram:
+        """That of one of the inputs; only the first one's is kept, as indices take memory and are made quickly."""
+        return self.first if sample == 0 and self.first is not None else self._made(sample)
+
+    def above(self, start: int) -> Span | None:
+        """The part from another cut on, None where that is inside a convolution and its scale."""
+        whole, bottom = self.program(0), self.cuts[start]
+        return replace(self, start=start, first=whole.above(bottom)) if bottom in whole.nodes else None
+
+    def saved(self, vectors: int) -> float:
+        """Multiplications that one of so many vectors is spared, by the first input."""
+        dense = sum(_dense_cost(op, self.shapes) for op in self.ops[self.start : self.stop])
+        return dense - _CAUTION * self.program(0).cost(vectors)
+
+    def vectors(self, room: int) -> int:
         """How many vectors fit into so many bytes: a cotangent, what it is made of and a copy, and results that wait."""
-        waiting = sum(len(p.nodes[p.bottom].units) for p in self.programs[1:])
-        most = room // (itemsize * (waiting + 3 * max(p.width for p in self.programs)))
-        return min(MOST, most // LINE * LINE)
+        first, inputs = self.program(0), self.shapes[self.cuts[self.start]][0]
+        values = 3 * first.width + (inputs - 1) * len(first.nodes[first.bottom].units)
+        return min(MOST, room // (self.dtype.itemsize * values) // LINE * LINE)
 
     def reverse(self, g: Tensor) -> Iterator[Tensor]:
         """(M, N, C, H, W) → pieces (m, N, C', H', W') in the order of `g`."""
-        pieces = [program.reverse(g[:, n]) for n, program in enumerate(self.programs)]
-        for parts in zip(*pieces, strict=True):
+        found = [self.program(n).reverse(g[:, n]) for n in range(g.shape[1])]
+        for parts in zip(*(units.scatter(matrix, len(g)) for units, matrix in found), strict=True):
             yield torch.stack(parts, 1) if len(parts) > 1 else parts[0][:, None]
 
 
 def best_span(
     ops: Sequence[Op], cuts: Mapping[int, int], shapes: Shapes, dtype: torch.dtype, room: int
 ) -> Span | None:
-    """Ops that are so much cheaper on live units that cotangents should be turned into units and back.
-
-    Args:
-        ops: of a tape.
-        cuts: positions at which one value is live, and that value.
-        shapes: of all values.
-        dtype: of cotangents.
-        room: bytes that cotangents on live units may take.
-
-    Returns:
-        The span that saves most, None where none saves anything.
-    """
+    """The span that saves most when its cotangents may take `room` bytes, None where none saves anything."""
     best, most = None, 0.0
     for start, stop in _runs(ops, cuts, shapes, dtype):
-        inputs = shapes[cuts[stop]][0]
-        maker = {o: op for op in ops[:start] for o in op.outs}.get(cuts[start])
-        whole = [
-            LiveProgram(ops[start:stop], cuts[start], cuts[stop], shapes, n, _passing(maker, n), dtype)
-            for n in range(inputs)
-        ]
-        for at in range(start, stop):
-            if at not in cuts or any(cuts[at] not in p.nodes for p in whole):
-                continue
-            span = Span(at, stop, [p.above(cuts[at]) for p in whole])
-            vectors = span.vectors(room, dtype.itemsize)
-            if vectors < MANY:
-                continue
-            dense = inputs * sum(_dense_cost(op, shapes) for op in ops[at:stop])
-            saved = dense - _CAUTION * sum(p.cost(vectors) for p in span.programs)
-            if saved > most:
-                best, most = span, saved
+        whole = Span(ops, cuts, shapes, dtype, start, stop)
+        for span in (whole.above(at) for at in range(start, stop) if at in cuts):
+            vectors = span.vectors(room) if span is not None else 0
+            if span is not None and vectors >= MANY and span.saved(vectors) > most:
+                best, most = span, span.saved(vectors)
     return best
 
 

@@ -229,7 +229,7 @@ class Tape:
         rows = 0
         if span is not None:
             above = itemsize * self.width(span.stop, end) if span.stop < end else 1
-            rows = min(span.vectors(room, itemsize), room // above)
+            rows = min(span.vectors(room), room // above)
         if span is None or rows < MANY:
             return self._cached(limit // itemsize, end)
         parts = -(-len(cotangents) // rows)
