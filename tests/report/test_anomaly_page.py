@@ -112,6 +112,18 @@ def test_level_is_said_in_words(tmp_path, level):
         assert html.index('<section id="provenance"') < html.index('<section id="results"')
 
 
+def test_scores_that_do_not_follow_a_group_are_folded_together(tmp_path):
+    result = report_factory.make(tmp_path, categories=4, examples=1, size=32, level="provenance")
+    for entry in result.entries[:3]:
+        entry.provenance[0].follows = False
+    html = write(tmp_path, result).read_text(encoding="utf-8")
+    section = html[html.index('<section id="provenance"') : html.index('<section id="results"')]
+    follows = section.index("score follows the group")
+    assert section.count("score follows the group") == 1
+    assert follows < section.index("3 others")
+    assert section.count("score does not follow the group") == 4
+
+
 def test_provenance_is_shown_by_group(tmp_path):
     result = report_factory.make(tmp_path, categories=1, examples=1, size=32, level="provenance")
     text = Text(write(tmp_path).read_text(encoding="utf-8")).text

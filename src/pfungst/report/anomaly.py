@@ -277,18 +277,25 @@ def _provenance(result: AnomalyResult, folder: Path) -> Section | None:
     if not found:
         return None
     blocks: list[Block] = []
+    others: list[Block] = []
     several = len(found) > 1
-    for index, entry in enumerate(found):
+    for entry in found:
         # With one finding that leads the verdict, the head of the page already shows its figures.
         said = not several and len(entry.provenance) == 1 and result.verdict.level == "provenance"
         inside = provenance_blocks(entry, folder, stats=not said)
-        if several:
-            follows = any(p.follows for p in entry.provenance)
-            note = "score follows the group" if follows else "score does not follow the group"
-            name = f"{entry.category} · {entry.model}"
-            blocks.append(Details(title=name, note=note, blocks=inside, open=follows and index < 2))
+        name = f"{entry.category} · {entry.model}"
+        if not several:
+            blocks = inside
+        elif any(p.follows for p in entry.provenance):
+            opened = len(blocks) < 2
+            blocks.append(Details(title=name, note="score follows the group", blocks=inside, open=opened))
         else:
-            blocks += inside
+            others.append(Details(title=name, note="score does not follow the group", blocks=inside))
+    if blocks and len(others) > 1:
+        others = [
+            Details(title=f"{len(others)} others", note="score does not follow the group", blocks=others)
+        ]
+    blocks += others
     return Section(
         id="provenance",
         title="Where the images come from",
