@@ -102,22 +102,25 @@ class Normalised(nn.Module):
         return z / z.norm(dim=1, keepdim=True)
 
 
+def ends_in(*after):
+    """A model that is made when it is called, with the weights of the seed."""
+    return lambda: nn.Sequential(nn.Flatten(), nn.Linear(6, 4), *(make() for make in after))
+
+
 @pytest.mark.parametrize(
-    ("model", "reason"),
+    ("make", "reason"),
     [
-        (nn.Sequential(nn.Flatten(), nn.Linear(6, 4), nn.Softmax(1)), "softmax"),
-        (nn.Sequential(nn.Flatten(), nn.Linear(6, 4), nn.LogSoftmax(1)), "log-softmax"),
-        (nn.Sequential(nn.Flatten(), nn.Linear(6, 4), nn.Tanh()), "unexplained"),
-        (Normalised(), "unexplained"),
-        (
-            nn.Sequential(nn.Flatten(), nn.Linear(6, 4), nn.Linear(4, 4), nn.Flatten(), nn.ReLU()),
-            "not linear",
-        ),
-        (nn.Flatten(), "no linear layer"),
+        (ends_in(lambda: nn.Softmax(1)), "softmax"),
+        (ends_in(lambda: nn.LogSoftmax(1)), "log-softmax"),
+        (ends_in(nn.Tanh), "unexplained"),
+        (Normalised, "unexplained"),
+        (ends_in(lambda: nn.Linear(4, 4), nn.Flatten, nn.ReLU), "not linear"),
+        (nn.Flatten, "no linear layer"),
     ],
 )
-def test_logits_that_are_not_linear_are_refused_with_the_reason(model, reason):
-    torch.manual_seed(0)
+def test_logits_that_are_not_linear_are_refused_with_the_reason(make, reason):
+    torch.manual_seed(0)  # of the weights too: a ReLU after logits that happen to be positive changes nothing
+    model = make()
     with pytest.raises(InputError, match=reason):
         FeatureHead(model, example=torch.rand(5, 6, 1, 1))
 
