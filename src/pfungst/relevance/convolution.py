@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -34,6 +35,8 @@ def stride_one(weight: Tensor, padding: Sequence[int], dilation: Sequence[int] =
     kernel = tuple(weight.shape[2:])
     wide = min(weight.shape[:2]) >= _CHANNELS
     if kernel == (3, 3) and tuple(dilation) == (1, 1) and wide and weight.dtype == torch.float32:
-        tall = TallConvolution(weight, padding)
-        return lambda x: tall(x) if len(x) >= _MANY and x.shape[2] >= TILE else direct(x)
+        tall = cache(
+            lambda: TallConvolution(weight, padding)
+        )  # weights are transformed when it is needed first
+        return lambda x: tall()(x) if len(x) >= _MANY and x.shape[2] >= TILE else direct(x)
     return direct

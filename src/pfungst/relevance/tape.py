@@ -228,20 +228,19 @@ class Tape:
         span = self.span(room) if room and len(cotangents) >= MANY else None
         rows = 0
         if span is not None:
-            above = itemsize * self.width(span.stop, end) if span.stop < end else 1
-            rows = min(span.vectors(room), room // above)
+            rows = min(span.vectors(room), room // (itemsize * self.width(span.stop, end)))
         if span is None or rows < MANY:
             return self._cached(limit // itemsize, end)
         parts = -(-len(cotangents) // rows)
         rows = min(rows, -(-len(cotangents) // (parts * LINE)) * LINE)
-        top = [Segment(span.stop, end, rows)] if span.stop < end else []
-        bottom = self._cached(limit // itemsize, span.start) if span.start else []
-        return [*top, Segment(span.start, span.stop, rows, span), *bottom]
+        # The output is no image and the first value no result of an op, so there are ops on both sides of a span.
+        ends = Segment(span.stop, end, rows), Segment(span.start, span.stop, rows, span)
+        return [*ends, *self._cached(limit // itemsize, span.start)]
 
     def _cached(self, values: int, end: int) -> list[Segment]:
         """Segments of the ops up to `end` whose largest value has so many elements for all vectors at once."""
         found: list[Segment] = []
-        for start in sorted({0, *self.cuts()} - {*range(end, len(self.ops) + 1)}, reverse=True):
+        for start in sorted((at for at in {0, *self.cuts()} if at < end), reverse=True):
             stop = found[-1].start if found else end
             fit = max(1, values // self.width(start, stop))
             rows = 1 << (fit.bit_length() - 1)

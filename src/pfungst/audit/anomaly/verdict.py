@@ -57,9 +57,9 @@ def _judge_model(model: str, entries: list[Entry], mean: dict[str, Scores], conf
             f"{_number(high.mean_score)} ({high.name})."
         )
         headline = f"the score follows the {worst.column}, not the defect"
-        where = {e.category for e, _ in follows}
-        if len(where) < len({e.category for e in entries}):
-            headline += f", in {len(where)} of {len({e.category for e in entries})} categories"
+        found, of = len({e.category for e, _ in follows}), len({e.category for e in entries})
+        if found < of:
+            headline += f", in {found} of {of} categories"
         if not unfit:
             return Verdict(level="provenance", headline=f"{model}: {headline}", sentences=sentences)
         headline = f"{model} is unfit for this task (AUROC {auroc:.2f}): {headline}"
