@@ -218,21 +218,19 @@ def digits_c(
         ("test", "good", order[train : train + good]),
         ("test", "", order[train + good : train + good + anomalous]),
     )
+    known: dict[tuple[str, int], Item] = {}  # good digits are the same items in all sets
     sets = []
     for name in chosen:
-        number = list(CORRUPTIONS).index(name)
-        items = [
-            _item(
-                images[i],
-                split,
-                label or name,
-                int(i),
-                str(digits[i]),
-                1_000_003 * seed + 10_007 * number + int(i),
-            )
-            for split, label, indices in parts
-            for i in indices
-        ]
+        first = 1_000_003 * seed + 10_007 * list(CORRUPTIONS).index(name)
+        items = []
+        for split, label, indices in parts:
+            for i in map(int, indices):
+                item = known.get((label, i)) or _item(
+                    images[i], split, label or name, i, str(digits[i]), first + i
+                )
+                if label:
+                    known[label, i] = item
+                items.append(item)
         sets.append(ImageSet(name, items))
     return sets
 

@@ -75,7 +75,7 @@ def evaluate(
     is_test = original.splits == "test"
     train, test, shifted = original.images[is_train], original[is_test], deployed[is_test]
     labels = test.labels
-    detectors.use(train)
+    detectors.use([item for item, mine in zip(original.items, is_train, strict=True) if mine])
 
     runs = {"original": _Runs(), "deployed": _Runs()}
     _repeat(

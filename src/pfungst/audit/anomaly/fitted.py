@@ -2,33 +2,38 @@
 
 from __future__ import annotations
 
-import hashlib
+from collections.abc import Sequence
+from itertools import pairwise
 
 from torch import Tensor, nn
 
 from pfungst.anomaly import Detector, detector_from_spec
+from pfungst.data import ImageSet, Item
 
 
 class FittedDetectors:
     """Fits every detector once, as long as the training images stay the same.
 
-    Categories of digits-C, or sets that differ in their test images only, would otherwise train the same networks again.
+    Categories of digits-C would otherwise train the same networks again. Where no two sets share their training items,
+    no detector is kept: each may hold a copy of them.
 
     Args:
         device: where detectors are fitted.
+        sets: the categories, in the order in which they are audited.
     """
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str, sets: Sequence[ImageSet]) -> None:
         self.device = device
-        self._images = b""
+        trained = [[id(i) for i in s.select(split="train", label="good").items] for s in sets]
+        self._shared = any(a == b for a, b in pairwise(trained))
+        self._items: list[Item] = []
         self._known: dict[tuple[str, bool, bool, int], Detector] = {}
 
-    def use(self, train: Tensor) -> None:
-        """From now on detectors are fitted on parts of these images (N, C, H, W); those of others are forgotten."""
-        images = hashlib.blake2b(train.cpu().numpy().tobytes()).digest()
-        if images != self._images:
+    def use(self, items: Sequence[Item]) -> None:
+        """From now on detectors are fitted on parts of these images; those of others are forgotten."""
+        if list(map(id, items)) != list(map(id, self._items)):
             self._known.clear()
-        self._images = images
+        self._items = list(items)
 
     def fitted(
         self, model: str, part: Tensor, mitigation: nn.Module | None, *, inside: bool, seed: int
@@ -43,9 +48,11 @@ class FittedDetectors:
             seed: of the detector.
         """
         key = (model, mitigation is not None, inside, seed)
-        if key not in self._known:
-            detector = detector_from_spec(
-                model, features=mitigation if inside else None, seed=seed, device=self.device
-            )
-            self._known[key] = detector.fit(part)
-        return self._known[key]
+        if key in self._known:
+            return self._known[key]
+        detector = detector_from_spec(
+            model, features=mitigation if inside else None, seed=seed, device=self.device
+        ).fit(part)
+        if self._shared:
+            self._known[key] = detector
+        return detector

@@ -46,7 +46,7 @@ def run(config: AnomalyConfig) -> AnomalyResult:
     for images in sets:
         group_columns(images.items, config.groups)
     workspace = Workspace(config)
-    detectors = FittedDetectors(config.device)
+    detectors = FittedDetectors(config.device, sets)
 
     notes: list[str] = []
     entries: list[Entry] = []
