@@ -129,7 +129,7 @@ def test_epsilon_by_hand_and_the_value_is_exact():
 
 def test_bias_share_equals_what_the_constants_absorbed(net):
     """Independent account: every additive constant is a leaf of its own; with inputs they make up the score."""
-    from pfungst.relevance.linearize import execute
+    from pfungst.relevance.engine.run import execute
 
     x = images(1)
     r = attribute(net, x, 3, composite("lrp_zero"))

@@ -8,7 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.models import resnet18, vgg11_bn
 
-from pfungst.relevance import Pixels, linearize, live, tape
+from pfungst.relevance import Pixels, linearize
+from pfungst.relevance.program import live, tape
 
 ROOM = 2 << 30
 

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from pfungst.relevance.convolution import stride_one
-from pfungst.relevance.winograd import TallConvolution
+from pfungst.relevance.program.convolution import stride_one
+from pfungst.relevance.program.winograd import TallConvolution
 
 
 @settings(max_examples=60, deadline=None)

@@ -12,7 +12,7 @@ from pfungst.errors import InputError, PfungstWarning
 from pfungst.relevance.bases import Basis, DCTBands, PixelBands, Pixels
 from pfungst.relevance.composites import Composite
 from pfungst.relevance.composites import composite as _composite
-from pfungst.relevance.linearize import Output, check_input, check_model, execute, transformed
+from pfungst.relevance.engine.run import Output, check_input, check_model, execute, transformed
 from pfungst.relevance.relevance import Relevance
 from pfungst.relevance.rules import Flat, WSquare
 

@@ -140,7 +140,7 @@ class Composite:
         Returns:
             Text with one line per operation: number, module, operation, output shape, rule.
         """
-        from pfungst.relevance.linearize import trace
+        from pfungst.relevance.engine.run import trace
 
         records = trace(model, x, self, output)
         header = ("#", "module", "operation", "output", "rule")

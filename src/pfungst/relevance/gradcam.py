@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from pfungst.errors import InputError
 from pfungst.relevance.attribute import cotangent
-from pfungst.relevance.linearize import check_input, check_model, select
+from pfungst.relevance.engine.run import check_input, check_model, select
 
 
 def _module(model: nn.Module, layer: str | nn.Module) -> nn.Module:

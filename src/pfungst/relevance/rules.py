@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -31,7 +31,6 @@ class LinearMap:
         weight: parameters, detached.
         bias: (out,) or None, detached.
         out_axis: axis of `weight` that counts outputs.
-        channel_axis: axis of the output that counts outputs (1 for convolutions, -1 for linear layers).
         groups: number of channel groups.
         foldable: a BatchNorm that follows can be folded in (`bias` is a vector over outputs).
     """
@@ -40,7 +39,6 @@ class LinearMap:
     weight: Tensor
     bias: Tensor | None
     out_axis: int = 0
-    channel_axis: int = 1
     groups: int = 1
     foldable: bool = True
 
@@ -297,14 +295,3 @@ class Gradient(Rule):
     """The plain derivative; conserves only where the operation is homogeneous of degree one."""
 
     native = True
-
-
-RULES: dict[str, type[Rule]] = {
-    r.__name__.lower(): r
-    for r in (Zero, Epsilon, Gamma, AlphaBeta, ZPlus, Flat, WSquare, ZBox, Ignore, Pass, Norm, Gradient)
-}
-
-
-def describe_rule(rule: Any) -> str:
-    """Name of a rule as shown in tables."""
-    return repr(rule)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pfungst.relevance.kernels import (
+from pfungst.relevance.program.kernels import (
     Box,
     Combine,
     Convolution,
@@ -32,7 +32,7 @@ from pfungst.relevance.kernels import (
     dense,
     layout,
 )
-from pfungst.relevance.live import LINE, MANY, Span, best_span
+from pfungst.relevance.program.live import LINE, MANY, Span, best_span
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ class Attach(torch.autograd.Function):
 
 
 @dataclass
-class Pending:
+class Waiting:
     """A linear map (or a BatchNorm) whose rule is applied when its consumer is known.
 
     A BatchNorm that follows is folded into the map; a ReLU that follows discards negative outputs.
@@ -63,7 +63,7 @@ class Mark:
 
     tracked: bool = True
     nonnegative: int | None = None
-    pending: Pending | None = None
+    pending: Waiting | None = None
     settled: Tensor | None = None
     anchor: tuple[Tensor, Callable[[Tensor], Tensor]] | None = None
     gate: bool = False
@@ -88,10 +88,6 @@ def _version(t: Tensor) -> int:
         return t._version
     except RuntimeError:  # inference tensors do not count versions
         return 0
-
-
-def _identity(t: Tensor) -> Tensor:
-    return t
 
 
 _ALIASES = {"rsub": "rsub", "radd": "add", "rmul": "mul", "rtruediv": "rdiv", "rdiv": "rdiv", "rpow": "rpow"}
@@ -258,7 +254,7 @@ class RelevanceMode(TorchFunctionMode):
             mark.settled = out
         return out
 
-    def _apply(self, z: Tensor, p: Pending, relu: bool) -> Tensor:
+    def _apply(self, z: Tensor, p: Waiting, relu: bool) -> Tensor:
         if p.site.map is None:  # a BatchNorm that no linear map follows
             assert p.scale is not None
             assert p.shift is not None
@@ -307,10 +303,10 @@ class RelevanceMode(TorchFunctionMode):
         if rule.native:
             with torch.enable_grad():
                 z = m(x, m.weight, self.constant(m.bias, "bias"))
-            return self.mark(z, pending=Pending(x, site, rule, folded=prefix, native=True))
+            return self.mark(z, pending=Waiting(x, site, rule, folded=prefix, native=True))
         with self.quiet():
             z = original(self.stop(value), original.weight, original.bias)
-        return self.mark(z, pending=Pending(x, site, rule, folded=prefix))
+        return self.mark(z, pending=Waiting(x, site, rule, folded=prefix))
 
     def batch_norm(
         self, x: Tensor, scale: Tensor, shift: Tensor, value: Callable[[Tensor], Tensor]
@@ -331,7 +327,7 @@ class RelevanceMode(TorchFunctionMode):
         x = self.settle(x)
         with self.quiet():
             z = value(self.stop(x))
-        pending = Pending(x, self.site("batch_norm"), None, scale.reshape(view), shift.reshape(view))
+        pending = Waiting(x, self.site("batch_norm"), None, scale.reshape(view), shift.reshape(view))
         return self.mark(z, pending=pending)
 
     # -- dispatch ---------------------------------------------------------------------------------
@@ -447,4 +443,4 @@ def _fold_before(m: LinearMap, scale: Tensor, shift: Tensor, x: Tensor) -> Linea
     return replace(m, apply=apply, weight=weight, bias=image, foldable=False)
 
 
-__all__ = ["Attach", "Mark", "Pending", "Record", "RelevanceMode", "mark_of", "operation_name"]
+__all__ = ["Attach", "Mark", "Record", "RelevanceMode", "Waiting", "mark_of", "operation_name"]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pfungst.relevance.bases import Patches
-from pfungst.relevance.tape import Tape
+from pfungst.relevance.program.tape import Tape
 
 Interval = tuple[int, int]
 

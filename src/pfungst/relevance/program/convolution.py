@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pfungst.relevance.winograd import TILE, TallConvolution
+from pfungst.relevance.program.winograd import TILE, TallConvolution
 
 _MANY = 4  # images from which transformed weights pay
 _CHANNELS = 16  # below which transforms cost more than the products that they save

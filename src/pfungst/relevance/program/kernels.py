@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pfungst.relevance.convolution import StrideOne, stride_one
+from pfungst.relevance.program.convolution import StrideOne, stride_one
 
 Box = tuple[int, int, int, int]  # first and last row, first and last column, of an image's support
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pfungst.relevance.kernels import Combine, Convolution, Op, Scale
+from pfungst.relevance.program.kernels import Combine, Convolution, Op, Scale
 
 MANY = 128  # vectors from which live units pay
 MOST = 1024  # vectors at a time, from which on selection costs little

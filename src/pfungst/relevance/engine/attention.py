@@ -1,0 +1,53 @@
+"""Attention: the weights are constants, the values linear."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pfungst.errors import InputError
+from pfungst.relevance.engine.calls import bind
+from pfungst.relevance.engine.mode import RelevanceMode
+
+
+def softmax(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: Any) -> Tensor:
+    """Attention weights are constants; relevance flows through the values."""
+    if name != "softmax":
+        mode.uncovered(name)
+    with mode.quiet():
+        out = mode.stop(func(*(mode.stop_all(args)), **mode.stop_all(kwargs)))
+    mode.record(name, out, "constant")
+    return out
+
+
+def attention(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: Any) -> Tensor:
+    """Queries and keys give constant weights; values propagate linearly."""
+    b = bind("query key value attn_mask dropout_p is_causal scale enable_gqa", args, kwargs)
+    if b.get("dropout_p", 0.0):
+        raise InputError(
+            f"attention dropout is active in module {mode.module_name()!r}", "call model.eval() first"
+        )
+    q, k, v = (mode.settle(b[n]) for n in ("query", "key", "value"))
+    with mode.quiet():
+        q, k = mode.stop(q), mode.stop(k)
+        if b.get("enable_gqa"):
+            k = k.repeat_interleave(q.shape[-3] // k.shape[-3], -3)
+        scale = b.get("scale")
+        weights = q @ k.transpose(-1, -2) * (1 / math.sqrt(q.shape[-1]) if scale is None else scale)
+        mask = b.get("attn_mask")
+        if mask is not None:
+            mask = mode.stop(mode.settle(mask))
+            weights = weights.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else weights + mask
+        if b.get("is_causal"):
+            causal = torch.ones(weights.shape[-2:], dtype=torch.bool, device=weights.device).tril()
+            weights = weights.masked_fill(~causal, -math.inf)
+        weights = weights.softmax(-1).to(v.dtype)
+    with torch.enable_grad():
+        if b.get("enable_gqa"):
+            v = v.repeat_interleave(q.shape[-3] // v.shape[-3], -3)
+        out = weights @ v
+    mode.record(name, out, "attention weights constant, values linear")
+    return mode.mark(out)

@@ -1,0 +1,62 @@
+"""How a functional call is read: its arguments by name, its in-place flag, what its tensors are."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pfungst.relevance.engine.mode import RelevanceMode
+
+Handler = Callable[[RelevanceMode, Any, str, tuple[Any, ...], dict[str, Any]], Any]
+
+
+def bind(names: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    bound = dict(zip(names.split(), args, strict=False))
+    bound.update(kwargs)
+    return bound
+
+
+def n_tuple(v: Any, n: int) -> tuple[int, ...]:
+    return (v,) * n if isinstance(v, int) else tuple(v) if not isinstance(v, str) else (0,) * n
+
+
+def is_gate(t: Any) -> bool:
+    mark = getattr(t, "_pfungst", None)
+    return mark is not None and mark.gate
+
+
+@lru_cache(maxsize=512)
+def _flag_position(func: Any) -> int | None:
+    """Where a function of torch.nn.functional takes its `inplace` flag."""
+    if not isinstance(func, types.FunctionType):
+        return None
+    names = func.__code__.co_varnames[: func.__code__.co_argcount]
+    return names.index("inplace") if "inplace" in names else None
+
+
+def without_flag(func: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any], bool]:
+    """The call without its `inplace` flag, and the flag."""
+    flag = bool(kwargs.get("inplace"))
+    kwargs = {k: v for k, v in kwargs.items() if k != "inplace"}
+    position = _flag_position(func)
+    if position is not None and len(args) > position:
+        flag = bool(args[position])
+        args = (*args[:position], False, *args[position + 1 :])
+    return args, kwargs, flag
+
+
+def outplace(func: Any, base: str) -> Any:
+    """The out-of-place version of an in-place function."""
+    name = getattr(func, "__name__", "")
+    if not name.endswith("_") and not name.startswith("__i"):
+        return func
+    for home in (torch, F, torch._C._nn, Tensor):
+        if hasattr(home, base):
+            return getattr(home, base)
+    return func

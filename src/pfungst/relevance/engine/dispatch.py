@@ -1,0 +1,145 @@
+"""The vocabulary: what the mode does with each functional call on a tensor that depends on the input.
+
+=====================================  =================================================================
+convolutions, linear                   the composite's rule
+batch_norm (evaluation mode)           folded into a neighbouring linear map, else a per-channel map
+relu, gelu, silu, tanh, sigmoid, …     relevance passes: out = x · const(f(x) / x)
+layer_norm, group_norm, rms_norm       the mean is linear, the scale a constant
+softmax                                a constant (attention weights)
+products of two dependent factors      half to each; a gate (sigmoid, …) is a constant
+quotients                              the denominator is a constant
+sums, means, poolings, reshapes, …     unchanged: gradient × input is already the Norm rule
+=====================================  =================================================================
+"""
+
+from __future__ import annotations
+
+import types
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from pfungst.relevance.engine.attention import attention, softmax
+from pfungst.relevance.engine.calls import Handler, outplace, without_flag
+from pfungst.relevance.engine.elementwise import activation, power
+from pfungst.relevance.engine.maps import (
+    add_matmul,
+    convolution,
+    linear_layer,
+    matmul,
+    transposed_convolution,
+)
+from pfungst.relevance.engine.mode import RelevanceMode
+from pfungst.relevance.engine.normalisation import batch_norm, group_norm, layer_norm, rms_norm
+from pfungst.relevance.engine.products import normalize, product, quotient, statistic
+from pfungst.relevance.engine.sums import linear
+from pfungst.relevance.engine.vocabulary import ACTIVATIONS, CONSTANT, LINEAR
+from pfungst.relevance.engine.writes import instead, read_property, write
+from pfungst.relevance.rules import Ignore, Pass
+
+#: What has a rule of its own, by the canonical name of the call.
+TABLE: dict[str, Handler] = {
+    name: handler
+    for handler, names in (
+        (convolution, "conv1d conv2d conv3d"),
+        (transposed_convolution, "conv_transpose1d conv_transpose2d conv_transpose3d"),
+        (linear_layer, "linear"),
+        (add_matmul, "addmm addbmm baddbmm"),
+        (matmul, "matmul mm bmm mv rmatmul dot inner"),
+        (product, "mul bilinear einsum cross kron outer tensordot addcmul multiply"),
+        (quotient, "div rdiv floor_divide"),
+        (power, "pow square"),
+        (statistic, "var std norm vector_norm linalg_vector_norm linalg_norm var_mean std_mean"),
+        (normalize, "normalize"),
+        (batch_norm, "batch_norm instance_norm"),
+        (layer_norm, "layer_norm native_layer_norm"),
+        (rms_norm, "rms_norm"),
+        (group_norm, "group_norm"),
+        (softmax, "softmax log_softmax softmin gumbel_softmax sparse_softmax"),
+        (attention, "scaled_dot_product_attention"),
+    )
+    for name in names.split()
+}
+
+_LINEAR_MAPS = {f"conv{t}{n}d" for t in ("", "_transpose") for n in (1, 2, 3)} | {"linear", "addmm"}
+_LIKE = {"to", "type_as", "view_as", "expand_as", "reshape_as"}  # the second tensor only says what like
+
+
+def dispatch(mode: RelevanceMode, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Carry out one functional call, at least one of whose tensors depends on the input."""
+    if name.startswith("get:"):
+        return read_property(mode, func, name, args)
+    if name in CONSTANT or (name in _LIKE and not mode.tracked(args[0])):
+        with torch.no_grad():
+            return func(*args, **kwargs)
+    if (
+        name == "setitem"
+        or name.startswith("set:")
+        or name in ("copy_", "index_put_", "index_add_", "scatter_")
+    ):
+        return write(mode, func, name, args, kwargs)
+    base = name[:-1] if name.endswith("_") and not name.endswith("__") else name
+    args, kwargs, flag = without_flag(func, args, kwargs)
+    inplace = base != name or flag
+    own = base in LINEAR or base in _LINEAR_MAPS
+    rule = None if own else mode.composite.rule(mode.site(base))
+    if rule is not None:
+        out = assigned(mode, func, base, rule, args, kwargs)
+    elif base in TABLE:
+        out = TABLE[base](mode, func, base, args, kwargs)
+    elif base in ACTIVATIONS:
+        out = activation(mode, func, base, args, kwargs)
+    elif base in LINEAR:
+        out = linear(mode, func, base, args, kwargs)
+    elif isinstance(func, types.FunctionType) and func.__module__ in (
+        "torch.nn.functional",
+        "torch.functional",
+    ):
+        return expand(mode, func, args, kwargs)
+    else:
+        with torch.no_grad():
+            out = func(*mode.settled(args), **mode.settled(kwargs))
+        if any(isinstance(t, Tensor) and t.is_floating_point() for t in pytree.tree_leaves(out)):
+            mode.uncovered(base)
+        return out
+    if inplace and args and isinstance(args[0], Tensor):
+        return instead(mode, args[0], out)
+    return out
+
+
+@lru_cache(maxsize=256)
+def _without_dispatch(func: types.FunctionType) -> types.FunctionType:
+    """`func` whose body runs even though a mode is active, so that the calls inside it are seen."""
+    never = lambda *args, **kwargs: False
+    scope = dict(func.__globals__)
+    for name in ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic"):
+        scope[name] = never
+    clone = types.FunctionType(func.__code__, scope, func.__name__, func.__defaults__, func.__closure__)
+    clone.__kwdefaults__ = func.__kwdefaults__
+    return clone
+
+
+def expand(mode: RelevanceMode, func: types.FunctionType, args: Any, kwargs: Any) -> Any:
+    """Run a function that is written in Python, with the mode seeing the calls inside it."""
+    with mode:
+        return _without_dispatch(func)(*args, **kwargs)
+
+
+def assigned(mode: RelevanceMode, func: Any, name: str, rule: Any, args: Any, kwargs: Any) -> Any:
+    """An operation for which the composite names a rule."""
+    args, kwargs = mode.settled(args), mode.settled(kwargs)
+    func = outplace(func, name)
+    if isinstance(rule, Ignore):
+        with mode.quiet():
+            out = func(*args, **kwargs)
+        mode.record(name, out, rule)
+        return pytree.tree_map(lambda t: mode.stop(t) if isinstance(t, Tensor) else t, out)
+    if isinstance(rule, Pass):
+        return activation(mode, func, name, args, kwargs)
+    with torch.enable_grad():
+        out = func(*args, **kwargs)
+    mode.record(name, out, rule)
+    return pytree.tree_map(lambda t: mode.mark(t) if isinstance(t, Tensor) else t, out)
