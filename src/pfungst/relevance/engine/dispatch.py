@@ -25,6 +25,9 @@ from torch.utils import _pytree as pytree
 from pfungst.relevance.engine.attention import attention, softmax
 from pfungst.relevance.engine.calls import Handler, outplace, without_flag
 from pfungst.relevance.engine.elementwise import activation, power
+from pfungst.relevance.engine.experts import grouped_matmul
+from pfungst.relevance.engine.formulas import addcdiv, addcmul, addmv, addr, glu, lerp, monomial, remainder
+from pfungst.relevance.engine.fourier import polar, short_time_fourier, trapezoid
 from pfungst.relevance.engine.maps import (
     add_matmul,
     convolution,
@@ -35,6 +38,8 @@ from pfungst.relevance.engine.maps import (
 from pfungst.relevance.engine.mode import RelevanceMode
 from pfungst.relevance.engine.normalisation import batch_norm, group_norm, layer_norm, rms_norm
 from pfungst.relevance.engine.products import normalize, product, quotient, statistic
+from pfungst.relevance.engine.recurrent import cell, layer
+from pfungst.relevance.engine.similarities import cdist, cosine_similarity, dist, hypot, pairwise_distance, pdist
 from pfungst.relevance.engine.sums import linear
 from pfungst.relevance.engine.vocabulary import ACTIVATIONS, CONSTANT, LINEAR
 from pfungst.relevance.engine.writes import instead, read_property, write
@@ -49,17 +54,37 @@ TABLE: dict[str, Handler] = {
         (linear_layer, "linear"),
         (add_matmul, "addmm addbmm baddbmm"),
         (matmul, "matmul mm bmm mv rmatmul dot inner"),
-        (product, "mul bilinear einsum cross kron outer tensordot addcmul multiply"),
-        (quotient, "div rdiv floor_divide"),
-        (power, "pow square"),
+        (product, "mul bilinear einsum cross kron outer tensordot multiply"),
+        (quotient, "div rdiv"),
+        (power, "pow rpow float_power square"),
         (statistic, "var std norm vector_norm linalg_vector_norm linalg_norm var_mean std_mean"),
         (normalize, "normalize"),
         (batch_norm, "batch_norm instance_norm"),
         (layer_norm, "layer_norm native_layer_norm"),
         (rms_norm, "rms_norm"),
         (group_norm, "group_norm"),
-        (softmax, "softmax log_softmax softmin gumbel_softmax sparse_softmax"),
+        (softmax, "softmax log_softmax gumbel_softmax sparse_softmax"),
         (attention, "scaled_dot_product_attention"),
+        (addcmul, "addcmul"),
+        (addcdiv, "addcdiv"),
+        (addmv, "addmv"),
+        (addr, "addr"),
+        (lerp, "lerp"),
+        (glu, "glu"),
+        (remainder, "remainder fmod mod"),
+        (monomial, "prod cumprod"),
+        (trapezoid, "trapezoid trapz cumulative_trapezoid"),
+        (layer, "lstm gru rnn_tanh rnn_relu"),
+        (cell, "lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell"),
+        (cosine_similarity, "cosine_similarity"),
+        (cdist, "cdist"),
+        (pairwise_distance, "pairwise_distance"),
+        (pdist, "pdist"),
+        (dist, "dist"),
+        (hypot, "hypot"),
+        (short_time_fourier, "stft"),
+        (polar, "polar"),
+        (grouped_matmul, "_grouped_mm grouped_mm"),
     )
     for name in names.split()
 }
@@ -102,7 +127,7 @@ def dispatch(mode: RelevanceMode, func: Any, name: str, args: tuple[Any, ...], k
     else:
         with torch.no_grad():
             out = func(*mode.settled(args), **mode.settled(kwargs))
-        if any(isinstance(t, Tensor) and t.is_floating_point() for t in pytree.tree_leaves(out)):
+        if any(isinstance(t, Tensor) and (t.is_floating_point() or t.is_complex()) for t in pytree.tree_leaves(out)):
             mode.uncovered(base)
         return out
     if inplace and args and isinstance(args[0], Tensor):

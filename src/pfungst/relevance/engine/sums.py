@@ -11,9 +11,9 @@ from torch.utils import _pytree as pytree
 from pfungst.errors import InputError
 from pfungst.relevance.engine.calls import is_gate, outplace
 from pfungst.relevance.engine.mode import RelevanceMode
-from pfungst.relevance.engine.vocabulary import LINEAR
+from pfungst.relevance.engine.vocabulary import FOURIER, LINEAR
 
-_KEEPS_SIGN = LINEAR - {"neg", "sub", "rsub", "lerp", "rfft", "fft", "fft2", "fftn", "rfft2", "interpolate"}
+_KEEPS_SIGN = LINEAR - FOURIER - {"neg", "sub", "rsub", "diff", "interpolate"}
 _PLACEMENT = {"contiguous", "clone", "to", "float", "double", "half", "bfloat16", "type_as", "cuda", "cpu"}
 _SHAPES = {
     "view",
@@ -36,12 +36,14 @@ def linear(mode: RelevanceMode, func: Any, name: str, args: tuple[Any, ...], kwa
         )
     func = outplace(func, name)
     args, kwargs = mode.settled(args), mode.settled(kwargs)
-    if mode.biases is not None and name in ("add", "sub", "rsub", "cat", "stack", "where", "lerp"):
+    if mode.biases is not None and name in ("add", "sub", "rsub", "cat", "stack", "where", "diff"):
         args = pytree.tree_map(
             lambda t: mode.constant(t, name) if isinstance(t, Tensor) and not mode.tracked(t) else t, args
         )
     operands = [
-        t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor) and t.is_floating_point()
+        t
+        for t in pytree.tree_leaves((args, kwargs))
+        if isinstance(t, Tensor) and (t.is_floating_point() or t.is_complex())
     ]
     positive = name in _KEEPS_SIGN and all(_is_nonnegative(mode, t) for t in operands)
     gate = len(operands) == 1 and is_gate(operands[0])

@@ -1,0 +1,45 @@
+"""Mixtures of experts: each group of rows has a linear map of its own, the routing is a constant."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pfungst.relevance.engine.calls import bind
+from pfungst.relevance.engine.formulas import attached, expanded, original
+from pfungst.relevance.engine.maps import constant_weights
+from pfungst.relevance.engine.mode import RelevanceMode
+
+
+def grouped_matmul(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: Any) -> Tensor:
+    """Rows offs[e − 1] … offs[e] of (S, in) times matrix e of (experts, in, out); the composite's rule for each."""
+    args, kwargs = mode.settled(args), mode.settled(kwargs)
+    if name == "grouped_mm_fallback":
+        b = bind("input weight offs", args, kwargs)
+    else:
+        b = bind("mat_a mat_b", args, kwargs)
+        b["input"], b["weight"] = b["mat_a"], b["mat_b"]
+    x, weight, offs, bias = b["input"], b["weight"], b.get("offs"), b.get("bias")
+    constant_weights(mode, name, weight, bias)
+    if offs is None and x.ndim == 3:
+        return attached(
+            mode, original(mode, func, name, args, kwargs), expanded(mode, name, "each group its product", lambda: x @ weight)
+        )
+    if x.ndim != 2 or weight.ndim != 3:
+        mode.uncovered(name)
+    ends = offs.tolist()
+
+    def run() -> Tensor:
+        parts = []
+        for expert, (start, end) in enumerate(zip([0, *ends[:-1]], ends, strict=True)):
+            if end > start:
+                parts.append(F.linear(x[start:end], weight[expert].t(), None if bias is None else bias[expert]))
+        if not parts or ends[-1] < len(x):
+            parts.append(0 * (x[ends[-1] :] @ weight[0]))
+        return torch.cat(parts)
+
+    zhat = expanded(mode, name, "each group the composite's linear rule", run)
+    return attached(mode, original(mode, func, name, args, kwargs), zhat)
