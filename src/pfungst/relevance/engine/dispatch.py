@@ -38,7 +38,7 @@ from pfungst.relevance.engine.maps import (
 from pfungst.relevance.engine.mode import RelevanceMode
 from pfungst.relevance.engine.normalisation import batch_norm, group_norm, layer_norm, rms_norm
 from pfungst.relevance.engine.products import normalize, product, quotient, statistic
-from pfungst.relevance.engine.recurrent import cell, layer
+from pfungst.relevance.engine.recurrent import cell, layer, pack
 from pfungst.relevance.engine.similarities import cdist, cosine_similarity, dist, hypot, pairwise_distance, pdist
 from pfungst.relevance.engine.sums import linear
 from pfungst.relevance.engine.vocabulary import ACTIVATIONS, CONSTANT, LINEAR
@@ -76,6 +76,7 @@ TABLE: dict[str, Handler] = {
         (trapezoid, "trapezoid trapz cumulative_trapezoid"),
         (layer, "lstm gru rnn_tanh rnn_relu"),
         (cell, "lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell"),
+        (pack, "_pack_padded_sequence"),
         (cosine_similarity, "cosine_similarity"),
         (cdist, "cdist"),
         (pairwise_distance, "pairwise_distance"),

@@ -98,6 +98,16 @@ def layer(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: Any) -> 
     return tuple(attached(mode, v, z) for v, z in zip(value, zhat, strict=True))
 
 
+def pack(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: Any) -> tuple[Tensor, Tensor]:
+    """pack_padded_sequence: a selection of rows, whose derivative torch only knows for one vector at a time."""
+    b = bind("input lengths batch_first", args, kwargs)
+    x = mode.settle(b["input"])
+    rows = torch.arange(x.shape[0] * x.shape[1], device=x.device).reshape(*x.shape[:2], 1)
+    index, widths = func(rows, b["lengths"], b["batch_first"])
+    with torch.enable_grad():
+        return mode.mark(x.flatten(0, 1).index_select(0, index[:, 0])), widths
+
+
 def _unroll(step: Step, x: Tensor, widths: Sequence[int], hx: State, b: dict[str, Any]) -> State:
     """All layers and directions.
 
@@ -141,17 +151,17 @@ def _scan(
 ) -> tuple[Tensor, State]:
     """One direction of one layer: outputs of all steps, and the final state of every sequence."""
     steps = list(zip(widths, x.split(list(widths)), strict=True))
-    state = tuple(s[: widths[-1] if reverse else widths[0]] for s in start)
+    state: State = ()
     outs: list[Tensor] = []
     ended: list[State] = []
     for width, part in reversed(steps) if reverse else steps:
-        have = len(state[0])
+        have = len(state[0]) if state else 0
         if width < have:  # shorter sequences end here
             ended.append(tuple(s[width:] for s in state))
-            state = tuple(s[:width] for s in state)
-        elif width > have:  # backwards, shorter sequences begin here
-            state = tuple(torch.cat([s, s0[have:width]]) for s, s0 in zip(state, start, strict=True))
-        state = step(part, state, *weights)
+            state, have = tuple(s[:width] for s in state), width
+        new = step(part[have:], tuple(s[have:width] for s in start), *weights) if have < width else ()
+        state = step(part[:have], state, *weights) if have else ()
+        state = tuple(torch.cat(s) for s in zip(state, new, strict=True)) if state and new else state or new
         outs.append(state[0])
     if ended:
         parts = zip(state, *reversed(ended), strict=True)

@@ -105,6 +105,8 @@ class Tape:
     def _known(self, node: Any, slots: list[int], ins: list[int], out: int) -> Op | None:
         name = node.name()
         shape, before = self.shapes[out], [self.shapes[i] for i in ins]
+        if any(self.kinds[i][1].is_complex for i in (*ins, out)):
+            return None  # the products below do not conjugate
         same = all(b == shape for b in before)
         if name == "AttachBackward" and same:
             cs = node.saved_tensors
