@@ -26,7 +26,7 @@ from pfungst.relevance.engine.attention import attention, softmax
 from pfungst.relevance.engine.calls import Handler, outplace, without_flag
 from pfungst.relevance.engine.elementwise import activation, power
 from pfungst.relevance.engine.experts import grouped_matmul
-from pfungst.relevance.engine.formulas import addcdiv, addcmul, addmv, addr, glu, lerp, monomial, remainder
+from pfungst.relevance.engine.formulas import addcdiv, addcmul, addmv, addr, glu, lerp, monomial, remainder, running_extreme
 from pfungst.relevance.engine.fourier import polar, short_time_fourier, trapezoid
 from pfungst.relevance.engine.maps import (
     add_matmul,
@@ -73,6 +73,7 @@ TABLE: dict[str, Handler] = {
         (glu, "glu"),
         (remainder, "remainder fmod mod"),
         (monomial, "prod cumprod"),
+        (running_extreme, "cummax cummin"),
         (trapezoid, "trapezoid trapz cumulative_trapezoid"),
         (layer, "lstm gru rnn_tanh rnn_relu"),
         (cell, "lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell"),

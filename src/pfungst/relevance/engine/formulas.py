@@ -133,3 +133,15 @@ def monomial(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: Any) 
     out = mode.attach(value, [(zhat, (1 / degree).expand_as(value).to(value.dtype))])
     mode.record(name, out, "an equal part to each factor")
     return mode.mark(out, nonnegative=mode.nonnegative(x), gate=is_gate(x))
+
+
+def running_extreme(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: Any) -> Any:
+    """cummax and cummin: the winner takes all. Kept as a selection, whose derivative torch batches."""
+    b = bind("input dim", args, kwargs)
+    x = mode.settle(b.get("input", b.get("self")))
+    with mode.quiet():
+        found = func(mode.stop(x), b["dim"])
+    with torch.enable_grad():
+        out = mode.mark(x.gather(b["dim"], found.indices), nonnegative=mode.nonnegative(x))
+    mode.record(name, out, "winner takes all")
+    return type(found)((out, found.indices))

@@ -63,7 +63,8 @@ def _along(difference: Tensor, distance: Tensor, p: float) -> Tensor:
     if p == float("inf"):
         most = difference.abs() == difference.abs().amax(-1, keepdim=True)
         return difference.sign() * most / most.sum(-1, keepdim=True)
-    return difference.sign() * _quotient(difference.abs(), distance, 0.0) ** (p - 1) * (distance > 0)
+    ratio = _quotient(difference.abs(), distance, 0.0)
+    return difference.sign() * torch.where(ratio == 0, 0.0, ratio ** (p - 1))
 
 
 def _distance(

@@ -36,7 +36,7 @@ LINEAR = _words(
     fold unfold im2col col2im pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle
     max min amax amin maximum minimum topk sort kthvalue median dropout feature_dropout alpha_dropout
     dropout2d dropout1d dropout3d feature_alpha_dropout broadcast_to broadcast_tensors atleast_1d atleast_2d
-    atleast_3d swapaxes meshgrid block_diag abs einsum_linear as_strided diff cummax cummin
+    atleast_3d swapaxes meshgrid block_diag abs einsum_linear as_strided diff
     pad_sequence _pad_packed_sequence
     requires_grad_ retain_grad
     """
