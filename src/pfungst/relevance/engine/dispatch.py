@@ -86,7 +86,7 @@ TABLE: dict[str, Handler] = {
         (hypot, "hypot"),
         (short_time_fourier, "stft"),
         (polar, "polar"),
-        (grouped_matmul, "_grouped_mm grouped_mm"),
+        (grouped_matmul, "_grouped_mm grouped_mm grouped_mm_fallback"),
     )
     for name in names.split()
 }

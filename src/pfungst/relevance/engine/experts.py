@@ -14,15 +14,17 @@ from pfungst.relevance.engine.maps import constant_weights
 from pfungst.relevance.engine.mode import RelevanceMode
 
 
+def _first(bound: dict[str, Any], names: str) -> Any:
+    return next(bound[n] for n in names.split() if n in bound)
+
+
 def grouped_matmul(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: Any) -> Tensor:
     """Rows offs[e − 1] … offs[e] of (S, in) times matrix e of (experts, in, out); the composite's rule for each."""
     args, kwargs = mode.settled(args), mode.settled(kwargs)
-    if name == "grouped_mm_fallback":
-        b = bind("input weight offs", args, kwargs)
-    else:
-        b = bind("mat_a mat_b", args, kwargs)
-        b["input"], b["weight"] = b["mat_a"], b["mat_b"]
-    x, weight, offs, bias = b["input"], b["weight"], b.get("offs"), b.get("bias")
+    signature = {"grouped_mm": "mat_a mat_b offs bias", "_grouped_mm": "input mat2 offs bias"}
+    b = bind(signature.get(name, "input weight offs"), args, kwargs)
+    x, weight = _first(b, "input mat_a"), _first(b, "weight mat2 mat_b")
+    offs, bias = b.get("offs"), b.get("bias")
     constant_weights(mode, name, weight, bias)
     if offs is None and x.ndim == 3:
         return attached(

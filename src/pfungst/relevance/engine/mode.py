@@ -264,8 +264,6 @@ class RelevanceMode(TorchFunctionMode):
         m, rule = p.site.map, p.rule
         note = "".join(f", {f}" for f in p.folded)
         self.record(p.site.operation, z, f"{rule!r}{note}", p.site)
-        if isinstance(rule, Ignore):
-            return self.mark(self.stop(z), tracked=False)
         if p.native:
             epsilon = rule.epsilon if isinstance(rule, Epsilon) else 0.0
             if epsilon == 0:
@@ -300,6 +298,11 @@ class RelevanceMode(TorchFunctionMode):
             self.uncovered(site.operation)
         if isinstance(rule, Pass):
             rule.terms(None)  # type: ignore[arg-type]  # raises: not for linear maps
+        if isinstance(rule, Ignore):  # a constant at once, so that what reads it sees one
+            with self.quiet():
+                z = self.stop(original(self.stop(value), original.weight, original.bias))
+            self.record(site.operation, z, rule, site)
+            return self.mark(z, tracked=False)
         if rule.native:
             with torch.enable_grad():
                 z = m(x, m.weight, self.constant(m.bias, "bias"))
