@@ -151,7 +151,9 @@ def test_what_an_activation_gives_for_nothing_is_a_constant(f):
 
 
 def test_pass_hands_over_everything_where_it_is_asked_for():
-    r = attribute(Net(lambda a, b: torch.sigmoid(a)), inputs(), torch.ones(12), RULES.assign("sigmoid", Pass()))
+    r = attribute(
+        Net(lambda a, b: torch.sigmoid(a)), inputs(), torch.ones(12), RULES.assign("sigmoid", Pass())
+    )
     agree(r.sum(), r.score, 1e-6)
 
 
@@ -166,7 +168,9 @@ def test_exponentials_are_constants_as_factors():
     for a, b in zip(check(Net(by_hand), x), check(Net(lambda a, b: a.softmax(-1) @ b.mT), x), strict=True):
         agree(a, b)
     for a, b in zip(
-        check(Net(lambda a, b: F.softmin(a, dim=1) * b), x), check(Net(lambda a, b: (-a).softmax(1) * b), x), strict=True
+        check(Net(lambda a, b: F.softmin(a, dim=1) * b), x),
+        check(Net(lambda a, b: (-a).softmax(1) * b), x),
+        strict=True,
     ):
         agree(a, b)
 
@@ -310,7 +314,11 @@ def test_every_call_form_conserves(name, by_name, form, kinds, shape):
             made[0] = a
         first, *rest = made
         keyword = dict(zip(_GRAMMAR[name][by_name:], rest[by_name:], strict=True))
-        call = getattr(torch, name) if form == "function" else getattr(torch.Tensor, name + "_" * (form == "in place"))
+        call = (
+            getattr(torch, name)
+            if form == "function"
+            else getattr(torch.Tensor, name + "_" * (form == "in place"))
+        )
         return call(first.clone(), *rest[:by_name], **keyword)
 
     check(Net(f), inputs(*shape))

@@ -37,7 +37,9 @@ LINEAR = {
     "parts": lambda x: torch.cat([fft.fft(x), fft.ifft(x)], 1)[:, ::2].imag.sum(1),
     "division": lambda x: (fft.fft(x) / W).real,
     "stft": lambda x: torch.view_as_real(stft(x)),
-    "stft real": lambda x: torch.stft(x.flatten(1), 8, window=HANN[:8], return_complex=True, center=False).real,
+    "stft real": lambda x: (
+        torch.stft(x.flatten(1), 8, window=HANN[:8], return_complex=True, center=False).real
+    ),
     "istft": lambda x: torch.istft(stft(x) * 2j, 16, 4, window=HANN),
 }
 
@@ -117,7 +119,10 @@ def test_products_of_two_spectra_give_half_to_each():
     f = lambda x: fft.ifft(fft.fft(x) * fft.fft(x.flip(1)).conj()).real
     r = attribute(Net(f), inputs(), 2, "transformer")
     agree(r.sum(), r.score)
-    agree(attribute(Net(f), inputs(), 2, "transformer", Tokens(), differentiable=True).values, r.values.sum(-1) if r.values.ndim > 2 else r.values)
+    agree(
+        attribute(Net(f), inputs(), 2, "transformer", Tokens(), differentiable=True).values,
+        r.values.sum(-1) if r.values.ndim > 2 else r.values,
+    )
 
 
 def test_complex_weights():
@@ -135,6 +140,10 @@ def test_complex_weights():
 
     net, x = Complex(), inputs()
     for rules, tolerance in (("lrp_zero", 1e-9), ("transformer", 1e-4)):
-        agree(attribute(net, x, 1, rules, Pixels(channels=True)).values, gradient_times_input(net, x)[:, 1], tolerance)
+        agree(
+            attribute(net, x, 1, rules, Pixels(channels=True)).values,
+            gradient_times_input(net, x)[:, 1],
+            tolerance,
+        )
     lin = linearize(net, x, "transformer")
     agree(lin.columns(Tokens()), lin.rows(torch.eye(3, dtype=x.dtype), Tokens()))

@@ -75,7 +75,9 @@ class Read(nn.Module):
         torch.manual_seed(1)
         self.layer, self.start, self.dependent = layer, start, dependent
         size = getattr(layer, "layer", layer)
-        self.head = nn.Linear((size.proj_size or size.hidden_size) * (2 if size.bidirectional else 1), 3).double()
+        self.head = nn.Linear(
+            (size.proj_size or size.hidden_size) * (2 if size.bidirectional else 1), 3
+        ).double()
         self.turn = not isinstance(layer, ByHand) and not layer.batch_first
 
     def forward(self, x):

@@ -78,11 +78,15 @@ MIXTURE = {**SMALL, "intermediate_size": 32, "num_attention_heads": 2, "num_key_
 def config(name):
     t = transformers
     if name == "FNet":
-        return t.FNetConfig(**SMALL, intermediate_size=32, max_position_embeddings=16, type_vocab_size=1, hidden_act="gelu")
+        return t.FNetConfig(
+            **SMALL, intermediate_size=32, max_position_embeddings=16, type_vocab_size=1, hidden_act="gelu"
+        )
     if name == "Mixtral":
         return t.MixtralConfig(**MIXTURE, num_local_experts=3, num_experts_per_tok=2)
     if name == "Qwen3Moe":
-        return t.Qwen3MoeConfig(**MIXTURE, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, head_dim=8)
+        return t.Qwen3MoeConfig(
+            **MIXTURE, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, head_dim=8
+        )
     if name == "Mamba2":
         return t.Mamba2Config(**SMALL, state_size=4, num_heads=4, head_dim=8, n_groups=1, chunk_size=4)
     return getattr(t, f"{name}Config")(**SMALL, state_size=4)

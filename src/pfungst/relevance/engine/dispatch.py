@@ -3,11 +3,15 @@
 =====================================  =================================================================
 convolutions, linear                   the composite's rule
 batch_norm (evaluation mode)           folded into a neighbouring linear map, else a per-channel map
-relu, gelu, silu, tanh, sigmoid, …     relevance passes: out = x · const(f(x) / x)
+relu, gelu, silu, tanh, sigmoid, …     relevance passes: out = x · const((f(x) − f(0)) / x) + f(0)
 layer_norm, group_norm, rms_norm       the mean is linear, the scale a constant
 softmax                                a constant (attention weights)
-products of two dependent factors      half to each; a gate (sigmoid, …) is a constant
+products of two dependent factors      half to each; a gate (sigmoid, exp, …) is a constant
 quotients                              the denominator is a constant
+lstm, gru, rnn and their cells         as the cell written by hand
+addcmul, lerp, glu, grouped products   as the formula that they abbreviate
+cosine similarity, distances           norms are constants; homogeneous of degree one
+Fourier transforms, complex numbers    linear: gradient × input is already the Norm rule
 sums, means, poolings, reshapes, …     unchanged: gradient × input is already the Norm rule
 =====================================  =================================================================
 """
@@ -26,7 +30,17 @@ from pfungst.relevance.engine.attention import attention, softmax
 from pfungst.relevance.engine.calls import Handler, outplace, without_flag
 from pfungst.relevance.engine.elementwise import activation, power
 from pfungst.relevance.engine.experts import grouped_matmul
-from pfungst.relevance.engine.formulas import addcdiv, addcmul, addmv, addr, glu, lerp, monomial, remainder, running_extreme
+from pfungst.relevance.engine.formulas import (
+    addcdiv,
+    addcmul,
+    addmv,
+    addr,
+    glu,
+    lerp,
+    monomial,
+    remainder,
+    running_extreme,
+)
 from pfungst.relevance.engine.fourier import polar, short_time_fourier, trapezoid
 from pfungst.relevance.engine.maps import (
     add_matmul,
@@ -39,7 +53,14 @@ from pfungst.relevance.engine.mode import RelevanceMode
 from pfungst.relevance.engine.normalisation import batch_norm, group_norm, layer_norm, rms_norm
 from pfungst.relevance.engine.products import normalize, product, quotient, statistic
 from pfungst.relevance.engine.recurrent import cell, layer, pack
-from pfungst.relevance.engine.similarities import cdist, cosine_similarity, dist, hypot, pairwise_distance, pdist
+from pfungst.relevance.engine.similarities import (
+    cdist,
+    cosine_similarity,
+    dist,
+    hypot,
+    pairwise_distance,
+    pdist,
+)
 from pfungst.relevance.engine.sums import linear
 from pfungst.relevance.engine.vocabulary import ACTIVATIONS, CONSTANT, LINEAR
 from pfungst.relevance.engine.writes import instead, read_property, write
@@ -129,7 +150,10 @@ def dispatch(mode: RelevanceMode, func: Any, name: str, args: tuple[Any, ...], k
     else:
         with torch.no_grad():
             out = func(*mode.settled(args), **mode.settled(kwargs))
-        if any(isinstance(t, Tensor) and (t.is_floating_point() or t.is_complex()) for t in pytree.tree_leaves(out)):
+        if any(
+            isinstance(t, Tensor) and (t.is_floating_point() or t.is_complex())
+            for t in pytree.tree_leaves(out)
+        ):
             mode.uncovered(base)
         return out
     if inplace and args and isinstance(args[0], Tensor):

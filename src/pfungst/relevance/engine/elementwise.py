@@ -14,7 +14,17 @@ from pfungst.relevance.rules import Pass, _quotient
 
 _NONNEGATIVE = {"relu", "relu6", "sigmoid", "hardsigmoid", "softplus", "sqrt", "rsqrt", "exp", "exp2", "erfc"}
 _NONNEGATIVE |= {"special_expit", "special_exp2", "special_erfc", "cosh"}
-_GATES = {"sigmoid", "hardsigmoid", "rsqrt", "sqrt", "reciprocal", "exp", "exp2", "special_expit", "special_exp2"}
+_GATES = {
+    "sigmoid",
+    "hardsigmoid",
+    "rsqrt",
+    "sqrt",
+    "reciprocal",
+    "exp",
+    "exp2",
+    "special_expit",
+    "special_exp2",
+}
 #: Functions with f(0) ≠ 0: what they give for nothing belongs to no input.
 _OFFSET = {"sigmoid", "hardsigmoid", "special_expit", "softplus", "log_sigmoid", "logsigmoid", "exp", "exp2"}
 _OFFSET |= {"special_exp2", "cos", "cosh", "erfc", "special_erfc", "threshold", "hardtanh"}

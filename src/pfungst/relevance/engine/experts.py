@@ -28,17 +28,21 @@ def grouped_matmul(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs:
     constant_weights(mode, name, weight, bias)
     if offs is None and x.ndim == 3:
         return attached(
-            mode, original(mode, func, name, args, kwargs), expanded(mode, name, "each group its product", lambda: x @ weight)
+            mode,
+            original(mode, func, name, args, kwargs),
+            expanded(mode, name, "each group its product", lambda: x @ weight),
         )
     if x.ndim != 2 or weight.ndim != 3:
         mode.uncovered(name)
-    ends = offs.tolist()
+    ends = b["offs"].tolist()
 
     def run() -> Tensor:
         parts = []
         for expert, (start, end) in enumerate(zip([0, *ends[:-1]], ends, strict=True)):
             if end > start:
-                parts.append(F.linear(x[start:end], weight[expert].t(), None if bias is None else bias[expert]))
+                parts.append(
+                    F.linear(x[start:end], weight[expert].t(), None if bias is None else bias[expert])
+                )
         if not parts or ends[-1] < len(x):
             parts.append(0 * (x[ends[-1] :] @ weight[0]))
         return torch.cat(parts)

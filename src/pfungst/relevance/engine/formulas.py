@@ -13,6 +13,11 @@ from pfungst.relevance.engine.calls import Handler, bind, is_gate, outplace
 from pfungst.relevance.engine.mode import RelevanceMode
 
 
+def subject(bound: dict[str, Any]) -> Any:
+    """The tensor that a method is called on, which functions call `input`."""
+    return bound["input"] if "input" in bound else bound["self"]
+
+
 def original(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: Any) -> Any:
     """What the call itself gives, as constants."""
     func = outplace(func, name)
@@ -56,8 +61,8 @@ def formula(signature: str, write: Callable[..., Tensor], note: str) -> Handler:
             args, kwargs = (args[0], *args[2:]), {"value": args[1], **kwargs}  # deprecated order of arguments
         args, kwargs = mode.settled(args), mode.settled(kwargs)
         b = bind(signature, args, kwargs)
-        if "self" in b:
-            b["input"] = b.pop("self")
+        b["input"] = subject(b)
+        b.pop("self", None)
         zhat = expanded(mode, name, note, lambda: write(**b))
         return attached(mode, original(mode, func, name, args, kwargs), zhat)
 
@@ -105,7 +110,7 @@ def remainder(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: Any)
     """x mod y = x − n·y, where n counts how often y fits and is a constant."""
     args, kwargs = mode.settled(args), mode.settled(kwargs)
     b = bind("input other", args, kwargs)
-    x, y = b.get("input", b.get("self")), b["other"]
+    x, y = subject(b), b["other"]
     value = original(mode, func, name, args, kwargs)
     with mode.quiet():
         x0, y0 = (mode.stop(t) if isinstance(t, Tensor) else t for t in (x, y))
@@ -118,18 +123,17 @@ def monomial(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: Any) 
     """Products of n entries of one tensor: each receives the n-th part."""
     args, kwargs = mode.settled(args), mode.settled(kwargs)
     b = bind("input dim", args, kwargs)
-    x = b.get("input", b.get("self"))
+    x = subject(b)
     with torch.enable_grad():
         zhat = outplace(func, name)(*args, **kwargs)
     value = mode.stop(zhat)
     dim = b.get("dim")
-    if name == "cumprod":
-        shape = [1] * x.ndim
-        if x.ndim:
-            shape[dim] = -1
-        degree = torch.arange(1, (x.shape[dim] if x.ndim else 1) + 1, dtype=x.dtype, device=x.device).reshape(shape)
+    length = x.numel() if dim is None else x.shape[dim] if x.ndim else 1
+    if name == "cumprod" and dim is not None and x.ndim:
+        degree = torch.arange(1, length + 1, dtype=x.dtype, device=x.device)
+        degree = degree.reshape([-1 if i == dim % x.ndim else 1 for i in range(x.ndim)])
     else:
-        degree = torch.tensor(float(max(1, x.numel() if dim is None else x.shape[dim] if x.ndim else 1)), dtype=x.dtype, device=x.device)
+        degree = torch.full((), max(1, length), dtype=x.dtype, device=x.device)
     out = mode.attach(value, [(zhat, (1 / degree).expand_as(value).to(value.dtype))])
     mode.record(name, out, "an equal part to each factor")
     return mode.mark(out, nonnegative=mode.nonnegative(x), gate=is_gate(x))
@@ -138,7 +142,7 @@ def monomial(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: Any) 
 def running_extreme(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: Any) -> Any:
     """cummax and cummin: the winner takes all. Kept as a selection, whose derivative torch batches."""
     b = bind("input dim", args, kwargs)
-    x = mode.settle(b.get("input", b.get("self")))
+    x = mode.settle(subject(b))
     with mode.quiet():
         found = func(mode.stop(x), b["dim"])
     with torch.enable_grad():

@@ -12,7 +12,9 @@ from pfungst.relevance.engine.mode import RelevanceMode
 from pfungst.relevance.engine.sums import linear
 
 
-def _linear_in_first(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: Any, *parameters: Any) -> Any:
+def _linear_in_first(
+    mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: Any, *parameters: Any
+) -> Any:
     if any(mode.tracked(p) for p in parameters):
         mode.uncovered(name)
     return linear(mode, func, name, args, kwargs)

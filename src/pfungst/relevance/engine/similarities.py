@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pfungst.relevance.engine.calls import bind
-from pfungst.relevance.engine.formulas import original
+from pfungst.relevance.engine.formulas import original, subject
 from pfungst.relevance.engine.mode import RelevanceMode
 from pfungst.relevance.rules import Term, _quotient
 
@@ -31,7 +31,9 @@ def _sides(mode: RelevanceMode, name: str, *tensors: Tensor) -> list[Tensor]:
     return out
 
 
-def _joined(mode: RelevanceMode, name: str, value: Tensor, terms: list[Term], note: str, **marks: Any) -> Tensor:
+def _joined(
+    mode: RelevanceMode, name: str, value: Tensor, terms: list[Term], note: str, **marks: Any
+) -> Tensor:
     out = mode.attach(value, [(zhat, c.expand_as(zhat).contiguous()) for zhat, c in terms])
     mode.record(name, out, note)
     return mode.mark(out, **marks)
@@ -68,7 +70,14 @@ def _along(difference: Tensor, distance: Tensor, p: float) -> Tensor:
 
 
 def _distance(
-    mode: RelevanceMode, name: str, value: Tensor, a: Tensor, c: Tensor, p: float, eps: float = 0.0, pairs: bool = False
+    mode: RelevanceMode,
+    name: str,
+    value: Tensor,
+    a: Tensor,
+    c: Tensor,
+    p: float,
+    eps: float = 0.0,
+    pairs: bool = False,
 ) -> Tensor:
     """Attach the derivative of ‖a − c + ε‖ₚ over the last axis, for every pair of rows if asked for."""
     a, c = _sides(mode, name, a, c)
@@ -113,7 +122,7 @@ def _kept(mode: RelevanceMode, out: Tensor) -> Tensor:
 
 def pdist(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: Any) -> Tensor:
     b = bind("input p", args, kwargs)
-    x = mode.settle(b.get("input", b.get("self")))
+    x = mode.settle(subject(b))
     first, second = torch.triu_indices(len(x), len(x), 1, device=x.device)
     value = original(mode, func, name, args, kwargs)
     with torch.enable_grad():
@@ -124,7 +133,7 @@ def pdist(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: Any) -> 
 def dist(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: Any) -> Tensor:
     b = bind("input other p", args, kwargs)
     value = original(mode, func, name, args, kwargs)
-    sides = (mode.settle(t) for t in (b.get("input", b.get("self")), b["other"]))
+    sides = (mode.settle(t) for t in (subject(b), b["other"]))
     with torch.enable_grad():
         a, c = (mode.mark(t.flatten(), tracked=mode.tracked(t)) for t in torch.broadcast_tensors(*sides))
     return _distance(mode, name, value, a, c, float(b.get("p", 2.0)))
@@ -134,9 +143,7 @@ def hypot(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: Any) -> 
     """√(x² + y²), homogeneous of degree one; zero at zero."""
     b = bind("input other", args, kwargs)
     value = original(mode, func, name, args, kwargs)
-    x, y = _sides(mode, name, b.get("input", b.get("self")), b["other"])
+    x, y = _sides(mode, name, subject(b), b["other"])
     with torch.enable_grad():
-        terms = [
-            (t.expand_as(value), _quotient(mode.stop(t).expand_as(value), value, 0.0)) for t in (x, y)
-        ]
+        terms = [(t.expand_as(value), _quotient(mode.stop(t).expand_as(value), value, 0.0)) for t in (x, y)]
     return _joined(mode, name, value, terms, "in proportion to the squares", nonnegative=True, gate=True)

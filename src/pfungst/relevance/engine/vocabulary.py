@@ -19,8 +19,9 @@ FOURIER = _words(
 )
 
 #: Linear in the tensors that depend on the input, or selecting among them: left to autograd.
-LINEAR = _words(
-    """
+LINEAR = (
+    _words(
+        """
     get:T get:mT get:H get:mH t view view_as reshape reshape_as flatten unflatten ravel squeeze unsqueeze
     permute transpose movedim expand expand_as repeat repeat_interleave tile contiguous clone
     to type type_as float double half bfloat16 cpu cuda alias
@@ -40,7 +41,9 @@ LINEAR = _words(
     pad_sequence _pad_packed_sequence
     requires_grad_ retain_grad
     """
-) | FOURIER
+    )
+    | FOURIER
+)
 
 #: Results that do not depend differentiably on the input: shapes, comparisons, indices.
 CONSTANT = _words(
