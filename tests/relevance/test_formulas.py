@@ -22,7 +22,7 @@ class Net(nn.Module):
         torch.manual_seed(2)
         self.f = f
         self.a, self.b = (nn.Linear(features, features, bias=bias) for _ in range(2))
-        self.double().eval()
+        self.double().eval().requires_grad_(False)
 
     def forward(self, x):
         return self.f(self.a(x), self.b(x)).flatten(1)
@@ -74,6 +74,8 @@ FORMS = [
     (lambda a, b: a.lerp(C, b), lambda a, b: a + b * (C - a)),
     (lambda a, b: a.lerp(weight=b.sigmoid(), end=b), lambda a, b: a + b.sigmoid() * (b - a)),
     (lambda a, b: a.clone().lerp_(b, a), lambda a, b: a + a * (b - a)),
+    (lambda a, b: torch.addcmul(a, b, C, out=torch.empty_like(a)), lambda a, b: a + b * C),
+    (lambda a, b: torch.lerp(a, b, C, out=torch.empty(0, dtype=a.dtype)), lambda a, b: a + C * (b - a)),
     (lambda a, b: F.glu(torch.cat([a, b], -1)), lambda a, b: a * b.sigmoid()),
     (lambda a, b: F.glu(input=torch.cat([a, b], 1), dim=1), lambda a, b: a * b.sigmoid()),
     (lambda a, b: F.glu(torch.cat([a, b], 1), 1), lambda a, b: a * b.sigmoid()),
@@ -189,6 +191,7 @@ def test_exponentials_are_constants_as_factors():
         lambda a, b: torch.cumprod(a, dim=1) + b.cumprod(-1),
         lambda a, b: a.cummax(1)[0] + torch.cummin(b, dim=-1).values,
         lambda a, b: torch.diff(a, dim=1, prepend=b[:, :1]).sum(2) + torch.trapezoid(b, dx=0.5),
+        lambda a, b: torch.trapezoid(y=a, x=C) * torch.sgn(b[..., 0]),
         lambda a, b: torch.trapezoid(a, C, dim=-1) + torch.cumulative_trapezoid(y=b)[..., 0],
         lambda a, b: torch.hypot(a, b) + a.hypot(torch.full((), 2.0, dtype=a.dtype)),
     ],

@@ -36,9 +36,6 @@ _SINGULAR = {"sqrt", "rsqrt"}
 def activation(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: Any) -> Tensor:
     """Elementwise functions: relevance passes, out = x · const((f(x) − f(0)) / x) + f(0)."""
     func = outplace(func, name)
-    if not args:
-        kwargs = dict(kwargs)
-        args = (kwargs.pop("input" if "input" in kwargs else "self"),)
     x = args[0]
     clamp = bind("input min max", args, kwargs) if name == "clamp" else {}
     positive = name in _NONNEGATIVE or (name == "clamp" and _is_zero(clamp.get("min")))
@@ -86,8 +83,6 @@ def power(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: Any) -> 
     func = outplace(func, name)
     if name != "square":
         b = bind("exponent input" if name == "rpow" else "input exponent", args, kwargs)
-        if "self" in b:
-            b["input"] = b.pop("self")
         base, exponent = b["input"], b["exponent"]
         if mode.tracked(base) and mode.tracked(exponent):
             mode.uncovered(name)
@@ -95,5 +90,7 @@ def power(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: Any) -> 
             return activation(mode, lambda t: torch.pow(base, t), "exp2", (exponent,), {})
         args, kwargs = (base, exponent), {}
     out = activation(mode, torch.square if name == "square" else torch.pow, name, args, kwargs)
-    out._pfungst.gate = True  # type: ignore[attr-defined]
+    mark = mode.mark_of(out)
+    assert mark is not None
+    mark.gate = True
     return out

@@ -9,13 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from pfungst.relevance.engine.calls import Handler, bind, is_gate, outplace
+from pfungst.relevance.engine.calls import Handler, bind, outplace
 from pfungst.relevance.engine.mode import RelevanceMode
-
-
-def subject(bound: dict[str, Any]) -> Any:
-    """The tensor that a method is called on, which functions call `input`."""
-    return bound["input"] if "input" in bound else bound["self"]
 
 
 def original(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: Any) -> Any:
@@ -31,8 +26,8 @@ def attached(mode: RelevanceMode, value: Tensor, zhat: Tensor) -> Tensor:
     zhat = mode.settle(zhat)
     if not mode.tracked(zhat):
         return value
-    out = mode.attach(value, [(zhat, torch.ones_like(value))])
-    return mode.mark(out, nonnegative=mode.nonnegative(zhat), gate=is_gate(zhat))
+    out = mode.exactly(value, zhat)
+    return mode.mark(out, nonnegative=mode.nonnegative(zhat), gate=mode.gate(zhat))
 
 
 def expanded(mode: RelevanceMode, name: str, note: str, formula: Callable[[], Any]) -> Any:
@@ -61,8 +56,6 @@ def formula(signature: str, write: Callable[..., Tensor], note: str) -> Handler:
             args, kwargs = (args[0], *args[2:]), {"value": args[1], **kwargs}  # deprecated order of arguments
         args, kwargs = mode.settled(args), mode.settled(kwargs)
         b = bind(signature, args, kwargs)
-        b["input"] = subject(b)
-        b.pop("self", None)
         zhat = expanded(mode, name, note, lambda: write(**b))
         return attached(mode, original(mode, func, name, args, kwargs), zhat)
 
@@ -85,14 +78,6 @@ def _addcdiv(input: Tensor, tensor1: Tensor, tensor2: Tensor, value: float = 1) 
     return input + scaled(value, tensor1 / tensor2)
 
 
-def _addmv(input: Tensor, mat: Tensor, vec: Tensor, beta: float = 1, alpha: float = 1) -> Tensor:
-    return scaled(beta, input) + scaled(alpha, torch.mv(mat, vec))
-
-
-def _addr(input: Tensor, vec1: Tensor, vec2: Tensor, beta: float = 1, alpha: float = 1) -> Tensor:
-    return scaled(beta, input) + scaled(alpha, torch.outer(vec1, vec2))
-
-
 def _glu(input: Tensor, dim: int = -1) -> Tensor:
     signal, gate = input.chunk(2, dim)
     return signal * torch.sigmoid(gate)
@@ -101,8 +86,6 @@ def _glu(input: Tensor, dim: int = -1) -> Tensor:
 lerp = formula("input end weight", _lerp, "start + weight · (end − start)")
 addcmul = formula("input tensor1 tensor2", _addcmul, "sum of the input and a product")
 addcdiv = formula("input tensor1 tensor2", _addcdiv, "sum of the input and a quotient")
-addmv = formula("input mat vec", _addmv, "sum of the input and a product")
-addr = formula("input vec1 vec2", _addr, "sum of the input and a product")
 glu = formula("input dim", _glu, "gate is a constant")
 
 
@@ -110,7 +93,7 @@ def remainder(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: Any)
     """x mod y = x − n·y, where n counts how often y fits and is a constant."""
     args, kwargs = mode.settled(args), mode.settled(kwargs)
     b = bind("input other", args, kwargs)
-    x, y = subject(b), b["other"]
+    x, y = b["input"], b["other"]
     value = original(mode, func, name, args, kwargs)
     with mode.quiet():
         x0, y0 = (mode.stop(t) if isinstance(t, Tensor) else t for t in (x, y))
@@ -123,7 +106,7 @@ def monomial(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: Any) 
     """Products of n entries of one tensor: each receives the n-th part."""
     args, kwargs = mode.settled(args), mode.settled(kwargs)
     b = bind("input dim", args, kwargs)
-    x = subject(b)
+    x = b["input"]
     with torch.enable_grad():
         zhat = outplace(func, name)(*args, **kwargs)
     value = mode.stop(zhat)
@@ -136,13 +119,13 @@ def monomial(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: Any) 
         degree = torch.full((), max(1, length), dtype=x.dtype, device=x.device)
     out = mode.attach(value, [(zhat, (1 / degree).expand_as(value).to(value.dtype))])
     mode.record(name, out, "an equal part to each factor")
-    return mode.mark(out, nonnegative=mode.nonnegative(x), gate=is_gate(x))
+    return mode.mark(out, nonnegative=mode.nonnegative(x), gate=mode.gate(x))
 
 
 def running_extreme(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: Any) -> Any:
     """cummax and cummin: the winner takes all. Kept as a selection, whose derivative torch batches."""
     b = bind("input dim", args, kwargs)
-    x = mode.settle(subject(b))
+    x = mode.settle(b["input"])
     with mode.quiet():
         found = func(mode.stop(x), b["dim"])
     with torch.enable_grad():

@@ -41,3 +41,11 @@ def polar(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: Any) -> 
     with torch.enable_grad():
         out = torch.polar(magnitude, b["angle"])
     return mode.mark(out)
+
+
+def direction(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: Any) -> Tensor:
+    """The sign of real numbers, a constant; the direction of complex ones has no rule."""
+    if args[0].is_complex():
+        mode.uncovered(name)
+    with mode.quiet():
+        return mode.stop(func(*mode.stop_all(args), **mode.stop_all(kwargs)))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pfungst.relevance.engine.calls import bind
-from pfungst.relevance.engine.formulas import original, subject
+from pfungst.relevance.engine.formulas import original
 from pfungst.relevance.engine.mode import RelevanceMode
 from pfungst.relevance.rules import Term, _quotient
 
@@ -24,9 +24,7 @@ def _sides(mode: RelevanceMode, name: str, *tensors: Tensor) -> list[Tensor]:
     for t in tensors:
         t = mode.settle(t)
         if not mode.tracked(t):
-            constant = mode.constant(t, name)
-            assert constant is not None
-            t = constant
+            t = mode.constant(t, name)
         out.append(t)
     return out
 
@@ -122,7 +120,7 @@ def _kept(mode: RelevanceMode, out: Tensor) -> Tensor:
 
 def pdist(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: Any) -> Tensor:
     b = bind("input p", args, kwargs)
-    x = mode.settle(subject(b))
+    x = mode.settle(b["input"])
     first, second = torch.triu_indices(len(x), len(x), 1, device=x.device)
     value = original(mode, func, name, args, kwargs)
     with torch.enable_grad():
@@ -133,7 +131,7 @@ def pdist(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: Any) -> 
 def dist(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: Any) -> Tensor:
     b = bind("input other p", args, kwargs)
     value = original(mode, func, name, args, kwargs)
-    sides = (mode.settle(t) for t in (subject(b), b["other"]))
+    sides = (mode.settle(t) for t in (b["input"], b["other"]))
     with torch.enable_grad():
         a, c = (mode.mark(t.flatten(), tracked=mode.tracked(t)) for t in torch.broadcast_tensors(*sides))
     return _distance(mode, name, value, a, c, float(b.get("p", 2.0)))
@@ -143,7 +141,7 @@ def hypot(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: Any) -> 
     """√(x² + y²), homogeneous of degree one; zero at zero."""
     b = bind("input other", args, kwargs)
     value = original(mode, func, name, args, kwargs)
-    x, y = _sides(mode, name, subject(b), b["other"])
+    x, y = _sides(mode, name, b["input"], b["other"])
     with torch.enable_grad():
         terms = [(t.expand_as(value), _quotient(mode.stop(t).expand_as(value), value, 0.0)) for t in (x, y)]
     return _joined(mode, name, value, terms, "in proportion to the squares", nonnegative=True, gate=True)
