@@ -1,0 +1,226 @@
+"""Linear maps and BatchNorms, whose rule waits until their consumer is known.
+
+A BatchNorm that follows a map, or precedes it, is folded in; a ReLU that follows discards negative outputs.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from pfungst.relevance.composites import Composite, Site
+from pfungst.relevance.rules import Call, Epsilon, Ignore, LinearMap, Pass, Rule, Term, _quotient
+
+
+class Attach(torch.autograd.Function):
+    """The value z with the derivative Σ c · ∂ẑ: ``Attach.apply([z], ẑ₁, c₁, ẑ₂, c₂, …)``.
+
+    z comes in a list because autograd forbids in-place changes of an argument that is handed back.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, z: list[Tensor], *terms: Tensor) -> Tensor:
+        ctx.save_for_backward(*terms[1::2])
+        return z[0].detach()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        out: list[Tensor | None] = [None]
+        for i, c in enumerate(ctx.saved_tensors):
+            out += [grads[0] * c if ctx.needs_input_grad[1 + 2 * i] else None, None]
+        return tuple(out)
+
+
+@dataclass
+class Waiting:
+    """A linear map (or a BatchNorm) whose rule is applied when its consumer is known.
+
+    A BatchNorm that follows is folded into the map; a ReLU that follows discards negative outputs.
+    """
+
+    x: Tensor
+    site: Site
+    rule: Rule | None = None
+    scale: Tensor | None = None
+    shift: Tensor | None = None
+    folded: tuple[str, ...] = ()
+    native: bool = False
+
+
+@dataclass
+class Mark:
+    """What the mode knows about a tensor."""
+
+    tracked: bool = True
+    nonnegative: int | None = None
+    pending: Waiting | None = None
+    settled: Tensor | None = None
+    anchor: tuple[Tensor, Callable[[Tensor], Tensor]] | None = None
+    gate: bool = False
+
+
+def mark_of(t: Any) -> Mark | None:
+    return getattr(t, "_pfungst", None) if isinstance(t, Tensor) else None
+
+
+class Folding:
+    """The part of the mode that runs linear maps."""
+
+    composite: Composite
+    transforms: bool
+
+    @abstractmethod
+    def stop(self, t: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def stream(self, x: Tensor, value: Callable[[Tensor], Tensor]) -> Tensor: ...
+
+    @abstractmethod
+    def quiet(self) -> AbstractContextManager[Any]: ...
+
+    @abstractmethod
+    def settle(self, t: Tensor, relu: bool = False) -> Tensor: ...
+
+    @abstractmethod
+    def constant(self, t: Tensor | None, what: str) -> Tensor | None: ...
+
+    @abstractmethod
+    def mark(self, t: Tensor, **what: Any) -> Tensor: ...
+
+    @abstractmethod
+    def nonnegative(self, t: Any) -> bool: ...
+
+    @abstractmethod
+    def record(self, operation: str, out: Any, rule: object, site: Site | None = None) -> None: ...
+
+    @abstractmethod
+    def module_name(self) -> str: ...
+
+    @abstractmethod
+    def site(self, operation: str, kind: str = "other", **kwargs: Any) -> Site: ...
+
+    @abstractmethod
+    def uncovered(self, name: str) -> NoReturn: ...
+
+    def attach(self, z: Tensor, terms: list[Term]) -> Tensor:
+        """The value z with the derivative of Σ c ẑ."""
+        if not self.transforms:
+            return Attach.apply([z], *(t for term in terms for t in term))
+        out = self.stop(z)
+        for zhat, c in terms:
+            out = out + (zhat - self.stop(zhat)) * self.stop(c)
+        return out
+
+    def _apply(self, z: Tensor, p: Waiting, relu: bool) -> Tensor:
+        if p.site.map is None:  # a BatchNorm that no linear map follows
+            assert p.scale is not None
+            assert p.shift is not None
+            out = p.x * p.scale + self.constant(p.shift, "shift")  # type: ignore[operator]
+            self.record(p.site.operation, out, "per-channel linear map", p.site)
+            return self.mark(out)
+        m, rule = p.site.map, p.rule
+        note = "".join(f", {f}" for f in p.folded)
+        self.record(p.site.operation, z, f"{rule!r}{note}", p.site)
+        if isinstance(rule, Ignore):
+            return self.mark(self.stop(z), tracked=False)
+        if p.native:
+            epsilon = rule.epsilon if isinstance(rule, Epsilon) else 0.0
+            if epsilon == 0:
+                return self.mark(z)
+            z0 = self.stop(z)
+            return self.mark(self.attach(z0, [(z, _quotient(z0, z0, epsilon))]))
+        bias = self.constant(m.bias, "bias")
+        assert rule is not None
+        if bias is not m.bias:
+            m = replace(m, bias=bias)
+        call = Call(m, p.x, self.stop(z), self.nonnegative(p.x), relu, self)
+        with torch.enable_grad():
+            return self.mark(self.attach(call.z, rule.terms(call)))
+
+    def linear(self, site: Site, x: Tensor, m: LinearMap) -> Tensor:
+        """Call a linear map; its rule waits for the consumer."""
+        mark = mark_of(x)
+        before = mark.pending if mark is not None and mark.settled is None else None
+        value, original = x, m
+        prefix: tuple[str, ...] = ()
+        if before is not None and before.site.map is None and (site.kind == "convolution" or x.ndim == 2):
+            assert before.scale is not None
+            assert before.shift is not None
+            m = _fold_before(m, before.scale, before.shift, self.stop(before.x))
+            x, prefix = before.x, (f"{before.site.name or 'BatchNorm'} folded in",)
+        else:
+            x = value = self.settle(x)
+        mark = mark_of(x)
+        site = replace(site, first=mark is not None and mark.anchor is not None, map=m)
+        rule = self.composite.rule(site)
+        if rule is None:
+            self.uncovered(site.operation)
+        if isinstance(rule, Pass):
+            rule.terms(None)  # type: ignore[arg-type]  # raises: not for linear maps
+        if rule.native:
+            with torch.enable_grad():
+                z = m(x, m.weight, self.constant(m.bias, "bias"))
+            return self.mark(z, pending=Waiting(x, site, rule, folded=prefix, native=True))
+        with self.quiet():
+            z = original(self.stop(value), original.weight, original.bias)
+        return self.mark(z, pending=Waiting(x, site, rule, folded=prefix))
+
+    def batch_norm(
+        self, x: Tensor, scale: Tensor, shift: Tensor, value: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        """A BatchNorm in evaluation mode: folded into the map before it, or left for the one after it."""
+        mark = mark_of(x)
+        before = mark.pending if mark is not None and mark.settled is None else None
+        view = [1, -1, *[1] * (x.ndim - 2)]
+        if before is not None and before.site.map is not None and before.site.map.foldable:
+            site = replace(before.site, map=_fold_after(before.site.map, scale, shift))
+            folded = (*before.folded, f"{self.module_name() or 'BatchNorm'} folded in")
+            if not before.native:
+                with self.quiet():
+                    z = value(self.stop(x))
+            else:
+                z = x * scale.reshape(view) + self.constant(shift.reshape(view), "shift")  # type: ignore[operator]
+            return self.mark(z, pending=replace(before, site=site, folded=folded))
+        x = self.settle(x)
+        with self.quiet():
+            z = value(self.stop(x))
+        pending = Waiting(x, self.site("batch_norm"), None, scale.reshape(view), shift.reshape(view))
+        return self.mark(z, pending=pending)
+
+
+def _fold_after(m: LinearMap, scale: Tensor, shift: Tensor) -> LinearMap:
+    """The map followed by the per-channel y·scale + shift."""
+    if m.out_axis == 0:
+        weight = m.weight * scale.reshape(-1, *[1] * (m.weight.ndim - 1))
+    else:  # transposed convolution: (in, out / groups, ...)
+        per_group = scale.reshape(m.groups, 1, -1).expand(m.groups, m.weight.shape[0] // m.groups, -1)
+        weight = m.weight * per_group.reshape(m.weight.shape[0], -1, *[1] * (m.weight.ndim - 2))
+    bias = shift if m.bias is None else m.bias * scale + shift
+    return replace(m, weight=weight, bias=bias)
+
+
+def _fold_before(m: LinearMap, scale: Tensor, shift: Tensor, x: Tensor) -> LinearMap:
+    """The map preceded by the per-channel x·scale + shift: scaled weights, and the shift's image as bias.
+
+    With zero padding that image differs at the border, so it is kept as a map of its own.
+    """
+    flat = scale.flatten()
+    if m.out_axis == 0:
+        per_input = flat.reshape(m.groups, -1).repeat_interleave(m.weight.shape[0] // m.groups, 0)
+        weight = m.weight * per_input.reshape(m.weight.shape[0], -1, *[1] * (m.weight.ndim - 2))
+    else:
+        weight = m.weight * flat.reshape(-1, *[1] * (m.weight.ndim - 1))
+    image = m(shift.expand_as(x[:1]).contiguous(), m.weight, m.bias)
+    inner = m.apply
+
+    def apply(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+        out = inner(x, w, None)
+        return out if b is None else out + b
+
+    return replace(m, apply=apply, weight=weight, bias=image, foldable=False)
