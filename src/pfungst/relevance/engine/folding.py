@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pfungst.relevance.composites import Composite, Site
-from pfungst.relevance.rules import Call, Epsilon, Ignore, LinearMap, Pass, Rule, Term, _quotient
+from pfungst.relevance.rules import Call, Epsilon, Ignore, LinearMap, Pass, Rule, Term
 
 
 class Attach(torch.autograd.Function):
@@ -42,6 +42,12 @@ class Waiting:
     """A linear map (or a BatchNorm) whose rule is applied when its consumer is known.
 
     A BatchNorm that follows is folded into the map; a ReLU that follows discards negative outputs.
+
+    Attributes:
+        x: input of the map.
+        scale, shift: of a BatchNorm that no map precedes, or that follows a native map.
+        folded: BatchNorms folded in.
+        native: output of the map with its graph, where the rule needs no other map.
     """
 
     x: Tensor
@@ -50,7 +56,7 @@ class Waiting:
     scale: Tensor | None = None
     shift: Tensor | None = None
     folded: tuple[str, ...] = ()
-    native: bool = False
+    native: Tensor | None = None
 
 
 @dataclass
@@ -108,6 +114,11 @@ class Folding:
     @abstractmethod
     def uncovered(self, name: str) -> NoReturn: ...
 
+    def waits(self, t: Any) -> bool:
+        """Whether the rule of a linear map or BatchNorm waits for the consumer of its value `t`."""
+        mark = mark_of(t)
+        return mark is not None and mark.pending is not None and mark.settled is None
+
     def attach(self, z: Tensor, terms: list[Term]) -> Tensor:
         """The value z with the derivative of Σ c ẑ."""
         if not self.transforms:
@@ -118,35 +129,51 @@ class Folding:
         return out
 
     def _apply(self, z: Tensor, p: Waiting, relu: bool) -> Tensor:
+        """The rule's result for the value z; with `relu`, for what a ReLU leaves of it."""
         if p.site.map is None:  # a BatchNorm that no linear map follows
             assert p.scale is not None
             assert p.shift is not None
             out = p.x * p.scale + self.constant(p.shift, "shift")  # type: ignore[operator]
             self.record(p.site.operation, out, "per-channel linear map", p.site)
-            return self.mark(out)
+            return self.mark(out.relu() if relu else out)
         m, rule = p.site.map, p.rule
+        assert rule is not None
         note = "".join(f", {f}" for f in p.folded)
         self.record(p.site.operation, z, f"{rule!r}{note}", p.site)
+        with self.quiet():
+            value = self.stop(z).relu() if relu else self.stop(z)
         if isinstance(rule, Ignore):
-            return self.mark(self.stop(z), tracked=False)
-        if p.native:
+            return self.mark(value, tracked=False)
+        with torch.enable_grad():
+            if p.native is None:
+                bias = self.constant(m.bias, "bias")
+                if bias is not m.bias:
+                    m = replace(m, bias=bias)
+                call = Call(m, p.x, value, self.nonnegative(p.x), relu, self)
+                return self.mark(self.attach(value, rule.terms(call)))
             epsilon = rule.epsilon if isinstance(rule, Epsilon) else 0.0
             if epsilon == 0:
-                return self.mark(z)
-            z0 = self.stop(z)
-            return self.mark(self.attach(z0, [(z, _quotient(z0, z0, epsilon))]))
-        bias = self.constant(m.bias, "bias")
-        assert rule is not None
-        if bias is not m.bias:
-            m = replace(m, bias=bias)
-        call = Call(m, p.x, self.stop(z), self.nonnegative(p.x), relu, self)
-        with torch.enable_grad():
-            return self.mark(self.attach(call.z, rule.terms(call)))
+                out = z if p.scale is None else self.attach(self.stop(z), self._scaled(p, None))
+                return self.mark(out.relu() if relu else out)
+            size = value if relu else value.abs()
+            return self.mark(self.attach(value, self._scaled(p, size / (size + epsilon))))
+
+    def _scaled(self, p: Waiting, c: Tensor | None) -> list[Term]:
+        """c · the map with the BatchNorm behind it."""
+        assert p.native is not None
+        if p.scale is None or p.shift is None:
+            assert c is not None
+            return [(p.native, c)]
+        terms = [(p.native, p.scale if c is None else p.scale * c)]
+        shift = self.constant(p.shift, "shift")
+        if shift is not None and shift.requires_grad:
+            terms.append((shift.expand_as(p.native), torch.ones_like(p.scale) if c is None else c))
+        return terms
 
     def linear(self, site: Site, x: Tensor, m: LinearMap) -> Tensor:
         """Call a linear map; its rule waits for the consumer."""
         mark = mark_of(x)
-        before = mark.pending if mark is not None and mark.settled is None else None
+        before = mark.pending if mark is not None and self.waits(x) else None
         value, original = x, m
         prefix: tuple[str, ...] = ()
         if before is not None and before.site.map is None and (site.kind == "convolution" or x.ndim == 2):
@@ -166,7 +193,7 @@ class Folding:
         if rule.native:
             with torch.enable_grad():
                 z = m(x, m.weight, self.constant(m.bias, "bias"))
-            return self.mark(z, pending=Waiting(x, site, rule, folded=prefix, native=True))
+            return self.mark(z, pending=Waiting(x, site, rule, folded=prefix, native=z))
         with self.quiet():
             z = original(self.stop(value), original.weight, original.bias)
         return self.mark(z, pending=Waiting(x, site, rule, folded=prefix))
@@ -174,23 +201,33 @@ class Folding:
     def batch_norm(
         self, x: Tensor, scale: Tensor, shift: Tensor, value: Callable[[Tensor], Tensor]
     ) -> Tensor:
-        """A BatchNorm in evaluation mode: folded into the map before it, or left for the one after it."""
+        """A BatchNorm in evaluation mode: folded into the map before it, or left for the one after it.
+
+        Args:
+            scale, shift: (C,) what it multiplies with and adds.
+            value: the call itself.
+        """
         mark = mark_of(x)
-        before = mark.pending if mark is not None and mark.settled is None else None
+        before = mark.pending if mark is not None and self.waits(x) else None
         view = [1, -1, *[1] * (x.ndim - 2)]
-        if before is not None and before.site.map is not None and before.site.map.foldable:
-            site = replace(before.site, map=_fold_after(before.site.map, scale, shift))
-            folded = (*before.folded, f"{self.module_name() or 'BatchNorm'} folded in")
-            if not before.native:
-                with self.quiet():
-                    z = value(self.stop(x))
-            else:
-                z = x * scale.reshape(view) + self.constant(shift.reshape(view), "shift")  # type: ignore[operator]
-            return self.mark(z, pending=replace(before, site=site, folded=folded))
-        x = self.settle(x)
+        folds = before is not None and before.site.map is not None and before.site.map.foldable
+        if before is not None and before.native is not None and before.scale is not None:
+            folds = False  # a second one is a map of its own
+        if not folds:
+            x = self.settle(x)
         with self.quiet():
             z = value(self.stop(x))
-        pending = Waiting(x, self.site("batch_norm"), None, scale.reshape(view), shift.reshape(view))
+        if not folds:
+            pending = Waiting(x, self.site("batch_norm"), None, scale.reshape(view), shift.reshape(view))
+            return self.mark(z, pending=pending)
+        assert before is not None
+        assert before.site.map is not None
+        folded = (*before.folded, f"{self.module_name() or 'BatchNorm'} folded in")
+        if before.native is not None:
+            pending = replace(before, scale=scale.reshape(view), shift=shift.reshape(view), folded=folded)
+        else:
+            site = replace(before.site, map=_fold_after(before.site.map, scale, shift))
+            pending = replace(before, site=site, folded=folded)
         return self.mark(z, pending=pending)
 
 

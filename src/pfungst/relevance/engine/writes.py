@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pfungst.relevance.engine.folding import mark_of
 from pfungst.relevance.engine.mode import RelevanceMode
 from pfungst.relevance.engine.sums import linear
 from pfungst.relevance.engine.vocabulary import LINEAR
@@ -14,8 +15,8 @@ from pfungst.relevance.engine.vocabulary import LINEAR
 
 def instead(mode: RelevanceMode, target: Tensor, out: Tensor) -> Tensor:
     """An in-place operation that ran out of place: later uses of `target` see `out`."""
-    mark = getattr(target, "_pfungst", None)
-    if out is mode.settle(target):
+    mark = mark_of(target)
+    if not mode.waits(target) and out is mode.settle(target):
         return out
     if target._is_view() or mark is None or not mark.tracked:
         # a view's base must change too: write through it, autograd keeps the books
