@@ -24,9 +24,12 @@ def activation(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: Any
     else:
         positive = name in _NONNEGATIVE
     discards = name in ("relu", "relu6") or (positive and name == "clamp")
+    rectified = name == "relu" and mode.waits(x)  # then settling does it
     x = mode.settle(x, relu=discards)
     rest = mode.settled(args[1:])
-    if name == "relu":
+    if rectified:
+        out = x
+    elif name == "relu":
         with torch.enable_grad():
             out = torch.relu(x)
     else:
