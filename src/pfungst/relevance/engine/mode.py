@@ -67,6 +67,7 @@ class Mark:
     settled: Tensor | None = None
     anchor: tuple[Tensor, Callable[[Tensor], Tensor]] | None = None
     gate: bool = False
+    owner: int = 0
 
 
 @dataclass(frozen=True)
@@ -148,6 +149,7 @@ class RelevanceMode(TorchFunctionMode):
         self.transforms = transforms
         self.given = None if streams is None else list(streams)
         self.streams: list[Tensor] = []
+        self.owners: list[int] = []
         self.biases: list[tuple[str, Tensor]] | None = [] if biases else None
         self.records: list[Record] = []
         self.stack: list[nn.Module] = []
@@ -178,10 +180,21 @@ class RelevanceMode(TorchFunctionMode):
             v = self.stop(value(x))
             return self.attach(v, [(x, _quotient(v, self.stop(x), 0.0))])
         base, replay = mark.anchor
-        return replay(self.leaf(value(self.stop(base))))
+        return replay(self.leaf(value(self.stop(base)), base))
 
-    def leaf(self, value: Tensor) -> Tensor:
-        """A new input stream with this value."""
+    def entry(self, x: Tensor, owner: int) -> Tensor:
+        """The input number `owner` of the network, as the run reads it."""
+        if self.transforms:
+            x = x.view_as(x)
+        else:
+            x = (x.detach().clone() if x.is_inference() else x.detach().view_as(x)).requires_grad_()
+        return self.mark(x, anchor=(x, lambda t: t), owner=owner)
+
+    def leaf(self, value: Tensor, base: Tensor) -> Tensor:
+        """A new stream with this value, beside the input (or the stream) `base`."""
+        mark = mark_of(base)
+        assert mark is not None
+        self.owners.append(mark.owner)
         if self.given is not None:
             leaf = self.given[len(self.streams)]
         elif self.transforms:

@@ -92,9 +92,8 @@ def restream(mode: RelevanceMode, out: Tensor, name: str, args: Any) -> Tensor:
         mark = getattr(t, "_pfungst", None)
         if mark is not None and mark.anchor is not None and mark.anchor[0] is t:
             other = args[1] if t is args[0] else args[0]
-            if _per_channel(other, t) and out.shape == t.shape:
-                leaf = mode.leaf(mode.stop(out))
-                mode.mark(leaf)
+            if not mode.tracked(other) and _per_channel(other, t) and out.shape == t.shape:
+                leaf = mode.mark(mode.leaf(mode.stop(out), t), owner=mark.owner)
                 leaf._pfungst.anchor = (leaf, lambda s: s)  # type: ignore[attr-defined]
                 mode.record(name, leaf, "normalisation: relevance is read behind it")
                 return leaf
