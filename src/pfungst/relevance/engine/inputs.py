@@ -111,6 +111,15 @@ class Inputs:
             return model(**{k: given[k] if k in given else _constant(v) for k, v in self.arguments.items()})
         return model(*(given[k] if k in given else _constant(v) for k, v in enumerate(self.arguments)))
 
+    def replace(self, tensors: Sequence[Tensor]) -> Inputs:
+        """The same with other explained tensors."""
+        if isinstance(self.arguments, Tensor):
+            return Inputs(tensors[0])
+        given = dict(zip(self.explained, tensors, strict=True))
+        if isinstance(self.arguments, dict):
+            return Inputs({**self.arguments, **given}, self.explained)
+        return Inputs(tuple(given.get(k, v) for k, v in enumerate(self.arguments)), self.explained)
+
     def gather(self, values: Sequence[Any]) -> Any:
         """One value per explained tensor in the structure the user gave."""
         if isinstance(self.arguments, Tensor):

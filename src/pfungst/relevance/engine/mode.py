@@ -72,12 +72,27 @@ class Mark:
 
 @dataclass(frozen=True)
 class Record:
-    """One operation of a run, for :meth:`Composite.describe`."""
+    """One operation of a run.
+
+    Attributes:
+        name: qualified name of the module that runs it.
+        operation: name of the functional call.
+        shape: of the output.
+        rule: what it got.
+        kind: "convolution", "linear" or "other".
+        first: a linear map that reads the network's input directly.
+        terms: how many products a linear map sums for one output.
+        discarded: a ReLU discards the negative outputs of a linear map.
+    """
 
     name: str
     operation: str
     shape: tuple[int, ...]
     rule: str
+    kind: str = "other"
+    first: bool = False
+    terms: int = 0
+    discarded: bool = False
 
 
 def mark_of(t: Any) -> Mark | None:
@@ -246,10 +261,17 @@ class RelevanceMode(TorchFunctionMode):
         mark = mark_of(t)
         return mark is not None and mark.nonnegative is not None and mark.nonnegative == _version(t)
 
-    def record(self, operation: str, out: Any, rule: object, site: Site | None = None) -> None:
+    def record(
+        self, operation: str, out: Any, rule: object, site: Site | None = None, relu: bool = False
+    ) -> None:
         shape = tuple(out.shape) if isinstance(out, Tensor) else ()
         name = self.module_name() if site is None else site.name
-        self.records.append(Record(name, operation, shape, rule if isinstance(rule, str) else repr(rule)))
+        text = rule if isinstance(rule, str) else repr(rule)
+        m = None if site is None else site.map
+        if site is None or m is None:
+            self.records.append(Record(name, operation, shape, text))
+        else:
+            self.records.append(Record(name, operation, shape, text, site.kind, site.first, m.terms, relu))
 
     # -- linear maps ------------------------------------------------------------------------------
 
@@ -276,7 +298,7 @@ class RelevanceMode(TorchFunctionMode):
             return self.mark(out)
         m, rule = p.site.map, p.rule
         note = "".join(f", {f}" for f in p.folded)
-        self.record(p.site.operation, z, f"{rule!r}{note}", p.site)
+        self.record(p.site.operation, z, f"{rule!r}{note}", p.site, relu)
         if isinstance(rule, Ignore):
             return self.mark(self.stop(z), tracked=False)
         if p.native:

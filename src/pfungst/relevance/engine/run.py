@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from pfungst.errors import InputError, PfungstError
 from pfungst.relevance.composites import Composite
-from pfungst.relevance.composites import composite as _composite
 from pfungst.relevance.engine.dispatch import dispatch
-from pfungst.relevance.engine.inputs import Inputs, check_input, transformed
+from pfungst.relevance.engine.inputs import Inputs
 from pfungst.relevance.engine.mode import Record, RelevanceMode
 
 Output = Callable[[Any], Tensor]
@@ -60,13 +59,34 @@ def select(out: Any, output: Output | None) -> Tensor:
     if output is not None:
         out = output(out)
     if not isinstance(out, Tensor):
-        keys = list(out) if isinstance(out, Mapping) else None
-        what = f"a {type(out).__name__} with keys {keys}" if keys else f"a {type(out).__name__}"
-        example = f"output=lambda out: out[{keys[0]!r}]" if keys else "output=lambda out: out[0]"
-        raise InputError(f"the model returns {what}, not one tensor", f"choose a tensor with {example}")
+        raise _several(out)
     if out.ndim == 0:
         raise InputError("the explained output is a single number for the whole batch", "keep the batch axis")
     return out
+
+
+def _several(out: Any) -> InputError:
+    """What to write where a model returns several things."""
+    keys: list[Any] = list(out) if isinstance(out, Mapping) else []
+    if not keys and isinstance(out, list | tuple):
+        keys = list(range(len(out)))
+    what = f"a {type(out).__name__}" + (f" with keys {keys}" if isinstance(out, Mapping) else "")
+    found = [(k, out[k]) for k in keys if isinstance(out[k], Tensor) and out[k].is_floating_point()]
+    if not found:
+        return InputError(
+            f"the model returns {what}, not one tensor", "choose a tensor with output=lambda out: …"
+        )
+    key, t = found[0]
+    axes = tuple(range(1, t.ndim - 1))
+    score = (
+        f"out[{key!r}]"
+        + ("[:, 0]" if t.ndim > 1 else "")
+        + (f".sum({axes if len(axes) > 1 else 1})" if axes else "")
+    )
+    return InputError(
+        f"the model returns {what}, not one tensor",
+        f"choose one score with output=lambda out: {score} (out[{key!r}] has shape {tuple(t.shape)})",
+    )
 
 
 def execute(
@@ -135,9 +155,3 @@ def _blame_input(model: nn.Module, given: Inputs, output: Output | None, error: 
         raise InputError(
             f"output= fails on what the model returns: {cause}", "check the selection"
         ) from error
-
-
-def trace(model: nn.Module, x: Tensor, rules: Composite | str, output: Output | None = None) -> list[Record]:
-    """What each operation of `model` gets for the input `x`, in the order of execution."""
-    with torch.inference_mode(False):
-        return execute(check_model(model), check_input(x), _composite(rules), output).records
