@@ -39,11 +39,14 @@ def activation(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: Any
     x = args[0]
     clamp = bind("input min max", args, kwargs) if name == "clamp" else {}
     positive = name in _NONNEGATIVE or (name == "clamp" and _is_zero(clamp.get("min")))
+    rectified = name == "relu" and mode.waits(x)  # then settling does it
     x = mode.settle(x, relu=name in ("relu", "relu6") or (positive and name == "clamp"))
     if x.is_complex():
         mode.uncovered(name)
     rest, kwargs = mode.settled(args[1:]), mode.settled(kwargs)
-    if name == "relu":
+    if rectified:
+        out = x
+    elif name == "relu":
         with torch.enable_grad():
             out = torch.relu(x)
     else:

@@ -12,7 +12,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, NoReturn, overload
 
@@ -23,81 +23,35 @@ from torch.utils import _pytree as pytree
 
 from pfungst.errors import InputError, UncoveredOperation
 from pfungst.relevance.composites import Composite, Site
-from pfungst.relevance.rules import Call, Epsilon, Ignore, LinearMap, Pass, Rule, _quotient
+from pfungst.relevance.engine.folding import Folding, Mark
+from pfungst.relevance.rules import _quotient
 
 _RECENT = 64  # marked tensors among which the source of an unseen operation is looked for
 
 
-class Attach(torch.autograd.Function):
-    """The value z with the derivative Σ c · ∂ẑ: ``Attach.apply([z], ẑ₁, c₁, ẑ₂, c₂, …)``; c = None is 1.
-
-    z comes in a list because autograd forbids in-place changes of an argument that is handed back.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, z: list[Tensor], *terms: Tensor | None) -> Tensor:
-        ctx.save_for_backward(*terms[1::2])
-        return z[0].detach()
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        out: list[Tensor | None] = [None]
-        for i, c in enumerate(ctx.saved_tensors):
-            needed = ctx.needs_input_grad[1 + 2 * i]
-            out += [None if not needed else grads[0] if c is None else grads[0] * c, None]
-        return tuple(out)
-
-
-@dataclass
-class Waiting:
-    """A linear map (or a BatchNorm) whose rule is applied when its consumer is known.
-
-    A BatchNorm that follows is folded into the map; a ReLU that follows discards negative outputs.
-    """
-
-    x: Tensor
-    site: Site
-    rule: Rule | None = None
-    scale: Tensor | None = None
-    shift: Tensor | None = None
-    folded: tuple[str, ...] = ()
-    native: bool = False
-    z: Tensor | None = None
-
-
-@dataclass
-class Mark:
-    """What the mode knows about a tensor.
-
-    Attributes:
-        owner: the run that made it; tensors that a model kept from an earlier run are constants.
-        tracked: it depends on the input.
-        nonnegative: its version for which every entry is known to be ≥ 0.
-        waiting: the rule that is applied when its consumer is known.
-        settled: what stands for it: with its rule applied, or what was written into it.
-        anchor: the network's input (or a normalised input) and how it was reshaped into this.
-        gate: a factor that scales signals, a constant in products.
-        version: of the tensor when it was marked.
-    """
-
-    owner: RelevanceMode
-    tracked: bool = True
-    nonnegative: int | None = None
-    waiting: Waiting | None = None
-    settled: Tensor | None = None
-    anchor: tuple[Tensor, Callable[[Tensor], Tensor]] | None = None
-    gate: bool = False
-    version: int = 0
-
-
 @dataclass(frozen=True)
 class Record:
-    """One operation of a run, for :meth:`Composite.describe`."""
+    """One operation of a run.
+
+    Attributes:
+        name: qualified name of the module that runs it.
+        operation: name of the functional call.
+        shape: of the output.
+        rule: what it got.
+        kind: "convolution", "linear" or "other".
+        first: a linear map that reads the network's input directly.
+        terms: how many products a linear map sums for one output.
+        discarded: a ReLU discards the negative outputs of a linear map.
+    """
 
     name: str
     operation: str
     shape: tuple[int, ...]
     rule: str
+    kind: str = "other"
+    first: bool = False
+    terms: int = 0
+    discarded: bool = False
 
 
 def _version(t: Tensor) -> int:
@@ -136,7 +90,7 @@ def operation_name(func: Any) -> str:
     return _ALIASES.get(name, name)
 
 
-class RelevanceMode(TorchFunctionMode):
+class RelevanceMode(Folding, TorchFunctionMode):
     """Rewrites functional calls; see :func:`running` for the way to run a model in it.
 
     Args:
@@ -165,6 +119,7 @@ class RelevanceMode(TorchFunctionMode):
         self.transforms = transforms
         self.given = None if streams is None else list(streams)
         self.streams: list[Tensor] = []
+        self.owners: list[int] = []
         self.biases: list[tuple[str, Tensor]] | None = [] if biases else None
         self.records: list[Record] = []
         self.stack: list[nn.Module] = []
@@ -201,10 +156,21 @@ class RelevanceMode(TorchFunctionMode):
             v = self.stop(value(x))
             return self.attach(v, [(x, _quotient(v, self.stop(x), 0.0))])
         base, replay = mark.anchor
-        return replay(self.leaf(value(self.stop(base))))
+        return replay(self.leaf(value(self.stop(base)), base))
 
-    def leaf(self, value: Tensor) -> Tensor:
-        """A new input stream with this value."""
+    def entry(self, x: Tensor, owner: int) -> Tensor:
+        """The input number `owner` of the network, as the run reads it."""
+        if self.transforms:
+            x = x.view_as(x)
+        else:
+            x = (x.detach().clone() if x.is_inference() else x.detach().view_as(x)).requires_grad_()
+        return self.mark(x, anchor=(x, lambda t: t), owner=owner)
+
+    def leaf(self, value: Tensor, base: Tensor) -> Tensor:
+        """A new stream with this value, beside the input (or the stream) `base`."""
+        mark = self.mark_of(base)
+        assert mark is not None
+        self.owners.append(mark.owner)
         if self.given is not None:
             leaf = self.given[len(self.streams)]
         elif self.transforms:
@@ -213,20 +179,6 @@ class RelevanceMode(TorchFunctionMode):
             leaf = value.detach().requires_grad_()
         self.streams.append(leaf)
         return leaf
-
-    def attach(self, z: Tensor, terms: Sequence[tuple[Tensor, Tensor | None]]) -> Tensor:
-        """The value z with the derivative of Σ c ẑ; c = None is 1."""
-        if not self.transforms:
-            return Attach.apply([z], *(t for term in terms for t in term))
-        out = self.stop(z)
-        for zhat, c in terms:
-            change = zhat - self.stop(zhat)
-            out = out + (change if c is None else change * self.stop(c))
-        return out
-
-    def exactly(self, value: Tensor, out: Tensor) -> Tensor:
-        """`value`, which the model's own call gave, with the derivative of `out`, which rewrites that call."""
-        return self.attach(self.stop(value).to(out.dtype), [(out, None)])
 
     @overload
     def constant(self, t: Tensor, what: str) -> Tensor: ...
@@ -248,11 +200,6 @@ class RelevanceMode(TorchFunctionMode):
     def site(self, operation: str, kind: str = "other", **kwargs: Any) -> Site:
         module = self.stack[-1] if self.stack else None
         return Site(operation, kind, self.module_name(), module, **kwargs)
-
-    def mark_of(self, t: Any) -> Mark | None:
-        """The mark that this run set on `t`."""
-        mark = getattr(t, "_pfungst", None)
-        return mark if mark is not None and mark.owner is self else None
 
     def tracked(self, t: Any) -> bool:
         mark = self.mark_of(t)
@@ -278,16 +225,17 @@ class RelevanceMode(TorchFunctionMode):
         mark = self.mark_of(t)
         return mark is not None and mark.gate
 
-    def record(self, operation: str, out: Any, rule: object, site: Site | None = None) -> None:
+    def record(
+        self, operation: str, out: Any, rule: object, site: Site | None = None, relu: bool = False
+    ) -> None:
         shape = tuple(out.shape) if isinstance(out, Tensor) else ()
         name = self.module_name() if site is None else site.name
-        self.records.append(Record(name, operation, shape, rule if isinstance(rule, str) else repr(rule)))
-
-    def hold(self, z: Tensor, waiting: Waiting) -> Tensor:
-        """A value whose rule waits; it requires gradients, so that what an unseen operation makes of it shows."""
-        if not self.transforms:
-            z.requires_grad_()
-        return self.mark(z, waiting=waiting)
+        text = rule if isinstance(rule, str) else repr(rule)
+        m = None if site is None else site.map
+        if site is None or m is None:
+            self.records.append(Record(name, operation, shape, text))
+        else:
+            self.records.append(Record(name, operation, shape, text, site.kind, site.first, m.terms, relu))
 
     # -- linear maps ------------------------------------------------------------------------------
 
@@ -301,92 +249,10 @@ class RelevanceMode(TorchFunctionMode):
         if mark.waiting is None:
             return t
         with torch.enable_grad():
-            out = self._apply(t if mark.waiting.z is None else mark.waiting.z, mark.waiting, relu)
+            out = self._apply(t, mark.waiting, relu)
         if not relu and out is not t:
             mark.settled = out
         return out
-
-    def _apply(self, z: Tensor, p: Waiting, relu: bool) -> Tensor:
-        if p.site.map is None:  # a BatchNorm that no linear map follows
-            assert p.scale is not None
-            assert p.shift is not None
-            out = p.x * p.scale + self.constant(p.shift, "shift")
-            self.record(p.site.operation, out, "per-channel linear map", p.site)
-            return self.mark(out, internal=True)
-        m, rule = p.site.map, p.rule
-        note = "".join(f", {f}" for f in p.folded)
-        self.record(p.site.operation, z, f"{rule!r}{note}", p.site)
-        if p.native:
-            epsilon = rule.epsilon if isinstance(rule, Epsilon) else 0.0
-            if epsilon == 0:
-                return self.mark(z, internal=True)
-            z0 = self.stop(z)
-            return self.mark(self.attach(z0, [(z, _quotient(z0, z0, epsilon))]), internal=True)
-        bias = self.constant(m.bias, "bias")
-        assert rule is not None
-        if bias is not m.bias:
-            m = replace(m, bias=bias)
-        call = Call(m, p.x, self.stop(z), self.nonnegative(p.x), relu, self)
-        return self.mark(self.attach(call.z, rule.terms(call)), internal=True)
-
-    def linear(self, site: Site, x: Tensor, m: LinearMap) -> Tensor:
-        """Call a linear map; its rule waits for the consumer."""
-        mark = self.mark_of(x)
-        before = mark.waiting if mark is not None and mark.settled is None else None
-        value, original = x, m
-        prefix: tuple[str, ...] = ()
-        if before is not None and before.site.map is None and (site.kind == "convolution" or x.ndim == 2):
-            assert before.scale is not None
-            assert before.shift is not None
-            m = _fold_before(m, before.scale, before.shift, self.stop(before.x))
-            x, prefix = before.x, (f"{before.site.name or 'BatchNorm'} folded in",)
-        else:
-            x = value = self.settle(x)
-        mark = self.mark_of(x)
-        site = replace(site, first=mark is not None and mark.anchor is not None, map=m)
-        rule = self.composite.rule(site)
-        if rule is None:
-            self.uncovered(site.operation)
-        if isinstance(rule, Pass):
-            rule.terms(None)  # type: ignore[arg-type]  # raises: not for linear maps
-        if isinstance(rule, Ignore):  # a constant at once, so that what reads it sees one
-            with self.quiet():
-                z = self.stop(original(self.stop(value), original.weight, original.bias))
-            self.record(site.operation, z, rule, site)
-            return self.mark(z, tracked=False)
-        if rule.native:
-            with torch.enable_grad():
-                z = m(x, m.weight, self.constant(m.bias, "bias"))
-            return self.mark(z, waiting=Waiting(x, site, rule, folded=prefix, native=True))
-        with self.quiet():
-            z = original(self.stop(value), original.weight, original.bias)
-        return self.hold(z, Waiting(x, site, rule, folded=prefix))
-
-    def batch_norm(
-        self, x: Tensor, scale: Tensor, shift: Tensor, value: Callable[[Tensor], Tensor]
-    ) -> Tensor:
-        """A BatchNorm in evaluation mode: folded into the map before it, or left for the one after it."""
-        mark = self.mark_of(x)
-        before = mark.waiting if mark is not None and mark.settled is None else None
-        view = [1, -1, *[1] * (x.ndim - 2)]
-        if before is not None and before.site.map is not None and before.site.map.foldable:
-            site = replace(before.site, map=_fold_after(before.site.map, scale, shift))
-            folded = (*before.folded, f"{self.module_name() or 'BatchNorm'} folded in")
-            if not before.native:
-                with self.quiet():
-                    z = value(self.stop(x))
-                return self.hold(z, replace(before, site=site, folded=folded))
-            else:
-                z = (x if before.z is None else before.z) * scale.reshape(view) + self.constant(
-                    shift.reshape(view), "shift"
-                )
-            return self.mark(z, waiting=replace(before, site=site, folded=folded, z=None))
-        x = self.settle(x)
-        with self.quiet():
-            z = value(self.stop(x))
-        return self.hold(
-            z, Waiting(x, self.site("batch_norm"), None, scale.reshape(view), shift.reshape(view))
-        )
 
     # -- dispatch ---------------------------------------------------------------------------------
 
@@ -456,7 +322,7 @@ class RelevanceMode(TorchFunctionMode):
         mark = self.mark_of(t)
         assert mark is not None
         if mark.waiting is not None and mark.settled is None:
-            return self.mark(t.detach(), waiting=replace(mark.waiting, z=t if mark.waiting.native else None))
+            return self.mark(t.detach(), waiting=mark.waiting)
         return self.mark(t.detach(), settled=self.settle(t))
 
     # -- what the mode could not see --------------------------------------------------------------
@@ -656,35 +522,3 @@ def _elementwise(t: Tensor, x: Tensor) -> bool:
     except RuntimeError:  # a custom function without a derivative
         return False
     return bool(torch.allclose(g, v * diagonal, rtol=1e-4, atol=1e-7 + 1e-5 * float(diagonal.abs().max())))
-
-
-def _fold_after(m: LinearMap, scale: Tensor, shift: Tensor) -> LinearMap:
-    """The map followed by the per-channel y·scale + shift."""
-    if m.out_axis == 0:
-        weight = m.weight * scale.reshape(-1, *[1] * (m.weight.ndim - 1))
-    else:  # transposed convolution: (in, out / groups, ...)
-        per_group = scale.reshape(m.groups, 1, -1).expand(m.groups, m.weight.shape[0] // m.groups, -1)
-        weight = m.weight * per_group.reshape(m.weight.shape[0], -1, *[1] * (m.weight.ndim - 2))
-    bias = shift if m.bias is None else m.bias * scale + shift
-    return replace(m, weight=weight, bias=bias)
-
-
-def _fold_before(m: LinearMap, scale: Tensor, shift: Tensor, x: Tensor) -> LinearMap:
-    """The map preceded by the per-channel x·scale + shift: scaled weights, and the shift's image as bias.
-
-    With zero padding that image differs at the border, so it is kept as a map of its own.
-    """
-    flat = scale.flatten()
-    if m.out_axis == 0:
-        per_input = flat.reshape(m.groups, -1).repeat_interleave(m.weight.shape[0] // m.groups, 0)
-        weight = m.weight * per_input.reshape(m.weight.shape[0], -1, *[1] * (m.weight.ndim - 2))
-    else:
-        weight = m.weight * flat.reshape(-1, *[1] * (m.weight.ndim - 1))
-    image = m(shift.expand_as(x[:1]).contiguous(), m.weight, m.bias)
-    inner = m.apply
-
-    def apply(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
-        out = inner(x, w, None)
-        return out if b is None else out + b
-
-    return replace(m, apply=apply, weight=weight, bias=image, foldable=False)
