@@ -20,6 +20,13 @@ from pfungst.relevance.engine.run import check_input, check_model, select
 
 _INTERPOLATION = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
+_ELEMENTWISE = (nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Hardswish, nn.LeakyReLU, nn.ELU, nn.Identity, nn.Dropout)
+#: Modules whose outputs PyTorch defines as (N, C, *grid), by the number of axes of the grid.
+_CHANNELS_FIRST = {
+    2: (nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d, nn.InstanceNorm2d, nn.MaxPool2d, nn.AvgPool2d, nn.Upsample),
+    3: (nn.Conv3d, nn.ConvTranspose3d, nn.BatchNorm3d, nn.InstanceNorm3d, nn.MaxPool3d, nn.AvgPool3d, nn.Upsample),
+}
+
 
 class _Differentiable(TorchFunctionMode):
     """Keeps gradients on where a forward pass switches them off with no_grad or inference_mode."""
@@ -127,6 +134,25 @@ def _response(model: nn.Module, module: nn.Module, name: str, call: int) -> Call
         return kept[0]
 
     return respond
+
+
+def _channels_first(respond: Callable[[Tensor], Tensor], module: nn.Module, x: Tensor, a: Tensor) -> bool:
+    """Whether the last operation in a layer that is not elementwise defines its output as (N, C, *grid).
+
+    Channels as many as rows or columns do not count: the layer could permute axes without changing the shape.
+    """
+    last: list[tuple[nn.Module, Any]] = []
+    leaves = [m for m in module.modules() if not any(m.children()) and not isinstance(m, _ELEMENTWISE)]
+    handles = [m.register_forward_hook(lambda m, args, out: last.append((m, out))) for m in leaves]
+    try:
+        respond(x[:1])
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not last or a.ndim != x.ndim or a.ndim < 4 or a.shape[1] in a.shape[2:]:
+        return False
+    m, out = last[-1]
+    return isinstance(m, _CHANNELS_FIRST[a.ndim - 2]) and isinstance(out, Tensor) and out.shape[1:] == a.shape[1:]
 
 
 def _declared(model: nn.Module) -> int | None:
@@ -260,7 +286,14 @@ def gradcam(
         layout = positions.stated(a.shape, x, wish, resize)
         if layout is None:
             respond = _response(model, module, name, number)
-            layout = positions.find(respond, x, a.shape, name, wish, _declared(model))
+            try:
+                layout = positions.find(respond, x, a.shape, name, wish, _declared(model))
+            except positions.Unclear:
+                if channels_last is True or not _channels_first(respond, module, x, a):
+                    raise
+                layout = positions.stated(a.shape, x, dataclasses.replace(wish, channels_last=False), resize)
+                if layout is None:
+                    raise
     g, a = layout(g), layout(a)
     cam = (g.mean(tuple(range(2, g.ndim)), keepdim=True) * a).sum(1)
     cam = cam.clamp(min=0) if relu else cam

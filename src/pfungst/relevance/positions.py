@@ -20,6 +20,7 @@ from torch import Tensor
 from pfungst.errors import InputError
 
 _STRIPES = 4  # along each axis of the input
+_ROUNDS = 6  # disturbances per stripe where one leaves the answer open
 _GROUPS = 8  # of channels, whose centres tell the noise
 _SPECIAL = 8  # class tokens and registers at most, unless prefix= says otherwise
 _CLEAR = 10.0  # log-likelihood ratio between the best and any other grid
@@ -31,6 +32,12 @@ _SPATIAL = {
     4: [(2, 3), (1, 2)],
     5: [(2, 3, 4), (1, 3, 4)],
 }
+
+Respond = Callable[[Tensor], Tensor]
+
+
+class Unclear(InputError):
+    """The responses leave no or several layouts."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +97,7 @@ def stated(shape: Sequence[int], x: Tensor, wish: Wish, resize: bool) -> Layout 
     """The layout of an output of `shape` where the caller has said everything, else None."""
     sample, last = tuple(shape[1:]), wish.channels_last
     inputs = _SPATIAL[x.ndim][0]
-    if shape[0] != len(x) or len(sample) < 2 or (x.ndim == 3 and resize):
+    if shape[0] != len(x) or (x.ndim == 3 and resize):
         return None
     if last is not None and len(sample) == len(inputs) + 1 and x.ndim > 3:
         sides = sample[:-1] if last else sample[1:]
@@ -99,29 +106,22 @@ def stated(shape: Sequence[int], x: Tensor, wish: Wish, resize: bool) -> Layout 
                 f"an output {tuple(shape)} with channels {'last' if last else 'first'} has the grid {sides}",
                 f"leave out grid= and prefix=, or pass channels_last={not last}",
             )
-        parts = tuple(Part(side + (not last), (side,)) for side in range(len(inputs)))
-        return Layout(0, inputs, sides, parts)
+        return Layout(0, inputs, sides, tuple(Part(k + (not last), (k,)) for k in range(len(inputs))))
     if len(sample) == 2 and wish.grid is not None and wish.prefix is not None and len(wish.grid) == len(inputs):
         need = wish.prefix + math.prod(wish.grid)
-        if last is None and (sample[0] >= need) == (sample[1] >= need) and sample[0] != need:
-            return None
-        axis = 1 if last is False or (last is None and sample[0] < need) else 0
-        if sample[axis] < need:
+        fits = [a for a in (0, 1) if sample[a] >= need and last in (None, a == 0)]
+        if not fits:
             raise InputError(
-                f"{wish.prefix} tokens and a grid {wish.grid} do not fit into the {sample[axis]} tokens of {tuple(shape)}",
-                "correct prefix= or grid=",
+                f"{wish.prefix} tokens and a grid {wish.grid} do not fit into an output {tuple(shape)}",
+                "correct prefix=, grid= or channels_last=",
             )
-        return Layout(0, inputs, wish.grid, (Part(axis, tuple(range(len(inputs))), wish.prefix),))
+        if len(fits) == 1:
+            return Layout(0, inputs, wish.grid, (Part(fits[0], tuple(range(len(inputs))), wish.prefix),))
     return None
 
 
 def find(
-    respond: Callable[[Tensor], Tensor],
-    x: Tensor,
-    shape: Sequence[int],
-    layer: str,
-    wish: Wish,
-    special: int | None,
+    respond: Respond, x: Tensor, shape: Sequence[int], layer: str, wish: Wish, special: int | None
 ) -> Layout:
     """The layout of a layer's output.
 
@@ -136,249 +136,264 @@ def find(
     Raises:
         InputError: no positions, or none that can be told.
     """
-    batch, diffs = _disturb(respond, x, shape, layer)
-    sample = next(iter(diffs.values())).shape[1:]
-    what = f"layer {layer} with output {tuple(shape)}"
-    moves = _assign(diffs, sample, what, wish)
-    if not moves:
-        raise InputError(
-            f"{what} has no positions: it responds alike to all parts of the input", "choose an earlier layer"
-        )
-    if x.ndim == 3 and len(moves) == 2 and len(set(moves.values())) == len(sample) == 2:
-        moves = _equivariant(respond, x, batch, moves, what, wish)
-    fitting = [axes for axes in _SPATIAL[x.ndim] if set(moves) <= set(axes)]
-    inputs = fitting[0] if fitting else _SPATIAL[x.ndim][0]
-    moves = {s: a for s, a in moves.items() if s in inputs}
-    sides = {s: 1 for s in inputs}
-    parts = []
-    for axis in sorted(set(moves.values())):
-        along = tuple(s for s in inputs if moves.get(s) == axis)
-        part, sizes = _fit(diffs, axis, along, inputs, x, what, wish, special, len(moves))
-        parts.append(part)
-        sides.update(zip(along, sizes, strict=True))
-    grid = tuple(sides.values())
-    if wish.grid is not None and wish.grid != grid:
-        raise InputError(
-            f"{what} has the grid {grid} by the parts of the input that its positions respond to, not {wish.grid}",
-            "leave out grid=, or pass prefix= and channels_last= too to insist",
-        )
-    return Layout(batch, inputs, grid, tuple(parts))
+    search = _Search(respond, x, tuple(shape), layer, wish, special)
+    search.disturb(1)
+    try:
+        return search.layout()
+    except Unclear:  # one round may be too few where channels prefer parts of the input by chance
+        search.disturb(_ROUNDS)
+        return search.layout()
 
 
-def _disturb(
-    respond: Callable[[Tensor], Tensor], x: Tensor, shape: Sequence[int], layer: str
-) -> tuple[int, dict[int, Tensor]]:
-    """The batch axis, and for each axis of the input the responses (stripes, *output) to its stripes."""
-    first = x[:1]
-    generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(first.shape, generator=generator) + torch.randn(
-        (*first.shape[:2], *[1] * (x.ndim - 2)), generator=generator
-    )
-    spread = float(first.float().std(correction=0))
-    noise = (noise * (spread if spread > 0 else 1.0)).to(first)
-    axes = sorted({a for axes in _SPATIAL[x.ndim] for a in axes})
-    if x.ndim == 4 and x.shape[3] > 4:
-        axes = [2, 3]  # no room for channels at the end
-    variants, count = [first], {}
-    for axis in axes:
-        size = x.shape[axis]
-        stripes = min(_STRIPES, size)
-        count[axis] = stripes if stripes > 1 else 0
-        for j in range(count[axis]):
-            start, stop = round(j * size / stripes), round((j + 1) * size / stripes)
-            v = first.clone()
-            v.narrow(axis, start, stop - start).add_(noise.narrow(axis, start, stop - start))
-            variants.append(v)
-    many = min(len(x) + 1, max(len(variants), 2))
-    many += many == len(x)  # another size than that of the inputs tells the batch axis
-    outs: list[Tensor] = []
-    batch = 0
-    for start in range(0, len(variants), many):
-        chunk = variants[start : start + many]
-        out = respond(torch.cat(chunk + [first] * (many - len(chunk))))
-        batch = _batch_axis(shape, len(x), out.shape, many, layer)
-        outs.append(out.movedim(batch, 0)[: len(chunk)].float())
-    out = torch.cat(outs)
-    diff = (out[1:] - out[:1]).abs()
-    noise_floor = 16 * torch.finfo(x.dtype).eps * float(out.abs().max())
-    diff = torch.where(diff > noise_floor, diff, 0.0)
-    if not bool(torch.isfinite(diff).all()):
-        raise InputError(f"layer {layer} returns NaN or infinity", "choose another layer or repair the model")
-    parts = diff.split([c for c in count.values() if c])
-    return batch, dict(zip([a for a in axes if count[a]], parts, strict=True))
+@dataclass
+class _Fit:
+    """How the positions along an axis of the output lie on a grid."""
+
+    part: Part
+    sides: dict[int, int]
+    slope: float
 
 
-def _batch_axis(shape: Sequence[int], n: int, other: Sequence[int], m: int, layer: str) -> int:
-    changed = [a for a in range(len(shape)) if shape[a] != other[a]] if len(shape) == len(other) else []
-    if len(changed) == 1:
-        axis = changed[0]
-        if shape[axis] == n and other[axis] == m:
-            return axis
-        if shape[axis] * m == other[axis] * n:
+class _Search:
+    """The arguments of :func:`find`, and the responses to disturbances: for each axis of the input (stripes, *output)."""
+
+    def __init__(
+        self, respond: Respond, x: Tensor, shape: tuple[int, ...], layer: str, wish: Wish, special: int | None
+    ) -> None:
+        self.respond, self.x, self.shape, self.layer, self.wish = respond, x, shape, layer, wish
+        self.special = special
+        self.what = f"layer {layer} with output {shape}"
+        self.batch = 0
+        self.responses: dict[int, Tensor] = {}
+
+    def disturb(self, rounds: int) -> None:
+        """Measure the mean square responses to random disturbances of each stripe."""
+        x, first = self.x, self.x[:1]
+        axes = sorted({a for axes in _SPATIAL[x.ndim] for a in axes})
+        if x.ndim == 4 and x.shape[3] > 4:
+            axes = [2, 3]  # no channels at the end
+        stripes = {a: min(_STRIPES, x.shape[a]) for a in axes if x.shape[a] > 1}
+        generator = torch.Generator().manual_seed(0)
+        spread = float(first.float().std(correction=0)) or 1.0
+        total: Tensor | None = None
+        for _ in range(rounds):
+            variants = [first]
+            noise = torch.randn(first.shape, generator=generator)
+            noise += torch.randn((*first.shape[:2], *[1] * (x.ndim - 2)), generator=generator)
+            noise = (noise * spread).to(first)
+            for axis, count in stripes.items():
+                for j in range(count):
+                    start, stop = round(j * x.shape[axis] / count), round((j + 1) * x.shape[axis] / count)
+                    changed = first.clone()
+                    part = noise.narrow(axis, start, stop - start)
+                    changed.narrow(axis, start, stop - start).add_(part)
+                    variants.append(changed)
+            out = self._run(variants)
+            change = (out[1:] - out[:1]).abs()
+            change[change <= 16 * torch.finfo(x.dtype).eps * out.abs().max()] = 0.0  # arithmetic
+            total = change.square() if total is None else total + change.square()
+        assert total is not None
+        if not bool(torch.isfinite(total).all()):
             raise InputError(
-                f"axis {axis} of the output {tuple(shape)} of layer {layer} holds {shape[axis] // n} windows (or the "
-                f"like) of each of {n} inputs",
-                "choose the layer around it, whose output has one entry per input",
+                f"layer {self.layer} returns NaN or infinity", "choose another layer or repair the model"
             )
-    raise InputError(
-        f"no axis of the output {tuple(shape)} of layer {layer} counts the inputs: {m} of them give {tuple(other)}",
-        "choose another layer",
-    )
+        self.responses = dict(zip(stripes, total.split(list(stripes.values())), strict=True))
 
+    def _run(self, variants: list[Tensor]) -> Tensor:
+        """The layer's output for single inputs, (len(variants), *output)."""
+        n = len(self.x)
+        many = min(n + 1, max(len(variants), 2))
+        many += many == n  # another size than that of the inputs tells the batch axis
+        outs = []
+        for start in range(0, len(variants), many):
+            chunk = variants[start : start + many]
+            out = self.respond(torch.cat(chunk + variants[:1] * (many - len(chunk))))
+            self.batch = self._batch_axis(out.shape, many)
+            outs.append(out.movedim(self.batch, 0)[: len(chunk)].float())
+        return torch.cat(outs)
 
-def _centres(diff: Tensor, axis: int) -> np.ndarray:
-    """Centre (n, G) of the stripes to which the entries along an axis of the output respond, by groups of the others."""
-    stripes, n = len(diff), diff.shape[1 + axis]
-    r = diff.movedim(1 + axis, 1).flatten(2) if diff.ndim > 2 else diff[..., None]
-    groups = min(_GROUPS, r.shape[2])
-    # interleaved, so that each group has its share of everything
-    power = torch.stack([r[..., g::groups].square().mean(-1) for g in range(groups)], -1).double().sqrt()
-    total = power.mean((1, 2), keepdim=True)
-    power = power / torch.where(total > 0, total, 1.0)
-    at = (torch.arange(stripes, device=diff.device) + 0.5) / stripes
-    mass = power.sum(0)
-    centre = torch.einsum("j,jng->ng", at.double(), power) / torch.where(mass > 0, mass, 1.0)
-    out: np.ndarray = torch.where(mass > 0, centre, 0.5).cpu().numpy()
-    return out.reshape(n, groups)
+    def _batch_axis(self, other: Sequence[int], m: int) -> int:
+        shape, n = self.shape, len(self.x)
+        changed = [a for a in range(len(shape)) if len(shape) != len(other) or shape[a] != other[a]]
+        if len(shape) == len(other) and len(changed) == 1:
+            axis = changed[0]
+            if shape[axis] == n and other[axis] == m:
+                return axis
+            if shape[axis] * m == other[axis] * n:
+                raise InputError(
+                    f"axis {axis} of the output {shape} of layer {self.layer} holds {shape[axis] // n} windows, or the "
+                    f"like, of each of {n} inputs",
+                    "choose the layer around it, whose output has one entry per input",
+                )
+        raise InputError(
+            f"no axis of the output {shape} of layer {self.layer} counts the inputs: {m} of them give {tuple(other)}",
+            "choose another layer",
+        )
 
-
-def _movement(diff: Tensor, axis: int) -> float:
-    """Variance of the centres along an axis of the output, without that of the noise."""
-    m = _centres(diff, axis)
-    noise = m.var(1, ddof=1).mean() / m.shape[1] if m.shape[1] > 1 else 0.0
-    return max(float(m.mean(1).var()) - float(noise), 0.0)
-
-
-def _assign(diffs: dict[int, Tensor], sample: Sequence[int], what: str, wish: Wish) -> dict[int, int]:
-    """For each axis of the input with positions the axis of the output that moves along it."""
-    allowed = [a for a in range(len(sample)) if sample[a] > 1]
-    if wish.channels_last is not None:
-        allowed = [a for a in allowed if a != (len(sample) - 1 if wish.channels_last else 0)]
-    moves = {s: sorted(((_movement(d, a), a) for a in allowed), reverse=True) for s, d in diffs.items()}
-    top = max((m[0][0] for m in moves.values() if m), default=0.0)
-    chosen = {}
-    for s, ranking in moves.items():
-        if not ranking or ranking[0][0] < max(2e-4, 0.01 * top):
-            continue
-        if len(ranking) > 1 and ranking[0][0] < 4 * ranking[1][0]:
+    def layout(self) -> Layout:
+        """The only layout that the responses leave."""
+        sample = next(iter(self.responses.values())).shape[1:]
+        groups = self._followers(sample)
+        found: list[tuple[dict[int, int], tuple[int, ...], list[_Fit]]] = []
+        problem = Unclear(
+            f"{self.what} has no positions: it responds alike to all parts of the input", "choose an earlier layer"
+        )
+        for choice in itertools.product(*([*group, None] for group in groups.values())):
+            moves = {s: a for s, a in zip(groups, choice, strict=True) if a is not None}
+            inputs = next((axes for axes in _SPATIAL[self.x.ndim] if set(moves) <= set(axes)), None)
+            used = set(moves.values())
+            # what follows another axis of the input too is not explained by this one alone
+            if not moves or inputs is None or any(used & set(g) for s, g in groups.items() if s not in moves):
+                continue
+            try:
+                fits = [
+                    self._fit(axis, [s for s in inputs if moves.get(s) == axis], inputs, len(moves))
+                    for axis in sorted(used)
+                ]
+                self._check_channels(sample, used, len(moves) < len(inputs), fits)
+            except Unclear as error:
+                problem = error if not found else problem
+                continue
+            found.append((moves, inputs, fits))
+        if not found:
+            raise problem
+        moves, inputs, fits = self._choose(found, sample)
+        sides = {s: side for fit in fits for s, side in fit.sides.items()}
+        grid = tuple(sides.get(s, 1) for s in inputs)
+        if self.wish.grid not in (None, grid):
             raise InputError(
-                f"{what}: axes {ranking[0][1] + 1} and {ranking[1][1] + 1} both follow axis {s} of the input, so it is "
-                "unclear which are positions",
-                "pass channels_last=True or False, or choose another layer",
+                f"{self.what} has the grid {grid} by the parts of the input that it responds to, not {self.wish.grid}",
+                "leave out grid=, or pass prefix= and channels_last= too to insist",
             )
-        chosen[s] = ranking[0][1]
-    return chosen
+        return Layout(self.batch, inputs, grid, tuple(fit.part for fit in fits))
 
+    def _followers(self, sample: Sequence[int]) -> dict[int, list[int]]:
+        """For each axis of the input the axes of the output that may follow it."""
+        allowed = [a for a in range(len(sample)) if sample[a] > 1]
+        if self.wish.channels_last is not None:
+            allowed = [a for a in allowed if a != (len(sample) - 1 if self.wish.channels_last else 0)]
+        out = {}
+        for s, r in self.responses.items():
+            moved = sorted(((_movement(r, a), a) for a in allowed), reverse=True)
+            out[s] = [a for v, a in moved if v > 0 and v > moved[0][0] / 4]
+        return out
 
-def _equivariant(
-    respond: Callable[[Tensor], Tensor], x: Tensor, batch: int, moves: dict[int, int], what: str, wish: Wish
-) -> dict[int, int]:
-    """Which of two axes that both follow the input is positions: shifting the input along it shifts the output."""
-    first = x[:1]
-    shifted = [first.roll(x.shape[s] // 2, s) for s in moves]
-    many = 3 + (len(x) == 3)
-    out = respond(torch.cat([first, *shifted, *[first] * (many - 3)])).movedim(batch, 0).float()
-    error = {}
-    for k, (s, a) in enumerate(moves.items(), 1):
-        moved = out[0].roll(out.shape[1 + a] // 2, a)
-        error[s] = float((out[k] - moved).norm() / (out[k] - out[0]).norm().clamp(min=1e-30))
-    best, other = sorted(error, key=lambda s: error[s])
-    if error[best] > 0.6 * error[other]:
-        raise InputError(
-            f"{what}: its axes follow both axes of the input, so it is unclear which are positions",
-            "pass channels_last=True for outputs (N, L, C), False for (N, C, L)",
-        )
-    return {best: moves[best]}
+    def _check_channels(self, sample: Sequence[int], used: set[int], collapsed: bool, fits: list[_Fit]) -> None:
+        """Refuse to take positions for channels and channels for positions."""
+        channels = [n for a, n in enumerate(sample) if n > 1 and a not in used]
+        blurred = min(fit.slope for fit in fits) < 0.5
+        if len(channels) > 1 and (collapsed or blurred):
+            raise Unclear(
+                f"{self.what}: no axis can be told to follow the rows, or the columns, of the input",
+                "pass channels_last=, or choose an earlier layer",
+            )
+        if not channels and blurred:
+            raise Unclear(
+                f"{self.what}: it is unclear which of its axes are positions and which channels",
+                "pass channels_last=, or choose an earlier layer",
+            )
 
+    def _choose(
+        self, found: list[tuple[dict[int, int], tuple[int, ...], list[_Fit]]], sample: Sequence[int]
+    ) -> tuple[dict[int, int], tuple[int, ...], list[_Fit]]:
+        most = max(len(moves) for moves, _, _ in found)
+        full = [f for f in found if len(f[0]) == most]
+        full = [f for f in full if f[1] == min((f[1] for f in full), key=_SPATIAL[self.x.ndim].index)]
+        if len(full) > 1:
+            raise Unclear(
+                f"{self.what}: several of its axes follow the same axis of the input, so it is unclear which are positions",
+                "pass channels_last=, or choose another layer",
+            )
+        moves = full[0][0]
+        if self.x.ndim == 3 and len(moves) == 2 and set(moves.values()) == set(range(len(sample))):
+            axis = self._equivariant(moves)
+            single = [f for f in found if f[0] == {axis: moves[axis]}]
+            return single[0] if single else self._single(axis, moves[axis])
+        return full[0]
 
-def _fit(
-    diffs: dict[int, Tensor],
-    axis: int,
-    along: tuple[int, ...],
-    inputs: tuple[int, ...],
-    x: Tensor,
-    what: str,
-    wish: Wish,
-    special: int | None,
-    moving: int,
-) -> tuple[Part, tuple[int, ...]]:
-    """The prefix and the sides of the grid along an axis of the output that best explain its centres."""
-    centres = [_centres(diffs[s], axis) for s in along]
-    n, groups = centres[0].shape
-    sizes = [x.shape[s] for s in along]
-    wished = None
-    if wish.grid is not None and len(wish.grid) == len(inputs):
-        wished = tuple(wish.grid[inputs.index(s)] for s in along)
-    most = max(_SPECIAL, special or 0) if len(along) == moving else 0
-    fits = []
-    for prefix, sides, order in _grids(n, sizes, most, wished, wish.prefix):
-        index = np.unravel_index(np.arange(math.prod(sides)), [sides[o] for o in order])
-        loss, good = 0.0, 1.0
-        for k, (m, stripes) in enumerate((m, len(diffs[s])) for m, s in zip(centres, along, strict=True)):
-            u = np.full(n, 0.5)
-            u[prefix : prefix + len(index[0])] = (index[order.index(k)] + 0.5) / sides[k]
-            share = _explained(m.mean(1), u, stripes)
-            spread = float(m.mean(1).var())
-            rest = float(m.var(1).mean()) + (1 - max(share, 0.0)) * spread
-            loss += n * groups * math.log(max(rest, 1e-4 * spread, 1e-12))
-            good = min(good, share)
-        fits.append((loss, good, prefix, sides, order))
-    fits.sort(key=lambda f: f[0])
-    one = "token" if len(along) > 1 else "position"
-    if not fits or fits[0][1] < 0.5:
-        raise InputError(
-            f"{what}: the {n} {one}s along its axis {axis + 1} are in no order that rows and columns of the input "
-            "explain (windows, or mixed by the model)",
-            "choose another layer, or pass channels_last=, grid= and prefix= if you know the order",
-        )
-    near = [f for f in fits if f[0] < fits[0][0] + _CLEAR]
-    if len(near) > 1 and special is not None:
-        near = [f for f in near if f[2] == special] or near
-    if len(near) > 1:
-        listed = "; ".join(f"grid={f[3]} after prefix={f[2]}" for f in near[:4])
-        raise InputError(
-            f"{what}: its {n} {one}s may be {listed}", "say which with prefix= and grid=, or choose an earlier layer"
-        )
-    _, _, prefix, sides, order = near[0]
-    return Part(axis, tuple(inputs.index(along[o]) for o in order), prefix), sides
+    def _single(self, s: int, axis: int) -> tuple[dict[int, int], tuple[int, ...], list[_Fit]]:
+        return {s: axis}, (s,), [self._fit(axis, [s], (s,), 1)]
 
+    def _equivariant(self, moves: dict[int, int]) -> int:
+        """Which of two axes that both follow the input is positions: shifting the input along it shifts the output."""
+        first = self.x[:1]
+        out = self._run([first, *(first.roll(self.x.shape[s] // 2, s) for s in moves)])
+        error = {}
+        for k, (s, a) in enumerate(moves.items(), 1):
+            moved = out[0].roll(out.shape[1 + a] // 2, a)
+            error[s] = float((out[k] - moved).norm() / (out[k] - out[0]).norm().clamp(min=1e-30))
+        best, other = sorted(error, key=lambda s: error[s])
+        if error[best] > 0.6 * error[other]:
+            raise Unclear(
+                f"{self.what}: its axes follow both axes of the input, so it is unclear which are positions",
+                "pass channels_last=True for outputs (N, L, C), False for (N, C, L)",
+            )
+        return best
 
-def _explained(m: np.ndarray, u: np.ndarray, stripes: int) -> float:
-    """Share of the variance of centres m that positions u explain; negative where m falls with u.
+    def _fit(self, axis: int, along: list[int], inputs: tuple[int, ...], moving: int) -> _Fit:
+        """The prefix and the sides of the grid along an axis of the output that best explain its centres."""
+        centres = [_centres(self.responses[s], axis) for s in along]
+        n, groups = centres[0].shape
+        most = max(_SPECIAL, self.special or 0) if len(along) == moving else 0
+        fits = []
+        for prefix, sides, order in self._grids(n, along, inputs, most):
+            index = np.unravel_index(np.arange(math.prod(sides)), [sides[o] for o in order])
+            loss, least, steepest = 0.0, 1.0, 0.0
+            for k, m in enumerate(centres):
+                u = np.full(n, 0.5)
+                u[prefix : prefix + len(index[0])] = (index[order.index(k)] + 0.5) / sides[k]
+                share, slope = _explained(m.mean(1), u, len(self.responses[along[k]]))
+                spread = float(m.mean(1).var())
+                rest = float(m.var(1).mean()) + (1 - max(share, 0.0)) * spread
+                loss += n * groups * math.log(max(rest, 1e-4 * spread, 1e-12))
+                least, steepest = min(least, share), max(steepest, slope)
+            part = Part(axis, tuple(inputs.index(along[o]) for o in order), prefix)
+            fits.append((loss, least, _Fit(part, dict(zip(along, sides, strict=True)), steepest)))
+        fits.sort(key=lambda f: f[0])
+        if not fits or fits[0][1] < 0.5:
+            raise Unclear(
+                f"{self.what}: the {n} entries along its axis {axis + 1} are in no order that the rows and columns of "
+                "the input explain (windows, or mixed by the model)",
+                "choose another layer, or pass channels_last=, grid= and prefix= if you know the order",
+            )
+        near = [f for f in fits if f[0] < fits[0][0] + _CLEAR]
+        if len(near) > 1 and self.special is not None:
+            near = [f for f in near if f[2].part.prefix == self.special] or near
+        if len(near) > 1:
+            options = "; ".join(
+                f"grid={tuple(f.sides.values())} after prefix={f.part.prefix}" for _, _, f in near[:4]
+            )
+            raise Unclear(
+                f"{self.what}: its {n} entries along axis {axis + 1} may be {options}",
+                "say which with prefix= and grid=, or choose an earlier layer",
+            )
+        return near[0][2]
 
-    Centres of sharp responses are steps between the centres of the stripes, those of blurred ones a line.
-    """
-    step = (np.floor(u * stripes).clip(0, stripes - 1) + 0.5) / stripes
-    y, a, b = (v - v.mean() for v in (m, u, np.where(u == 0.5, 0.5, step)))
-    if not a.any() or not y.any():
-        return 0.0
-    if y @ a <= 0:
-        return -1.0
-    b = b - a * (a @ b) / (a @ a)
-    share = (y @ a) ** 2 / (a @ a) + ((y @ b) ** 2 / (b @ b) if b @ b > 1e-9 else 0.0)
-    return float(share / (y @ y))
-
-
-def _grids(
-    n: int, sizes: Sequence[int], most: int, wished: tuple[int, ...] | None, prefix: int | None
-) -> Iterator[tuple[int, tuple[int, ...], tuple[int, ...]]]:
-    """Prefix, sides and order of the sides of all grids of n tokens with up to `most` tokens beside the grid."""
-    if prefix is None:
-        ends = [(p, 0) for p in range(most + 1)] + [(0, q) for q in range(1, most + 1)]
-    else:
-        ends = [(prefix, q) for q in range(most + 1)]
-    if wished is not None:
-        beside = n - math.prod(wished)
-        ends = [(p, beside - p) for p in range(beside + 1) if prefix is None or p == prefix]
-    orders = list(itertools.permutations(range(len(sizes)))) if len(sizes) < 3 else [(0, 1, 2)]
-    for p, q in ends:
-        for sides in [wished] if wished is not None else _factors(n - p - q, sizes):
-            for order in orders:
-                yield p, sides, order
+    def _grids(
+        self, n: int, along: list[int], inputs: tuple[int, ...], most: int
+    ) -> Iterator[tuple[int, tuple[int, ...], tuple[int, ...]]]:
+        """Prefix, sides and order of the sides of all grids of n tokens with up to `most` tokens beside the grid."""
+        prefix, grid = self.wish.prefix, self.wish.grid
+        wished = None
+        if grid is not None and len(grid) == len(inputs):
+            wished = tuple(grid[inputs.index(s)] for s in along)
+        if wished is not None:
+            beside = n - math.prod(wished)
+            ends = [(p, beside - p) for p in range(beside + 1) if prefix is None or p == prefix]
+        elif prefix is not None and most:
+            ends = [(prefix, q) for q in range(most + 1)]
+        else:
+            ends = [(p, 0) for p in range(most + 1)] + [(0, q) for q in range(1, most + 1)]
+        natural = tuple(range(len(along)))
+        orders = [natural] if len(along) > 2 else list(itertools.permutations(natural))
+        for p, q in ends:
+            for sides in _factors(n - p - q, [self.x.shape[s] for s in along]) if wished is None else [wished]:
+                for order in orders:
+                    yield p, sides, order
 
 
 def _factors(n: int, sizes: Sequence[int]) -> Iterator[tuple[int, ...]]:
-    """Sides above one with product n, each at most the input's."""
+    """Sides above one with product n, each at most the input's where there are several."""
     if len(sizes) == 1:
         if n > 1:
             yield (n,)
@@ -388,3 +403,50 @@ def _factors(n: int, sizes: Sequence[int]) -> Iterator[tuple[int, ...]]:
             for rest in _factors(n // side, sizes[1:]):
                 if rest[0] <= sizes[1]:
                     yield (side, *rest)
+
+
+def _centres(response: Tensor, axis: int) -> np.ndarray:
+    """Centres (n, G) of the stripes to which entries along an axis of the output respond, by groups of the others."""
+    stripes, n = len(response), response.shape[1 + axis]
+    r = response.movedim(1 + axis, 1).reshape(stripes, n, -1)
+    groups = min(_GROUPS, r.shape[2])
+    # interleaved, so that each group has its share of everything
+    power = torch.stack([r[..., g::groups].double().mean(-1) for g in range(groups)], -1).sqrt()
+    total = power.mean((1, 2), keepdim=True)
+    power = power / torch.where(total > 0, total, 1.0)
+    at = (torch.arange(stripes, device=power.device, dtype=power.dtype) + 0.5) / stripes
+    mass = power.sum(0)
+    centre = torch.einsum("j,jng->ng", at, power) / torch.where(mass > 0, mass, 1.0)
+    out: np.ndarray = torch.where(mass > 0, centre, 0.5).cpu().numpy()
+    return out
+
+
+def _movement(response: Tensor, axis: int) -> float:
+    """Variance of the centres along an axis of the output beyond that of the noise; 0 where it is not significant."""
+    m = _centres(response, axis)
+    variance = float(m.mean(1).var())
+    if m.shape[1] == 1:  # nothing tells the noise
+        return variance if variance > 5e-3 else 0.0
+    noise = float(m.var(1, ddof=1).mean()) / m.shape[1]
+    return variance - noise if variance > max(6 * noise, 1e-5) else 0.0
+
+
+def _explained(m: np.ndarray, u: np.ndarray, stripes: int) -> tuple[float, float]:
+    """Share of the variance of centres m that positions u explain (adjusted R²), and the slope of m along u.
+
+    Centres of sharp responses are steps between the centres of the stripes, those of blurred ones a line.
+    """
+    n = len(m)
+    step = np.where(u == 0.5, 0.5, (np.floor(u * stripes).clip(0, stripes - 1) + 0.5) / stripes)
+    y, a, b = (v - v.mean() for v in (m, u, step))
+    if not a.any() or not y.any():
+        return 0.0, 0.0
+    slope = float(y @ a / (a @ a))
+    if slope <= 0:
+        return -1.0, slope
+    b = b - a * (a @ b) / (a @ a)
+    share, used = (y @ a) ** 2 / (a @ a), 1
+    if n > stripes and b @ b > 1e-9:
+        share, used = share + (y @ b) ** 2 / (b @ b), 2
+    rest = max(1 - float(share / (y @ y)), 0.0)
+    return 1 - rest * (n - 1) / max(n - 1 - used, 1), slope
