@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pfungst.errors import InputError
 
-_STRIPES = 4  # along each axis of the input
+_STRIPES = {2: 8, 3: 8, 4: 4, 5: 4}  # along each axis of the input, by its number of axes
 _ROUNDS = 6  # disturbances per stripe where one leaves the answer open
 _GROUPS = 8  # of channels, whose centres tell the noise
 _SPECIAL = 8  # class tokens and registers at most, unless prefix= says otherwise
@@ -165,18 +165,20 @@ class _Search:
         self.what = f"layer {layer} with output {shape}"
         self.batch = 0
         self.responses: dict[int, Tensor] = {}
+        self.known: dict[tuple[int, int], _Centres] = {}
 
     def disturb(self, rounds: int) -> None:
         """Measure the mean square responses to random disturbances of each stripe."""
-        x, first = self.x, self.x[:1]
+        x = self.x
         axes = sorted({a for axes in _SPATIAL[x.ndim] for a in axes})
         if x.ndim == 4 and x.shape[3] > 4:
             axes = [2, 3]  # no channels at the end
-        stripes = {a: min(_STRIPES, x.shape[a]) for a in axes if x.shape[a] > 1}
+        stripes = {a: min(_STRIPES[x.ndim], x.shape[a]) for a in axes if x.shape[a] > 1}
         generator = torch.Generator().manual_seed(0)
-        spread = float(first.float().std(correction=0)) or 1.0
         total: Tensor | None = None
-        for _ in range(rounds):
+        for r in range(rounds):
+            first = x[r % len(x)][None]
+            spread = float(first.float().std(correction=0)) or 1.0
             variants = [first]
             noise = torch.randn(first.shape, generator=generator)
             noise += torch.randn((*first.shape[:2], *[1] * (x.ndim - 2)), generator=generator)
@@ -197,6 +199,7 @@ class _Search:
             raise InputError(
                 f"layer {self.layer} returns NaN or infinity", "choose another layer or repair the model"
             )
+        self.known.clear()
         self.responses = dict(zip(stripes, total.split(list(stripes.values())), strict=True))
 
     def _run(self, variants: list[Tensor]) -> Tensor:
@@ -243,14 +246,14 @@ class _Search:
             inputs = next((axes for axes in _SPATIAL[self.x.ndim] if set(moves) <= set(axes)), None)
             used = set(moves.values())
             # what follows another axis of the input too is not explained by this one alone
-            if not moves or inputs is None or any(used & set(g) for s, g in groups.items() if s not in moves):
+            if not moves or inputs is None or not all(self._still(s, moves) for s in inputs if s not in moves):
                 continue
             try:
                 fits = [
                     self._fit(axis, [s for s in inputs if moves.get(s) == axis], inputs, len(moves))
                     for axis in sorted(used)
                 ]
-                self._check_channels(sample, used, len(moves) < len(inputs), fits)
+                self._check_channels(sample, used, len(inputs) - len(moves), fits)
             except Unclear as error:
                 problem = error if not found else problem
                 continue
@@ -267,6 +270,11 @@ class _Search:
             )
         return Layout(self.batch, inputs, grid, tuple(fit.part for fit in fits))
 
+    def _centres(self, s: int, axis: int) -> _Centres:
+        if (s, axis) not in self.known:
+            self.known[s, axis] = _Centres.along(self.responses[s], axis)
+        return self.known[s, axis]
+
     def _followers(self, sample: Sequence[int]) -> dict[int, list[int]]:
         """For each axis of the input the axes of the output that may follow it."""
         allowed = [a for a in range(len(sample)) if sample[a] > 1]
@@ -274,18 +282,36 @@ class _Search:
             allowed = [a for a in allowed if a != (len(sample) - 1 if self.wish.channels_last else 0)]
         out = {}
         for s, r in self.responses.items():
-            moved = sorted(((_movement(r, a), a) for a in allowed), reverse=True)
+            moved = sorted(((self._centres(s, a).movement, a) for a in allowed), reverse=True)
             out[s] = [a for v, a in moved if v > 0 and v > moved[0][0] / 4]
         return out
 
-    def _check_channels(self, sample: Sequence[int], used: set[int], collapsed: bool, fits: list[_Fit]) -> None:
-        """Refuse to take positions for channels and channels for positions."""
-        channels = [n for a, n in enumerate(sample) if n > 1 and a not in used]
+    def _still(self, s: int, moves: dict[int, int]) -> bool:
+        """Whether the axes of the output that are to follow other axes of the input do not follow `s`."""
+        return s not in self.responses or all(
+            self._centres(s, a).spread < 0.1 * self._centres(o, a).spread for o, a in moves.items()
+        )
+
+    def _check_channels(self, sample: Sequence[int], used: set[int], collapsed: int, fits: list[_Fit]) -> None:
+        """Refuse to take positions for channels and channels for positions.
+
+        Args:
+            sample: shape of one input's output.
+            used: its axes that hold positions.
+            collapsed: how many axes of the input no axis of the output follows.
+            fits: of the axes that are followed.
+        """
+        rest = [n for a, n in enumerate(sample) if a not in used]
+        channels = [n for n in rest if n > 1]
         blurred = min(fit.slope for fit in fits) < 0.5
-        if len(channels) > 1 and (collapsed or blurred):
+        if (collapsed and self.wish.grid is None and rest.count(1) < collapsed) or (
+            len(channels) > 1 and (collapsed or blurred)
+        ):
             raise Unclear(
-                f"{self.what}: no axis can be told to follow the rows, or the columns, of the input",
-                "pass channels_last=, or choose an earlier layer",
+                f"{self.what}: its positions respond alike along rows or along columns of the input, so their grid "
+                "cannot be told",
+                "pass channels_last= for outputs (N, C, h, w) or (N, h, w, C), grid= and prefix= for tokens, or choose "
+                "an earlier layer",
             )
         if not channels and blurred:
             raise Unclear(
@@ -332,8 +358,10 @@ class _Search:
 
     def _fit(self, axis: int, along: list[int], inputs: tuple[int, ...], moving: int) -> _Fit:
         """The prefix and the sides of the grid along an axis of the output that best explain its centres."""
-        centres = [_centres(self.responses[s], axis) for s in along]
-        n, groups = centres[0].shape
+        centres = [self._centres(s, axis) for s in along]
+        n = self.responses[along[0]].shape[1 + axis]
+        # along a line the ends decide, where misfit of the line counts more than noise
+        count = n if len(along) == 1 else n * min(_GROUPS, self.responses[along[0]][0].numel() // n)
         most = max(_SPECIAL, self.special or 0) if len(along) == moving else 0
         fits = []
         for prefix, sides, order in self._grids(n, along, inputs, most):
@@ -342,10 +370,9 @@ class _Search:
             for k, m in enumerate(centres):
                 u = np.full(n, 0.5)
                 u[prefix : prefix + len(index[0])] = (index[order.index(k)] + 0.5) / sides[k]
-                share, slope = _explained(m.mean(1), u, len(self.responses[along[k]]))
-                spread = float(m.mean(1).var())
-                rest = float(m.var(1).mean()) + (1 - max(share, 0.0)) * spread
-                loss += n * groups * math.log(max(rest, 1e-4 * spread, 1e-12))
+                share, slope = _explained(m.at, u, len(self.responses[along[k]]))
+                rest = float(m.scatter.mean()) + (1 - max(share, 0.0)) * m.spread
+                loss += count * math.log(max(rest, 1e-4 * m.spread, 1e-12))
                 least, steepest = min(least, share), max(steepest, slope)
             part = Part(axis, tuple(inputs.index(along[o]) for o in order), prefix)
             fits.append((loss, least, _Fit(part, dict(zip(along, sides, strict=True)), steepest)))
@@ -367,7 +394,17 @@ class _Search:
                 f"{self.what}: its {n} entries along axis {axis + 1} may be {options}",
                 "say which with prefix= and grid=, or choose an earlier layer",
             )
-        return near[0][2]
+        best = near[0][2]
+        dense = [side / self.x.shape[s] for s, side in best.sides.items()]
+        if self.wish.grid is None and (
+            max(dense) > 2.2 * min(dense) if len(along) > 1 else self.x.ndim < 4 and dense[0] > 1.5
+        ):
+            raise Unclear(
+                f"{self.what}: a grid {tuple(best.sides.values())} of its {n} entries along axis {axis + 1} fits the parts of "
+                f"the input that they respond to, but not its size {tuple(self.x.shape[s] for s in along)}",
+                "pass grid= if that is right, or choose another layer",
+            )
+        return best
 
     def _grids(
         self, n: int, along: list[int], inputs: tuple[int, ...], most: int
@@ -405,30 +442,50 @@ def _factors(n: int, sizes: Sequence[int]) -> Iterator[tuple[int, ...]]:
                     yield (side, *rest)
 
 
-def _centres(response: Tensor, axis: int) -> np.ndarray:
-    """Centres (n, G) of the stripes to which entries along an axis of the output respond, by groups of the others."""
-    stripes, n = len(response), response.shape[1 + axis]
-    r = response.movedim(1 + axis, 1).reshape(stripes, n, -1)
-    groups = min(_GROUPS, r.shape[2])
-    # interleaved, so that each group has its share of everything
-    power = torch.stack([r[..., g::groups].double().mean(-1) for g in range(groups)], -1).sqrt()
-    total = power.mean((1, 2), keepdim=True)
-    power = power / torch.where(total > 0, total, 1.0)
-    at = (torch.arange(stripes, device=power.device, dtype=power.dtype) + 0.5) / stripes
-    mass = power.sum(0)
-    centre = torch.einsum("j,jng->ng", at, power) / torch.where(mass > 0, mass, 1.0)
-    out: np.ndarray = torch.where(mass > 0, centre, 0.5).cpu().numpy()
-    return out
+@dataclass(frozen=True)
+class _Centres:
+    """Where along an axis of the input the entries along an axis of the output look, from 0 to 1.
 
+    Attributes:
+        at: (n,) the centre of the stripes that an entry responds to; NaN where it responds to none.
+        scatter: (n,) variance of the centres of groups of the other axes around it.
+        noise: (n,) variance of `at` by that scatter, or None where there are no groups.
+    """
 
-def _movement(response: Tensor, axis: int) -> float:
-    """Variance of the centres along an axis of the output beyond that of the noise; 0 where it is not significant."""
-    m = _centres(response, axis)
-    variance = float(m.mean(1).var())
-    if m.shape[1] == 1:  # nothing tells the noise
-        return variance if variance > 5e-3 else 0.0
-    noise = float(m.var(1, ddof=1).mean()) / m.shape[1]
-    return variance - noise if variance > max(6 * noise, 1e-5) else 0.0
+    at: np.ndarray
+    scatter: np.ndarray
+    noise: np.ndarray | None
+
+    @classmethod
+    def along(cls, response: Tensor, axis: int) -> _Centres:
+        stripes, n = len(response), response.shape[1 + axis]
+        r = response.movedim(1 + axis, 1).reshape(stripes, n, -1)
+        groups = min(_GROUPS, r.shape[2])
+        # interleaved, so that each group has its share of everything
+        power = torch.stack([r[..., g::groups].double().mean(-1) for g in range(groups)], -1).sqrt()
+        total = power.mean((1, 2), keepdim=True)
+        power = (power / torch.where(total > 0, total, 1.0)).cpu()
+        where = (torch.arange(stripes, dtype=power.dtype) + 0.5) / stripes
+        mass = power.sum(0)
+        centre = torch.einsum("j,jng->ng", where, power) / torch.where(mass > 0, mass, 1.0)
+        share = mass / mass.sum(1, keepdim=True).clamp(min=1e-30)  # what does not respond does not count
+        at = torch.where(mass.sum(1) > 0, (share * centre).sum(1), torch.nan)
+        off = (centre - at.nan_to_num()[:, None]).square()
+        noise = ((share.square() * off).sum(1) * groups / (groups - 1)).numpy() if groups > 1 else None
+        return cls(at.numpy(), (share * off).sum(1).numpy(), noise)
+
+    @property
+    def spread(self) -> float:
+        live = self.at[~np.isnan(self.at)]
+        return float(live.var()) if len(live) > 1 else 0.0
+
+    @property
+    def movement(self) -> float:
+        """Variance of the centres beyond that of the noise; 0 where it is not significant."""
+        if self.noise is None:
+            return self.spread if self.spread > 5e-3 else 0.0
+        noise = float(self.noise.mean())
+        return self.spread - noise if self.spread > max(4 * noise, 1e-5) else 0.0
 
 
 def _explained(m: np.ndarray, u: np.ndarray, stripes: int) -> tuple[float, float]:
@@ -436,7 +493,10 @@ def _explained(m: np.ndarray, u: np.ndarray, stripes: int) -> tuple[float, float
 
     Centres of sharp responses are steps between the centres of the stripes, those of blurred ones a line.
     """
-    n = len(m)
+    live = ~np.isnan(m)
+    m, u, n = m[live], u[live], int(live.sum())
+    if not n:
+        return 0.0, 0.0
     step = np.where(u == 0.5, 0.5, (np.floor(u * stripes).clip(0, stripes - 1) + 0.5) / stripes)
     y, a, b = (v - v.mean() for v in (m, u, step))
     if not a.any() or not y.any():
