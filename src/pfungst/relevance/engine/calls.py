@@ -61,6 +61,9 @@ _FIRST = {
     "cat": "tensors",
     "stack": "tensors",
     "bucketize": "input",
+    "trapezoid": "y",
+    "trapz": "y",
+    "cumulative_trapezoid": "y",
     "einsum": "equation",
 }
 

@@ -176,8 +176,6 @@ class Folding:
         self.record(p.site.operation, z, f"{rule!r}{note}", p.site, relu)
         with self.quiet():
             value = self.stop(z).relu() if relu else self.stop(z)
-        if isinstance(rule, Ignore):
-            return self.mark(value, tracked=False, internal=True)
         with torch.enable_grad():
             if p.native is None:
                 bias = self.constant(m.bias, "bias")
@@ -224,6 +222,11 @@ class Folding:
             self.uncovered(site.operation)
         if isinstance(rule, Pass):
             rule.terms(None)  # type: ignore[arg-type]  # raises: not for linear maps
+        if isinstance(rule, Ignore):  # a constant at once, so that what reads it sees one
+            with self.quiet():
+                z = self.stop(original(self.stop(value), original.weight, original.bias))
+            self.record(site.operation, z, rule, site)
+            return self.mark(z, tracked=False)
         if rule.native:
             with torch.enable_grad():
                 z = m(x, m.weight, self.constant(m.bias, "bias"))

@@ -338,14 +338,12 @@ class RelevanceMode(Folding, TorchFunctionMode):
             self.unseen("torch.vmap or another transform of torch.func is used", "vmap")
         if not self._differentiable(t) or t.grad_fn is None or t.grad_fn in self.constants:
             return False
-        if self.transforms:
-            self.unseen("an operation made a tensor", t.grad_fn.name())
         sources = self._sources(t)
         if not sources:
-            self.constants.add(t.grad_fn)  # computed from parameters before the run
+            self.constants.add(t.grad_fn)  # computed from parameters
             return False
         x = sources[0]
-        if len(sources) > 1 or x.shape != t.shape or not _elementwise(t, x):
+        if self.transforms or len(sources) > 1 or x.shape != t.shape or not _elementwise(t, x):
             self.unseen("an operation made a tensor", t.grad_fn.name())
         value, mark = t.detach(), self.mark_of(x)
         x = self.settle(x)

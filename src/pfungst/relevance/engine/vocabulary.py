@@ -7,10 +7,22 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-#: Linear in the tensors that depend on the input, or selecting among them: left to autograd.
-LINEAR = _words(
+#: Fourier transforms and what goes with complex numbers: linear in the real and imaginary parts.
+FOURIER = _words(
     """
-    get:T get:mT get:H get:mH get:real t view view_as reshape reshape_as flatten unflatten ravel squeeze unsqueeze
+    fft_fft fft_ifft fft_rfft fft_irfft fft_hfft fft_ihfft
+    fft_fft2 fft_ifft2 fft_rfft2 fft_irfft2 fft_hfft2 fft_ihfft2
+    fft_fftn fft_ifftn fft_rfftn fft_irfftn fft_hfftn fft_ihfftn fft_fftshift fft_ifftshift
+    istft real imag get:real get:imag view_as_real view_as_complex complex
+    conj _conj conj_physical resolve_conj resolve_neg adjoint cfloat cdouble chalf
+    """
+)
+
+#: Linear in the tensors that depend on the input, or selecting among them: left to autograd.
+LINEAR = (
+    _words(
+        """
+    get:T get:mT get:H get:mH t view view_as reshape reshape_as flatten unflatten ravel squeeze unsqueeze
     permute transpose movedim expand expand_as repeat repeat_interleave tile contiguous clone
     to type type_as float double half bfloat16 cpu cuda alias
     cat stack hstack vstack dstack column_stack chunk split split_with_sizes tensor_split unbind select narrow
@@ -26,25 +38,30 @@ LINEAR = _words(
     fold unfold im2col col2im pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle
     max min amax amin maximum minimum topk sort kthvalue median dropout feature_dropout alpha_dropout
     dropout2d dropout1d dropout3d feature_alpha_dropout broadcast_to broadcast_tensors atleast_1d atleast_2d
-    atleast_3d swapaxes meshgrid block_diag abs lerp einsum_linear as_strided
-    rfft irfft fft ifft fft2 ifft2 rfft2 irfft2 fftn ifftn view_as_real view_as_complex complex
+    atleast_3d swapaxes meshgrid block_diag abs einsum_linear as_strided diff
+    pad_sequence _pad_packed_sequence
     requires_grad_ retain_grad
     """
+    )
+    | FOURIER
 )
 
 #: Operations of `LINEAR` that may turn values ≥ 0 into negative ones, by a sign, a weight or a constant of theirs.
-MAY_TURN_SIGN = _words(
+MAY_TURN_SIGN = (
+    _words(
+        """
+    neg sub rsub diff interpolate upsample grid_sample where masked_fill index_fill pad constant_pad_nd scatter
+    scatter_add index_add index_copy select_scatter slice_scatter
     """
-    neg sub rsub lerp interpolate upsample grid_sample where masked_fill index_fill pad constant_pad_nd scatter
-    scatter_add index_add index_copy select_scatter slice_scatter rfft irfft fft ifft fft2 ifft2 rfft2 irfft2 fftn ifftn
-    """
+    )
+    | FOURIER
 )
 
 #: Operations of `LINEAR` that put constants beside what depends on the input.
 AFFINE = _words(
     """
     add sub rsub cat stack hstack vstack dstack column_stack where masked_fill pad constant_pad_nd index_fill scatter
-    scatter_add index_add index_copy select_scatter slice_scatter maximum minimum
+    scatter_add index_add index_copy select_scatter slice_scatter maximum minimum diff
     """
 )
 
@@ -53,7 +70,7 @@ CONSTANT = _words(
     """
     size dim ndimension numel nelement stride storage_offset is_contiguous is_floating_point is_complex
     data_ptr item tolist nelement ndim len eq ne lt le gt ge isnan isinf isfinite argmax argmin argsort nonzero any all
-    detach sign sgn signbit zeros_like ones_like full_like empty_like rand_like randn_like new_zeros new_ones new_full
+    detach sign signbit heaviside zeros_like ones_like full_like empty_like rand_like randn_like new_zeros new_ones new_full
     new_empty new_tensor bool int long isin equal allclose is_same_size get_device
     element_size repr str format hash is_nonzero has_names one_hot bernoulli histc bincount is_sparse
     result_type can_cast is_inference is_signed is_conj is_neg is_tensor register_hook
@@ -64,7 +81,8 @@ CONSTANT = _words(
 ACTIVATIONS = _words(
     """
     relu relu6 leaky_relu rrelu prelu elu selu celu gelu silu mish hardswish hardtanh softsign tanhshrink
-    hardshrink softshrink tanh sigmoid hardsigmoid softplus logsigmoid clamp clamp_min clamp_max threshold
-    sqrt rsqrt reciprocal round floor ceil trunc atan erf expm1 log1p sinh asinh nan_to_num
+    hardshrink softshrink tanh sigmoid hardsigmoid softplus logsigmoid log_sigmoid clamp clamp_min clamp_max threshold
+    sqrt rsqrt reciprocal round floor ceil trunc atan erf erfc exp exp2 expm1 log1p sin cos sinh cosh asinh nan_to_num
+    special_expit special_erf special_erfc special_exp2 special_expm1 special_log1p
     """
 )
