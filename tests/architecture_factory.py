@@ -77,7 +77,7 @@ def fill(model: nn.Module, seed: int = 0) -> nn.Module:
 
     for p in model.parameters():
         with torch.no_grad():
-            if not p.is_floating_point():
+            if not p.is_floating_point() or p.numel() == 0:
                 continue
             fan = p[0].numel() if p.ndim > 1 else 1
             if p.abs().max() < 1e-3:

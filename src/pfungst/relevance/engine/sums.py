@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -15,6 +16,17 @@ from pfungst.relevance.engine.vocabulary import LINEAR
 
 _KEEPS_SIGN = LINEAR - {"neg", "sub", "rsub", "lerp", "rfft", "fft", "fft2", "fftn", "rfft2", "interpolate"}
 _PLACEMENT = {"contiguous", "clone", "to", "float", "double", "half", "bfloat16", "type_as", "cuda", "cpu"}
+#: Sums of tensors and selections among them, in which a tensor that does not depend on the input is a constant …
+_JOINS = {"add", "sub", "rsub", "cat", "stack", "hstack", "vstack", "dstack", "column_stack", "block_diag", "diff"}
+_JOINS |= {"where", "max", "min", "maximum", "minimum", "masked_fill", "scatter", "scatter_add", "index_add"}
+_JOINS |= {"index_copy", "index_fill", "select_scatter", "slice_scatter"}
+#: … and where these take numbers: positions and keywords.
+_NUMBERS: dict[str, tuple[tuple[int, ...], tuple[str, ...]]] = {
+    **dict.fromkeys(("add", "sub", "rsub"), ((0, 1), ("input", "other"))),
+    "where": ((1, 2), ("input", "self", "other")),
+    "masked_fill": ((2,), ("value",)),
+    "index_fill": ((3,), ("value",)),
+}
 _SHAPES = {
     "view",
     "reshape",
@@ -36,10 +48,8 @@ def linear(mode: RelevanceMode, func: Any, name: str, args: tuple[Any, ...], kwa
         )
     func = outplace(func, name)
     args, kwargs = mode.settled(args), mode.settled(kwargs)
-    if mode.biases is not None and name in ("add", "sub", "rsub", "cat", "stack", "where", "lerp"):
-        args = pytree.tree_map(
-            lambda t: mode.constant(t, name) if isinstance(t, Tensor) and not mode.tracked(t) else t, args
-        )
+    if mode.biases is not None and name in _JOINS:
+        args, kwargs = _with_leaves(mode, name, args, kwargs)
     operands = [
         t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor) and t.is_floating_point()
     ]
@@ -62,6 +72,26 @@ def linear(mode: RelevanceMode, func: Any, name: str, args: tuple[Any, ...], kwa
     if name in ("add", "sub", "mean", "sum", "cat") or "pool" in name:
         mode.record(name, out, "winner takes all" if "max" in name else "Norm()")
     return out if not isinstance(out, Tensor) else restream(mode, out, name, args)
+
+
+def _with_leaves(mode: RelevanceMode, name: str, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    """The arguments of a sum or selection with its constants, tensors and numbers, as leaves."""
+    like = next(t for t in pytree.tree_leaves((args, kwargs)) if mode.tracked(t))
+
+    def leaf(t: Any) -> Any:
+        return mode.constant(t, name) if isinstance(t, Tensor) and not mode.tracked(t) else t
+
+    def number(t: Any) -> Any:
+        if isinstance(t, bool) or not isinstance(t, int | float) or t == 0 or not math.isfinite(t):
+            return t
+        return mode.constant(torch.as_tensor(t, dtype=like.dtype, device=like.device), name)
+
+    args, kwargs = pytree.tree_map(leaf, args), pytree.tree_map(leaf, kwargs)
+    if name not in _NUMBERS:
+        return args, kwargs
+    at, keys = _NUMBERS[name]
+    args = tuple(number(t) if i in at else t for i, t in enumerate(args))
+    return args, {k: number(t) if k in keys else t for k, t in kwargs.items()}
 
 
 def _is_nonnegative(mode: RelevanceMode, t: Tensor) -> bool:
