@@ -9,8 +9,14 @@ from torch import nn
 
 CLASSES = 5
 
+
+def _words(text: str) -> list[str]:
+    return text.split()
+
+
 #: timm models that take any image: 64 × 64 pixels.
-CONVOLUTIONAL = """
+CONVOLUTIONAL = _words(
+    """
 resnet18 resnet26t resnet50 resnetblur18 resnetaa34d resnet50_gn resnet10t resnext50_32x4d seresnet18
 seresnext26t_32x4d legacy_seresnet18 resnest14d res2net50_26w_4s res2net50d skresnet18 ecaresnet26t
 ecaresnetlight regnetx_002 regnety_002 regnetz_005 nf_regnet_b0 nf_resnet26 densenet121 densenetblur121d dla34
@@ -28,10 +34,12 @@ hgnet_tiny poolformer_s12 poolformerv2_s12 caformer_s18 convformer_s18 convmixer
 crossvit_9_dagger_240 pvt_v2_b0 pvt_v2_b2_li focalnet_tiny_srf davit_tiny sam2_hiera_tiny mambaout_femto
 rdnet_tiny fasternet_t0 shvit_s1 efficientvit_b0 efficientvim_m1 tiny_vit_5m_224 iformer_t lowformer_b0 csatv2
 cpubone_nano tresnet_m test_mambaout test_nfnet
-""".split()
+"""
+)
 
 #: timm models that are built for one image size.
-SIZED = """
+SIZED = _words(
+    """
 resnext26ts eca_resnet33ts gcresnet33ts gcresnext26ts botnet26t_256 lambda_resnet26t sebotnet33ts_256
 regnetz_b16_evos repvgg_a0 mobileone_s0 gernet_s levit_128s levit_conv_128s efficientformerv2_s0 mixer_s32_224
 gmixer_12_224 gmlp_ti16_224 resmlp_12_224 vit_tiny_patch16_224 vit_small_patch32_224
@@ -45,7 +53,8 @@ coat_lite_tiny coatnet_nano_rw_224 coatnet_rmlp_nano_rw_224 coatnext_nano_rw_224
 maxxvit_rmlp_nano_rw_256 mvitv2_tiny nest_tiny_jx gcvit_xxtiny hiera_tiny_224 volo_d1_224 visformer_tiny
 sequencer2d_s efficientvit_m0 vitamin_small_224 repvit_m0_9 swiftformer_xs convit_tiny mobilevit_xxs
 mobilevitv2_050 test_vit test_vit4 test_coatnet test_byobnet
-""".split()
+"""
+)
 
 #: Image sizes other than 64.
 SIZES = {
@@ -61,11 +70,13 @@ SIZES = {
 TIMM = sorted({*CONVOLUTIONAL, *SIZED, *SIZES})
 
 #: Networks of convolutions, BatchNorm, (leaky) ReLU and pooling: gradient × input is exact.
-PIECEWISE_LINEAR = """
+PIECEWISE_LINEAR = _words(
+    """
 resnet18 resnet50 resnetblur18 resnetaa34d resnet26t resnext50_32x4d res2net50_26w_4s regnetx_002 densenet121
 densenetblur121d dla34 dla46_c dla60_res2net hrnet_w18_small vovnet39a dpn68 xception41 xception41p
 legacy_xception resnetv2_18 selecsls42 cspresnet50 darknet17 gernet_s repvgg_a0 inception_v3 nf_resnet26
-""".split()
+"""
+)
 
 
 def fill(model: nn.Module, seed: int = 0) -> nn.Module:
@@ -98,8 +109,10 @@ def calibrate(model: nn.Module, x: torch.Tensor, seed: int = 0) -> nn.Module:
         m.reset_running_stats()
         m.momentum = None
         m.train()
-    with torch.no_grad():
-        model(x)
+    if not norms:
+        return model
+    with torch.no_grad():  # of two images alone some channel would have next to no variance
+        model(torch.randn(8, *x.shape[1:], generator=generator, dtype=torch.float64).to(x.dtype))
         for m in norms:
             m.eval()
             noise = torch.randn(2, m.num_features, generator=generator, dtype=torch.float64).to(x.dtype)
@@ -126,7 +139,6 @@ class Scores(nn.Module):
     def __init__(self, body: nn.Module, call, x: torch.Tensor) -> None:
         super().__init__()
         self.body, self.call = body, call
-        self.channels = None
         with torch.no_grad():
             self.head = nn.Linear(self.pooled(x).shape[-1], CLASSES)
 
@@ -160,8 +172,8 @@ _MOE = {"num_experts": 4, "num_experts_per_tok": 2}
 
 #: Configurations by what they read; `inputs_embeds` (2, 8, 32) …
 TEXT = {
-    **{name: _M for name in "Bert Roberta Nystromformer Ernie Data2VecText Esm Splinter IBert".split()},
-    **{name: _M for name in "Persimmon MPNet FNet".split()},
+    **dict.fromkeys(_words("Bert Roberta Nystromformer Ernie Data2VecText Esm Splinter IBert"), _M),
+    **dict.fromkeys(_words("Persimmon MPNet FNet"), _M),
     "Electra": {**_M, "embedding_size": 32},
     "RoFormer": {**_M, "embedding_size": 32},
     "RemBert": {**_M, "input_embedding_size": 32},
@@ -202,9 +214,9 @@ TEXT = {
     "Bloom": {"vocab_size": 50, "hidden_size": 32, "n_layer": 2, "n_head": 4},
     "Falcon": _S,
     "Mpt": {"vocab_size": 50, "d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": 32},
-    **{name: _L for name in "Llama Mistral Qwen2 StableLm Olmo Olmo2 Cohere Cohere2 Granite".split()},
-    **{name: _L for name in "SmolLM3 Starcoder2 Nemotron Phi Phi3".split()},
-    **{name: {**_L, "head_dim": 8} for name in "Gemma Gemma2 Gemma3Text Qwen3 Glm Helium".split()},
+    **dict.fromkeys(_words("Llama Mistral Qwen2 StableLm Olmo Olmo2 Cohere Cohere2 Granite"), _L),
+    **dict.fromkeys(_words("SmolLM3 Starcoder2 Nemotron Phi Phi3"), _L),
+    **{name: {**_L, "head_dim": 8} for name in _words("Gemma Gemma2 Gemma3Text Qwen3 Glm Helium")},
     "Mixtral": {**_L, "num_local_experts": 4, "num_experts_per_tok": 2},
     "Qwen2Moe": {**_L, **_MOE, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32},
     "Olmoe": {**_L, **_MOE},
@@ -226,10 +238,10 @@ TEXT = {
 ENCODERS = {"T5": _T5, "MT5": _T5, "Bart": _B, "Pegasus": _B, "MBart": _B, "Blenderbot": _B}
 #: … `pixel_values` (2, 3, 32, 32), or 64 …
 IMAGES = {
-    **{name: _V for name in "ViT DeiT Dinov2 Dinov2WithRegisters DINOv3ViT Beit CLIPVision".split()},
-    **{name: _V for name in "SiglipVision Data2VecVision ViTMSN IJepa".split()},
-    **{name: _W for name in "Swin Swinv2 DonutSwin".split()},
-    **{name: _C for name in "ConvNext ConvNextV2 PoolFormer".split()},
+    **dict.fromkeys(_words("ViT DeiT Dinov2 Dinov2WithRegisters DINOv3ViT Beit CLIPVision"), _V),
+    **dict.fromkeys(_words("SiglipVision Data2VecVision ViTMSN IJepa"), _V),
+    **dict.fromkeys(_words("Swin Swinv2 DonutSwin"), _W),
+    **dict.fromkeys(_words("ConvNext ConvNextV2 PoolFormer"), _C),
     "ResNet": {**_C, "embedding_size": 8, "layer_type": "basic"},
     "RegNet": {**_C, "embedding_size": 8, "groups_width": 4},
     "Bit": {"embedding_size": 32, "hidden_sizes": [32] * 4, "depths": [1] * 4, "num_groups": 4},
@@ -262,7 +274,7 @@ IMAGES = {
 }
 #: … and sound: samples (2, 400) or spectrograms.
 SOUND = {
-    **{name: _A for name in "Wav2Vec2 Hubert WavLM UniSpeech Data2VecAudio".split()},
+    **dict.fromkeys(_words("Wav2Vec2 Hubert WavLM UniSpeech Data2VecAudio"), _A),
     "SEW": {**_A, "squeeze_factor": 2},
     "AST": {
         **{**_V, "frequency_stride": 8, "time_stride": 8, "max_length": 32},
@@ -274,7 +286,9 @@ SOUND = {
     },
 }
 #: Configurations tried once more with a left-padded batch.
-PADDED = "Bert Roberta DebertaV2 XLNet GPT2 GPTNeoX OPT Bloom Falcon Mpt Llama Qwen2 Gemma2 Mamba T5".split()
+PADDED = _words("Bert Roberta DebertaV2 XLNet GPT2 GPTNeoX OPT Bloom Falcon Mpt Llama Qwen2 Gemma2 Mamba T5")
+#: Models whose operations know no float64.
+FLOAT32 = {"XGLM", "Mixtral", "Qwen2Moe", "Olmoe", "Jamba"}
 TRANSFORMERS = [*TEXT, *ENCODERS, *IMAGES, *SOUND, *(f"{name} padded" for name in PADDED)]
 
 
@@ -283,7 +297,7 @@ def _named(argument: str, body: nn.Module, x: torch.Tensor, **more: torch.Tensor
 
 
 def transformers_model(name: str) -> tuple[nn.Module, torch.Tensor]:
-    """The transformers model of this configuration in float64 with a linear head, and two inputs."""
+    """The transformers model of this configuration (in float64 if it can) with a linear head, and two inputs."""
     import transformers
 
     name, _, padded = name.partition(" ")
@@ -306,6 +320,7 @@ def transformers_model(name: str) -> tuple[nn.Module, torch.Tensor]:
         mask = torch.ones(2, 8, dtype=torch.long)
         mask[0, :3] = 0
         more["attention_mask"] = mask
-    x = torch.randn(shape, dtype=torch.float64)
-    model = Scores(body.eval().double(), partial(_named, argument, **more), x).eval().double()
+    dtype = torch.float32 if name in FLOAT32 else torch.float64
+    x = torch.randn(shape, dtype=dtype)
+    model = Scores(body.eval().to(dtype), partial(_named, argument, **more), x).eval().to(dtype)
     return calibrate(fill(model), x), x

@@ -15,14 +15,23 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from architecture_factory import PIECEWISE_LINEAR, TIMM, TRANSFORMERS, timm_model, transformers_model
 from torch import nn
 
+from architecture_factory import PIECEWISE_LINEAR, TIMM, TRANSFORMERS, timm_model, transformers_model
 from pfungst.errors import PfungstError
 from pfungst.relevance import Pixels, attribute, composite
 from pfungst.relevance.engine.run import execute
 
-FAST = ["resnet10t", "test_vit", "test_byobnet", "lcnet_035", "convnext_zepto_rms", "Bert", "GPT2", "Wav2Vec2"]
+FAST = [
+    "resnet10t",
+    "test_vit",
+    "test_byobnet",
+    "lcnet_035",
+    "convnext_zepto_rms",
+    "Bert",
+    "GPT2",
+    "Wav2Vec2",
+]
 
 
 def make(name: str) -> tuple[nn.Module, torch.Tensor]:
@@ -49,7 +58,10 @@ def account(
     n = len(run.streams)
     leaves = [*run.streams, *(leaf for _, leaf in run.biases)]
     grads = torch.autograd.grad(run.output, leaves, weights, allow_unused=True)
-    parts = [None if g is None else (leaf * g).detach() for leaf, g in zip(leaves, grads, strict=True)]
+    parts = [
+        None if g is None else torch.where(g == 0, 0.0, leaf * g).detach()
+        for leaf, g in zip(leaves, grads, strict=True)
+    ]
     received = sum(part.flatten(1).sum(1) for part in parts[:n] if part is not None)
     constants = zip(run.biases, parts[n:], strict=True)
     return received, [(name, float(part.sum())) for (name, _), part in constants if part is not None]
@@ -81,10 +93,11 @@ def judge(name: str, rules="auto") -> Outcome:
     if not bool(torch.isfinite(r.values).all()):
         return Outcome(name, "wrong", "values are not finite")
     off = ((r.score - expected).abs() / expected).max().item()
-    if not off < 1e-6:
+    exact = 1e-6 if x.dtype == torch.float64 else 1e-4
+    if not off < exact:
         return Outcome(name, "wrong", f"the explained score is off the plain forward by {off:.1e}")
     scale = expected.sum().item()
-    if not (r.sum() - received).abs().max().item() < 1e-6 * scale:
+    if not (r.sum() - received).abs().max().item() < exact * scale:
         return Outcome(name, "wrong", "accounting for constants changes the relevance of the input")
     inputs, absorbed = received.sum().item() / scale, sum(c for _, c in constants) / scale
     gap = abs(inputs + absorbed - 1)
@@ -96,9 +109,7 @@ def resolve(rules, model, x):
     """Stand-in for composite="auto"."""
     if rules != "auto":
         return composite(rules)
-    kinds = {type(m).__name__ for m in model.modules()}
-    smooth = {"SiLU", "GELU", "Softmax", "LayerNorm", "GELUTanh", "Sigmoid", "Hardswish"}
-    return composite("transformer" if True or kinds & smooth else "epsilon_plus")
+    return composite("transformer")
 
 
 def timed(name: str) -> Outcome:
@@ -113,11 +124,13 @@ def contributions(model: nn.Module, x: torch.Tensor, weights: torch.Tensor) -> l
     terms = []
     for m in model.modules():
         if isinstance(m, nn.modules.batchnorm._BatchNorm):
-            terms.append((m.bias, m.bias - m.weight * m.running_mean / (m.running_var + m.eps).sqrt()))
+            terms.append(
+                (m.bias, m.bias.detach() - m.weight * m.running_mean / (m.running_var + m.eps).sqrt())
+            )
         elif isinstance(m, nn.Conv2d | nn.Linear) and m.bias is not None:
             terms.append((m.bias, m.bias))
     grads = torch.autograd.grad(model(x), [b for b, _ in terms], weights, allow_unused=True)
-    return [float((g * value).sum()) for g, (_, value) in zip(grads, terms, strict=True) if g is not None]
+    return [(g * value).sum().item() for g, (_, value) in zip(grads, terms, strict=True) if g is not None]
 
 
 def piecewise_linear(name: str) -> None:
@@ -127,7 +140,7 @@ def piecewise_linear(name: str) -> None:
     leaf = x.clone().requires_grad_()
     (g,) = torch.autograd.grad(model(leaf), leaf, weights)
     torch.testing.assert_close(r.score, expected, rtol=1e-9, atol=0)
-    torch.testing.assert_close(r.values, g * x, rtol=1e-6, atol=1e-9 * float((g * x).abs().max()))
+    torch.testing.assert_close(r.values, g * x, rtol=1e-6, atol=1e-7 * float((g * x).abs().max()))
     _, constants = account(model, x, weights, composite("lrp_zero"))
     ours = sorted(value for _, value in constants if value)
     theirs = sorted(value for value in contributions(model, x, weights) if value)
@@ -153,7 +166,9 @@ def test_every_piecewise_linear_network_is_gradient_times_input(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "names", "least"), [("timm", TIMM, 120), ("transformers", TRANSFORMERS, 50)])
+@pytest.mark.parametrize(
+    ("kind", "names", "least"), [("timm", TIMM, 120), ("transformers", TRANSFORMERS, 50)]
+)
 def test_architectures(kind, names, least, subtests):
     outcomes = []
     for name in names:

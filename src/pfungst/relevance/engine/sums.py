@@ -12,12 +12,24 @@ from torch.utils import _pytree as pytree
 from pfungst.errors import InputError
 from pfungst.relevance.engine.calls import is_gate, outplace
 from pfungst.relevance.engine.mode import RelevanceMode
-from pfungst.relevance.engine.vocabulary import LINEAR
+from pfungst.relevance.engine.vocabulary import LIKE, LINEAR
 
 _KEEPS_SIGN = LINEAR - {"neg", "sub", "rsub", "lerp", "rfft", "fft", "fft2", "fftn", "rfft2", "interpolate"}
 _PLACEMENT = {"contiguous", "clone", "to", "float", "double", "half", "bfloat16", "type_as", "cuda", "cpu"}
 #: Sums of tensors and selections among them, in which a tensor that does not depend on the input is a constant …
-_JOINS = {"add", "sub", "rsub", "cat", "stack", "hstack", "vstack", "dstack", "column_stack", "block_diag", "diff"}
+_JOINS = {
+    "add",
+    "sub",
+    "rsub",
+    "cat",
+    "stack",
+    "hstack",
+    "vstack",
+    "dstack",
+    "column_stack",
+    "block_diag",
+    "diff",
+}
 _JOINS |= {"where", "max", "min", "maximum", "minimum", "masked_fill", "scatter", "scatter_add", "index_add"}
 _JOINS |= {"index_copy", "index_fill", "select_scatter", "slice_scatter"}
 #: … and where these take numbers: positions and keywords.
@@ -50,13 +62,14 @@ def linear(mode: RelevanceMode, func: Any, name: str, args: tuple[Any, ...], kwa
     args, kwargs = mode.settled(args), mode.settled(kwargs)
     if mode.biases is not None and name in _JOINS:
         args, kwargs = _with_leaves(mode, name, args, kwargs)
-    operands = [
-        t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor) and t.is_floating_point()
-    ]
+    read = args[:1] if name in LIKE else (args, kwargs)
+    operands = [t for t in pytree.tree_leaves(read) if isinstance(t, Tensor) and t.is_floating_point()]
     positive = name in _KEEPS_SIGN and all(_is_nonnegative(mode, t) for t in operands)
     gate = len(operands) == 1 and is_gate(operands[0])
     with torch.enable_grad():
         out = func(*args, **kwargs)
+        if mode.biases is not None and name in ("pad", "constant_pad_nd"):
+            out = _with_edge(mode, out, func, args, kwargs)
     if name in ("add", "sub") and not all(isinstance(a, Tensor) for a in args[:2]):
         positive = False
 
@@ -71,7 +84,8 @@ def linear(mode: RelevanceMode, func: Any, name: str, args: tuple[Any, ...], kwa
     _anchor(mode, func, name, args, kwargs, out)
     if name in ("add", "sub", "mean", "sum", "cat") or "pool" in name:
         mode.record(name, out, "winner takes all" if "max" in name else "Norm()")
-    return out if not isinstance(out, Tensor) else restream(mode, out, name, args)
+    pair = (*args, *(kwargs[k] for k in ("input", "other") if k in kwargs))
+    return out if not isinstance(out, Tensor) else restream(mode, out, name, pair)
 
 
 def _with_leaves(mode: RelevanceMode, name: str, args: Any, kwargs: Any) -> tuple[Any, Any]:
@@ -92,6 +106,14 @@ def _with_leaves(mode: RelevanceMode, name: str, args: Any, kwargs: Any) -> tupl
     at, keys = _NUMBERS[name]
     args = tuple(number(t) if i in at else t for i, t in enumerate(args))
     return args, {k: number(t) if k in keys else t for k, t in kwargs.items()}
+
+
+def _with_edge(mode: RelevanceMode, out: Tensor, func: Any, args: Any, kwargs: Any) -> Tensor:
+    """The padded `out` with the value of the padding as a leaf."""
+    with mode.quiet():
+        edge = func(torch.zeros_like(mode.stop(args[0])), *args[1:], **kwargs)
+    leaf = mode.constant(edge, "pad") if bool(torch.isfinite(edge).all()) and bool(edge.any()) else None
+    return out if leaf is None else out + (leaf - edge)
 
 
 def _is_nonnegative(mode: RelevanceMode, t: Tensor) -> bool:
@@ -118,7 +140,9 @@ def restream(mode: RelevanceMode, out: Tensor, name: str, args: Any) -> Tensor:
     """After a normalisation inside the model the explanation is read at the normalised input."""
     if name not in ("add", "sub", "rsub", "mul", "div"):
         return out
-    for t in args[:2]:
+    if len(args) != 2:
+        return out
+    for t in args:
         mark = getattr(t, "_pfungst", None)
         if mark is not None and mark.anchor is not None and mark.anchor[0] is t:
             other = args[1] if t is args[0] else args[0]

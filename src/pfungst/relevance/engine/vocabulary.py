@@ -31,6 +31,9 @@ LINEAR = _words(
     """
 )
 
+#: Linear calls whose second tensor only says what the result shall be like.
+LIKE = _words("to type_as view_as expand_as reshape_as")
+
 #: Results that do not depend differentiably on the input: shapes, comparisons, indices.
 CONSTANT = _words(
     """
