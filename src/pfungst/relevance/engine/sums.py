@@ -12,27 +12,11 @@ from torch.utils import _pytree as pytree
 from pfungst.errors import InputError
 from pfungst.relevance.engine.calls import is_gate, outplace
 from pfungst.relevance.engine.mode import RelevanceMode
-from pfungst.relevance.engine.vocabulary import LIKE, LINEAR
+from pfungst.relevance.engine.vocabulary import JOINS, LIKE, LINEAR
 
 _KEEPS_SIGN = LINEAR - {"neg", "sub", "rsub", "lerp", "rfft", "fft", "fft2", "fftn", "rfft2", "interpolate"}
 _PLACEMENT = {"contiguous", "clone", "to", "float", "double", "half", "bfloat16", "type_as", "cuda", "cpu"}
-#: Sums of tensors and selections among them, in which a tensor that does not depend on the input is a constant …
-_JOINS = {
-    "add",
-    "sub",
-    "rsub",
-    "cat",
-    "stack",
-    "hstack",
-    "vstack",
-    "dstack",
-    "column_stack",
-    "block_diag",
-    "diff",
-}
-_JOINS |= {"where", "max", "min", "maximum", "minimum", "masked_fill", "scatter", "scatter_add", "index_add"}
-_JOINS |= {"index_copy", "index_fill", "select_scatter", "slice_scatter"}
-#: … and where these take numbers: positions and keywords.
+#: Where sums and selections take numbers: positions and keywords.
 _NUMBERS: dict[str, tuple[tuple[int, ...], tuple[str, ...]]] = {
     **dict.fromkeys(("add", "sub", "rsub"), ((0, 1), ("input", "other"))),
     "where": ((1, 2), ("input", "self", "other")),
@@ -60,7 +44,7 @@ def linear(mode: RelevanceMode, func: Any, name: str, args: tuple[Any, ...], kwa
         )
     func = outplace(func, name)
     args, kwargs = mode.settled(args), mode.settled(kwargs)
-    if mode.biases is not None and name in _JOINS:
+    if mode.biases is not None and name in JOINS:
         args, kwargs = _with_leaves(mode, name, args, kwargs)
     read = args[:1] if name in LIKE else (args, kwargs)
     operands = [t for t in pytree.tree_leaves(read) if isinstance(t, Tensor) and t.is_floating_point()]
