@@ -134,18 +134,18 @@ def timm_model(name: str) -> tuple[nn.Module, torch.Tensor]:
 
 
 class Scores(nn.Module):
-    """A model of transformers with a linear head: (N, *sample) → (N, K)."""
+    """A model of transformers with a linear head on the mean token behind `skip`: (N, *sample) → (N, K)."""
 
-    def __init__(self, body: nn.Module, call, x: torch.Tensor) -> None:
+    def __init__(self, body: nn.Module, call, x: torch.Tensor, skip: int = 0) -> None:
         super().__init__()
-        self.body, self.call = body, call
+        self.body, self.call, self.skip = body, call, skip
         with torch.no_grad():
             self.head = nn.Linear(self.pooled(x).shape[-1], CLASSES)
 
     def pooled(self, x: torch.Tensor) -> torch.Tensor:
         h = self.call(self.body, x)
         h = h if isinstance(h, torch.Tensor) else h[0]
-        return h.mean((2, 3)) if h.ndim == 4 else h.mean(1)
+        return h.mean((2, 3)) if h.ndim == 4 else h[:, self.skip :].mean(1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.head(self.pooled(x))
@@ -322,5 +322,9 @@ def transformers_model(name: str) -> tuple[nn.Module, torch.Tensor]:
         more["attention_mask"] = mask
     dtype = torch.float32 if name in FLOAT32 else torch.float64
     x = torch.randn(shape, dtype=dtype)
-    model = Scores(body.eval().to(dtype), partial(_named, argument, **more), x).eval().to(dtype)
+    model = (
+        Scores(body.eval().to(dtype), partial(_named, argument, **more), x, 3 if padded else 0)
+        .eval()
+        .to(dtype)
+    )
     return calibrate(fill(model), x), x

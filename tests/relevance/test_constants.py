@@ -87,17 +87,6 @@ def test_inputs_and_constants_make_up_the_score(form, rules):
         torch.testing.assert_close(sum(parts), plain[:, k].sum(), rtol=1e-4, atol=1e-5)
 
 
-def test_parameters_are_not_touched_by_the_account():
-    row = nn.Parameter(ROW.clone())
-    x = torch.randn(3, 4, 6, dtype=torch.float64)
-    run = execute(
-        Sum(lambda x: torch.cat([row.expand(3, 1, 6), x + row], 1)), x, composite("lrp_zero"), biases=True
-    )
-    run.output.sum().backward()
-    assert row.grad is None
-    assert len(run.biases) == 2
-
-
 def test_a_gate_that_takes_the_signals_shape_is_still_a_gate():
     """ECA writes x * gate.expand_as(x); the gate is a constant there as it is without expand_as."""
 

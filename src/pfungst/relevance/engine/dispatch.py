@@ -36,7 +36,7 @@ from pfungst.relevance.engine.mode import RelevanceMode
 from pfungst.relevance.engine.normalisation import batch_norm, group_norm, layer_norm, rms_norm
 from pfungst.relevance.engine.products import normalize, product, quotient, statistic
 from pfungst.relevance.engine.sums import linear
-from pfungst.relevance.engine.vocabulary import ACTIVATIONS, CONSTANT, LIKE, LINEAR
+from pfungst.relevance.engine.vocabulary import ACTIVATIONS, CONSTANT, LINEAR
 from pfungst.relevance.engine.writes import instead, read_property, write
 from pfungst.relevance.rules import Ignore, Pass
 
@@ -65,13 +65,14 @@ TABLE: dict[str, Handler] = {
 }
 
 _LINEAR_MAPS = {f"conv{t}{n}d" for t in ("", "_transpose") for n in (1, 2, 3)} | {"linear", "addmm"}
+_LIKE = {"to", "type_as", "view_as", "expand_as", "reshape_as"}  # the second tensor only says what like
 
 
 def dispatch(mode: RelevanceMode, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Carry out one functional call, at least one of whose tensors depends on the input."""
     if name.startswith("get:"):
         return read_property(mode, func, name, args)
-    if name in CONSTANT or (name in LIKE and not mode.tracked(args[0])):
+    if name in CONSTANT or (name in _LIKE and not mode.tracked(args[0])):
         with torch.no_grad():
             return func(*args, **kwargs)
     if (

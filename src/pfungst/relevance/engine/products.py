@@ -43,7 +43,7 @@ def product(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: Any) -
     if len(factors) > 1:
         gates = len(factors) - len(signals)
         mode.record(name, out, f"1/{len(signals)} to each factor" if not gates else "gate is a constant")
-    return restream(mode, out, name, flat) if name == "mul" and len(factors) == 1 else out
+    return restream(mode, out, name, args) if name == "mul" and len(factors) == 1 else out
 
 
 def quotient(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -12,17 +11,10 @@ from torch.utils import _pytree as pytree
 from pfungst.errors import InputError
 from pfungst.relevance.engine.calls import is_gate, outplace
 from pfungst.relevance.engine.mode import RelevanceMode
-from pfungst.relevance.engine.vocabulary import JOINS, LIKE, LINEAR
+from pfungst.relevance.engine.vocabulary import LINEAR
 
 _KEEPS_SIGN = LINEAR - {"neg", "sub", "rsub", "lerp", "rfft", "fft", "fft2", "fftn", "rfft2", "interpolate"}
 _PLACEMENT = {"contiguous", "clone", "to", "float", "double", "half", "bfloat16", "type_as", "cuda", "cpu"}
-#: Where sums and selections take numbers: positions and keywords.
-_NUMBERS: dict[str, tuple[tuple[int, ...], tuple[str, ...]]] = {
-    **dict.fromkeys(("add", "sub", "rsub"), ((0, 1), ("input", "other"))),
-    "where": ((1, 2), ("input", "self", "other")),
-    "masked_fill": ((2,), ("value",)),
-    "index_fill": ((3,), ("value",)),
-}
 _SHAPES = {
     "view",
     "reshape",
@@ -44,16 +36,17 @@ def linear(mode: RelevanceMode, func: Any, name: str, args: tuple[Any, ...], kwa
         )
     func = outplace(func, name)
     args, kwargs = mode.settled(args), mode.settled(kwargs)
-    if mode.biases is not None and name in JOINS:
-        args, kwargs = _with_leaves(mode, name, args, kwargs)
-    read = args[:1] if name in LIKE else (args, kwargs)
-    operands = [t for t in pytree.tree_leaves(read) if isinstance(t, Tensor) and t.is_floating_point()]
+    if mode.biases is not None and name in ("add", "sub", "rsub", "cat", "stack", "where", "lerp"):
+        args = pytree.tree_map(
+            lambda t: mode.constant(t, name) if isinstance(t, Tensor) and not mode.tracked(t) else t, args
+        )
+    operands = [
+        t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor) and t.is_floating_point()
+    ]
     positive = name in _KEEPS_SIGN and all(_is_nonnegative(mode, t) for t in operands)
     gate = len(operands) == 1 and is_gate(operands[0])
     with torch.enable_grad():
         out = func(*args, **kwargs)
-        if mode.biases is not None and name in ("pad", "constant_pad_nd"):
-            out = _with_edge(mode, out, func, args, kwargs)
     if name in ("add", "sub") and not all(isinstance(a, Tensor) for a in args[:2]):
         positive = False
 
@@ -68,36 +61,7 @@ def linear(mode: RelevanceMode, func: Any, name: str, args: tuple[Any, ...], kwa
     _anchor(mode, func, name, args, kwargs, out)
     if name in ("add", "sub", "mean", "sum", "cat") or "pool" in name:
         mode.record(name, out, "winner takes all" if "max" in name else "Norm()")
-    pair = (*args, *(kwargs[k] for k in ("input", "other") if k in kwargs))
-    return out if not isinstance(out, Tensor) else restream(mode, out, name, pair)
-
-
-def _with_leaves(mode: RelevanceMode, name: str, args: Any, kwargs: Any) -> tuple[Any, Any]:
-    """The arguments of a sum or selection with its constants, tensors and numbers, as leaves."""
-    like = next(t for t in pytree.tree_leaves((args, kwargs)) if mode.tracked(t))
-
-    def leaf(t: Any) -> Any:
-        return mode.constant(t, name) if isinstance(t, Tensor) and not mode.tracked(t) else t
-
-    def number(t: Any) -> Any:
-        if isinstance(t, bool) or not isinstance(t, int | float) or t == 0 or not math.isfinite(t):
-            return t
-        return mode.constant(torch.as_tensor(t, dtype=like.dtype, device=like.device), name)
-
-    args, kwargs = pytree.tree_map(leaf, args), pytree.tree_map(leaf, kwargs)
-    if name not in _NUMBERS:
-        return args, kwargs
-    at, keys = _NUMBERS[name]
-    args = tuple(number(t) if i in at else t for i, t in enumerate(args))
-    return args, {k: number(t) if k in keys else t for k, t in kwargs.items()}
-
-
-def _with_edge(mode: RelevanceMode, out: Tensor, func: Any, args: Any, kwargs: Any) -> Tensor:
-    """The padded `out` with the value of the padding as a leaf."""
-    with mode.quiet():
-        edge = func(torch.zeros_like(mode.stop(args[0])), *args[1:], **kwargs)
-    leaf = mode.constant(edge, "pad") if bool(torch.isfinite(edge).all()) and bool(edge.any()) else None
-    return out if leaf is None else out + (leaf - edge)
+    return out if not isinstance(out, Tensor) else restream(mode, out, name, args)
 
 
 def _is_nonnegative(mode: RelevanceMode, t: Tensor) -> bool:
@@ -124,9 +88,7 @@ def restream(mode: RelevanceMode, out: Tensor, name: str, args: Any) -> Tensor:
     """After a normalisation inside the model the explanation is read at the normalised input."""
     if name not in ("add", "sub", "rsub", "mul", "div"):
         return out
-    if len(args) != 2:
-        return out
-    for t in args:
+    for t in args[:2]:
         mark = getattr(t, "_pfungst", None)
         if mark is not None and mark.anchor is not None and mark.anchor[0] is t:
             other = args[1] if t is args[0] else args[0]

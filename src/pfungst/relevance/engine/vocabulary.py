@@ -31,17 +31,6 @@ LINEAR = _words(
     """
 )
 
-#: Sums and selections in which a tensor that does not depend on the input is an additive constant.
-JOINS = _words(
-    """
-    add sub rsub diff cat stack hstack vstack dstack column_stack block_diag where max min maximum minimum
-    masked_fill scatter scatter_add index_add index_copy index_fill select_scatter slice_scatter
-    """
-)
-
-#: Linear calls whose second tensor only says what the result shall be like.
-LIKE = _words("to type_as view_as expand_as reshape_as")
-
 #: Results that do not depend differentiably on the input: shapes, comparisons, indices.
 CONSTANT = _words(
     """

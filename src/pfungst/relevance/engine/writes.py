@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from pfungst.relevance.engine.mode import RelevanceMode
 from pfungst.relevance.engine.sums import linear
@@ -37,25 +36,12 @@ def read_property(mode: RelevanceMode, func: Any, name: str, args: tuple[Any, ..
     return func(*args)
 
 
-def _leaf(mode: RelevanceMode, t: Any, name: str) -> Any:
-    """A constant that is written, as a leaf of the account of constants."""
-    return mode.constant(t, name) if isinstance(t, Tensor) and not mode.tracked(t) else t
-
-
 def write(mode: RelevanceMode, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Writes into a tensor: autograd keeps the books."""
     target = mode.settle(args[0])
-    rest, kwargs = mode.settled(args[1:]), mode.settled(kwargs)
-    if mode.biases is not None and target.is_floating_point():
-        rest, kwargs = (pytree.tree_map(lambda t: _leaf(mode, t, name), part) for part in (rest, kwargs))
-        if name == "setitem" and isinstance(rest[1], int | float) and rest[1] != 0:
-            value = mode.constant(torch.as_tensor(rest[1], dtype=target.dtype, device=target.device), name)
-            rest = (rest[0], value)
-        if not mode.tracked(target) and bool(target.any()):
-            with torch.enable_grad():
-                target.copy_(_leaf(mode, target, name))
+    rest = mode.settled(args[1:])
     with torch.enable_grad():
-        out = func(target, *rest, **kwargs)
+        out = func(target, *rest, **mode.settled(kwargs))
     mode.mark(target)
     if target is not args[0]:
         mark = getattr(args[0], "_pfungst", None)
