@@ -287,8 +287,8 @@ SOUND = {
 }
 #: Configurations tried once more with a left-padded batch.
 PADDED = _words("Bert Roberta DebertaV2 XLNet GPT2 GPTNeoX OPT Bloom Falcon Mpt Llama Qwen2 Gemma2 Mamba T5")
-#: Models whose operations know no float64.
-FLOAT32 = {"XGLM", "Mixtral", "Qwen2Moe", "Olmoe", "Jamba"}
+#: Models whose operations or masks know no float64.
+FLOAT32 = {"XGLM", "Mixtral", "Qwen2Moe", "Olmoe", "Jamba", "Bloom padded", "Mpt padded", "Gemma2 padded"}
 TRANSFORMERS = [*TEXT, *ENCODERS, *IMAGES, *SOUND, *(f"{name} padded" for name in PADDED)]
 
 
@@ -300,6 +300,7 @@ def transformers_model(name: str) -> tuple[nn.Module, torch.Tensor]:
     """The transformers model of this configuration (in float64 if it can) with a linear head, and two inputs."""
     import transformers
 
+    dtype = torch.float32 if name in FLOAT32 else torch.float64
     name, _, padded = name.partition(" ")
     options = next(table[name] for table in (TEXT, ENCODERS, IMAGES, SOUND) if name in table)
     torch.manual_seed(0)
@@ -320,7 +321,6 @@ def transformers_model(name: str) -> tuple[nn.Module, torch.Tensor]:
         mask = torch.ones(2, 8, dtype=torch.long)
         mask[0, :3] = 0
         more["attention_mask"] = mask
-    dtype = torch.float32 if name in FLOAT32 else torch.float64
     x = torch.randn(shape, dtype=dtype)
     model = (
         Scores(body.eval().to(dtype), partial(_named, argument, **more), x, 3 if padded else 0)
