@@ -118,7 +118,7 @@ def execute(
         x = x.view_as(x)
     mode.mark(x, anchor=(x, lambda t: t))
     try:
-        with mode.active(model):
+        with mode.active():
             out = select(model(x), output)
             out = out[:, None] if out.ndim == 1 else out.flatten(1)
             dependent = mode.tracked(out)
