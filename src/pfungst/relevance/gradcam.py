@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pfungst.errors import InputError
-from pfungst.relevance.attribute import cotangent
-from pfungst.relevance.engine.run import check_input, check_model, select
+from pfungst.relevance.engine.inputs import check_input
+from pfungst.relevance.engine.run import check_model, select
+from pfungst.relevance.outputs import cotangent
 
 
 def _module(model: nn.Module, layer: str | nn.Module) -> nn.Module:
@@ -101,7 +102,6 @@ def gradcam(
             handle.remove()
         if not kept:
             raise InputError(f"layer {name} does not run in the forward pass", "choose another layer")
-        out = out[:, None] if out.ndim == 1 else out.flatten(1)
         weights = cotangent(out.detach(), None if callable(output) else output)
         (g,) = torch.autograd.grad((out * weights).sum(), kept[-1], allow_unused=True)
     if g is None:

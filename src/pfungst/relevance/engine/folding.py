@@ -65,7 +65,7 @@ class Mark:
     """What the mode knows about a tensor.
 
     Attributes:
-        owner: the run that made it; tensors that a model kept from an earlier run are constants.
+        run: that made it; tensors that a model kept from an earlier run are constants.
         tracked: it depends on the input.
         nonnegative: its version for which every entry is known to be ≥ 0.
         waiting: the rule that is applied when its consumer is known.
@@ -73,9 +73,10 @@ class Mark:
         anchor: the network's input (or a normalised input) and how it was reshaped into this.
         gate: a factor that scales signals, a constant in products.
         version: of the tensor when it was marked.
+        owner: number of the input, for what has an anchor.
     """
 
-    owner: Folding
+    run: Folding
     tracked: bool = True
     nonnegative: int | None = None
     waiting: Waiting | None = None
@@ -83,6 +84,7 @@ class Mark:
     anchor: tuple[Tensor, Callable[[Tensor], Tensor]] | None = None
     gate: bool = False
     version: int = 0
+    owner: int = 0
 
 
 class Folding:
@@ -117,7 +119,9 @@ class Folding:
     def nonnegative(self, t: Any) -> bool: ...
 
     @abstractmethod
-    def record(self, operation: str, out: Any, rule: object, site: Site | None = None) -> None: ...
+    def record(
+        self, operation: str, out: Any, rule: object, site: Site | None = None, relu: bool = False
+    ) -> None: ...
 
     @abstractmethod
     def module_name(self) -> str: ...
@@ -131,7 +135,7 @@ class Folding:
     def mark_of(self, t: Any) -> Mark | None:
         """The mark that this run set on `t`."""
         mark = getattr(t, "_pfungst", None)
-        return mark if mark is not None and mark.owner is self else None
+        return mark if mark is not None and mark.run is self else None
 
     def waits(self, t: Any) -> bool:
         """Whether the rule of a linear map or BatchNorm waits for the consumer of its value `t`."""
@@ -169,7 +173,7 @@ class Folding:
         m, rule = p.site.map, p.rule
         assert rule is not None
         note = "".join(f", {f}" for f in p.folded)
-        self.record(p.site.operation, z, f"{rule!r}{note}", p.site)
+        self.record(p.site.operation, z, f"{rule!r}{note}", p.site, relu)
         with self.quiet():
             value = self.stop(z).relu() if relu else self.stop(z)
         if isinstance(rule, Ignore):

@@ -31,12 +31,27 @@ _RECENT = 64  # marked tensors among which the source of an unseen operation is 
 
 @dataclass(frozen=True)
 class Record:
-    """One operation of a run, for :meth:`Composite.describe`."""
+    """One operation of a run.
+
+    Attributes:
+        name: qualified name of the module that runs it.
+        operation: name of the functional call.
+        shape: of the output.
+        rule: what it got.
+        kind: "convolution", "linear" or "other".
+        first: a linear map that reads the network's input directly.
+        terms: how many products a linear map sums for one output.
+        discarded: a ReLU discards the negative outputs of a linear map.
+    """
 
     name: str
     operation: str
     shape: tuple[int, ...]
     rule: str
+    kind: str = "other"
+    first: bool = False
+    terms: int = 0
+    discarded: bool = False
 
 
 def _version(t: Tensor) -> int:
@@ -104,6 +119,7 @@ class RelevanceMode(Folding, TorchFunctionMode):
         self.transforms = transforms
         self.given = None if streams is None else list(streams)
         self.streams: list[Tensor] = []
+        self.owners: list[int] = []
         self.biases: list[tuple[str, Tensor]] | None = [] if biases else None
         self.records: list[Record] = []
         self.stack: list[nn.Module] = []
@@ -140,10 +156,21 @@ class RelevanceMode(Folding, TorchFunctionMode):
             v = self.stop(value(x))
             return self.attach(v, [(x, _quotient(v, self.stop(x), 0.0))])
         base, replay = mark.anchor
-        return replay(self.leaf(value(self.stop(base))))
+        return replay(self.leaf(value(self.stop(base)), base))
 
-    def leaf(self, value: Tensor) -> Tensor:
-        """A new input stream with this value."""
+    def entry(self, x: Tensor, owner: int) -> Tensor:
+        """The input number `owner` of the network, as the run reads it."""
+        if self.transforms:
+            x = x.view_as(x)
+        else:
+            x = (x.detach().clone() if x.is_inference() else x.detach().view_as(x)).requires_grad_()
+        return self.mark(x, anchor=(x, lambda t: t), owner=owner)
+
+    def leaf(self, value: Tensor, base: Tensor) -> Tensor:
+        """A new stream with this value, beside the input (or the stream) `base`."""
+        mark = self.mark_of(base)
+        assert mark is not None
+        self.owners.append(mark.owner)
         if self.given is not None:
             leaf = self.given[len(self.streams)]
         elif self.transforms:
@@ -198,10 +225,17 @@ class RelevanceMode(Folding, TorchFunctionMode):
         mark = self.mark_of(t)
         return mark is not None and mark.gate
 
-    def record(self, operation: str, out: Any, rule: object, site: Site | None = None) -> None:
+    def record(
+        self, operation: str, out: Any, rule: object, site: Site | None = None, relu: bool = False
+    ) -> None:
         shape = tuple(out.shape) if isinstance(out, Tensor) else ()
         name = self.module_name() if site is None else site.name
-        self.records.append(Record(name, operation, shape, rule if isinstance(rule, str) else repr(rule)))
+        text = rule if isinstance(rule, str) else repr(rule)
+        m = None if site is None else site.map
+        if site is None or m is None:
+            self.records.append(Record(name, operation, shape, text))
+        else:
+            self.records.append(Record(name, operation, shape, text, site.kind, site.first, m.terms, relu))
 
     # -- linear maps ------------------------------------------------------------------------------
 

@@ -121,9 +121,9 @@ def restream(mode: RelevanceMode, out: Tensor, name: str, args: Any) -> Tensor:
         mark = mode.mark_of(t)
         if mark is not None and mark.anchor is not None and mark.anchor[0] is t:
             other = args[1] if t is args[0] else args[0]
-            if _per_channel(other, t) and out.shape == t.shape:
-                leaf = mode.leaf(mode.stop(out))
-                mode.mark(leaf, anchor=(leaf, lambda s: s))
+            if not mode.tracked(other) and _per_channel(other, t) and out.shape == t.shape:
+                leaf = mode.leaf(mode.stop(out), t)
+                mode.mark(leaf, anchor=(leaf, lambda s: s), owner=mark.owner)
                 mode.record(name, leaf, "normalisation: relevance is read behind it")
                 return leaf
     return out
