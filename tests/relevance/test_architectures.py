@@ -19,8 +19,7 @@ from torch import nn
 
 from architecture_factory import PIECEWISE_LINEAR, TIMM, TRANSFORMERS, timm_model, transformers_model
 from pfungst.errors import PfungstError
-from pfungst.relevance import Pixels, attribute, composite
-from pfungst.relevance.engine.run import execute
+from pfungst.relevance import Pixels, attribute, auto, composite
 
 FAST = [
     "resnet10t",
@@ -54,7 +53,7 @@ def account(
     model: nn.Module, x: torch.Tensor, weights: torch.Tensor, rules
 ) -> tuple[torch.Tensor, list[tuple[str, float]]]:
     """What reached the inputs, per input (N,), and each additive constant of the run, summed over the batch."""
-    run = execute(model, x, rules, biases=True)
+    run, _ = auto.run(model, x, rules, biases=True)
     n = len(run.streams)
     leaves = [*run.streams, *(leaf for _, leaf in run.biases)]
     grads = torch.autograd.grad(run.output, leaves, weights, allow_unused=True)
@@ -83,9 +82,8 @@ def judge(name: str, rules="auto") -> Outcome:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            chosen = resolve(rules, model, x)
-            r = attribute(model, x, weights, chosen)
-            received, constants = account(model, x, weights, chosen)
+            r = attribute(model, x, weights, rules, measure=False)
+            received, constants = account(model, x, weights, composite(rules))
     except PfungstError as error:
         return Outcome(name, "refused" if error.remedy else "wrong", str(error).replace("\n", " "))
     except Exception as error:
@@ -101,15 +99,8 @@ def judge(name: str, rules="auto") -> Outcome:
         return Outcome(name, "wrong", "accounting for constants changes the relevance of the input")
     inputs, absorbed = received.sum().item() / scale, sum(c for _, c in constants) / scale
     gap = abs(inputs + absorbed - 1)
-    detail = f"inputs {inputs:+.4f}, constants {absorbed:+.4f}, missing {gap:.1e}"
+    detail = f"{r.composite}: inputs {inputs:+.4f}, constants {absorbed:+.4f}, missing {gap:.1e}"
     return Outcome(name, "explained" if gap < 1e-3 else "wrong", detail)
-
-
-def resolve(rules, model, x):
-    """Stand-in for composite="auto"."""
-    if rules != "auto":
-        return composite(rules)
-    return composite("transformer")
 
 
 def timed(name: str) -> Outcome:
