@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from pfungst.errors import InputError
-from pfungst.relevance import Tokens, attribute, composite, linearize
+from pfungst.relevance import Tokens, attribute, composite, describe, linearize
 
 KINDS = {"lstm": nn.LSTM, "gru": nn.GRU, "tanh": nn.RNN, "relu": nn.RNN}
 
@@ -218,7 +218,7 @@ def test_cells(cell, kind):
 
 def test_a_recurrent_first_layer_gets_the_rule_of_the_first_layer():
     layer = make("gru", 5, 4, batch_first=True)
-    table = composite("epsilon_plus_flat").describe(Read(layer), torch.randn(2, 6, 5, dtype=torch.float64))
+    table = describe(Read(layer), torch.randn(2, 6, 5, dtype=torch.float64), "epsilon_plus_flat")
     assert table.count("gru") == 1
     r = attribute(Read(layer), torch.randn(2, 6, 5, dtype=torch.float64), 0, "epsilon_plus_flat")
     assert (r.values - r.values.mean(-1, keepdim=True)).abs().max() < 1e-9

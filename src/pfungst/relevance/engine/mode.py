@@ -308,6 +308,10 @@ class RelevanceMode(Folding, TorchFunctionMode):
         for t in leaves:
             dependent = self._depends(t) or dependent
         if not dependent:
+            if not any(
+                t.requires_grad for t in leaves
+            ):  # a view made under no_grad could not be written into
+                return func(*args, **kwargs)
             with self.quiet():
                 return func(*args, **kwargs)
         name = operation_name(func)

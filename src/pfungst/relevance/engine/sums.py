@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 from pfungst.errors import InputError
 from pfungst.relevance.engine.calls import bind, outplace
 from pfungst.relevance.engine.mode import RelevanceMode, tensors
-from pfungst.relevance.engine.vocabulary import AFFINE, LINEAR, MAY_TURN_SIGN
+from pfungst.relevance.engine.vocabulary import AFFINE, LIKE, LINEAR, MAY_TURN_SIGN
 
 _PLACEMENT = {"contiguous", "clone", "to", "float", "double", "half", "bfloat16", "type_as", "cuda", "cpu"}
 _CASTS = {"to", "float", "double", "half", "bfloat16", "type_as"}
@@ -40,8 +40,14 @@ def linear(mode: RelevanceMode, func: Any, name: str, args: tuple[Any, ...], kwa
             mode, bind(_DROPOUT, args, {"training" if k == "train" else k: v for k, v in kwargs.items()})
         )
     func = outplace(func, name)
+    if name in ("max", "min") and len(args) > 1 and isinstance(args[1], Tensor):
+        name = f"{name}imum"
     args, kwargs = mode.settled(args), mode.settled(kwargs)
-    operands = [t for t in tensors((args, kwargs)) if t.is_floating_point() or t.is_complex()]
+    operands = [
+        t
+        for t in tensors(args[:1] if name in LIKE else (args, kwargs))
+        if t.is_floating_point() or t.is_complex()
+    ]
     positive = (
         name in LINEAR
         and name not in MAY_TURN_SIGN
