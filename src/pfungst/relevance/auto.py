@@ -19,6 +19,7 @@ follows. Gamma and Epsilon conserve for inputs and outputs of either sign.
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Sequence
 from dataclasses import replace
@@ -35,8 +36,9 @@ from pfungst.relevance.engine.run import Run, execute
 #: Sums of fewer terms can lack a positive one.
 FEW = 32
 
-_RECTIFIED = {"relu", "relu6", "batch_norm", "linear", "add", "sub", "cat", "mean", "sum", "mul", "div"}
-_RECTIFIED |= {"clamp", "sigmoid", "hardsigmoid"}  # gates, and ReLU written as a clamp
+_RECTIFIERS = {"relu", "relu6", "hardtanh", "clamp"}
+_RECTIFIED = _RECTIFIERS | {"batch_norm", "add", "sub", "cat", "mean", "sum", "mul", "div"}
+_GATES = {"sigmoid", "hardsigmoid"}  # of whole channels; SiLU written by hand is no gate
 _ATTENTION = {"softmax", "scaled_dot_product_attention", "layer_norm", "rms_norm"}
 
 _LAST: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
@@ -49,11 +51,24 @@ def family(records: Sequence[Record]) -> str:
     others = {r.operation for r in records if r.kind == "other"}
     if others & _ATTENTION:
         return "attention"
-    smooth = any(o not in _RECTIFIED and "pool" not in o for o in others)
+    gates = [r for r in records[:-1] if r.operation in _GATES]  # the last may make a probability of the score
+    squashed = len(gates) > sum("gate" in r.rule for r in records) or not all(map(_pooled, gates))
+    smooth = squashed or any(o not in _RECTIFIED | _GATES and "pool" not in o for o in others)
     if not convolutions or any(r.first and r.kind == "linear" for r in maps):
         return "dense" if not smooth else "smooth" if convolutions else "attention"
-    weak = any(r.terms < FEW and not r.discarded and not r.first for r in convolutions)
+    weak = any(
+        r.terms < FEW
+        and not r.first
+        and not (after.operation in _RECTIFIERS or (after.operation in _GATES and _pooled(after)))
+        for r, after in zip(records, [*records[1:], records[-1]], strict=True)
+        if r.kind == "convolution"
+    )  # a rule is applied when the consumer is known, so that the consumer comes next
     return "smooth" if smooth or weak else "rectified"
+
+
+def _pooled(record: Record) -> bool:
+    """Whether an output has no positions, as the gates of squeeze and excitation."""
+    return math.prod(record.shape[2:]) == 1
 
 
 def choose(records: Sequence[Record], spectral: bool = False) -> str:

@@ -82,7 +82,6 @@ class Record:
         kind: "convolution", "linear" or "other".
         first: a linear map that reads the network's input directly.
         terms: how many products a linear map sums for one output.
-        discarded: a ReLU discards the negative outputs of a linear map.
     """
 
     name: str
@@ -92,7 +91,6 @@ class Record:
     kind: str = "other"
     first: bool = False
     terms: int = 0
-    discarded: bool = False
 
 
 def mark_of(t: Any) -> Mark | None:
@@ -261,9 +259,7 @@ class RelevanceMode(TorchFunctionMode):
         mark = mark_of(t)
         return mark is not None and mark.nonnegative is not None and mark.nonnegative == _version(t)
 
-    def record(
-        self, operation: str, out: Any, rule: object, site: Site | None = None, relu: bool = False
-    ) -> None:
+    def record(self, operation: str, out: Any, rule: object, site: Site | None = None) -> None:
         shape = tuple(out.shape) if isinstance(out, Tensor) else ()
         name = self.module_name() if site is None else site.name
         text = rule if isinstance(rule, str) else repr(rule)
@@ -271,7 +267,7 @@ class RelevanceMode(TorchFunctionMode):
         if site is None or m is None:
             self.records.append(Record(name, operation, shape, text))
         else:
-            self.records.append(Record(name, operation, shape, text, site.kind, site.first, m.terms, relu))
+            self.records.append(Record(name, operation, shape, text, site.kind, site.first, m.terms))
 
     # -- linear maps ------------------------------------------------------------------------------
 
@@ -298,7 +294,7 @@ class RelevanceMode(TorchFunctionMode):
             return self.mark(out)
         m, rule = p.site.map, p.rule
         note = "".join(f", {f}" for f in p.folded)
-        self.record(p.site.operation, z, f"{rule!r}{note}", p.site, relu)
+        self.record(p.site.operation, z, f"{rule!r}{note}", p.site)
         if isinstance(rule, Ignore):
             return self.mark(self.stop(z), tracked=False)
         if p.native:

@@ -15,7 +15,8 @@ from pfungst.relevance.engine.vocabulary import LINEAR
 def instead(mode: RelevanceMode, target: Tensor, out: Tensor) -> Tensor:
     """An in-place operation that ran out of place: later uses of `target` see `out`."""
     mark = getattr(target, "_pfungst", None)
-    if out is mode.settle(target):
+    waits = mark is not None and mark.pending is not None and mark.settled is None
+    if not waits and out is mode.settle(target):
         return out
     if target._is_view() or mark is None or not mark.tracked:
         # a view's base must change too: write through it, autograd keeps the books
