@@ -22,6 +22,8 @@ from pfungst.errors import ConfigError, InputError
 
 Term = tuple[Tensor, Tensor]
 
+_FEW = 4  # channels
+
 
 @dataclass(frozen=True)
 class LinearMap:
@@ -69,9 +71,9 @@ class Call:
 
     Attributes:
         x: input with its graph.
-        z: output value, a constant.
+        z: output value, a constant; what a ReLU leaves of it if `relu`.
         nonnegative: x is known to be ≥ 0.
-        relu: a ReLU discards the negative outputs.
+        relu: a ReLU has discarded the negative outputs: z ≥ 0, and nothing is redistributed where z = 0.
     """
 
     map: LinearMap
@@ -89,8 +91,14 @@ def stabilize(t: Tensor, epsilon: float) -> Tensor:
     return t + torch.where(t >= 0, epsilon, -epsilon).to(t.dtype)
 
 
-def _quotient(z: Tensor, zhat: Tensor, epsilon: float) -> Tensor:
-    """z / stab(ẑ); zero where nothing can be redistributed (ẑ = 0 without a stabiliser)."""
+def _quotient(z: Tensor, zhat: Tensor, epsilon: float, nonnegative: bool = False) -> Tensor:
+    """z / stab(ẑ); zero where nothing can be redistributed (ẑ = 0 without a stabiliser).
+
+    Args:
+        nonnegative: ẑ is known to be ≥ 0.
+    """
+    if epsilon > 0 and nonnegative:
+        return z / (zhat + epsilon)
     if epsilon == 0:
         return torch.where(zhat == 0, 0.0, z / torch.where(zhat == 0, 1.0, zhat))
     return z / stabilize(zhat, epsilon)
@@ -102,6 +110,24 @@ def _pos(t: Tensor | None) -> Tensor | None:
 
 def _neg(t: Tensor | None) -> Tensor | None:
     return None if t is None else t.clamp(max=0)
+
+
+def _signed(
+    m: LinearMap,
+    x: tuple[Tensor, Tensor | None],
+    weight: tuple[Tensor | None, Tensor | None],
+    bias: Tensor | None,
+) -> Tensor:
+    """The map of the positive and of the negative part of an input, each with weights of its own, summed."""
+    (x_pos, x_neg), (w_pos, w_neg) = x, weight
+    if x_neg is None:
+        return m(x_pos, w_pos, bias)
+    assert w_pos is not None
+    assert w_neg is not None
+    few = w_pos.ndim > 2 and w_pos.shape[1] <= _FEW and x_pos.ndim == w_pos.ndim
+    if few and m.groups == 1 and m.out_axis == 0:  # kernels take as long for twice so few channels
+        return m(torch.cat([x_pos, x_neg], 1), torch.cat([w_pos, w_neg], 1), bias)
+    return m(x_pos, w_pos, bias) + m(x_neg, w_neg)
 
 
 @dataclass(frozen=True, repr=False)
@@ -184,18 +210,14 @@ class AlphaBeta(Rule):
 
     def terms(self, call: Call) -> list[Term]:
         m, w, b = call.map, call.map.weight, call.map.bias
-        x_pos = call.x if call.nonnegative else call.x.clamp(min=0)
-        zhat = m(x_pos, w.clamp(min=0), _pos(b))
-        if not call.nonnegative:
-            x_neg = call.x.clamp(max=0)
-            zhat = zhat + m(x_neg, w.clamp(max=0))
-        c = _quotient(call.z, call.context.stop(zhat), self.stabilizer)
+        w_pos, w_neg = w.clamp(min=0), None if call.nonnegative and self.beta == 0 else w.clamp(max=0)
+        x = (call.x, None) if call.nonnegative else (call.x.clamp(min=0), call.x.clamp(max=0))
+        zhat = _signed(m, x, (w_pos, w_neg), _pos(b))
+        c = _quotient(call.z, call.context.stop(zhat), self.stabilizer, nonnegative=True)
         terms = [(zhat, c if self.alpha == 1 else self.alpha * c)]
         if self.beta == 0:
             return terms
-        zhat = m(x_pos, w.clamp(max=0), _neg(b))
-        if not call.nonnegative:
-            zhat = zhat + m(x_neg, w.clamp(min=0))
+        zhat = _signed(m, x, (w_neg, w_pos), _neg(b))
         c = _quotient(call.z, call.context.stop(zhat), self.stabilizer)
         return [*terms, (zhat, -self.beta * c)]
 

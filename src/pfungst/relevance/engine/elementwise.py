@@ -18,17 +18,18 @@ _GATES = {"sigmoid", "hardsigmoid", "rsqrt", "sqrt", "reciprocal"}
 def activation(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: Any) -> Tensor:
     """Elementwise functions: relevance passes, out = x · const(f(x) / x)."""
     func = outplace(func, name)
-    if not args:
-        args = (kwargs.pop("input"),)
     x = args[0]
     if name == "clamp" and kwargs.get("min", args[1] if len(args) > 1 else None) == 0:
         positive = True
     else:
         positive = name in _NONNEGATIVE
     discards = name in ("relu", "relu6") or (positive and name == "clamp")
+    rectified = name == "relu" and mode.waits(x)  # then settling does it
     x = mode.settle(x, relu=discards)
     rest = mode.settled(args[1:])
-    if name == "relu":
+    if rectified:
+        out = x
+    elif name == "relu":
         with torch.enable_grad():
             out = torch.relu(x)
     else:
@@ -46,5 +47,7 @@ def activation(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: Any
 def power(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: Any) -> Tensor:
     """x^p = x · const(x^(p−1)): relevance passes."""
     out = activation(mode, outplace(func, name), name, args, kwargs)
-    out._pfungst.gate = True  # type: ignore[attr-defined]
+    mark = mode.mark_of(out)
+    assert mark is not None
+    mark.gate = True
     return out

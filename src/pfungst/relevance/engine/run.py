@@ -107,7 +107,7 @@ def execute(
     given = Inputs.of(x)
     inputs = [mode.entry(t, i) for i, t in enumerate(given.tensors)]
     try:
-        with mode.active(model):
+        with mode.active():
             out = select(given.call(model, inputs), output)
             shape = tuple(out.shape)
             out = out[:, None] if out.ndim == 1 else out.flatten(1)
