@@ -19,6 +19,7 @@ follows. Gamma and Epsilon conserve for inputs and outputs of either sign.
 
 from __future__ import annotations
 
+import itertools
 import math
 import weakref
 from collections.abc import Sequence
@@ -56,29 +57,24 @@ def family(records: Sequence[Record]) -> str:
     smooth = squashed or any(o not in _RECTIFIED | _GATES and "pool" not in o for o in others)
     if not convolutions or any(r.first and r.kind == "linear" for r in maps):
         return "dense" if not smooth else "smooth" if convolutions else "attention"
-    weak = any(
-        r.terms < FEW
-        and not r.first
-        and not (after.operation in _RECTIFIERS or (after.operation in _GATES and _pooled(after)))
-        for r, after in zip(records, [*records[1:], records[-1]], strict=True)
-        if r.kind == "convolution"
-    )  # a rule is applied when the consumer is known, so that the consumer comes next
+    # a rule is applied when the consumer is known, so that the consumer comes next; in-place writes repeat a map
+    discarded = {_identity(r) for r, after in itertools.pairwise(records) if _discards(after)}
+    weak = any(r.terms < FEW and not r.first and _identity(r) not in discarded for r in convolutions)
     return "smooth" if smooth or weak else "rectified"
+
+
+def _identity(record: Record) -> tuple[Any, ...]:
+    return record.name, record.operation, record.terms, record.shape
+
+
+def _discards(record: Record) -> bool:
+    """Whether negative numbers do not pass, or only as a constant."""
+    return record.operation in _RECTIFIERS or (record.operation in _GATES and _pooled(record))
 
 
 def _pooled(record: Record) -> bool:
     """Whether an output has no positions, as the gates of squeeze and excitation."""
     return math.prod(record.shape[2:]) == 1
-
-
-def choose(records: Sequence[Record], spectral: bool = False) -> str:
-    """The name of the composite that conserves on a network with these operations.
-
-    Args:
-        records: of a run under any rules.
-        spectral: the relevance is read in frequency.
-    """
-    return _name(family(records), spectral)
 
 
 def _name(kind: str, spectral: bool) -> str:
