@@ -245,7 +245,7 @@ def _forward_and_gradient(
                 f"layer {name} has no call {call}", f"it runs {len(kept)} times, 0 … {len(kept) - 1}"
             )
         weights = cotangent(out.detach(), None if callable(output) else output)
-        score = (out * weights).flatten(1).sum(1)
+        score = (out * weights).reshape(len(out), -1).sum(1)
         if not bool(torch.isfinite(score).all()):
             raise InputError("the score is NaN or infinite", "check the model and the inputs")
         replaying = True

@@ -60,7 +60,7 @@ from pfungst.relevance.engine.similarities import (
     pdist,
 )
 from pfungst.relevance.engine.sums import linear
-from pfungst.relevance.engine.vocabulary import ACTIVATIONS, CONSTANT, LINEAR
+from pfungst.relevance.engine.vocabulary import ACTIVATIONS, CONSTANT, LIKE, LINEAR
 from pfungst.relevance.engine.writes import instead, read_property, write
 from pfungst.relevance.rules import Ignore, Pass
 
@@ -112,7 +112,6 @@ TABLE: dict[str, Handler] = {
 
 _LINEAR_MAPS = {f"conv{t}{n}d" for t in ("", "_transpose") for n in (1, 2, 3)} | {"linear", "addmm"}
 _WRITES = {"setitem", "copy_", "index_put_", "index_add_", "scatter_", "fill_diagonal_", "masked_scatter_"}
-_LIKE = {"to", "type_as", "view_as", "expand_as", "reshape_as"}  # the second tensor only says what like
 
 
 def dispatch(mode: RelevanceMode, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -120,7 +119,7 @@ def dispatch(mode: RelevanceMode, func: Any, name: str, args: tuple[Any, ...], k
     args, kwargs = positional(name, args, kwargs)
     if name.startswith("get:"):
         return read_property(mode, func, name, args)
-    if name in CONSTANT or (name in _LIKE and not mode.tracked(args[0])):
+    if name in CONSTANT or (name in LIKE and not mode.tracked(args[0])):
         with mode.quiet():
             return func(*mode.stop_all(args), **mode.stop_all(kwargs))
     if name in _WRITES or name.startswith("set:"):

@@ -72,8 +72,8 @@ class Mark:
         settled: what stands for it: with its rule applied, or what was written into it.
         anchor: the network's input (or a normalised input) and how it was reshaped into this.
         gate: a factor that scales signals, a constant in products.
+        source: which of the explained inputs an anchored tensor is.
         version: of the tensor when it was marked.
-        owner: number of the input, for what has an anchor.
     """
 
     run: Folding
@@ -83,8 +83,8 @@ class Mark:
     settled: Tensor | None = None
     anchor: tuple[Tensor, Callable[[Tensor], Tensor]] | None = None
     gate: bool = False
+    source: int = 0
     version: int = 0
-    owner: int = 0
 
 
 class Folding:
@@ -119,9 +119,7 @@ class Folding:
     def nonnegative(self, t: Any) -> bool: ...
 
     @abstractmethod
-    def record(
-        self, operation: str, out: Any, rule: object, site: Site | None = None, relu: bool = False
-    ) -> None: ...
+    def record(self, operation: str, out: Any, rule: object, site: Site | None = None) -> None: ...
 
     @abstractmethod
     def module_name(self) -> str: ...
@@ -173,7 +171,7 @@ class Folding:
         m, rule = p.site.map, p.rule
         assert rule is not None
         note = "".join(f", {f}" for f in p.folded)
-        self.record(p.site.operation, z, f"{rule!r}{note}", p.site, relu)
+        self.record(p.site.operation, z, f"{rule!r}{note}", p.site)
         with self.quiet():
             value = self.stop(z).relu() if relu else self.stop(z)
         with torch.enable_grad():
@@ -222,7 +220,7 @@ class Folding:
             self.uncovered(site.operation)
         if isinstance(rule, Pass):
             rule.terms(None)  # type: ignore[arg-type]  # raises: not for linear maps
-        if isinstance(rule, Ignore):  # a constant at once, so that whatever reads it sees one
+        if isinstance(rule, Ignore):  # a constant at once, so that what reads it sees one
             with self.quiet():
                 z = self.stop(original(self.stop(value), original.weight, original.bias))
             self.record(site.operation, z, rule, site)

@@ -61,9 +61,12 @@ MAY_TURN_SIGN = (
 AFFINE = _words(
     """
     add sub rsub cat stack hstack vstack dstack column_stack where masked_fill pad constant_pad_nd index_fill scatter
-    scatter_add index_add index_copy select_scatter slice_scatter maximum minimum diff
+    scatter_add index_add index_copy select_scatter slice_scatter maximum minimum diff block_diag
     """
 )
+
+#: Operations of `LINEAR` whose second tensor only says what the result shall be like.
+LIKE = _words("to type_as view_as expand_as reshape_as")
 
 #: Results that do not depend differentiably on the input: shapes, comparisons, indices.
 CONSTANT = _words(

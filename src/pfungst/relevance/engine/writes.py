@@ -26,6 +26,9 @@ def instead(mode: RelevanceMode, target: Tensor, out: Tensor) -> Tensor:
     ):
         # what shares the memory must change too: write through it, autograd keeps the books
         inside = mode.settle(target)
+        if _is_stream(mode, inside):
+            mode.mark(target, settled=out)
+            return target
         nonnegative = mode.nonnegative(out)
         with torch.enable_grad():
             inside.copy_(out)
@@ -38,6 +41,11 @@ def instead(mode: RelevanceMode, target: Tensor, out: Tensor) -> Tensor:
     target.data = out.detach()  # for what does not pass through the mode
     mark.version = target._version
     return target
+
+
+def _is_stream(mode: RelevanceMode, t: Tensor) -> bool:
+    """Whether autograd forbids to write into `t`: it is an input of the run, or looks into one."""
+    return t.requires_grad and any(storage_of(t) == storage_of(stream) for stream in mode.inputs)
 
 
 def _shared(target: Tensor, settled: Tensor | None) -> bool:
@@ -66,6 +74,8 @@ def write(mode: RelevanceMode, func: Any, name: str, args: tuple[Any, ...], kwar
     """Writes into a tensor: autograd keeps the books."""
     target, rest, kwargs = args[0], mode.settled(args[1:]), mode.settled(kwargs)
     inside = mode.settle(target)
+    if _is_stream(mode, inside):
+        inside = mode.mark(inside.clone())
     if mode.biases is not None and inside.is_floating_point():
         if rest and not mode.tracked(rest[-1]) and name in ("setitem", "copy_", "index_put_"):
             value = torch.as_tensor(rest[-1], dtype=inside.dtype, device=inside.device)
