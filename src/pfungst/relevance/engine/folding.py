@@ -45,9 +45,9 @@ class Waiting:
 
     Attributes:
         x: input of the map.
-        scale, shift: of a BatchNorm that no map precedes, or that follows a native map.
+        scale, shift: of a BatchNorm that no map precedes.
         folded: BatchNorms folded in.
-        native: output of the map with its graph, where the rule needs no other map.
+        native: output with its graph, where the rule needs no other map.
     """
 
     x: Tensor
@@ -80,6 +80,7 @@ class Folding:
 
     composite: Composite
     transforms: bool
+    biases: list[tuple[str, Tensor]] | None
 
     @abstractmethod
     def stop(self, t: Tensor) -> Tensor: ...
@@ -153,22 +154,9 @@ class Folding:
                 return self.mark(self.attach(value, rule.terms(call)))
             epsilon = rule.epsilon if isinstance(rule, Epsilon) else 0.0
             if epsilon == 0:
-                out = z if p.scale is None else self.attach(self.stop(z), self._scaled(p, None))
-                return self.mark(out.relu() if relu else out)
+                return self.mark(p.native.relu() if relu else p.native)
             size = value if relu else value.abs()
-            return self.mark(self.attach(value, self._scaled(p, size / (size + epsilon))))
-
-    def _scaled(self, p: Waiting, c: Tensor | None) -> list[Term]:
-        """c · the map with the BatchNorm behind it."""
-        assert p.native is not None
-        if p.scale is None or p.shift is None:
-            assert c is not None
-            return [(p.native, c)]
-        terms = [(p.native, p.scale if c is None else p.scale * c)]
-        shift = self.constant(p.shift, "shift")
-        if shift is not None and shift.requires_grad:
-            terms.append((shift.expand_as(p.native), torch.ones_like(p.scale) if c is None else c))
-        return terms
+            return self.mark(self.attach(value, [(p.native, size / (size + epsilon))]))
 
     def linear(self, site: Site, x: Tensor, m: LinearMap) -> Tensor:
         """Call a linear map; its rule waits for the consumer."""
@@ -211,24 +199,26 @@ class Folding:
         before = mark.pending if mark is not None and self.waits(x) else None
         view = [1, -1, *[1] * (x.ndim - 2)]
         folds = before is not None and before.site.map is not None and before.site.map.foldable
-        if before is not None and before.native is not None and before.scale is not None:
-            folds = False  # a second one is a map of its own
         if not folds:
             x = self.settle(x)
-        with self.quiet():
-            z = value(self.stop(x))
+        if not folds or before.native is None:
+            with self.quiet():
+                z = value(self.stop(x))
         if not folds:
             pending = Waiting(x, self.site("batch_norm"), None, scale.reshape(view), shift.reshape(view))
             return self.mark(z, pending=pending)
         assert before is not None
         assert before.site.map is not None
         folded = (*before.folded, f"{self.module_name() or 'BatchNorm'} folded in")
-        if before.native is not None:
-            pending = replace(before, scale=scale.reshape(view), shift=shift.reshape(view), folded=folded)
-        else:
+        if before.native is None:
             site = replace(before.site, map=_fold_after(before.site.map, scale, shift))
-            pending = replace(before, site=site, folded=folded)
-        return self.mark(z, pending=pending)
+            return self.mark(z, pending=replace(before, site=site, folded=folded))
+        with torch.enable_grad():
+            if self.biases is None:
+                z = value(before.native)
+            else:
+                z = before.native * scale.reshape(view) + self.constant(shift.reshape(view), "shift")  # type: ignore[operator]
+        return self.mark(z, pending=replace(before, native=z, folded=folded))
 
 
 def _fold_after(m: LinearMap, scale: Tensor, shift: Tensor) -> LinearMap:

@@ -34,8 +34,10 @@ def batch_norm(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: Any
     if b.get("bias") is not None:
         shift = shift + b["bias"].detach()
 
+    weight, bias = (None if b.get(k) is None else b[k].detach() for k in ("weight", "bias"))
+
     def value(t: Tensor) -> Tensor:
-        return F.batch_norm(t, mean, var, b.get("weight"), b.get("bias"), False, 0.0, b.get("eps", 1e-5))
+        return F.batch_norm(t, mean, var, weight, bias, False, 0.0, b.get("eps", 1e-5))
 
     return mode.batch_norm(x, scale, shift, value)
 
