@@ -141,22 +141,21 @@ class Folding:
         assert rule is not None
         note = "".join(f", {f}" for f in p.folded)
         self.record(p.site.operation, z, f"{rule!r}{note}", p.site)
-        with self.quiet():
-            value = self.stop(z).relu() if relu else self.stop(z)
         if isinstance(rule, Ignore):
-            return self.mark(value, tracked=False)
+            return self.mark(self.stop(z).relu() if relu else self.stop(z), tracked=False)
+        epsilon = rule.epsilon if isinstance(rule, Epsilon) else 0.0
         with torch.enable_grad():
-            if p.native is None:
-                bias = self.constant(m.bias, "bias")
-                if bias is not m.bias:
-                    m = replace(m, bias=bias)
-                call = Call(m, p.x, value, self.nonnegative(p.x), relu, self)
-                return self.mark(self.attach(value, rule.terms(call)))
-            epsilon = rule.epsilon if isinstance(rule, Epsilon) else 0.0
-            if epsilon == 0:
+            if p.native is not None and epsilon == 0:
                 return self.mark(p.native.relu() if relu else p.native)
-            size = value if relu else value.abs()
-            return self.mark(self.attach(value, [(p.native, size / (size + epsilon))]))
+            value = self.stop(z).relu() if relu else self.stop(z)
+            if p.native is not None:
+                size = value if relu else value.abs()
+                return self.mark(self.attach(value, [(p.native, size / (size + epsilon))]))
+            bias = self.constant(m.bias, "bias")
+            if bias is not m.bias:
+                m = replace(m, bias=bias)
+            call = Call(m, p.x, value, self.nonnegative(p.x), relu, self)
+            return self.mark(self.attach(value, rule.terms(call)))
 
     def linear(self, site: Site, x: Tensor, m: LinearMap) -> Tensor:
         """Call a linear map; its rule waits for the consumer."""
@@ -198,26 +197,24 @@ class Folding:
         mark = mark_of(x)
         before = mark.pending if mark is not None and self.waits(x) else None
         view = [1, -1, *[1] * (x.ndim - 2)]
-        folds = before is not None and before.site.map is not None and before.site.map.foldable
-        if not folds:
+        if before is None or before.site.map is None or not before.site.map.foldable:
             x = self.settle(x)
-        if not folds or before.native is None:
             with self.quiet():
                 z = value(self.stop(x))
-        if not folds:
             pending = Waiting(x, self.site("batch_norm"), None, scale.reshape(view), shift.reshape(view))
             return self.mark(z, pending=pending)
-        assert before is not None
-        assert before.site.map is not None
         folded = (*before.folded, f"{self.module_name() or 'BatchNorm'} folded in")
         if before.native is None:
+            with self.quiet():
+                z = value(self.stop(x))
             site = replace(before.site, map=_fold_after(before.site.map, scale, shift))
             return self.mark(z, pending=replace(before, site=site, folded=folded))
         with torch.enable_grad():
             if self.biases is None:
                 z = value(before.native)
             else:
-                z = before.native * scale.reshape(view) + self.constant(shift.reshape(view), "shift")  # type: ignore[operator]
+                leaf = self.constant(shift.reshape(view), "shift")
+                z = before.native * scale.reshape(view) + leaf  # type: ignore[operator]
         return self.mark(z, pending=replace(before, native=z, folded=folded))
 
 
