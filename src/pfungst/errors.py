@@ -22,6 +22,10 @@ class InputError(PfungstError, ValueError):
     """An argument or a tensor cannot be used: wrong shape, type, range or not finite."""
 
 
+class NotFinite(InputError):
+    """A score or relevance is NaN or infinite although the input is finite."""
+
+
 class ConfigError(PfungstError, ValueError):
     """A configuration file or option is wrong."""
 

@@ -21,6 +21,7 @@ from pfungst.relevance import (
     Tokens,
     attribute,
     composite,
+    describe,
     linearize,
 )
 
@@ -191,7 +192,7 @@ def test_rules_by_name_type_and_order(net):
         .assign(On(name="block"), Ignore())
         .assign(On(module=nn.Linear), Epsilon(0.1))
     )
-    table = rules.describe(net, images())
+    table = describe(net, images(), rules)
     lines = {line.split()[1]: line for line in table.splitlines()[2:]}
     assert "Ignore()" in lines["block"]
     assert "Epsilon(epsilon=0.1)" in lines["fc"]

@@ -2,7 +2,8 @@
 
 from pfungst.relevance.attribute import attribute
 from pfungst.relevance.bases import Basis, DCTBands, Patches, PixelBands, Pixels, Tokens
-from pfungst.relevance.composites import COMPOSITES, Composite, On, Site, composite
+from pfungst.relevance.composites import COMPOSITES, Composite, On, Site, composite, register
+from pfungst.relevance.describe import describe
 from pfungst.relevance.gradcam import gradcam
 from pfungst.relevance.linearize import LinearizedModel, linearize
 from pfungst.relevance.relevance import Relevance, colour_limit
@@ -51,6 +52,8 @@ __all__ = [
     "attribute",
     "colour_limit",
     "composite",
+    "describe",
     "gradcam",
     "linearize",
+    "register",
 ]

@@ -10,6 +10,7 @@ Montavon et al. 2019 (Gamma); Andéol et al. 2021 (generalised Gamma); Lapuschki
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Protocol
@@ -43,6 +44,12 @@ class LinearMap:
     out_axis: int = 0
     groups: int = 1
     foldable: bool = True
+
+    @property
+    def terms(self) -> int:
+        """How many products one output sums."""
+        inputs = self.weight.shape[0] // self.groups if self.out_axis else self.weight.shape[1]
+        return inputs * math.prod(self.weight.shape[2:])
 
     def __call__(self, x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
         return self.apply(x, self.weight if weight is None else weight, bias)

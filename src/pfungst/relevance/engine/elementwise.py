@@ -18,8 +18,6 @@ _GATES = {"sigmoid", "hardsigmoid", "rsqrt", "sqrt", "reciprocal"}
 def activation(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: Any) -> Tensor:
     """Elementwise functions: relevance passes, out = x · const(f(x) / x)."""
     func = outplace(func, name)
-    if not args:
-        args = (kwargs.pop("input"),)
     x = args[0]
     if name == "clamp" and kwargs.get("min", args[1] if len(args) > 1 else None) == 0:
         positive = True
@@ -49,5 +47,7 @@ def activation(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: Any
 def power(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: Any) -> Tensor:
     """x^p = x · const(x^(p−1)): relevance passes."""
     out = activation(mode, outplace(func, name), name, args, kwargs)
-    out._pfungst.gate = True  # type: ignore[attr-defined]
+    mark = mode.mark_of(out)
+    assert mark is not None
+    mark.gate = True
     return out

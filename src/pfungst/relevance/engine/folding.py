@@ -6,26 +6,26 @@ A BatchNorm that follows a map, or precedes it, is folded in; a ReLU that follow
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Any, NoReturn
+from typing import Any, NoReturn, overload
 
 import torch
 from torch import Tensor
 
 from pfungst.relevance.composites import Composite, Site
-from pfungst.relevance.rules import Call, Epsilon, Ignore, LinearMap, Pass, Rule, Term
+from pfungst.relevance.rules import Call, Epsilon, Ignore, LinearMap, Pass, Rule
 
 
 class Attach(torch.autograd.Function):
-    """The value z with the derivative Σ c · ∂ẑ: ``Attach.apply([z], ẑ₁, c₁, ẑ₂, c₂, …)``.
+    """The value z with the derivative Σ c · ∂ẑ: ``Attach.apply([z], ẑ₁, c₁, ẑ₂, c₂, …)``; c = None is 1.
 
     z comes in a list because autograd forbids in-place changes of an argument that is handed back.
     """
 
     @staticmethod
-    def forward(ctx: Any, z: list[Tensor], *terms: Tensor) -> Tensor:
+    def forward(ctx: Any, z: list[Tensor], *terms: Tensor | None) -> Tensor:
         ctx.save_for_backward(*terms[1::2])
         return z[0].detach()
 
@@ -33,7 +33,8 @@ class Attach(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         out: list[Tensor | None] = [None]
         for i, c in enumerate(ctx.saved_tensors):
-            out += [grads[0] * c if ctx.needs_input_grad[1 + 2 * i] else None, None]
+            needed = ctx.needs_input_grad[1 + 2 * i]
+            out += [None if not needed else grads[0] if c is None else grads[0] * c, None]
         return tuple(out)
 
 
@@ -61,18 +62,29 @@ class Waiting:
 
 @dataclass
 class Mark:
-    """What the mode knows about a tensor."""
+    """What the mode knows about a tensor.
 
+    Attributes:
+        run: that made it; tensors that a model kept from an earlier run are constants.
+        tracked: it depends on the input.
+        nonnegative: its version for which every entry is known to be ≥ 0.
+        waiting: the rule that is applied when its consumer is known.
+        settled: what stands for it: with its rule applied, or what was written into it.
+        anchor: the network's input (or a normalised input) and how it was reshaped into this.
+        gate: a factor that scales signals, a constant in products.
+        version: of the tensor when it was marked.
+        owner: number of the input, for what has an anchor.
+    """
+
+    run: Folding
     tracked: bool = True
     nonnegative: int | None = None
-    pending: Waiting | None = None
+    waiting: Waiting | None = None
     settled: Tensor | None = None
     anchor: tuple[Tensor, Callable[[Tensor], Tensor]] | None = None
     gate: bool = False
-
-
-def mark_of(t: Any) -> Mark | None:
-    return getattr(t, "_pfungst", None) if isinstance(t, Tensor) else None
+    version: int = 0
+    owner: int = 0
 
 
 class Folding:
@@ -94,17 +106,23 @@ class Folding:
     @abstractmethod
     def settle(self, t: Tensor, relu: bool = False) -> Tensor: ...
 
+    @overload
+    def constant(self, t: Tensor, what: str) -> Tensor: ...
+    @overload
+    def constant(self, t: None, what: str) -> None: ...
     @abstractmethod
     def constant(self, t: Tensor | None, what: str) -> Tensor | None: ...
 
     @abstractmethod
-    def mark(self, t: Tensor, **what: Any) -> Tensor: ...
+    def mark(self, t: Tensor, internal: bool = False, **what: Any) -> Tensor: ...
 
     @abstractmethod
     def nonnegative(self, t: Any) -> bool: ...
 
     @abstractmethod
-    def record(self, operation: str, out: Any, rule: object, site: Site | None = None) -> None: ...
+    def record(
+        self, operation: str, out: Any, rule: object, site: Site | None = None, relu: bool = False
+    ) -> None: ...
 
     @abstractmethod
     def module_name(self) -> str: ...
@@ -115,52 +133,68 @@ class Folding:
     @abstractmethod
     def uncovered(self, name: str) -> NoReturn: ...
 
+    def mark_of(self, t: Any) -> Mark | None:
+        """The mark that this run set on `t`."""
+        mark = getattr(t, "_pfungst", None)
+        return mark if mark is not None and mark.run is self else None
+
     def waits(self, t: Any) -> bool:
         """Whether the rule of a linear map or BatchNorm waits for the consumer of its value `t`."""
-        mark = mark_of(t)
-        return mark is not None and mark.pending is not None and mark.settled is None
+        mark = self.mark_of(t)
+        return mark is not None and mark.waiting is not None and mark.settled is None
 
-    def attach(self, z: Tensor, terms: list[Term]) -> Tensor:
-        """The value z with the derivative of Σ c ẑ."""
+    def attach(self, z: Tensor, terms: Sequence[tuple[Tensor, Tensor | None]]) -> Tensor:
+        """The value z with the derivative of Σ c ẑ; c = None is 1."""
         if not self.transforms:
             return Attach.apply([z], *(t for term in terms for t in term))
         out = self.stop(z)
         for zhat, c in terms:
-            out = out + (zhat - self.stop(zhat)) * self.stop(c)
+            change = zhat - self.stop(zhat)
+            out = out + (change if c is None else change * self.stop(c))
         return out
+
+    def exactly(self, value: Tensor, out: Tensor) -> Tensor:
+        """`value`, which the model's own call gave, with the derivative of `out`, which rewrites that call."""
+        return self.attach(self.stop(value).to(out.dtype), [(out, None)])
+
+    def hold(self, z: Tensor, waiting: Waiting) -> Tensor:
+        """A value whose rule waits; it requires gradients, so that what an unseen operation makes of it shows."""
+        if not self.transforms:
+            z.requires_grad_()
+        return self.mark(z, waiting=waiting)
 
     def _apply(self, z: Tensor, p: Waiting, relu: bool) -> Tensor:
         """The rule's result for the value z; with `relu`, for what a ReLU leaves of it."""
         if p.site.map is None:  # a BatchNorm that no linear map follows
             assert p.scale is not None
             assert p.shift is not None
-            out = p.x * p.scale + self.constant(p.shift, "shift")  # type: ignore[operator]
+            out = p.x * p.scale + self.constant(p.shift, "shift")
             self.record(p.site.operation, out, "per-channel linear map", p.site)
-            return self.mark(out.relu() if relu else out)
+            return self.mark(out.relu() if relu else out, internal=True)
         m, rule = p.site.map, p.rule
         assert rule is not None
         note = "".join(f", {f}" for f in p.folded)
-        self.record(p.site.operation, z, f"{rule!r}{note}", p.site)
+        self.record(p.site.operation, z, f"{rule!r}{note}", p.site, relu)
         if isinstance(rule, Ignore):
-            return self.mark(self.stop(z).relu() if relu else self.stop(z), tracked=False)
+            return self.mark(self.stop(z).relu() if relu else self.stop(z), tracked=False, internal=True)
         epsilon = rule.epsilon if isinstance(rule, Epsilon) else 0.0
         with torch.enable_grad():
             if p.native is not None and epsilon == 0:
-                return self.mark(p.native.relu() if relu else p.native)
+                return self.mark(p.native.relu() if relu else p.native, internal=True)
             value = self.stop(z).relu() if relu else self.stop(z)
             if p.native is not None:
                 size = value if relu else value.abs()
-                return self.mark(self.attach(value, [(p.native, size / (size + epsilon))]))
+                return self.mark(self.attach(value, [(p.native, size / (size + epsilon))]), internal=True)
             bias = self.constant(m.bias, "bias")
             if bias is not m.bias:
                 m = replace(m, bias=bias)
             call = Call(m, p.x, value, self.nonnegative(p.x), relu, self)
-            return self.mark(self.attach(value, rule.terms(call)))
+            return self.mark(self.attach(value, rule.terms(call)), internal=True)
 
     def linear(self, site: Site, x: Tensor, m: LinearMap) -> Tensor:
         """Call a linear map; its rule waits for the consumer."""
-        mark = mark_of(x)
-        before = mark.pending if mark is not None and self.waits(x) else None
+        mark = self.mark_of(x)
+        before = mark.waiting if mark is not None and self.waits(x) else None
         value, original = x, m
         prefix: tuple[str, ...] = ()
         if before is not None and before.site.map is None and (site.kind == "convolution" or x.ndim == 2):
@@ -170,7 +204,7 @@ class Folding:
             x, prefix = before.x, (f"{before.site.name or 'BatchNorm'} folded in",)
         else:
             x = value = self.settle(x)
-        mark = mark_of(x)
+        mark = self.mark_of(x)
         site = replace(site, first=mark is not None and mark.anchor is not None, map=m)
         rule = self.composite.rule(site)
         if rule is None:
@@ -180,10 +214,10 @@ class Folding:
         if rule.native:
             with torch.enable_grad():
                 z = m(x, m.weight, self.constant(m.bias, "bias"))
-            return self.mark(z, pending=Waiting(x, site, rule, folded=prefix, native=z))
+            return self.mark(z, waiting=Waiting(x, site, rule, folded=prefix, native=z))
         with self.quiet():
             z = original(self.stop(value), original.weight, original.bias)
-        return self.mark(z, pending=Waiting(x, site, rule, folded=prefix))
+        return self.hold(z, Waiting(x, site, rule, folded=prefix))
 
     def batch_norm(
         self, x: Tensor, scale: Tensor, shift: Tensor, value: Callable[[Tensor], Tensor]
@@ -194,28 +228,28 @@ class Folding:
             scale, shift: (C,) what it multiplies with and adds.
             value: the call itself.
         """
-        mark = mark_of(x)
-        before = mark.pending if mark is not None and self.waits(x) else None
+        mark = self.mark_of(x)
+        before = mark.waiting if mark is not None and self.waits(x) else None
         view = [1, -1, *[1] * (x.ndim - 2)]
         if before is None or before.site.map is None or not before.site.map.foldable:
             x = self.settle(x)
             with self.quiet():
                 z = value(self.stop(x))
-            pending = Waiting(x, self.site("batch_norm"), None, scale.reshape(view), shift.reshape(view))
-            return self.mark(z, pending=pending)
+            waiting = Waiting(x, self.site("batch_norm"), None, scale.reshape(view), shift.reshape(view))
+            return self.hold(z, waiting)
         folded = (*before.folded, f"{self.module_name() or 'BatchNorm'} folded in")
         if before.native is None:
             with self.quiet():
                 z = value(self.stop(x))
             site = replace(before.site, map=_fold_after(before.site.map, scale, shift))
-            return self.mark(z, pending=replace(before, site=site, folded=folded))
+            return self.hold(z, replace(before, site=site, folded=folded))
         with torch.enable_grad():
             if self.biases is None:
                 z = value(before.native)
             else:
                 leaf = self.constant(shift.reshape(view), "shift")
-                z = before.native * scale.reshape(view) + leaf  # type: ignore[operator]
-        return self.mark(z, pending=replace(before, native=z, folded=folded))
+                z = self.exactly(value(self.stop(x)), before.native * scale.reshape(view) + leaf)
+        return self.mark(z, waiting=replace(before, native=z, folded=folded))
 
 
 def _fold_after(m: LinearMap, scale: Tensor, shift: Tensor) -> LinearMap:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pfungst.errors import UncoveredOperation
-from pfungst.relevance.engine.calls import bind, n_tuple
+from pfungst.relevance.engine.calls import bind, n_tuple, outplace
 from pfungst.relevance.engine.mode import RelevanceMode
 from pfungst.relevance.engine.products import product
 from pfungst.relevance.rules import LinearMap
@@ -79,18 +79,40 @@ def linear_layer(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: A
     return linear_map(mode, name, b["input"], b["weight"], b.get("bias"))
 
 
+#: The two factors of operations that add a product to their input.
+_FACTORS = {
+    "addmm": "mat1 mat2",
+    "addbmm": "batch1 batch2",
+    "baddbmm": "batch1 batch2",
+    "addmv": "mat vec",
+    "addr": "vec1 vec2",
+}
+
+
 def add_matmul(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: Any) -> Tensor:
-    b = bind("input mat1 mat2", args, kwargs)
-    alpha, beta = kwargs.get("alpha", 1), kwargs.get("beta", 1)
-    layer = name == "addmm" and alpha == beta == 1 and mode.tracked(b["mat1"])
-    if layer and not mode.tracked(b["mat2"]) and not mode.tracked(b["input"]) and b["input"].ndim == 1:
-        return linear_map(mode, "linear", b["mat1"], b["mat2"].t(), b["input"])
-    out = product(mode, torch.matmul, "matmul", (b["mat1"], b["mat2"]), {}) * alpha
-    return mode.mark(out + beta * mode.settle(b["input"]))
+    """β · input + α · product of two factors."""
+    first, second = _FACTORS[name].split()
+    b = bind(f"input {first} {second} beta alpha", args, kwargs)
+    x, left, right = b["input"], b[first], b[second]
+    alpha, beta = b.get("alpha", 1), b.get("beta", 1)
+    layer = name == "addmm" and alpha == beta == 1 and mode.tracked(left)
+    if layer and not mode.tracked(right) and not mode.tracked(x) and x.ndim == 1:
+        return linear_map(mode, "linear", left, right.t(), x)
+    func, x = outplace(func, name), mode.settle(x)
+    with torch.enable_grad():
+        if mode.tracked(left) or mode.tracked(right):
+            factors = lambda p, q: func(mode.stop(x), p, q, beta=0, alpha=alpha)
+            out = product(mode, factors, name, (left, right), {})
+        else:
+            out = func(torch.zeros_like(mode.stop(x)), left, right, alpha=alpha)
+        if beta == 0:
+            return mode.mark(out)
+        scaled = beta * (x if mode.tracked(x) else mode.constant(x, "input"))
+        return mode.mark(scaled + out)
 
 
 def matmul(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: Any) -> Tensor:
-    a, b = (*args, *kwargs.values())[:2]
+    a, b = (*args, *(kwargs[k] for k in ("other", "mat2", "vec", "tensor") if k in kwargs))[:2]
     if name == "rmatmul":
         a, b = b, a
         func = torch.matmul

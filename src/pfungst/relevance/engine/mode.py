@@ -7,30 +7,51 @@ The model's modules and parameters are never touched.
 
 from __future__ import annotations
 
+import sys
+import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from functools import cache
+from typing import Any, NoReturn, overload
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from pfungst.errors import UncoveredOperation
+from pfungst.errors import InputError, UncoveredOperation
 from pfungst.relevance.composites import Composite, Site
-from pfungst.relevance.engine.folding import Attach, Folding, Mark, Waiting, mark_of
+from pfungst.relevance.engine.folding import Folding, Mark
 from pfungst.relevance.rules import _quotient
+
+_RECENT = 64  # marked tensors among which the source of an unseen operation is looked for
 
 
 @dataclass(frozen=True)
 class Record:
-    """One operation of a run, for :meth:`Composite.describe`."""
+    """One operation of a run.
+
+    Attributes:
+        name: qualified name of the module that runs it.
+        operation: name of the functional call.
+        shape: of the output.
+        rule: what it got.
+        kind: "convolution", "linear" or "other".
+        first: a linear map that reads the network's input directly.
+        terms: how many products a linear map sums for one output.
+        discarded: a ReLU discards the negative outputs of a linear map.
+    """
 
     name: str
     operation: str
     shape: tuple[int, ...]
     rule: str
+    kind: str = "other"
+    first: bool = False
+    terms: int = 0
+    discarded: bool = False
 
 
 def _version(t: Tensor) -> int:
@@ -40,30 +61,30 @@ def _version(t: Tensor) -> int:
         return 0
 
 
-_ALIASES = {"rsub": "rsub", "radd": "add", "rmul": "mul", "rtruediv": "rdiv", "rdiv": "rdiv", "rpow": "rpow"}
-_ALIASES |= {"truediv": "div", "true_divide": "div", "divide": "div", "multiply": "mul", "subtract": "sub"}
-_ALIASES |= {"iadd": "add_", "isub": "sub_", "imul": "mul_", "itruediv": "div_", "idiv": "div_"}
-_ALIASES |= {
-    "rmatmul": "rmatmul",
-    "negative": "neg",
-    "concat": "cat",
-    "concatenate": "cat",
-    "swapaxes": "transpose",
-}
-_ALIASES |= {
-    "swapdims": "transpose",
-    "moveaxis": "movedim",
-    "absolute": "abs",
-    "clip": "clamp",
-    "arctan": "atan",
-}
+_ALIASES = {
+    "radd": "add", "rmul": "mul", "rtruediv": "rdiv", "truediv": "div", "true_divide": "div", "divide": "div",
+    "multiply": "mul", "subtract": "sub", "iadd": "add_", "isub": "sub_", "imul": "mul_", "itruediv": "div_",
+    "idiv": "div_", "ifloordiv": "floor_divide_", "floordiv": "floor_divide", "ipow": "pow_", "negative": "neg",
+    "imod": "remainder_", "mod": "remainder", "concat": "cat", "concatenate": "cat", "swapaxes": "transpose",
+    "swapdims": "transpose", "moveaxis": "movedim", "absolute": "abs", "clip": "clamp", "arctan": "atan",
+    "permute_copy": "permute", "view_copy": "view", "_unsafe_view": "view", "_to_copy": "to", "_softmax": "softmax",
+    "_log_softmax": "log_softmax", "fix": "trunc", "row_stack": "vstack", "true_divide_": "div_", "divide_": "div_",
+    "multiply_": "mul_", "subtract_": "sub_", "negative_": "neg_", "absolute_": "abs_", "clip_": "clamp_",
+}  # fmt: skip
+#: Python's conversions; their functional namesakes mean something else.
+_CONVERSIONS = {"__float__", "__int__", "__bool__", "__complex__", "__index__", "__nonzero__", "__long__"}
 
 
+@cache
 def operation_name(func: Any) -> str:
     """The canonical name of a functional call: "conv2d", "add", "relu_" …"""
     name = getattr(func, "__name__", str(func))
+    if isinstance(func, torch._ops.OpOverload):  # "relu.default", in exported programs
+        name = name.split(".")[0]
     if name in ("__get__", "__set__"):
         return ("get:" if name == "__get__" else "set:") + getattr(func.__self__, "__name__", "?")
+    if name in _CONVERSIONS:
+        return "item"
     if name.startswith("__") and name.endswith("__"):
         name = name[2:-2]
     return _ALIASES.get(name, name)
@@ -98,10 +119,17 @@ class RelevanceMode(Folding, TorchFunctionMode):
         self.transforms = transforms
         self.given = None if streams is None else list(streams)
         self.streams: list[Tensor] = []
+        self.owners: list[int] = []
         self.biases: list[tuple[str, Tensor]] | None = [] if biases else None
         self.records: list[Record] = []
         self.stack: list[nn.Module] = []
         self.level: int | None = None
+        self.base: int | None = None
+        self.inputs: list[Tensor] = []
+        self.recent: deque[Tensor] = deque(maxlen=_RECENT)
+        self.written: set[int] = set()
+        self.constants: set[Any] = set()
+        self.expanding: list[Any] = []
 
     # -- what rules may ask -----------------------------------------------------------------------
 
@@ -123,15 +151,26 @@ class RelevanceMode(Folding, TorchFunctionMode):
         Where `x` is the network's input (reshaped, perhaps) the stream is a new input of the run;
         elsewhere its relevance is handed to x in proportion.
         """
-        mark = mark_of(x)
+        mark = self.mark_of(x)
         if mark is None or mark.anchor is None:
             v = self.stop(value(x))
             return self.attach(v, [(x, _quotient(v, self.stop(x), 0.0))])
         base, replay = mark.anchor
-        return replay(self.leaf(value(self.stop(base))))
+        return replay(self.leaf(value(self.stop(base)), base))
 
-    def leaf(self, value: Tensor) -> Tensor:
-        """A new input stream with this value."""
+    def entry(self, x: Tensor, owner: int) -> Tensor:
+        """The input number `owner` of the network, as the run reads it."""
+        if self.transforms:
+            x = x.view_as(x)
+        else:
+            x = (x.detach().clone() if x.is_inference() else x.detach().view_as(x)).requires_grad_()
+        return self.mark(x, anchor=(x, lambda t: t), owner=owner)
+
+    def leaf(self, value: Tensor, base: Tensor) -> Tensor:
+        """A new stream with this value, beside the input (or the stream) `base`."""
+        mark = self.mark_of(base)
+        assert mark is not None
+        self.owners.append(mark.owner)
         if self.given is not None:
             leaf = self.given[len(self.streams)]
         elif self.transforms:
@@ -141,6 +180,10 @@ class RelevanceMode(Folding, TorchFunctionMode):
         self.streams.append(leaf)
         return leaf
 
+    @overload
+    def constant(self, t: Tensor, what: str) -> Tensor: ...
+    @overload
+    def constant(self, t: None, what: str) -> None: ...
     def constant(self, t: Tensor | None, what: str) -> Tensor | None:
         """An additive constant; a leaf of its own when the biases' share is accounted for."""
         if t is None or self.biases is None or not t.is_floating_point():
@@ -159,50 +202,70 @@ class RelevanceMode(Folding, TorchFunctionMode):
         return Site(operation, kind, self.module_name(), module, **kwargs)
 
     def tracked(self, t: Any) -> bool:
-        mark = mark_of(t)
+        mark = self.mark_of(t)
         return mark is not None and mark.tracked
 
-    def mark(self, t: Tensor, **what: Any) -> Tensor:
-        """Note that `t` depends on the input."""
+    def mark(self, t: Tensor, internal: bool = False, **what: Any) -> Tensor:
+        """Note that `t` depends on the input; an internal tensor is never seen by the model."""
         if what.pop("nonnegative", False):
             what["nonnegative"] = _version(t)
-        t._pfungst = Mark(**what)  # type: ignore[attr-defined]
+        t._pfungst = Mark(self, version=_version(t), **what)  # type: ignore[attr-defined]
+        if not internal:
+            anchor = what.get("anchor")
+            (self.inputs if anchor is not None and anchor[0] is t else self.recent).append(t)
         return t
 
     def nonnegative(self, t: Any) -> bool:
         """Whether every entry of `t` is known to be ≥ 0 from where it comes."""
-        mark = mark_of(t)
+        mark = self.mark_of(t)
         return mark is not None and mark.nonnegative is not None and mark.nonnegative == _version(t)
 
-    def record(self, operation: str, out: Any, rule: object, site: Site | None = None) -> None:
+    def gate(self, t: Any) -> bool:
+        """Whether `t` is a factor that scales signals."""
+        mark = self.mark_of(t)
+        return mark is not None and mark.gate
+
+    def record(
+        self, operation: str, out: Any, rule: object, site: Site | None = None, relu: bool = False
+    ) -> None:
         shape = tuple(out.shape) if isinstance(out, Tensor) else ()
         name = self.module_name() if site is None else site.name
-        self.records.append(Record(name, operation, shape, rule if isinstance(rule, str) else repr(rule)))
+        text = rule if isinstance(rule, str) else repr(rule)
+        m = None if site is None else site.map
+        if site is None or m is None:
+            self.records.append(Record(name, operation, shape, text))
+        else:
+            self.records.append(Record(name, operation, shape, text, site.kind, site.first, m.terms, relu))
 
     # -- linear maps ------------------------------------------------------------------------------
 
     def settle(self, t: Tensor, relu: bool = False) -> Tensor:
         """`t` with its rule applied, if that was still pending."""
-        mark = mark_of(t)
+        mark = self.mark_of(t)
         if mark is None:
             return t
         if mark.settled is not None:
             return self.settle(mark.settled)
-        if mark.pending is None:
+        if mark.waiting is None:
             return t
-        out = self._apply(t, mark.pending, relu)
+        with torch.enable_grad():
+            out = self._apply(t, mark.waiting, relu)
         if not relu and out is not t:
             mark.settled = out
         return out
 
     # -- dispatch ---------------------------------------------------------------------------------
 
+    def place(self) -> str:
+        """Where the run is, for messages."""
+        return (
+            f"module {self.module_name()!r} ({type(self.stack[-1]).__name__})" if self.stack else "the model"
+        )
+
     def uncovered(self, name: str) -> NoReturn:
         """Raise for an operation without a rule."""
-        where = self.module_name()
-        place = f"module {where!r} ({type(self.stack[-1]).__name__})" if self.stack else "the model"
         raise UncoveredOperation(
-            f"no relevance rule covers the operation {name!r}, called in {place}",
+            f"no relevance rule covers the operation {name!r}, called in {self.place()}",
             f"assign one: composite.assign({name!r}, Pass()) for elementwise operations, Ignore() where its "
             "result is a constant of the explanation, Gradient() for its plain derivative",
         )
@@ -210,70 +273,254 @@ class RelevanceMode(Folding, TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types_: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if func is torch._C._set_grad_enabled:
+            return None  # what a model runs under no_grad is explained like the rest
         kwargs = kwargs or {}
-        name = operation_name(func)
+        if torch.is_inference_mode_enabled():
+            with torch.inference_mode(False):
+                return self._recorded(func, args, kwargs)
+        return self._recorded(func, args, kwargs)
+
+    def _recorded(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The call with what autograd needs for it, whatever the model does to save memory."""
+        if torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:  # activation checkpointing
+            with torch.autograd.graph.saved_tensors_hooks(_same, _same):
+                return self._call(func, args, kwargs)
+        return self._call(func, args, kwargs)
+
+    def _call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        inside = not torch.is_grad_enabled()  # then an autograd.Function runs its forward
+        reentrant = inside and in_reentrant_checkpoint()
         if self.composite.plain:
+            if reentrant:
+                raise InputError(
+                    f"the model checkpoints activations with use_reentrant=True in module {self.module_name()!r}",
+                    "switch checkpointing off, or use use_reentrant=False",
+                )
             return func(*args, **kwargs)
-        leaves = _tensors(args, kwargs)
-        if not any(self.tracked(t) for t in leaves):
-            if _is_view_query(name) or torch.is_grad_enabled() is False:
-                return func(*args, **kwargs)
+        leaves = tensors((args, kwargs))
+        if any(t.is_inference() for t in leaves):
+            args, kwargs = pytree.tree_map(_normal, (args, kwargs))
+            leaves = tensors((args, kwargs))
+        if inside and not reentrant:
+            return func(*self.settled(args), **self.settled(kwargs))
+        dependent = False
+        for t in leaves:
+            dependent = self._depends(t) or dependent
+        if not dependent:
             with self.quiet():
                 return func(*args, **kwargs)
-        return self.dispatch(self, func, name, args, kwargs)
+        name = operation_name(func)
+        if not reentrant:
+            return self.dispatch(self, func, name, args, kwargs)
+        with torch.enable_grad():
+            out = self.dispatch(self, func, name, args, kwargs)
+            # the checkpoint hides what autograd recorded of its results: an alias keeps it
+            return pytree.tree_map(lambda t: self._alias(t) if self.tracked(t) else t, out)
+
+    def _alias(self, t: Tensor) -> Tensor:
+        mark = self.mark_of(t)
+        assert mark is not None
+        if mark.waiting is not None and mark.settled is None:
+            return self.mark(t.detach(), waiting=mark.waiting)
+        return self.mark(t.detach(), settled=self.settle(t))
+
+    # -- what the mode could not see --------------------------------------------------------------
+
+    def _depends(self, t: Tensor) -> bool:
+        """Whether `t` depends on the input; what depends on it through an unseen operation gets a mark or raises."""
+        mark = self.mark_of(t)
+        if mark is not None:
+            if _version(t) != mark.version and mark.settled is None and storage_of(t) not in self.written:
+                self.unseen("an operation wrote into a tensor", "")
+            return mark.tracked
+        if self._foreign(t):
+            self.unseen("torch.vmap or another transform of torch.func is used", "vmap")
+        if not self._differentiable(t) or t.grad_fn is None or t.grad_fn in self.constants:
+            return False
+        if self.transforms:
+            self.unseen("an operation made a tensor", t.grad_fn.name())
+        sources = self._sources(t)
+        if not sources:
+            self.constants.add(t.grad_fn)  # computed from parameters before the run
+            return False
+        x = sources[0]
+        if len(sources) > 1 or x.shape != t.shape or not _elementwise(t, x):
+            self.unseen("an operation made a tensor", t.grad_fn.name())
+        value, mark = t.detach(), self.mark_of(x)
+        x = self.settle(x)
+        with torch.enable_grad():
+            out = self.attach(value, [(x, _quotient(value, self.stop(x), 1e-12))])
+        self.record(t.grad_fn.name().removesuffix("Backward"), out, "Pass()")
+        self.mark(t, settled=self.mark(out, internal=True))
+        return True
+
+    def _differentiable(self, t: Tensor) -> bool:
+        if self.transforms and self.level is not None:
+            return torch._C._functorch.maybe_get_level(t) == self.level
+        return t.requires_grad
+
+    def _foreign(self, t: Tensor) -> bool:
+        """Whether `t` is inside a transform that the model itself applies, and depends on the input."""
+        inner = torch._C._functorch.maybe_current_level()
+        if inner is None or inner == self.base:
+            return False
+        while torch._C._functorch.is_functorch_wrapped_tensor(t):
+            if (torch._C._functorch.maybe_get_level(t) or 0) <= (self.base or 0):
+                return self.transforms
+            t = torch._C._functorch.get_unwrapped(t)
+        return (t.requires_grad and t.grad_fn is not None) or (
+            t.requires_grad and self.mark_of(t) is not None
+        )
+
+    def _sources(self, t: Tensor) -> list[Tensor]:
+        """The nearest tensors of this run from which autograd computed `t`."""
+        known = {(s.grad_fn, s.output_nr): s for s in self.recent if s.grad_fn is not None}
+        leaves = {id(s): s for s in (*self.inputs, *self.recent) if s.grad_fn is None}
+        found: dict[int, Tensor] = {}
+        nodes: list[tuple[Any, int]] = [(t.grad_fn, t.output_nr)]
+        seen: set[Any] = set()
+        while nodes:
+            node, number = nodes.pop()
+            if node is None or (node, number) in seen:
+                continue
+            seen.add((node, number))
+            source = known.get((node, number))
+            if source is None and hasattr(node, "variable"):
+                source = leaves.get(id(node.variable))
+            if source is not None:
+                found[id(source)] = source
+            else:
+                nodes += node.next_functions
+        return list(found.values())
+
+    def unseen(self, what: str, made_by: str) -> NoReturn:
+        """Raise for an operation that does not pass through the mode."""
+        called = f" (autograd calls it {made_by})" if made_by else ""
+        raise UncoveredOperation(
+            f"{what}{called} whose inside cannot be seen, in or before {self.place()}: a TorchScript function, a "
+            "custom autograd.Function that is not elementwise, torch.vmap, or code outside PyTorch",
+            "write it with torch operations, or pass the original nn.Module instead of a scripted or traced one",
+        )
 
     def settled(self, tree: Any) -> Any:
         """`tree` (tensors in tuples, lists, dictionaries) with every pending rule applied."""
         return pytree.tree_map(lambda t: self.settle(t) if isinstance(t, Tensor) else t, tree)
 
     def stop_all(self, tree: Any) -> Any:
-        """`tree` with every tensor that depends on the input as a constant."""
-        return pytree.tree_map(lambda t: self.stop(t) if self.tracked(t) else t, self.settled(tree))
+        """`tree` with every tensor that depends on the input as a constant; rules go on waiting."""
+        return pytree.tree_map(lambda t: self.stop(self._latest(t)) if self.tracked(t) else t, tree)
+
+    def _latest(self, t: Tensor) -> Tensor:
+        """What was written into `t` last."""
+        mark = self.mark_of(t)
+        return t if mark is None or mark.settled is None else self._latest(mark.settled)
 
     @contextmanager
-    def active(self, module: nn.Module) -> Iterator[RelevanceMode]:
-        """Run `module` in the mode; global state is restored afterwards, whatever happens inside."""
-        known = self.names
-
-        def enter(m: nn.Module, args: Any) -> None:
-            if id(m) in known:
-                self.stack.append(m)
-
-        def leave(m: nn.Module, args: Any, out: Any) -> None:
-            if self.stack and self.stack[-1] is m:
-                self.stack.pop()
-
-        handles = [
-            nn.modules.module.register_module_forward_pre_hook(enter),
-            nn.modules.module.register_module_forward_hook(leave, always_call=True),
-        ]
-        fast = torch.backends.mha.get_fastpath_enabled()
-        torch.backends.mha.set_fastpath_enabled(False)
+    def active(self) -> Iterator[RelevanceMode]:
+        """Run a model in the mode; global state is restored afterwards, whatever happens inside."""
+        self.base = torch._C._functorch.maybe_current_level()
         if self.transforms:
-            level = torch._C._functorch.maybe_current_level()
-            self.level = level
-        try:
-            with torch.enable_grad(), self:
+            self.level = self.base
+        with _following(self), torch.enable_grad(), self:
+            try:
                 yield self
-        finally:
-            torch.backends.mha.set_fastpath_enabled(fast)
-            for handle in handles:
-                handle.remove()
-            self.stack.clear()
+            finally:
+                self.stack.clear()
+                self.recent.clear()
 
 
-def _is_view_query(name: str) -> bool:
-    return name.startswith("get:")
+_running: list[tuple[int, RelevanceMode]] = []
+_hooks: list[Any] = []
+_lock = threading.Lock()
 
 
-def _tensors(args: Sequence[Any], kwargs: dict[str, Any]) -> list[Tensor]:
+def _of_this_thread(module: nn.Module) -> RelevanceMode | None:
+    me = threading.get_ident()
+    mode = next((m for thread, m in reversed(_running) if thread == me), None)
+    return mode if mode is not None and id(module) in mode.names else None
+
+
+def _enter(module: nn.Module, args: Any) -> None:
+    mode = _of_this_thread(module)
+    if mode is not None:
+        mode.stack.append(module)
+
+
+def _leave(module: nn.Module, args: Any, out: Any) -> None:
+    mode = _of_this_thread(module)
+    if mode is not None and mode.stack and mode.stack[-1] is module:
+        mode.stack.pop()
+
+
+@contextmanager
+def _following(mode: RelevanceMode) -> Iterator[None]:
+    """Keep `mode.stack` at the modules that run; several threads may explain at once."""
+    entry = (threading.get_ident(), mode)
+    with _lock:
+        if not _running:
+            _hooks.append(nn.modules.module.register_module_forward_pre_hook(_enter))
+            _hooks.append(nn.modules.module.register_module_forward_hook(_leave, always_call=True))
+        _running.append(entry)
+    try:
+        yield
+    finally:
+        with _lock:
+            _running.remove(entry)
+            while _hooks and not _running:
+                _hooks.pop().remove()
+
+
+def in_reentrant_checkpoint() -> bool:
+    """Whether the caller runs inside ``torch.utils.checkpoint(..., use_reentrant=True)``."""
+    import torch.utils.checkpoint as checkpoint
+
+    code = checkpoint.CheckpointFunction.forward.__code__
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code is code:
+            return True
+        frame = frame.f_back  # type: ignore[assignment]
+    return False
+
+
+def _same(t: Tensor) -> Tensor:
+    return t
+
+
+def _normal(t: Any) -> Any:
+    """An inference tensor as one that autograd can save."""
+    return t.clone() if isinstance(t, Tensor) and t.is_inference() else t
+
+
+def storage_of(t: Tensor) -> int:
+    """Where the memory of `t` begins; 0 inside a transform of torch.func."""
+    try:
+        return t.untyped_storage().data_ptr()
+    except (RuntimeError, NotImplementedError):
+        return 0
+
+
+def tensors(tree: Any) -> list[Tensor]:
+    """All tensors in nested tuples, lists and dictionaries."""
     out: list[Tensor] = []
-    for a in (*args, *kwargs.values()):
+    stack = [tree]
+    while stack:
+        a = stack.pop()
         if isinstance(a, Tensor):
             out.append(a)
         elif isinstance(a, list | tuple):
-            out += [t for t in a if isinstance(t, Tensor)]
+            stack += a
+        elif isinstance(a, dict):
+            stack += a.values()
     return out
 
 
-__all__ = ["Attach", "Mark", "Record", "RelevanceMode", "Waiting", "mark_of", "operation_name"]
+def _elementwise(t: Tensor, x: Tensor) -> bool:
+    """Whether autograd's derivative of `t` by `x` is diagonal: Jᵀv = v ⊙ Jᵀ1 for random v."""
+    ones, v = torch.ones_like(t), torch.rand_like(t) + 0.5
+    try:
+        diagonal, g = (torch.autograd.grad(t, x, w, retain_graph=True)[0] for w in (ones, v))
+    except RuntimeError:  # a custom function without a derivative
+        return False
+    return bool(torch.allclose(g, v * diagonal, rtol=1e-4, atol=1e-7 + 1e-5 * float(diagonal.abs().max())))

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from pfungst.errors import InputError, PfungstError
 from pfungst.relevance.composites import Composite
-from pfungst.relevance.composites import composite as _composite
 from pfungst.relevance.engine.dispatch import dispatch
+from pfungst.relevance.engine.inputs import Inputs
 from pfungst.relevance.engine.mode import Record, RelevanceMode
 
 Output = Callable[[Any], Tensor]
@@ -24,43 +24,19 @@ class Run:
 
     Attributes:
         output: (N, K) with the graph of the rewritten pass.
-        streams: the inputs whose relevances add up; the first is the input itself.
+        shape: (N, …) the shape of the explained tensor before its axes were made one.
+        streams: the tensors whose relevances add up; first the explained inputs themselves.
+        owners: which of the explained inputs each stream belongs to.
         records: what each operation got.
         biases: named additive constants (only when they were asked for).
     """
 
     output: Tensor
+    shape: tuple[int, ...]
     streams: list[Tensor]
+    owners: list[int]
     records: list[Record]
     biases: list[tuple[str, Tensor]]
-
-
-def check_input(x: Any) -> Tensor:
-    """`x` as an input that can be explained, or an InputError that says why not."""
-    if not isinstance(x, Tensor):
-        raise InputError(
-            f"the input is a {type(x).__name__}, not a tensor", "convert it with torch.as_tensor"
-        )
-    if not x.is_floating_point():
-        raise InputError(
-            f"the input has type {str(x.dtype).removeprefix('torch.')}, relevance needs real numbers",
-            "convert images with x.float() / 255; embed tokens first and explain inputs_embeds",
-        )
-    if x.device.type == "meta":
-        raise InputError("the input is a meta tensor without values", "load it on a real device")
-    if x.ndim < 2:
-        raise InputError(
-            f"the input has shape {tuple(x.shape)}", "pass a batch: the first axis counts the inputs"
-        )
-    if not transformed(x) and not bool(torch.isfinite(x).all()):
-        bad = int((~torch.isfinite(x)).flatten(1).any(1).sum())
-        raise InputError(f"{bad} of {len(x)} inputs contain NaN or infinity", "leave them out or repair them")
-    return x
-
-
-def transformed(x: Tensor) -> bool:
-    """Whether `x` is inside a torch.func transform, where its values cannot be looked at."""
-    return torch._C._functorch.is_functorch_wrapped_tensor(x)
 
 
 def check_model(model: Any) -> nn.Module:
@@ -83,18 +59,39 @@ def select(out: Any, output: Output | None) -> Tensor:
     if output is not None:
         out = output(out)
     if not isinstance(out, Tensor):
-        keys = list(out) if isinstance(out, Mapping) else None
-        what = f"a {type(out).__name__} with keys {keys}" if keys else f"a {type(out).__name__}"
-        example = f"output=lambda out: out[{keys[0]!r}]" if keys else "output=lambda out: out[0]"
-        raise InputError(f"the model returns {what}, not one tensor", f"choose a tensor with {example}")
+        raise _several(out)
     if out.ndim == 0:
         raise InputError("the explained output is a single number for the whole batch", "keep the batch axis")
     return out
 
 
+def _several(out: Any) -> InputError:
+    """What to write where a model returns several things."""
+    keys: list[Any] = list(out) if isinstance(out, Mapping) else []
+    if not keys and isinstance(out, list | tuple):
+        keys = list(range(len(out)))
+    what = f"a {type(out).__name__}" + (f" with keys {keys}" if isinstance(out, Mapping) else "")
+    found = [(k, out[k]) for k in keys if isinstance(out[k], Tensor) and out[k].is_floating_point()]
+    if not found:
+        return InputError(
+            f"the model returns {what}, not one tensor", "choose a tensor with output=lambda out: …"
+        )
+    key, t = found[0]
+    axes = tuple(range(1, t.ndim - 1))
+    score = (
+        f"out[{key!r}]"
+        + ("[:, 0]" if t.ndim > 1 else "")
+        + (f".sum({axes if len(axes) > 1 else 1})" if axes else "")
+    )
+    return InputError(
+        f"the model returns {what}, not one tensor",
+        f"choose one score with output=lambda out: {score} (out[{key!r}] has shape {tuple(t.shape)})",
+    )
+
+
 def execute(
     model: nn.Module,
-    x: Tensor,
+    x: Tensor | Inputs,
     rules: Composite,
     output: Output | None = None,
     streams: list[Tensor] | None = None,
@@ -104,29 +101,26 @@ def execute(
     """Run `model` rewritten by `rules`.
 
     Args:
-        x: inputs (N, *sample), with gradients where the explanation shall be differentiable.
+        x: inputs (N, *sample), or several, with gradients where the explanation shall be differentiable.
         output: picks the explained tensor from what the model returns; runs under the rules too.
-        streams: values of the streams beside `x`, when they are arguments of a transformed function.
+        streams: values of the streams beside the inputs, when they are arguments of a transformed function.
         transforms: run under torch.func transforms.
         biases: account for additive constants.
     """
     mode = RelevanceMode(dispatch, rules, model, transforms, streams, biases)
-    if not transforms:
-        x = x.detach().clone() if x.is_inference() else x.detach().view_as(x)
-        x.requires_grad_()
-    else:
-        x = x.view_as(x)
-    mode.mark(x, anchor=(x, lambda t: t))
+    given = Inputs.of(x)
+    inputs = [mode.entry(t, i) for i, t in enumerate(given.tensors)]
     try:
-        with mode.active(model):
-            out = select(model(x), output)
+        with mode.active():
+            out = select(given.call(model, inputs), output)
+            shape = tuple(out.shape)
             out = out[:, None] if out.ndim == 1 else out.flatten(1)
             dependent = mode.tracked(out)
             out = mode.settle(out)
     except (PfungstError, NotImplementedError):
         raise
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
-        _blame_input(model, x, output, error)
+        _blame_input(model, given, output, error)
         raise
     if not rules.plain and not dependent:
         raise InputError(
@@ -134,22 +128,23 @@ def execute(
             "or ignored operations",
             "explain logits instead of probabilities",
         )
-    if len(out) != len(x):
+    if len(out) != len(given):
         raise InputError(
-            f"the model turns {len(x)} inputs into {len(out)} outputs", "the first axis must count the inputs"
+            f"the model turns {len(given)} inputs into {len(out)} outputs",
+            "the first axis must count the inputs",
         )
-    return Run(out, [x, *mode.streams], mode.records, mode.biases or [])
+    owners = [*range(len(inputs)), *mode.owners]
+    return Run(out, shape, [*inputs, *mode.streams], owners, mode.records, mode.biases or [])
 
 
-def _blame_input(model: nn.Module, x: Tensor, output: Output | None, error: Exception) -> None:
+def _blame_input(model: nn.Module, given: Inputs, output: Output | None, error: Exception) -> None:
     """Raise an InputError if the plain model cannot process the input either."""
     try:
         with torch.no_grad():
-            out = model(x.detach())
+            out = given.call(model, [t.detach() for t in given.tensors])
     except Exception as cause:
         raise InputError(
-            f"the model {type(model).__name__} cannot process inputs of shape {tuple(x.shape)} and type "
-            f"{str(x.dtype).removeprefix('torch.')}: {cause}",
+            f"the model {type(model).__name__} cannot process {given.describe()}: {cause}",
             "check the number of channels, the size, the type and the device of the inputs",
         ) from error
     try:
@@ -160,9 +155,3 @@ def _blame_input(model: nn.Module, x: Tensor, output: Output | None, error: Exce
         raise InputError(
             f"output= fails on what the model returns: {cause}", "check the selection"
         ) from error
-
-
-def trace(model: nn.Module, x: Tensor, rules: Composite | str, output: Output | None = None) -> list[Record]:
-    """What each operation of `model` gets for the input `x`, in the order of execution."""
-    with torch.inference_mode(False):
-        return execute(check_model(model), check_input(x), _composite(rules), output).records

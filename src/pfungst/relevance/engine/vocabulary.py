@@ -19,7 +19,8 @@ LINEAR = _words(
     index_copy index_fill select_scatter slice_scatter
     adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d avg_pool1d avg_pool2d avg_pool3d
     max_pool1d max_pool2d max_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d
-    max_pool2d_with_indices max_pool1d_with_indices max_pool3d_with_indices max_unpool2d
+    fractional_max_pool2d fractional_max_pool3d fractional_max_pool2d_with_indices
+    fractional_max_pool3d_with_indices max_pool2d_with_indices max_pool1d_with_indices max_pool3d_with_indices max_unpool2d
     adaptive_max_pool1d_with_indices adaptive_max_pool2d_with_indices
     pad constant_pad_nd interpolate upsample upsample_nearest2d upsample_bilinear2d grid_sample
     fold unfold im2col col2im pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle
@@ -31,15 +32,31 @@ LINEAR = _words(
     """
 )
 
+#: Operations of `LINEAR` that may turn values ≥ 0 into negative ones, by a sign, a weight or a constant of theirs.
+MAY_TURN_SIGN = _words(
+    """
+    neg sub rsub lerp interpolate upsample grid_sample where masked_fill index_fill pad constant_pad_nd scatter
+    scatter_add index_add index_copy select_scatter slice_scatter rfft irfft fft ifft fft2 ifft2 rfft2 irfft2 fftn ifftn
+    """
+)
+
+#: Operations of `LINEAR` that put constants beside what depends on the input.
+AFFINE = _words(
+    """
+    add sub rsub cat stack hstack vstack dstack column_stack where masked_fill pad constant_pad_nd index_fill scatter
+    scatter_add index_add index_copy select_scatter slice_scatter maximum minimum
+    """
+)
+
 #: Results that do not depend differentiably on the input: shapes, comparisons, indices.
 CONSTANT = _words(
     """
     size dim ndimension numel nelement stride storage_offset is_contiguous is_floating_point is_complex
-    data_ptr item tolist len eq ne lt le gt ge isnan isinf isfinite argmax argmin argsort nonzero any all
-    detach sign zeros_like ones_like full_like empty_like rand_like randn_like new_zeros new_ones new_full
-    new_empty new_tensor floor ceil round bool int long isin equal allclose is_same_size get_device
-    element_size type repr str format hash is_nonzero has_names one_hot bernoulli histc bincount is_sparse
-    result_type can_cast is_inference is_signed is_conj is_neg numpy is_tensor has_names apply register_hook
+    data_ptr item tolist nelement ndim len eq ne lt le gt ge isnan isinf isfinite argmax argmin argsort nonzero any all
+    detach sign sgn signbit zeros_like ones_like full_like empty_like rand_like randn_like new_zeros new_ones new_full
+    new_empty new_tensor bool int long isin equal allclose is_same_size get_device
+    element_size repr str format hash is_nonzero has_names one_hot bernoulli histc bincount is_sparse
+    result_type can_cast is_inference is_signed is_conj is_neg is_tensor register_hook
     """
 )
 
@@ -48,6 +65,6 @@ ACTIVATIONS = _words(
     """
     relu relu6 leaky_relu rrelu prelu elu selu celu gelu silu mish hardswish hardtanh softsign tanhshrink
     hardshrink softshrink tanh sigmoid hardsigmoid softplus logsigmoid clamp clamp_min clamp_max threshold
-    sqrt rsqrt reciprocal atan erf expm1 log1p sinh asinh nan_to_num
+    sqrt rsqrt reciprocal round floor ceil trunc atan erf expm1 log1p sinh asinh nan_to_num
     """
 )

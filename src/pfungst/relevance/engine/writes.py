@@ -7,45 +7,79 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pfungst.relevance.engine.folding import mark_of
-from pfungst.relevance.engine.mode import RelevanceMode
+from pfungst.relevance.engine.mode import RelevanceMode, storage_of
 from pfungst.relevance.engine.sums import linear
 from pfungst.relevance.engine.vocabulary import LINEAR
 
 
 def instead(mode: RelevanceMode, target: Tensor, out: Tensor) -> Tensor:
     """An in-place operation that ran out of place: later uses of `target` see `out`."""
-    mark = mark_of(target)
-    if not mode.waits(target) and out is mode.settle(target):
-        return out
-    if target._is_view() or mark is None or not mark.tracked:
-        # a view's base must change too: write through it, autograd keeps the books
-        target = mode.settle(target)
+    mark = mode.mark_of(target)
+    if out is target or (mark is not None and mark.settled is out):
+        return target
+    if (
+        mark is None
+        or not mark.tracked
+        or target._is_view()
+        or mode.transforms
+        or _shared(target, mark.settled)
+    ):
+        # what shares the memory must change too: write through it, autograd keeps the books
+        inside = mode.settle(target)
         nonnegative = mode.nonnegative(out)
         with torch.enable_grad():
-            target.copy_(out)
-        return mode.mark(target, nonnegative=nonnegative)
+            inside.copy_(out)
+        mode.mark(inside, nonnegative=nonnegative)
+        mode.written.add(storage_of(inside))
+        if inside is not target:
+            mode.mark(target, settled=inside)
+        return target
     mark.settled = out
-    return out
+    target.data = out.detach()  # for what does not pass through the mode
+    mark.version = target._version
+    return target
+
+
+def _shared(target: Tensor, settled: Tensor | None) -> bool:
+    """Whether other tensors may look into the memory of `target`."""
+    mine = [t for t in (target, settled) if t is not None]
+    storages = {storage_of(t) for t in mine}
+    if len(storages) > 1:
+        return any(_users(t) > 1 for t in mine)
+    return _users(target) > len(mine)
+
+
+def _users(t: Tensor) -> int:
+    storage = t.untyped_storage()
+    return int(torch._C._storage_Use_Count(storage._cdata)) - 1
 
 
 def read_property(mode: RelevanceMode, func: Any, name: str, args: tuple[Any, ...]) -> Any:
     if name in LINEAR:
         return linear(mode, func, name, args, {})
     if name == "get:data":
-        return mode.stop(args[0])
+        return mode.stop(mode.settle(args[0]))
     return func(*args)
 
 
 def write(mode: RelevanceMode, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Writes into a tensor: autograd keeps the books."""
-    target = mode.settle(args[0])
-    rest = mode.settled(args[1:])
+    target, rest, kwargs = args[0], mode.settled(args[1:]), mode.settled(kwargs)
+    inside = mode.settle(target)
+    if mode.biases is not None and inside.is_floating_point():
+        if rest and not mode.tracked(rest[-1]) and name in ("setitem", "copy_", "index_put_"):
+            value = torch.as_tensor(rest[-1], dtype=inside.dtype, device=inside.device)
+            rest = (*rest[:-1], mode.constant(value, name))
+        if not mode.tracked(inside):
+            inside = mode.constant(inside, name).clone()
     with torch.enable_grad():
-        out = func(target, *rest, **mode.settled(kwargs))
-    mode.mark(target)
-    if target is not args[0]:
-        mark = getattr(args[0], "_pfungst", None)
-        if mark is not None:
-            mark.settled = target
-    return out
+        func(inside, *rest, **kwargs)
+    mode.mark(inside)
+    mode.written.add(storage_of(inside))
+    if inside is target:
+        return target
+    if not mode.tracked(target):
+        with torch.no_grad():
+            func(target, *mode.stop_all(rest), **mode.stop_all(kwargs))
+        mode.written.add(storage_of(target))
+    return mode.mark(target, settled=inside)

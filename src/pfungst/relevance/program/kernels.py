@@ -423,7 +423,12 @@ class Generic(Op):
         with torch.enable_grad():
             u = [z.requires_grad_() for z in self._all([None] * len(self.numbers), ())]
             g = self._call(*u)
-        pairs = [(a, t) for a, t in zip(g, tangents, strict=True) if t is not None and a is not None]
+        # what is overwritten passes nothing on, whatever the cotangent
+        pairs = [
+            (a, t)
+            for a, t in zip(g, tangents, strict=True)
+            if t is not None and a is not None and a.requires_grad
+        ]
         if not pairs:
             return [None for _ in self.outs]
         out = torch.autograd.grad(

@@ -108,8 +108,14 @@ class Tape:
         same = all(b == shape for b in before)
         if name == "AttachBackward" and same:
             cs = node.saved_tensors
-            if len(node.next_functions) == 2 * len(cs):
-                return Combine(ins, [out], [layout(cs[i // 2].detach()) for i in slots])
+            # edges of each term: its map and its constant, which has none where it is 1
+            terms = [c for c in cs for _ in range(1 if c is None else 2)]
+            if len(node.next_functions) == len(terms):
+                return Combine(
+                    ins,
+                    [out],
+                    [1.0 if c is None else layout(c.detach()) for c in map(terms.__getitem__, slots)],
+                )
         if name == "ConvolutionBackward0" and slots == [0] and len(shape) == 4 and not node._saved_transposed:
             return Convolution(ins, [out], node)
         if name == "ReluBackward0":
