@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from pfungst.conditions import Condition
@@ -52,15 +52,13 @@ class Labelled:
     def mask(self, id_: str, folder: Path | None) -> np.ndarray | None:
         """The object's mask, (S, S) boolean, from the data set or from a folder of masks; None without one."""
         item = self.items[self._rows[id_]]
+        beside = None if folder is None else (folder / id_).with_suffix(".png")
+        if item.mask is None and beside is not None and beside.is_file():
+            item = replace(item, mask=beside)
         try:
             mask = item.read_mask()
         except Undecodable as error:
             raise UnreadableImages([(item.mask_file, str(error))]) from None
-        if mask is None and folder is not None:
-            path = (folder / id_).with_suffix(".png")
-            if path.is_file():
-                with Image.open(path) as picture:
-                    mask = np.asarray(picture.convert("L")) > 0
         return None if mask is None else resize_mask(mask, self.size)
 
     def of(self, classes: Sequence[int]) -> Labelled:
@@ -112,7 +110,7 @@ def read_names(path: Path | None) -> list[str] | None:
         return None
     try:
         text = path.read_text(encoding="utf-8")
-        names = json.loads(text) if path.suffix == ".json" else [line.strip() for line in text.splitlines()]
+        names = json.loads(text) if path.suffix == ".json" else [line.strip() for line in text.split("\n")]
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"{path} cannot be read: {error}", "a JSON list of names, or one name a line"

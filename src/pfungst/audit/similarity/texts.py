@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import string
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from pfungst.audit.result import Interval
 from pfungst.audit.similarity.config import SimilarityConfig
 from pfungst.audit.similarity.result import Pair, Relation
 from pfungst.audit.workspace import Workspace
+from pfungst.data.delimited import read_rows, require
 from pfungst.errors import DataError
 from pfungst.similarity import SimilarityExplainer
 
@@ -28,22 +28,13 @@ def read_pairs(path: Path) -> list[tuple[str, str, str]]:
     """Sentence pairs and their relation from a CSV with the columns first, second and relation.
 
     Raises:
-        DataError: the file or a column is missing, a field is empty, or a relation has one pair only.
+        DataError: the file or a column is missing, a field is empty, or there are fewer than two pairs; and as for
+            ``read_rows``.
     """
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as handle:
-            reader = csv.DictReader(handle)
-            fields = reader.fieldnames or []
-            missing = [c for c in COLUMNS if c not in fields]
-            if missing:
-                raise DataError(
-                    f"{path} has no column {', '.join(map(repr, missing))}",
-                    f"it has: {', '.join(fields) or 'none'}",
-                )
-            rows = [tuple((row[c] or "").strip() for c in COLUMNS) for row in reader]
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read: {error}", "give a CSV in UTF-8") from None
-    bad = [i + 2 for i, row in enumerate(rows) if not all(row)]
+    table = read_rows(path)
+    require(path, table.fields, COLUMNS)
+    rows = [tuple(row[c].strip() for c in COLUMNS) for row in table.rows]
+    bad = [line for line, row in zip(table.lines, rows, strict=True) if not all(row)]
     if bad:
         raise DataError(f"{path} has empty fields in lines {bad[:10]}", "fill or remove them")
     if len(rows) < 2:

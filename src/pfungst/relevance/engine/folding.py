@@ -65,26 +65,26 @@ class Mark:
     """What the mode knows about a tensor.
 
     Attributes:
-        owner: the run that made it; tensors that a model kept from an earlier run are constants.
+        run: that made it; tensors that a model kept from an earlier run are constants.
         tracked: it depends on the input.
         nonnegative: its version for which every entry is known to be ≥ 0.
         waiting: the rule that is applied when its consumer is known.
         settled: what stands for it: with its rule applied, or what was written into it.
         anchor: the network's input (or a normalised input) and how it was reshaped into this.
         gate: a factor that scales signals, a constant in products.
-        source: which of the explained inputs an anchored tensor is.
         version: of the tensor when it was marked.
+        owner: number of the input, for what has an anchor.
     """
 
-    owner: Folding
+    run: Folding
     tracked: bool = True
     nonnegative: int | None = None
     waiting: Waiting | None = None
     settled: Tensor | None = None
     anchor: tuple[Tensor, Callable[[Tensor], Tensor]] | None = None
     gate: bool = False
-    source: int = 0
     version: int = 0
+    owner: int = 0
 
 
 class Folding:
@@ -133,7 +133,7 @@ class Folding:
     def mark_of(self, t: Any) -> Mark | None:
         """The mark that this run set on `t`."""
         mark = getattr(t, "_pfungst", None)
-        return mark if mark is not None and mark.owner is self else None
+        return mark if mark is not None and mark.run is self else None
 
     def waits(self, t: Any) -> bool:
         """Whether the rule of a linear map or BatchNorm waits for the consumer of its value `t`."""

@@ -156,19 +156,19 @@ class RelevanceMode(Folding, TorchFunctionMode):
         base, replay = mark.anchor
         return replay(self.leaf(value(self.stop(base)), base))
 
-    def entry(self, x: Tensor, source: int) -> Tensor:
-        """The input number `source` of the network, as the run reads it."""
+    def entry(self, x: Tensor, owner: int) -> Tensor:
+        """The input number `owner` of the network, as the run reads it."""
         if self.transforms:
             x = x.view_as(x)
         else:
             x = (x.detach().clone() if x.is_inference() else x.detach().view_as(x)).requires_grad_()
-        return self.mark(x, anchor=(x, lambda t: t), source=source)
+        return self.mark(x, anchor=(x, lambda t: t), owner=owner)
 
     def leaf(self, value: Tensor, base: Tensor) -> Tensor:
         """A new stream with this value, beside the input (or the stream) `base`."""
         mark = self.mark_of(base)
         assert mark is not None
-        self.owners.append(mark.source)
+        self.owners.append(mark.owner)
         if self.given is not None:
             leaf = self.given[len(self.streams)]
         elif self.transforms:

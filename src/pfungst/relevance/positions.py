@@ -1,0 +1,526 @@
+"""Which axes of a layer's output are positions, found by where in the input they look.
+
+Shapes alone cannot tell: channels may equal height, strides may differ between rows and columns, tokens may come in
+windows or with class tokens. So one input is disturbed in up to four stripes along each of its axes, and each entry
+of the layer's output gets the centre of the stripes that it responds to. An axis of the output along which these
+centres move holds positions; the grid is the one that explains them. What does not fit is refused.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pfungst.errors import InputError
+
+_STRIPES = {2: 8, 3: 8, 4: 4, 5: 4}  # along each axis of the input, by its number of axes
+_ROUNDS = 6  # disturbances per stripe where one leaves the answer open
+_GROUPS = 8  # of channels, whose centres tell the noise
+_SPECIAL = 8  # class tokens and registers at most, unless prefix= says otherwise
+_CLEAR = 10.0  # log-likelihood ratio between the best and any other grid
+#: Axes of the input that may be positions, for inputs (N, T), (N, C, T) or (N, L, D) or (N, T, F), (N, C, H, W) or
+#: (N, H, W, C), (N, C, T, H, W) or (N, T, C, H, W); the first that fits.
+_SPATIAL = {
+    2: [(1,)],
+    3: [(2,), (1,), (1, 2)],
+    4: [(2, 3), (1, 2)],
+    5: [(2, 3, 4), (1, 3, 4)],
+}
+
+Respond = Callable[[Tensor], Tensor]
+
+
+class Unclear(InputError):
+    """The responses leave no or several layouts."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """An axis of the output that holds positions: after `prefix` tokens the sides of a grid, slowest first."""
+
+    axis: int
+    sides: tuple[int, ...]
+    prefix: int = 0
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the positions are in a layer's output.
+
+    Attributes:
+        batch: axis of the output that counts the inputs.
+        inputs: axes of the input along which the grid lies.
+        grid: number of positions along each of them; 1 where the layer has none.
+        parts: axes of the output without `batch`; what they do not name are channels.
+    """
+
+    batch: int
+    inputs: tuple[int, ...]
+    grid: tuple[int, ...]
+    parts: tuple[Part, ...]
+
+    def __call__(self, t: Tensor) -> Tensor:
+        """A layer's output as (N, C, *grid)."""
+        t = t.movedim(self.batch, 0)
+        axes = [p.axis + 1 for p in self.parts]
+        t = t.permute(0, *(a for a in range(1, t.ndim) if a not in axes), *axes)
+        t = t.flatten(1, -len(axes) - 1) if t.ndim > len(axes) + 1 else t.unsqueeze(1)
+        order: list[int] = []
+        for part in self.parts:
+            sizes = [self.grid[s] for s in part.sides]
+            where = 2 + len(order)
+            t = t.narrow(where, part.prefix, math.prod(sizes)).unflatten(where, sizes)
+            order += part.sides
+        for side in range(len(self.grid)):
+            if side not in order:
+                t = t.unsqueeze(-1)
+                order.append(side)
+        return t.permute(0, 1, *(2 + order.index(side) for side in range(len(self.grid))))
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What the caller says about a layout; None is unknown."""
+
+    channels_last: bool | None = None
+    grid: tuple[int, ...] | None = None
+    prefix: int | None = None
+
+
+def stated(shape: Sequence[int], x: Tensor, wish: Wish, resize: bool) -> Layout | None:
+    """The layout of an output of `shape` where the caller has said everything, else None."""
+    sample, last = tuple(shape[1:]), wish.channels_last
+    inputs = _SPATIAL[x.ndim][0]
+    if shape[0] != len(x) or (x.ndim == 3 and resize):
+        return None
+    if last is not None and len(sample) == len(inputs) + 1 and x.ndim > 3:
+        sides = sample[:-1] if last else sample[1:]
+        if wish.grid not in (None, sides) or wish.prefix:
+            raise InputError(
+                f"an output {tuple(shape)} with channels {'last' if last else 'first'} has the grid {sides}",
+                f"leave out grid= and prefix=, or pass channels_last={not last}",
+            )
+        return Layout(0, inputs, sides, tuple(Part(k + (not last), (k,)) for k in range(len(inputs))))
+    if (
+        len(sample) == 2
+        and wish.grid is not None
+        and wish.prefix is not None
+        and len(wish.grid) == len(inputs)
+    ):
+        need = wish.prefix + math.prod(wish.grid)
+        fits = [a for a in (0, 1) if sample[a] >= need and last in (None, a == 0)]
+        if not fits:
+            raise InputError(
+                f"{wish.prefix} tokens and a grid {wish.grid} do not fit into an output {tuple(shape)}",
+                "correct prefix=, grid= or channels_last=",
+            )
+        if len(fits) == 1:
+            return Layout(0, inputs, wish.grid, (Part(fits[0], tuple(range(len(inputs))), wish.prefix),))
+    return None
+
+
+def find(
+    respond: Respond, x: Tensor, shape: Sequence[int], layer: str, wish: Wish, special: int | None
+) -> Layout:
+    """The layout of a layer's output.
+
+    Args:
+        respond: inputs (M, *sample) → the layer's output.
+        x: (N, *sample).
+        shape: of the layer's output for `x`.
+        layer: its name, for messages.
+        wish: what the caller says.
+        special: the number of class tokens and registers that the model declares.
+
+    Raises:
+        InputError: no positions, or none that can be told.
+    """
+    search = _Search(respond, x, tuple(shape), layer, wish, special)
+    search.disturb(1)
+    try:
+        return search.layout()
+    except Unclear:  # one round may be too few where channels prefer parts of the input by chance
+        search.disturb(_ROUNDS)
+        return search.layout()
+
+
+@dataclass
+class _Fit:
+    """How the positions along an axis of the output lie on a grid."""
+
+    part: Part
+    sides: dict[int, int]
+    slope: float
+
+
+class _Search:
+    """The arguments of :func:`find`, and the responses to disturbances: for each axis of the input (stripes, *output)."""
+
+    def __init__(
+        self, respond: Respond, x: Tensor, shape: tuple[int, ...], layer: str, wish: Wish, special: int | None
+    ) -> None:
+        self.respond, self.x, self.shape, self.layer, self.wish = respond, x, shape, layer, wish
+        self.special = special
+        self.what = f"layer {layer} with output {shape}"
+        self.batch = 0
+        self.responses: dict[int, Tensor] = {}
+        self.known: dict[tuple[int, int], _Centres] = {}
+
+    def disturb(self, rounds: int) -> None:
+        """Measure the mean square responses to random disturbances of each stripe."""
+        x = self.x
+        axes = sorted({a for axes in _SPATIAL[x.ndim] for a in axes})
+        if x.ndim == 4 and x.shape[3] > 4:
+            axes = [2, 3]  # no channels at the end
+        stripes = {a: min(_STRIPES[x.ndim], x.shape[a]) for a in axes if x.shape[a] > 1}
+        generator = torch.Generator().manual_seed(0)
+        total: Tensor | None = None
+        for r in range(rounds):
+            first = x[r % len(x)][None]
+            spread = float(first.float().std(correction=0)) or 1.0
+            variants = [first]
+            noise = torch.randn(first.shape, generator=generator)
+            noise += torch.randn((*first.shape[:2], *[1] * (x.ndim - 2)), generator=generator)
+            noise = (noise * spread).to(first)
+            for axis, count in stripes.items():
+                for j in range(count):
+                    start, stop = round(j * x.shape[axis] / count), round((j + 1) * x.shape[axis] / count)
+                    changed = first.clone()
+                    part = noise.narrow(axis, start, stop - start)
+                    changed.narrow(axis, start, stop - start).add_(part)
+                    variants.append(changed)
+            out = self._run(variants)
+            change = (out[1:] - out[:1]).abs()
+            change[change <= 16 * torch.finfo(x.dtype).eps * out.abs().max()] = 0.0  # arithmetic
+            total = change.square() if total is None else total + change.square()
+        assert total is not None
+        if not bool(torch.isfinite(total).all()):
+            raise InputError(
+                f"layer {self.layer} returns NaN or infinity", "choose another layer or repair the model"
+            )
+        self.known.clear()
+        self.responses = dict(zip(stripes, total.split(list(stripes.values())), strict=True))
+
+    def _run(self, variants: list[Tensor]) -> Tensor:
+        """The layer's output for single inputs, (len(variants), *output)."""
+        n = len(self.x)
+        many = min(n + 1, max(len(variants), 2))
+        many += many == n  # another size than that of the inputs tells the batch axis
+        outs = []
+        for start in range(0, len(variants), many):
+            chunk = variants[start : start + many]
+            out = self.respond(torch.cat(chunk + variants[:1] * (many - len(chunk))))
+            self.batch = self._batch_axis(out.shape, many)
+            outs.append(out.movedim(self.batch, 0)[: len(chunk)].float())
+        return torch.cat(outs)
+
+    def _batch_axis(self, other: Sequence[int], m: int) -> int:
+        shape, n = self.shape, len(self.x)
+        changed = [a for a in range(len(shape)) if len(shape) != len(other) or shape[a] != other[a]]
+        if len(shape) == len(other) and len(changed) == 1:
+            axis = changed[0]
+            if shape[axis] == n and other[axis] == m:
+                return axis
+            if shape[axis] * m == other[axis] * n:
+                raise InputError(
+                    f"axis {axis} of the output {shape} of layer {self.layer} holds {shape[axis] // n} windows, or the "
+                    f"like, of each of {n} inputs",
+                    "choose the layer around it, whose output has one entry per input",
+                )
+        raise InputError(
+            f"no axis of the output {shape} of layer {self.layer} counts the inputs: {m} of them give {tuple(other)}",
+            "choose another layer",
+        )
+
+    def layout(self) -> Layout:
+        """The only layout that the responses leave."""
+        sample = next(iter(self.responses.values())).shape[1:]
+        groups = self._followers(sample)
+        found: list[tuple[dict[int, int], tuple[int, ...], list[_Fit]]] = []
+        problem = Unclear(
+            f"{self.what} has no positions: it responds alike to all parts of the input",
+            "choose an earlier layer",
+        )
+        for choice in itertools.product(*([*group, None] for group in groups.values())):
+            moves = {s: a for s, a in zip(groups, choice, strict=True) if a is not None}
+            inputs = next((axes for axes in _SPATIAL[self.x.ndim] if set(moves) <= set(axes)), None)
+            used = set(moves.values())
+            # what follows another axis of the input too is not explained by this one alone
+            if (
+                not moves
+                or inputs is None
+                or not all(self._still(s, moves) for s in inputs if s not in moves)
+            ):
+                continue
+            try:
+                fits = [
+                    self._fit(axis, [s for s in inputs if moves.get(s) == axis], inputs, len(moves))
+                    for axis in sorted(used)
+                ]
+                self._check_channels(sample, used, len(inputs) - len(moves), fits)
+            except Unclear as error:
+                problem = error if not found else problem
+                continue
+            found.append((moves, inputs, fits))
+        if not found:
+            raise problem
+        moves, inputs, fits = self._choose(found, sample)
+        sides = {s: side for fit in fits for s, side in fit.sides.items()}
+        grid = tuple(sides.get(s, 1) for s in inputs)
+        if self.wish.grid not in (None, grid):
+            raise InputError(
+                f"{self.what} has the grid {grid} by the parts of the input that it responds to, not {self.wish.grid}",
+                "leave out grid=, or pass prefix= and channels_last= too to insist",
+            )
+        return Layout(self.batch, inputs, grid, tuple(fit.part for fit in fits))
+
+    def _centres(self, s: int, axis: int) -> _Centres:
+        if (s, axis) not in self.known:
+            self.known[s, axis] = _Centres.along(self.responses[s], axis)
+        return self.known[s, axis]
+
+    def _followers(self, sample: Sequence[int]) -> dict[int, list[int]]:
+        """For each axis of the input the axes of the output that may follow it."""
+        allowed = [a for a in range(len(sample)) if sample[a] > 1]
+        if self.wish.channels_last is not None:
+            allowed = [a for a in allowed if a != (len(sample) - 1 if self.wish.channels_last else 0)]
+        out = {}
+        for s, r in self.responses.items():
+            moved = sorted(((self._centres(s, a).movement, a) for a in allowed), reverse=True)
+            out[s] = [a for v, a in moved if v > 0 and v > moved[0][0] / 4]
+        return out
+
+    def _still(self, s: int, moves: dict[int, int]) -> bool:
+        """Whether the axes of the output that are to follow other axes of the input do not follow `s`."""
+        return s not in self.responses or all(
+            self._centres(s, a).spread < 0.1 * self._centres(o, a).spread for o, a in moves.items()
+        )
+
+    def _check_channels(
+        self, sample: Sequence[int], used: set[int], collapsed: int, fits: list[_Fit]
+    ) -> None:
+        """Refuse to take positions for channels and channels for positions.
+
+        Args:
+            sample: shape of one input's output.
+            used: its axes that hold positions.
+            collapsed: how many axes of the input no axis of the output follows.
+            fits: of the axes that are followed.
+        """
+        rest = [n for a, n in enumerate(sample) if a not in used]
+        channels = [n for n in rest if n > 1]
+        blurred = min(fit.slope for fit in fits) < 0.5
+        if (collapsed and self.wish.grid is None and rest.count(1) < collapsed) or (
+            len(channels) > 1 and (collapsed or blurred)
+        ):
+            raise Unclear(
+                f"{self.what}: its positions respond alike along rows or along columns of the input, so their grid "
+                "cannot be told",
+                "pass channels_last= for outputs (N, C, h, w) or (N, h, w, C), grid= and prefix= for tokens, or choose "
+                "an earlier layer",
+            )
+        if not channels and blurred:
+            raise Unclear(
+                f"{self.what}: it is unclear which of its axes are positions and which channels",
+                "pass channels_last=, or choose an earlier layer",
+            )
+
+    def _choose(
+        self, found: list[tuple[dict[int, int], tuple[int, ...], list[_Fit]]], sample: Sequence[int]
+    ) -> tuple[dict[int, int], tuple[int, ...], list[_Fit]]:
+        most = max(len(moves) for moves, _, _ in found)
+        full = [f for f in found if len(f[0]) == most]
+        full = [f for f in full if f[1] == min((f[1] for f in full), key=_SPATIAL[self.x.ndim].index)]
+        if len(full) > 1:
+            raise Unclear(
+                f"{self.what}: several of its axes follow the same axis of the input, so it is unclear which are positions",
+                "pass channels_last=, or choose another layer",
+            )
+        moves = full[0][0]
+        if self.x.ndim == 3 and len(moves) == 2 and set(moves.values()) == set(range(len(sample))):
+            axis = self._equivariant(moves)
+            single = [f for f in found if f[0] == {axis: moves[axis]}]
+            return single[0] if single else self._single(axis, moves[axis])
+        return full[0]
+
+    def _single(self, s: int, axis: int) -> tuple[dict[int, int], tuple[int, ...], list[_Fit]]:
+        return {s: axis}, (s,), [self._fit(axis, [s], (s,), 1)]
+
+    def _equivariant(self, moves: dict[int, int]) -> int:
+        """Which of two axes that both follow the input is positions: shifting the input along it shifts the output."""
+        first = self.x[:1]
+        out = self._run([first, *(first.roll(self.x.shape[s] // 2, s) for s in moves)])
+        error = {}
+        for k, (s, a) in enumerate(moves.items(), 1):
+            moved = out[0].roll(out.shape[1 + a] // 2, a)
+            error[s] = float((out[k] - moved).norm() / (out[k] - out[0]).norm().clamp(min=1e-30))
+        best, other = sorted(error, key=lambda s: error[s])
+        if error[best] > 0.6 * error[other]:
+            raise Unclear(
+                f"{self.what}: its axes follow both axes of the input, so it is unclear which are positions",
+                "pass channels_last=True for outputs (N, L, C), False for (N, C, L)",
+            )
+        return best
+
+    def _fit(self, axis: int, along: list[int], inputs: tuple[int, ...], moving: int) -> _Fit:
+        """The prefix and the sides of the grid along an axis of the output that best explain its centres."""
+        centres = [self._centres(s, axis) for s in along]
+        n = self.responses[along[0]].shape[1 + axis]
+        # along a line the ends decide, where misfit of the line counts more than noise
+        count = n if len(along) == 1 else n * min(_GROUPS, self.responses[along[0]][0].numel() // n)
+        most = max(_SPECIAL, self.special or 0) if len(along) == moving else 0
+        fits = []
+        for prefix, sides, order in self._grids(n, along, inputs, most):
+            index = np.unravel_index(np.arange(math.prod(sides)), [sides[o] for o in order])
+            loss, least, steepest = 0.0, 1.0, 0.0
+            for k, m in enumerate(centres):
+                u = np.full(n, 0.5)
+                u[prefix : prefix + len(index[0])] = (index[order.index(k)] + 0.5) / sides[k]
+                share, slope = _explained(m.at, u, len(self.responses[along[k]]))
+                rest = float(m.scatter.mean()) + (1 - max(share, 0.0)) * m.spread
+                loss += count * math.log(max(rest, 1e-4 * m.spread, 1e-12))
+                least, steepest = min(least, share), max(steepest, slope)
+            part = Part(axis, tuple(inputs.index(along[o]) for o in order), prefix)
+            fits.append((loss, least, _Fit(part, dict(zip(along, sides, strict=True)), steepest)))
+        fits.sort(key=lambda f: f[0])
+        if not fits or fits[0][1] < 0.5:
+            raise Unclear(
+                f"{self.what}: the {n} entries along its axis {axis + 1} are in no order that the rows and columns of "
+                "the input explain (windows, or mixed by the model)",
+                "choose another layer, or pass channels_last=, grid= and prefix= if you know the order",
+            )
+        near = [f for f in fits if f[0] < fits[0][0] + _CLEAR]
+        if len(near) > 1 and self.special is not None:
+            near = [f for f in near if f[2].part.prefix == self.special] or near
+        if len(near) > 1:
+            options = "; ".join(
+                f"grid={tuple(f.sides.values())} after prefix={f.part.prefix}" for _, _, f in near[:4]
+            )
+            raise Unclear(
+                f"{self.what}: its {n} entries along axis {axis + 1} may be {options}",
+                "say which with prefix= and grid=, or choose an earlier layer",
+            )
+        best = near[0][2]
+        dense = [side / self.x.shape[s] for s, side in best.sides.items()]
+        if self.wish.grid is None and (
+            max(dense) > 2.2 * min(dense) if len(along) > 1 else self.x.ndim < 4 and dense[0] > 1.5
+        ):
+            raise Unclear(
+                f"{self.what}: a grid {tuple(best.sides.values())} of its {n} entries along axis {axis + 1} fits the parts of "
+                f"the input that they respond to, but not its size {tuple(self.x.shape[s] for s in along)}",
+                "pass grid= if that is right, or choose another layer",
+            )
+        return best
+
+    def _grids(
+        self, n: int, along: list[int], inputs: tuple[int, ...], most: int
+    ) -> Iterator[tuple[int, tuple[int, ...], tuple[int, ...]]]:
+        """Prefix, sides and order of the sides of all grids of n tokens with up to `most` tokens beside the grid."""
+        prefix, grid = self.wish.prefix, self.wish.grid
+        wished = None
+        if grid is not None and len(grid) == len(inputs):
+            wished = tuple(grid[inputs.index(s)] for s in along)
+        if wished is not None:
+            beside = n - math.prod(wished)
+            ends = [(p, beside - p) for p in range(beside + 1) if prefix is None or p == prefix]
+        elif prefix is not None and most:
+            ends = [(prefix, q) for q in range(most + 1)]
+        else:
+            ends = [(p, 0) for p in range(most + 1)] + [(0, q) for q in range(1, most + 1)]
+        natural = tuple(range(len(along)))
+        orders = [natural] if len(along) > 2 else list(itertools.permutations(natural))
+        for p, q in ends:
+            for sides in (
+                _factors(n - p - q, [self.x.shape[s] for s in along]) if wished is None else [wished]
+            ):
+                for order in orders:
+                    yield p, sides, order
+
+
+def _factors(n: int, sizes: Sequence[int]) -> Iterator[tuple[int, ...]]:
+    """Sides above one with product n, each at most the input's where there are several."""
+    if len(sizes) == 1:
+        if n > 1:
+            yield (n,)
+        return
+    for side in range(2, min(n, sizes[0]) + 1):
+        if n % side == 0:
+            for rest in _factors(n // side, sizes[1:]):
+                if rest[0] <= sizes[1]:
+                    yield (side, *rest)
+
+
+@dataclass(frozen=True)
+class _Centres:
+    """Where along an axis of the input the entries along an axis of the output look, from 0 to 1.
+
+    Attributes:
+        at: (n,) the centre of the stripes that an entry responds to; NaN where it responds to none.
+        scatter: (n,) variance of the centres of groups of the other axes around it.
+        noise: (n,) variance of `at` by that scatter, or None where there are no groups.
+    """
+
+    at: np.ndarray
+    scatter: np.ndarray
+    noise: np.ndarray | None
+
+    @classmethod
+    def along(cls, response: Tensor, axis: int) -> _Centres:
+        stripes, n = len(response), response.shape[1 + axis]
+        r = response.movedim(1 + axis, 1).reshape(stripes, n, -1)
+        groups = min(_GROUPS, r.shape[2])
+        # interleaved, so that each group has its share of everything
+        power = torch.stack([r[..., g::groups].double().mean(-1) for g in range(groups)], -1).sqrt()
+        total = power.mean((1, 2), keepdim=True)
+        power = (power / torch.where(total > 0, total, 1.0)).cpu()
+        where = (torch.arange(stripes, dtype=power.dtype) + 0.5) / stripes
+        mass = power.sum(0)
+        centre = torch.einsum("j,jng->ng", where, power) / torch.where(mass > 0, mass, 1.0)
+        share = mass / mass.sum(1, keepdim=True).clamp(min=1e-30)  # what does not respond does not count
+        at = torch.where(mass.sum(1) > 0, (share * centre).sum(1), torch.nan)
+        off = (centre - at.nan_to_num()[:, None]).square()
+        noise = ((share.square() * off).sum(1) * groups / (groups - 1)).numpy() if groups > 1 else None
+        return cls(at.numpy(), (share * off).sum(1).numpy(), noise)
+
+    @property
+    def spread(self) -> float:
+        live = self.at[~np.isnan(self.at)]
+        return float(live.var()) if len(live) > 1 else 0.0
+
+    @property
+    def movement(self) -> float:
+        """Variance of the centres beyond that of the noise; 0 where it is not significant."""
+        if self.noise is None:
+            return self.spread if self.spread > 5e-3 else 0.0
+        noise = float(self.noise.mean())
+        return self.spread - noise if self.spread > max(4 * noise, 1e-5) else 0.0
+
+
+def _explained(m: np.ndarray, u: np.ndarray, stripes: int) -> tuple[float, float]:
+    """Share of the variance of centres m that positions u explain (adjusted R²), and the slope of m along u.
+
+    Centres of sharp responses are steps between the centres of the stripes, those of blurred ones a line.
+    """
+    live = ~np.isnan(m)
+    m, u, n = m[live], u[live], int(live.sum())
+    if not n:
+        return 0.0, 0.0
+    step = np.where(u == 0.5, 0.5, (np.floor(u * stripes).clip(0, stripes - 1) + 0.5) / stripes)
+    y, a, b = (v - v.mean() for v in (m, u, step))
+    if not a.any() or not y.any():
+        return 0.0, 0.0
+    slope = float(y @ a / (a @ a))
+    if slope <= 0:
+        return -1.0, slope
+    b = b - a * (a @ b) / (a @ a)
+    share, used = (y @ a) ** 2 / (a @ a), 1
+    if n > stripes and b @ b > 1e-9:
+        share, used = share + (y @ b) ** 2 / (b @ b), 2
+    rest = max(1 - float(share / (y @ y)), 0.0)
+    return 1 - rest * (n - 1) / max(n - 1 - used, 1), slope
