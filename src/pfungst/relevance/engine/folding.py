@@ -72,8 +72,8 @@ class Mark:
         settled: what stands for it: with its rule applied, or what was written into it.
         anchor: the network's input (or a normalised input) and how it was reshaped into this.
         gate: a factor that scales signals, a constant in products.
-        source: which of the explained inputs an anchored tensor is.
         version: of the tensor when it was marked.
+        source: which of the explained inputs an anchored tensor is.
     """
 
     run: Folding
@@ -83,8 +83,8 @@ class Mark:
     settled: Tensor | None = None
     anchor: tuple[Tensor, Callable[[Tensor], Tensor]] | None = None
     gate: bool = False
-    source: int = 0
     version: int = 0
+    source: int = 0
 
 
 class Folding:
