@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pfungst.errors import InputError, NotFinite, PfungstWarning
+from pfungst.errors import InputError, NotFinite, PfungstWarning, UncoveredOperation
 from pfungst.relevance import auto
 from pfungst.relevance.bases import Basis, Pixels
 from pfungst.relevance.composites import Composite
 from pfungst.relevance.composites import composite as _composite
 from pfungst.relevance.engine.inputs import Inputs, transformed
-from pfungst.relevance.engine.run import Output, check_model, execute
+from pfungst.relevance.engine.run import Output, check_model, check_values, execute
 from pfungst.relevance.outputs import cotangent, written
 from pfungst.relevance.relevance import Relevance
 from pfungst.relevance.rules import Flat, WSquare
@@ -59,9 +59,10 @@ def attribute(
             (again) with respect to the input; about twice as slow. Implied under ``torch.func`` transforms.
         explain: which of several inputs, by position or name; by default every floating tensor. The others are
             constants, whatever they are: ids, masks, flags.
-        measure: whether the biases are accounted for, to know which share of the score the rules lost
-            (:attr:`Relevance.lost`); a heatmap takes up to a quarter longer. By default when the model is
-            explained under these rules for the first time.
+        measure: whether the explained values are compared with those of the plain forward pass, and the biases
+            accounted for, to know which share of the score the rules lost (:attr:`Relevance.lost`); costs a forward
+            pass, and a heatmap takes up to a quarter longer. By default when the model is explained under these
+            rules for the first time.
 
     Returns:
         Relevance with ``values.sum() + bias == score`` for each input. For several inputs a tuple with one for each
@@ -69,7 +70,8 @@ def attribute(
         them and the bias make up the score. An input on which the score does not depend has relevance zero.
 
     Raises:
-        InputError: inputs, model or output that cannot be explained; a result that is not finite (NotFinite).
+        InputError: inputs, model or output that cannot be explained; values that are not those of the plain forward
+            pass; a result that is not finite (NotFinite).
         UncoveredOperation: the network uses an operation without a rule.
 
     Warns:
@@ -141,16 +143,26 @@ def _eager(
     measure: bool | None,
 ) -> _Found:
     if measure is None:
-        key = f"{rules.name} {rules.entries!r}"
+        key = f"{rules.name} {rules.entries!r} {[t.dtype for t in given.tensors]}"
         measure = key not in _MEASURED.setdefault(model, set())
         _MEASURED[model].add(key)
     run, rules = auto.run(model, given, rules, pick, frequency, biases=measure and not rules.plain)
+    if measure:
+        check_values(model, given, run, pick)
     out, k = run.output.detach(), len(run.streams)
     weights = _weights(out, run.shape, output, pick)
     if not run.output.requires_grad:
         raise InputError("the score does not depend on the input", "explain an output that does")
     leaves = [leaf for _, leaf in run.biases]
-    grads = torch.autograd.grad(run.output, [*run.streams, *leaves], weights, allow_unused=True)
+    try:
+        grads = torch.autograd.grad(run.output, [*run.streams, *leaves], weights, allow_unused=True)
+    except RuntimeError as error:
+        if "inplace operation" not in str(error):
+            raise
+        raise UncoveredOperation(
+            f"the model overwrites what its own derivative needs: {str(error).splitlines()[0]}",
+            "let it write into a copy: x = x.clone() before the in-place operation",
+        ) from error
     constants = None
     if measure and not rules.plain:
         constants = out.new_zeros((), dtype=torch.promote_types(out.dtype, torch.float32))

@@ -15,7 +15,7 @@ from pfungst.relevance.bases import Basis, Patches, Pixels
 from pfungst.relevance.composites import Composite
 from pfungst.relevance.composites import composite as _composite
 from pfungst.relevance.engine.inputs import Inputs
-from pfungst.relevance.engine.run import Output, Run, check_model
+from pfungst.relevance.engine.run import Output, Run, check_model, check_values
 from pfungst.relevance.program.patches import patch_columns
 from pfungst.relevance.program.tape import Tape
 
@@ -176,7 +176,8 @@ def linearize(
         explain: which of several inputs; by default the only floating tensor.
 
     Raises:
-        InputError: inputs or model that cannot be explained, or several inputs to explain.
+        InputError: inputs or model that cannot be explained, several inputs to explain, or values that are not
+            those of the plain forward pass.
         UncoveredOperation: the network uses an operation without a rule.
     """
     if output is not None and not callable(output):
@@ -191,4 +192,6 @@ def linearize(
             f"choose it with explain=, for example explain={given.explained[0]!r}; the others are constants",
         )
     with torch.inference_mode(False):
-        return LinearizedModel(*auto.run(model, given, _composite(composite), output))
+        run, rules = auto.run(model, given, _composite(composite), output)
+        check_values(model, given, run, output)
+        return LinearizedModel(run, rules)

@@ -111,7 +111,18 @@ TABLE: dict[str, Handler] = {
 }
 
 _LINEAR_MAPS = {f"conv{t}{n}d" for t in ("", "_transpose") for n in (1, 2, 3)} | {"linear", "addmm"}
-_WRITES = {"setitem", "copy_", "index_put_", "index_add_", "scatter_", "fill_diagonal_", "masked_scatter_"}
+_WRITES = {
+    "setitem",
+    "copy_",
+    "index_put_",
+    "index_add_",
+    "scatter_",
+    "fill_diagonal_",
+    "masked_scatter_",
+} | {
+    "zero_",
+    "fill_",
+}
 
 
 def dispatch(mode: RelevanceMode, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -30,7 +30,13 @@ def convolution(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: An
     b = bind("input weight bias stride padding dilation groups", args, kwargs)
     x, weight, bias = b["input"], b["weight"], b.get("bias")
     n = weight.ndim - 2
-    rest = (b.get("stride", 1), b.get("padding", 0), b.get("dilation", 1), b.get("groups", 1))
+    padding = b.get("padding", 0)
+    rest = (
+        n_tuple(b.get("stride", 1), n),
+        padding if isinstance(padding, str) else n_tuple(padding, n),
+        n_tuple(b.get("dilation", 1), n),
+        b.get("groups", 1),
+    )
     if mode.tracked(weight) or mode.tracked(bias):
         return dynamic(mode, name, lambda x, w: func(x, w, None, *rest), x, weight, bias)
     m = LinearMap(

@@ -126,6 +126,7 @@ class RelevanceMode(Folding, TorchFunctionMode):
         self.inputs: list[Tensor] = []
         self.recent: deque[Tensor] = deque(maxlen=_RECENT)
         self.written: set[int] = set()
+        self.bases: set[int] = set()
         self.constants: set[Any] = set()
         self.expanding: list[Any] = []
 
@@ -208,15 +209,22 @@ class RelevanceMode(Folding, TorchFunctionMode):
         if what.pop("nonnegative", False):
             what["nonnegative"] = _version(t)
         t._pfungst = Mark(self, version=_version(t), **what)  # type: ignore[attr-defined]
+        anchor = what.get("anchor")
+        given = anchor is not None and anchor[0] is t
+        if t._is_view() and not given:
+            self.bases.add(storage_of(t))
         if not internal:
-            anchor = what.get("anchor")
-            (self.inputs if anchor is not None and anchor[0] is t else self.recent).append(t)
+            (self.inputs if given else self.recent).append(t)
         return t
 
     def nonnegative(self, t: Any) -> bool:
         """Whether every entry of `t` is known to be ≥ 0 from where it comes."""
         mark = self.mark_of(t)
         return mark is not None and mark.nonnegative is not None and mark.nonnegative == _version(t)
+
+    def viewed(self, *tensors: Tensor | None) -> bool:
+        """Whether other tensors of the model look into the memory of one of these."""
+        return any(t is not None and storage_of(t) in self.bases for t in tensors)
 
     def gate(self, t: Any) -> bool:
         """Whether `t` is a factor that scales signals."""
@@ -299,6 +307,9 @@ class RelevanceMode(Folding, TorchFunctionMode):
             args, kwargs = pytree.tree_map(_normal, (args, kwargs))
             leaves = tensors((args, kwargs))
         if inside and not reentrant:
+            name = operation_name(func)
+            if (name.endswith("_") or name == "setitem") and self.tracked(args[0]):
+                self.unseen("an autograd.Function writes into its input", name)
             return func(*self.settled(args), **self.settled(kwargs))
         dependent = False
         for t in leaves:
@@ -330,12 +341,12 @@ class RelevanceMode(Folding, TorchFunctionMode):
     def _depends(self, t: Tensor) -> bool:
         """Whether `t` depends on the input; what depends on it through an unseen operation gets a mark or raises."""
         mark = self.mark_of(t)
+        if self._foreign(t):
+            self.unseen("torch.vmap or another transform of torch.func is used", "")
         if mark is not None:
             if _version(t) != mark.version and mark.settled is None and storage_of(t) not in self.written:
                 self.unseen("an operation wrote into a tensor", "")
             return mark.tracked
-        if self._foreign(t):
-            self.unseen("torch.vmap or another transform of torch.func is used", "vmap")
         if not self._differentiable(t) or t.grad_fn is None or t.grad_fn in self.constants:
             return False
         sources = self._sources(t)
@@ -363,6 +374,8 @@ class RelevanceMode(Folding, TorchFunctionMode):
         inner = torch._C._functorch.maybe_current_level()
         if inner is None or inner == self.base:
             return False
+        if self.tracked(t):
+            return True
         while torch._C._functorch.is_functorch_wrapped_tensor(t):
             if (torch._C._functorch.maybe_get_level(t) or 0) <= (self.base or 0):
                 return self.transforms

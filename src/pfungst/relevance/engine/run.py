@@ -133,6 +133,35 @@ def execute(
     return Run(out, shape, [*inputs, *mode.streams], owners, mode.records, mode.biases or [])
 
 
+#: How far the explained values may be from those of the plain forward pass, relative to the largest.
+_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
+
+
+def check_values(model: nn.Module, x: Tensor | Inputs, run: Run, output: Output | None = None) -> None:
+    """Compare the values of a run with those of the plain model; costs one forward pass.
+
+    Raises:
+        InputError: they differ, because the model is random or because the engine rewrote an operation wrongly.
+    """
+    given = Inputs.of(x)
+    with torch.no_grad():
+        plain = select(given.call(model, [t.detach() for t in given.tensors]), output)
+    plain = plain.reshape(run.output.shape)
+    found = run.output.detach()
+    scale = float(torch.nan_to_num(plain, posinf=0.0, neginf=0.0).abs().max()) if plain.numel() else 0.0
+    tolerance = _TOLERANCE.get(plain.dtype, 0.1)
+    if torch.allclose(
+        found, plain.to(found.dtype), rtol=tolerance, atol=tolerance * scale + 1e-12, equal_nan=True
+    ):
+        return
+    gap = float((found - plain).abs().nan_to_num(nan=torch.inf).max())
+    raise InputError(
+        f"the explained values differ from those of the plain forward pass by {gap:.3g} (largest value {scale:.3g})",
+        "if the model draws random numbers in evaluation mode, fix or remove them; otherwise an operation is "
+        "rewritten wrongly: describe(model, x) lists them all, please report it",
+    )
+
+
 def _blame_input(model: nn.Module, given: Inputs, output: Output | None, error: Exception) -> None:
     """Raise an InputError if the plain model cannot process the input either."""
     try:

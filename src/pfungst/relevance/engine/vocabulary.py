@@ -85,7 +85,8 @@ ACTIVATIONS = _words(
     """
     relu relu6 leaky_relu rrelu prelu elu selu celu gelu silu mish hardswish hardtanh softsign tanhshrink
     hardshrink softshrink tanh sigmoid hardsigmoid softplus logsigmoid log_sigmoid clamp clamp_min clamp_max threshold
-    sqrt rsqrt reciprocal round floor ceil trunc atan erf erfc exp exp2 expm1 log1p sin cos sinh cosh asinh nan_to_num
+    sqrt rsqrt reciprocal round floor ceil trunc fake_quantize_per_tensor_affine
+    fake_quantize_per_channel_affine atan erf erfc exp exp2 expm1 log1p sin cos sinh cosh asinh nan_to_num
     special_expit special_erf special_erfc special_exp2 special_expm1 special_log1p
     """
 )
