@@ -152,8 +152,8 @@ class LinearizedModel:
         tape = self.tape
         each = 6 * self.output.element_size() * tape.width(start, len(tape.ops) if stop is None else stop)
         room = int(free_memory(self.output.device) // max(each, 1))
-        most = 32 if self.output.device.type == "cpu" else 512
-        return max(1, min(count, most, room))
+        most = max(1, min(32 if self.output.device.type == "cpu" else 1024, room))
+        return -(-count // -(-count // most)) if count > 0 else 1  # chunks of equal size
 
 
 @torch.compiler.disable  # the rewriting happens in the dispatcher, which a compiled caller would only trace at length

@@ -11,7 +11,7 @@ Montavon et al. 2019 (Gamma); Andéol et al. 2021 (generalised Gamma); Lapuschki
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Protocol
 
@@ -276,15 +276,17 @@ class ZBox(Rule):
 
     def _bound(self, value: float | tuple[float, ...]) -> Callable[[Tensor], Tensor]:
         def fill(x: Tensor) -> Tensor:
-            bound = torch.as_tensor(value, dtype=x.dtype, device=x.device)
-            if bound.ndim == 1:
-                if x.ndim < 2 or bound.numel() not in (1, x.shape[1]):
-                    raise InputError(
-                        f"ZBox has {bound.numel()} bounds for an input of shape {tuple(x.shape)}",
-                        "give one number, or one per channel",
-                    )
-                bound = bound.reshape(-1, *[1] * (x.ndim - 2))
-            return bound.expand_as(x).clone()
+            if not isinstance(value, Sequence):
+                return torch.full_like(x, value)
+            if x.ndim < 2 or len(value) not in (1, x.shape[1]):
+                raise InputError(
+                    f"ZBox has {len(value)} bounds for an input of shape {tuple(x.shape)}",
+                    "give one number, or one per channel",
+                )
+            bound = torch.cat(
+                [x.new_full((1,), v) for v in value]
+            )  # made on the device: a graph can replay it
+            return bound.reshape(-1, *[1] * (x.ndim - 2)).expand_as(x).clone()
 
         return fill
 
