@@ -145,7 +145,8 @@ def check_values(model: nn.Module, x: Tensor | Inputs, run: Run, output: Output 
     """
     given = Inputs.of(x)
     with torch.no_grad():
-        plain = select(given.call(model, [t.detach() for t in given.tensors]), output)
+        # clones, as some models write into their input
+        plain = select(given.call(model, [t.detach().clone() for t in given.tensors]), output)
     plain = plain.reshape(run.output.shape)
     found = run.output.detach()
     scale = float(torch.nan_to_num(plain, posinf=0.0, neginf=0.0).abs().max()) if plain.numel() else 0.0
