@@ -116,7 +116,9 @@ def example(rng):
         size = [size[0]] * dim
     channels = int(rng.choice([2, 4, 6, 8, 12]))
     torch.manual_seed(int(rng.integers(1 << 30)))
-    strides = [int(s) for s in (rng.integers(1, 4, dim) if rng.random() < 0.4 else [rng.integers(1, 4)] * dim)]
+    strides = [
+        int(s) for s in (rng.integers(1, 4, dim) if rng.random() < 0.4 else [rng.integers(1, 4)] * dim)
+    ]
     body = [CONV[dim](3, channels, 3, strides, 1)]
     for _ in range(int(rng.integers(0, 3))):
         body += [nn.ReLU(), CONV[dim](channels, channels, 3, 1, 1)]
@@ -127,8 +129,14 @@ def example(rng):
         body.append(CONV[dim](channels, grid[0], 1))
     if rng.random() < 0.3:
         body.append(nn.ReLU())
-    kinds = ["first", "last", "tokens", "flat", "sequence"] + (["swapped", "windows", "order", "shuffled"] if dim == 2 else [])
-    kind = str(rng.choice(kinds, p=None if dim == 1 or dim == 3 else [0.2, 0.25, 0.25, 0.06, 0.06, 0.06, 0.04, 0.04, 0.04]))
+    kinds = ["first", "last", "tokens", "flat", "sequence"] + (
+        ["swapped", "windows", "order", "shuffled"] if dim == 2 else []
+    )
+    kind = str(
+        rng.choice(
+            kinds, p=None if dim == 1 or dim == 3 else [0.2, 0.25, 0.25, 0.06, 0.06, 0.06, 0.04, 0.04, 0.04]
+        )
+    )
     fair = True
     if kind == "first":
         pair = permuted(*range(dim + 2))
@@ -171,7 +179,9 @@ def run(count, seed, report=None):
         except PfungstError as error:
             tally["refused", fair] += 1
             if report:
-                report(f"{i} {kind} refused {tuple(x.shape)} {tuple(expected.shape)}: {str(error).splitlines()[0]}")
+                report(
+                    f"{i} {kind} refused {tuple(x.shape)} {tuple(expected.shape)}: {str(error).splitlines()[0]}"
+                )
             continue
         right = cam.shape == expected.shape and torch.allclose(cam, expected, rtol=1e-6, atol=1e-9)
         tally["explained" if right else "WRONG", fair] += 1

@@ -20,11 +20,37 @@ from pfungst.relevance.engine.run import check_input, check_model, select
 
 _INTERPOLATION = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
-_ELEMENTWISE = (nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Hardswish, nn.LeakyReLU, nn.ELU, nn.Identity, nn.Dropout)
+_ELEMENTWISE = (
+    nn.ReLU,
+    nn.ReLU6,
+    nn.SiLU,
+    nn.GELU,
+    nn.Hardswish,
+    nn.LeakyReLU,
+    nn.ELU,
+    nn.Identity,
+    nn.Dropout,
+)
 #: Modules whose outputs PyTorch defines as (N, C, *grid), by the number of axes of the grid.
 _CHANNELS_FIRST = {
-    2: (nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d, nn.InstanceNorm2d, nn.MaxPool2d, nn.AvgPool2d, nn.Upsample),
-    3: (nn.Conv3d, nn.ConvTranspose3d, nn.BatchNorm3d, nn.InstanceNorm3d, nn.MaxPool3d, nn.AvgPool3d, nn.Upsample),
+    2: (
+        nn.Conv2d,
+        nn.ConvTranspose2d,
+        nn.BatchNorm2d,
+        nn.InstanceNorm2d,
+        nn.MaxPool2d,
+        nn.AvgPool2d,
+        nn.Upsample,
+    ),
+    3: (
+        nn.Conv3d,
+        nn.ConvTranspose3d,
+        nn.BatchNorm3d,
+        nn.InstanceNorm3d,
+        nn.MaxPool3d,
+        nn.AvgPool3d,
+        nn.Upsample,
+    ),
 }
 
 
@@ -64,9 +90,19 @@ def _pick(out: Any, layer: str) -> tuple[Tensor, Callable[[Tensor], Any]]:
     if isinstance(out, Tensor):
         return out, lambda t: t
     if isinstance(out, Mapping) or dataclasses.is_dataclass(out):
-        fields = dict(out) if isinstance(out, Mapping) else {f.name: getattr(out, f.name) for f in dataclasses.fields(out)}
+        fields = (
+            dict(out)
+            if isinstance(out, Mapping)
+            else {f.name: getattr(out, f.name) for f in dataclasses.fields(out)}
+        )
         tensors = [k for k, v in fields.items() if isinstance(v, Tensor)]
-        key = "last_hidden_state" if "last_hidden_state" in tensors else tensors[0] if len(tensors) == 1 else None
+        key = (
+            "last_hidden_state"
+            if "last_hidden_state" in tensors
+            else tensors[0]
+            if len(tensors) == 1
+            else None
+        )
         if key is None:
             raise InputError(
                 f"layer {layer} returns {type(out).__name__} with tensors {tensors}",
@@ -75,7 +111,9 @@ def _pick(out: Any, layer: str) -> tuple[Tensor, Callable[[Tensor], Any]]:
         if isinstance(out, Mapping):
             leaves, spec = pytree.tree_flatten(out)
             index = next(i for i, leaf in enumerate(leaves) if leaf is fields[key])
-            return fields[key], lambda t: pytree.tree_unflatten([*leaves[:index], t, *leaves[index + 1 :]], spec)
+            return fields[key], lambda t: pytree.tree_unflatten(
+                [*leaves[:index], t, *leaves[index + 1 :]], spec
+            )
         return fields[key], lambda t: dataclasses.replace(out, **{key: t})  # type: ignore[type-var]
     if isinstance(out, Sequence) and out and isinstance(out[0], Tensor):
         maps = [t for t in out if isinstance(t, Tensor) and t.ndim == out[0].ndim > 3]
@@ -85,9 +123,7 @@ def _pick(out: Any, layer: str) -> tuple[Tensor, Callable[[Tensor], Any]]:
             )
         leaves, spec = pytree.tree_flatten(out)
         return out[0], lambda t: pytree.tree_unflatten([t, *leaves[1:]], spec)
-    raise InputError(
-        f"layer {layer} returns a {type(out).__name__}", "choose a layer that returns a tensor"
-    )
+    raise InputError(f"layer {layer} returns a {type(out).__name__}", "choose a layer that returns a tensor")
 
 
 @contextmanager
@@ -152,7 +188,11 @@ def _channels_first(respond: Callable[[Tensor], Tensor], module: nn.Module, x: T
     if not last or a.ndim != x.ndim or a.ndim < 4 or a.shape[1] in a.shape[2:]:
         return False
     m, out = last[-1]
-    return isinstance(m, _CHANNELS_FIRST[a.ndim - 2]) and isinstance(out, Tensor) and out.shape[1:] == a.shape[1:]
+    return (
+        isinstance(m, _CHANNELS_FIRST[a.ndim - 2])
+        and isinstance(out, Tensor)
+        and out.shape[1:] == a.shape[1:]
+    )
 
 
 def _declared(model: nn.Module) -> int | None:
@@ -173,7 +213,9 @@ def _forward_and_gradient(
     def keep(out: Any) -> Any:
         first, replace = _pick(out, name)
         if not first.is_floating_point():
-            raise InputError(f"layer {name} returns {first.dtype}", "choose a layer that returns real numbers")
+            raise InputError(
+                f"layer {name} returns {first.dtype}", "choose a layer that returns real numbers"
+            )
         if not torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
             raise InputError(
                 f"layer {name} runs inside an autograd.Function (reentrant checkpointing), where it has no gradient",
@@ -198,7 +240,9 @@ def _forward_and_gradient(
             )
         number = range(len(kept))[call or 0] if -len(kept) <= (call or 0) < len(kept) else None
         if number is None:
-            raise InputError(f"layer {name} has no call {call}", f"it runs {len(kept)} times, 0 … {len(kept) - 1}")
+            raise InputError(
+                f"layer {name} has no call {call}", f"it runs {len(kept)} times, 0 … {len(kept) - 1}"
+            )
         out = out[:, None] if out.ndim == 1 else out.flatten(1)
         weights = cotangent(out.detach(), None if callable(output) else output)
         score = (out * weights).sum(1)
@@ -225,7 +269,8 @@ def _gradient(score: Tensor, at: Tensor, name: str) -> Tensor:
         raise InputError(f"the score does not depend on layer {name}", "choose a layer before the output")
     if not bool(torch.isfinite(g).all() & torch.isfinite(at).all()):
         raise InputError(
-            f"layer {name} or the score's gradient by it is NaN or infinite", "check the model, or use float32"
+            f"layer {name} or the score's gradient by it is NaN or infinite",
+            "check the model, or use float32",
         )
     return g
 
@@ -275,13 +320,16 @@ def gradcam(
     model, x = check_model(model), check_input(x)
     module, name = _module(model, layer)
     if not 2 <= x.ndim <= 5:
-        raise InputError(f"the input has shape {tuple(x.shape)}", "pass (N, T), (N, C, T), (N, C, H, W) or (N, C, T, H, W)")
+        raise InputError(
+            f"the input has shape {tuple(x.shape)}", "pass (N, T), (N, C, T), (N, C, H, W) or (N, C, T, H, W)"
+        )
     wish = positions.Wish(channels_last, None if grid is None else tuple(int(side) for side in grid), prefix)
     with torch.inference_mode(False), torch.enable_grad():
         a, g, number = _forward_and_gradient(model, x, module, name, output, call)
         if a.ndim < 3:
             raise InputError(
-                f"layer {name} has output of shape {tuple(a.shape)}, without positions", "choose an earlier layer"
+                f"layer {name} has output of shape {tuple(a.shape)}, without positions",
+                "choose an earlier layer",
             )
         layout = positions.stated(a.shape, x, wish, resize)
         if layout is None:

@@ -107,7 +107,12 @@ def stated(shape: Sequence[int], x: Tensor, wish: Wish, resize: bool) -> Layout 
                 f"leave out grid= and prefix=, or pass channels_last={not last}",
             )
         return Layout(0, inputs, sides, tuple(Part(k + (not last), (k,)) for k in range(len(inputs))))
-    if len(sample) == 2 and wish.grid is not None and wish.prefix is not None and len(wish.grid) == len(inputs):
+    if (
+        len(sample) == 2
+        and wish.grid is not None
+        and wish.prefix is not None
+        and len(wish.grid) == len(inputs)
+    ):
         need = wish.prefix + math.prod(wish.grid)
         fits = [a for a in (0, 1) if sample[a] >= need and last in (None, a == 0)]
         if not fits:
@@ -151,7 +156,9 @@ class _Fit:
 
     part: Part
     sides: dict[int, int]
-    slope: float
+    slope: float  # the smallest of its sides, 1 for sharp responses
+    share: float  # of the variance that the grid explains along the side where it explains least
+    plausible: bool  # noise may explain the rest, and no whole row or column at an edge responds to nothing
 
 
 class _Search:
@@ -239,14 +246,19 @@ class _Search:
         groups = self._followers(sample)
         found: list[tuple[dict[int, int], tuple[int, ...], list[_Fit]]] = []
         problem = Unclear(
-            f"{self.what} has no positions: it responds alike to all parts of the input", "choose an earlier layer"
+            f"{self.what} has no positions: it responds alike to all parts of the input",
+            "choose an earlier layer",
         )
         for choice in itertools.product(*([*group, None] for group in groups.values())):
             moves = {s: a for s, a in zip(groups, choice, strict=True) if a is not None}
             inputs = next((axes for axes in _SPATIAL[self.x.ndim] if set(moves) <= set(axes)), None)
             used = set(moves.values())
             # what follows another axis of the input too is not explained by this one alone
-            if not moves or inputs is None or not all(self._still(s, moves) for s in inputs if s not in moves):
+            if (
+                not moves
+                or inputs is None
+                or not all(self._still(s, moves) for s in inputs if s not in moves)
+            ):
                 continue
             try:
                 fits = [
@@ -261,6 +273,17 @@ class _Search:
         if not found:
             raise problem
         moves, inputs, fits = self._choose(found, sample)
+        least = min(self._centres(s, a).movement for s, a in moves.items())
+        if (
+            len(moves) == 1
+            and len(found) == 1
+            and any(
+                group and self._centres(s, group[0]).movement > least
+                for s, group in groups.items()
+                if s not in moves
+            )
+        ):  # another axis of the input is followed more, in no way that fits
+            raise problem
         sides = {s: side for fit in fits for s, side in fit.sides.items()}
         grid = tuple(sides.get(s, 1) for s in inputs)
         if self.wish.grid not in (None, grid):
@@ -288,11 +311,13 @@ class _Search:
 
     def _still(self, s: int, moves: dict[int, int]) -> bool:
         """Whether the axes of the output that are to follow other axes of the input do not follow `s`."""
-        return s not in self.responses or all(
-            self._centres(s, a).spread < 0.1 * self._centres(o, a).spread for o, a in moves.items()
-        )
+        if s not in self.responses:
+            return True
+        return all(self._centres(s, a).spread < 0.1 * self._centres(o, a).spread for o, a in moves.items())
 
-    def _check_channels(self, sample: Sequence[int], used: set[int], collapsed: int, fits: list[_Fit]) -> None:
+    def _check_channels(
+        self, sample: Sequence[int], used: set[int], collapsed: int, fits: list[_Fit]
+    ) -> None:
         """Refuse to take positions for channels and channels for positions.
 
         Args:
@@ -304,6 +329,8 @@ class _Search:
         rest = [n for a, n in enumerate(sample) if a not in used]
         channels = [n for n in rest if n > 1]
         blurred = min(fit.slope for fit in fits) < 0.5
+        axes, order = [fit.part.axis for fit in fits], [side for fit in fits for side in fit.part.sides]
+        usual = order == sorted(order) and all(b - a == 1 for a, b in itertools.pairwise(axes))
         if (collapsed and self.wish.grid is None and rest.count(1) < collapsed) or (
             len(channels) > 1 and (collapsed or blurred)
         ):
@@ -313,7 +340,7 @@ class _Search:
                 "pass channels_last= for outputs (N, C, h, w) or (N, h, w, C), grid= and prefix= for tokens, or choose "
                 "an earlier layer",
             )
-        if not channels and blurred:
+        if blurred and not (channels and usual):
             raise Unclear(
                 f"{self.what}: it is unclear which of its axes are positions and which channels",
                 "pass channels_last=, or choose an earlier layer",
@@ -366,35 +393,42 @@ class _Search:
         fits = []
         for prefix, sides, order in self._grids(n, along, inputs, most):
             index = np.unravel_index(np.arange(math.prod(sides)), [sides[o] for o in order])
-            loss, least, steepest = 0.0, 1.0, 0.0
+            loss, share, slope = 0.0, 1.0, 1.0
+            live = ~np.isnan(centres[0].at[prefix : prefix + len(index[0])])
+            plausible = all(e in i[live] for i, o in zip(index, order, strict=True) for e in (0, sides[o] - 1))
             for k, m in enumerate(centres):
                 u = np.full(n, 0.5)
                 u[prefix : prefix + len(index[0])] = (index[order.index(k)] + 0.5) / sides[k]
-                share, slope = _explained(m.at, u, len(self.responses[along[k]]))
-                rest = float(m.scatter.mean()) + (1 - max(share, 0.0)) * m.spread
+                r2, along_u = _explained(m.at, u, len(self.responses[along[k]]))
+                rest = float(m.scatter.mean()) + (1 - max(r2, 0.0)) * m.spread
                 loss += count * math.log(max(rest, 1e-4 * m.spread, 1e-12))
-                least, steepest = min(least, share), max(steepest, slope)
+                share, slope = min(share, r2), min(slope, along_u)
+                noise = 0.0 if m.noise is None else float(m.noise.mean())
+                plausible = plausible and (1 - r2) * m.spread <= max(0.1 * m.spread, 3 * noise)
             part = Part(axis, tuple(inputs.index(along[o]) for o in order), prefix)
-            fits.append((loss, least, _Fit(part, dict(zip(along, sides, strict=True)), steepest)))
+            fits.append((loss, _Fit(part, dict(zip(along, sides, strict=True)), slope, share, plausible)))
         fits.sort(key=lambda f: f[0])
-        if not fits or fits[0][1] < 0.5:
+        # the order of tokens is chosen among many, so it must fit better
+        chosen = most or len(along) > 1
+        enough = 0.75 if len(along) > 1 and fits and fits[0][1].slope < 0.5 else 0.5
+        if not fits or fits[0][1].share < enough or (chosen and not fits[0][1].plausible):
             raise Unclear(
                 f"{self.what}: the {n} entries along its axis {axis + 1} are in no order that the rows and columns of "
                 "the input explain (windows, or mixed by the model)",
                 "choose another layer, or pass channels_last=, grid= and prefix= if you know the order",
             )
-        near = [f for f in fits if f[0] < fits[0][0] + _CLEAR]
+        near = [fit for loss, fit in fits if loss < fits[0][0] + _CLEAR]
         if len(near) > 1 and self.special is not None:
-            near = [f for f in near if f[2].part.prefix == self.special] or near
+            near = [f for f in near if f.part.prefix == self.special] or near
         if len(near) > 1:
             options = "; ".join(
-                f"grid={tuple(f.sides.values())} after prefix={f.part.prefix}" for _, _, f in near[:4]
+                f"grid={tuple(f.sides.values())} after prefix={f.part.prefix}" for f in near[:4]
             )
             raise Unclear(
                 f"{self.what}: its {n} entries along axis {axis + 1} may be {options}",
                 "say which with prefix= and grid=, or choose an earlier layer",
             )
-        best = near[0][2]
+        best = near[0]
         dense = [side / self.x.shape[s] for s, side in best.sides.items()]
         if self.wish.grid is None and (
             max(dense) > 2.2 * min(dense) if len(along) > 1 else self.x.ndim < 4 and dense[0] > 1.5
@@ -424,7 +458,9 @@ class _Search:
         natural = tuple(range(len(along)))
         orders = [natural] if len(along) > 2 else list(itertools.permutations(natural))
         for p, q in ends:
-            for sides in _factors(n - p - q, [self.x.shape[s] for s in along]) if wished is None else [wished]:
+            for sides in (
+                _factors(n - p - q, [self.x.shape[s] for s in along]) if wished is None else [wished]
+            ):
                 for order in orders:
                     yield p, sides, order
 
