@@ -26,7 +26,7 @@ _SPECIAL = 8  # class tokens and registers at most, unless prefix= says otherwis
 _CLEAR = 10.0  # log-likelihood ratio between the best and any other grid
 #: Axes of the input that may be positions, for inputs (N, T), (N, C, T) or (N, L, D) or (N, T, F), (N, C, H, W) or
 #: (N, H, W, C), (N, C, T, H, W) or (N, T, C, H, W); the first that fits.
-_SPATIAL = {
+_SPATIAL: dict[int, list[tuple[int, ...]]] = {
     2: [(1,)],
     3: [(2,), (1,), (1, 2)],
     4: [(2, 3), (1, 2)],
@@ -161,6 +161,10 @@ class _Fit:
     plausible: bool  # noise may explain the rest, and no whole row or column at an edge responds to nothing
 
 
+#: Which axis of the output follows which of the input, the axes of the input that are positions, and the grids.
+_Found = tuple[dict[int, int], tuple[int, ...], list[_Fit]]
+
+
 class _Search:
     """The arguments of :func:`find`, and the responses to disturbances: for each axis of the input (stripes, *output)."""
 
@@ -243,8 +247,10 @@ class _Search:
     def layout(self) -> Layout:
         """The only layout that the responses leave."""
         sample = next(iter(self.responses.values())).shape[1:]
+        if len(sample) > 2 and sum(n > 1 for n in sample) < 2:
+            raise InputError(f"{self.what} has no positions", "choose an earlier layer")
         groups = self._followers(sample)
-        found: list[tuple[dict[int, int], tuple[int, ...], list[_Fit]]] = []
+        found: list[_Found] = []
         problem = Unclear(
             f"{self.what} has no positions: it responds alike to all parts of the input",
             "choose an earlier layer",
@@ -272,18 +278,7 @@ class _Search:
             found.append((moves, inputs, fits))
         if not found:
             raise problem
-        moves, inputs, fits = self._choose(found, sample)
-        least = min(self._centres(s, a).movement for s, a in moves.items())
-        if (
-            len(moves) == 1
-            and len(found) == 1
-            and any(
-                group and self._centres(s, group[0]).movement > least
-                for s, group in groups.items()
-                if s not in moves
-            )
-        ):  # another axis of the input is followed more, in no way that fits
-            raise problem
+        moves, inputs, fits = self._choose(found, groups, sample)
         sides = {s: side for fit in fits for s, side in fit.sides.items()}
         grid = tuple(sides.get(s, 1) for s in inputs)
         if self.wish.grid not in (None, grid):
@@ -304,7 +299,7 @@ class _Search:
         if self.wish.channels_last is not None:
             allowed = [a for a in allowed if a != (len(sample) - 1 if self.wish.channels_last else 0)]
         out = {}
-        for s, r in self.responses.items():
+        for s in self.responses:
             moved = sorted(((self._centres(s, a).movement, a) for a in allowed), reverse=True)
             out[s] = [a for v, a in moved if v > 0 and v > moved[0][0] / 4]
         return out
@@ -346,9 +341,7 @@ class _Search:
                 "pass channels_last=, or choose an earlier layer",
             )
 
-    def _choose(
-        self, found: list[tuple[dict[int, int], tuple[int, ...], list[_Fit]]], sample: Sequence[int]
-    ) -> tuple[dict[int, int], tuple[int, ...], list[_Fit]]:
+    def _choose(self, found: list[_Found], groups: dict[int, list[int]], sample: Sequence[int]) -> _Found:
         most = max(len(moves) for moves, _, _ in found)
         full = [f for f in found if len(f[0]) == most]
         full = [f for f in full if f[1] == min((f[1] for f in full), key=_SPATIAL[self.x.ndim].index)]
@@ -358,14 +351,23 @@ class _Search:
                 "pass channels_last=, or choose another layer",
             )
         moves = full[0][0]
-        if self.x.ndim == 3 and len(moves) == 2 and set(moves.values()) == set(range(len(sample))):
-            axis = self._equivariant(moves)
-            single = [f for f in found if f[0] == {axis: moves[axis]}]
-            return single[0] if single else self._single(axis, moves[axis])
-        return full[0]
-
-    def _single(self, s: int, axis: int) -> tuple[dict[int, int], tuple[int, ...], list[_Fit]]:
-        return {s: axis}, (s,), [self._fit(axis, [s], (s,), 1)]
+        tops = {s: moves.get(s, group[0]) for s, group in groups.items() if group}
+        if (
+            self.x.ndim != 3
+            or len(tops) < 2
+            or len(moves) == 2 != len(sample)
+            or len(set(moves.values())) < len(moves)
+        ):
+            return full[0]
+        # (N, C, T) or (N, L, D): the output may follow channels as well
+        axis = self._equivariant(tops) if len(set(tops.values())) == 2 else None
+        single = [f for f in found if axis is not None and f[0] == {axis: tops[axis]}]
+        if not single:
+            raise Unclear(
+                f"{self.what}: it follows both axes of the input, so it is unclear which are positions",
+                "pass channels_last=True for outputs (N, L, C), False for (N, C, L)",
+            )
+        return single[0]
 
     def _equivariant(self, moves: dict[int, int]) -> int:
         """Which of two axes that both follow the input is positions: shifting the input along it shifts the output."""
@@ -395,7 +397,9 @@ class _Search:
             index = np.unravel_index(np.arange(math.prod(sides)), [sides[o] for o in order])
             loss, share, slope = 0.0, 1.0, 1.0
             live = ~np.isnan(centres[0].at[prefix : prefix + len(index[0])])
-            plausible = all(e in i[live] for i, o in zip(index, order, strict=True) for e in (0, sides[o] - 1))
+            plausible = all(
+                e in i[live] for i, o in zip(index, order, strict=True) for e in (0, sides[o] - 1)
+            )
             for k, m in enumerate(centres):
                 u = np.full(n, 0.5)
                 u[prefix : prefix + len(index[0])] = (index[order.index(k)] + 0.5) / sides[k]
