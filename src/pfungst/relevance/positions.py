@@ -360,7 +360,7 @@ class _Search:
         ):
             return full[0]
         # (N, C, T) or (N, L, D): the output may follow channels as well
-        axis = self._equivariant(tops) if len(set(tops.values())) == 2 else None
+        axis = self._sequence(tops) if len(set(tops.values())) == 2 else None
         single = [f for f in found if axis is not None and f[0] == {axis: tops[axis]}]
         if not single:
             raise Unclear(
@@ -369,21 +369,26 @@ class _Search:
             )
         return single[0]
 
-    def _equivariant(self, moves: dict[int, int]) -> int:
-        """Which of two axes that both follow the input is positions: shifting the input along it shifts the output."""
+    def _sequence(self, tops: dict[int, int]) -> int | None:
+        """Which axis of an input (N, C, T) or (N, L, D) is the sequence, where the output follows both.
+
+        Shifting the input along a sequence shifts the output. Where that is not clear, as after strides, the axis that
+        is followed by far the most, if the other is not followed in order.
+        """
+        centres = {s: self._centres(s, a) for s, a in tops.items()}
         first = self.x[:1]
-        out = self._run([first, *(first.roll(self.x.shape[s] // 2, s) for s in moves)])
+        out = self._run([first, *(first.roll(self.x.shape[s] // 2, s) for s in tops)])
         error = {}
-        for k, (s, a) in enumerate(moves.items(), 1):
+        for k, (s, a) in enumerate(tops.items(), 1):
             moved = out[0].roll(out.shape[1 + a] // 2, a)
             error[s] = float((out[k] - moved).norm() / (out[k] - out[0]).norm().clamp(min=1e-30))
         best, other = sorted(error, key=lambda s: error[s])
-        if error[best] > 0.6 * error[other]:
-            raise Unclear(
-                f"{self.what}: its axes follow both axes of the input, so it is unclear which are positions",
-                "pass channels_last=True for outputs (N, L, C), False for (N, C, L)",
-            )
-        return best
+        if error[best] <= 0.6 * error[other]:
+            return best if centres[best].movement > centres[other].movement / 8 else None
+        most, least = sorted(centres, key=lambda s: -centres[s].movement)
+        line = centres[least].at
+        share, _ = _explained(line, (np.arange(len(line)) + 0.5) / len(line), len(self.responses[least]))
+        return most if centres[most].movement > 8 * centres[least].movement and abs(share) < 0.5 else None
 
     def _fit(self, axis: int, along: list[int], inputs: tuple[int, ...], moving: int) -> _Fit:
         """The prefix and the sides of the grid along an axis of the output that best explain its centres."""
@@ -435,7 +440,7 @@ class _Search:
         best = near[0]
         dense = [side / self.x.shape[s] for s, side in best.sides.items()]
         if self.wish.grid is None and (
-            max(dense) > 2.2 * min(dense) if len(along) > 1 else self.x.ndim < 4 and dense[0] > 1.5
+            max(dense) > 3.2 * min(dense) if len(along) > 1 else self.x.ndim < 4 and dense[0] > 1.5
         ):
             raise Unclear(
                 f"{self.what}: a grid {tuple(best.sides.values())} of its {n} entries along axis {axis + 1} fits the parts of "
