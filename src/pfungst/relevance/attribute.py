@@ -17,8 +17,8 @@ from pfungst.relevance.bases import Basis, Pixels
 from pfungst.relevance.composites import Composite
 from pfungst.relevance.composites import composite as _composite
 from pfungst.relevance.engine.inputs import Inputs, transformed
-from pfungst.relevance.engine.run import Output, check_model, check_values, execute
-from pfungst.relevance.outputs import cotangent, written
+from pfungst.relevance.engine.run import Output, check_model, check_values, execute, written
+from pfungst.relevance.outputs import cotangent
 from pfungst.relevance.relevance import Relevance
 from pfungst.relevance.rules import Flat, WSquare
 

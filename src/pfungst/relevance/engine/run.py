@@ -14,7 +14,6 @@ from pfungst.relevance.composites import Composite
 from pfungst.relevance.engine.dispatch import dispatch
 from pfungst.relevance.engine.inputs import Inputs
 from pfungst.relevance.engine.mode import Record, RelevanceMode
-from pfungst.relevance.outputs import written
 
 Output = Callable[[Any], Tensor]
 
@@ -83,6 +82,15 @@ def _several(out: Any) -> InputError:
         f"choose one score, for example output={written(tuple(t.shape), f'out[{key!r}]')}; out[{key!r}] has shape "
         f"{tuple(t.shape)}",
     )
+
+
+def written(shape: tuple[int, ...], name: str = "out") -> str:
+    """A callable that picks one score per input from a tensor `name` of this shape."""
+    if len(shape) == 1:
+        return f"lambda out: {name}"
+    axes = tuple(range(1, len(shape) - 1))
+    sums = f".sum({axes if len(axes) > 1 else 1})" if axes else ""
+    return f"lambda out: {name}[:, {min(2, shape[1] - 1)}]{sums}"
 
 
 def execute(
