@@ -18,12 +18,14 @@ from pfungst.relevance.composites import Composite
 from pfungst.relevance.composites import composite as _composite
 from pfungst.relevance.engine.inputs import Inputs, transformed
 from pfungst.relevance.engine.run import Output, check_model, execute
-from pfungst.relevance.outputs import cotangent, spelling
+from pfungst.relevance.outputs import cotangent, written
 from pfungst.relevance.relevance import Relevance
 from pfungst.relevance.rules import Flat, WSquare
 
 #: The share of a score that a composite may lose without a warning.
 LOSS = 0.05
+
+_HALF = (torch.float16, torch.bfloat16)
 
 #: The rules under which a model was already explained with its biases accounted for.
 _MEASURED: weakref.WeakKeyDictionary[nn.Module, set[str]] = weakref.WeakKeyDictionary()
@@ -103,7 +105,7 @@ def attribute(
             for v, b, t in zip(values, bases, given.tensors, strict=True)
         ]
         sums = [v.flatten(1).sum(1) for v in full]
-        total = sums[0] if len(sums) == 1 else torch.stack(sums).sum(0)
+        total = sum(sums[1:], sums[0])
         bias = score - total
         if not functional:
             _check_finite(score, full, given.explained, found.rules)
@@ -151,8 +153,10 @@ def _eager(
     grads = torch.autograd.grad(run.output, [*run.streams, *leaves], weights, allow_unused=True)
     constants = None
     if measure and not rules.plain:
-        parts = [(b.detach() * g).sum() for b, g in zip(leaves, grads[k:], strict=True) if g is not None]
-        constants = torch.stack(parts).sum() if parts else out.new_zeros(())
+        constants = out.new_zeros((), dtype=torch.promote_types(out.dtype, torch.float32))
+        for leaf, g in zip(leaves, grads[k:], strict=True):
+            if g is not None:
+                constants = constants + (leaf.detach() * g).sum()
     streams = [s.detach() for s in run.streams]
     return _Found(out, weights, streams, run.owners, grads[:k], rules, constants)
 
@@ -180,8 +184,8 @@ def _weights(out: Tensor, shape: tuple[int, ...], output: Any, pick: Output | No
         return cotangent(out.reshape(shape), output).reshape(out.shape)
     if out.shape[1] != 1:
         raise InputError(
-            f"output= returns {out.shape[1]} values per input, shape {shape}",
-            f"return one score per input, (N,); {spelling(shape, '…')}",
+            f"output= returns a tensor of shape {shape}, not one score per input",
+            f"go on from there to (N,), for example {written(shape, '(…)')}",
         )
     return torch.ones_like(out)
 
@@ -192,8 +196,8 @@ def _check_finite(score: Tensor, values: Sequence[Tensor], keys: Sequence[Any], 
     worse = [(~torch.isfinite(v.detach())).flatten(1).any(1) for v in values]
     if not bool(torch.stack([bad, *worse]).any()):
         return
-    half = score.dtype in (torch.float16, torch.bfloat16)
-    remedy = "compute in float32: model.float(), x.float(), no autocast" if half else None
+    half = "compute in float32: model.float(), x.float(), no autocast"
+    remedy = half if score.dtype in _HALF else None
     if bool(bad.any()):
         raise NotFinite(
             f"the explained score of input {int(bad.nonzero()[0])} is {score[bad][0].item()}",
@@ -216,7 +220,7 @@ def _lost(score: Tensor, total: Tensor, constants: Tensor, rules: Composite) -> 
     size = float(score.detach().abs().sum())
     gap = abs(float(score.detach().sum() - total.detach().sum() - constants))
     lost = gap / size if size > 0 else (0.0 if gap == 0 else float("inf"))
-    if lost > LOSS:
+    if lost > LOSS and score.dtype not in _HALF:  # half precision rounds as much
         warnings.warn(
             f"the composite {rules.name!r} loses {lost:.1%} of the score on this network, biases accounted for: "
             "compare Relevance.lost of composite='auto', 'epsilon_gamma' and 'transformer'",

@@ -72,6 +72,7 @@ class Mark:
         settled: what stands for it: with its rule applied, or what was written into it.
         anchor: the network's input (or a normalised input) and how it was reshaped into this.
         gate: a factor that scales signals, a constant in products.
+        source: which of the explained inputs an anchored tensor is.
         version: of the tensor when it was marked.
         owner: number of the input, for what has an anchor.
     """
@@ -83,6 +84,7 @@ class Mark:
     settled: Tensor | None = None
     anchor: tuple[Tensor, Callable[[Tensor], Tensor]] | None = None
     gate: bool = False
+    source: int = 0
     version: int = 0
     owner: int = 0
 

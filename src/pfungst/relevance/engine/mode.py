@@ -41,7 +41,6 @@ class Record:
         kind: "convolution", "linear" or "other".
         first: a linear map that reads the network's input directly.
         terms: how many products a linear map sums for one output.
-        discarded: a ReLU discards the negative outputs of a linear map.
     """
 
     name: str
@@ -51,7 +50,6 @@ class Record:
     kind: str = "other"
     first: bool = False
     terms: int = 0
-    discarded: bool = False
 
 
 def _version(t: Tensor) -> int:
@@ -158,19 +156,19 @@ class RelevanceMode(Folding, TorchFunctionMode):
         base, replay = mark.anchor
         return replay(self.leaf(value(self.stop(base)), base))
 
-    def entry(self, x: Tensor, owner: int) -> Tensor:
-        """The input number `owner` of the network, as the run reads it."""
+    def entry(self, x: Tensor, source: int) -> Tensor:
+        """The input number `source` of the network, as the run reads it."""
         if self.transforms:
             x = x.view_as(x)
         else:
             x = (x.detach().clone() if x.is_inference() else x.detach().view_as(x)).requires_grad_()
-        return self.mark(x, anchor=(x, lambda t: t), owner=owner)
+        return self.mark(x, anchor=(x, lambda t: t), source=source)
 
     def leaf(self, value: Tensor, base: Tensor) -> Tensor:
         """A new stream with this value, beside the input (or the stream) `base`."""
         mark = self.mark_of(base)
         assert mark is not None
-        self.owners.append(mark.owner)
+        self.owners.append(mark.source)
         if self.given is not None:
             leaf = self.given[len(self.streams)]
         elif self.transforms:
@@ -225,9 +223,13 @@ class RelevanceMode(Folding, TorchFunctionMode):
         mark = self.mark_of(t)
         return mark is not None and mark.gate
 
+<<<<<<< HEAD
     def record(
         self, operation: str, out: Any, rule: object, site: Site | None = None, relu: bool = False
     ) -> None:
+=======
+    def record(self, operation: str, out: Any, rule: object, site: Site | None = None) -> None:
+>>>>>>> outputs
         shape = tuple(out.shape) if isinstance(out, Tensor) else ()
         name = self.module_name() if site is None else site.name
         text = rule if isinstance(rule, str) else repr(rule)
@@ -235,7 +237,7 @@ class RelevanceMode(Folding, TorchFunctionMode):
         if site is None or m is None:
             self.records.append(Record(name, operation, shape, text))
         else:
-            self.records.append(Record(name, operation, shape, text, site.kind, site.first, m.terms, relu))
+            self.records.append(Record(name, operation, shape, text, site.kind, site.first, m.terms))
 
     # -- linear maps ------------------------------------------------------------------------------
 

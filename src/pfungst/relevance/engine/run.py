@@ -14,6 +14,7 @@ from pfungst.relevance.composites import Composite
 from pfungst.relevance.engine.dispatch import dispatch
 from pfungst.relevance.engine.inputs import Inputs
 from pfungst.relevance.engine.mode import Record, RelevanceMode
+from pfungst.relevance.outputs import written
 
 Output = Callable[[Any], Tensor]
 
@@ -77,15 +78,10 @@ def _several(out: Any) -> InputError:
             f"the model returns {what}, not one tensor", "choose a tensor with output=lambda out: …"
         )
     key, t = found[0]
-    axes = tuple(range(1, t.ndim - 1))
-    score = (
-        f"out[{key!r}]"
-        + ("[:, 0]" if t.ndim > 1 else "")
-        + (f".sum({axes if len(axes) > 1 else 1})" if axes else "")
-    )
     return InputError(
         f"the model returns {what}, not one tensor",
-        f"choose one score with output=lambda out: {score} (out[{key!r}] has shape {tuple(t.shape)})",
+        f"choose one score, for example output={written(tuple(t.shape), f'out[{key!r}]')}; out[{key!r}] has shape "
+        f"{tuple(t.shape)}",
     )
 
 

@@ -95,7 +95,8 @@ def _winner(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: Any) -
 
 def _with_constants(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: Any, out: Any) -> Any:
     """`out` with what the operation gives at zero as a constant of its own."""
-    zeros = lambda t: torch.zeros_like(t) if mode.tracked(t) else t
+    # what a rule ignores is no constant of the network either
+    zeros = lambda t: t if mode.mark_of(t) is None else torch.zeros_like(t)
     with torch.no_grad():
         at_zero = func(*pytree.tree_map(zeros, args), **pytree.tree_map(zeros, kwargs))
         at_zero = torch.where(torch.isfinite(at_zero), at_zero, torch.zeros_like(at_zero))
@@ -129,7 +130,11 @@ def restream(mode: RelevanceMode, out: Tensor, name: str, args: Any) -> Tensor:
             other = args[1] if t is args[0] else args[0]
             if not mode.tracked(other) and _per_channel(other, t) and out.shape == t.shape:
                 leaf = mode.leaf(mode.stop(out), t)
+<<<<<<< HEAD
                 mode.mark(leaf, anchor=(leaf, lambda s: s), owner=mark.owner)
+=======
+                mode.mark(leaf, anchor=(leaf, lambda s: s), source=mark.source)
+>>>>>>> outputs
                 mode.record(name, leaf, "normalisation: relevance is read behind it")
                 return leaf
     return out
