@@ -17,7 +17,7 @@ from pfungst.relevance.bases import Basis, Pixels
 from pfungst.relevance.composites import Composite
 from pfungst.relevance.composites import composite as _composite
 from pfungst.relevance.engine.inputs import Inputs, transformed
-from pfungst.relevance.engine.run import Output, check_model, execute
+from pfungst.relevance.engine.run import Output, backward, check_model, execute
 from pfungst.relevance.outputs import cotangent, written
 from pfungst.relevance.relevance import Relevance
 from pfungst.relevance.rules import Flat, WSquare
@@ -150,7 +150,8 @@ def _eager(
     if not run.output.requires_grad:
         raise InputError("the score does not depend on the input", "explain an output that does")
     leaves = [leaf for _, leaf in run.biases]
-    grads = torch.autograd.grad(run.output, [*run.streams, *leaves], weights, allow_unused=True)
+    with backward():
+        grads = torch.autograd.grad(run.output, [*run.streams, *leaves], weights, allow_unused=True)
     constants = None
     if measure and not rules.plain:
         constants = out.new_zeros((), dtype=torch.promote_types(out.dtype, torch.float32))

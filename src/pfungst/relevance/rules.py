@@ -85,11 +85,9 @@ class Call:
 
 
 def stabilize(t: Tensor, epsilon: float) -> Tensor:
-    """t + ε·sign(t) with sign(0) = +1; of a complex number the direction t / |t|."""
+    """t + ε·sign(t) with sign(0) = +1."""
     if epsilon == 0:
         return t
-    if t.is_complex():
-        return t + epsilon * torch.where(t == 0, 1.0, t.sgn())
     return t + torch.where(t >= 0, epsilon, -epsilon).to(t.dtype)
 
 

@@ -10,7 +10,6 @@ from torch.nn import functional as F
 
 from pfungst.relevance.engine.calls import bind
 from pfungst.relevance.engine.formulas import attached, expanded, original
-from pfungst.relevance.engine.maps import constant_weights
 from pfungst.relevance.engine.mode import RelevanceMode
 
 
@@ -25,7 +24,8 @@ def grouped_matmul(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs:
     b = bind(signature.get(name, "input weight offs"), args, kwargs)
     x, weight = _first(b, "input mat_a"), _first(b, "weight mat2 mat_b")
     offs, bias = b.get("offs"), b.get("bias")
-    constant_weights(mode, name, weight, bias)
+    if mode.tracked(weight) or mode.tracked(bias):
+        mode.uncovered(f"{name} with weights computed from the input")
     if offs is None and x.ndim == 3:
         return attached(
             mode,

@@ -74,7 +74,6 @@ class Mark:
         gate: a factor that scales signals, a constant in products.
         source: which of the explained inputs an anchored tensor is.
         version: of the tensor when it was marked.
-        owner: number of the input, for what has an anchor.
     """
 
     run: Folding
@@ -86,7 +85,6 @@ class Mark:
     gate: bool = False
     source: int = 0
     version: int = 0
-    owner: int = 0
 
 
 class Folding:
@@ -121,9 +119,7 @@ class Folding:
     def nonnegative(self, t: Any) -> bool: ...
 
     @abstractmethod
-    def record(
-        self, operation: str, out: Any, rule: object, site: Site | None = None, relu: bool = False
-    ) -> None: ...
+    def record(self, operation: str, out: Any, rule: object, site: Site | None = None) -> None: ...
 
     @abstractmethod
     def module_name(self) -> str: ...
@@ -175,7 +171,7 @@ class Folding:
         m, rule = p.site.map, p.rule
         assert rule is not None
         note = "".join(f", {f}" for f in p.folded)
-        self.record(p.site.operation, z, f"{rule!r}{note}", p.site, relu)
+        self.record(p.site.operation, z, f"{rule!r}{note}", p.site)
         with self.quiet():
             value = self.stop(z).relu() if relu else self.stop(z)
         with torch.enable_grad():

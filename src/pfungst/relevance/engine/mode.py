@@ -223,13 +223,7 @@ class RelevanceMode(Folding, TorchFunctionMode):
         mark = self.mark_of(t)
         return mark is not None and mark.gate
 
-<<<<<<< HEAD
-    def record(
-        self, operation: str, out: Any, rule: object, site: Site | None = None, relu: bool = False
-    ) -> None:
-=======
     def record(self, operation: str, out: Any, rule: object, site: Site | None = None) -> None:
->>>>>>> outputs
         shape = tuple(out.shape) if isinstance(out, Tensor) else ()
         name = self.module_name() if site is None else site.name
         text = rule if isinstance(rule, str) else repr(rule)

@@ -130,11 +130,7 @@ def restream(mode: RelevanceMode, out: Tensor, name: str, args: Any) -> Tensor:
             other = args[1] if t is args[0] else args[0]
             if not mode.tracked(other) and _per_channel(other, t) and out.shape == t.shape:
                 leaf = mode.leaf(mode.stop(out), t)
-<<<<<<< HEAD
-                mode.mark(leaf, anchor=(leaf, lambda s: s), owner=mark.owner)
-=======
                 mode.mark(leaf, anchor=(leaf, lambda s: s), source=mark.source)
->>>>>>> outputs
                 mode.record(name, leaf, "normalisation: relevance is read behind it")
                 return leaf
     return out
