@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pfungst.relevance.composites import Composite, Site
-from pfungst.relevance.rules import Call, Epsilon, Ignore, LinearMap, Pass, Rule, Term
+from pfungst.relevance.rules import Call, Epsilon, Ignore, LinearMap, Pass, Rule
 
 
 class Attach(torch.autograd.Function):
@@ -46,9 +46,9 @@ class Waiting:
 
     Attributes:
         x: input of the map.
-        scale, shift: of a BatchNorm that no map precedes, or that follows a native map.
+        scale, shift: of a BatchNorm that no map precedes.
         folded: BatchNorms folded in.
-        native: output of the map with its graph, where the rule needs no other map.
+        native: output with its graph, where the rule needs no other map.
     """
 
     x: Tensor
@@ -72,8 +72,8 @@ class Mark:
         settled: what stands for it: with its rule applied, or what was written into it.
         anchor: the network's input (or a normalised input) and how it was reshaped into this.
         gate: a factor that scales signals, a constant in products.
-        source: which of the explained inputs an anchored tensor is.
         version: of the tensor when it was marked.
+        source: which of the explained inputs an anchored tensor is.
     """
 
     run: Folding
@@ -83,8 +83,8 @@ class Mark:
     settled: Tensor | None = None
     anchor: tuple[Tensor, Callable[[Tensor], Tensor]] | None = None
     gate: bool = False
-    source: int = 0
     version: int = 0
+    source: int = 0
 
 
 class Folding:
@@ -92,6 +92,7 @@ class Folding:
 
     composite: Composite
     transforms: bool
+    biases: list[tuple[str, Tensor]] | None
 
     @abstractmethod
     def stop(self, t: Tensor) -> Tensor: ...
@@ -172,33 +173,19 @@ class Folding:
         assert rule is not None
         note = "".join(f", {f}" for f in p.folded)
         self.record(p.site.operation, z, f"{rule!r}{note}", p.site)
-        with self.quiet():
-            value = self.stop(z).relu() if relu else self.stop(z)
+        epsilon = rule.epsilon if isinstance(rule, Epsilon) else 0.0
         with torch.enable_grad():
-            if p.native is None:
-                bias = self.constant(m.bias, "bias")
-                if bias is not m.bias:
-                    m = replace(m, bias=bias)
-                call = Call(m, p.x, value, self.nonnegative(p.x), relu, self)
-                return self.mark(self.attach(value, rule.terms(call)), internal=True)
-            epsilon = rule.epsilon if isinstance(rule, Epsilon) else 0.0
-            if epsilon == 0:
-                out = z if p.scale is None else self.attach(self.stop(z), self._scaled(p, None))
-                return self.mark(out.relu() if relu else out, internal=True)
-            size = value if relu else value.abs()
-            return self.mark(self.attach(value, self._scaled(p, size / (size + epsilon))), internal=True)
-
-    def _scaled(self, p: Waiting, c: Tensor | None) -> list[Term]:
-        """c · the map with the BatchNorm behind it."""
-        assert p.native is not None
-        if p.scale is None or p.shift is None:
-            assert c is not None
-            return [(p.native, c)]
-        terms = [(p.native, p.scale if c is None else p.scale * c)]
-        shift = self.constant(p.shift, "shift")
-        if shift is not None and shift.requires_grad:
-            terms.append((shift.expand_as(p.native), torch.ones_like(p.scale) if c is None else c))
-        return terms
+            if p.native is not None and epsilon == 0:
+                return self.mark(p.native.relu() if relu else p.native, internal=True)
+            value = self.stop(z).relu() if relu else self.stop(z)
+            if p.native is not None:
+                size = value if relu else value.abs()
+                return self.mark(self.attach(value, [(p.native, size / (size + epsilon))]), internal=True)
+            bias = self.constant(m.bias, "bias")
+            if bias is not m.bias:
+                m = replace(m, bias=bias)
+            call = Call(m, p.x, value, self.nonnegative(p.x), relu, self)
+            return self.mark(self.attach(value, rule.terms(call)), internal=True)
 
     def linear(self, site: Site, x: Tensor, m: LinearMap) -> Tensor:
         """Call a linear map; its rule waits for the consumer."""
@@ -245,25 +232,25 @@ class Folding:
         mark = self.mark_of(x)
         before = mark.waiting if mark is not None and self.waits(x) else None
         view = [1, -1, *[1] * (x.ndim - 2)]
-        folds = before is not None and before.site.map is not None and before.site.map.foldable
-        if before is not None and before.native is not None and before.scale is not None:
-            folds = False  # a second one is a map of its own
-        if not folds:
+        if before is None or before.site.map is None or not before.site.map.foldable:
             x = self.settle(x)
-        with self.quiet():
-            z = value(self.stop(x))
-        if not folds:
+            with self.quiet():
+                z = value(self.stop(x))
             waiting = Waiting(x, self.site("batch_norm"), None, scale.reshape(view), shift.reshape(view))
             return self.hold(z, waiting)
-        assert before is not None
-        assert before.site.map is not None
         folded = (*before.folded, f"{self.module_name() or 'BatchNorm'} folded in")
-        if before.native is not None:
-            waiting = replace(before, scale=scale.reshape(view), shift=shift.reshape(view), folded=folded)
-        else:
+        if before.native is None:
+            with self.quiet():
+                z = value(self.stop(x))
             site = replace(before.site, map=_fold_after(before.site.map, scale, shift))
-            waiting = replace(before, site=site, folded=folded)
-        return self.hold(z, waiting)
+            return self.hold(z, replace(before, site=site, folded=folded))
+        with torch.enable_grad():
+            if self.biases is None:
+                z = value(before.native)
+            else:
+                leaf = self.constant(shift.reshape(view), "shift")
+                z = self.exactly(value(self.stop(x)), before.native * scale.reshape(view) + leaf)
+        return self.mark(z, waiting=replace(before, native=z, folded=folded))
 
 
 def _fold_after(m: LinearMap, scale: Tensor, shift: Tensor) -> LinearMap:

@@ -46,8 +46,10 @@ def _per_channel_norm(mode: RelevanceMode, b: dict[str, Any]) -> Tensor:
     if b.get("bias") is not None:
         shift = shift + b["bias"].detach()
 
+    weight, bias = (None if b.get(k) is None else b[k].detach() for k in ("weight", "bias"))
+
     def value(t: Tensor) -> Tensor:
-        return F.batch_norm(t, mean, var, b.get("weight"), b.get("bias"), False, 0.0, eps)
+        return F.batch_norm(t, mean, var, weight, bias, False, 0.0, eps)
 
     return mode.batch_norm(b["input"], scale, shift, value)
 

@@ -89,7 +89,7 @@ class Tape:
             self.shapes[self._value(node, i)] = tuple(m.shape)
             self.kinds[self._value(node, i)] = (tuple(m.shape), m.dtype)
         op = None
-        if len(node._input_metadata) == 1:
+        if len(node._input_metadata) == 1 or node.name() == "NativeBatchNormBackward0":
             try:
                 op = self._known(node, slots, ins, self._value(node, 0))
             except (AttributeError, NotImplementedError, RuntimeError):
@@ -127,6 +127,10 @@ class Tape:
             c = node._saved_other if slots == [0] else node._saved_self
             if isinstance(c, Tensor):  # a copy of a Python number is a tensor of its own type
                 return Scale(ins, [out], layout(c.detach() if c.ndim else c.detach().clone()))
+        if name == "NativeBatchNormBackward0" and slots == [0] and not node._saved_training:
+            c = torch.rsqrt(node._saved_running_var + node._saved_eps)
+            c = c if node._saved_weight is None else c * node._saved_weight.detach()
+            return Scale(ins, [out], c.to(self.kinds[out][1]).reshape(1, -1, *[1] * (len(shape) - 2)))
         if name == "AddBackward0" and same and node._saved_alpha == 1:
             return Combine(ins, [out], [1.0] * len(ins))
         if name == "SubBackward0" and same and node._saved_alpha == 1:
