@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pfungst.errors import InputError, NotFinite, PfungstWarning, UncoveredOperation
+from pfungst.errors import InputError, NotFinite, PfungstWarning
 from pfungst.relevance import auto
 from pfungst.relevance.bases import Basis, Pixels
 from pfungst.relevance.composites import Composite
 from pfungst.relevance.composites import composite as _composite
 from pfungst.relevance.engine.inputs import Inputs, transformed
-from pfungst.relevance.engine.run import Output, check_model, check_values, execute, written
+from pfungst.relevance.engine.run import Output, backward, check_model, check_values, execute, written
 from pfungst.relevance.outputs import cotangent
 from pfungst.relevance.relevance import Relevance
 from pfungst.relevance.rules import Flat, WSquare
@@ -154,15 +154,8 @@ def _eager(
     if not run.output.requires_grad:
         raise InputError("the score does not depend on the input", "explain an output that does")
     leaves = [leaf for _, leaf in run.biases]
-    try:
+    with backward():
         grads = torch.autograd.grad(run.output, [*run.streams, *leaves], weights, allow_unused=True)
-    except RuntimeError as error:
-        if "inplace operation" not in str(error):
-            raise
-        raise UncoveredOperation(
-            f"the model overwrites what its own derivative needs: {str(error).splitlines()[0]}",
-            "let it write into a copy: x = x.clone() before the in-place operation",
-        ) from error
     constants = None
     if measure and not rules.plain:
         constants = out.new_zeros((), dtype=torch.promote_types(out.dtype, torch.float32))

@@ -15,7 +15,7 @@ from pfungst.relevance.bases import Basis, Patches, Pixels
 from pfungst.relevance.composites import Composite
 from pfungst.relevance.composites import composite as _composite
 from pfungst.relevance.engine.inputs import Inputs
-from pfungst.relevance.engine.run import Output, Run, check_model, check_values
+from pfungst.relevance.engine.run import Output, Run, backward, check_model, check_values
 from pfungst.relevance.program.patches import patch_columns
 from pfungst.relevance.program.tape import Tape
 
@@ -70,6 +70,7 @@ class LinearizedModel:
         """The linear program from the input streams to the output."""
         return Tape(self._run.output, self._run.streams)
 
+    @backward()
     def contract(self, cotangents: Tensor, basis: Basis) -> Tensor:
         """Relevance of M scores per input in a basis, summed over all input streams.
 
@@ -118,6 +119,7 @@ class LinearizedModel:
             cotangents = cotangents.transpose(0, 1)
         return self.contract(cotangents.to(self.output), basis or Pixels(channels=True))
 
+    @backward()
     def columns(self, basis: Basis) -> Tensor:
         """Relevance of every output for every component of the basis, by forward mode.
 

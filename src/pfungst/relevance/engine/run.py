@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -169,6 +170,21 @@ def check_values(model: nn.Module, x: Tensor | Inputs, run: Run, output: Output 
         "if the model draws random numbers in evaluation mode, fix or remove them; otherwise an operation is "
         "rewritten wrongly: describe(model, x) lists them all, please report it",
     )
+
+
+@contextmanager
+def backward() -> Iterator[None]:
+    """Where the derivative of a run is read: an InputError where the model has overwritten what it needs."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "modified by an inplace operation" not in str(error):
+            raise
+        raise InputError(
+            "the model overwrites, in place, a tensor that it has computed with before",
+            "overwrite a clone of it; a language model that keeps its state does not with model.config.use_cache = "
+            "False",
+        ) from error
 
 
 def _blame_input(model: nn.Module, given: Inputs, output: Output | None, error: Exception) -> None:
