@@ -2,33 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import uuid
 from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pfungst.errors import DataError
-
-
-def content_key(image: Tensor) -> bytes:
-    """16 bytes that identify the values and shape of one tensor."""
-    array = image.detach().to("cpu", torch.float32).contiguous().numpy()
-    digest = hashlib.blake2b(str(array.shape).encode(), digest_size=16)
-    digest.update(array.data)
-    return digest.digest()
-
-
-def model_key(model: nn.Module, extra: str = "") -> str:
-    """A name for a model's weights, structure and anything said in `extra`."""
-    digest = hashlib.blake2b((repr(model) + extra).encode(), digest_size=12)
-    for name, tensor in model.state_dict().items():
-        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 class EmbeddingCache:

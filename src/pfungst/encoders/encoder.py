@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from pfungst.conditions import Condition
-from pfungst.encoders.cache import EmbeddingCache, content_key, model_key
+from pfungst.encoders.cache import EmbeddingCache
 from pfungst.encoders.preprocessing import Preprocessing
 from pfungst.errors import ConditionMismatch, ConfigError, InputError
+from pfungst.features import content_key, model_key
 
 _FORMAT = "pfungst.encoder/1"
 
@@ -83,7 +84,7 @@ class Encoder(nn.Module):
 
     def key(self) -> str:
         """A name for weights, structure and preprocessing; equal encoders have equal keys."""
-        return model_key(self, json.dumps(self.edits, sort_keys=True))
+        return model_key(self)
 
     @torch.no_grad()
     def encode(

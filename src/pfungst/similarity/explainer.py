@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pfungst.encoders.cache import content_key, model_key
 from pfungst.encoders.encoder import Encoder
 from pfungst.errors import ConfigError, InputError
+from pfungst.features import content_key, model_key
 from pfungst.relevance import Basis, Composite, Patches, Tokens, linearize
 from pfungst.relevance import composite as named_composite
 from pfungst.similarity.factors import Factors, FactorStore
