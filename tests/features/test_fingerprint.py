@@ -103,8 +103,13 @@ class Net(nn.Module):
         return self.fc(scaled(x).mean((2, 3)))
 """
     keys = set()
-    for text in (source, source.replace("* SCALE", "/ SCALE"), source.replace("= 2.0", "= 3.0"),
-                 source.replace("(2, 3)))", "(3, 2)).relu())"), source + "\n\n# a comment\n"):
+    for text in (
+        source,
+        source.replace("* SCALE", "/ SCALE"),
+        source.replace("= 2.0", "= 3.0"),
+        source.replace("(2, 3)))", "(3, 2)).relu())"),
+        source + "\n\n# a comment\n",
+    ):
         space = {"__name__": "toy"}
         exec(compile(text, str(tmp_path / f"{len(keys)}.py"), "exec"), space)
         keys.add(model_key(space["Net"]()))
@@ -113,7 +118,9 @@ class Net(nn.Module):
 
 def test_quantised_and_traced_models_count_with_their_weights():
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU()).eval()
-    quantised = [torch.ao.quantization.quantize_dynamic(m, {nn.Linear}) for m in (model, copy.deepcopy(model))]
+    quantised = [
+        torch.ao.quantization.quantize_dynamic(m, {nn.Linear}) for m in (model, copy.deepcopy(model))
+    ]
     assert model_key(quantised[0]) == model_key(quantised[1])
     other = copy.deepcopy(model)
     other[0].weight.data.mul_(1.5)
@@ -160,7 +167,11 @@ def test_the_key_of_library_models_is_the_same_in_all_processes():
 
 def test_images_and_files(tmp_path):
     x = torch.rand(3, 4, 4)
-    assert content_key(x) == content_key(x.clone()) == content_key(x.permute(1, 2, 0).contiguous().permute(2, 0, 1))
+    assert (
+        content_key(x)
+        == content_key(x.clone())
+        == content_key(x.permute(1, 2, 0).contiguous().permute(2, 0, 1))
+    )
     others = [x.double(), x + 1e-7, x.reshape(3, 2, 8), x.half(), x.to(torch.bfloat16)]
     assert len({content_key(o) for o in [x, *others]}) == 6
     assert content_key(np.zeros(3, np.uint8)) != content_key(np.zeros(3, np.int8))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -46,16 +44,6 @@ def given(options: dict[str, Any]) -> dict[str, Any]:
     named = {name: None if value is False or value == [] else value for name, value in options.items()}
     named["file"] = named.pop("config")
     return named
-
-
-@contextmanager
-def bar(title: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar, moved by (done, total)."""
-    from rich.progress import Progress
-
-    with Progress(transient=True) as progress:
-        task = progress.add_task(title, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
 def finish(result: Result, folder: Path) -> None:

@@ -10,6 +10,8 @@ import numpy as np
 from PIL import Image
 
 from pfungst.errors import DataError
+from pfungst.files import read
+from pfungst.suggest import suggest
 
 from .item import Item
 from .items import ImageSet
@@ -129,7 +131,7 @@ def mnist_c(
     sets = []
     for name in chosen:
         if name not in found:
-            raise DataError(f"{folder} has no folder {name}", f"found: {', '.join(found)}")
+            raise DataError(f"{folder} has no folder {name}", suggest(name, found, "found"))
         changed, labels = _load(folder / name, "test")
         if changed.shape != clean.shape:
             raise DataError(
@@ -150,10 +152,7 @@ def _load(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
     parts = []
     for kind in ("images", "labels"):
         path = folder / f"{split}_{kind}.npy"
-        try:
-            parts.append(np.load(path, mmap_mode="r", allow_pickle=False))
-        except (OSError, ValueError, EOFError) as error:
-            raise DataError(f"{path} cannot be read: {error}", "download MNIST-C again") from None
+        parts.append(read(path, "download MNIST-C again"))
     images, labels = parts
     if images.ndim == 4 and images.shape[-1] == 1:
         images = images[..., 0]

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pfungst.errors import DataError
+from pfungst.files import reading
 
 from .delimited import read_rows, require, require_distinct
 from .item import Item, MaskSource, Source
@@ -191,10 +192,8 @@ def open_parquet(files: Sequence[Path], root: Path, name: str, columns: Columns)
     items: list[tuple[str, Item]] = []
     taken: set[str] = set()
     for file in files:
-        try:
+        with reading(file, "repair or remove it"):
             handle = pq.ParquetFile(file)
-        except (pa.ArrowInvalid, OSError) as e:
-            raise DataError(f"{file} cannot be read as Parquet: {e}", "repair or remove it") from None
         with handle:
             schema = handle.schema_arrow
             fields = schema.names

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pfungst.errors import CheckpointError
+from pfungst.files import read
 
 State = dict[str, Tensor]
 
@@ -46,20 +47,8 @@ def read_checkpoint(path: str | Path, trust_checkpoint: bool = False) -> State:
     if not path.is_file():
         raise CheckpointError(f"checkpoint {path} does not exist", "check the path")
     if path.suffix == ".safetensors":
-        return _safetensors(path)
+        return read(path, "copy it again", CheckpointError)
     return _tensors(_load(path, trust_checkpoint), path)
-
-
-def _safetensors(path: Path) -> State:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(str(path))
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{path} is not a readable safetensors file: {error}", "copy it again"
-        ) from None
 
 
 def _load(path: Path, trust: bool) -> Any:

@@ -83,7 +83,9 @@ class _Digest:
         elif isinstance(value, np.ndarray | np.generic):
             array = np.ascontiguousarray(value)
             self._text("array", array.dtype.str, np.shape(value))
-            self.state.update(array.tobytes() if array.dtype.hasobject else array.reshape(-1).view(np.uint8).data)
+            self.state.update(
+                array.tobytes() if array.dtype.hasobject else array.reshape(-1).view(np.uint8).data
+            )
         elif id(value) in self._seen:
             self._text("again", self._seen[id(value)])
         else:
@@ -189,7 +191,9 @@ class _Digest:
         for name in sorted(names):
             other = function.__globals__.get(name)
             near = getattr(other, "__module__", None) == function.__module__
-            if (isinstance(other, types.FunctionType | type) and near) or isinstance(other, _PLAIN + (Tensor,)):
+            if (isinstance(other, types.FunctionType | type) and near) or isinstance(
+                other, _PLAIN + (Tensor,)
+            ):
                 self._text(name)
                 self.add(other)
 
@@ -227,5 +231,17 @@ def _foreign(value: Any) -> bool:
 
 
 _LIBRARIES = frozenset(
-    "builtins collections functools numpy open_clip pfungst sentence_transformers timm torch torchvision transformers".split()
+    [
+        "builtins",
+        "collections",
+        "functools",
+        "numpy",
+        "open_clip",
+        "pfungst",
+        "sentence_transformers",
+        "timm",
+        "torch",
+        "torchvision",
+        "transformers",
+    ]
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,6 +17,7 @@ from pfungst.data.decode import Undecodable
 from pfungst.data.prepared import resize_mask
 from pfungst.encoders import Preprocessing
 from pfungst.errors import ConfigError, DataError, InputError, UnreadableImages
+from pfungst.files import digest, reading
 from pfungst.spurious import match_classes
 
 _TRAIN, _HELD_OUT = ("train",), ("val", "validation", "test")
@@ -75,7 +75,7 @@ class Labelled:
     def key(self) -> str:
         """Names these images and how they are prepared."""
         text = json.dumps([self.ids, self.labels, str(self.condition), self.size])
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return digest(text, length=16)
 
 
 def open_labelled(path: Path, training: bool) -> ImageSet:
@@ -108,15 +108,12 @@ def read_names(path: Path | None) -> list[str] | None:
     """Class names in the order of the model's outputs, from a JSON list or a text file."""
     if path is None:
         return None
-    try:
+    remedy = "a JSON list of names, or one name a line"
+    with reading(path, remedy, ConfigError):
         text = path.read_text(encoding="utf-8")
         names = json.loads(text) if path.suffix == ".json" else [line.strip() for line in text.split("\n")]
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"{path} cannot be read: {error}", "a JSON list of names, or one name a line"
-        ) from None
     if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
-        raise ConfigError(f"{path} holds no list of names", "a JSON list of names, or one name a line")
+        raise ConfigError(f"{path} holds no list of names", remedy)
     return [name for name in names if name]
 
 
