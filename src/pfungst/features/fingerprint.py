@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pfungst.files import stamp
+
 _INTERNAL = {*vars(nn.Module()), "training"}
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.Size, enum.Enum, Path)
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks")
@@ -46,19 +48,14 @@ def content_key(image: Tensor | np.ndarray) -> bytes:
 
 
 def file_key(path: str | os.PathLike[str]) -> str:
-    """Names a file as it is now: its path, its size and when it was last written or replaced.
-
-    Raises:
-        OSError: there is no such file.
-    """
-    stat = os.stat(path)
-    return f"{os.path.abspath(path)}:{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ctime_ns}"
+    """Names a file as it is now: its path, its size and its times. Raises OSError if there is none."""
+    return f"{os.path.abspath(path)}:{stamp(path)}"
 
 
-def combined(keys: Iterable[object]) -> str:
-    """24 hexadecimal digits for several keys in their order."""
+def combined(*parts: object) -> str:
+    """24 hexadecimal digits for keys, plain values, arrays and containers of them, in their order."""
     digest = _Digest()
-    digest.add(list(keys))
+    digest.add(parts)
     return digest.state.hexdigest()
 
 
@@ -172,7 +169,7 @@ class _Digest:
                     if isinstance(function, types.FunctionType):
                         self._text(name)
                         self.add(function)
-                    elif isinstance(member, _PLAIN + (Tensor,)) and not name.startswith("__"):
+                    elif isinstance(member, (*_PLAIN, Tensor)) and not name.startswith("__"):
                         self._text(name)
                         self.add(member)
 
@@ -192,7 +189,7 @@ class _Digest:
             other = function.__globals__.get(name)
             near = getattr(other, "__module__", None) == function.__module__
             if (isinstance(other, types.FunctionType | type) and near) or isinstance(
-                other, _PLAIN + (Tensor,)
+                other, (*_PLAIN, Tensor)
             ):
                 self._text(name)
                 self.add(other)

@@ -65,7 +65,7 @@ def score(
     Raises:
         ConfigError, CheckpointError: a model cannot be loaded, or the device does not exist.
         DataError: the disk is full, a worker died, another process is scoring with a model of that name, or scores of
-            another model of that name exist.
+            another model of that name exist, or images changed since they were indexed.
         InputError: Ray is not installed or cannot be reached.
     """
     pool = open_pool(Path(folder).resolve())
@@ -83,6 +83,7 @@ def score(
             scores = pool.folder / "scores" / name
             locks.enter_context(Lock(scores / ".lock", f"the scores of {name!r} in {pool.folder}"))
             remove_leftovers(scores)
+        pool.refuse_changed()
         todo = unfinished(pool, names)
         elsewhere = ray is not None or workers > 0
         scorer = Scorer(pool, models, batch_size, "cpu" if elsewhere else device, threads)
@@ -101,6 +102,7 @@ def score(
         for done, _ in enumerate(finished if todo else (), 1):
             if progress:
                 progress(done, len(todo))
+        pool.refuse_changed()
         errors = {name: count_errors(pool, name) for name in names}
         return ScoreSummary(pool.rows, len(todo), pool.shards - len(todo), errors)
 

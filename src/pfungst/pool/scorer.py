@@ -58,7 +58,7 @@ class Scorer:
             condition, size = classifier.preprocessing.condition, classifier.preprocessing.size
             example = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
             head = FeatureHead(classifier.model.to(self.device), example=example.to(self.device))
-            record_model(pool, model.name, condition, size, head.linear.fingerprint())
+            record_model(pool, model.name, condition, size, head.fingerprint())
             self.heads[model.name], self.inputs[model.name] = head, (condition, size)
         self.conditions = {key: Condition.parse(key[0]) for key in self.inputs.values()}
 

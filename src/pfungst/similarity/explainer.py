@@ -263,7 +263,7 @@ class SimilarityExplainer:
             "basis": self.basis.to_dict(),
             "metric": self.metric if isinstance(self.metric, str) else "matrix",
             "sketch": None if self.sketch is None else self.sketch.to_dict(),
-            "inputs": combined(map(content_key, inputs)),
+            "inputs": combined(*map(content_key, inputs)),
         }
 
 

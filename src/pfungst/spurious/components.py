@@ -10,6 +10,7 @@ import numpy as np
 
 from pfungst.errors import InputError
 from pfungst.files import read, reading, write_json
+from pfungst.spurious.heads import same_model
 
 FORMAT = "pfungst.components/1"
 Components = dict[int, list[int]]
@@ -46,7 +47,7 @@ def read_components(
         return _read_npy(path, allow_pickle)
     content = read(path, "pass the components.json that the labelling app wrote", InputError, FORMAT)
     theirs = content.get("model") or {}
-    if fingerprint is not None and theirs.get("head_sha256") != fingerprint.get("head_sha256"):
+    if fingerprint is not None and not same_model(theirs, fingerprint):
         raise InputError(
             f"{path} was made for another model: {_describe(theirs)}; yours is {_describe(fingerprint)}",
             "component numbers mean nothing on another model; use SpuFix.transfer to carry the fix over",
@@ -57,7 +58,7 @@ def read_components(
 def _describe(fingerprint: Mapping[str, Any]) -> str:
     digest = str(fingerprint.get("head_sha256", "without a fingerprint"))[:12]
     name = f"{fingerprint['name']}, " if fingerprint.get("name") else ""
-    return f"{name}{fingerprint.get('classes', '?')} classes, {fingerprint.get('features', '?')} features, head {digest}"
+    return f"{name}{fingerprint.get('classes', '?')} classes, {fingerprint.get('features', '?')} features, head {digest}, model {fingerprint.get('model_key', '?')}"
 
 
 def _read_npy(path: Path, allow_pickle: bool) -> Components:

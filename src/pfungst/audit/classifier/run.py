@@ -32,6 +32,7 @@ from pfungst.audit.workspace import Workspace
 from pfungst.conditions import Condition
 from pfungst.device import choose_device
 from pfungst.errors import DataError, InputError, PfungstWarning
+from pfungst.features import combined
 from pfungst.progress import progress_bar
 from pfungst.spurious import (
     FeatureHead,
@@ -88,7 +89,7 @@ def run(config: ClassifierConfig) -> ClassifierResult:
     classes = choose_classes(config.classes, names)
     train = train.of(classes)
     name = short_name(config.model)
-    fingerprint = {**head.linear.fingerprint(), "name": name}
+    fingerprint = {**head.fingerprint(), "name": name}
     judged = _judged(config, fingerprint, classes)
     shown = open_spurious(config, classifier, classes, names, val)
     workspace = Workspace(config)
@@ -269,15 +270,17 @@ def _extract(
     stores = {}
     data: Any
     for name, data in sets.items():
-        folder = workspace.working(name)
+        dtype = "float16" if name == "train" else "float32"
+        key = combined(head.fingerprint(), head.layer, dtype)
+        folder = workspace.working(f"{name} {key}")
         if config.features is not None and isinstance(data, Labelled):
-            folder = config.features / f"{data.key()}-{head.linear.fingerprint()['head_sha256'][:12]}"
+            folder = config.features / f"{data.key()}-{key}"
         stores[name] = extract_features(
             head,
             data,
             folder,
             batch_size=config.batch_size,
-            dtype="float16" if name == "train" else "float32",
+            dtype=dtype,
             device=config.device,
             workers=config.workers,
             skip_bad=config.skip_bad,
@@ -298,6 +301,7 @@ def _entries(
     judged: dict[int, list[int]] | None,
 ) -> tuple[list[ClassEntry], str | None]:
     assert npca.model is not None
+    state = combined(npca.model_fingerprint_, train.state(config.masks), judged)
     example = torch.stack([train.image(id_) for id_ in store.ids[:4]])
     heatmaps = Heatmaps(npca.model, npca, example, config.batch_size)
     pictures = PictureFolder(workspace.folder)
@@ -308,7 +312,7 @@ def _entries(
     with progress_bar("classes", len(npca.classes_)) as bar:
         for k in npca.classes_:
             bar.say(names[k])
-            entry = workspace.load_part(f"class {k}", ClassEntry)
+            entry = workspace.load_part(f"class {k} {state}", ClassEntry)
             if entry is None:
                 keep = [] if judged is None else judged.get(k, [])
                 known = len(npca.components_[k])
@@ -328,7 +332,7 @@ def _entries(
                 )
                 if heatmaps.layer is None:
                     entry.notes.append("the model has no layer with positions, so there are no heatmaps")
-                workspace.save_part(f"class {k}", entry)
+                workspace.save_part(f"class {k} {state}", entry)
             entries.append(entry)
             bar.advance()
     return entries, heatmaps.layer
