@@ -121,7 +121,7 @@ def test_embeddings_follow_replaced_and_reordered_files_and_the_preparation(tmp_
 
 def test_a_sweep_is_not_taken_over_for_other_images(tmp_path, monkeypatch):
     data = similarity_factory.mini_images(tmp_path / "data")
-    stamp = f"logo:{similarity_factory.logo(tmp_path / 'logo.png')},width=0.5"
+    stamp = f"logo:{similarity_factory.logo(tmp_path / 'logo.png')},width=0.5,margin=1"
     options = {"condition": [stamp], "mitigate": "prune:stage1.relu1:1", "explain": 2}
     monkeypatch.setattr(similarity_audit, "explain", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):

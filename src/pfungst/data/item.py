@@ -47,11 +47,11 @@ class Item:
         return read_image(source, max_pixels)
 
     def identity(self) -> str:
-        """Names the image as it is now: its file with size and times, or its content; "" if it is not there."""
+        """Names the image as it is now: its file with size and times, or its content. Raises OSError if it is not there."""
         return _identity(self.image)
 
     def mask_identity(self) -> str:
-        """Names the mask as it is now, "" without one."""
+        """Names the mask as it is now, "" without one. Raises OSError if it is not there."""
         return "" if self.mask is None else _identity(self.mask)
 
     def read_mask(self, max_pixels: int = MAX_PIXELS) -> np.ndarray | None:
@@ -75,12 +75,9 @@ class Item:
 
 
 def _identity(source: Source | MaskSource) -> str:
-    try:
-        if isinstance(source, Path):
-            return file_key(source)
-        content = source() if callable(source) else source
-    except (OSError, DataError):  # who reads it says what is wrong
-        return ""
+    if isinstance(source, Path):
+        return file_key(source)
+    content = source() if callable(source) else source
     return combined(np.asarray(content) if isinstance(content, Image.Image) else content)
 
 

@@ -208,7 +208,7 @@ class _Digest:
 
 
 @functools.cache
-def _written(kind: type) -> frozenset[str]:
+def _written(kind: Any) -> frozenset[str]:
     """Attributes that `forward`, or a method it calls, writes: state of a module and no setting."""
     written: set[str] = set()
     todo, seen = ["forward"], {"forward"}

@@ -48,15 +48,15 @@ class Store:
     What a key does not cover must be the same for the whole folder. A process that is killed leaves its finished parts.
 
     Args:
-        folder: made with the first part.
+        folder: made with the first part; None keeps the rows in memory only.
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: str | Path | None = None) -> None:
+        self.folder = None if folder is None else Path(folder)
         self._tables: list[Any] = []
         self._arrays: list[np.ndarray] = []
         self._rows: dict[bytes, tuple[int, int]] = {}
-        for file in sorted(self.folder.glob("*.parquet")):
+        for file in [] if self.folder is None else sorted(self.folder.glob("*.parquet")):
             if values_file(file).is_file():
                 self._append(read(file, _DAMAGED), read(values_file(file), _DAMAGED))
 
@@ -69,7 +69,7 @@ class Store:
     @property
     def parts(self) -> list[Path]:
         """The files of the parts that :meth:`add` made."""
-        return sorted(self.folder.glob("part-*"))
+        return [] if self.folder is None else sorted(self.folder.glob("part-*"))
 
     def add(self, keys: Sequence[bytes], values: np.ndarray, **columns: Any) -> None:
         """Keep values (N, D) and what else is known of N rows.
@@ -80,9 +80,9 @@ class Store:
         import pyarrow as pa
 
         table = pa.table({"key": pa.array(keys, pa.binary()), **columns})
-        write_part(
-            self.folder / f"part-{len(self._tables):06d}-{secrets.token_hex(4)}.parquet", table, values
-        )
+        if self.folder is not None:
+            name = f"part-{len(self._tables):06d}-{secrets.token_hex(4)}.parquet"
+            write_part(self.folder / name, table, values)
         self._append(table, values)
 
     @contextlib.contextmanager

@@ -152,12 +152,12 @@ def extract_features(
                 good = [item for item in batch if item[2] is not None]
                 labels = _check_labels([item[3] for item in good], [item[1] for item in good], head)
                 fresh = []
-                for item, label in zip(good, labels, strict=True):
-                    row, name, image, _ = item
+                for (row, name, image, _), label in zip(good, labels, strict=True):
+                    assert image is not None
                     if keys is None:
                         _once(name, names)
-                    known = None if keys is None else keys[row]
-                    wanted[row] = known or bytes.fromhex(combined(name, content_key(image), label))  # type: ignore[arg-type]
+                    known = b"" if keys is None else keys[row]
+                    wanted[row] = known or bytes.fromhex(combined(name, content_key(image), label))
                     if wanted[row] not in store:
                         fresh.append((wanted[row], name, image, label))
                 if not fresh:
@@ -215,18 +215,18 @@ def _open(path: Path, head: FeatureHead, dtype: str) -> dict[str, Any]:
     return meta
 
 
-def _known(data: Any) -> tuple[list[bytes | None] | None, set[str]]:
-    """The key of each row where the data tell what their images are, None of one that they cannot; and the identifiers."""
+def _known(data: Any) -> tuple[list[bytes] | None, set[str]]:
+    """The key of each row where the data tell what their images are, empty where they cannot; and the identifiers."""
     identity, names = getattr(data, "identity", None), set[str]()
     if identity is None:
         return None, names
-    keys: list[bytes | None] = []
+    keys: list[bytes] = []
     for i, name in enumerate(data.ids):
         _once(str(name), names)
         try:
             keys.append(bytes.fromhex(combined(str(name), identity(i))))
         except OSError:  # reading it will tell
-            keys.append(None)
+            keys.append(b"")
     return keys, names
 
 

@@ -213,12 +213,9 @@ class SpuFix(nn.Module):
                 raise InputError(
                     "nothing to match the models on", "pass images, or both source and target stores"
                 )
-            theirs = other.fingerprint()
-            for store, wanted, side in (
-                (source, npca.model_fingerprint_, "source"),
-                (target, theirs, "target"),
-            ):
-                if not same_model(store.meta["model"], wanted):
+            expected = {"source": npca.model_fingerprint_, "target": other.fingerprint()}
+            for store, side in ((source, "source"), (target, "target")):
+                if not same_model(store.meta["model"], expected[side]):
                     raise InputError(f"the {side} store was made with another model", "extract it again")
             pairs = _matched_rows(source, target, chosen)
             directions, origins = {}, {}

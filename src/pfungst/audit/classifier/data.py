@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -84,9 +85,12 @@ class Labelled:
         return combined(self.ids, self.labels, str(self.condition), self.size)
 
     def state(self, masks: Path | None) -> str:
-        """Names these images and their masks as they are now."""
-        found = [self._masked(item, masks).mask_identity() for item in self.items]
-        return combined(self.ids, [self.identity(row) for row in range(len(self))], found)
+        """Names these images, of which those that are not there do not count, and their masks as they are now."""
+        found = []
+        for row, item in enumerate(self.items):
+            with suppress(OSError):
+                found.append((item.id, self.identity(row), self._masked(item, masks).mask_identity()))
+        return combined(found)
 
 
 def open_labelled(path: Path, training: bool) -> ImageSet:
