@@ -15,7 +15,7 @@ from pfungst.conditions import Condition
 from pfungst.device import choose_device
 from pfungst.encoders.cache import EmbeddingCache, content_key, model_key
 from pfungst.encoders.preprocessing import Preprocessing
-from pfungst.errors import ConditionMismatch, ConfigError, InputError
+from pfungst.errors import ConditionMismatch, ConfigError, InputError, few
 from pfungst.files import write_json, write_tensors
 from pfungst.progress import track
 
@@ -138,7 +138,7 @@ class Encoder(nn.Module):
         if bad:
             raise InputError(
                 f"{self.name} gives representations that are not finite for {len(bad)} images "
-                f"(numbers {bad[:10]}{' …' if len(bad) > 10 else ''})",
+                f"(numbers {few(bad, 10)})",
                 "check the weights and these images",
             )
         widths = {_row(r).shape[0] for r in rows}
