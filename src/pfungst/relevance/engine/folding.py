@@ -136,6 +136,11 @@ class Folding:
         mark = getattr(t, "_pfungst", None)
         return mark if mark is not None and mark.run is self else None
 
+    def tracked(self, t: Any) -> bool:
+        """Whether `t` depends on the input."""
+        mark = self.mark_of(t)
+        return mark is not None and mark.tracked
+
     def waits(self, t: Any) -> bool:
         """Whether the rule of a linear map or BatchNorm waits for the consumer of its value `t`."""
         mark = self.mark_of(t)

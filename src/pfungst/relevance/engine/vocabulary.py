@@ -1,6 +1,11 @@
-"""Names of the functional calls that need no rule of their own, by what is done with them."""
+"""Names of functional calls: how they are told from functions, and which need no rule of their own."""
 
 from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
 
 
 def _words(text: str) -> frozenset[str]:
@@ -90,3 +95,31 @@ ACTIVATIONS = _words(
     special_expit special_erf special_erfc special_exp2 special_expm1 special_log1p
     """
 )
+
+_ALIASES = {
+    "radd": "add", "rmul": "mul", "rtruediv": "rdiv", "truediv": "div", "true_divide": "div", "divide": "div",
+    "multiply": "mul", "subtract": "sub", "iadd": "add_", "isub": "sub_", "imul": "mul_", "itruediv": "div_",
+    "idiv": "div_", "ifloordiv": "floor_divide_", "floordiv": "floor_divide", "ipow": "pow_", "negative": "neg",
+    "imod": "remainder_", "mod": "remainder", "concat": "cat", "concatenate": "cat", "swapaxes": "transpose",
+    "swapdims": "transpose", "moveaxis": "movedim", "absolute": "abs", "clip": "clamp", "arctan": "atan",
+    "permute_copy": "permute", "view_copy": "view", "_unsafe_view": "view", "_to_copy": "to", "_softmax": "softmax",
+    "_log_softmax": "log_softmax", "fix": "trunc", "row_stack": "vstack", "true_divide_": "div_", "divide_": "div_",
+    "multiply_": "mul_", "subtract_": "sub_", "negative_": "neg_", "absolute_": "abs_", "clip_": "clamp_",
+}  # fmt: skip
+#: Python's conversions; their functional namesakes mean something else.
+_CONVERSIONS = {"__float__", "__int__", "__bool__", "__complex__", "__index__", "__nonzero__", "__long__"}
+
+
+@cache
+def operation_name(func: Any) -> str:
+    """The canonical name of a functional call: "conv2d", "add", "relu_" …"""
+    name = getattr(func, "__name__", str(func))
+    if isinstance(func, torch._ops.OpOverload):  # "relu.default", in exported programs
+        name = name.split(".")[0]
+    if name in ("__get__", "__set__"):
+        return ("get:" if name == "__get__" else "set:") + getattr(func.__self__, "__name__", "?")
+    if name in _CONVERSIONS:
+        return "item"
+    if name.startswith("__") and name.endswith("__"):
+        name = name[2:-2]
+    return _ALIASES.get(name, name)

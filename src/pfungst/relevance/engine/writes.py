@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pfungst.relevance.engine.mode import RelevanceMode, storage_of
+from pfungst.relevance.engine.mode import RelevanceMode
 from pfungst.relevance.engine.sums import linear
+from pfungst.relevance.engine.unseen import storage_of
 from pfungst.relevance.engine.vocabulary import LINEAR
 
 
