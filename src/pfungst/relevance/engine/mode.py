@@ -84,6 +84,7 @@ class RelevanceMode(Unseen, TorchFunctionMode):
         self.stack: list[nn.Module] = []
         self.level: int | None = None
         self.expanding: list[Any] = []
+        self.where = "the model"
 
     # -- what rules may ask -----------------------------------------------------------------------
 
@@ -304,6 +305,7 @@ class RelevanceMode(Unseen, TorchFunctionMode):
             try:
                 yield self
             finally:
+                self.where = self.place()
                 self.stack.clear()
                 self.recent.clear()
 

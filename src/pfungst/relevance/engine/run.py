@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pfungst.errors import InputError, PfungstError
+from pfungst.errors import InputError, PfungstError, UncoveredOperation
 from pfungst.relevance.composites import Composite
 from pfungst.relevance.engine.dispatch import dispatch
 from pfungst.relevance.engine.inputs import Inputs
@@ -122,11 +122,16 @@ def execute(
             out = out[:, None] if out.ndim == 1 else out.flatten(1)
             dependent = mode.tracked(out)
             out = mode.settle(out)
-    except (PfungstError, NotImplementedError):
+    except PfungstError:
         raise
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
         _blame_input(model, given, output, error)
-        raise
+        raise UncoveredOperation(
+            f"the model runs, but its rewritten forward pass fails in {mode.where}: "
+            f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}",
+            "replace that operation by ones in the table of docs/relevance.md, or explain a part of the model that "
+            "does without it",
+        ) from error
     if not rules.plain and not dependent:
         raise InputError(
             "the explained output is a constant of the explanation: it depends on the input only through softmax "

@@ -39,7 +39,8 @@ LINEAR = (
     fractional_max_pool2d fractional_max_pool3d fractional_max_pool2d_with_indices
     fractional_max_pool3d_with_indices max_pool2d_with_indices max_pool1d_with_indices max_pool3d_with_indices max_unpool2d
     adaptive_max_pool1d_with_indices adaptive_max_pool2d_with_indices
-    pad constant_pad_nd interpolate upsample upsample_nearest2d upsample_bilinear2d grid_sample
+    pad constant_pad_nd interpolate upsample upsample_nearest2d upsample_bilinear2d grid_sample grid_sampler grid_sampler_2d
+    grid_sampler_3d affine_grid_generator nansum msort quantile nanquantile aminmax
     fold unfold im2col col2im pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle
     max min amax amin maximum minimum topk sort kthvalue median dropout feature_dropout alpha_dropout
     dropout2d dropout1d dropout3d feature_alpha_dropout broadcast_to broadcast_tensors atleast_1d atleast_2d
@@ -55,7 +56,8 @@ LINEAR = (
 MAY_TURN_SIGN = (
     _words(
         """
-    neg sub rsub diff interpolate upsample grid_sample where masked_fill index_fill pad constant_pad_nd scatter
+    neg sub rsub diff interpolate upsample grid_sample grid_sampler grid_sampler_2d
+    grid_sampler_3d affine_grid_generator where masked_fill index_fill pad constant_pad_nd scatter
     scatter_add index_add index_copy select_scatter slice_scatter
     """
     )
@@ -77,7 +79,7 @@ LIKE = _words("to type_as view_as expand_as reshape_as")
 CONSTANT = _words(
     """
     size dim ndimension numel nelement stride storage_offset is_contiguous is_floating_point is_complex
-    data_ptr item tolist nelement ndim len eq ne lt le gt ge isnan isinf isfinite argmax argmin argsort nonzero any all
+    data_ptr item nelement ndim len eq ne lt le gt ge isnan isinf isfinite argmax argmin argsort nonzero any all
     detach sign signbit heaviside zeros_like ones_like full_like empty_like rand_like randn_like new_zeros new_ones new_full
     new_empty new_tensor bool int long isin equal allclose is_same_size get_device
     element_size repr str format hash is_nonzero has_names one_hot bernoulli histc bincount is_sparse

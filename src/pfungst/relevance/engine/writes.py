@@ -59,6 +59,8 @@ def read_property(mode: RelevanceMode, func: Any, name: str, args: tuple[Any, ..
 
 def write(mode: RelevanceMode, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Writes into a tensor: autograd keeps the books."""
+    if name == "set:data" and mode.tracked(args[0]):
+        mode.unseen("the model writes to .data of a tensor", "")
     target, rest, kwargs = args[0], mode.settled(args[1:]), mode.settled(kwargs)
     inside = mode.settle(target)
     if _is_stream(mode, inside):
