@@ -178,7 +178,7 @@ def test_numpy_inside_a_model_is_named():
         lambda a: (lambda b: (setattr(b, "data", b.data * 2), b)[1])(a * 1.0),
         lambda a: (lambda b: (torch._foreach_mul_([b], 2.0), b)[1])(a * 1.0),
         lambda a: torch.cond(torch.tensor(True), lambda t: t * 2, lambda t: t * 3, (a,)),
-        lambda a: a.clone().resize_(2, 6, 4, 16),
+        lambda a: a.clone().resize_(2, 6, 64).view_as(a),
         lambda a: F.prelu(a, a.mean().view(1)),
         lambda a: a.scatter_reduce(1, torch.zeros(2, 6, 8, 8, dtype=torch.long), a, "prod"),
     ],
