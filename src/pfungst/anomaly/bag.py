@@ -81,7 +81,8 @@ class Bag(Detector):
         for name, detector in named.items():
             member = self.members_[name] = clone(detector).fit(training)
             scores = torch.as_tensor(member.anomaly_score(held_out)).double().cpu()
-            self.means_[name], self.stds_[name] = float(scores.mean()), float(scores.std())
+            scale = float(scores.abs().max()) or 1.0  # squares of scores may not be representable
+            self.means_[name], self.stds_[name] = float(scores.mean()), scale * float((scores / scale).std())
             if not self.stds_[name] > 0:
                 raise InputError(
                     f"{name} gives one score to all {count} held-out samples",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,16 +16,23 @@ from pfungst.relevance.bases import Basis, Pixels
 from pfungst.relevance.composites import Composite
 from pfungst.relevance.composites import composite as _composite
 from pfungst.relevance.engine.inputs import Inputs, transformed
-from pfungst.relevance.engine.run import Output, check_model, execute
-from pfungst.relevance.outputs import cotangent, spelling
+from pfungst.relevance.engine.run import (
+    Output,
+    backward,
+    check_model,
+    check_values,
+    execute,
+    first_use,
+    written,
+)
+from pfungst.relevance.outputs import cotangent
 from pfungst.relevance.relevance import Relevance
 from pfungst.relevance.rules import Flat, WSquare
 
 #: The share of a score that a composite may lose without a warning.
 LOSS = 0.05
 
-#: The rules under which a model was already explained with its biases accounted for.
-_MEASURED: weakref.WeakKeyDictionary[nn.Module, set[str]] = weakref.WeakKeyDictionary()
+_HALF = (torch.float16, torch.bfloat16)
 
 
 @torch.compiler.disable  # a compiled caller goes on after it; see linearize
@@ -57,9 +63,10 @@ def attribute(
             (again) with respect to the input; about twice as slow. Implied under ``torch.func`` transforms.
         explain: which of several inputs, by position or name; by default every floating tensor. The others are
             constants, whatever they are: ids, masks, flags.
-        measure: whether the biases are accounted for, to know which share of the score the rules lost
-            (:attr:`Relevance.lost`); a heatmap takes up to a quarter longer. By default when the model is
-            explained under these rules for the first time.
+        measure: whether the explained values are compared with those of the plain forward pass, and the biases
+            accounted for, to know which share of the score the rules lost (:attr:`Relevance.lost`); costs a forward
+            pass, and a heatmap takes up to a quarter longer. By default when the model is explained under these
+            rules for the first time.
 
     Returns:
         Relevance with ``values.sum() + bias == score`` for each input. For several inputs a tuple with one for each
@@ -67,7 +74,8 @@ def attribute(
         them and the bias make up the score. An input on which the score does not depend has relevance zero.
 
     Raises:
-        InputError: inputs, model or output that cannot be explained; a result that is not finite (NotFinite).
+        InputError: inputs, model or output that cannot be explained; values that are not those of the plain forward
+            pass; a result that is not finite (NotFinite).
         UncoveredOperation: the network uses an operation without a rule.
 
     Warns:
@@ -103,7 +111,7 @@ def attribute(
             for v, b, t in zip(values, bases, given.tensors, strict=True)
         ]
         sums = [v.flatten(1).sum(1) for v in full]
-        total = sums[0] if len(sums) == 1 else torch.stack(sums).sum(0)
+        total = sum(sums[1:], sums[0])
         bias = score - total
         if not functional:
             _check_finite(score, full, given.explained, found.rules)
@@ -139,20 +147,23 @@ def _eager(
     measure: bool | None,
 ) -> _Found:
     if measure is None:
-        key = f"{rules.name} {rules.entries!r}"
-        measure = key not in _MEASURED.setdefault(model, set())
-        _MEASURED[model].add(key)
+        measure = first_use(model, given, rules)
     run, rules = auto.run(model, given, rules, pick, frequency, biases=measure and not rules.plain)
+    if measure:
+        check_values(model, given, run, pick)
     out, k = run.output.detach(), len(run.streams)
     weights = _weights(out, run.shape, output, pick)
     if not run.output.requires_grad:
         raise InputError("the score does not depend on the input", "explain an output that does")
     leaves = [leaf for _, leaf in run.biases]
-    grads = torch.autograd.grad(run.output, [*run.streams, *leaves], weights, allow_unused=True)
+    with backward():
+        grads = torch.autograd.grad(run.output, [*run.streams, *leaves], weights, allow_unused=True)
     constants = None
     if measure and not rules.plain:
-        parts = [(b.detach() * g).sum() for b, g in zip(leaves, grads[k:], strict=True) if g is not None]
-        constants = torch.stack(parts).sum() if parts else out.new_zeros(())
+        constants = out.new_zeros((), dtype=torch.promote_types(out.dtype, torch.float32))
+        for leaf, g in zip(leaves, grads[k:], strict=True):
+            if g is not None:
+                constants = constants + (leaf.detach() * g).sum()
     streams = [s.detach() for s in run.streams]
     return _Found(out, weights, streams, run.owners, grads[:k], rules, constants)
 
@@ -180,8 +191,8 @@ def _weights(out: Tensor, shape: tuple[int, ...], output: Any, pick: Output | No
         return cotangent(out.reshape(shape), output).reshape(out.shape)
     if out.shape[1] != 1:
         raise InputError(
-            f"output= returns {out.shape[1]} values per input, shape {shape}",
-            f"return one score per input, (N,); {spelling(shape, '…')}",
+            f"output= returns a tensor of shape {shape}, not one score per input",
+            f"go on from there to (N,), for example {written(shape, '(…)')}",
         )
     return torch.ones_like(out)
 
@@ -192,8 +203,8 @@ def _check_finite(score: Tensor, values: Sequence[Tensor], keys: Sequence[Any], 
     worse = [(~torch.isfinite(v.detach())).flatten(1).any(1) for v in values]
     if not bool(torch.stack([bad, *worse]).any()):
         return
-    half = score.dtype in (torch.float16, torch.bfloat16)
-    remedy = "compute in float32: model.float(), x.float(), no autocast" if half else None
+    half = "compute in float32: model.float(), x.float(), no autocast"
+    remedy = half if score.dtype in _HALF else None
     if bool(bad.any()):
         raise NotFinite(
             f"the explained score of input {int(bad.nonzero()[0])} is {score[bad][0].item()}",
@@ -216,7 +227,7 @@ def _lost(score: Tensor, total: Tensor, constants: Tensor, rules: Composite) -> 
     size = float(score.detach().abs().sum())
     gap = abs(float(score.detach().sum() - total.detach().sum() - constants))
     lost = gap / size if size > 0 else (0.0 if gap == 0 else float("inf"))
-    if lost > LOSS:
+    if lost > LOSS and score.dtype not in _HALF:  # half precision rounds as much
         warnings.warn(
             f"the composite {rules.name!r} loses {lost:.1%} of the score on this network, biases accounted for: "
             "compare Relevance.lost of composite='auto', 'epsilon_gamma' and 'transformer'",

@@ -19,6 +19,8 @@ follows. Gamma and Epsilon conserve for inputs and outputs of either sign.
 
 from __future__ import annotations
 
+import itertools
+import math
 import weakref
 from collections.abc import Sequence
 from dataclasses import replace
@@ -35,8 +37,9 @@ from pfungst.relevance.engine.run import Run, execute
 #: Sums of fewer terms can lack a positive one.
 FEW = 32
 
-_RECTIFIED = {"relu", "relu6", "batch_norm", "linear", "add", "sub", "cat", "mean", "sum", "mul", "div"}
-_RECTIFIED |= {"clamp", "sigmoid", "hardsigmoid"}  # gates, and ReLU written as a clamp
+_RECTIFIERS = {"relu", "relu6", "hardtanh", "clamp"}
+_RECTIFIED = _RECTIFIERS | {"batch_norm", "add", "sub", "cat", "mean", "sum", "mul", "div"}
+_GATES = {"sigmoid", "hardsigmoid"}  # of whole channels; SiLU written by hand is no gate
 _ATTENTION = {"softmax", "scaled_dot_product_attention", "layer_norm", "rms_norm"}
 
 _LAST: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
@@ -49,21 +52,29 @@ def family(records: Sequence[Record]) -> str:
     others = {r.operation for r in records if r.kind == "other"}
     if others & _ATTENTION:
         return "attention"
-    smooth = any(o not in _RECTIFIED and "pool" not in o for o in others)
+    gates = [r for r in records[:-1] if r.operation in _GATES]  # the last may make a probability of the score
+    squashed = len(gates) > sum("gate" in r.rule for r in records) or not all(map(_pooled, gates))
+    smooth = squashed or any(o not in _RECTIFIED | _GATES and "pool" not in o for o in others)
     if not convolutions or any(r.first and r.kind == "linear" for r in maps):
         return "dense" if not smooth else "smooth" if convolutions else "attention"
-    weak = any(r.terms < FEW and not r.discarded and not r.first for r in convolutions)
+    # a rule is applied when the consumer is known, so that the consumer comes next; in-place writes repeat a map
+    discarded = {_identity(r) for r, after in itertools.pairwise(records) if _discards(after)}
+    weak = any(r.terms < FEW and not r.first and _identity(r) not in discarded for r in convolutions)
     return "smooth" if smooth or weak else "rectified"
 
 
-def choose(records: Sequence[Record], spectral: bool = False) -> str:
-    """The name of the composite that conserves on a network with these operations.
+def _identity(record: Record) -> tuple[Any, ...]:
+    return record.name, record.operation, record.terms, record.shape
 
-    Args:
-        records: of a run under any rules.
-        spectral: the relevance is read in frequency.
-    """
-    return _name(family(records), spectral)
+
+def _discards(record: Record) -> bool:
+    """Whether negative numbers do not pass, or only as a constant."""
+    return record.operation in _RECTIFIERS or (record.operation in _GATES and _pooled(record))
+
+
+def _pooled(record: Record) -> bool:
+    """Whether an output has no positions, as the gates of squeeze and excitation."""
+    return math.prod(record.shape[2:]) == 1
 
 
 def _name(kind: str, spectral: bool) -> str:

@@ -271,6 +271,20 @@ def gradient() -> Composite:
     return Composite(((On(), Gradient()),), "gradient", plain=True)
 
 
+@register("mamba")
+def mamba(epsilon: float = 1e-6, gamma: float | None = None, stabilizer: float = 1e-6) -> Composite:
+    """Rules of Jafari et al. 2024 (MambaLRP) for selective state space models, otherwise those of `transformer`.
+
+    Constants are what the input decides about the scan: the step Δ (linear maps named "x_proj" or "dt_proj", softplus)
+    and with it the decay exp(ΔA), and in Mamba and FalconMamba the matrices B and C, which "x_proj" computes too.
+    Activations pass; the gate that multiplies the scan's output receives half. In Mamba-2, where B and C come out of
+    the same projection as the signal, they share the relevance of their products with it equally.
+    """
+    constants = [(On(kind="linear", name=name), Ignore()) for name in ("*x_proj", "*dt_proj")]
+    rest = transformer(epsilon, gamma, stabilizer).entries
+    return Composite((*constants, (On(operation="softplus"), Ignore()), *rest), "mamba")
+
+
 def composite(spec: str | Composite, **options: Any) -> Composite:
     """The composite of this name, with options; a composite object is returned as it is.
 

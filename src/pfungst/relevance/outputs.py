@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from pfungst.errors import InputError
 from pfungst.relevance.engine.inputs import transformed
+from pfungst.relevance.engine.run import written
 
 
 def cotangent(out: Tensor, output: Any) -> Tensor:
@@ -117,27 +117,22 @@ def _weights(out: Tensor, weights: Tensor, before: tuple[Any, ...], what: str) -
             f"{what} contain NaN or infinity", "use finite weights, zero for what does not count"
         )
     weights = weights.to(out)
-    if tuple(weights.shape) == (n, *rest):  # preferred where both fit: then N axes lead
-        return weights.reshape(n, *[1] * len(before), *rest).expand_as(out)
+    if weights.ndim > len(rest):
+        weights = weights.reshape(n, *[1] * len(before), *rest)
     return weights.expand_as(out)
 
 
-def spelling(shape: tuple[int, ...], name: str = "out") -> str:
+def spelling(shape: tuple[int, ...]) -> str:
     """How to choose one score of outputs of this shape."""
-    axes = len(shape) - 1
-    if axes <= 1:
-        return f"choose one with output=, for example output=0 or output=lambda out: {name}[:, 0]"
-    spots = ", ".join("0" for _ in range(axes - 1))
-    trail = tuple(range(1, axes))
-    sums = f"{trail}" if axes > 2 else "1"
+    if len(shape) < 3:
+        return f"choose one of the outputs of shape {shape}, for example output=0 or output={written(shape)}"
+    k, spots = min(2, shape[1] - 1), ", ".join("0" for _ in shape[2:])
     return (
-        f"the output has shape {shape}; choose along the axes after the first: output=(2,) sums over the rest, "
-        f"output=(2, {spots}) is one position, output=(2, mask) sums over a mask of shape {shape[2:]}; or write "
-        f"output=lambda out: {name}[:, 2].sum({sums})"
+        f"choose along the axes after the first: output=({k},) sums over the rest, output=({k}, {spots}) is one "
+        f"position, output=({k}, mask) sums over a mask of shape {shape[2:]}; or write output={written(shape)}"
     )
 
 
 def _ambiguous(out: Tensor, why: str) -> InputError:
     shape = tuple(out.shape)
-    count = int(np.prod(shape[1:]))
-    return InputError(f"the model has {count} outputs of shape {shape} and {why}", spelling(shape))
+    return InputError(f"the model returns outputs of shape {shape} and {why}", spelling(shape))

@@ -73,7 +73,7 @@ class Mark:
         anchor: the network's input (or a normalised input) and how it was reshaped into this.
         gate: a factor that scales signals, a constant in products.
         version: of the tensor when it was marked.
-        owner: number of the input, for what has an anchor.
+        source: which of the explained inputs an anchored tensor is.
     """
 
     run: Folding
@@ -84,7 +84,7 @@ class Mark:
     anchor: tuple[Tensor, Callable[[Tensor], Tensor]] | None = None
     gate: bool = False
     version: int = 0
-    owner: int = 0
+    source: int = 0
 
 
 class Folding:
@@ -120,9 +120,7 @@ class Folding:
     def nonnegative(self, t: Any) -> bool: ...
 
     @abstractmethod
-    def record(
-        self, operation: str, out: Any, rule: object, site: Site | None = None, relu: bool = False
-    ) -> None: ...
+    def record(self, operation: str, out: Any, rule: object, site: Site | None = None) -> None: ...
 
     @abstractmethod
     def module_name(self) -> str: ...
@@ -137,6 +135,11 @@ class Folding:
         """The mark that this run set on `t`."""
         mark = getattr(t, "_pfungst", None)
         return mark if mark is not None and mark.run is self else None
+
+    def tracked(self, t: Any) -> bool:
+        """Whether `t` depends on the input."""
+        mark = self.mark_of(t)
+        return mark is not None and mark.tracked
 
     def waits(self, t: Any) -> bool:
         """Whether the rule of a linear map or BatchNorm waits for the consumer of its value `t`."""
@@ -174,9 +177,7 @@ class Folding:
         m, rule = p.site.map, p.rule
         assert rule is not None
         note = "".join(f", {f}" for f in p.folded)
-        self.record(p.site.operation, z, f"{rule!r}{note}", p.site, relu)
-        if isinstance(rule, Ignore):
-            return self.mark(self.stop(z).relu() if relu else self.stop(z), tracked=False, internal=True)
+        self.record(p.site.operation, z, f"{rule!r}{note}", p.site)
         epsilon = rule.epsilon if isinstance(rule, Epsilon) else 0.0
         with torch.enable_grad():
             if p.native is not None and epsilon == 0:
@@ -213,6 +214,11 @@ class Folding:
             self.uncovered(site.operation)
         if isinstance(rule, Pass):
             rule.terms(None)  # type: ignore[arg-type]  # raises: not for linear maps
+        if isinstance(rule, Ignore):  # a constant at once, so that what reads it sees one
+            with self.quiet():
+                z = self.stop(original(self.stop(value), original.weight, original.bias))
+            self.record(site.operation, z, rule, site)
+            return self.mark(z, tracked=False)
         if rule.native:
             with torch.enable_grad():
                 z = m(x, m.weight, self.constant(m.bias, "bias"))

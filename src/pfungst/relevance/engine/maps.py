@@ -8,28 +8,37 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pfungst.errors import UncoveredOperation
 from pfungst.relevance.engine.calls import bind, n_tuple, outplace
 from pfungst.relevance.engine.mode import RelevanceMode
 from pfungst.relevance.engine.products import product
 from pfungst.relevance.rules import LinearMap
 
 
-def constant_weights(mode: RelevanceMode, name: str, *tensors: Any) -> None:
-    for t in tensors:
-        if mode.tracked(t):
-            raise UncoveredOperation(
-                f"the weights of {name!r} in module {mode.module_name()!r} are computed from the input",
-                f"assign a rule: composite.assign({name!r}, Gradient()) or Ignore()",
-            )
+def dynamic(
+    mode: RelevanceMode, name: str, func: Any, x: Tensor, weight: Tensor, bias: Tensor | None
+) -> Tensor:
+    """A convolution whose weights are computed from the input: a product like any other."""
+    out = product(mode, func, name, (x, weight), {})
+    if bias is None:
+        return out
+    bias = mode.settle(bias) if mode.tracked(bias) else mode.constant(bias, "bias")
+    with torch.enable_grad():
+        return mode.mark(out + bias.reshape(-1, *[1] * (out.ndim - 2)))
 
 
 def convolution(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: Any) -> Tensor:
     b = bind("input weight bias stride padding dilation groups", args, kwargs)
     x, weight, bias = b["input"], b["weight"], b.get("bias")
-    constant_weights(mode, name, weight, bias)
     n = weight.ndim - 2
-    rest = (b.get("stride", 1), b.get("padding", 0), b.get("dilation", 1), b.get("groups", 1))
+    padding = b.get("padding", 0)
+    rest = (
+        n_tuple(b.get("stride", 1), n),
+        padding if isinstance(padding, str) else n_tuple(padding, n),
+        n_tuple(b.get("dilation", 1), n),
+        b.get("groups", 1),
+    )
+    if mode.tracked(weight) or mode.tracked(bias):
+        return dynamic(mode, name, lambda x, w: func(x, w, None, *rest), x, weight, bias)
     m = LinearMap(
         lambda x, w, b: func(x, w, b, *rest),
         weight.detach(),
@@ -44,7 +53,6 @@ def convolution(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: An
 def transposed_convolution(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: Any) -> Tensor:
     b = bind("input weight bias stride padding output_padding groups dilation", args, kwargs)
     x, weight, bias = b["input"], b["weight"], b.get("bias")
-    constant_weights(mode, name, weight, bias)
     rest = (
         b.get("stride", 1),
         b.get("padding", 0),
@@ -52,6 +60,8 @@ def transposed_convolution(mode: RelevanceMode, func: Any, name: str, args: Any,
         b.get("groups", 1),
         b.get("dilation", 1),
     )
+    if mode.tracked(weight) or mode.tracked(bias):
+        return dynamic(mode, name, lambda x, w: func(x, w, None, *rest), x, weight, bias)
     m = LinearMap(
         lambda x, w, b: func(x, w, b, *rest),
         weight.detach(),

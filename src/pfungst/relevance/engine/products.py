@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from pfungst.errors import UncoveredOperation
 from pfungst.relevance.engine.calls import bind, outplace
 from pfungst.relevance.engine.elementwise import activation
 from pfungst.relevance.engine.mode import RelevanceMode
@@ -23,10 +22,6 @@ def product(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: Any) -
     factors = [i for i, t in enumerate(flat) if isinstance(t, Tensor) and mode.tracked(t)]
     signals = [i for i in factors if not mode.gate(flat[i])] or factors
     positive = all(mode.nonnegative(t) for t in flat if isinstance(t, Tensor | int | float))
-    if name == "addcmul" and factors:
-        raise UncoveredOperation(
-            "addcmul with dependent factors has no rule", "write it as a sum of products"
-        )
 
     def value(index: int) -> Any:
         parts = [mode.stop(t) if j in factors and j != index else t for j, t in enumerate(flat)]

@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 from pfungst.errors import InputError
 from pfungst.relevance.engine.calls import bind, outplace
 from pfungst.relevance.engine.mode import RelevanceMode, tensors
-from pfungst.relevance.engine.vocabulary import AFFINE, LINEAR, MAY_TURN_SIGN
+from pfungst.relevance.engine.vocabulary import AFFINE, LIKE, LINEAR, MAY_TURN_SIGN
 
 _PLACEMENT = {"contiguous", "clone", "to", "float", "double", "half", "bfloat16", "type_as", "cuda", "cpu"}
 _CASTS = {"to", "float", "double", "half", "bfloat16", "type_as"}
@@ -40,8 +40,16 @@ def linear(mode: RelevanceMode, func: Any, name: str, args: tuple[Any, ...], kwa
             mode, bind(_DROPOUT, args, {"training" if k == "train" else k: v for k, v in kwargs.items()})
         )
     func = outplace(func, name)
+    if name in ("max", "min") and len(args) > 1 and isinstance(args[1], Tensor):
+        name = f"{name}imum"
     args, kwargs = mode.settled(args), mode.settled(kwargs)
-    operands = [t for t in tensors((args, kwargs)) if t.is_floating_point() or t.is_complex()]
+    if name.startswith("grid_sample"):  # where to look is a constant, as attention is
+        args, kwargs = (args[0], *mode.stop_all(args[1:])), mode.stop_all(kwargs)
+    operands = [
+        t
+        for t in tensors(args[:1] if name in LIKE else (args, kwargs))
+        if t.is_floating_point() or t.is_complex()
+    ]
     positive = (
         name in LINEAR
         and name not in MAY_TURN_SIGN
@@ -89,7 +97,8 @@ def _winner(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: Any) -
 
 def _with_constants(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: Any, out: Any) -> Any:
     """`out` with what the operation gives at zero as a constant of its own."""
-    zeros = lambda t: torch.zeros_like(t) if mode.tracked(t) else t
+    # what a rule ignores is no constant of the network either
+    zeros = lambda t: t if mode.mark_of(t) is None else torch.zeros_like(t)
     with torch.no_grad():
         at_zero = func(*pytree.tree_map(zeros, args), **pytree.tree_map(zeros, kwargs))
         at_zero = torch.where(torch.isfinite(at_zero), at_zero, torch.zeros_like(at_zero))
@@ -123,7 +132,7 @@ def restream(mode: RelevanceMode, out: Tensor, name: str, args: Any) -> Tensor:
             other = args[1] if t is args[0] else args[0]
             if not mode.tracked(other) and _per_channel(other, t) and out.shape == t.shape:
                 leaf = mode.leaf(mode.stop(out), t)
-                mode.mark(leaf, anchor=(leaf, lambda s: s), owner=mark.owner)
+                mode.mark(leaf, anchor=(leaf, lambda s: s), source=mark.source)
                 mode.record(name, leaf, "normalisation: relevance is read behind it")
                 return leaf
     return out

@@ -116,6 +116,8 @@ class Tape:
                     [out],
                     [1.0 if c is None else layout(c.detach()) for c in map(terms.__getitem__, slots)],
                 )
+        if any(self.kinds[i][1].is_complex for i in (*ins, out)):
+            return None  # the products below do not conjugate
         if name == "ConvolutionBackward0" and slots == [0] and len(shape) == 4 and not node._saved_transposed:
             return Convolution(ins, [out], node)
         if name == "ReluBackward0":
@@ -123,8 +125,8 @@ class Tape:
             return Scale(ins, [out], layout(mask.to(node._saved_result.dtype)))
         if name == "MulBackward0" and len(ins) == 1 and same:
             c = node._saved_other if slots == [0] else node._saved_self
-            if isinstance(c, Tensor):
-                return Scale(ins, [out], layout(c.detach()))
+            if isinstance(c, Tensor):  # a copy of a Python number is a tensor of its own type
+                return Scale(ins, [out], layout(c.detach() if c.ndim else c.detach().clone()))
         if name == "NativeBatchNormBackward0" and slots == [0] and not node._saved_training:
             c = torch.rsqrt(node._saved_running_var + node._saved_eps)
             c = c if node._saved_weight is None else c * node._saved_weight.detach()
