@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from functools import cache, partial
+from pathlib import Path
 
 from pfungst.anomaly import detector_from_spec
 from pfungst.audit.anomaly import verdict
@@ -13,7 +14,6 @@ from pfungst.audit.anomaly.entry import evaluate, mean_scores
 from pfungst.audit.anomaly.fitted import FittedDetectors
 from pfungst.audit.anomaly.mitigation import parse_mitigation
 from pfungst.audit.anomaly.result import AnomalyResult, Entry
-from pfungst.audit.config import EMBEDDED
 from pfungst.audit.machine import circumstances
 from pfungst.audit.progress import bar
 from pfungst.audit.result import Skipped, save
@@ -53,7 +53,7 @@ def run(config: AnomalyConfig) -> AnomalyResult:
     skipped: dict[str, str] = {}
     with bar() as progress:
         task = progress.add_task("checking images", total=len(sets) * (1 + len(config.model)))
-        if not config.skip_bad and str(config.data) not in EMBEDDED:
+        if not config.skip_bad and isinstance(config.data, Path):
             check_all(sets)
         for images in sets:
             progress.update(task, description=images.name, advance=1)
@@ -107,9 +107,9 @@ def open_sets(config: AnomalyConfig) -> list[ImageSet]:
         ConfigError: a category does not exist.
     """
     wanted = config.category or None
-    if str(config.data) == "synthetic":
+    if config.data == "synthetic":
         sets = make_parts(wanted, seed=config.seed)
-    elif str(config.data) == "digits-c":
+    elif config.data == "digits-c":
         sets = digits_c(wanted, seed=config.seed)
     else:
         sets = open_images(config.data, category=wanted)

@@ -97,7 +97,7 @@ def _images(
     with bar() as progress:
         task = progress.add_task("checking images", total=None)
         checked = ImageSet(images.name, items)
-        if not config.skip_bad and str(config.images) != "synthetic":
+        if not config.skip_bad and config.images != "synthetic":
             checked.check()
         source = Source.open(checked, conditions, encoder.size, config.skip_bad)
         if source.skipped:
