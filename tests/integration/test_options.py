@@ -77,8 +77,24 @@ def test_values_of_all_types_and_what_is_not_given(tmp_path):
     config = parsed(AnomalyConfig, "--config", str(file), "--seed", "0", argument="data")
     assert (config.seed, config.skip_bad, config.size, config.model) == (0, True, 64, ["kde"])
     config = parsed(
-        ClassifierConfig, *"--model m:f --train t --val v --steps 0 --classes 3,cat --classes 1".split()
+        ClassifierConfig,
+        *[
+            "--model",
+            "m:f",
+            "--train",
+            "t",
+            "--val",
+            "v",
+            "--steps",
+            "0",
+            "--classes",
+            "3,cat",
+            "--classes",
+            "1",
+        ],
     )
     assert (config.steps, config.classes) == (0, ["3", "cat", "1"])
-    config = parsed(SimilarityConfig, *"--encoder small:8 --images synthetic --sweep 1,2 --sweep 4".split())
+    config = parsed(
+        SimilarityConfig, *["--encoder", "small:8", "--images", "synthetic", "--sweep", "1,2", "--sweep", "4"]
+    )
     assert (config.images, config.sweep) == ("synthetic", [1, 2, 4])
