@@ -16,6 +16,7 @@ from pfungst.relevance import auto
 from pfungst.relevance.bases import Basis, Pixels
 from pfungst.relevance.composites import Composite
 from pfungst.relevance.composites import composite as _composite
+from pfungst.relevance.engine.eager import eager
 from pfungst.relevance.engine.inputs import Inputs, transformed
 from pfungst.relevance.engine.run import Output, backward, check_model, check_values, execute, written
 from pfungst.relevance.outputs import cotangent
@@ -31,7 +32,7 @@ _HALF = (torch.float16, torch.bfloat16)
 _MEASURED: weakref.WeakKeyDictionary[nn.Module, set[str]] = weakref.WeakKeyDictionary()
 
 
-@torch.compiler.disable  # a compiled caller goes on after it; see linearize
+@eager
 def attribute(
     model: nn.Module,
     x: Any,
