@@ -142,7 +142,7 @@ def class_names(train: ImageSet, val: ImageSet, given: list[str] | None, n_class
     return {i: name for name, i in index.items()}
 
 
-def choose_classes(wanted: Sequence[int | str], names: dict[int, str]) -> list[int]:
+def choose_classes(wanted: Sequence[str], names: dict[int, str]) -> list[int]:
     """Class indices to audit, all if none are named.
 
     Raises:
@@ -151,10 +151,9 @@ def choose_classes(wanted: Sequence[int | str], names: dict[int, str]) -> list[i
     by_name = {name: i for i, name in names.items()}
     chosen, unknown = [], []
     for value in wanted:
-        if isinstance(value, str) or str(value) in by_name:
-            value = by_name.get(str(value), str(value))
-        if isinstance(value, int) and value in names:
-            chosen.append(value)
+        k = by_name.get(value, int(value) if value.isdecimal() else None)
+        if k in names:
+            chosen.append(k)
         else:
             unknown.append(value)
     if unknown:

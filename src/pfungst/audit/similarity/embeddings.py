@@ -27,7 +27,7 @@ def open_set(config: SimilarityConfig) -> ImageSet:
     Raises:
         DataError: fewer than two classes with two images, or several sets and no category.
     """
-    if str(config.images) == "synthetic":
+    if config.images == "synthetic":
         from pfungst.data.tagged import parting_digits
 
         images = parting_digits(config.seed)
