@@ -63,6 +63,7 @@ def progress_bar(text: str, total: int | None = None, *, show: bool = True, done
         done: how much was done before.
     """
     outer = _shown.get()
+    show = show and (outer is not None or _terminal())
     if outer is not None or not show:
         bar = Bar(outer if show else None, text, total, done)
         try:
@@ -79,6 +80,12 @@ def progress_bar(text: str, total: int | None = None, *, show: bool = True, done
             yield Bar(progress, text, total, done)
         finally:
             _shown.set(None)
+
+
+def _terminal() -> bool:
+    from rich import get_console
+
+    return get_console().is_terminal or get_console().is_jupyter
 
 
 def track(steps: Sequence[Step], text: str, show: bool = True) -> Iterator[Step]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-_SHORT = 20  # names that a message lists in full
+_SHORT = 40  # names that a message lists in full
 
 
 def suggest(name: str, known: Iterable[str], what: str = "known") -> str:

@@ -171,6 +171,24 @@ def test_numpy_inside_a_model_is_named():
         attribute(Outside(), X, 1, "lrp_zero")
 
 
+@pytest.mark.parametrize(
+    "f",
+    [
+        lambda a: a + torch.tensor(a.tolist()),
+        lambda a: (lambda b: (setattr(b, "data", b.data * 2), b)[1])(a * 1.0),
+        lambda a: (lambda b: (torch._foreach_mul_([b], 2.0), b)[1])(a * 1.0),
+        lambda a: torch.cond(torch.tensor(True), lambda t: t * 2, lambda t: t * 3, (a,)),
+        lambda a: a.clone().resize_(2, 6, 64).view_as(a),
+        lambda a: F.prelu(a, a.mean().view(1)),
+        lambda a: a.scatter_reduce(1, torch.zeros(2, 6, 8, 8, dtype=torch.long), a, "prod"),
+    ],
+    ids=["tolist", "data", "foreach", "cond", "resize", "prelu", "scatter_reduce"],
+)
+def test_what_has_no_rule_or_goes_around_autograd_is_named(f):
+    with pytest.raises(UncoveredOperation):
+        attribute(Model(lambda a: f(a) + a), X, 1, "transformer")
+
+
 def test_constants_out_of_sight_stay_constants():
     """A mask by vmap, weights by a script, a graph over parameters made before: none depends on the input."""
     weight = nn.Parameter(torch.rand(6, 1, 1))

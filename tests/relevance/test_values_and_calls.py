@@ -132,6 +132,26 @@ def test_values_are_those_of_the_original_call(f):
     explained(f, rules="transformer")
 
 
+def test_clamps_by_dependent_bounds_give_all_to_the_winner():
+    """Regression: a bound that depends on the input was a constant without a word."""
+    values, exact, _ = explained(lambda a: torch.clamp(a, min=0.5 * a.roll(1, 1), max=a.roll(2, 1).abs()))
+    torch.testing.assert_close(values, exact())
+
+
+def test_where_a_spatial_transformer_looks_is_a_constant():
+    """Regression: relevance went through the grid as well, so that the sum was not the score."""
+    theta = torch.randn(6, 4, generator=G).double()
+
+    def transformed(x, fixed=None):
+        grid = F.affine_grid((x.mean((2, 3)) @ theta.T).view(2, 2, 3), list(x.shape), align_corners=False)
+        return F.grid_sample(x, grid if fixed is None else fixed, align_corners=False)
+
+    fixed = F.affine_grid((IM.mean((2, 3)) @ theta.T).view(2, 2, 3), list(IM.shape), align_corners=False)
+    values, _, r = explained(transformed, IM)
+    torch.testing.assert_close(values, explained(lambda x: transformed(x, fixed), IM)[0])
+    torch.testing.assert_close(r.sum(), r.score)
+
+
 def test_floor_divide_by_a_dependent_tensor_is_named():
     with pytest.raises(UncoveredOperation, match="floor_divide"):
         attribute(Fn(lambda a: (a // (a.abs() + 1)).flatten(1)), S, 1, "lrp_zero")

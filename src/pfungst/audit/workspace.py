@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import tempfile
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from pfungst.audit.config import AuditConfig
 from pfungst.audit.result import FILE
 from pfungst.errors import ConfigError
-from pfungst.files import Lock, digest, read, whole, write
+from pfungst.files import Lock, digest, whole, write
 
 Part = TypeVar("Part", bound=BaseModel)
 
@@ -26,8 +25,8 @@ class Workspace:
     changed configuration never mixes with old numbers. They are removed when the result is complete.
 
     Raises:
-        ConfigError: the folder cannot be written, or holds a result that nobody said to replace.
-        DataError: another process is writing into it.
+        ConfigError: the folder holds a result that nobody said to replace.
+        DataError: it cannot be written, or another process is writing into it.
     """
 
     def __init__(self, config: AuditConfig) -> None:
@@ -37,13 +36,6 @@ class Workspace:
                 f"{self.folder} already holds a result",
                 "choose another --out, or pass --overwrite to replace it",
             )
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.folder):
-                pass
-        except OSError as error:
-            reason = error.strerror or str(error)
-            raise ConfigError(f"cannot write into {self.folder}: {reason}", "choose another --out") from None
         self._lock = Lock(self.folder / ".lock", str(self.folder))
         self._all_parts = self.folder / ".parts"
         self._parts = self._all_parts / config.fingerprint()
@@ -83,11 +75,6 @@ class Workspace:
             if file.relative_to(self.folder).as_posix() not in keep_arrays:
                 file.unlink()
         self._lock.release()
-
-
-def load_arrays(folder: str | Path, relative: str) -> dict[str, np.ndarray]:
-    """Arrays that :meth:`Workspace.save_arrays` wrote. Raises DataError where they are missing or damaged."""
-    return read(Path(folder) / relative, "run the audit again")
 
 
 def slug(name: str) -> str:

@@ -43,10 +43,9 @@ class Step:
                 )
             return
         if self.name not in STEPS:
-            steps = ", ".join(f"{s}:VALUE" for s in STEPS)
             raise ConfigError(
                 f"unknown condition {self.name!r}",
-                suggest(self.name, [*RESIZERS, *STEPS, "logo"], f"steps: {steps}, logo:FILE; all names"),
+                suggest(self.name, [*RESIZERS, *STEPS, "logo"], "resizers and steps (as STEP:VALUE)"),
             )
         kind = STEPS[self.name]
         if self.value is None or not kind.allows(self.value):
@@ -217,10 +216,6 @@ class Condition:
             elif isinstance(step.value, Logo):
                 x = step.value.paste(x)
             else:
-                rng = _generator(f"{seed}/{place}/{step.name}/{key}")
+                rng = np.random.default_rng(mixed(f"{seed}/{place}/{step.name}/{key}"))
                 x = STEPS[step.name].apply(x, step.value or 0.0, rng)
         return torch.from_numpy(np.ascontiguousarray(as_float(x).transpose(2, 0, 1)))
-
-
-def _generator(text: str) -> np.random.Generator:
-    return np.random.default_rng(mixed(text))

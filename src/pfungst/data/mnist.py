@@ -149,11 +149,8 @@ def mnist_c(
 
 
 def _load(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
-    parts = []
-    for kind in ("images", "labels"):
-        path = folder / f"{split}_{kind}.npy"
-        parts.append(read(path, "download MNIST-C again"))
-    images, labels = parts
+    files = (folder / f"{split}_{kind}.npy" for kind in ("images", "labels"))
+    images, labels = (read(file, "download MNIST-C again") for file in files)
     if images.ndim == 4 and images.shape[-1] == 1:
         images = images[..., 0]
     if images.ndim != 3 or images.dtype != np.uint8 or labels.shape != images.shape[:1]:

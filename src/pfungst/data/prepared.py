@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from pfungst.conditions import Condition
-from pfungst.errors import DataError, UnreadableImages
+from pfungst.errors import DataError, UnreadableImages, lines
 from pfungst.progress import progress_bar
 
 from .decode import Undecodable
@@ -143,9 +143,8 @@ def run_checked(
     if bad and not skip_bad:
         if undecodable:
             raise UnreadableImages([(items[i].file, reason) for i, reason in bad])
-        shown = "\n    ".join(reason for _, reason in bad[:20])
         raise DataError(
-            f"{len(bad)} mask{'s do' if len(bad) > 1 else ' does'} not fit:\n    {shown}",
+            f"{len(bad)} mask{'s do' if len(bad) > 1 else ' does'} not fit:{lines(reason for _, reason in bad)}",
             "make each mask the size of its image, or pass --skip-bad to leave these images out",
         )
     return bad

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pfungst.conditions import Condition
 from pfungst.device import choose_device
 from pfungst.encoders.preprocessing import Preprocessing
-from pfungst.errors import ConditionMismatch, ConfigError, InputError
+from pfungst.errors import ConditionMismatch, ConfigError, InputError, few
 from pfungst.features import Store, content_key, model_key
 from pfungst.files import write_json, write_tensors
 from pfungst.progress import track
@@ -131,7 +131,7 @@ class Encoder(nn.Module):
         if bad:
             raise InputError(
                 f"{self.name} gives representations that are not finite for {len(bad)} images "
-                f"(numbers {bad[:10]}{' …' if len(bad) > 10 else ''})",
+                f"(numbers {few(bad, 10)})",
                 "check the weights and these images",
             )
         self.check_widths(store, keys)

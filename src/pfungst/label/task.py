@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from pfungst.errors import DataError
+from pfungst.errors import DataError, few
 from pfungst.files import digest, read, write_json
 
 FORMAT: Literal["pfungst.label-task/1"] = "pfungst.label-task/1"
@@ -241,7 +241,5 @@ def locate(folder: Path, file: str) -> Path:
     return path
 
 
-def _first_problems(error: ValidationError, count: int = 3) -> str:
-    problems = [f"{'.'.join(map(str, e['loc'])) or 'task'}: {e['msg']}" for e in error.errors()]
-    more = f" … and {len(problems) - count} more" if len(problems) > count else ""
-    return "; ".join(problems[:count]) + more
+def _first_problems(error: ValidationError) -> str:
+    return few((f"{'.'.join(map(str, e['loc'])) or 'task'}: {e['msg']}" for e in error.errors()), 3, "; ")

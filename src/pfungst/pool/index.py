@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from pfungst.errors import DataError, InputError
+from pfungst.errors import DataError, InputError, lines
 from pfungst.files import Lock, read, remove_leftovers, stamp, whole, write_json
 
 FORMAT = "pfungst.pool/2"
@@ -87,9 +87,8 @@ class Pool:
                 if stamp(self.source / file) != before:
                     changed.append(file)
         if changed:
-            shown = "\n".join(f"    {name}" for name in changed[:20])
             raise DataError(
-                f"{len(changed)} source files in {self.source} changed since they were indexed:\n{shown}",
+                f"{len(changed)} source files in {self.source} changed since they were indexed:{lines(changed)}",
                 "restore them, or index and score into another folder: scores belong to the images they were made of",
             )
 
@@ -185,9 +184,9 @@ def index(
                 pq.write_table(pa.Table.from_pylist([asdict(p) for p in chunk], schema=schema), part)
             rows, shards = rows + len(chunk), shards + 1
         if unreadable and not skip_bad:
-            listing = "\n".join(f"    {name}: {why}" for name, why in list(unreadable.items())[:20])
+            listing = lines(f"{name}: {why}" for name, why in unreadable.items())
             raise DataError(
-                f"{len(unreadable)} source files cannot be read:\n{listing}",
+                f"{len(unreadable)} source files cannot be read:{listing}",
                 "repair or remove them, or pass --skip-bad to leave them out",
             )
         if not rows:
@@ -255,11 +254,10 @@ def _refuse_duplicates(folder: Path) -> None:
         query = "SELECT id, count(*) AS n, min(file), max(file) FROM read_parquet(?) GROUP BY id HAVING n > 1 ORDER BY id"
         twice = db.execute(query, [str(folder / "index" / "part-*.parquet")]).fetchall()
     if twice:
-        listing = "\n".join(
-            f"    {i!r}: {n} times, in {a}" + (f" and {b}" if a != b else "") for i, n, a, b in twice[:10]
+        listing = lines(
+            (f"{i!r}: {n} times, in {a}" + (f" and {b}" if a != b else "") for i, n, a, b in twice), 10
         )
-        more = f"\n    … and {len(twice) - 10} more" if len(twice) > 10 else ""
         raise DataError(
-            f"{len(twice)} ids occur more than once:\n{listing}{more}",
+            f"{len(twice)} ids occur more than once:{listing}",
             "choose a column with unique ids with --id-column, or leave it out to number the rows",
         )

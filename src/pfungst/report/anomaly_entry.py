@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from pfungst.audit.anomaly.result import AnomalyResult, Entry, Example, Provenance
-from pfungst.audit.workspace import load_arrays
 from pfungst.errors import DataError
+from pfungst.files import read
 from pfungst.relevance import colour_limit
 from pfungst.report import images, plots, text
 from pfungst.report.anomaly_tables import MEASURES, VARIANT_KEYS, row
@@ -54,7 +54,7 @@ def entry_blocks(result: AnomalyResult, entry: Entry, folder: Path, side: int) -
         folder: where the arrays of the result are.
         side: longest side of pictures, in pixels.
     """
-    data = load_arrays(folder, entry.arrays)
+    data = read(folder / entry.arrays, "run the audit again")
     blocks: list[Block] = []
     exposure = _exposure(entry)
     if exposure is not None:
@@ -290,7 +290,7 @@ def _strips(result: AnomalyResult, entry: Entry, example: Example, data: Arrays,
 
 def provenance_blocks(entry: Entry, folder: Path, stats: bool = True) -> list[Block]:
     """Scores by group, and how much of the score the group explains (left out without `stats`)."""
-    data = load_arrays(folder, entry.arrays)
+    data = read(folder / entry.arrays, "run the audit again")
     blocks: list[Block] = []
     for finding in entry.provenance:
         if stats:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pfungst.device import choose_device
-from pfungst.errors import DataError, InputError, UnreadableImages
+from pfungst.errors import DataError, InputError, UnreadableImages, few
 from pfungst.features import Store, Workers, combined, content_key, load_all, values_file, write_table
 from pfungst.files import Lock, read, whole, write_json
 from pfungst.progress import progress_bar
@@ -308,22 +308,18 @@ def match_classes(folders: Sequence[str], model: Sequence[str] | int) -> dict[st
         if all(n.isdigit() and int(n) < model for n in names):
             return {name: int(name) for name in names}
         raise InputError(
-            f"the model has {model} classes, the image set {len(names)}: {_some(names)}",
+            f"the model has {model} classes, the image set {len(names)}: {few(map(repr, names))}",
             "give the model's class names in order, or name the folders by class index",
         )
     index = {name: i for i, name in enumerate(model)}
     unknown = [name for name in names if name not in index]
     if unknown:
         raise InputError(
-            f"{len(unknown)} labels of the image set are no class of the model: {_some(unknown)}; "
-            f"the model's {len(index)} classes: {_some(list(model))}",
+            f"{len(unknown)} labels of the image set are no class of the model: {few(map(repr, unknown))}; "
+            f"the model's {len(index)} classes: {few(map(repr, model))}",
             "rename the folders, or give the class names in the order of the model's outputs",
         )
     return {name: index[name] for name in names}
-
-
-def _some(names: Sequence[str], n: int = 8) -> str:
-    return ", ".join(map(repr, names[:n])) + (f", … ({len(names)})" if len(names) > n else "")
 
 
 def _check_labels(labels: Sequence[Any], ids: Sequence[str], head: FeatureHead) -> list[int]:

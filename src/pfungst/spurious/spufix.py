@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from pfungst.errors import DataError, InputError, PfungstWarning
+from pfungst.errors import DataError, InputError, PfungstWarning, few
 from pfungst.files import read, write_json, write_tensors
 from pfungst.spurious.features import FeatureStore, extract_features, head_for
 from pfungst.spurious.heads import FeatureHead, LinearHead, same_model
@@ -378,7 +378,7 @@ def _warn_of_one_group(npca: NeuralPCA, components: Mapping[int, list[int]]) -> 
     ]
     if whole:
         warnings.warn(
-            f"α of component {', '.join(whole[:10])}{' …' if len(whole) > 10 else ''} does not fall into two groups, so no "
+            f"α of component {few(whole, 10)} does not fall into two groups, so no "
             "image lacks its feature: SpuFix measures it from the mean of the class",
             PfungstWarning,
             stacklevel=3,

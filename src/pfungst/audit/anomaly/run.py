@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from functools import cache, partial
+from pathlib import Path
 
 from pfungst.anomaly import detector_from_spec
 from pfungst.audit.anomaly import verdict
@@ -13,7 +14,6 @@ from pfungst.audit.anomaly.entry import evaluate, mean_scores
 from pfungst.audit.anomaly.fitted import FittedDetectors
 from pfungst.audit.anomaly.mitigation import parse_mitigation
 from pfungst.audit.anomaly.result import AnomalyResult, Entry
-from pfungst.audit.config import EMBEDDED
 from pfungst.audit.machine import circumstances
 from pfungst.audit.result import Skipped, save
 from pfungst.audit.sources import group_columns
@@ -54,7 +54,7 @@ def run(config: AnomalyConfig) -> AnomalyResult:
     entries: list[Entry] = []
     skipped: dict[str, str] = {}
     with progress_bar("checking images", len(sets) * (1 + len(config.model))) as bar:
-        if not config.skip_bad and str(config.data) not in EMBEDDED:
+        if not config.skip_bad and isinstance(config.data, Path):
             check_all(sets)
         for images in sets:
             bar.say(images.name)
@@ -109,9 +109,9 @@ def open_sets(config: AnomalyConfig) -> list[ImageSet]:
         ConfigError: a category does not exist.
     """
     wanted = config.category or None
-    if str(config.data) == "synthetic":
+    if config.data == "synthetic":
         sets = make_parts(wanted, seed=config.seed)
-    elif str(config.data) == "digits-c":
+    elif config.data == "digits-c":
         sets = digits_c(wanted, seed=config.seed)
     else:
         sets = open_images(config.data, category=wanted)

@@ -17,7 +17,7 @@ from pfungst.data import ImageSet, Item, open_images
 from pfungst.data.decode import Undecodable
 from pfungst.data.prepared import resize_mask
 from pfungst.encoders import Preprocessing
-from pfungst.errors import ConfigError, DataError, InputError, UnreadableImages
+from pfungst.errors import ConfigError, DataError, InputError, UnreadableImages, few
 from pfungst.features import combined
 from pfungst.files import reading
 from pfungst.spurious import match_classes
@@ -101,7 +101,7 @@ def open_labelled(path: Path, training: bool) -> ImageSet:
     """
     sets = open_images(path, normal_label="\0none")
     if len(sets) > 1:
-        names = ", ".join(s.name for s in sets[:8])
+        names = few(s.name for s in sets)
         raise DataError(
             f"{path} holds {len(sets)} image sets: {names}", "give a folder with one folder per class"
         )
@@ -147,10 +147,9 @@ def class_names(train: ImageSet, val: ImageSet, given: list[str] | None, n_class
     index = match_classes(labels, n_classes if given is None else given)
     unknown = sorted({str(item.label) for item in val.items} - set(index))
     if unknown and given is None:
-        shown = ", ".join(map(repr, sorted(index)[:8]))
         raise InputError(
-            f"{len(unknown)} labels of the validation set are no training labels: {', '.join(map(repr, unknown[:8]))}; "
-            f"the training set has {len(index)}: {shown}{' …' if len(index) > 8 else ''}",
+            f"{len(unknown)} labels of the validation set are no training labels: {few(map(repr, unknown))}; "
+            f"the training set has {len(index)}: {few(map(repr, sorted(index)))}",
             "name the folders of both sets alike, or give --class-names",
         )
     if given is not None:
@@ -158,7 +157,7 @@ def class_names(train: ImageSet, val: ImageSet, given: list[str] | None, n_class
     return {i: name for name, i in index.items()}
 
 
-def choose_classes(wanted: Sequence[int | str], names: dict[int, str]) -> list[int]:
+def choose_classes(wanted: Sequence[str], names: dict[int, str]) -> list[int]:
     """Class indices to audit, all if none are named.
 
     Raises:
@@ -167,17 +166,16 @@ def choose_classes(wanted: Sequence[int | str], names: dict[int, str]) -> list[i
     by_name = {name: i for i, name in names.items()}
     chosen, unknown = [], []
     for value in wanted:
-        if isinstance(value, str) or str(value) in by_name:
-            value = by_name.get(str(value), str(value))
-        if isinstance(value, int) and value in names:
-            chosen.append(value)
+        k = by_name.get(value, int(value) if value.isdecimal() else None)
+        if k in names:
+            chosen.append(k)
         else:
             unknown.append(value)
     if unknown:
-        shown = ", ".join(f"{i} {name}" for i, name in sorted(names.items())[:10])
+        shown = few((f"{i} {name}" for i, name in sorted(names.items())), 10)
         raise ConfigError(
             f"no training images have the class {', '.join(map(repr, unknown))}",
-            f"there are {len(names)}: {shown}{' …' if len(names) > 10 else ''}",
+            f"there are {len(names)}: {shown}",
         )
     return sorted(set(chosen)) or sorted(names)
 

@@ -98,7 +98,7 @@ def _images(
     cache = config.cache or workspace.folder / "embeddings"
     with progress_bar("checking images") as bar:
         checked = ImageSet(images.name, items)
-        if not config.skip_bad and str(config.images) != "synthetic":
+        if not config.skip_bad and config.images != "synthetic":
             checked.check()
         source = Source.open(checked, conditions, encoder.size, config.skip_bad)
         if source.skipped:

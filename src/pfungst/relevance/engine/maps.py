@@ -44,6 +44,7 @@ def convolution(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: An
         weight.detach(),
         None if bias is None else bias.detach(),
         groups=rest[3],
+        owner=weight,
     )
     site = mode.site(name, "convolution", kernel=tuple(weight.shape[2:]), stride=n_tuple(rest[0], n))
     return mode.linear(site, x, m)
@@ -67,6 +68,7 @@ def transposed_convolution(mode: RelevanceMode, func: Any, name: str, args: Any,
         None if bias is None else bias.detach(),
         out_axis=1,
         groups=rest[3],
+        owner=weight,
     )
     site = mode.site(
         name, "convolution", kernel=tuple(weight.shape[2:]), stride=n_tuple(rest[0], weight.ndim - 2)
@@ -75,7 +77,7 @@ def transposed_convolution(mode: RelevanceMode, func: Any, name: str, args: Any,
 
 
 def linear_map(mode: RelevanceMode, name: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    m = LinearMap(F.linear, weight.detach(), None if bias is None else bias.detach())
+    m = LinearMap(F.linear, weight.detach(), None if bias is None else bias.detach(), owner=weight)
     return mode.linear(mode.site(name, "linear"), x, m)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pfungst.errors import InputError, PfungstError
+from pfungst.errors import InputError, PfungstError, UncoveredOperation
 from pfungst.relevance.composites import Composite
 from pfungst.relevance.engine.dispatch import dispatch
 from pfungst.relevance.engine.inputs import Inputs
@@ -122,11 +123,16 @@ def execute(
             out = out[:, None] if out.ndim == 1 else out.flatten(1)
             dependent = mode.tracked(out)
             out = mode.settle(out)
-    except (PfungstError, NotImplementedError):
+    except PfungstError:
         raise
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
         _blame_input(model, given, output, error)
-        raise
+        raise UncoveredOperation(
+            f"the model runs, but its rewritten forward pass fails in {mode.where}: "
+            f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}",
+            "replace that operation by ones in the table of docs/relevance.md, or explain a part of the model that "
+            "does without it",
+        ) from error
     if not rules.plain and not dependent:
         raise InputError(
             "the explained output is a constant of the explanation: it depends on the input only through softmax "
@@ -144,6 +150,19 @@ def execute(
 
 #: How far the explained values may be from those of the plain forward pass, relative to the largest.
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
+
+
+_USED: weakref.WeakKeyDictionary[nn.Module, set[str]] = weakref.WeakKeyDictionary()
+
+
+def first_use(model: nn.Module, given: Inputs, rules: Composite, purpose: str = "") -> bool:
+    """Whether a model is explained under these rules, with inputs of this type, for the first time."""
+    used = _USED.setdefault(model, set())
+    key = f"{purpose} {rules.name} {rules.entries!r} {[t.dtype for t in given.tensors]}"
+    if key in used:
+        return False
+    used.add(key)
+    return True
 
 
 def check_values(model: nn.Module, x: Tensor | Inputs, run: Run, output: Output | None = None) -> None:

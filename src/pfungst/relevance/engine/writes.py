@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pfungst.relevance.engine.mode import RelevanceMode, storage_of
+from pfungst.relevance.engine.mode import RelevanceMode
 from pfungst.relevance.engine.sums import linear
+from pfungst.relevance.engine.unseen import storage_of
 from pfungst.relevance.engine.vocabulary import LINEAR
 
 
@@ -58,6 +59,8 @@ def read_property(mode: RelevanceMode, func: Any, name: str, args: tuple[Any, ..
 
 def write(mode: RelevanceMode, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Writes into a tensor: autograd keeps the books."""
+    if name == "set:data" and mode.tracked(args[0]):
+        mode.unseen("the model writes to .data of a tensor", "")
     target, rest, kwargs = args[0], mode.settled(args[1:]), mode.settled(kwargs)
     inside = mode.settle(target)
     if _is_stream(mode, inside):
