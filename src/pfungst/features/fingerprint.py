@@ -147,7 +147,8 @@ class _Digest:
                 self._text(key)
                 self.add(part)
         if not isinstance(module, torch.jit.ScriptModule):
-            for key in sorted(set(vars(module)) - _INTERNAL - _written(type(module))):
+            kind: Any = type(module)
+            for key in sorted(set(vars(module)) - _INTERNAL - _written(kind)):
                 self._text("a", key)
                 self.add(vars(module)[key])
             for name in _HOOKS:
