@@ -156,6 +156,7 @@ def elsewhere(script, seed):
     return subprocess.check_output([sys.executable, "-c", script], text=True, env=environment).strip()
 
 
+@pytest.mark.slow
 def test_the_key_is_the_same_in_another_process():
     assert elsewhere(OWN, "1") == model_key(net())
 

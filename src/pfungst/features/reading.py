@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
-import torch
+from pfungst.features.workers import Workers, loaders
 
 T = TypeVar("T")
-Workers = int | Literal["auto"]
-_WORTH = 1000  # rows; for fewer, starting processes takes longer than they save
 
 
 def ahead(tasks: Iterable[Callable[[], T]], threads: int, depth: int) -> Iterator[T]:
@@ -27,25 +24,20 @@ def ahead(tasks: Iterable[Callable[[], T]], threads: int, depth: int) -> Iterato
             yield waiting.popleft().result()
 
 
-def worker_count(workers: Workers, rows: int) -> int:
-    """How many processes load images: "auto" takes one per core but one, and none for few images."""
-    if workers != "auto":
-        return workers
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(8, cores - 1) if rows >= _WORTH else 0
-
-
 def load_all(load: Callable[[int], T], rows: Sequence[int], workers: Workers = 0) -> Iterator[T]:
     """What `load` returns for each row, in order; from processes, which end with this one, where there are workers."""
-    count = worker_count(workers, len(rows))
+    count = loaders(workers, len(rows))
     if not count:
         return map(load, rows)
-    # torch's loader watches its parent and hands tensors over in shared memory
-    loader: Any = torch.utils.data.DataLoader
+    from torch.utils.data import DataLoader  # watches its parent, and hands tensors over in shared memory
+
+    loader: Any = DataLoader
     return iter(loader(_Rows(load, rows), batch_size=None, num_workers=count, prefetch_factor=16))
 
 
-class _Rows(torch.utils.data.Dataset):
+class _Rows:
+    """A data set in torch's sense."""
+
     def __init__(self, load: Callable[[int], Any], rows: Sequence[int]) -> None:
         self.load, self.rows = load, rows
 
