@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pfungst.anomaly.base import register
+from pfungst.anomaly.features import load_named_weights, named_weights
 from pfungst.anomaly.inputs import pick_device
 from pfungst.anomaly.network import NetworkDetector, Normalise
 from pfungst.anomaly.training import History, train
@@ -17,8 +19,9 @@ from pfungst.errors import InputError
 from pfungst.relevance import Basis, Relevance
 
 
+@register("autoencoder")
 class Autoencoder(NetworkDetector):
-    """identity · squared distance to the reconstruction r(x) · no pooling: o = ‖x − r(x)‖².
+    """Trained autoencoder: identity · squared distance to the reconstruction r(x) · no pooling, o = ‖x − r(x)‖².
 
     The explanation holds the reconstruction constant, R_i = (x_i − r_i)², and conserves exactly
     (Kauffmann et al. 2020, "The Clever Hans effect in anomaly detection"). With a layer in front,
@@ -108,7 +111,7 @@ class Autoencoder(NetworkDetector):
         return z
 
     def _fit(self, x: Tensor) -> Tensor:
-        self._check_quantile()
+        self._check_params()
         if not 0 < self.validation < 1:
             raise InputError(f"validation {self.validation} is not in (0, 1)", "for example 0.1")
         self._build()
@@ -154,15 +157,15 @@ class Autoencoder(NetworkDetector):
         values = basis.contract(delta, delta, ndim=3)
         return Relevance(values, score, basis, score - values.flatten(1).sum(1))
 
-    def _tensors(self) -> dict[str, Tensor]:
-        return {f"network.{k}": t for k, t in self.network_.state_dict().items()}
-
-    def _facts(self) -> dict[str, Any]:
-        return {"history": [self.history_.validation, self.history_.best_epoch, self.history_.stopped]}
+    def _state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        history = [self.history_.validation, self.history_.best_epoch, self.history_.stopped]
+        tensors = named_weights("network", self.network_) | named_weights("features", self.features)
+        return tensors, {"history": history}
 
     def _restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
         self._build()
-        self.network_.load_state_dict({k.removeprefix("network."): t for k, t in tensors.items()})
+        load_named_weights("network", self.network_, tensors)
+        load_named_weights("features", self.features, tensors)
         self.network_.eval()
         self.history_ = History(*facts["history"])
 

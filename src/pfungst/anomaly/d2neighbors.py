@@ -7,13 +7,16 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from pfungst.anomaly.bandwidth import gamma_by_perplexity
+from pfungst.anomaly.base import register
 from pfungst.anomaly.pooling import Pooling, SoftMin
 from pfungst.anomaly.prototypes import PrototypeDetector
 from pfungst.errors import InputError
 
 
+@register("d2neighbors")
 class D2Neighbors(PrototypeDetector):
-    """o(x) = −(1/γ) log mean_j exp(−γ ‖φ(x) − φ(u_j)‖_p^p) (Kauffmann et al. 2025, methods).
+    """Soft minimum of the distances to all training points (Kauffmann et al. 2025, methods):
+    o(x) = −(1/γ) log mean_j exp(−γ ‖φ(x) − φ(u_j)‖_p^p).
 
     Args:
         p: power of the distance: 1, 2 or 4.
@@ -67,7 +70,7 @@ class D2Neighbors(PrototypeDetector):
 
     def _fit_pooling(self, distances: Tensor, dim: int) -> Pooling:
         self.gamma_ = gamma_by_perplexity(distances, self.perplexity)
-        return SoftMin(self.gamma_)
+        return self._load_pooling()
 
     def _load_pooling(self) -> Pooling:
         return SoftMin(self.gamma_)

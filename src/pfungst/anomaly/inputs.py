@@ -22,8 +22,20 @@ def unwrap(X: Any) -> tuple[Any, Any]:
 
 
 def pick_device(device: str) -> torch.device:
-    """ "auto" is the GPU where there is one."""
-    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    """ "auto" is the GPU where there is one.
+
+    Raises:
+        InputError: there is no such device.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        problem = str(error).partition("\n")[0]
+        raise InputError(f"device {device!r} cannot be used: {problem}", "use auto, cpu or cuda") from None
+    return found
 
 
 def as_samples(estimator: Any, X: Any, reset: bool) -> Tensor:

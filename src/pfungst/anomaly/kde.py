@@ -8,11 +8,13 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from pfungst.anomaly.bandwidth import gamma_by_likelihood
+from pfungst.anomaly.base import register
 from pfungst.anomaly.pooling import HarmonicMean, Pooling, SoftMin
 from pfungst.anomaly.prototypes import PrototypeDetector
 from pfungst.errors import InputError
 
 
+@register("kde")
 class KDE(PrototypeDetector):
     """Kernel density estimate over the training points, read as distance and pooling.
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pfungst.anomaly.base import register
+from pfungst.anomaly.features import load_named_weights, named_weights
 from pfungst.anomaly.inputs import pick_device, unwrap
 from pfungst.anomaly.network import (
     Chain,
@@ -89,6 +91,7 @@ class Whitening:
         return float((self.variances + self.ridge).log().sum()) + spare * float(np.log(self.ridge))
 
 
+@register("one-class")
 class DeepOneClass(NetworkDetector):
     """Features of a network, whitened with a ridge and centred · squared norm · no pooling.
 
@@ -118,8 +121,6 @@ class DeepOneClass(NetworkDetector):
     Attributes:
         ridge_: r. ridge_chosen_by_: "given", "likelihood" or "auroc". whitening_: the fitted map.
     """
-
-    _modules: ClassVar[tuple[str, ...]] = ("features", "backbone")
 
     def __init__(
         self,
@@ -202,7 +203,7 @@ class DeepOneClass(NetworkDetector):
         return torch.cat(parts)
 
     def _fit(self, x: Tensor) -> Tensor:
-        self._check_quantile()
+        self._check_params()
         if not 0 < self.validation < 1:
             raise InputError(f"validation {self.validation} is not in (0, 1)", "for example 0.2")
         if not isinstance(self.regularisation, str) and not self.regularisation > 0:
@@ -264,20 +265,16 @@ class DeepOneClass(NetworkDetector):
             basis,
         )
 
-    def _tensors(self) -> dict[str, Tensor]:
+    def _state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         white = self.whitening_
         own = {"mean": white.mean, "axes": white.axes, "variances": white.variances}
-        return own | {f"backbone.{k}": t for k, t in self.backbone_.state_dict().items()}
-
-    def _facts(self) -> dict[str, Any]:
-        return {"ridge": self.ridge_, "chosen_by": self.ridge_chosen_by_}
+        weights = named_weights("backbone", self.backbone_) | named_weights("features", self.features)
+        return own | weights, {"ridge": self.ridge_, "chosen_by": self.ridge_chosen_by_}
 
     def _restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
         self._build(weights=False)
-        prefix = "backbone."
-        self.backbone_.load_state_dict(
-            {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
-        )
+        load_named_weights("backbone", self.backbone_, tensors)
+        load_named_weights("features", self.features, tensors)
         self.ridge_, self.ridge_chosen_by_ = facts["ridge"], facts["chosen_by"]
         self.whitening_ = Whitening(tensors["mean"], tensors["axes"], tensors["variances"], self.ridge_)
 

@@ -6,13 +6,15 @@ import copy
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pfungst.anomaly.base import register
 from pfungst.anomaly.coreset import greedy_coreset
+from pfungst.anomaly.features import load_named_weights, named_weights
 from pfungst.anomaly.inputs import pick_device
 from pfungst.anomaly.memory_bank import MemoryBank, available_memory
 from pfungst.anomaly.network import (
@@ -32,6 +34,7 @@ _SHARE = 0.6  # of the memory that is free, what the bank may take
 _OVERHEAD = 1.15  # what selection needs beside the patches: bounds and blocks
 
 
+@register("patchcore")
 class PatchCore(NetworkDetector):
     """Patch features · Euclidean distance to a memory bank · minimum over the bank, maximum over patches.
 
@@ -74,8 +77,6 @@ class PatchCore(NetworkDetector):
         grid_: rows and columns of patches.
         backbone_: the network. chain_: what runs between an image and its patch features.
     """
-
-    _modules: ClassVar[tuple[str, ...]] = ("features", "backbone")
 
     def __init__(
         self,
@@ -128,7 +129,7 @@ class PatchCore(NetworkDetector):
         self.progress = progress
 
     def _check_params(self) -> None:
-        self._check_quantile()
+        super()._check_params()
         if not 0 < self.coreset <= 1:
             raise InputError(
                 f"coreset {self.coreset} is not in (0, 1]", "give the share of patches to keep, e.g. 0.1"
@@ -331,22 +332,16 @@ class PatchCore(NetworkDetector):
 
     # files
 
-    def _tensors(self) -> dict[str, Tensor]:
-        network = self.backbone_.state_dict()
-        return {"bank": self.bank_.rows, "bank_images": self.bank_images_} | {
-            f"backbone.{name}": tensor for name, tensor in network.items()
-        }
-
-    def _facts(self) -> dict[str, Any]:
-        return {"grid": list(self.grid_), "coreset_radius": self.coreset_radius_}
+    def _state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        weights = named_weights("backbone", self.backbone_) | named_weights("features", self.features)
+        tensors = {"bank": self.bank_.rows, "bank_images": self.bank_images_} | weights
+        return tensors, {"grid": self.grid_, "coreset_radius": self.coreset_radius_}
 
     def _restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
         self._build(weights=False)
-        prefix = "backbone."
-        weights = {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
-        self.backbone_.load_state_dict(weights)
-        self.grid_ = tuple(facts["grid"])
-        self.coreset_radius_ = facts["coreset_radius"]
+        load_named_weights("backbone", self.backbone_, tensors)
+        load_named_weights("features", self.features, tensors)
+        self.grid_, self.coreset_radius_ = facts["grid"], facts["coreset_radius"]
         self.bank_images_ = tensors["bank_images"]
         self._set_bank(tensors["bank"])
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from sklearn.base import clone
 from torch import Tensor
 from torch.nn import functional as F
 
-from pfungst.anomaly.base import Detector
+from pfungst.anomaly.base import Detector, register
 from pfungst.errors import InputError
 from pfungst.relevance import Basis, Patches, Pixels, Relevance
 
 
+@register("tiled")
 class Tiled(Detector):
     """Score of an image: the highest of its tiles, which takes all relevance.
 
@@ -34,6 +35,8 @@ class Tiled(Detector):
         detector_: the fitted detector of tiles.
     """
 
+    nested: ClassVar[str | None] = "detector"
+
     def __init__(
         self,
         detector: Detector | None = None,
@@ -51,6 +54,21 @@ class Tiled(Detector):
         self.quantile = quantile
         self.batch_size = batch_size
         self.seed = seed
+
+    def _inner(self) -> Detector:
+        if self.detector is None:
+            raise InputError("no detector to tile", "for example Tiled(PatchCore())")
+        return self.detector
+
+    def check_basis(self, basis: Basis) -> None:
+        if not isinstance(basis, Pixels | Patches):
+            raise InputError(
+                f"{basis!r} of a whole image is not defined for tiles",
+                "explain a tile: detector_.explain(tile, basis)",
+            )
+
+    def check_size(self, size: int) -> None:
+        self._inner().check_size(self.tile)
 
     def corners(self, height: int, width: int) -> list[tuple[int, int]]:
         """Top left corners of the tiles; the last of a row or column ends at the edge."""
@@ -72,8 +90,7 @@ class Tiled(Detector):
             yield part, torch.stack([image[:, t : t + self.tile, x : x + self.tile] for t, x in part])
 
     def _fit(self, x: Tensor) -> Tensor:
-        if self.detector is None:
-            raise InputError("no detector to tile", "for example Tiled(PatchCore())")
+        inner = self._inner()
         if not 0 <= self.overlap < self.tile:
             raise InputError(
                 f"overlap {self.overlap} with tiles of {self.tile} px", "use an overlap below the tile"
@@ -83,7 +100,7 @@ class Tiled(Detector):
         order = torch.randperm(len(x), generator=torch.Generator().manual_seed(self.seed)).tolist()
         count = max(1, round(self.validation * len(x))) if len(x) > 1 else 0
         tiles = torch.cat([t for i in sorted(order[count:]) for _, t in self._cut(x[i])])
-        self.detector_ = clone(self.detector).fit(tiles)
+        self.detector_ = clone(inner).fit(tiles)
         del tiles
         return self._score(x[sorted(order[:count])]) if count else x.new_zeros(0)
 
@@ -126,12 +143,13 @@ class Tiled(Detector):
             maps.append((total / count)[:h, :w])
         return torch.stack(maps)
 
+    def _state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        return {}, {"detector": self.detector_}
+
+    def _restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        self.detector = self.detector_ = facts["detector"]
+
     def _explain(self, x: Tensor, basis: Basis) -> Relevance:
-        if not isinstance(basis, Pixels | Patches):
-            raise InputError(
-                f"{basis!r} of a whole image is not defined for tiles",
-                "explain a tile: detector_.explain(tile, basis)",
-            )
         pixels = Pixels(channels=True)
         values, scores, biases = [], [], []
         for image in x:

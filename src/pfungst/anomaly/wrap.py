@@ -136,12 +136,6 @@ class Wrapped(Detector):
         values = distance_relevance(terms, basis)
         return Relevance(values, score, basis, score - values.flatten(1).sum(1))
 
-    def save(self, path: Any) -> None:
-        raise InputError(
-            f"a wrapped {type(self.estimator).__name__} belongs to its library",
-            "save it there, load it and wrap it again",
-        )
-
 
 def _describe(estimator: Any, method: str) -> tuple[np.ndarray, Readout, np.ndarray, float | None]:
     """Prototypes, readout, scores of the training data, and the estimator's own threshold."""

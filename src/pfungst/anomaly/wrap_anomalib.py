@@ -74,11 +74,6 @@ class AnomalibPatchcore(PatchCore):
         self.grid_ = (maps.shape[2], maps.shape[3])
         return maps
 
-    def save(self, path: Any) -> None:
-        raise InputError(
-            "a wrapped anomalib model belongs to its library", "save it there, load it and wrap it again"
-        )
-
 
 class AnomalibPadim(NetworkDetector):
     """Padim of anomalib: Mahalanobis distance of each patch to its position's Gaussian, upsampled, blurred, maximum.
@@ -139,11 +134,6 @@ class AnomalibPadim(NetworkDetector):
             score.detach(),
             self.composite,
             basis,
-        )
-
-    def save(self, path: Any) -> None:
-        raise InputError(
-            "a wrapped anomalib model belongs to its library", "save it there, load it and wrap it again"
         )
 
 

@@ -21,6 +21,7 @@ from pfungst.cli.common import (
     given,
     group,
 )
+from pfungst.registry import DETECTORS
 
 audit = group("Audit a model: explain, measure, mitigate, report.")
 
@@ -34,7 +35,7 @@ def audit_anomaly(
     model: Annotated[
         str | None,
         typer.Option(
-            help="Detectors, comma-separated: d2neighbors, kde, patchcore, autoencoder, one-class, bag:A+B."
+            help=f"Detectors, comma-separated, such as kde or bag:A+B: {', '.join(DETECTORS.names())}."
         ),
     ] = None,
     original: Annotated[

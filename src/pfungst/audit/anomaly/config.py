@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from pfungst.audit.config import AuditConfig, listed
+from pfungst.registry import DETECTORS
 
 
 class AnomalyConfig(AuditConfig):
@@ -16,7 +17,8 @@ class AnomalyConfig(AuditConfig):
     data: Path | str = Field(description="MVTec folder, CSV, Parquet, image folder, synthetic, or digits-c")
     category: list[str] = Field([], description="categories to audit; all if not given")
     model: list[str] = Field(
-        ["d2neighbors"], description="detectors, for example d2neighbors, d2neighbors:p=1, kde"
+        ["d2neighbors"],
+        description=f"detectors, for example d2neighbors:p=1, of {', '.join(DETECTORS.names())}",
     )
     original: str = Field("opencv-nearest", description="how images are prepared before deployment")
     deployed: str = Field("pillow-bilinear", description="how images are prepared after deployment")

@@ -23,6 +23,7 @@ from pfungst.conditions import Condition
 from pfungst.data import ImageSet, digits_c, open_images
 from pfungst.data.synthetic import make_parts
 from pfungst.errors import DataError, PfungstWarning, UnreadableImages
+from pfungst.relevance import DCTBands
 
 
 def run(config: AnomalyConfig) -> AnomalyResult:
@@ -39,7 +40,9 @@ def run(config: AnomalyConfig) -> AnomalyResult:
     """
     started = time.monotonic()
     for text in config.model:
-        detector_from_spec(text, device="cpu").check_size(config.size)
+        detector = detector_from_spec(text, device="cpu")
+        detector.check_basis(DCTBands.paper())
+        detector.check_size(config.size)
     parse_mitigation(config.mitigate)
     conditions = [Condition.parse(config.original), Condition.parse(config.deployed)]
     sets = open_sets(config)
