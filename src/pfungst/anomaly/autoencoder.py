@@ -112,19 +112,14 @@ class Autoencoder(NetworkDetector):
 
     def _fit(self, x: Tensor) -> Tensor:
         self._check_params()
-        if not 0 < self.validation < 1:
-            raise InputError(f"validation {self.validation} is not in (0, 1)", "for example 0.1")
+        training, held_out = self._split(len(x))
         self._build()
         z = self._behind(x)
-        order = torch.randperm(len(z), generator=torch.Generator().manual_seed(self.seed)).to(z.device)
-        count = round(self.validation * len(z))
-        held_out = order[: max(1, count)]
-        training = order[max(1, count) :] if len(z) > 1 else order
         self.history_: History = train(
             self.network_,
             _squared_error,
             z[training],
-            z[held_out],
+            z[held_out if len(held_out) else training],
             epochs=self.epochs,
             patience=self.patience,
             learning_rate=self.learning_rate,
@@ -134,7 +129,7 @@ class Autoencoder(NetworkDetector):
             progress=self.progress,
             name="autoencoder",
         )
-        return self._score(x[held_out.to(x.device)]) if len(z) > 1 else x.new_zeros(0)
+        return self._score(x[held_out]) if len(held_out) else x.new_zeros(0)
 
     def reconstruct(self, X: Any) -> Tensor:
         """Reconstructions (N, C, H, W), in the normalised range."""

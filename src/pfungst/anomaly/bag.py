@@ -69,13 +69,10 @@ class Bag(Detector):
 
     def _fit(self, x: Tensor) -> Tensor:
         named = self._named()
-        if not 0 < self.validation < 1:
-            raise InputError(f"validation {self.validation} is not in (0, 1)", "for example 0.2")
-        count = max(2, round(self.validation * len(x)))
-        if len(x) - count < 2:
+        if len(x) < 4:
             raise InputError(f"{len(x)} samples are too few for a bag", "pass at least four normal samples")
-        order = torch.randperm(len(x), generator=torch.Generator().manual_seed(self.seed)).to(x.device)
-        held_out, training = x[order[:count]], x[order[count:]]
+        training, held_out = (x[rows] for rows in self._split(len(x), least=2, spare=2))
+        count = len(held_out)
         self.members_: dict[str, Detector] = {}
         self.means_: dict[str, float] = {}
         self.stds_: dict[str, float] = {}
@@ -105,19 +102,13 @@ class Bag(Detector):
         return total.to(x.device)
 
     def _explain(self, x: Tensor, basis: Basis) -> Relevance:
-        values, score, bias = (
-            None,
-            torch.zeros(len(x), dtype=torch.float64),
-            torch.zeros(len(x), dtype=torch.float64),
-        )
+        total: list[Tensor] = []
         for name, member in self.members_.items():
-            part = member.explain(x, basis)
+            found = member.explain(x, basis)
             factor = 1 / (len(self.members_) * self.stds_[name])
-            own = part.values.detach().double().cpu() * factor
-            values = own if values is None else values + own
-            score += part.score.double().cpu() * factor
-            bias += part.bias.double().cpu() * factor
-        assert values is not None
+            own = [t.detach().double().cpu() * factor for t in (found.values, found.score, found.bias)]
+            total = [a + b for a, b in zip(total, own, strict=True)] if total else own
+        values, score, bias = total
         return Relevance(values, score + self.constant_, basis, bias + self.constant_)
 
     def _state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -35,16 +35,18 @@ class Detector(OutlierMixin, BaseEstimator):
             pairs. `_restore` sets it.
         threshold_: score above which an input is abnormal; may be set to another value after fitting.
         training_scores_: (N,) score of each training point, left out of the data it is compared with.
-        sample_shape_: shape of one sample.
+        sample_shape_: shape of one sample; None where any is taken.
         condition_: how the training data were prepared, None where they were bare arrays.
     """
 
     nested: ClassVar[str | None] = None
 
     quantile: float
+    validation: float
+    seed: int
     threshold_: float
     training_scores_: np.ndarray
-    sample_shape_: tuple[int, ...]
+    sample_shape_: Any
     condition_: Any
 
     @abstractmethod
@@ -182,6 +184,15 @@ class Detector(OutlierMixin, BaseEstimator):
         from pfungst.anomaly.store import load
 
         return load(cls, Path(path), modules)
+
+    def _split(self, count: int, least: int = 1, spare: int = 1) -> tuple[Tensor, Tensor]:
+        """Indices of `count` samples to learn from, at least `spare`, and of a random share `validation`, at least
+        `least`, that is held out."""
+        if not 0 < self.validation < 1:
+            raise InputError(f"validation {self.validation} is not in (0, 1)", "for example 0.2")
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(self.seed))
+        held_out = min(max(least, round(self.validation * count)), max(0, count - spare))
+        return order[held_out:], order[:held_out]
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "threshold_")

@@ -56,7 +56,7 @@ class D2Neighbors(PrototypeDetector):
         self.device = device
 
     @property
-    def _power(self) -> int:
+    def _power(self) -> int:  # type: ignore[override]
         return self.p
 
     def _check_params(self) -> None:
@@ -68,9 +68,8 @@ class D2Neighbors(PrototypeDetector):
                 f"perplexity {self.perplexity} is not in (0, 1)", "it is a share, for example 0.25"
             )
 
-    def _fit_pooling(self, distances: Tensor, dim: int) -> Pooling:
-        self.gamma_ = gamma_by_perplexity(distances, self.perplexity)
-        return self._load_pooling()
+    def _fit_gamma(self, distances: Tensor, dim: int) -> float:
+        return gamma_by_perplexity(distances, self.perplexity)
 
-    def _load_pooling(self) -> Pooling:
+    def _pooling(self) -> Pooling:
         return SoftMin(self.gamma_)

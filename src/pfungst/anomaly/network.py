@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from pfungst.anomaly.base import Detector
-from pfungst.anomaly.inputs import check_finite
+from pfungst.anomaly.features import load_named_weights, named_weights
+from pfungst.anomaly.inputs import check_finite, pick_device
 from pfungst.errors import ConfigError, InputError
 from pfungst.relevance import Basis, Composite, Gradient, Relevance, attribute, composite
 
-_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 class NetworkDetector(Detector):
@@ -49,6 +50,44 @@ class NetworkDetector(Detector):
 
     def _explain_batch(self, x: Tensor, basis: Basis) -> Relevance:
         raise NotImplementedError
+
+
+class BackboneDetector(NetworkDetector):
+    """A detector on a backbone, which may be named and is written with its weights."""
+
+    backbone: str | nn.Module
+    checkpoint: str | Path | None
+    features: nn.Module | None
+    mean: float | Sequence[float] | None
+    std: float | Sequence[float] | None
+
+    def _head(self, network: nn.Module) -> nn.Module:
+        """What runs on normalised images."""
+        return network
+
+    def _build(self, weights: bool = True) -> None:
+        checkpoint = self.checkpoint if weights else None
+        network, mean, std = load_backbone(self.backbone, checkpoint, self.seed, weights)
+        normalise = Normalise(mean if self.mean is None else self.mean, std if self.std is None else self.std)
+        self._on = pick_device(self.device)
+        self.backbone_ = network
+        self.chain_ = Chain(normalise, self.features, self._head(network)).to(self._on).eval()
+        for parameter in self.chain_.parameters():
+            parameter.requires_grad_(False)
+
+    def check_size(self, size: int) -> None:
+        probe = copy.copy(self)
+        probe._build(weights=False)
+        with torch.no_grad():
+            probe.chain_(torch.zeros(1, 3, size, size, device=probe._on))
+
+    def _state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        return named_weights("backbone", self.backbone_) | named_weights("features", self.features), {}
+
+    def _restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        self._build(weights=False)
+        load_named_weights("backbone", self.backbone_, tensors)
+        load_named_weights("features", self.features, tensors)
 
 
 _TOO_SMALL = ("Output size is too small", "Kernel size can't be greater", "mat1 and mat2 shapes")
@@ -138,7 +177,7 @@ def load_backbone(
     if isinstance(backbone, Encoder):
         settings = backbone.preprocessing
         return copy.deepcopy(backbone.features).eval(), settings.mean, settings.std
-    return copy.deepcopy(backbone).eval(), *_IMAGENET
+    return copy.deepcopy(backbone).eval(), *IMAGENET
 
 
 def attribute_weighted(

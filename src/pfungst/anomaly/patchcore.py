@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,15 +13,10 @@ from torch.nn import functional as F
 
 from pfungst.anomaly.base import register
 from pfungst.anomaly.coreset import greedy_coreset
-from pfungst.anomaly.features import load_named_weights, named_weights
-from pfungst.anomaly.inputs import pick_device
 from pfungst.anomaly.memory_bank import MemoryBank, available_memory
 from pfungst.anomaly.network import (
-    Chain,
-    NetworkDetector,
-    Normalise,
+    BackboneDetector,
     attribute_weighted,
-    load_backbone,
     slopes,
 )
 from pfungst.anomaly.patch_features import PatchFeatures
@@ -35,7 +29,7 @@ _OVERHEAD = 1.15  # what selection needs beside the patches: bounds and blocks
 
 
 @register("patchcore")
-class PatchCore(NetworkDetector):
+class PatchCore(BackboneDetector):
     """Patch features · Euclidean distance to a memory bank · minimum over the bank, maximum over patches.
 
     Roth et al. 2022, "Towards total recall in industrial anomaly detection". The score is the distance as
@@ -143,17 +137,9 @@ class PatchCore(NetworkDetector):
 
     # features
 
-    def _build(self, weights: bool = True) -> None:
-        checkpoint = self.checkpoint if weights else None
-        network, mean, std = load_backbone(self.backbone, checkpoint, self.seed, weights)
+    def _head(self, network: nn.Module) -> nn.Module:
         names = self.layers.split("+") if isinstance(self.layers, str) else list(self.layers)
-        patches = PatchFeatures(network, names, self.patch, self.stride, self.layer_dim, self.dim)
-        normalise = Normalise(self.mean or mean, self.std or std)
-        self._on = pick_device(self.device)
-        self.backbone_ = network
-        self.chain_ = Chain(normalise, self.features, patches).to(self._on).eval()
-        for parameter in self.chain_.parameters():
-            parameter.requires_grad_(False)
+        return PatchFeatures(network, names, self.patch, self.stride, self.layer_dim, self.dim)
 
     def _maps(self, x: Tensor) -> Tensor:
         """Patch features (N, D, h, w) of images."""
@@ -181,11 +167,6 @@ class PatchCore(NetworkDetector):
         self.grid_ = (first.shape[2], first.shape[3])
         self._select(x)
         return self._calibrate(x)
-
-    def check_size(self, size: int) -> None:
-        probe = copy.copy(self)
-        probe._build(weights=False)
-        probe._maps(torch.zeros(1, 3, size, size))
 
     def _block(self, count: int) -> int:
         """Images whose patches fit into memory at once."""
@@ -333,14 +314,11 @@ class PatchCore(NetworkDetector):
     # files
 
     def _state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        weights = named_weights("backbone", self.backbone_) | named_weights("features", self.features)
-        tensors = {"bank": self.bank_.rows, "bank_images": self.bank_images_} | weights
+        tensors = {"bank": self.bank_.rows, "bank_images": self.bank_images_} | super()._state()[0]
         return tensors, {"grid": self.grid_, "coreset_radius": self.coreset_radius_}
 
     def _restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-        self._build(weights=False)
-        load_named_weights("backbone", self.backbone_, tensors)
-        load_named_weights("features", self.features, tensors)
+        super()._restore(tensors, facts)
         self.grid_, self.coreset_radius_ = facts["grid"], facts["coreset_radius"]
         self.bank_images_ = tensors["bank_images"]
         self._set_bank(tensors["bank"])

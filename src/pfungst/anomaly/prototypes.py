@@ -58,17 +58,14 @@ class PrototypeDetector(Detector):
     gamma_: float
     epsilon_: float
 
-    @property
-    @abstractmethod
-    def _power(self) -> int:
-        """p of the distance."""
+    _power: int  # p of the distance
 
     @abstractmethod
-    def _fit_pooling(self, distances: Tensor, dim: int) -> Pooling:
-        """The pooling for distances (N, N) between training points of `dim` features."""
+    def _fit_gamma(self, distances: Tensor, dim: int) -> float:
+        """γ for distances (N, N) between training points of `dim` features."""
 
     @abstractmethod
-    def _load_pooling(self) -> Pooling:
+    def _pooling(self) -> Pooling:
         """The pooling for `gamma_`."""
 
     def _check_params(self) -> None:
@@ -80,7 +77,8 @@ class PrototypeDetector(Detector):
         self._set_prototypes(self._normalise(x.to(pick_device(self.device))))
         distances = power_distances(self._embedded, self._embedded, self._power)
         distances = (0.5 * (distances + distances.T)).fill_diagonal_(0.0)
-        self.pooling_ = self._fit_pooling(distances, self._embedded.shape[1])
+        self.gamma_ = self._fit_gamma(distances, self._embedded.shape[1])
+        self.pooling_ = self._pooling()
         mean = distances.mean().item()
         self.epsilon_ = _EPSILON * mean if mean > 0 else _EPSILON
         return self.pooling_.pool(without_self(distances)) if len(x) > 1 else distances.new_zeros(0)
@@ -93,7 +91,7 @@ class PrototypeDetector(Detector):
         load_named_weights("features", self.features, tensors)
         self._set_prototypes(tensors["prototypes"])
         self.gamma_, self.epsilon_ = facts["gamma"], facts["epsilon"]
-        self.pooling_ = self._load_pooling()
+        self.pooling_ = self._pooling()
 
     def _set_prototypes(self, prototypes: Tensor) -> None:
         """Set what follows from the prototypes alone."""

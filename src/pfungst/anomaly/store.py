@@ -63,7 +63,11 @@ def load(cls: type[Detector], folder: Path, modules: dict[str, nn.Module]) -> An
             f"{folder} has format {header.get('format')!r}, not {_FORMAT!r}",
             "fit the detector again and save it",
         )
-    return _Reader(folder, tensors, modules).read(header, cls)
+    reader = _Reader(folder, tensors, modules)
+    detector = reader.detector(header, (), cls)
+    if spare := modules.keys() - reader.used:
+        raise CheckpointError(f"{folder} was saved without {', '.join(sorted(spare))}", "leave them out")
+    return detector
 
 
 def _pack(detector: Detector, at: tuple[str, ...], tensors: dict[str, Tensor]) -> dict[str, Any]:
@@ -120,30 +124,20 @@ class _Reader:
         self.folder, self.tensors, self.modules = folder, tensors, modules
         self.used: set[str] = set()
 
-    def read(self, header: dict[str, Any], cls: type[Detector]) -> Detector:
-        """The detector, an instance of `cls`."""
-        kind = self._kind(header)
-        if not issubclass(kind, cls):
-            raise CheckpointError(
-                f"{self.folder} holds a {kind.__name__}, not a {cls.__name__}", "load it as that"
-            )
-        detector = self._unpack(header, ())
-        if spare := self.modules.keys() - self.used:
-            raise CheckpointError(
-                f"{self.folder} was saved without {', '.join(sorted(spare))}", "leave them out"
-            )
-        return detector
-
-    def _kind(self, header: dict[str, Any]) -> type[Any]:
+    def detector(
+        self, header: dict[str, Any], at: tuple[str, ...], cls: type[Detector] = Detector
+    ) -> Detector:
+        """The detector at that place, an instance of `cls`."""
         try:
-            return DETECTORS.get(header["detector"])
+            kind = DETECTORS.get(header["detector"])
         except ConfigError as error:
             raise CheckpointError(
                 f"{self.folder}: {error.message}", "import the module that registers it"
             ) from None
-
-    def _unpack(self, header: dict[str, Any], at: tuple[str, ...]) -> Detector:
-        kind = self._kind(header)
+        if not issubclass(kind, cls):
+            raise CheckpointError(
+                f"{self.folder} holds a {kind.__name__}, not a {cls.__name__}", "load it as that"
+            )
         try:
             detector = kind(**{k: self._value(v, (*at, k)) for k, v in header["params"].items()})
             shape = detector.sample_shape_ = tuple(header["sample_shape"])
@@ -151,10 +145,9 @@ class _Reader:
             if header["feature_names"] is not None:
                 detector.feature_names_in_ = np.asarray(header["feature_names"], dtype=object)
             detector.condition_, detector.threshold_ = header["condition"], header["threshold"]
-            prefix = "".join(f"{part}/" for part in at)
             where = pick_device(getattr(detector, "device", "cpu"))
-            own = {k.removeprefix(prefix): t for k, t in self.tensors.items() if k.startswith(prefix)}
-            own = {k: t for k, t in own.items() if "/" not in k}
+            parted = ((*k.rpartition("/"), t) for k, t in self.tensors.items())
+            own = {name: t for place, _, name, t in parted if place == "/".join(at)}
             detector.training_scores_ = own.pop("training_scores").numpy()
             facts = {k: self._value(v, (*at, k)) for k, v in header["facts"].items()}
             detector._restore({k: t.to(where) for k, t in own.items()}, facts)
@@ -176,7 +169,7 @@ class _Reader:
         if "$module" in value:
             return self._module(value["$module"], "__".join(at))
         if "$detector" in value:
-            return self._unpack(value["$detector"], at)
+            return self.detector(value["$detector"], at)
         return {k: self._value(v, (*at, k)) for k, v in value.items()}
 
     def _module(self, described: dict[str, Any], name: str) -> nn.Module:

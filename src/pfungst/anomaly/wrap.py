@@ -114,9 +114,6 @@ class Wrapped(Detector):
         scores = torch.cat([self._readout(self._distances(part))[0] for part in x.split(_BATCH)])
         return scores.to(x.device)
 
-    def _fit(self, x: Tensor) -> Tensor:  # `fit` is overridden
-        raise NotImplementedError
-
     def _explain(self, x: Tensor, basis: Basis) -> Relevance:
         flat = x.flatten(1).double().cpu()
         distances = self._distances(x)
