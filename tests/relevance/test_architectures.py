@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
@@ -76,8 +77,14 @@ class Outcome:
     seconds: float = 0.0
 
 
-def judge(name: str, rules="auto") -> Outcome:
+#: What the remedies of the refusals say, done to the model.
+REMEDIES = {"Rwkv": lambda model: setattr(model.body.config, "use_cache", False)}
+
+
+def judge(name: str, rules="auto", mend: Callable[[nn.Module], None] | None = None) -> Outcome:
     model, x = make(name)
+    if mend is not None:
+        mend(model)
     weights, expected = largest(model, x)
     try:
         with warnings.catch_warnings():
@@ -167,6 +174,9 @@ def test_architectures(kind, names, least, subtests):
             outcome = timed(name)
             outcomes.append(outcome)
             assert outcome.verdict != "wrong", outcome.detail
+            if outcome.verdict == "refused":
+                mended = judge(name, mend=REMEDIES[name])
+                assert mended.verdict == "explained", mended.detail
     for o in outcomes:
         print(f"{o.name:36} {o.verdict:9} {o.seconds:5.1f} s  {o.detail[:150]}")
     count = Counter(o.verdict for o in outcomes)

@@ -1,13 +1,12 @@
-"""GradCAM, InputXGradient and IntegratedGradients of captum where they coincide with ours."""
+"""InputXGradient and IntegratedGradients of captum where they coincide with ours."""
 
 import pytest
 import torch
 import torchvision
-from captum.attr import InputXGradient, IntegratedGradients, LayerGradCam
+from captum.attr import InputXGradient, IntegratedGradients
 from torch import nn
 
-from pfungst.errors import InputError
-from pfungst.relevance import Pixels, attribute, gradcam
+from pfungst.relevance import Pixels, attribute
 
 
 @pytest.fixture(scope="module")
@@ -18,40 +17,6 @@ def resnet():
 
 def images():
     return torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-
-
-def test_gradcam(resnet):
-    x, target = images(), torch.tensor([1, 2])
-    expected = LayerGradCam(resnet, resnet.layer3).attribute(x, target, relu_attributions=True)[:, 0]
-    torch.testing.assert_close(gradcam(resnet, x, "layer3", target, resize=False), expected.detach())
-    assert gradcam(resnet, x, resnet.layer3, target).shape == (2, 64, 64)
-
-
-def test_gradcam_of_a_score_in_place_layers_and_errors(resnet):
-    x = images()
-    by_index = gradcam(resnet, x, "layer4", 3)
-    torch.testing.assert_close(gradcam(resnet, x, "layer4", lambda out: out[:, 3]), by_index)
-    assert gradcam(resnet, x, "bn1", 3).shape == (2, 64, 64)  # an in-place ReLU follows
-    for layer, match in [("nowhere", "no layer"), ("fc", "without positions")]:
-        with pytest.raises(InputError, match=match):
-            gradcam(resnet, x, layer, 3)
-
-
-def test_gradcam_on_tokens():
-    torch.manual_seed(0)
-    vit = torchvision.models.VisionTransformer(32, 8, 2, 2, 16, 32, num_classes=4).eval()
-    nn.init.normal_(vit.heads.head.weight)
-    x = torch.randn(2, 3, 32, 32)
-    cam = gradcam(vit, x, "encoder.layers.encoder_layer_0", 1, resize=False, relu=False)
-    assert cam.shape == (2, 4, 4)
-    kept = []
-    layer = vit.encoder.layers[0]
-    handle = layer.register_forward_hook(lambda m, a, o: kept.append(o))
-    score = vit(x)[:, 1].sum()
-    (g,) = torch.autograd.grad(score, kept)
-    handle.remove()
-    a, g = kept[0][:, 1:].detach(), g[:, 1:]
-    torch.testing.assert_close(cam, (a * g.mean(1, keepdim=True)).sum(-1).unflatten(1, (4, 4)))
 
 
 def test_input_x_gradient_equals_lrp_zero(resnet):

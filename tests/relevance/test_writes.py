@@ -5,7 +5,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from pfungst.relevance import Pixels, attribute
+from pfungst.errors import InputError
+from pfungst.relevance import Pixels, attribute, linearize
 
 MEAN = torch.tensor([0.1, 0.2, 0.3], dtype=torch.float64).view(3, 1, 1)
 
@@ -62,6 +63,29 @@ def test_writes_are_explained_like_the_same_network_without_them(form):
     torch.testing.assert_close(r.score, plain(x)[:, 1].detach())
     shift = x - MEAN if "place" in form else x  # behind a normalisation relevance is read there
     torch.testing.assert_close(r.values, g * shift)
+
+
+def test_what_is_overwritten_after_its_use_is_refused_by_name():
+    """Autograd cannot differentiate it either; a clone mends it."""
+
+    def net(copied):
+        def function(x):
+            state = torch.ones(2, 3, 6, 6, 2, dtype=x.dtype)
+            scale = state[..., 0].clone() if copied else state[..., 0]
+            y = x * scale
+            state[..., 0] = x
+            return y + state[..., 0]
+
+        return Net(function).eval()
+
+    x = images()
+    for explain in (
+        lambda model: attribute(model, x, 1, "lrp_zero"),
+        lambda model: linearize(model, x, "lrp_zero").rows(torch.eye(4, dtype=x.dtype)),
+    ):
+        with pytest.raises(InputError, match=r"overwrites, in place(.|\n)*clone"):
+            explain(net(copied=False))
+        explain(net(copied=True))
 
 
 @pytest.mark.parametrize("operation", ["conv2d", "conv_transpose2d"])

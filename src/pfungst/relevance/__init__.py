@@ -7,6 +7,7 @@ from pfungst.relevance.describe import describe
 from pfungst.relevance.gradcam import gradcam
 from pfungst.relevance.linearize import LinearizedModel, linearize
 from pfungst.relevance.relevance import Relevance, colour_limit
+from pfungst.relevance.replay import Replay
 from pfungst.relevance.rules import (
     AlphaBeta,
     Epsilon,
@@ -42,6 +43,7 @@ __all__ = [
     "PixelBands",
     "Pixels",
     "Relevance",
+    "Replay",
     "Rule",
     "Site",
     "Tokens",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,8 +16,16 @@ from pfungst.relevance.bases import Basis, Pixels
 from pfungst.relevance.composites import Composite
 from pfungst.relevance.composites import composite as _composite
 from pfungst.relevance.engine.inputs import Inputs, transformed
-from pfungst.relevance.engine.run import Output, check_model, execute
-from pfungst.relevance.outputs import cotangent, written
+from pfungst.relevance.engine.run import (
+    Output,
+    backward,
+    check_model,
+    check_values,
+    execute,
+    first_use,
+    written,
+)
+from pfungst.relevance.outputs import cotangent
 from pfungst.relevance.relevance import Relevance
 from pfungst.relevance.rules import Flat, WSquare
 
@@ -26,9 +33,6 @@ from pfungst.relevance.rules import Flat, WSquare
 LOSS = 0.05
 
 _HALF = (torch.float16, torch.bfloat16)
-
-#: The rules under which a model was already explained with its biases accounted for.
-_MEASURED: weakref.WeakKeyDictionary[nn.Module, set[str]] = weakref.WeakKeyDictionary()
 
 
 @torch.compiler.disable  # a compiled caller goes on after it; see linearize
@@ -59,9 +63,10 @@ def attribute(
             (again) with respect to the input; about twice as slow. Implied under ``torch.func`` transforms.
         explain: which of several inputs, by position or name; by default every floating tensor. The others are
             constants, whatever they are: ids, masks, flags.
-        measure: whether the biases are accounted for, to know which share of the score the rules lost
-            (:attr:`Relevance.lost`); a heatmap takes up to a quarter longer. By default when the model is
-            explained under these rules for the first time.
+        measure: whether the explained values are compared with those of the plain forward pass, and the biases
+            accounted for, to know which share of the score the rules lost (:attr:`Relevance.lost`); costs a forward
+            pass, and a heatmap takes up to a quarter longer. By default when the model is explained under these
+            rules for the first time.
 
     Returns:
         Relevance with ``values.sum() + bias == score`` for each input. For several inputs a tuple with one for each
@@ -69,7 +74,8 @@ def attribute(
         them and the bias make up the score. An input on which the score does not depend has relevance zero.
 
     Raises:
-        InputError: inputs, model or output that cannot be explained; a result that is not finite (NotFinite).
+        InputError: inputs, model or output that cannot be explained; values that are not those of the plain forward
+            pass; a result that is not finite (NotFinite).
         UncoveredOperation: the network uses an operation without a rule.
 
     Warns:
@@ -141,16 +147,17 @@ def _eager(
     measure: bool | None,
 ) -> _Found:
     if measure is None:
-        key = f"{rules.name} {rules.entries!r}"
-        measure = key not in _MEASURED.setdefault(model, set())
-        _MEASURED[model].add(key)
+        measure = first_use(model, given, rules)
     run, rules = auto.run(model, given, rules, pick, frequency, biases=measure and not rules.plain)
+    if measure:
+        check_values(model, given, run, pick)
     out, k = run.output.detach(), len(run.streams)
     weights = _weights(out, run.shape, output, pick)
     if not run.output.requires_grad:
         raise InputError("the score does not depend on the input", "explain an output that does")
     leaves = [leaf for _, leaf in run.biases]
-    grads = torch.autograd.grad(run.output, [*run.streams, *leaves], weights, allow_unused=True)
+    with backward():
+        grads = torch.autograd.grad(run.output, [*run.streams, *leaves], weights, allow_unused=True)
     constants = None
     if measure and not rules.plain:
         constants = out.new_zeros((), dtype=torch.promote_types(out.dtype, torch.float32))

@@ -198,10 +198,9 @@ def _channels_first(respond: Callable[[Tensor], Tensor], module: nn.Module, x: T
 
 def _declared(model: nn.Module) -> int | None:
     """The number of class tokens and registers that a model says it has."""
-    counts = {
-        m.num_prefix_tokens for m in model.modules() if isinstance(getattr(m, "num_prefix_tokens", None), int)
-    }
-    return counts.pop() if len(counts) == 1 else None
+    counts = {getattr(m, "num_prefix_tokens", None) for m in model.modules()}
+    numbers = [c for c in counts if isinstance(c, int)]
+    return numbers[0] if len(numbers) == 1 else None
 
 
 def _forward_and_gradient(

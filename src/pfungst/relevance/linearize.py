@@ -15,7 +15,7 @@ from pfungst.relevance.bases import Basis, Patches, Pixels
 from pfungst.relevance.composites import Composite
 from pfungst.relevance.composites import composite as _composite
 from pfungst.relevance.engine.inputs import Inputs
-from pfungst.relevance.engine.run import Output, Run, check_model
+from pfungst.relevance.engine.run import Output, Run, backward, check_model, check_values, first_use
 from pfungst.relevance.program.patches import patch_columns
 from pfungst.relevance.program.tape import Tape
 
@@ -70,6 +70,7 @@ class LinearizedModel:
         """The linear program from the input streams to the output."""
         return Tape(self._run.output, self._run.streams)
 
+    @backward()
     def contract(self, cotangents: Tensor, basis: Basis) -> Tensor:
         """Relevance of M scores per input in a basis, summed over all input streams.
 
@@ -118,6 +119,7 @@ class LinearizedModel:
             cotangents = cotangents.transpose(0, 1)
         return self.contract(cotangents.to(self.output), basis or Pixels(channels=True))
 
+    @backward()
     def columns(self, basis: Basis) -> Tensor:
         """Relevance of every output for every component of the basis, by forward mode.
 
@@ -152,8 +154,8 @@ class LinearizedModel:
         tape = self.tape
         each = 6 * self.output.element_size() * tape.width(start, len(tape.ops) if stop is None else stop)
         room = int(free_memory(self.output.device) // max(each, 1))
-        most = 32 if self.output.device.type == "cpu" else 512
-        return max(1, min(count, most, room))
+        most = max(1, min(32 if self.output.device.type == "cpu" else 1024, room))
+        return -(-count // -(-count // most)) if count > 0 else 1  # chunks of equal size
 
 
 @torch.compiler.disable  # the rewriting happens in the dispatcher, which a compiled caller would only trace at length
@@ -176,7 +178,8 @@ def linearize(
         explain: which of several inputs; by default the only floating tensor.
 
     Raises:
-        InputError: inputs or model that cannot be explained, or several inputs to explain.
+        InputError: inputs or model that cannot be explained, several inputs to explain, or values that are not
+            those of the plain forward pass.
         UncoveredOperation: the network uses an operation without a rule.
     """
     if output is not None and not callable(output):
@@ -191,4 +194,7 @@ def linearize(
             f"choose it with explain=, for example explain={given.explained[0]!r}; the others are constants",
         )
     with torch.inference_mode(False):
-        return LinearizedModel(*auto.run(model, given, _composite(composite), output))
+        run, rules = auto.run(model, given, _composite(composite), output)
+        if first_use(model, given, rules, "linearize"):
+            check_values(model, given, run, output)
+        return LinearizedModel(run, rules)

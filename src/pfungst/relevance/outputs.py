@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pfungst.errors import InputError
 from pfungst.relevance.engine.inputs import transformed
+from pfungst.relevance.engine.run import written
 
 
 def cotangent(out: Tensor, output: Any) -> Tensor:
@@ -130,15 +131,6 @@ def spelling(shape: tuple[int, ...]) -> str:
         f"choose along the axes after the first: output=({k},) sums over the rest, output=({k}, {spots}) is one "
         f"position, output=({k}, mask) sums over a mask of shape {shape[2:]}; or write output={written(shape)}"
     )
-
-
-def written(shape: tuple[int, ...], name: str = "out") -> str:
-    """A callable that picks one score per input from a tensor `name` of this shape."""
-    if len(shape) == 1:
-        return f"lambda out: {name}"
-    axes = tuple(range(1, len(shape) - 1))
-    sums = f".sum({axes if len(axes) > 1 else 1})" if axes else ""
-    return f"lambda out: {name}[:, {min(2, shape[1] - 1)}]{sums}"
 
 
 def _ambiguous(out: Tensor, why: str) -> InputError:

@@ -26,7 +26,7 @@ _SPECIAL = 8  # class tokens and registers at most, unless prefix= says otherwis
 _CLEAR = 10.0  # log-likelihood ratio between the best and any other grid
 #: Axes of the input that may be positions, for inputs (N, T), (N, C, T) or (N, L, D) or (N, T, F), (N, C, H, W) or
 #: (N, H, W, C), (N, C, T, H, W) or (N, T, C, H, W); the first that fits.
-_SPATIAL = {
+_SPATIAL: dict[int, list[tuple[int, ...]]] = {
     2: [(1,)],
     3: [(2,), (1,), (1, 2)],
     4: [(2, 3), (1, 2)],
@@ -156,7 +156,13 @@ class _Fit:
 
     part: Part
     sides: dict[int, int]
-    slope: float
+    slope: float  # the smallest of its sides, 1 for sharp responses
+    share: float  # of the variance that the grid explains along the side where it explains least
+    plausible: bool  # noise may explain the rest, and no whole row or column at an edge responds to nothing
+
+
+#: Which axis of the output follows which of the input, the axes of the input that are positions, and the grids.
+_Found = tuple[dict[int, int], tuple[int, ...], list[_Fit]]
 
 
 class _Search:
@@ -241,8 +247,10 @@ class _Search:
     def layout(self) -> Layout:
         """The only layout that the responses leave."""
         sample = next(iter(self.responses.values())).shape[1:]
+        if len(sample) > 2 and sum(n > 1 for n in sample) < 2:
+            raise InputError(f"{self.what} has no positions", "choose an earlier layer")
         groups = self._followers(sample)
-        found: list[tuple[dict[int, int], tuple[int, ...], list[_Fit]]] = []
+        found: list[_Found] = []
         problem = Unclear(
             f"{self.what} has no positions: it responds alike to all parts of the input",
             "choose an earlier layer",
@@ -270,7 +278,7 @@ class _Search:
             found.append((moves, inputs, fits))
         if not found:
             raise problem
-        moves, inputs, fits = self._choose(found, sample)
+        moves, inputs, fits = self._choose(found, groups, sample)
         sides = {s: side for fit in fits for s, side in fit.sides.items()}
         grid = tuple(sides.get(s, 1) for s in inputs)
         if self.wish.grid not in (None, grid):
@@ -291,16 +299,16 @@ class _Search:
         if self.wish.channels_last is not None:
             allowed = [a for a in allowed if a != (len(sample) - 1 if self.wish.channels_last else 0)]
         out = {}
-        for s, r in self.responses.items():
+        for s in self.responses:
             moved = sorted(((self._centres(s, a).movement, a) for a in allowed), reverse=True)
             out[s] = [a for v, a in moved if v > 0 and v > moved[0][0] / 4]
         return out
 
     def _still(self, s: int, moves: dict[int, int]) -> bool:
         """Whether the axes of the output that are to follow other axes of the input do not follow `s`."""
-        return s not in self.responses or all(
-            self._centres(s, a).spread < 0.1 * self._centres(o, a).spread for o, a in moves.items()
-        )
+        if s not in self.responses:
+            return True
+        return all(self._centres(s, a).spread < 0.1 * self._centres(o, a).spread for o, a in moves.items())
 
     def _check_channels(
         self, sample: Sequence[int], used: set[int], collapsed: int, fits: list[_Fit]
@@ -316,6 +324,8 @@ class _Search:
         rest = [n for a, n in enumerate(sample) if a not in used]
         channels = [n for n in rest if n > 1]
         blurred = min(fit.slope for fit in fits) < 0.5
+        axes, order = [fit.part.axis for fit in fits], [side for fit in fits for side in fit.part.sides]
+        usual = order == sorted(order) and all(b - a == 1 for a, b in itertools.pairwise(axes))
         if (collapsed and self.wish.grid is None and rest.count(1) < collapsed) or (
             len(channels) > 1 and (collapsed or blurred)
         ):
@@ -325,15 +335,13 @@ class _Search:
                 "pass channels_last= for outputs (N, C, h, w) or (N, h, w, C), grid= and prefix= for tokens, or choose "
                 "an earlier layer",
             )
-        if not channels and blurred:
+        if blurred and not (channels and usual):
             raise Unclear(
                 f"{self.what}: it is unclear which of its axes are positions and which channels",
                 "pass channels_last=, or choose an earlier layer",
             )
 
-    def _choose(
-        self, found: list[tuple[dict[int, int], tuple[int, ...], list[_Fit]]], sample: Sequence[int]
-    ) -> tuple[dict[int, int], tuple[int, ...], list[_Fit]]:
+    def _choose(self, found: list[_Found], groups: dict[int, list[int]], sample: Sequence[int]) -> _Found:
         most = max(len(moves) for moves, _, _ in found)
         full = [f for f in found if len(f[0]) == most]
         full = [f for f in full if f[1] == min((f[1] for f in full), key=_SPATIAL[self.x.ndim].index)]
@@ -343,30 +351,44 @@ class _Search:
                 "pass channels_last=, or choose another layer",
             )
         moves = full[0][0]
-        if self.x.ndim == 3 and len(moves) == 2 and set(moves.values()) == set(range(len(sample))):
-            axis = self._equivariant(moves)
-            single = [f for f in found if f[0] == {axis: moves[axis]}]
-            return single[0] if single else self._single(axis, moves[axis])
-        return full[0]
+        tops = {s: moves.get(s, group[0]) for s, group in groups.items() if group}
+        if (
+            self.x.ndim != 3
+            or len(tops) < 2
+            or len(moves) == 2 != len(sample)
+            or len(set(moves.values())) < len(moves)
+        ):
+            return full[0]
+        # (N, C, T) or (N, L, D): the output may follow channels as well
+        axis = self._sequence(tops) if len(set(tops.values())) == 2 else None
+        single = [f for f in found if axis is not None and f[0] == {axis: tops[axis]}]
+        if not single:
+            raise Unclear(
+                f"{self.what}: it follows both axes of the input, so it is unclear which are positions",
+                "pass channels_last=True for outputs (N, L, C), False for (N, C, L)",
+            )
+        return single[0]
 
-    def _single(self, s: int, axis: int) -> tuple[dict[int, int], tuple[int, ...], list[_Fit]]:
-        return {s: axis}, (s,), [self._fit(axis, [s], (s,), 1)]
+    def _sequence(self, tops: dict[int, int]) -> int | None:
+        """Which axis of an input (N, C, T) or (N, L, D) is the sequence, where the output follows both.
 
-    def _equivariant(self, moves: dict[int, int]) -> int:
-        """Which of two axes that both follow the input is positions: shifting the input along it shifts the output."""
+        Shifting the input along a sequence shifts the output. Where that is not clear, as after strides, the axis that
+        is followed by far the most, if the other is not followed in order.
+        """
+        centres = {s: self._centres(s, a) for s, a in tops.items()}
         first = self.x[:1]
-        out = self._run([first, *(first.roll(self.x.shape[s] // 2, s) for s in moves)])
+        out = self._run([first, *(first.roll(self.x.shape[s] // 2, s) for s in tops)])
         error = {}
-        for k, (s, a) in enumerate(moves.items(), 1):
+        for k, (s, a) in enumerate(tops.items(), 1):
             moved = out[0].roll(out.shape[1 + a] // 2, a)
             error[s] = float((out[k] - moved).norm() / (out[k] - out[0]).norm().clamp(min=1e-30))
         best, other = sorted(error, key=lambda s: error[s])
-        if error[best] > 0.6 * error[other]:
-            raise Unclear(
-                f"{self.what}: its axes follow both axes of the input, so it is unclear which are positions",
-                "pass channels_last=True for outputs (N, L, C), False for (N, C, L)",
-            )
-        return best
+        if error[best] <= 0.6 * error[other]:
+            return best if centres[best].movement > centres[other].movement / 8 else None
+        most, least = sorted(centres, key=lambda s: -centres[s].movement)
+        line = centres[least].at
+        share, _ = _explained(line, (np.arange(len(line)) + 0.5) / len(line), len(self.responses[least]))
+        return most if centres[most].movement > 8 * centres[least].movement and abs(share) < 0.5 else None
 
     def _fit(self, axis: int, along: list[int], inputs: tuple[int, ...], moving: int) -> _Fit:
         """The prefix and the sides of the grid along an axis of the output that best explain its centres."""
@@ -378,38 +400,47 @@ class _Search:
         fits = []
         for prefix, sides, order in self._grids(n, along, inputs, most):
             index = np.unravel_index(np.arange(math.prod(sides)), [sides[o] for o in order])
-            loss, least, steepest = 0.0, 1.0, 0.0
+            loss, share, slope = 0.0, 1.0, 1.0
+            live = ~np.isnan(centres[0].at[prefix : prefix + len(index[0])])
+            plausible = all(
+                e in i[live] for i, o in zip(index, order, strict=True) for e in (0, sides[o] - 1)
+            )
             for k, m in enumerate(centres):
                 u = np.full(n, 0.5)
                 u[prefix : prefix + len(index[0])] = (index[order.index(k)] + 0.5) / sides[k]
-                share, slope = _explained(m.at, u, len(self.responses[along[k]]))
-                rest = float(m.scatter.mean()) + (1 - max(share, 0.0)) * m.spread
+                r2, along_u = _explained(m.at, u, len(self.responses[along[k]]))
+                rest = float(m.scatter.mean()) + (1 - max(r2, 0.0)) * m.spread
                 loss += count * math.log(max(rest, 1e-4 * m.spread, 1e-12))
-                least, steepest = min(least, share), max(steepest, slope)
+                share, slope = min(share, r2), min(slope, along_u)
+                noise = 0.0 if m.noise is None else float(m.noise.mean())
+                plausible = plausible and (1 - r2) * m.spread <= max(0.1 * m.spread, 3 * noise)
             part = Part(axis, tuple(inputs.index(along[o]) for o in order), prefix)
-            fits.append((loss, least, _Fit(part, dict(zip(along, sides, strict=True)), steepest)))
+            fits.append((loss, _Fit(part, dict(zip(along, sides, strict=True)), slope, share, plausible)))
         fits.sort(key=lambda f: f[0])
-        if not fits or fits[0][1] < 0.5:
+        # the order of tokens is chosen among many, so it must fit better
+        chosen = most or len(along) > 1
+        enough = 0.75 if len(along) > 1 and fits and fits[0][1].slope < 0.5 else 0.5
+        if not fits or fits[0][1].share < enough or (chosen and not fits[0][1].plausible):
             raise Unclear(
                 f"{self.what}: the {n} entries along its axis {axis + 1} are in no order that the rows and columns of "
                 "the input explain (windows, or mixed by the model)",
                 "choose another layer, or pass channels_last=, grid= and prefix= if you know the order",
             )
-        near = [f for f in fits if f[0] < fits[0][0] + _CLEAR]
+        near = [fit for loss, fit in fits if loss < fits[0][0] + _CLEAR]
         if len(near) > 1 and self.special is not None:
-            near = [f for f in near if f[2].part.prefix == self.special] or near
+            near = [f for f in near if f.part.prefix == self.special] or near
         if len(near) > 1:
             options = "; ".join(
-                f"grid={tuple(f.sides.values())} after prefix={f.part.prefix}" for _, _, f in near[:4]
+                f"grid={tuple(f.sides.values())} after prefix={f.part.prefix}" for f in near[:4]
             )
             raise Unclear(
                 f"{self.what}: its {n} entries along axis {axis + 1} may be {options}",
                 "say which with prefix= and grid=, or choose an earlier layer",
             )
-        best = near[0][2]
+        best = near[0]
         dense = [side / self.x.shape[s] for s, side in best.sides.items()]
         if self.wish.grid is None and (
-            max(dense) > 2.2 * min(dense) if len(along) > 1 else self.x.ndim < 4 and dense[0] > 1.5
+            max(dense) > 3.2 * min(dense) if len(along) > 1 else self.x.ndim < 4 and dense[0] > 1.5
         ):
             raise Unclear(
                 f"{self.what}: a grid {tuple(best.sides.values())} of its {n} entries along axis {axis + 1} fits the parts of "

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pfungst.relevance.engine.mode import RelevanceMode, operation_name
+from pfungst.relevance.engine.mode import RelevanceMode
+from pfungst.relevance.engine.vocabulary import operation_name
 
 Handler = Callable[[RelevanceMode, Any, str, tuple[Any, ...], dict[str, Any]], Any]
 

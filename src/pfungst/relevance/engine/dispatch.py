@@ -111,7 +111,18 @@ TABLE: dict[str, Handler] = {
 }
 
 _LINEAR_MAPS = {f"conv{t}{n}d" for t in ("", "_transpose") for n in (1, 2, 3)} | {"linear", "addmm"}
-_WRITES = {"setitem", "copy_", "index_put_", "index_add_", "scatter_", "fill_diagonal_", "masked_scatter_"}
+_WRITES = {
+    "setitem",
+    "copy_",
+    "index_put_",
+    "index_add_",
+    "scatter_",
+    "fill_diagonal_",
+    "masked_scatter_",
+} | {
+    "zero_",
+    "fill_",
+}
 
 
 def dispatch(mode: RelevanceMode, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -153,6 +164,8 @@ def _carry_out(
         "torch.functional",
     ):
         return expand(mode, func, base, args, kwargs)
+    if base == "tolist" and args[0].is_floating_point():
+        mode.uncovered(base)  # what becomes of the numbers cannot be seen
     with torch.no_grad():
         out = func(*mode.settled(args), **mode.settled(kwargs))
     if not all(_countable(t) for t in pytree.tree_leaves(out)):

@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from pfungst.relevance.engine.calls import bind, outplace
-from pfungst.relevance.engine.mode import RelevanceMode
+from pfungst.relevance.engine.mode import RelevanceMode, tensors
+from pfungst.relevance.engine.sums import linear
 from pfungst.relevance.rules import Pass, _quotient
 
 _NONNEGATIVE = {"relu", "relu6", "sigmoid", "hardsigmoid", "softplus", "sqrt", "rsqrt", "exp", "exp2", "erfc"}
@@ -37,6 +38,8 @@ def activation(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: Any
     """Elementwise functions: relevance passes, out = x · const((f(x) − f(0)) / x) + f(0)."""
     func = outplace(func, name)
     x = args[0]
+    if any(mode.tracked(t) for t in tensors((args[1:], kwargs))):
+        return _between(mode, name, args, kwargs)
     clamp = bind("input min max", args, kwargs) if name == "clamp" else {}
     positive = name in _NONNEGATIVE or (name == "clamp" and _is_zero(clamp.get("min")))
     rectified = name == "relu" and mode.waits(x)  # then settling does it
@@ -66,6 +69,20 @@ def activation(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: Any
         out = mode.attach(y, terms)
     mode.record(name, out, "Pass()")
     return mode.mark(out, nonnegative=positive, gate=name in _GATES)
+
+
+def _between(mode: RelevanceMode, name: str, args: Any, kwargs: Any) -> Tensor:
+    """A clamp whose bounds depend on the input: all to what wins."""
+    signature = {"clamp": "input min max", "clamp_min": "input min", "clamp_max": "input max"}.get(name)
+    if signature is None:
+        mode.uncovered(f"{name} with a parameter that depends on the input")
+    b = bind(signature, args, kwargs)
+    out = b["input"]
+    for bound, winner in (("min", torch.maximum), ("max", torch.minimum)):
+        if b.get(bound) is not None:
+            limit = b[bound] if isinstance(b[bound], Tensor) else torch.as_tensor(b[bound]).to(out)
+            out = linear(mode, winner, winner.__name__, (out, limit), {})
+    return out
 
 
 def _is_zero(bound: Any) -> bool:

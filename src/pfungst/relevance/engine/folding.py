@@ -46,7 +46,7 @@ class Waiting:
 
     Attributes:
         x: input of the map.
-        scale, shift: of a BatchNorm that no map precedes.
+        scale, shift: of a BatchNorm that no map precedes; the scale of one that follows a native map.
         folded: BatchNorms folded in.
         native: output with its graph, where the rule needs no other map.
     """
@@ -136,6 +136,11 @@ class Folding:
         mark = getattr(t, "_pfungst", None)
         return mark if mark is not None and mark.run is self else None
 
+    def tracked(self, t: Any) -> bool:
+        """Whether `t` depends on the input."""
+        mark = self.mark_of(t)
+        return mark is not None and mark.tracked
+
     def waits(self, t: Any) -> bool:
         """Whether the rule of a linear map or BatchNorm waits for the consumer of its value `t`."""
         mark = self.mark_of(t)
@@ -180,7 +185,9 @@ class Folding:
             value = self.stop(z).relu() if relu else self.stop(z)
             if p.native is not None:
                 size = value if relu else value.abs()
-                return self.mark(self.attach(value, [(p.native, size / (size + epsilon))]), internal=True)
+                c = size / (size + epsilon)
+                c = c if p.scale is None else c * p.scale
+                return self.mark(self.attach(value, [(p.native, c)]), internal=True)
             bias = self.constant(m.bias, "bias")
             if bias is not m.bias:
                 m = replace(m, bias=bias)
@@ -217,7 +224,7 @@ class Folding:
                 z = m(x, m.weight, self.constant(m.bias, "bias"))
             return self.mark(z, waiting=Waiting(x, site, rule, folded=prefix, native=z))
         with self.quiet():
-            z = original(self.stop(value), original.weight, original.bias)
+            z = original(self.stop(value), original.raw, original.bias)
         return self.hold(z, Waiting(x, site, rule, folded=prefix))
 
     def batch_norm(
@@ -232,7 +239,8 @@ class Folding:
         mark = self.mark_of(x)
         before = mark.waiting if mark is not None and self.waits(x) else None
         view = [1, -1, *[1] * (x.ndim - 2)]
-        if before is None or before.site.map is None or not before.site.map.foldable:
+        known = before is not None and before.native is not None and before.scale is not None  # a second one
+        if before is None or before.site.map is None or not before.site.map.foldable or known:
             x = self.settle(x)
             with self.quiet():
                 z = value(self.stop(x))
@@ -244,6 +252,10 @@ class Folding:
                 z = value(self.stop(x))
             site = replace(before.site, map=_fold_after(before.site.map, scale, shift))
             return self.hold(z, replace(before, site=site, folded=folded))
+        if self.biases is None and isinstance(before.rule, Epsilon) and before.rule.epsilon:
+            with self.quiet():  # its scale goes into the rule's constant
+                z = value(self.stop(x))
+            return self.hold(z, replace(before, scale=scale.reshape(view), folded=folded))
         with torch.enable_grad():
             if self.biases is None:
                 z = value(before.native)
@@ -255,13 +267,14 @@ class Folding:
 
 def _fold_after(m: LinearMap, scale: Tensor, shift: Tensor) -> LinearMap:
     """The map followed by the per-channel y·scale + shift."""
+    rest = [1] * (m.raw.ndim - 2)
     if m.out_axis == 0:
-        weight = m.weight * scale.reshape(-1, *[1] * (m.weight.ndim - 1))
+        factor = scale.reshape(-1, 1, *rest)
     else:  # transposed convolution: (in, out / groups, ...)
-        per_group = scale.reshape(m.groups, 1, -1).expand(m.groups, m.weight.shape[0] // m.groups, -1)
-        weight = m.weight * per_group.reshape(m.weight.shape[0], -1, *[1] * (m.weight.ndim - 2))
+        per_group = scale.reshape(m.groups, 1, -1).expand(m.groups, m.raw.shape[0] // m.groups, -1)
+        factor = per_group.reshape(m.raw.shape[0], -1, *rest)
     bias = shift if m.bias is None else m.bias * scale + shift
-    return replace(m, weight=weight, bias=bias)
+    return replace(m, factor=factor if m.factor is None else m.factor * factor, bias=bias)
 
 
 def _fold_before(m: LinearMap, scale: Tensor, shift: Tensor, x: Tensor) -> LinearMap:
@@ -269,12 +282,12 @@ def _fold_before(m: LinearMap, scale: Tensor, shift: Tensor, x: Tensor) -> Linea
 
     With zero padding that image differs at the border, so it is kept as a map of its own.
     """
-    flat = scale.flatten()
+    flat, rest = scale.flatten(), [1] * (m.raw.ndim - 2)
     if m.out_axis == 0:
-        per_input = flat.reshape(m.groups, -1).repeat_interleave(m.weight.shape[0] // m.groups, 0)
-        weight = m.weight * per_input.reshape(m.weight.shape[0], -1, *[1] * (m.weight.ndim - 2))
+        per_input = flat.reshape(m.groups, -1).repeat_interleave(m.raw.shape[0] // m.groups, 0)
+        factor = per_input.reshape(m.raw.shape[0], -1, *rest)
     else:
-        weight = m.weight * flat.reshape(-1, *[1] * (m.weight.ndim - 1))
+        factor = flat.reshape(-1, 1, *rest)
     image = m(shift.expand_as(x[:1]).contiguous(), m.weight, m.bias)
     inner = m.apply
 
@@ -282,4 +295,4 @@ def _fold_before(m: LinearMap, scale: Tensor, shift: Tensor, x: Tensor) -> Linea
         out = inner(x, w, None)
         return out if b is None else out + b
 
-    return replace(m, apply=apply, weight=weight, bias=image, foldable=False)
+    return replace(m, apply=apply, factor=factor, bias=image, foldable=False)

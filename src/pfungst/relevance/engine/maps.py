@@ -30,7 +30,13 @@ def convolution(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: An
     b = bind("input weight bias stride padding dilation groups", args, kwargs)
     x, weight, bias = b["input"], b["weight"], b.get("bias")
     n = weight.ndim - 2
-    rest = (b.get("stride", 1), b.get("padding", 0), b.get("dilation", 1), b.get("groups", 1))
+    padding = b.get("padding", 0)
+    rest = (
+        n_tuple(b.get("stride", 1), n),
+        padding if isinstance(padding, str) else n_tuple(padding, n),
+        n_tuple(b.get("dilation", 1), n),
+        b.get("groups", 1),
+    )
     if mode.tracked(weight) or mode.tracked(bias):
         return dynamic(mode, name, lambda x, w: func(x, w, None, *rest), x, weight, bias)
     m = LinearMap(
@@ -38,6 +44,7 @@ def convolution(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: An
         weight.detach(),
         None if bias is None else bias.detach(),
         groups=rest[3],
+        owner=weight,
     )
     site = mode.site(name, "convolution", kernel=tuple(weight.shape[2:]), stride=n_tuple(rest[0], n))
     return mode.linear(site, x, m)
@@ -61,6 +68,7 @@ def transposed_convolution(mode: RelevanceMode, func: Any, name: str, args: Any,
         None if bias is None else bias.detach(),
         out_axis=1,
         groups=rest[3],
+        owner=weight,
     )
     site = mode.site(
         name, "convolution", kernel=tuple(weight.shape[2:]), stride=n_tuple(rest[0], weight.ndim - 2)
@@ -69,7 +77,7 @@ def transposed_convolution(mode: RelevanceMode, func: Any, name: str, args: Any,
 
 
 def linear_map(mode: RelevanceMode, name: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    m = LinearMap(F.linear, weight.detach(), None if bias is None else bias.detach())
+    m = LinearMap(F.linear, weight.detach(), None if bias is None else bias.detach(), owner=weight)
     return mode.linear(mode.site(name, "linear"), x, m)
 
 

@@ -7,13 +7,9 @@ The model's modules and parameters are never touched.
 
 from __future__ import annotations
 
-import sys
-import threading
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, NoReturn, overload
 
 import torch
@@ -23,10 +19,11 @@ from torch.utils import _pytree as pytree
 
 from pfungst.errors import InputError, UncoveredOperation
 from pfungst.relevance.composites import Composite, Site
-from pfungst.relevance.engine.folding import Folding, Mark
+from pfungst.relevance.engine.folding import Mark
+from pfungst.relevance.engine.modules import following
+from pfungst.relevance.engine.unseen import Unseen, in_reentrant_checkpoint, storage_of, version_of
+from pfungst.relevance.engine.vocabulary import operation_name
 from pfungst.relevance.rules import _quotient
-
-_RECENT = 64  # marked tensors among which the source of an unseen operation is looked for
 
 
 @dataclass(frozen=True)
@@ -52,44 +49,8 @@ class Record:
     terms: int = 0
 
 
-def _version(t: Tensor) -> int:
-    try:
-        return t._version
-    except RuntimeError:  # inference tensors do not count versions
-        return 0
-
-
-_ALIASES = {
-    "radd": "add", "rmul": "mul", "rtruediv": "rdiv", "truediv": "div", "true_divide": "div", "divide": "div",
-    "multiply": "mul", "subtract": "sub", "iadd": "add_", "isub": "sub_", "imul": "mul_", "itruediv": "div_",
-    "idiv": "div_", "ifloordiv": "floor_divide_", "floordiv": "floor_divide", "ipow": "pow_", "negative": "neg",
-    "imod": "remainder_", "mod": "remainder", "concat": "cat", "concatenate": "cat", "swapaxes": "transpose",
-    "swapdims": "transpose", "moveaxis": "movedim", "absolute": "abs", "clip": "clamp", "arctan": "atan",
-    "permute_copy": "permute", "view_copy": "view", "_unsafe_view": "view", "_to_copy": "to", "_softmax": "softmax",
-    "_log_softmax": "log_softmax", "fix": "trunc", "row_stack": "vstack", "true_divide_": "div_", "divide_": "div_",
-    "multiply_": "mul_", "subtract_": "sub_", "negative_": "neg_", "absolute_": "abs_", "clip_": "clamp_",
-}  # fmt: skip
-#: Python's conversions; their functional namesakes mean something else.
-_CONVERSIONS = {"__float__", "__int__", "__bool__", "__complex__", "__index__", "__nonzero__", "__long__"}
-
-
-@cache
-def operation_name(func: Any) -> str:
-    """The canonical name of a functional call: "conv2d", "add", "relu_" …"""
-    name = getattr(func, "__name__", str(func))
-    if isinstance(func, torch._ops.OpOverload):  # "relu.default", in exported programs
-        name = name.split(".")[0]
-    if name in ("__get__", "__set__"):
-        return ("get:" if name == "__get__" else "set:") + getattr(func.__self__, "__name__", "?")
-    if name in _CONVERSIONS:
-        return "item"
-    if name.startswith("__") and name.endswith("__"):
-        name = name[2:-2]
-    return _ALIASES.get(name, name)
-
-
-class RelevanceMode(Folding, TorchFunctionMode):
-    """Rewrites functional calls; see :func:`running` for the way to run a model in it.
+class RelevanceMode(Unseen, TorchFunctionMode):
+    """Rewrites functional calls; :func:`pfungst.relevance.engine.run.execute` runs a model in it.
 
     Args:
         dispatch: runs an operation that reads something tracked: (mode, function, name, arguments, keywords).
@@ -113,7 +74,7 @@ class RelevanceMode(Folding, TorchFunctionMode):
         super().__init__()
         self.dispatch = dispatch
         self.composite = composite
-        self.names = {id(m): name for name, m in model.named_modules()}
+        self.names: dict[int, str] = {id(m): name for name, m in model.named_modules()}
         self.transforms = transforms
         self.given = None if streams is None else list(streams)
         self.streams: list[Tensor] = []
@@ -122,12 +83,8 @@ class RelevanceMode(Folding, TorchFunctionMode):
         self.records: list[Record] = []
         self.stack: list[nn.Module] = []
         self.level: int | None = None
-        self.base: int | None = None
-        self.inputs: list[Tensor] = []
-        self.recent: deque[Tensor] = deque(maxlen=_RECENT)
-        self.written: set[int] = set()
-        self.constants: set[Any] = set()
         self.expanding: list[Any] = []
+        self.where = "the model"
 
     # -- what rules may ask -----------------------------------------------------------------------
 
@@ -199,24 +156,27 @@ class RelevanceMode(Folding, TorchFunctionMode):
         module = self.stack[-1] if self.stack else None
         return Site(operation, kind, self.module_name(), module, **kwargs)
 
-    def tracked(self, t: Any) -> bool:
-        mark = self.mark_of(t)
-        return mark is not None and mark.tracked
-
     def mark(self, t: Tensor, internal: bool = False, **what: Any) -> Tensor:
         """Note that `t` depends on the input; an internal tensor is never seen by the model."""
         if what.pop("nonnegative", False):
-            what["nonnegative"] = _version(t)
-        t._pfungst = Mark(self, version=_version(t), **what)  # type: ignore[attr-defined]
+            what["nonnegative"] = version_of(t)
+        t._pfungst = Mark(self, version=version_of(t), **what)  # type: ignore[attr-defined]
+        anchor = what.get("anchor")
+        given = anchor is not None and anchor[0] is t
+        if t._is_view() and not given:
+            self.bases.add(storage_of(t))
         if not internal:
-            anchor = what.get("anchor")
-            (self.inputs if anchor is not None and anchor[0] is t else self.recent).append(t)
+            (self.inputs if given else self.recent).append(t)
         return t
 
     def nonnegative(self, t: Any) -> bool:
         """Whether every entry of `t` is known to be ≥ 0 from where it comes."""
         mark = self.mark_of(t)
-        return mark is not None and mark.nonnegative is not None and mark.nonnegative == _version(t)
+        return mark is not None and mark.nonnegative is not None and mark.nonnegative == version_of(t)
+
+    def viewed(self, *tensors: Tensor | None) -> bool:
+        """Whether other tensors of the model look into the memory of one of these."""
+        return any(t is not None and storage_of(t) in self.bases for t in tensors)
 
     def gate(self, t: Any) -> bool:
         """Whether `t` is a factor that scales signals."""
@@ -251,12 +211,6 @@ class RelevanceMode(Folding, TorchFunctionMode):
         return out
 
     # -- dispatch ---------------------------------------------------------------------------------
-
-    def place(self) -> str:
-        """Where the run is, for messages."""
-        return (
-            f"module {self.module_name()!r} ({type(self.stack[-1]).__name__})" if self.stack else "the model"
-        )
 
     def uncovered(self, name: str) -> NoReturn:
         """Raise for an operation without a rule."""
@@ -299,10 +253,13 @@ class RelevanceMode(Folding, TorchFunctionMode):
             args, kwargs = pytree.tree_map(_normal, (args, kwargs))
             leaves = tensors((args, kwargs))
         if inside and not reentrant:
+            name = operation_name(func)
+            if (name.endswith("_") or name == "setitem") and self.tracked(args[0]):
+                self.unseen("an autograd.Function writes into its input", name)
             return func(*self.settled(args), **self.settled(kwargs))
         dependent = False
         for t in leaves:
-            dependent = self._depends(t) or dependent
+            dependent = self.depends(t) or dependent
         if not dependent:
             if not any(
                 t.requires_grad for t in leaves
@@ -325,82 +282,6 @@ class RelevanceMode(Folding, TorchFunctionMode):
             return self.mark(t.detach(), waiting=mark.waiting)
         return self.mark(t.detach(), settled=self.settle(t))
 
-    # -- what the mode could not see --------------------------------------------------------------
-
-    def _depends(self, t: Tensor) -> bool:
-        """Whether `t` depends on the input; what depends on it through an unseen operation gets a mark or raises."""
-        mark = self.mark_of(t)
-        if mark is not None:
-            if _version(t) != mark.version and mark.settled is None and storage_of(t) not in self.written:
-                self.unseen("an operation wrote into a tensor", "")
-            return mark.tracked
-        if self._foreign(t):
-            self.unseen("torch.vmap or another transform of torch.func is used", "vmap")
-        if not self._differentiable(t) or t.grad_fn is None or t.grad_fn in self.constants:
-            return False
-        sources = self._sources(t)
-        if not sources:
-            self.constants.add(t.grad_fn)  # computed from parameters
-            return False
-        x = sources[0]
-        if self.transforms or len(sources) > 1 or x.shape != t.shape or not _elementwise(t, x):
-            self.unseen("an operation made a tensor", t.grad_fn.name())
-        value, mark = t.detach(), self.mark_of(x)
-        x = self.settle(x)
-        with torch.enable_grad():
-            out = self.attach(value, [(x, _quotient(value, self.stop(x), 1e-12))])
-        self.record(t.grad_fn.name().removesuffix("Backward"), out, "Pass()")
-        self.mark(t, settled=self.mark(out, internal=True))
-        return True
-
-    def _differentiable(self, t: Tensor) -> bool:
-        if self.transforms and self.level is not None:
-            return torch._C._functorch.maybe_get_level(t) == self.level
-        return t.requires_grad
-
-    def _foreign(self, t: Tensor) -> bool:
-        """Whether `t` is inside a transform that the model itself applies, and depends on the input."""
-        inner = torch._C._functorch.maybe_current_level()
-        if inner is None or inner == self.base:
-            return False
-        while torch._C._functorch.is_functorch_wrapped_tensor(t):
-            if (torch._C._functorch.maybe_get_level(t) or 0) <= (self.base or 0):
-                return self.transforms
-            t = torch._C._functorch.get_unwrapped(t)
-        return (t.requires_grad and t.grad_fn is not None) or (
-            t.requires_grad and self.mark_of(t) is not None
-        )
-
-    def _sources(self, t: Tensor) -> list[Tensor]:
-        """The nearest tensors of this run from which autograd computed `t`."""
-        known = {(s.grad_fn, s.output_nr): s for s in self.recent if s.grad_fn is not None}
-        leaves = {id(s): s for s in (*self.inputs, *self.recent) if s.grad_fn is None}
-        found: dict[int, Tensor] = {}
-        nodes: list[tuple[Any, int]] = [(t.grad_fn, t.output_nr)]
-        seen: set[Any] = set()
-        while nodes:
-            node, number = nodes.pop()
-            if node is None or (node, number) in seen:
-                continue
-            seen.add((node, number))
-            source = known.get((node, number))
-            if source is None and hasattr(node, "variable"):
-                source = leaves.get(id(node.variable))
-            if source is not None:
-                found[id(source)] = source
-            else:
-                nodes += node.next_functions
-        return list(found.values())
-
-    def unseen(self, what: str, made_by: str) -> NoReturn:
-        """Raise for an operation that does not pass through the mode."""
-        called = f" (autograd calls it {made_by})" if made_by else ""
-        raise UncoveredOperation(
-            f"{what}{called} whose inside cannot be seen, in or before {self.place()}: a TorchScript function, a "
-            "custom autograd.Function that is not elementwise, torch.vmap, or code outside PyTorch",
-            "write it with torch operations, or pass the original nn.Module instead of a scripted or traced one",
-        )
-
     def settled(self, tree: Any) -> Any:
         """`tree` (tensors in tuples, lists, dictionaries) with every pending rule applied."""
         return pytree.tree_map(lambda t: self.settle(t) if isinstance(t, Tensor) else t, tree)
@@ -420,66 +301,13 @@ class RelevanceMode(Folding, TorchFunctionMode):
         self.base = torch._C._functorch.maybe_current_level()
         if self.transforms:
             self.level = self.base
-        with _following(self), torch.enable_grad(), self:
+        with following(self), torch.enable_grad(), self:
             try:
                 yield self
             finally:
+                self.where = self.place()
                 self.stack.clear()
                 self.recent.clear()
-
-
-_running: list[tuple[int, RelevanceMode]] = []
-_hooks: list[Any] = []
-_lock = threading.Lock()
-
-
-def _of_this_thread(module: nn.Module) -> RelevanceMode | None:
-    me = threading.get_ident()
-    mode = next((m for thread, m in reversed(_running) if thread == me), None)
-    return mode if mode is not None and id(module) in mode.names else None
-
-
-def _enter(module: nn.Module, args: Any) -> None:
-    mode = _of_this_thread(module)
-    if mode is not None:
-        mode.stack.append(module)
-
-
-def _leave(module: nn.Module, args: Any, out: Any) -> None:
-    mode = _of_this_thread(module)
-    if mode is not None and mode.stack and mode.stack[-1] is module:
-        mode.stack.pop()
-
-
-@contextmanager
-def _following(mode: RelevanceMode) -> Iterator[None]:
-    """Keep `mode.stack` at the modules that run; several threads may explain at once."""
-    entry = (threading.get_ident(), mode)
-    with _lock:
-        if not _running:
-            _hooks.append(nn.modules.module.register_module_forward_pre_hook(_enter))
-            _hooks.append(nn.modules.module.register_module_forward_hook(_leave, always_call=True))
-        _running.append(entry)
-    try:
-        yield
-    finally:
-        with _lock:
-            _running.remove(entry)
-            while _hooks and not _running:
-                _hooks.pop().remove()
-
-
-def in_reentrant_checkpoint() -> bool:
-    """Whether the caller runs inside ``torch.utils.checkpoint(..., use_reentrant=True)``."""
-    import torch.utils.checkpoint as checkpoint
-
-    code = checkpoint.CheckpointFunction.forward.__code__
-    frame = sys._getframe(1)
-    while frame is not None:
-        if frame.f_code is code:
-            return True
-        frame = frame.f_back  # type: ignore[assignment]
-    return False
 
 
 def _same(t: Tensor) -> Tensor:
@@ -489,14 +317,6 @@ def _same(t: Tensor) -> Tensor:
 def _normal(t: Any) -> Any:
     """An inference tensor as one that autograd can save."""
     return t.clone() if isinstance(t, Tensor) and t.is_inference() else t
-
-
-def storage_of(t: Tensor) -> int:
-    """Where the memory of `t` begins; 0 inside a transform of torch.func."""
-    try:
-        return t.untyped_storage().data_ptr()
-    except (RuntimeError, NotImplementedError):
-        return 0
 
 
 def tensors(tree: Any) -> list[Tensor]:
@@ -512,13 +332,3 @@ def tensors(tree: Any) -> list[Tensor]:
         elif isinstance(a, dict):
             stack += a.values()
     return out
-
-
-def _elementwise(t: Tensor, x: Tensor) -> bool:
-    """Whether autograd's derivative of `t` by `x` is diagonal: Jᵀv = v ⊙ Jᵀ1 for random v."""
-    ones, v = torch.ones_like(t), torch.rand_like(t) + 0.5
-    try:
-        diagonal, g = (torch.autograd.grad(t, x, w, retain_graph=True)[0] for w in (ones, v))
-    except RuntimeError:  # a custom function without a derivative
-        return False
-    return bool(torch.allclose(g, v * diagonal, rtol=1e-4, atol=1e-7 + 1e-5 * float(diagonal.abs().max())))

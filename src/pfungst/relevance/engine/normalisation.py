@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from typing import Any
 
 import torch
@@ -12,12 +13,17 @@ from pfungst.errors import InputError
 from pfungst.relevance.engine.calls import bind, n_tuple
 from pfungst.relevance.engine.mode import RelevanceMode
 
-_STATISTICS = "input running_mean running_var weight bias"
+
+def _statistics(func: Any) -> str:
+    """The first arguments: torch.batch_norm and exported programs have them in another order than F.batch_norm."""
+    if isinstance(func, types.FunctionType):
+        return "input running_mean running_var weight bias"
+    return "input weight bias running_mean running_var"
 
 
 def batch_norm(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: Any) -> Tensor:
     """BatchNorm in evaluation mode: a per-channel linear map, folded where a linear map is beside it."""
-    b = bind(f"{_STATISTICS} training momentum eps cudnn_enabled", args, kwargs)
+    b = bind(f"{_statistics(func)} training momentum eps cudnn_enabled", args, kwargs)
     if b.get("training", False) or b.get("running_mean") is None:
         raise InputError(
             f"BatchNorm in {mode.place()} uses the statistics of the batch",
@@ -29,7 +35,7 @@ def batch_norm(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: Any
 
 def instance_norm(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: Any) -> Tensor:
     """InstanceNorm: the statistics of an input, or in evaluation mode the running ones if it keeps them."""
-    b = bind(f"{_STATISTICS} use_input_stats momentum eps cudnn_enabled", args, kwargs)
+    b = bind(f"{_statistics(func)} use_input_stats momentum eps cudnn_enabled", args, kwargs)
     if not b.get("use_input_stats", True) and b.get("running_mean") is not None:
         return _per_channel_norm(mode, b)
     x = mode.settle(b["input"])

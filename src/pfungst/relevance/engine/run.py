@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pfungst.errors import InputError, PfungstError
+from pfungst.errors import InputError, PfungstError, UncoveredOperation
 from pfungst.relevance.composites import Composite
 from pfungst.relevance.engine.dispatch import dispatch
 from pfungst.relevance.engine.inputs import Inputs
 from pfungst.relevance.engine.mode import Record, RelevanceMode
-from pfungst.relevance.outputs import written
 
 Output = Callable[[Any], Tensor]
 
@@ -85,6 +86,15 @@ def _several(out: Any) -> InputError:
     )
 
 
+def written(shape: tuple[int, ...], name: str = "out") -> str:
+    """A callable that picks one score per input from a tensor `name` of this shape."""
+    if len(shape) == 1:
+        return f"lambda out: {name}"
+    axes = tuple(range(1, len(shape) - 1))
+    sums = f".sum({axes if len(axes) > 1 else 1})" if axes else ""
+    return f"lambda out: {name}[:, {min(2, shape[1] - 1)}]{sums}"
+
+
 def execute(
     model: nn.Module,
     x: Tensor | Inputs,
@@ -113,11 +123,16 @@ def execute(
             out = out[:, None] if out.ndim == 1 else out.flatten(1)
             dependent = mode.tracked(out)
             out = mode.settle(out)
-    except (PfungstError, NotImplementedError):
+    except PfungstError:
         raise
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
         _blame_input(model, given, output, error)
-        raise
+        raise UncoveredOperation(
+            f"the model runs, but its rewritten forward pass fails in {mode.where}: "
+            f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}",
+            "replace that operation by ones in the table of docs/relevance.md, or explain a part of the model that "
+            "does without it",
+        ) from error
     if not rules.plain and not dependent:
         raise InputError(
             "the explained output is a constant of the explanation: it depends on the input only through softmax "
@@ -131,6 +146,64 @@ def execute(
         )
     owners = [*range(len(inputs)), *mode.owners]
     return Run(out, shape, [*inputs, *mode.streams], owners, mode.records, mode.biases or [])
+
+
+#: How far the explained values may be from those of the plain forward pass, relative to the largest.
+_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
+
+
+_USED: weakref.WeakKeyDictionary[nn.Module, set[str]] = weakref.WeakKeyDictionary()
+
+
+def first_use(model: nn.Module, given: Inputs, rules: Composite, purpose: str = "") -> bool:
+    """Whether a model is explained under these rules, with inputs of this type, for the first time."""
+    used = _USED.setdefault(model, set())
+    key = f"{purpose} {rules.name} {rules.entries!r} {[t.dtype for t in given.tensors]}"
+    if key in used:
+        return False
+    used.add(key)
+    return True
+
+
+def check_values(model: nn.Module, x: Tensor | Inputs, run: Run, output: Output | None = None) -> None:
+    """Compare the values of a run with those of the plain model; costs one forward pass.
+
+    Raises:
+        InputError: they differ, because the model is random or because the engine rewrote an operation wrongly.
+    """
+    given = Inputs.of(x)
+    with torch.no_grad():
+        # clones, as some models write into their input
+        plain = select(given.call(model, [t.detach().clone() for t in given.tensors]), output)
+    plain = plain.reshape(run.output.shape)
+    found = run.output.detach()
+    scale = float(torch.nan_to_num(plain, posinf=0.0, neginf=0.0).abs().max()) if plain.numel() else 0.0
+    tolerance = _TOLERANCE.get(plain.dtype, 0.1)
+    if torch.allclose(
+        found, plain.to(found.dtype), rtol=tolerance, atol=tolerance * scale + 1e-12, equal_nan=True
+    ):
+        return
+    gap = float((found - plain).abs().nan_to_num(nan=torch.inf).max())
+    raise InputError(
+        f"the explained values differ from those of the plain forward pass by {gap:.3g} (largest value {scale:.3g})",
+        "if the model draws random numbers in evaluation mode, fix or remove them; otherwise an operation is "
+        "rewritten wrongly: describe(model, x) lists them all, please report it",
+    )
+
+
+@contextmanager
+def backward() -> Iterator[None]:
+    """Where the derivative of a run is read: an InputError where the model has overwritten what it needs."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "modified by an inplace operation" not in str(error):
+            raise
+        raise InputError(
+            "the model overwrites, in place, a tensor that it has computed with before",
+            "overwrite a clone of it; a language model that keeps its state does not with model.config.use_cache = "
+            "False",
+        ) from error
 
 
 def _blame_input(model: nn.Module, given: Inputs, output: Output | None, error: Exception) -> None:

@@ -43,6 +43,8 @@ def linear(mode: RelevanceMode, func: Any, name: str, args: tuple[Any, ...], kwa
     if name in ("max", "min") and len(args) > 1 and isinstance(args[1], Tensor):
         name = f"{name}imum"
     args, kwargs = mode.settled(args), mode.settled(kwargs)
+    if name.startswith("grid_sample"):  # where to look is a constant, as attention is
+        args, kwargs = (args[0], *mode.stop_all(args[1:])), mode.stop_all(kwargs)
     operands = [
         t
         for t in tensors(args[:1] if name in LIKE else (args, kwargs))

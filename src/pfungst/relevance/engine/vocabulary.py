@@ -1,6 +1,11 @@
-"""Names of the functional calls that need no rule of their own, by what is done with them."""
+"""Names of functional calls: how they are told from functions, and which need no rule of their own."""
 
 from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
 
 
 def _words(text: str) -> frozenset[str]:
@@ -34,7 +39,8 @@ LINEAR = (
     fractional_max_pool2d fractional_max_pool3d fractional_max_pool2d_with_indices
     fractional_max_pool3d_with_indices max_pool2d_with_indices max_pool1d_with_indices max_pool3d_with_indices max_unpool2d
     adaptive_max_pool1d_with_indices adaptive_max_pool2d_with_indices
-    pad constant_pad_nd interpolate upsample upsample_nearest2d upsample_bilinear2d grid_sample
+    pad constant_pad_nd interpolate upsample upsample_nearest2d upsample_bilinear2d grid_sample grid_sampler grid_sampler_2d
+    grid_sampler_3d affine_grid_generator nansum msort quantile nanquantile aminmax
     fold unfold im2col col2im pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle
     max min amax amin maximum minimum topk sort kthvalue median dropout feature_dropout alpha_dropout
     dropout2d dropout1d dropout3d feature_alpha_dropout broadcast_to broadcast_tensors atleast_1d atleast_2d
@@ -50,7 +56,8 @@ LINEAR = (
 MAY_TURN_SIGN = (
     _words(
         """
-    neg sub rsub diff interpolate upsample grid_sample where masked_fill index_fill pad constant_pad_nd scatter
+    neg sub rsub diff interpolate upsample grid_sample grid_sampler grid_sampler_2d
+    grid_sampler_3d affine_grid_generator where masked_fill index_fill pad constant_pad_nd scatter
     scatter_add index_add index_copy select_scatter slice_scatter
     """
     )
@@ -72,7 +79,7 @@ LIKE = _words("to type_as view_as expand_as reshape_as")
 CONSTANT = _words(
     """
     size dim ndimension numel nelement stride storage_offset is_contiguous is_floating_point is_complex
-    data_ptr item tolist nelement ndim len eq ne lt le gt ge isnan isinf isfinite argmax argmin argsort nonzero any all
+    data_ptr item nelement ndim len eq ne lt le gt ge isnan isinf isfinite argmax argmin argsort nonzero any all
     detach sign signbit heaviside zeros_like ones_like full_like empty_like rand_like randn_like new_zeros new_ones new_full
     new_empty new_tensor bool int long isin equal allclose is_same_size get_device
     element_size repr str format hash is_nonzero has_names one_hot bernoulli histc bincount is_sparse
@@ -85,7 +92,36 @@ ACTIVATIONS = _words(
     """
     relu relu6 leaky_relu rrelu prelu elu selu celu gelu silu mish hardswish hardtanh softsign tanhshrink
     hardshrink softshrink tanh sigmoid hardsigmoid softplus logsigmoid log_sigmoid clamp clamp_min clamp_max threshold
-    sqrt rsqrt reciprocal round floor ceil trunc atan erf erfc exp exp2 expm1 log1p sin cos sinh cosh asinh nan_to_num
+    sqrt rsqrt reciprocal round floor ceil trunc fake_quantize_per_tensor_affine
+    fake_quantize_per_channel_affine atan erf erfc exp exp2 expm1 log1p sin cos sinh cosh asinh nan_to_num
     special_expit special_erf special_erfc special_exp2 special_expm1 special_log1p
     """
 )
+
+_ALIASES = {
+    "radd": "add", "rmul": "mul", "rtruediv": "rdiv", "truediv": "div", "true_divide": "div", "divide": "div",
+    "multiply": "mul", "subtract": "sub", "iadd": "add_", "isub": "sub_", "imul": "mul_", "itruediv": "div_",
+    "idiv": "div_", "ifloordiv": "floor_divide_", "floordiv": "floor_divide", "ipow": "pow_", "negative": "neg",
+    "imod": "remainder_", "mod": "remainder", "concat": "cat", "concatenate": "cat", "swapaxes": "transpose",
+    "swapdims": "transpose", "moveaxis": "movedim", "absolute": "abs", "clip": "clamp", "arctan": "atan",
+    "permute_copy": "permute", "view_copy": "view", "_unsafe_view": "view", "_to_copy": "to", "_softmax": "softmax",
+    "_log_softmax": "log_softmax", "fix": "trunc", "row_stack": "vstack", "true_divide_": "div_", "divide_": "div_",
+    "multiply_": "mul_", "subtract_": "sub_", "negative_": "neg_", "absolute_": "abs_", "clip_": "clamp_",
+}  # fmt: skip
+#: Python's conversions; their functional namesakes mean something else.
+_CONVERSIONS = {"__float__", "__int__", "__bool__", "__complex__", "__index__", "__nonzero__", "__long__"}
+
+
+@cache
+def operation_name(func: Any) -> str:
+    """The canonical name of a functional call: "conv2d", "add", "relu_" …"""
+    name = getattr(func, "__name__", str(func))
+    if isinstance(func, torch._ops.OpOverload):  # "relu.default", in exported programs
+        name = name.split(".")[0]
+    if name in ("__get__", "__set__"):
+        return ("get:" if name == "__get__" else "set:") + getattr(func.__self__, "__name__", "?")
+    if name in _CONVERSIONS:
+        return "item"
+    if name.startswith("__") and name.endswith("__"):
+        name = name[2:-2]
+    return _ALIASES.get(name, name)

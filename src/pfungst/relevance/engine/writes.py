@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pfungst.relevance.engine.mode import RelevanceMode, storage_of
+from pfungst.relevance.engine.mode import RelevanceMode
 from pfungst.relevance.engine.sums import linear
+from pfungst.relevance.engine.unseen import storage_of
 from pfungst.relevance.engine.vocabulary import LINEAR
 
 
@@ -22,7 +23,7 @@ def instead(mode: RelevanceMode, target: Tensor, out: Tensor) -> Tensor:
         or not mark.tracked
         or target._is_view()
         or mode.transforms
-        or _shared(target, mark.settled)
+        or mode.viewed(target, mark.settled)
     ):
         # what shares the memory must change too: write through it, autograd keeps the books
         inside = mode.settle(target)
@@ -48,20 +49,6 @@ def _is_stream(mode: RelevanceMode, t: Tensor) -> bool:
     return t.requires_grad and any(storage_of(t) == storage_of(stream) for stream in mode.inputs)
 
 
-def _shared(target: Tensor, settled: Tensor | None) -> bool:
-    """Whether other tensors may look into the memory of `target`."""
-    mine = [t for t in (target, settled) if t is not None]
-    storages = {storage_of(t) for t in mine}
-    if len(storages) > 1:
-        return any(_users(t) > 1 for t in mine)
-    return _users(target) > len(mine)
-
-
-def _users(t: Tensor) -> int:
-    storage = t.untyped_storage()
-    return int(torch._C._storage_Use_Count(storage._cdata)) - 1
-
-
 def read_property(mode: RelevanceMode, func: Any, name: str, args: tuple[Any, ...]) -> Any:
     if name in LINEAR:
         return linear(mode, func, name, args, {})
@@ -72,12 +59,14 @@ def read_property(mode: RelevanceMode, func: Any, name: str, args: tuple[Any, ..
 
 def write(mode: RelevanceMode, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Writes into a tensor: autograd keeps the books."""
+    if name == "set:data" and mode.tracked(args[0]):
+        mode.unseen("the model writes to .data of a tensor", "")
     target, rest, kwargs = args[0], mode.settled(args[1:]), mode.settled(kwargs)
     inside = mode.settle(target)
     if _is_stream(mode, inside):
         inside = mode.mark(inside.clone())
     if mode.biases is not None and inside.is_floating_point():
-        if rest and not mode.tracked(rest[-1]) and name in ("setitem", "copy_", "index_put_"):
+        if rest and not mode.tracked(rest[-1]) and name in ("setitem", "copy_", "index_put_", "fill_"):
             value = torch.as_tensor(rest[-1], dtype=inside.dtype, device=inside.device)
             rest = (*rest[:-1], mode.constant(value, name))
         if not mode.tracked(inside):
