@@ -11,7 +11,7 @@ from sklearn.base import clone
 from torch import Tensor, nn
 
 from pfungst.anomaly import KDE, D2Neighbors, Detector
-from pfungst.errors import InputError, PfungstError, PfungstWarning
+from pfungst.errors import ConfigError, InputError, PfungstError, PfungstWarning
 from pfungst.registry import DETECTORS
 from pfungst.relevance import Basis, DCTBands, Patches, PixelBands, Pixels
 
@@ -175,7 +175,7 @@ def takes_a_device(name: str, _folder: Any) -> None:
             wanted,
             **({"rtol": 0, "atol": 0} if exact else {"rtol": 0.1, "atol": 1}),
         )
-        with pytest.raises(InputError, match="device"):
+        with pytest.raises(ConfigError, match="device"):
             clone(make(name)).set_params(**{key: "abacus"}).fit(images(20))
 
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import importlib.util
 import pkgutil
 import re
-from collections.abc import Iterable
 from typing import Any
 
 from pfungst.errors import ConfigError
+from pfungst.suggest import suggest
 
 _DECORATED = re.compile(r'^@register\("([^"]+)"', re.MULTILINE)
 
@@ -60,7 +59,7 @@ class Registry:
         if name not in self._classes and (module := self._modules().get(name)):
             importlib.import_module(f"{self.package}.{module}")
         if name not in self._classes:
-            raise ConfigError(f"unknown {self.kind} {name!r}", near(name, self.names()))
+            raise ConfigError(f"unknown {self.kind} {name!r}", suggest(name, self.names()))
         return self._classes[name]
 
     def name_of(self, cls: type[Any]) -> str | None:
@@ -77,13 +76,6 @@ class Registry:
             source = loader.get_source(module.name) if hasattr(loader, "get_source") else None
             found |= dict.fromkeys(_DECORATED.findall(source or ""), module.name)
         return found
-
-
-def near(name: str, known: Iterable[str]) -> str:
-    """A remedy that suggests the nearest of the known names."""
-    known = list(known)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-    return (f"did you mean {close[0]!r}? " if close else "") + f"known: {', '.join(known)}"
 
 
 #: Anomaly detectors; filled by :func:`pfungst.anomaly.register`.

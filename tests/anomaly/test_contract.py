@@ -36,8 +36,14 @@ def test_contract(name, check, tmp_path):
 
 def help_text() -> str:
     """The help of a command line that is started now."""
-    cli = importlib.reload(sys.modules["pfungst.cli.audit"])
-    result = CliRunner().invoke(cli.audit, ["anomaly", "--help"], env={"COLUMNS": "200", "TERM": "dumb"})
+    modules = [sys.modules[f"pfungst.{name}"] for name in ("audit.anomaly.config", "cli.audit")]
+    before = [dict(vars(module)) for module in modules]
+    try:
+        cli = [importlib.reload(module) for module in modules][-1]
+        result = CliRunner().invoke(cli.audit, ["anomaly", "--help"], env={"COLUMNS": "200", "TERM": "dumb"})
+    finally:
+        for module, kept in zip(modules, before, strict=True):
+            vars(module).update(kept)
     assert result.exit_code == 0
     return result.output
 

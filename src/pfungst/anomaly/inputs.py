@@ -21,23 +21,6 @@ def unwrap(X: Any) -> tuple[Any, Any]:
     return X, None
 
 
-def pick_device(device: str) -> torch.device:
-    """ "auto" is the GPU where there is one.
-
-    Raises:
-        InputError: there is no such device.
-    """
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        found = torch.device(device)
-        torch.empty(0, device=found)
-    except (RuntimeError, AssertionError, ValueError) as error:
-        problem = str(error).partition("\n")[0]
-        raise InputError(f"device {device!r} cannot be used: {problem}", "use auto, cpu or cuda") from None
-    return found
-
-
 def as_samples(estimator: Any, X: Any, reset: bool) -> Tensor:
     """Validated samples (N, *sample), float64 where float64 or integers were given, else float32.
 

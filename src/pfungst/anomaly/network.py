@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from pfungst.anomaly.base import Detector
 from pfungst.anomaly.features import load_named_weights, named_weights
-from pfungst.anomaly.inputs import check_finite, pick_device
+from pfungst.anomaly.inputs import check_finite
+from pfungst.device import choose_device
 from pfungst.errors import ConfigError, InputError
 from pfungst.relevance import Basis, Composite, Gradient, Relevance, attribute, composite
 
@@ -69,7 +70,7 @@ class BackboneDetector(NetworkDetector):
         checkpoint = self.checkpoint if weights else None
         network, mean, std = load_backbone(self.backbone, checkpoint, self.seed, weights)
         normalise = Normalise(mean if self.mean is None else self.mean, std if self.std is None else self.std)
-        self._on = pick_device(self.device)
+        self._on = choose_device(self.device)
         self.backbone_ = network
         self.chain_ = Chain(normalise, self.features, self._head(network)).to(self._on).eval()
         for parameter in self.chain_.parameters():

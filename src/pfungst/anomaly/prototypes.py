@@ -23,8 +23,9 @@ from pfungst.anomaly.features import (
     named_weights,
     pull_back,
 )
-from pfungst.anomaly.inputs import check_finite, pick_device
+from pfungst.anomaly.inputs import check_finite
 from pfungst.anomaly.pooling import Pooling
+from pfungst.device import choose_device
 from pfungst.errors import InputError
 from pfungst.relevance import Basis, Relevance
 
@@ -74,7 +75,7 @@ class PrototypeDetector(Detector):
 
     def _fit(self, x: Tensor) -> Tensor:
         self._check_params()
-        self._set_prototypes(self._normalise(x.to(pick_device(self.device))))
+        self._set_prototypes(self._normalise(x.to(choose_device(self.device))))
         distances = power_distances(self._embedded, self._embedded, self._power)
         distances = (0.5 * (distances + distances.T)).fill_diagonal_(0.0)
         self.gamma_ = self._fit_gamma(distances, self._embedded.shape[1])

@@ -12,7 +12,8 @@ from typing import Any
 
 from pfungst.anomaly.base import Detector
 from pfungst.errors import ConfigError
-from pfungst.registry import DETECTORS, near
+from pfungst.registry import DETECTORS
+from pfungst.suggest import suggest
 
 
 def detector_from_spec(spec: str, **common: Any) -> Detector:
@@ -43,7 +44,9 @@ def detector_from_spec(spec: str, **common: Any) -> Detector:
         key, equals, text = part.partition("=")
         if not equals or key not in known or key in ("features", cls.nested):
             names = [k for k in known if k not in ("features", cls.nested)]
-            raise ConfigError(f"unknown parameter {key!r} of detector {name!r} in {spec!r}", near(key, names))
+            raise ConfigError(
+                f"unknown parameter {key!r} of detector {name!r} in {spec!r}", suggest(key, names)
+            )
         params[key] = _value(text, known[key].default, part)
     return cls(**params)
 

@@ -6,23 +6,18 @@ further detectors may stand. Its place among them, such as ``detectors/kde``, go
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pfungst.anomaly.base import Detector
-from pfungst.anomaly.inputs import pick_device
+from pfungst.device import choose_device
 from pfungst.errors import CheckpointError, ConfigError, InputError
+from pfungst.files import read, whole, write_json, write_tensors
 from pfungst.registry import DETECTORS
 
 _FORMAT = "pfungst.detector/2"
@@ -32,37 +27,20 @@ def save(detector: Detector, folder: Path) -> None:
     """Write a fitted detector. The folder appears whole or not at all; an older one is replaced."""
     tensors: dict[str, Tensor] = {}
     header = {"format": _FORMAT, **_pack(detector, (), tensors)}
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        save_file(
-            {k: t.detach().cpu().contiguous() for k, t in tensors.items()}, work / "weights.safetensors"
-        )
-        (work / "detector.json").write_text(json.dumps(header, indent=2) + "\n")
-        work.chmod(0o755)
-        if folder.exists():
-            if not (folder / "detector.json").exists() and any(folder.iterdir()):
-                raise InputError(f"{folder} exists and is not a saved detector", "choose another folder")
-            shutil.rmtree(folder)
-        os.replace(work, folder)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+    if folder.exists() and any(folder.iterdir()) and not (folder / "detector.json").exists():
+        raise InputError(f"{folder} exists and is not a saved detector", "choose another folder")
+    with whole(folder) as work:
+        write_tensors(work / "weights.safetensors", tensors)
+        write_json(work / "detector.json", header, 2)
 
 
 def load(cls: type[Detector], folder: Path, modules: dict[str, nn.Module]) -> Any:
     """Read what :func:`save` wrote; `cls` is the class saved, or a base of it."""
-    try:
-        header = json.loads((folder / "detector.json").read_text())
-        tensors = load_file(folder / "weights.safetensors")
-    except (OSError, ValueError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{folder} cannot be read as a detector: {error}", "pass a saved folder"
-        ) from None
-    if header.get("format") != _FORMAT:
-        raise CheckpointError(
-            f"{folder} has format {header.get('format')!r}, not {_FORMAT!r}",
-            "fit the detector again and save it",
-        )
+    remedy = (
+        "pass the folder of a saved detector; one of an earlier version: fit the detector again and save it"
+    )
+    header = read(folder / "detector.json", remedy, CheckpointError, _FORMAT)
+    tensors = read(folder / "weights.safetensors", remedy, CheckpointError)
     reader = _Reader(folder, tensors, modules)
     detector = reader.detector(header, (), cls)
     if spare := modules.keys() - reader.used:
@@ -145,7 +123,7 @@ class _Reader:
             if header["feature_names"] is not None:
                 detector.feature_names_in_ = np.asarray(header["feature_names"], dtype=object)
             detector.condition_, detector.threshold_ = header["condition"], header["threshold"]
-            where = pick_device(getattr(detector, "device", "cpu"))
+            where = choose_device(getattr(detector, "device", "cpu"))
             parted = ((*k.rpartition("/"), t) for k, t in self.tensors.items())
             own = {name: t for place, _, name, t in parted if place == "/".join(at)}
             detector.training_scores_ = own.pop("training_scores").numpy()

@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 
 from pfungst.errors import InputError
 from pfungst.relevance import positions
+from pfungst.relevance.engine.eager import eager
 from pfungst.relevance.engine.inputs import check_input
 from pfungst.relevance.engine.run import check_model, select
 from pfungst.relevance.outputs import cotangent
@@ -274,7 +275,7 @@ def _gradient(score: Tensor, at: Tensor, name: str) -> Tensor:
     return g
 
 
-@torch.compiler.disable
+@eager
 def gradcam(
     model: nn.Module,
     x: Tensor,
