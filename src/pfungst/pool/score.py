@@ -16,7 +16,7 @@ from typing import Any
 
 from pfungst.device import check_device, choose_device
 from pfungst.errors import DataError, InputError
-from pfungst.files import Lock, remove_leftovers
+from pfungst.files import Lock, digest, remove_leftovers
 from pfungst.pool.index import Pool, open_pool
 from pfungst.pool.model import PoolModel
 from pfungst.pool.parts import count_errors, unfinished
@@ -80,9 +80,9 @@ def score(
         check_device(device)  # the machines of the cluster may have other devices than this one
     with contextlib.ExitStack() as locks:
         for name in names:
-            scores = pool.folder / "scores" / name
-            locks.enter_context(Lock(scores / ".lock", f"the scores of {name!r} in {pool.folder}"))
-            remove_leftovers(scores)
+            file = pool.folder / f".scores-{digest(name, length=8)}.lock"
+            locks.enter_context(Lock(file, f"the scores of {name!r} in {pool.folder}"))
+            remove_leftovers(pool.folder / "scores" / name)
         todo = unfinished(pool, names)
         elsewhere = ray is not None or workers > 0
         scorer = Scorer(pool, models, batch_size, "cpu" if elsewhere else device, threads)

@@ -159,7 +159,7 @@ def choose_classes(wanted: Sequence[str], names: dict[int, str]) -> list[int]:
     if unknown:
         shown = few((f"{i} {name}" for i, name in sorted(names.items())), 10)
         raise ConfigError(
-            f"no training images have the class {', '.join(map(repr, unknown))}",
+            f"no training images have the class {', '.join(unknown)}",
             f"there are {len(names)}: {shown}",
         )
     return sorted(set(chosen)) or sorted(names)
