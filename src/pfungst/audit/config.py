@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-import hashlib
 import json
 import tomllib
 from pathlib import Path
@@ -12,6 +10,8 @@ from typing import Any, ClassVar, Self, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from pfungst.errors import ConfigError
+from pfungst.files import digest
+from pfungst.suggest import suggest
 
 
 class AuditConfig(BaseModel):
@@ -80,7 +80,7 @@ class AuditConfig(BaseModel):
     def fingerprint(self) -> str:
         """Identifies what the numbers depend on."""
         data = self.model_dump(mode="json", exclude=set(self._irrelevant))
-        return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
+        return digest(json.dumps(data, sort_keys=True), length=16)
 
 
 def _explain(error: ValidationError, where: str, cls: type[BaseModel]) -> tuple[str, str]:
@@ -92,8 +92,7 @@ def _explain(error: ValidationError, where: str, cls: type[BaseModel]) -> tuple[
         key = str(item["loc"][0])
         if item["type"] == "extra_forbidden":
             problems.append(f"unknown key {key!r} in {where}")
-            near = difflib.get_close_matches(key, cls.model_fields, n=1, cutoff=0.4)
-            remedies.append(f"did you mean {near[0]!r}?" if near else "keys: " + ", ".join(cls.model_fields))
+            remedies.append(suggest(key, cls.model_fields, "keys"))
         elif item["type"] == "missing":
             problems.append(f"{key!r} is missing in {where}")
             remedies.append(cls.model_fields[key].description or f"give {key}")

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from pfungst.errors import DataError
+from pfungst.suggest import suggest
 
 from .decode import MAX_PIXELS, mask_of, read_image, read_mask, to_rgb
 
@@ -114,8 +115,5 @@ class Items:
             DataError: no item has that column.
         """
         if name not in self.group_names:
-            names = ", ".join(self.group_names)
-            raise DataError(
-                f"there is no group column {name!r}", f"there are: {names}" if names else "the data has none"
-            )
+            raise DataError(f"there is no group column {name!r}", suggest(name, self.group_names, "columns"))
         return np.array([i.groups.get(name, "") for i in self.items])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +17,15 @@ from pfungst.relevance.composites import Composite
 from pfungst.relevance.composites import composite as _composite
 from pfungst.relevance.engine.eager import eager
 from pfungst.relevance.engine.inputs import Inputs, transformed
-from pfungst.relevance.engine.run import Output, backward, check_model, check_values, execute, written
+from pfungst.relevance.engine.run import (
+    Output,
+    backward,
+    check_model,
+    check_values,
+    execute,
+    first_use,
+    written,
+)
 from pfungst.relevance.outputs import cotangent
 from pfungst.relevance.relevance import Relevance
 from pfungst.relevance.rules import Flat, WSquare
@@ -27,9 +34,6 @@ from pfungst.relevance.rules import Flat, WSquare
 LOSS = 0.05
 
 _HALF = (torch.float16, torch.bfloat16)
-
-#: The rules under which a model was already explained with its biases accounted for.
-_MEASURED: weakref.WeakKeyDictionary[nn.Module, set[str]] = weakref.WeakKeyDictionary()
 
 
 @eager
@@ -144,9 +148,7 @@ def _eager(
     measure: bool | None,
 ) -> _Found:
     if measure is None:
-        key = f"{rules.name} {rules.entries!r} {[t.dtype for t in given.tensors]}"
-        measure = key not in _MEASURED.setdefault(model, set())
-        _MEASURED[model].add(key)
+        measure = first_use(model, given, rules)
     run, rules = auto.run(model, given, rules, pick, frequency, biases=measure and not rules.plain)
     if measure:
         check_values(model, given, run, pick)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -22,30 +23,36 @@ _PARTS = 2  # kept of each parameter: the positive and the negative, or those of
 class _Kept:
     """Parts of a parameter's weights, with what they were made of."""
 
-    sums: Tensor
+    sums: tuple[Tensor, Tensor]
     factor: Tensor | None
     parts: dict[str, Tensor] = field(default_factory=dict)
 
-    def fits(self, sums: Tensor, factor: Tensor | None) -> bool:
+    def fits(self, sums: tuple[Tensor, Tensor], factor: Tensor | None) -> bool:
         if self.factor is None or factor is None:
             same = self.factor is factor
         else:
             same = self.factor.dtype == factor.dtype and torch.equal(self.factor, factor)
-        return same and torch.equal(self.sums, sums)
+        return same and all(map(torch.equal, self.sums, sums))
 
 
 _KEPT = WeakTensorKeyDictionary()
 
 
-def checksum(t: Tensor) -> Tensor:
-    """Sums of the bits of a contiguous tensor, read as integers modulo 2⁶⁴, for each row where rows allow it.
+def checksum(t: Tensor) -> tuple[Tensor, Tensor]:
+    """Two sums for each row of a contiguous tensor that tell whether its values changed.
 
-    Any single change shows, and others except exchanges of whole words within a row.
+    The bits, read as integers modulo 2⁶⁴, in which any single change shows; and the values with fixed random weights, in
+    which exchanges within a row show.
     """
     flat = t.detach().view(len(t), -1)
     row = flat.shape[1] * t.element_size()
     word = next(w for w in (torch.int64, torch.int32, torch.int16, torch.int8) if not row % w.itemsize)
-    return flat.view(word).sum(1)
+    return flat.view(word).sum(1), flat @ _mixture(flat.shape[1], t.dtype)
+
+
+@cache
+def _mixture(length: int, dtype: torch.dtype) -> Tensor:
+    return torch.rand(length, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(dtype)
 
 
 def prepared(owner: Tensor | None, factor: Tensor | None, name: str, make: Callable[[], Tensor]) -> Tensor:

@@ -112,11 +112,22 @@ def _quotient(z: Tensor, zhat: Tensor, epsilon: float, nonnegative: bool = False
     Args:
         nonnegative: ẑ is known to be ≥ 0.
     """
-    if epsilon > 0 and nonnegative:
-        return z / (zhat + epsilon)
     if epsilon == 0:
         return torch.where(zhat == 0, 0.0, z / torch.where(zhat == 0, 1.0, zhat))
-    return z / stabilize(zhat, epsilon)
+    return _over(z, zhat + epsilon if nonnegative else stabilize(zhat, epsilon))
+
+
+def _over(z: Tensor, fresh: Tensor) -> Tensor:
+    """z / fresh, in the memory of `fresh` where that is possible: new pages cost as much as the division."""
+    alike = z.shape == fresh.shape and z.dtype == fresh.dtype
+    if (
+        not alike
+        or fresh.requires_grad
+        or z.requires_grad
+        or torch._C._functorch.maybe_current_level() is not None
+    ):
+        return z / fresh
+    return torch.div(z, fresh, out=fresh)
 
 
 def _pos(t: Tensor | None) -> Tensor | None:

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 
 from pfungst import measure
-from pfungst.audit.progress import bar
 from pfungst.audit.result import Interval
 from pfungst.audit.similarity.config import SimilarityConfig
 from pfungst.audit.similarity.result import Pair, Relation
 from pfungst.audit.workspace import Workspace
 from pfungst.data.delimited import read_rows, require
 from pfungst.errors import DataError
+from pfungst.progress import progress_bar
 from pfungst.similarity import SimilarityExplainer
 
 COLUMNS = ("first", "second", "relation")
@@ -63,8 +63,7 @@ def audit(
     summaries: list[Relation] = []
     worst = 0.0
     chosen = {r: _chosen(kinds, similarity, r, config) for r in relations}
-    with bar() as progress:
-        task = progress.add_task("explaining pairs", total=sum(map(len, chosen.values())))
+    with progress_bar("explaining pairs", sum(map(len, chosen.values()))) as bar:
         for relation, index in chosen.items():
             shared, special, bias = [], [], []
             for rank, i in enumerate(index):
@@ -98,7 +97,7 @@ def audit(
                             tokens=(a, b),
                         )
                     )
-                progress.update(task, advance=1)
+                bar.advance()
             mine = kinds == relation
             summaries.append(
                 Relation(

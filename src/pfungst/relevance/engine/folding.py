@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pfungst.relevance.composites import Composite, Site
-from pfungst.relevance.rules import Call, Epsilon, Ignore, LinearMap, Pass, Rule
+from pfungst.relevance.rules import Call, Epsilon, Ignore, LinearMap, Pass, Rule, _over
 
 
 class Attach(torch.autograd.Function):
@@ -185,7 +185,7 @@ class Folding:
             value = self.stop(z).relu() if relu else self.stop(z)
             if p.native is not None:
                 size = value if relu else value.abs()
-                c = size / (size + epsilon)
+                c = _over(size, size + epsilon)
                 c = c if p.scale is None else c * p.scale
                 return self.mark(self.attach(value, [(p.native, c)]), internal=True)
             bias = self.constant(m.bias, "bias")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -149,6 +150,19 @@ def execute(
 
 #: How far the explained values may be from those of the plain forward pass, relative to the largest.
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
+
+
+_USED: weakref.WeakKeyDictionary[nn.Module, set[str]] = weakref.WeakKeyDictionary()
+
+
+def first_use(model: nn.Module, given: Inputs, rules: Composite, purpose: str = "") -> bool:
+    """Whether a model is explained under these rules, with inputs of this type, for the first time."""
+    used = _USED.setdefault(model, set())
+    key = f"{purpose} {rules.name} {rules.entries!r} {[t.dtype for t in given.tensors]}"
+    if key in used:
+        return False
+    used.add(key)
+    return True
 
 
 def check_values(model: nn.Module, x: Tensor | Inputs, run: Run, output: Output | None = None) -> None:

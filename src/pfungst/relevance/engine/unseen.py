@@ -17,7 +17,7 @@ from pfungst.errors import UncoveredOperation
 from pfungst.relevance.engine.folding import Folding
 from pfungst.relevance.rules import _quotient
 
-_RECENT = 64  # marked tensors among which the source of an unseen operation is looked for
+_RECENT = 8  # marked tensors, kept alive, among which the source of an unseen operation is looked for
 
 
 class Unseen(Folding):
@@ -100,7 +100,6 @@ class Unseen(Folding):
     def _sources(self, t: Tensor) -> list[Tensor]:
         """The nearest tensors of this run from which autograd computed `t`."""
         known = {(s.grad_fn, s.output_nr): s for s in self.recent if s.grad_fn is not None}
-        leaves = {id(s): s for s in (*self.inputs, *self.recent) if s.grad_fn is None}
         found: dict[int, Tensor] = {}
         nodes: list[tuple[Any, int]] = [(t.grad_fn, t.output_nr)]
         seen: set[Any] = set()
@@ -110,8 +109,8 @@ class Unseen(Folding):
                 continue
             seen.add((node, number))
             source = known.get((node, number))
-            if source is None and hasattr(node, "variable"):
-                source = leaves.get(id(node.variable))
+            if source is None and self.tracked(getattr(node, "variable", None)):
+                source = node.variable
             if source is not None:
                 found[id(source)] = source
             else:
