@@ -103,6 +103,12 @@ def _explain(error: ValidationError, where: str, cls: type[BaseModel]) -> tuple[
     return "; ".join(problems), "; ".join(dict.fromkeys(r for r in remedies if r))
 
 
+def check_file(path: Path | None, option: str) -> None:
+    """Raise ConfigError where the file of an option is missing, before anything is loaded."""
+    if path is not None and not path.is_file():
+        raise ConfigError(f"{path} does not exist", f"check {option}")
+
+
 class Repeated(AuditConfig):
     """An audit that is repeated with several seeds."""
 

@@ -180,6 +180,18 @@ class Condition:
         """Whether its resizer averages away what the smaller image cannot hold."""
         return RESIZERS[self.resizer].antialias
 
+    def check(self) -> None:
+        """Raise ConfigError where a logo cannot be read."""
+        for step in self.steps:
+            if isinstance(step.value, Logo):
+                step.value.check()
+
+    @property
+    def logo(self) -> Logo | None:
+        """The logo that is pasted on the resized image, or None."""
+        resized = self.steps[[s.name for s in self.steps].index(self.resizer) :]
+        return next((s.value for s in resized if isinstance(s.value, Logo)), None)
+
     def describe(self) -> str:
         """The condition in words."""
         words = []

@@ -209,14 +209,14 @@ class SpuriousFolder:
 
     Args:
         root: folder that holds them.
-        transform: Pillow image → (C, H, W) tensor in [0, 1], as the model wants it.
+        transform: Pillow image → (C, H, W) tensor in [0, 1], as the model wants it; may be set later.
 
     Attributes:
         ids, labels: path below root, and class index, of each image.
         components: {class: components counted from 0}.
     """
 
-    def __init__(self, root: str | Path, transform: Callable[[Any], Tensor]) -> None:
+    def __init__(self, root: str | Path, transform: Callable[[Any], Tensor] | None = None) -> None:
         self.root, self.transform = Path(root), transform
         self.ids: list[str] = []
         self.labels: list[int] = []
@@ -245,6 +245,8 @@ class SpuriousFolder:
     def __getitem__(self, i: int) -> tuple[str, Tensor, int]:
         from PIL import Image
 
+        if self.transform is None:
+            raise InputError("the images have no transform", "set SpuriousFolder.transform")
         path = self.root / self.ids[i]
         try:
             with Image.open(path) as image:

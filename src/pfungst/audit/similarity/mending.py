@@ -73,11 +73,7 @@ class Wish:
 
 
 def settings(encoder: Encoder, wish: Wish, source: Source, ks: list[int]) -> list[Pruning]:
-    """All that is tried: layers, numbers of filters, and, where the audit may choose, both everywhere and in the region.
-
-    Raises:
-        ConfigError: a region is asked for, but the first condition pastes nothing.
-    """
+    """All that is tried: layers, numbers of filters, and, where the audit may choose, both everywhere and in the region."""
     if wish.layer is None:
         every = prunable_layers(encoder, encoder.size)
         layers = [every[i] for i in sorted({round(x) for x in np.linspace(0, len(every) - 1, _LAYERS)})]
@@ -85,10 +81,6 @@ def settings(encoder: Encoder, wish: Wish, source: Source, ks: list[int]) -> lis
         layers = [resolve_layer(encoder, wish.layer)]
     condition = list(source.conditions.values())[1]
     box = logo_box(condition, encoder.size)
-    if wish.pasted and box is None:
-        raise ConfigError(
-            "the first condition pastes no logo, so there is no region to prune in", "give rows= and cols="
-        )
     given = wish.frame.rows is not None or wish.frame.cols is not None
     chosen = wish.layer is None or wish.k is None
     everywhere = not wish.pasted

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import string
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,16 +43,32 @@ def read_pairs(path: Path) -> list[tuple[str, str, str]]:
     return [(a, b, c) for a, b, c in rows]
 
 
+@dataclass(frozen=True)
+class Pairs:
+    """Sentence pairs (first, second, relation), and the relation that is to be the most similar."""
+
+    rows: list[tuple[str, str, str]]
+    expected: str
+
+    @classmethod
+    def read(cls, config: SimilarityConfig) -> Pairs:
+        """The pairs of ``--texts``. Raises DataError, also where none has the relation of ``--positive``."""
+        assert config.texts is not None
+        rows = read_pairs(config.texts)
+        relations = list(dict.fromkeys(r for *_, r in rows))
+        expected = config.positive or (SAME if SAME in relations else relations[0])
+        if expected not in relations:
+            raise DataError(f"no pair has the relation {expected!r}", f"relations: {', '.join(relations)}")
+        return cls(rows, expected)
+
+
 def audit(
-    encoder: Any, config: SimilarityConfig
+    encoder: Any, given: Pairs, config: SimilarityConfig
 ) -> tuple[Workspace, dict[str, Any], dict[str, np.ndarray], list[str]]:
     """Similarities of all pairs, BiLRP of up to `explain` pairs per relation."""
     assert config.texts is not None
-    rows = read_pairs(config.texts)
+    rows, expected = given.rows, given.expected
     relations = list(dict.fromkeys(r for *_, r in rows))
-    expected = config.positive or (SAME if SAME in relations else relations[0])
-    if expected not in relations:
-        raise DataError(f"no pair has the relation {expected!r}", f"relations: {', '.join(relations)}")
     workspace = Workspace(config)
     words = [a for a, *_ in rows] + [b for _, b, _ in rows]
     vectors = encoder.encode(words, normalise=True).numpy()
