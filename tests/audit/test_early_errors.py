@@ -132,7 +132,7 @@ def squares_config(data, out, **options):
     [
         ({"device": "gpu"}, "unknown device 'gpu'"),
         ({"classes": "purple"}, "class 'purple'"),
-        ({"classes": "green,7"}, "class '7'"),
+        ({"classes": "green,7"}, "class 7"),
         ({"classes": "0,2"}, "none of which is audited"),
         ({"condition": "nearest"}, "unknown condition"),
         ({"checkpoint": "none.pt"}, "none.pt does not exist"),

@@ -155,7 +155,7 @@ def choose_classes(wanted: Sequence[str], names: dict[int, str]) -> list[int]:
         if k in names:
             chosen.append(k)
         else:
-            unknown.append(value)
+            unknown.append(int(value) if value.isdecimal() else value)
     if unknown:
         shown = few((f"{i} {name}" for i, name in sorted(names.items())), 10)
         raise ConfigError(
