@@ -53,6 +53,26 @@ def test_what_stops_the_writing_leaves_the_old_file_whole(tmp_path, trouble):
     assert (file.read_text(), names(tmp_path)) == ("old", ["a.txt"])
 
 
+def test_folders_appear_whole_and_replace_older_ones(tmp_path):
+    def make(text, error=None):
+        with whole(tmp_path / "f") as part:
+            write(part / "a.txt", text)
+            if error:
+                raise error
+
+    make("first")
+    with pytest.raises(ValueError, match="stopped"):
+        make("second", ValueError("stopped"))
+    assert (tmp_path / "f" / "a.txt").read_text() == "first"
+    make("third")
+    assert (tmp_path / "f" / "a.txt").read_text() == "third"
+    assert names(tmp_path) == ["f"]
+    (tmp_path / "x.part").mkdir()
+    (tmp_path / "x.part" / "a").write_text("")
+    remove_leftovers(tmp_path)
+    assert names(tmp_path) == ["f"]
+
+
 KILLED = """
 import os, signal, sys
 from pfungst.files import whole

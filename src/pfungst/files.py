@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -23,7 +24,6 @@ except ImportError:  # Windows, where nothing is locked
     fcntl = None  # type: ignore[assignment]
 
 Pathlike = str | os.PathLike[str]
-_FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
 
 
 # --- writing ---------------------------------------------------------------------------------------------
@@ -33,24 +33,33 @@ _FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
 def whole(path: Pathlike) -> Iterator[Path]:
     """A temporary path in the same folder that becomes `path` when the block ends well, and disappears otherwise.
 
-    Whoever reads `path` finds the old file or the new one, also after a kill or a power cut. Missing folders are made.
+    The block writes a file there, or makes a folder. Whoever reads `path` finds the old one or the new one, also after
+    a kill or a power cut (of folders, between two renames, neither: the old one then ends in ``.part``). Missing
+    parents are made.
 
     Raises:
         DataError: the disk is full or cannot be written.
     """
     path = Path(path)
-    part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
+    part, old = (path.with_name(f"{path.name}.{secrets.token_hex(4)}.part") for _ in range(2))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield part
+        if part.is_dir():
+            if path.exists():
+                path.replace(old)
+            part.replace(path)
+            shutil.rmtree(old, ignore_errors=True)
+            return
         with open(part, "rb+") as stream:
             os.fsync(stream.fileno())
         part.replace(path)
     except BaseException as error:
+        shutil.rmtree(part, ignore_errors=True)
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
         text = str(error)
-        if getattr(error, "errno", None) in _FULL or "No space left" in text:
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in text:
             raise DataError(
                 f"the disk is full: {path} could not be written",
                 "free some space and run the same command again; finished parts are kept",
@@ -94,7 +103,7 @@ def write_tensors(path: Pathlike, tensors: Mapping[str, Tensor], **metadata: str
 def remove_leftovers(folder: Pathlike) -> None:
     """Delete temporary files of processes that were killed; only under a :class:`Lock`."""
     for part in Path(folder).rglob("*.part"):
-        part.unlink(missing_ok=True)
+        shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
 
 
 # --- reading ---------------------------------------------------------------------------------------------

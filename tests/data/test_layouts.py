@@ -237,7 +237,7 @@ def test_parquet_of_bare_bytes(tmp_path: Path):
 
 def test_bad_parquet(tmp_path: Path):
     (tmp_path / "bad.parquet").write_bytes(b"not parquet")
-    with pytest.raises(DataError, match=r"bad\.parquet cannot be read as Parquet"):
+    with pytest.raises(DataError, match=r"bad\.parquet cannot be read: Parquet"):
         open_images(tmp_path / "bad.parquet")
     pq.write_table(pa.table({"label": ["a"]}), tmp_path / "none.parquet")
     with pytest.raises(DataError, match=r"no column 'image'\n.*'label'"):

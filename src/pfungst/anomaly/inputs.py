@@ -21,11 +21,6 @@ def unwrap(X: Any) -> tuple[Any, Any]:
     return X, None
 
 
-def pick_device(device: str) -> torch.device:
-    """ "auto" is the GPU where there is one."""
-    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-
-
 def as_samples(estimator: Any, X: Any, reset: bool) -> Tensor:
     """Validated samples (N, *sample), float64 where float64 or integers were given, else float32.
 

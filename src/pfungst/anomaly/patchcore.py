@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pfungst.anomaly.coreset import greedy_coreset
-from pfungst.anomaly.inputs import pick_device
 from pfungst.anomaly.memory_bank import MemoryBank, available_memory
 from pfungst.anomaly.network import (
     Chain,
@@ -24,6 +23,7 @@ from pfungst.anomaly.network import (
     slopes,
 )
 from pfungst.anomaly.patch_features import PatchFeatures
+from pfungst.device import choose_device
 from pfungst.errors import InputError, PfungstWarning
 from pfungst.progress import progress_bar
 from pfungst.relevance import Basis, Composite, Relevance
@@ -148,7 +148,7 @@ class PatchCore(NetworkDetector):
         names = self.layers.split("+") if isinstance(self.layers, str) else list(self.layers)
         patches = PatchFeatures(network, names, self.patch, self.stride, self.layer_dim, self.dim)
         normalise = Normalise(self.mean or mean, self.std or std)
-        self._on = pick_device(self.device)
+        self._on = choose_device(self.device)
         self.backbone_ = network
         self.chain_ = Chain(normalise, self.features, patches).to(self._on).eval()
         for parameter in self.chain_.parameters():

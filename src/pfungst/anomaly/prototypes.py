@@ -15,8 +15,9 @@ from pfungst.anomaly.base import Detector
 from pfungst.anomaly.distance import centre, power_distances
 from pfungst.anomaly.explain import Terms, distance_relevance, feature_relevance
 from pfungst.anomaly.features import embed, gradient, is_affine, pull_back
-from pfungst.anomaly.inputs import check_finite, pick_device
+from pfungst.anomaly.inputs import check_finite
 from pfungst.anomaly.pooling import Pooling
+from pfungst.device import choose_device
 from pfungst.errors import InputError
 from pfungst.relevance import Basis, Relevance
 
@@ -65,7 +66,7 @@ class PrototypeDetector(Detector):
 
     def _fit(self, x: Tensor) -> Tensor:
         self._check_params()
-        self._restore(self._normalise(x.to(pick_device(self.device))))
+        self._restore(self._normalise(x.to(choose_device(self.device))))
         distances = power_distances(self._embedded, self._embedded, self._power)
         distances = (0.5 * (distances + distances.T)).fill_diagonal_(0.0)
         self.pooling_ = self._fit_pooling(distances, self._embedded.shape[1])

@@ -43,7 +43,13 @@ def read_components(
     """
     path = Path(path)
     if path.suffix == ".npy":
-        return _read_npy(path, allow_pickle)
+        if not allow_pickle:
+            raise InputError(
+                f"{path} holds a pickled dict, which can run code when it is read",
+                "if you trust its source pass allow_pickle=True, or convert it to JSON once",
+            )
+        with reading(path, "pass a npy file that holds one dict", InputError):
+            return _checked(np.load(path, allow_pickle=True).item(), path)
     content = read(path, "pass the components.json that the labelling app wrote", InputError, FORMAT)
     theirs = content.get("model") or {}
     if fingerprint is not None and theirs.get("head_sha256") != fingerprint.get("head_sha256"):
@@ -58,16 +64,6 @@ def _describe(fingerprint: Mapping[str, Any]) -> str:
     digest = str(fingerprint.get("head_sha256", "without a fingerprint"))[:12]
     name = f"{fingerprint['name']}, " if fingerprint.get("name") else ""
     return f"{name}{fingerprint.get('classes', '?')} classes, {fingerprint.get('features', '?')} features, head {digest}"
-
-
-def _read_npy(path: Path, allow_pickle: bool) -> Components:
-    if not allow_pickle:
-        raise InputError(
-            f"{path} holds a pickled dict, which can run code when it is read",
-            "if you trust its source pass allow_pickle=True, or convert it to JSON once",
-        )
-    with reading(path, "pass a npy file that holds one dict", InputError):
-        return _checked(np.load(path, allow_pickle=True).item(), path)
 
 
 def _checked(content: Any, path: Path) -> Components:
