@@ -20,7 +20,7 @@ class AuditConfig(BaseModel):
     Descriptions are the help texts; they say in brackets what happens without the option where the default does not.
     """
 
-    model_config = ConfigDict(extra="forbid", validate_assignment=True)
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, coerce_numbers_to_str=True)
 
     seed: int = Field(0, ge=0, description="First seed")
     out: Path = Field(Path("pfungst-audit"), description="Folder for result, arrays and report")

@@ -40,9 +40,7 @@ def run(config: AnomalyConfig) -> AnomalyResult:
     fixed_filter(config.mitigate, config.size)
     conditions = [Condition.parse(config.original), Condition.parse(config.deployed)]
     for condition in conditions:
-        condition.check()
-        if condition.logo is not None:
-            condition.logo.box(config.size, config.size)
+        condition.check(config.size)
     if isinstance(config.data, Path) and not config.data.exists():
         raise DataError(f"{config.data} does not exist", "check the path")
     from pfungst.audit.anomaly import verdict  # with scikit-learn, which takes half as long as torch

@@ -56,13 +56,13 @@ def open_set(config: SimilarityConfig) -> ImageSet:
     return ImageSet(images.name, labelled, notes)
 
 
-def conditions_for(own: str, texts: Sequence[str]) -> dict[str, Condition]:
+def conditions_for(own: str, texts: Sequence[str], size: int | None) -> dict[str, Condition]:
     """The encoder's own preparation under "original", and with each condition added.
 
     A text without a resizer is added to the encoder's preparation; one with a resizer replaces it.
 
     Raises:
-        ConfigError: a condition or a logo cannot be read.
+        ConfigError: a condition or a logo cannot be read, or a logo does not fit into images of this size.
     """
     found = {ORIGINAL: Condition.parse(own)}
     for text in texts:
@@ -72,7 +72,7 @@ def conditions_for(own: str, texts: Sequence[str]) -> dict[str, Condition]:
         if name in found:
             raise ConfigError(f"the condition {name!r} is given twice", "name each condition once")
         found[name] = condition
-        condition.check()
+        condition.check(size)
     return found
 
 
@@ -80,11 +80,6 @@ def _short(part: str) -> str:
     """The name of a condition in tables: a logo without its folder and options."""
     name, colon, value = part.strip().partition(":")
     return f"{name}:{Path(value.split(',')[0]).stem}" if name == "logo" else f"{name}{colon}{value}"
-
-
-def logo_box(condition: Condition, size: int) -> tuple[int, int, int, int] | None:
-    """Where a logo pasted after resizing lies: top, left, bottom, right; None without one."""
-    return None if condition.logo is None else condition.logo.box(size, size)
 
 
 @dataclass

@@ -13,7 +13,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from pfungst import measure
 from pfungst.audit.similarity.config import SimilarityConfig
-from pfungst.audit.similarity.embeddings import ORIGINAL, Source, embed, logo_box
+from pfungst.audit.similarity.embeddings import ORIGINAL, Source, embed
 from pfungst.audit.similarity.probing import Plan, fit_probe
 from pfungst.audit.similarity.result import Mitigation, Trial
 from pfungst.audit.workspace import Workspace
@@ -80,7 +80,7 @@ def settings(encoder: Encoder, wish: Wish, source: Source, ks: list[int]) -> lis
     else:
         layers = [resolve_layer(encoder, wish.layer)]
     condition = list(source.conditions.values())[1]
-    box = logo_box(condition, encoder.size)
+    box = condition.logo_box(encoder.size)
     given = wish.frame.rows is not None or wish.frame.cols is not None
     chosen = wish.layer is None or wish.k is None
     everywhere = not wish.pasted

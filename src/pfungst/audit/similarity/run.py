@@ -14,7 +14,7 @@ from pfungst.audit.machine import circumstances
 from pfungst.audit.result import Skipped, save
 from pfungst.audit.similarity import texts, verdict
 from pfungst.audit.similarity.config import SimilarityConfig
-from pfungst.audit.similarity.embeddings import ORIGINAL, Source, conditions_for, embed, logo_box, open_set
+from pfungst.audit.similarity.embeddings import ORIGINAL, Source, conditions_for, embed, open_set
 from pfungst.audit.similarity.likeness import explain, patch_size
 from pfungst.audit.similarity.mending import Wish, mitigate
 from pfungst.audit.similarity.probing import (
@@ -58,10 +58,10 @@ def run(config: SimilarityConfig) -> SimilarityResult:
         size=config.size,
     )
     _reads(config, texts=not isinstance(encoder, Encoder))
-    if isinstance(given, texts.Pairs):
-        parts = texts.audit(encoder, given, config)
-    else:
+    if isinstance(given, ImageSet):
         parts = _images(encoder, given, wish, config)
+    else:
+        parts = texts.audit(encoder, given, config)
     workspace, fields, arrays, notes = parts
     result = SimilarityResult(
         **circumstances(config, started),
@@ -82,7 +82,7 @@ def run(config: SimilarityConfig) -> SimilarityResult:
     return result
 
 
-def check(config: SimilarityConfig) -> tuple[texts.Pairs | ImageSet, Wish | None]:
+def check(config: SimilarityConfig) -> tuple[ImageSet | list[texts.Sentences], Wish | None]:
     """Find all that can be wrong with the arguments without the encoder.
 
     Returns:
@@ -98,11 +98,8 @@ def check(config: SimilarityConfig) -> tuple[texts.Pairs | ImageSet, Wish | None
     if scheme in (*LIBRARIES, "sentence-transformers"):
         _reads(config, texts=scheme == "sentence-transformers")
     if config.texts is not None:
-        return texts.Pairs.read(config), None
-    conditions = list(conditions_for("pillow-bilinear", config.condition).values())
-    if config.size is not None:
-        for condition in conditions:
-            logo_box(condition, config.size)
+        return texts.read_pairs(config.texts, config.positive), None
+    conditions = list(conditions_for("pillow-bilinear", config.condition, config.size).values())
     wish = None if config.mitigate == "none" else Wish.parse(config.mitigate)
     if wish is not None and wish.pasted and conditions[1].logo is None:
         raise ConfigError(
@@ -126,9 +123,7 @@ def _reads(config: SimilarityConfig, texts: bool) -> None:
 def _images(
     encoder: Encoder, images: ImageSet, wish: Wish | None, config: SimilarityConfig
 ) -> tuple[Workspace, dict[str, Any], dict[str, np.ndarray], list[str]]:
-    conditions = conditions_for(encoder.preprocessing.condition, config.condition)
-    for condition in conditions.values():
-        logo_box(condition, encoder.size)
+    conditions = conditions_for(encoder.preprocessing.condition, config.condition, encoder.size)
     if config.patches is not None and config.patches > encoder.size:
         raise ConfigError(
             f"patches of {config.patches} px are larger than the images of {encoder.size} px",
