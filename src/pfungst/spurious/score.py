@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -238,6 +239,13 @@ class SpuriousFolder:
                 f"{root} has no folders named like spurious_class_94_component_2",
                 "pass the folder that holds them",
             )
+
+    def of(self, classes: Collection[int]) -> SpuriousFolder:
+        """Only the images of these classes."""
+        new = copy.copy(self)
+        rows = [row for row, k in enumerate(self.labels) if k in classes]
+        new.ids, new.labels = [self.ids[row] for row in rows], [self.labels[row] for row in rows]
+        return new
 
     def __len__(self) -> int:
         return len(self.ids)

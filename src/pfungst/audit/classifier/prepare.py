@@ -2,60 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from torch import Tensor
 
 from pfungst.audit.classifier.config import ClassifierConfig
 from pfungst.audit.classifier.data import choose_classes, class_names, open_labelled, read_names
 from pfungst.audit.config import check_file
 from pfungst.audit.workspace import refuse_old_result
 from pfungst.conditions import Condition
-from pfungst.data import ImageSet
+from pfungst.data import ImageSet, Item
 from pfungst.device import choose_device
 from pfungst.errors import ConfigError, DataError, InputError, PfungstError, few
 from pfungst.spurious import SpuriousFolder, read_components
 
 
-class SpuriousImages:
-    """A folder of spurious images as (id, image, class), of the audited classes."""
+class Matched(NamedTuple):
+    """The images with the model's class indices."""
 
-    def __init__(self, folder: SpuriousFolder, classes: Sequence[int]) -> None:
-        self.folder = folder
-        wanted = set(classes)
-        self.rows = [r for r, label in enumerate(folder.labels) if label in wanted]
-        self.ids = [folder.ids[r] for r in self.rows]
-        self.labels = [folder.labels[r] for r in self.rows]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, row: int) -> tuple[str, Tensor, int]:
-        return self.folder[self.rows[row]]
-
-
-@dataclass(frozen=True)
-class Matched:
-    """The images with the model's class indices.
-
-    Attributes:
-        train, val: class index of each image.
-        names: of the classes with training images, by index.
-        classes: those to audit.
-        spurious: the images with only a spurious feature, of these classes.
-        judged: components that people judged spurious, by class.
-    """
-
-    train: list[int]
-    val: list[int]
-    names: dict[int, str]
-    classes: list[int]
-    spurious: SpuriousImages | None
-    judged: dict[int, list[int]] | None
+    train: tuple[list[Item], list[int]]  # items and class indices of the audited classes
+    val: tuple[list[Item], list[int]]  # of all classes
+    names: dict[int, str]  # of the classes with training images
+    spurious: SpuriousFolder | None  # of the audited classes
+    judged: dict[int, list[int]] | None  # components that people judged spurious, by class
 
 
 @dataclass(frozen=True)
@@ -118,11 +90,11 @@ class Given:
                 f"{len(poor)} classes have fewer than 2 training images: {few(poor)}",
                 "add images, or name other --classes",
             )
-        spurious = None if self.spurious is None else SpuriousImages(self.spurious, classes)
-        if self.spurious is not None and spurious is not None:
+        spurious = None if self.spurious is None else self.spurious.of(set(classes))
+        if spurious is not None:
             if not len(spurious):
                 raise DataError(
-                    f"{config.spurious} has images of the classes {few(sorted(self.spurious.components))}, "
+                    f"{config.spurious} has images of the classes {few(sorted(spurious.components))}, "
                     "none of which is audited",
                     "name one of them in --classes",
                 )
@@ -132,7 +104,15 @@ class Given:
                     + few(f"{k} {names[k]}" for k in absent),
                     "add their validation images, or leave them out with --classes",
                 )
-        return Matched(train, val, names, classes, spurious, _judged(config, fingerprint, classes))
+        wanted = set(classes)
+        audited = [row for row, k in enumerate(train) if k in wanted]
+        return Matched(
+            ([self.train.items[row] for row in audited], [train[row] for row in audited]),
+            (list(self.val.items), val),
+            names,
+            spurious,
+            _judged(config, fingerprint, classes),
+        )
 
 
 def _judged(

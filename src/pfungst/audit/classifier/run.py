@@ -17,7 +17,7 @@ from pfungst.audit.classifier.data import Labelled
 from pfungst.audit.classifier.entry import Settings, rank_class
 from pfungst.audit.classifier.models import Classifier, load_classifier, short_name
 from pfungst.audit.classifier.pictures import Heatmaps, PictureFolder
-from pfungst.audit.classifier.prepare import Given, SpuriousImages
+from pfungst.audit.classifier.prepare import Given
 from pfungst.audit.classifier.result import ClassEntry, ClassifierResult
 from pfungst.audit.classifier.scores import Answers, answer, interval, loss, rate, spurious
 from pfungst.audit.classifier.task import write_label_task
@@ -32,6 +32,7 @@ from pfungst.spurious import (
     FeatureStore,
     NeuralPCA,
     SpuFix,
+    SpuriousFolder,
     extract_features,
 )
 from pfungst.spurious.visualise import NOTE
@@ -63,10 +64,10 @@ def run(config: ClassifierConfig) -> ClassifierResult:
     fingerprint = {**head.linear.fingerprint(), "name": name}
     matched = given.match(config, head.linear.n_classes, fingerprint)
     names, judged, shown = matched.names, matched.judged, matched.spurious
-    train = Labelled(given.train.items, matched.train, classifier.preprocessing).of(matched.classes)
-    val = Labelled(given.val.items, matched.val, classifier.preprocessing)
+    train = Labelled(*matched.train, classifier.preprocessing)
+    val = Labelled(*matched.val, classifier.preprocessing)
     if shown is not None:
-        shown.folder.transform = partial(train.condition, size=train.size, key="spurious")
+        shown.transform = partial(train.condition, size=train.size, key="spurious")
     workspace = Workspace(config)
 
     notes: list[str] = []
@@ -158,9 +159,9 @@ def _extract(
     head: FeatureHead,
     train: Labelled,
     val: Labelled,
-    shown: SpuriousImages | None,
+    shown: SpuriousFolder | None,
 ) -> dict[str, FeatureStore]:
-    sets: dict[str, Labelled | SpuriousImages] = {"train": train, "val": val}
+    sets: dict[str, Labelled | SpuriousFolder] = {"train": train, "val": val}
     if shown is not None:
         sets["spurious"] = shown
     stores = {}
