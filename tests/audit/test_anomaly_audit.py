@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-import pfungst.audit.anomaly.run as audit
+import pfungst.audit.anomaly.entry as audit
 from factories import broken_files, mini_mvtec, picture, save
 from pfungst.audit.anomaly.config import AnomalyConfig
 from pfungst.audit.anomaly.run import run

@@ -61,17 +61,6 @@ class Labelled:
             raise UnreadableImages([(item.mask_file, str(error))]) from None
         return None if mask is None else resize_mask(mask, self.size)
 
-    def of(self, classes: Sequence[int]) -> Labelled:
-        """Only these classes."""
-        wanted = set(classes)
-        rows = [row for row, label in enumerate(self.labels) if label in wanted]
-        new = Labelled.__new__(Labelled)
-        new.items, new.labels = [self.items[r] for r in rows], [self.labels[r] for r in rows]
-        new.ids = [item.id for item in new.items]
-        new.condition, new.size = self.condition, self.size
-        new._rows = {id_: row for row, id_ in enumerate(new.ids)}
-        return new
-
     def key(self) -> str:
         """Names these images and how they are prepared."""
         text = json.dumps([self.ids, self.labels, str(self.condition), self.size])
@@ -155,7 +144,7 @@ def choose_classes(wanted: Sequence[str], names: dict[int, str]) -> list[int]:
         if k in names:
             chosen.append(k)
         else:
-            unknown.append(value)
+            unknown.append(int(value) if value.isdecimal() else value)
     if unknown:
         shown = few((f"{i} {name}" for i, name in sorted(names.items())), 10)
         raise ConfigError(
