@@ -11,7 +11,6 @@ from factories import broken_files, mini_mvtec, picture, save
 from pfungst.audit.anomaly.config import AnomalyConfig
 from pfungst.audit.anomaly.run import run
 from pfungst.audit.result import load
-from pfungst.audit.workspace import load_arrays
 from pfungst.errors import ConfigError, DataError, InputError, UnreadableImages
 from pfungst.measure import auroc
 
@@ -36,7 +35,7 @@ def test_the_result_is_complete_and_consistent(data, tmp_path):
         (c, m) for c in ("bolt", "nut") for m in ("d2neighbors", "kde")
     ]
     for entry in result.entries:
-        arrays = load_arrays(tmp_path, entry.arrays)
+        arrays = np.load(tmp_path / entry.arrays)
         assert set(entry.variants) == {"original", "deployed", "mitigated_original", "mitigated"}
         first = entry.per_seed["original"]["auroc"][0]
         assert first == pytest.approx(auroc(arrays["labels"], arrays["scores_original"]))
@@ -246,7 +245,7 @@ def test_every_detector_goes_through_the_audit(data, tmp_path, model):
     result = run(config(data, tmp_path, model=model, category="nut", seeds=1))
     entry = result.entries[0]
     assert entry.model == model
-    arrays = load_arrays(tmp_path, entry.arrays)
+    arrays = np.load(tmp_path / entry.arrays)
     assert len(np.unique(arrays["scores_original"])) > 3
     assert np.isfinite(arrays["heat"]).all()
 

@@ -19,7 +19,6 @@ from pfungst.audit.similarity.mending import Wish
 from pfungst.audit.similarity.probing import make_plan, predict, score, usable
 from pfungst.audit.similarity.regions import border, burnt_in, in_patches
 from pfungst.audit.similarity.run import run
-from pfungst.audit.workspace import load_arrays
 from pfungst.conditions import Condition
 from pfungst.data import Item
 from pfungst.encoders import Encoder, Preprocessing
@@ -58,7 +57,7 @@ def test_the_result_is_complete_and_consistent(audited):
     assert pooled.n == 36
     assert pooled.accuracy.value == pytest.approx(np.mean(pooled.per_seed))
     assert pooled.accuracy.low <= pooled.accuracy.value <= pooled.accuracy.high
-    arrays = load_arrays(out, result.arrays)
+    arrays = np.load(out / result.arrays)
     assert arrays["embedding"].shape == (36, 2)
     first = balanced_accuracy(arrays["labels"], arrays["predicted"])
     assert first == pytest.approx(pooled.per_seed[0])

@@ -5,7 +5,7 @@ import torch
 import torchvision
 from torch import nn
 
-from pfungst.relevance import Patches, Tokens, attribute, composite, linearize
+from pfungst.relevance import Patches, Tokens, attribute, composite, describe, linearize
 
 #: (library, model, composite, size); activations other than ReLU need rules for both signs: Gamma or Epsilon
 FAST = [
@@ -131,7 +131,7 @@ def test_clip_modified_resnet_does_not_double_at_residual_sums():
     net, x = clip_resnet()
     rules = composite("epsilon_plus", epsilon=1e-9, stabilizer=1e-9)
     check(net, x, rules)
-    table = rules.describe(net, x)
+    table = describe(net, x, rules)
     assert "attention weights constant" in table
     assert table.count("Norm()") > 4  # the residual sums
 

@@ -124,7 +124,7 @@ def test_bad_labels_identifiers_and_stores(head, tmp_path):
         run(head, rows, tmp_path / "f", dtype="float8")
     (tmp_path / "g").mkdir()
     (tmp_path / "g" / "store.json").write_text(json.dumps({"format": "else"}))
-    with pytest.raises(DataError, match="holds no feature store"):
+    with pytest.raises(DataError, match="has format 'else'"):
         FeatureStore(tmp_path / "g")
 
 

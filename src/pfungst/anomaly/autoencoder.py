@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pfungst.anomaly.inputs import pick_device
 from pfungst.anomaly.network import NetworkDetector, Normalise
 from pfungst.anomaly.training import History, train
+from pfungst.device import choose_device
 from pfungst.errors import InputError
 from pfungst.relevance import Basis, Relevance
 
@@ -91,7 +91,7 @@ class Autoencoder(NetworkDetector):
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
             body = _lenet(shape, self.code or 64) if kind == "lenet" else _blocks(shape, self.code or 512)
-        self._on = pick_device(self.device)
+        self._on = choose_device(self.device)
         front = self.features if self.features is not None else nn.Identity()
         self.normalise_ = nn.Sequential(Normalise(self.mean, self.std), front).to(self._on).eval()
         self.network_ = body.to(self._on)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -18,6 +15,7 @@ from torch import Tensor
 from pfungst.anomaly.base import Detector
 from pfungst.anomaly.store import _FORMAT, read_folder, write_folder
 from pfungst.errors import CheckpointError, InputError
+from pfungst.files import whole
 from pfungst.relevance import Basis, Relevance
 
 Members = Sequence[Detector] | Sequence[tuple[str, Detector]]
@@ -81,7 +79,8 @@ class Bag(Detector):
         for name, detector in named.items():
             member = self.members_[name] = clone(detector).fit(training)
             scores = torch.as_tensor(member.anomaly_score(held_out)).double().cpu()
-            self.means_[name], self.stds_[name] = float(scores.mean()), float(scores.std())
+            scale = float(scores.abs().max()) or 1.0  # squares of scores may not be representable
+            self.means_[name], self.stds_[name] = float(scores.mean()), scale * float((scores / scale).std())
             if not self.stds_[name] > 0:
                 raise InputError(
                     f"{name} gives one score to all {count} held-out samples",
@@ -121,7 +120,6 @@ class Bag(Detector):
         """Write the bag to the folder `path`, each member in a folder of its own."""
         check_is_fitted(self)
         folder = Path(path)
-        folder.parent.mkdir(parents=True, exist_ok=True)
         header = {
             "format": _FORMAT,
             "class": "Bag",
@@ -135,13 +133,10 @@ class Bag(Detector):
         }
         if folder.exists() and any(folder.iterdir()) and not (folder / "detector.json").exists():
             raise InputError(f"{folder} exists and is not a saved detector", "choose another folder")
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as work:
-            made = Path(work) / "bag"
+        with whole(folder) as made:
             write_folder(made, header, {"training_scores": torch.as_tensor(self.training_scores_)})
             for i, member in enumerate(self.members_.values()):
                 member.save(made / f"member-{i}")
-            shutil.rmtree(folder, ignore_errors=True)
-            os.replace(made, folder)
 
     @classmethod
     def load(cls, path: str | Path, features: Any = None) -> Self:

@@ -13,8 +13,8 @@ from sklearn.base import BaseEstimator, OutlierMixin
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from pfungst.anomaly.inputs import as_samples, unwrap
-from pfungst.errors import ConditionMismatch, PfungstWarning
+from pfungst.anomaly.inputs import as_samples, check_finite, unwrap
+from pfungst.errors import ConditionMismatch, InputError, PfungstWarning
 from pfungst.relevance import Basis, Pixels, Relevance
 
 
@@ -65,10 +65,13 @@ class Detector(OutlierMixin, BaseEstimator):
         Args:
             X: normal samples, N of them.
             y: ignored.
+
+        Raises:
+            InputError: the samples cannot be used, or their scores are NaN or infinite.
         """
         data, self.condition_ = unwrap(X)
         x = as_samples(self, data, reset=True)
-        self.training_scores_ = self._fit(x).double().cpu().numpy()
+        self.training_scores_ = check_finite(self._fit(x).double()).cpu().numpy()
         if len(self.training_scores_):
             self.threshold_ = float(np.quantile(self.training_scores_, self.quantile))
         else:
@@ -81,8 +84,12 @@ class Detector(OutlierMixin, BaseEstimator):
         return self
 
     def anomaly_score(self, X: Any) -> Any:
-        """Score of each sample (N,), high = abnormal."""
-        return _like(self._score(self._ready(X)), X)
+        """Score of each sample (N,), high = abnormal.
+
+        Raises:
+            InputError: the samples cannot be used, or a score is NaN, infinite or beyond what their dtype holds.
+        """
+        return _like(check_finite(self._score(self._ready(X))), X)
 
     def score_samples(self, X: Any) -> Any:
         """scikit-learn's sign: −anomaly_score."""
@@ -113,8 +120,17 @@ class Detector(OutlierMixin, BaseEstimator):
 
         Returns:
             Relevance whose values sum to the anomaly score, less what its `bias` says.
+
+        Raises:
+            InputError: the samples cannot be used, or a score or relevance is NaN, infinite or beyond their dtype.
         """
-        return self._explain(self._ready(X), Pixels() if basis is None else basis)
+        found = self._explain(self._ready(X), Pixels() if basis is None else basis)
+        check_finite(found.score)
+        if not bool(torch.isfinite(found.values).all()):
+            raise InputError(
+                "the relevance of some samples is NaN or infinite", "pass float64, or scale the data"
+            )
+        return found
 
     def save(self, path: str | Path) -> None:
         """Write the fitted detector to the folder `path`: detector.json and weights.safetensors."""

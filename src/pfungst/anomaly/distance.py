@@ -2,8 +2,9 @@
 
 For even p the power expands into matrix products, which is what makes scoring fast. The expansion
 cancels where a prototype lies close to the input compared with their distance to the origin, so callers
-centre both on the training mean, and every pair that still loses more than two digits is measured again
-from its difference. Partial sums over blocks of dimensions are accumulated in float64.
+centre both (:func:`centre`), and every pair that still loses more than two digits, or whose powers underflow,
+is measured again from its difference, in float64. Partial sums over blocks of dimensions are accumulated in float64;
+where float32 overflows everything is computed in float64, and what that cannot hold either is refused.
 """
 
 from __future__ import annotations
@@ -13,10 +14,23 @@ import math
 import torch
 from torch import Tensor
 
+from pfungst.errors import InputError
+
 _BLOCK = 8192  # dimensions per partial sum: a block of both operands stays in cache
 _CANCELLED = 0.01  # d below this share of the terms' bound, Σ (|x| + |u|)^p ≤ 2^(p−1) Σ (|x|^p + |u|^p),
 # is measured again from the differences
-_PAIR_ELEMENTS = 1 << 24  # elements of differences held at once
+_PAIR_ELEMENTS = 1 << 23  # elements of differences held at once
+_UNDERFLOW = 5e-324  # in place of a distance that is not 0 but would be in float64
+_SMALLEST, _LARGEST = 1e-250, 1e250  # distances between: bandwidths and poolings compute with their inverses
+
+
+def centre(rows: Tensor) -> Tensor:
+    """A point (*sample) amid rows (N, *sample): the median in each dimension of up to 15 of them.
+
+    Far outliers do not move it, which would cost the differences of all others their digits.
+    """
+    chosen = torch.linspace(0, len(rows) - 1, min(len(rows), 15)).round().long()
+    return rows[chosen.to(rows.device)].median(0).values
 
 
 def power_sum(x: Tensor, p: int) -> Tensor:
@@ -48,9 +62,11 @@ def _expanded(x: Tensor, u: Tensor, p: int) -> Tensor:
 def _pairs(x: Tensor, u: Tensor, p: int, rows: Tensor, cols: Tensor) -> Tensor:
     """Distances of the pairs (rows[k], cols[k]) from their differences."""
     step = max(1, _PAIR_ELEMENTS // max(1, x.shape[1]))
-    parts = [
-        power_sum(x[r] - u[c], p) for r, c in zip(rows.split(step), cols.split(step), strict=True) if len(r)
-    ]
+    parts = []
+    for r, c in zip(rows.split(step), cols.split(step), strict=True):
+        delta = x[r].double() - u[c].double()
+        total = power_sum(delta, p)
+        parts.append(total.masked_fill_((total == 0) & (delta != 0).any(1), _UNDERFLOW))
     return torch.cat(parts)
 
 
@@ -58,21 +74,42 @@ def power_distances(x: Tensor, u: Tensor, p: int) -> Tensor:
     """d_nj = Σ_i |x_ni − u_ji|^p.
 
     Args:
-        x: inputs (N, D). Centre both on one point near the data for even p.
-        u: prototypes (M, D).
+        x: inputs (N, D), less the centre of the prototypes.
+        u: prototypes (M, D), less the same.
         p: 1, or any even power.
 
     Returns:
-        (N, M) in float64.
+        (N, M) in float64: 0, or from 1e-250 to 1e250.
+
+    Raises:
+        InputError: a distance is larger, or smaller without being 0, or not a number.
     """
+    out = _power_distances(x, u, p)
+    if x.dtype != torch.float64 and not bool(torch.isfinite(out).all()):
+        out = _power_distances(x.double(), u.double(), p)
+    if not bool(((out == 0) | ((out >= _SMALLEST) & (out <= _LARGEST))).all()):
+        size = max(v.abs().max().item() for v in (x, u))
+        raise InputError(
+            f"the distances of values up to {size:.3g} from the centre of the training data, to the power {p}, lie outside "
+            f"{_SMALLEST:g} to {_LARGEST:g}",
+            "scale the data, for example to unit variance, pass float64, and see that features are finite",
+        )
+    return out
+
+
+def _power_distances(x: Tensor, u: Tensor, p: int) -> Tensor:
     if p == 1:
         out = torch.zeros(len(x), len(u), dtype=torch.float64, device=x.device)
         for xs, us in zip(x.split(_BLOCK // 4, dim=1), u.split(_BLOCK // 4, dim=1), strict=True):
             out += torch.cdist(xs, us, p=1.0).double()
         return out
     terms = power_sum(x, p)[:, None] + power_sum(u, p)
+    if not bool(torch.isfinite(terms).all()):
+        return terms
     out = terms + _expanded(x, u, p)
-    rows, cols = torch.nonzero(out <= _CANCELLED * 2 ** (p - 1) * terms, as_tuple=True)
+    info = torch.finfo(x.dtype)
+    limit = (_CANCELLED * 2 ** (p - 1) * terms).clamp_min_(x.shape[1] * info.tiny / info.eps)
+    rows, cols = torch.nonzero(out <= limit, as_tuple=True)
     if len(rows):
         out[rows, cols] = _pairs(x, u, p, rows, cols)
     return out

@@ -35,7 +35,7 @@ class Terms:
     """What an explanation of distances is made of.
 
     Attributes:
-        z, u: inputs (N, *sample) and prototypes (M, *sample), both less the prototypes' mean.
+        z, u: inputs (N, *sample) and prototypes (M, *sample), both less the centre of the prototypes.
         phi, v: their features Kz (N, D) and Ku (M, D); without features the same, flattened.
         weights: w (N, M). distances: d (N, M). Both float64.
         p: power of the distance.

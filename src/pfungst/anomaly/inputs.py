@@ -21,11 +21,6 @@ def unwrap(X: Any) -> tuple[Any, Any]:
     return X, None
 
 
-def pick_device(device: str) -> torch.device:
-    """ "auto" is the GPU where there is one."""
-    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-
-
 def as_samples(estimator: Any, X: Any, reset: bool) -> Tensor:
     """Validated samples (N, *sample), float64 where float64 or integers were given, else float32.
 
@@ -45,7 +40,9 @@ def as_samples(estimator: Any, X: Any, reset: bool) -> Tensor:
         try:
             table = validate_data(estimator, X, reset=reset, dtype=[np.float64, np.float32])
         except ValueError as error:
-            raise InputError(str(error)) from None
+            raise InputError(
+                str(error), "pass a table (N, D) of finite numbers, with the columns of the training data"
+            ) from None
         x = _tensor(table)
     else:
         x = _check_array(X)
@@ -91,3 +88,28 @@ def _check_array(x: Tensor) -> Tensor:
             "pass images in [0, 1]; the detector normalises them itself (mean, std)",
         )
     return x
+
+
+def check_finite(scores: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """The scores (N,), in the dtype asked for.
+
+    Raises:
+        InputError: one is NaN or infinite, or the dtype cannot hold it.
+    """
+    bad = ~torch.isfinite(scores)
+    if bool(bad.any()):
+        raise InputError(
+            f"the scores of {int(bad.sum())} of {bad.numel()} samples are NaN or infinite (first: index "
+            f"{int(bad.nonzero()[0])})",
+            "scale the data, for example to unit variance, and see that the weights of a network in front are finite",
+        )
+    if dtype is None or dtype == scores.dtype:
+        return scores
+    info, size = torch.finfo(dtype), scores.abs()
+    lost = (size > info.max) | ((size > 0) & (size < info.tiny))
+    if bool(lost.any()):
+        raise InputError(
+            f"{str(dtype).removeprefix('torch.')} cannot hold a score of {scores[lost][0].item():.3g}",
+            "pass float64, or scale the data, for example to unit variance",
+        )
+    return scores.to(dtype)

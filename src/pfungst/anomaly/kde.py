@@ -69,8 +69,11 @@ class KDE(PrototypeDetector):
         if isinstance(self.bandwidth, str):
             if self.bandwidth != "loo":
                 raise InputError(f"unknown bandwidth {self.bandwidth!r}", 'use "loo" or a positive number')
-        elif not self.bandwidth > 0:
-            raise InputError(f"bandwidth {self.bandwidth} is not positive", 'use "loo" or a positive number')
+        elif not 1e-100 <= self.bandwidth <= 1e100:
+            raise InputError(
+                f"bandwidth {self.bandwidth} is not positive, or beyond 1e±100",
+                'use "loo" or a positive number',
+            )
 
     def _fit_pooling(self, distances: Tensor, dim: int) -> Pooling:
         if isinstance(self.bandwidth, str):

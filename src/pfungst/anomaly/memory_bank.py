@@ -51,7 +51,8 @@ class MemoryBank:
             exclude: rows of the bank, from and to, that do not count.
 
         Raises:
-            InputError: more neighbours asked for than the bank has rows, or another dimension.
+            InputError: more neighbours asked for than the bank has rows, another dimension, or distances that are NaN
+                or infinite.
         """
         rows = len(self) - (exclude[1] - exclude[0])
         if not 1 <= k <= rows:
@@ -82,7 +83,13 @@ class MemoryBank:
             return Neighbours(
                 queries.new_zeros(0, k), torch.zeros(0, k, dtype=torch.long, device=queries.device)
             )
-        return Neighbours(torch.cat(found), torch.cat(index))
+        distances = torch.cat(found)
+        if not bool(torch.isfinite(distances).all()):
+            raise InputError(
+                "distances of patch features are NaN or infinite",
+                "see that the weights of the network are finite, and its features smaller than 1e18",
+            )
+        return Neighbours(distances, torch.cat(index))
 
     def _search(self, centred: Tensor, k: int, width: int, exclude: tuple[int, int]) -> Tensor:
         """Nearest rows (Q, k) of centred queries, one slice of the bank at a time."""

@@ -15,8 +15,9 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 from pfungst.anomaly.base import Detector
-from pfungst.anomaly.inputs import pick_device
+from pfungst.anomaly.inputs import check_finite
 from pfungst.anomaly.store import _FORMAT, describe, read_folder, rebuild, write_folder
+from pfungst.device import choose_device
 from pfungst.errors import CheckpointError, ConfigError, InputError
 from pfungst.relevance import Basis, Composite, Gradient, Relevance, attribute, composite
 
@@ -56,7 +57,7 @@ class NetworkDetector(Detector):
 
     def _score(self, x: Tensor) -> Tensor:
         parts = [self._score_batch(part) for part in x.split(self.batch_size)]
-        return torch.cat(parts).to(x.dtype)
+        return check_finite(torch.cat(parts), x.dtype)
 
     def _score_batch(self, x: Tensor) -> Tensor:
         raise NotImplementedError
@@ -130,7 +131,7 @@ class NetworkDetector(Detector):
         detector.condition_ = header["condition"]
         detector.threshold_ = header["threshold"]
         detector.training_scores_ = tensors.pop("training_scores").numpy()
-        where = pick_device(detector.device)
+        where = choose_device(detector.device)
         try:
             detector._restore({k: t.to(where) for k, t in tensors.items()}, header["facts"])
         except RuntimeError as error:

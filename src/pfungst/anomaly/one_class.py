@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pfungst.anomaly.inputs import pick_device, unwrap
+from pfungst.anomaly.inputs import unwrap
 from pfungst.anomaly.network import (
     Chain,
     NetworkDetector,
@@ -20,6 +20,7 @@ from pfungst.anomaly.network import (
     load_backbone,
     slopes,
 )
+from pfungst.device import choose_device
 from pfungst.errors import InputError
 from pfungst.relevance import Basis, Composite, Gamma, On, Relevance
 
@@ -183,7 +184,7 @@ class DeepOneClass(NetworkDetector):
         network, mean, std = load_backbone(self.backbone, checkpoint, self.seed, weights)
         self.backbone_ = network
         normalise = Normalise(mean if self.mean is None else self.mean, std if self.std is None else self.std)
-        self._on = pick_device(self.device)
+        self._on = choose_device(self.device)
         self.chain_ = Chain(normalise, self.features, network).to(self._on).eval()
         for parameter in self.chain_.parameters():
             parameter.requires_grad_(False)

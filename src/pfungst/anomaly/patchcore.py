@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pfungst.anomaly.coreset import greedy_coreset
-from pfungst.anomaly.inputs import pick_device
 from pfungst.anomaly.memory_bank import MemoryBank, available_memory
 from pfungst.anomaly.network import (
     Chain,
@@ -24,8 +23,9 @@ from pfungst.anomaly.network import (
     slopes,
 )
 from pfungst.anomaly.patch_features import PatchFeatures
-from pfungst.anomaly.progress import progress_bar
+from pfungst.device import choose_device
 from pfungst.errors import InputError, PfungstWarning
+from pfungst.progress import progress_bar
 from pfungst.relevance import Basis, Composite, Relevance
 
 _SHARE = 0.6  # of the memory that is free, what the bank may take
@@ -148,7 +148,7 @@ class PatchCore(NetworkDetector):
         names = self.layers.split("+") if isinstance(self.layers, str) else list(self.layers)
         patches = PatchFeatures(network, names, self.patch, self.stride, self.layer_dim, self.dim)
         normalise = Normalise(self.mean or mean, self.std or std)
-        self._on = pick_device(self.device)
+        self._on = choose_device(self.device)
         self.backbone_ = network
         self.chain_ = Chain(normalise, self.features, patches).to(self._on).eval()
         for parameter in self.chain_.parameters():
@@ -215,18 +215,18 @@ class PatchCore(NetworkDetector):
         patches = self.grid_[0] * self.grid_[1]
         size = self._block(len(x))
         rows, images, radius = [], [], 0.0
-        with progress_bar(self.progress, "patches", len(x)) as embedded:
+        with progress_bar("patches", len(x), show=self.progress) as embedded:
             for start in range(0, len(x), size):
                 block = x[start : start + size]
                 bank = torch.empty(len(block) * patches, self.dim, device=self._on)
                 for i in range(0, len(block), self.batch_size):
                     part = self._maps(block[i : i + self.batch_size])
                     bank[i * patches : (i + len(part)) * patches] = part.movedim(1, -1).flatten(0, -2)
-                    embedded(start + i + len(part))
+                    embedded.advance(len(part))
                 if self.coreset < 1:
                     keep = max(1, int(self.coreset * len(bank)))
-                    with progress_bar(self.progress, "coreset", keep) as chosen:
-                        core = greedy_coreset(bank, keep, lambda done, total: chosen(done))
+                    with progress_bar("coreset", keep, show=self.progress) as chosen:
+                        core = greedy_coreset(bank, keep, chosen.reach)
                     index = core.indices.sort().values.to(bank.device)
                     radius = max(radius, core.radius)
                     rows.append(bank[index])

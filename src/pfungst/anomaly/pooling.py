@@ -39,8 +39,10 @@ class SoftMin(Pooling):
         self.gamma = gamma
 
     def pool(self, distances: Tensor) -> Tensor:
-        total = torch.logsumexp(-self.gamma * distances, dim=-1)
-        return (math.log(distances.shape[-1]) - total) / self.gamma
+        nearest = distances.amin(-1, keepdim=True)
+        # relative to the nearest, which loses no digits where γ is small: mean exp(−γ d) = exp(−γ d_min) (1 + mean)
+        mean = torch.expm1(-self.gamma * (distances - nearest)).mean(-1)
+        return nearest.squeeze(-1) - torch.log1p(mean) / self.gamma
 
     def shares(self, distances: Tensor) -> Tensor:
         return torch.softmax(-self.gamma * distances, dim=-1)

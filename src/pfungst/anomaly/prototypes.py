@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from pfungst.anomaly.bandwidth import without_self
 from pfungst.anomaly.base import Detector
-from pfungst.anomaly.distance import power_distances
+from pfungst.anomaly.distance import centre, power_distances
 from pfungst.anomaly.explain import Terms, distance_relevance, feature_relevance
 from pfungst.anomaly.features import embed, gradient, is_affine, pull_back
-from pfungst.anomaly.inputs import pick_device
+from pfungst.anomaly.inputs import check_finite
 from pfungst.anomaly.pooling import Pooling
+from pfungst.device import choose_device
 from pfungst.errors import InputError
 from pfungst.relevance import Basis, Relevance
 
@@ -65,7 +66,7 @@ class PrototypeDetector(Detector):
 
     def _fit(self, x: Tensor) -> Tensor:
         self._check_params()
-        self._restore(self._normalise(x.to(pick_device(self.device))))
+        self._restore(self._normalise(x.to(choose_device(self.device))))
         distances = power_distances(self._embedded, self._embedded, self._power)
         distances = (0.5 * (distances + distances.T)).fill_diagonal_(0.0)
         self.pooling_ = self._fit_pooling(distances, self._embedded.shape[1])
@@ -82,14 +83,14 @@ class PrototypeDetector(Detector):
         self.affine_ = (
             None if self.features_ is None else is_affine(self.features_, self.sample_shape_, prototypes)
         )
-        self._centre = prototypes.mean(0)
+        self._centre = centre(prototypes)
         self._centred = prototypes - self._centre
         origin = self._centre if self.affine_ is False else torch.zeros_like(self._centre)
         self._origin = embed(self.features_, origin[None])
         self._embedded = self._embed(prototypes)
 
     def _embed(self, z: Tensor) -> Tensor:
-        """Features (N, D) relative to those of the training mean; affine ones of the centred input, which
+        """Features (N, D) relative to those of the centre; affine ones of the centred input, which
         loses no digits where the differences are small."""
         if self.affine_ is None:
             return (z - self._centre).flatten(1)
@@ -113,13 +114,14 @@ class PrototypeDetector(Detector):
             phi = self._embed(self._normalise(part.to(self.prototypes_)))
             distances = power_distances(phi, self._embedded, self._power)
             scores.append(self.pooling_.pool(distances))
-        return torch.cat(scores).to(x.dtype)
+        return check_finite(torch.cat(scores), x.dtype)
 
     def _explain(self, x: Tensor, basis: Basis) -> Relevance:
         z = self._normalise(x.to(self.prototypes_))
         phi = self._embed(z)
         distances = power_distances(phi, self._embedded, self._power)
         score = self.pooling_.pool(distances)
+        given = check_finite(score, z.dtype)
         relevance = self.pooling_.shares(distances) * score[:, None]
         constant = self.pooling_.offset + self.epsilon_
         weights = relevance / (constant + distances)
@@ -128,10 +130,10 @@ class PrototypeDetector(Detector):
         if self.features_ is not None and not self.affine_:
             local = feature_relevance(phi, self._embedded, weights, distances, self._power)
             values = basis.contract(z, gradient(self.features_, z, local), ndim=z.ndim - 1)
-            return Relevance(values, score.to(z), basis, (score - values.flatten(1).sum(1)).to(z))
+            return Relevance(values, given, basis, (score - values.flatten(1).sum(1)).to(z))
         z = z - self._centre
         terms = Terms(z, self._centred, phi, self._embedded, weights, distances, self._power, self._pull())
-        return Relevance(distance_relevance(terms, basis), score.to(z), basis, bias.to(z))
+        return Relevance(distance_relevance(terms, basis), given, basis, bias.to(z))
 
     def _pull(self):
         features = self.features_

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
-from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
 
 from pfungst.anomaly.base import Detector
 from pfungst.errors import ConfigError
+from pfungst.suggest import suggest
 
 KINDS = ("patchcore", "autoencoder", "one-class", "kde", "d2neighbors", "bag")
 
@@ -43,7 +42,7 @@ def detector_from_spec(spec: str, **common: Any) -> Detector:
         "d2neighbors": anomaly.D2Neighbors,
     }
     if name not in classes:
-        raise ConfigError(f"unknown detector {name!r}", _near(name, KINDS))
+        raise ConfigError(f"unknown detector {name!r}", suggest(name, KINDS))
     known = inspect.signature(classes[name]).parameters
     params: dict[str, Any] = {k: v for k, v in common.items() if k in known}
     for part in filter(None, rest.split(",")):
@@ -51,7 +50,7 @@ def detector_from_spec(spec: str, **common: Any) -> Detector:
         if not equals or key not in known or key == "features":
             names = [k for k in known if k != "features"]
             raise ConfigError(
-                f"unknown parameter {key!r} of detector {name!r} in {spec!r}", _near(key, names)
+                f"unknown parameter {key!r} of detector {name!r} in {spec!r}", suggest(key, names)
             )
         params[key] = _value(text, known[key].default, part)
     return classes[name](**params)
@@ -70,8 +69,3 @@ def _value(text: str, default: Any, part: str) -> Any:
     if isinstance(default, int | float):
         raise ConfigError(f"{part!r} is not a number", f"for example {part.partition('=')[0]}={default}")
     return text
-
-
-def _near(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.4)
-    return (f"did you mean {close[0]!r}? " if close else "") + f"known: {', '.join(known)}"

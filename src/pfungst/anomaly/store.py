@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import nn
 
 from pfungst.errors import CheckpointError, InputError
+from pfungst.files import read, whole, write_json, write_tensors
 
 _FORMAT = "pfungst.detector/1"
 _FITTED = ("gamma_", "epsilon_", "threshold_")
@@ -46,37 +41,18 @@ def save(detector: Any, folder: Path) -> None:
 
 def write_folder(folder: Path, header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
     """Write detector.json and weights.safetensors. The folder appears whole or not at all."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        save_file(
-            {k: t.detach().cpu().contiguous() for k, t in tensors.items()}, work / "weights.safetensors"
-        )
-        (work / "detector.json").write_text(json.dumps(header, indent=2, default=_plain) + "\n")
-        work.chmod(0o755)
-        if folder.exists():
-            if not (folder / "detector.json").exists() and any(folder.iterdir()):
-                raise InputError(f"{folder} exists and is not a saved detector", "choose another folder")
-            shutil.rmtree(folder)
-        os.replace(work, folder)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+    if folder.exists() and any(folder.iterdir()) and not (folder / "detector.json").exists():
+        raise InputError(f"{folder} exists and is not a saved detector", "choose another folder")
+    with whole(folder) as work:
+        write_tensors(work / "weights.safetensors", tensors)
+        write_json(work / "detector.json", header, 2, _plain)
 
 
 def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """Header and tensors that :func:`write_folder` wrote."""
-    try:
-        header = json.loads((folder / "detector.json").read_text())
-        tensors = load_file(folder / "weights.safetensors")
-    except (OSError, ValueError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{folder} cannot be read as a detector: {error}", "pass a saved folder"
-        ) from None
-    if header.get("format") != _FORMAT:
-        raise CheckpointError(
-            f"{folder} has format {header.get('format')!r}, not {_FORMAT!r}", "save it again"
-        )
-    return header, tensors
+    remedy = "pass the folder of a saved detector, or save it again"
+    header = read(folder / "detector.json", remedy, CheckpointError, _FORMAT)
+    return header, read(folder / "weights.safetensors", remedy, CheckpointError)
 
 
 def load(cls: Any, folder: Path, features: nn.Module | None = None) -> Any:
@@ -107,9 +83,9 @@ def load(cls: Any, folder: Path, features: nn.Module | None = None) -> Any:
     for name, value in header["fitted"].items():
         setattr(detector, name, value)
     detector.training_scores_ = tensors["training_scores"].numpy()
-    from pfungst.anomaly.inputs import pick_device
+    from pfungst.device import choose_device
 
-    detector._restore(tensors["prototypes"].to(pick_device(detector.device)))
+    detector._restore(tensors["prototypes"].to(choose_device(detector.device)))
     detector.pooling_ = detector._load_pooling()
     return detector
 

@@ -97,9 +97,7 @@ class Tiled(Detector):
         return best, where
 
     def _score(self, x: Tensor) -> Tensor:
-        return torch.tensor([self._best(image)[0] for image in x], dtype=torch.float64, device=x.device).to(
-            x.dtype
-        )
+        return torch.tensor([self._best(image)[0] for image in x], dtype=x.dtype, device=x.device)
 
     def tile_scores(self, X: Any) -> Tensor:
         """Score of every tile, (N, tiles), in the order of :meth:`corners`."""

@@ -22,7 +22,7 @@ from sklearn.base import clone
 from torch import Tensor
 
 from pfungst.anomaly.base import Detector
-from pfungst.anomaly.distance import power_distances
+from pfungst.anomaly.distance import centre, power_distances
 from pfungst.anomaly.explain import Terms, distance_relevance
 from pfungst.anomaly.inputs import as_samples, unwrap
 from pfungst.errors import InputError
@@ -97,7 +97,7 @@ class Wrapped(Detector):
             )
         self.sample_shape_ = tuple(sample)
         self.n_features_in_ = prototypes.shape[1]
-        self._centre = prototypes.mean(0)
+        self._centre = centre(prototypes)
         self.prototypes_ = prototypes
         self.condition_ = None
         self.training_scores_ = training
@@ -196,7 +196,8 @@ def _density(estimator: Any) -> tuple[np.ndarray, Readout, np.ndarray, None]:
         logits = log_w - gamma * distances
         return constant - logits.logsumexp(1), logits.softmax(1), constant
 
-    centred = torch.as_tensor(rows - rows.mean(0))
+    prototypes = torch.as_tensor(rows)
+    centred = prototypes - centre(prototypes)
     own = power_distances(centred, centred, 2).fill_diagonal_(math.inf)
     rest = torch.log1p(-log_w.exp())  # what is left of the weights without the point itself
     training = (readout(own)[0] + rest).numpy() if len(rows) > 1 else np.zeros(0)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +11,8 @@ import torch
 from PIL import Image
 
 from pfungst.errors import ConfigError
+from pfungst.files import mixed
+from pfungst.suggest import suggest
 
 from .logo import Logo
 from .resize import RESIZERS, as_float
@@ -43,11 +43,9 @@ class Step:
                 )
             return
         if self.name not in STEPS:
-            near = difflib.get_close_matches(self.name, [*RESIZERS, *STEPS], n=1, cutoff=0.4)
             raise ConfigError(
                 f"unknown condition {self.name!r}",
-                (f"did you mean {near[0]!r}? " if near else "")
-                + f"Resizers: {', '.join(RESIZERS)}. Steps: {', '.join(f'{s}:VALUE' for s in STEPS)}, logo:FILE",
+                suggest(self.name, [*RESIZERS, *STEPS, "logo"], "resizers and steps (as STEP:VALUE)"),
             )
         kind = STEPS[self.name]
         if self.value is None or not kind.allows(self.value):
@@ -218,11 +216,6 @@ class Condition:
             elif isinstance(step.value, Logo):
                 x = step.value.paste(x)
             else:
-                rng = _generator(f"{seed}/{place}/{step.name}/{key}")
+                rng = np.random.default_rng(mixed(f"{seed}/{place}/{step.name}/{key}"))
                 x = STEPS[step.name].apply(x, step.value or 0.0, rng)
         return torch.from_numpy(np.ascontiguousarray(as_float(x).transpose(2, 0, 1)))
-
-
-def _generator(text: str) -> np.random.Generator:
-    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
-    return np.random.default_rng(int.from_bytes(digest, "little"))

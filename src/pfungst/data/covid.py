@@ -6,15 +6,15 @@ all negative, bring the training set to ten negatives per positive and balance t
 
 from __future__ import annotations
 
-import csv
-import hashlib
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from pfungst.errors import DataError
+from pfungst.files import mixed
 
+from .delimited import read_rows, require
 from .item import Item
 from .items import ImageSet
 
@@ -29,12 +29,10 @@ _NIH_TABLES = ("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv")
 
 def is_collection(folder: Path) -> bool:
     """Whether a folder holds the GitHub collection or data in its form."""
-    file = folder / "metadata.csv"
-    if not file.is_file():
+    try:
+        return set(_COLLECTION) <= set(read_rows(folder / "metadata.csv").fields)
+    except DataError:
         return False
-    with file.open(encoding="utf-8-sig", errors="replace", newline="") as handle:
-        header = next(csv.reader(handle), [])
-    return set(_COLLECTION) <= {name.strip() for name in header}
 
 
 def open_collection(
@@ -63,10 +61,7 @@ def open_collection(
     """
     root = Path(folder)
     fields, rows = _table(root / "metadata.csv", _COLLECTION)
-    if label is not None and label not in fields:
-        raise DataError(
-            f"{root / 'metadata.csv'} has no column {label!r}", f"it has: {', '.join(map(repr, fields))}"
-        )
+    require(root / "metadata.csv", fields, [label])
     frontal = [r for r in rows if r["modality"].lower() in ("x-ray", "xray") and r["view"] in views]
     kept = [r for r in frontal if label is None or r[label] != ""]
     notes = []
@@ -214,19 +209,10 @@ def _test_patients(patients: Iterable[str], share: float, seed: int) -> set[str]
 
 
 def _rank(text: str, seed: int) -> bytes:
-    return hashlib.blake2b(f"{seed}/{text}".encode(), digest_size=8).digest()
+    return mixed(f"{seed}/{text}").to_bytes(8, "little")
 
 
 def _table(file: Path, required: Sequence[str]) -> tuple[list[str], list[dict[str, str]]]:
-    if not file.is_file():
-        raise DataError(f"{file} does not exist", "give the folder that the table lies in")
-    with file.open(encoding="utf-8-sig", errors="replace", newline="") as handle:
-        reader = csv.DictReader(handle)  # fields of the collection span lines, so the file is read as it is
-        fields = [f.strip() for f in reader.fieldnames or [] if f.strip()]
-        rows = [{k.strip(): (v or "").strip() for k, v in row.items() if k and k.strip()} for row in reader]
-    missing = [c for c in required if c not in fields]
-    if missing:
-        raise DataError(
-            f"{file} has no column {', '.join(map(repr, missing))}", f"it has: {', '.join(map(repr, fields))}"
-        )
-    return fields, rows
+    table = read_rows(file)
+    require(file, table.fields, required)
+    return table.fields, table.rows

@@ -10,8 +10,9 @@ import numpy as np
 from PIL import Image
 
 from pfungst.errors import DataError
+from pfungst.suggest import suggest
 
-from .decode import MAX_PIXELS, read_image, read_mask, to_rgb
+from .decode import MAX_PIXELS, mask_of, read_image, read_mask, to_rgb
 
 Source = Path | bytes | Callable[[], bytes] | Callable[[], Image.Image]
 MaskSource = Path | bytes | Callable[[], bytes] | Callable[[], np.ndarray]
@@ -47,8 +48,10 @@ class Item:
     def read_mask(self, max_pixels: int = MAX_PIXELS) -> np.ndarray | None:
         """The mask as a boolean array (H, W), or None. Raises ``Undecodable`` with the reason."""
         source = self.mask() if callable(self.mask) else self.mask
-        if source is None or isinstance(source, np.ndarray):
-            return source
+        if source is None:
+            return None
+        if isinstance(source, np.ndarray):
+            return mask_of(source)
         return read_mask(source, max_pixels)
 
     @property
@@ -112,8 +115,5 @@ class Items:
             DataError: no item has that column.
         """
         if name not in self.group_names:
-            names = ", ".join(self.group_names)
-            raise DataError(
-                f"there is no group column {name!r}", f"there are: {names}" if names else "the data has none"
-            )
+            raise DataError(f"there is no group column {name!r}", suggest(name, self.group_names, "columns"))
         return np.array([i.groups.get(name, "") for i in self.items])

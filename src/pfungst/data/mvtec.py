@@ -1,11 +1,19 @@
-"""The layout of MVTec AD (also VisA in MVTec form and the public part of MVTec AD 2)."""
+"""The layout of MVTec AD (also MVTec LOCO, VisA in MVTec form and the public part of MVTec AD 2).
+
+A mask lies at ground_truth/DEFECT/STEM.png or STEM_mask.png; MVTec LOCO has a folder ground_truth/DEFECT/STEM with one
+mask for each place where something is wrong, which are united.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
-from pfungst.errors import DataError
+import numpy as np
 
+from pfungst.errors import DataError, lines
+
+from .decode import Undecodable, read_mask
 from .folders import images_in, relative_id, subfolders
 from .item import Item
 from .items import ImageSet
@@ -57,11 +65,12 @@ def open_category(folder: Path) -> ImageSet:
     for kind in (f for f in subfolders(test) if f.name != "ground_truth"):
         for path in images_in(kind):
             key = (kind.name, path.stem)
-            mask = (
-                None
+            parts = (
+                []
                 if kind.name == "good"
-                else masks.pop(key, None) or masks.pop((kind.name, path.stem + "_mask"), None)
+                else masks.pop(key, []) or masks.pop((kind.name, path.stem + "_mask"), [])
             )
+            mask = parts[0] if len(parts) == 1 else United(tuple(parts)) if parts else None
             item = Item(relative_id(path, folder), path, kind.name, mask, "test")
             tested.append(item)
             if mask is None and kind.name != "good":
@@ -71,12 +80,11 @@ def open_category(folder: Path) -> ImageSet:
             f"the category {folder.name} has no labelled test images in {test}",
             "put them into test/good and test/DEFECT",
         )
-    left = sorted(str(p) for (kind, _), p in masks.items() if kind != "good")
+    left = sorted(str(p) for (kind, _), paths in masks.items() if kind != "good" for p in paths)
     if left:
-        shown = "\n    ".join(left[:20]) + (f"\n    … and {len(left) - 20} more" if len(left) > 20 else "")
         raise DataError(
-            f"{len(left)} mask{'s belong' if len(left) > 1 else ' belongs'} to no image in {test}:\n    {shown}",
-            "a mask is named like its image, with or without _mask, in the folder of the same defect",
+            f"{len(left)} mask{'s belong' if len(left) > 1 else ' belongs'} to no image in {test}:{lines(left)}",
+            "a mask, or the folder of the masks of an image, is named like the image, with or without _mask, in the folder of the same defect",
         )
     notes = []
     if odd:
@@ -88,5 +96,38 @@ def open_category(folder: Path) -> ImageSet:
     return ImageSet(folder.name, items + tested, notes)
 
 
-def _masks(truth: Path) -> dict[tuple[str, str], Path]:
-    return {(kind.name, p.stem): p for kind in subfolders(truth) for p in images_in(kind)}
+def _masks(truth: Path) -> dict[tuple[str, str], list[Path]]:
+    """The masks of each (defect, stem)."""
+    found: dict[tuple[str, str], list[Path]] = {}
+    for kind in subfolders(truth):
+        for path in images_in(kind):
+            found.setdefault((kind.name, path.stem), []).append(path)
+        for parts in subfolders(kind):
+            if paths := images_in(parts):
+                found.setdefault((kind.name, parts.name), []).extend(paths)
+    return found
+
+
+@dataclass(frozen=True)
+class United:
+    """The union of masks of one image, read when called.
+
+    Args:
+        paths: files of masks of one size.
+    """
+
+    paths: tuple[Path, ...]
+
+    def __call__(self) -> np.ndarray:
+        """Boolean (H, W). Raises ``Undecodable`` where one cannot be read or has another size."""
+        union = None
+        for path in self.paths:
+            try:
+                mask = read_mask(path)
+            except Undecodable as error:
+                raise Undecodable(f"{path}: {error}") from None
+            if union is not None and union.shape != mask.shape:
+                raise Undecodable(f"{path} has another size than {self.paths[0].name}")
+            union = mask if union is None else union | mask
+        assert union is not None
+        return union

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import threading
 from collections import OrderedDict
@@ -14,10 +13,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pfungst.errors import DataError
+from pfungst.errors import DataError, lines
+from pfungst.files import reading
 
+from .delimited import read_rows, require, require_distinct
 from .item import Item, MaskSource, Source
 from .items import ImageSet
+
+_WHICH = "say which one to use, or that there are no labels (label_column=None)"
 
 
 @dataclass(frozen=True)
@@ -38,18 +41,8 @@ class Columns:
         if self.groups is None:
             used = {self.label, self.mask, self.split, self.category, *taken}
             return [c for c in names if c not in used]
-        require(file, names, self.groups)
+        require(file, names, self.groups, _WHICH)
         return list(self.groups)
-
-
-def require(file: Path, available: Sequence[str], wanted: Iterable[str | None]) -> None:
-    """Complain about columns that a table lacks, naming those it has."""
-    missing = [c for c in wanted if c is not None and c not in available]
-    if missing:
-        raise DataError(
-            f"{file} has no column {', '.join(map(repr, missing))}",
-            f"it has: {', '.join(map(repr, available)) or 'none'}; say which one to use, or that there are no labels (label_column=None)",
-        )
 
 
 def _split_sets(name: str, items: Sequence[tuple[str, Item]], notes: list[str]) -> list[ImageSet]:
@@ -57,27 +50,6 @@ def _split_sets(name: str, items: Sequence[tuple[str, Item]], notes: list[str]) 
     for category, item in items:
         by_category.setdefault(category, []).append(item)
     return [ImageSet(category or name, chosen, notes) for category, chosen in by_category.items()]
-
-
-def _read_rows(file: Path) -> tuple[list[str], list[dict[str, str]]]:
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise DataError(f"{file} is not UTF-8 text", "save it as UTF-8") from None
-    if not text.strip():
-        raise DataError(f"{file} is empty", "it needs a header line and a line per image")
-    head = text.splitlines()[0]
-    delimiter = max(",;\t", key=head.count)
-    reader = csv.DictReader(text.splitlines(), delimiter=delimiter)
-    rows = []
-    for row in reader:
-        if None in row or None in row.values():
-            raise DataError(
-                f"{file}, line {reader.line_num}: the line has another number of fields than the header",
-                "quote fields that contain the separator",
-            )
-        rows.append({k.strip(): v.strip() for k, v in row.items()})
-    return [c.strip() for c in reader.fieldnames or []], rows
 
 
 def open_csv(
@@ -89,8 +61,9 @@ def open_csv(
         DataError: columns are missing, files do not exist or lie outside the folder, or test images lack a label.
     """
     base = (root or file.parent).resolve()
-    fields, rows = _read_rows(file)
-    require(file, fields, [columns.path, columns.label])
+    table = read_rows(file)
+    fields = table.fields
+    require(file, fields, [columns.path, columns.label], _WHICH)
     groups = columns.grouping(fields, [columns.path], file)
     folder_column = "folder" if "folder" in fields and columns.path != "folder" else None
     known: dict[Path, bool] = {}
@@ -99,18 +72,22 @@ def open_csv(
     def locate(value: str, folder: str, line: int) -> Path | None:
         path = base / value
         for candidate in [path, base / folder / value] if folder else [path]:
-            if not candidate.resolve().is_relative_to(base):
-                problems.append(f"line {line}: {value} lies outside {base}")
+            try:
+                if not candidate.resolve().is_relative_to(base):
+                    problems.append(f"line {line}: {value} lies outside {base}")
+                    return None
+                if known.setdefault(candidate, candidate.is_file()):
+                    return candidate
+            except OSError as error:
+                problems.append(f"line {line}: {value[:40]!r}… is no path: {error.strerror}")
                 return None
-            if known.setdefault(candidate, candidate.is_file()):
-                return candidate
         problems.append(f"line {line}: {path} does not exist")
         return None
 
     items: list[tuple[str, Item]] = []
     unlabelled: list[str] = []
     bare = 0
-    for line, row in enumerate(rows, 2):
+    for line, row in zip(table.lines, table.rows, strict=True):
         image = locate(row[columns.path], row.get(folder_column or "", ""), line)
         mask_path = row.get(columns.mask) or None
         mask = locate(mask_path, "", line) if mask_path else None
@@ -146,9 +123,8 @@ def open_csv(
     return _split_sets(name or file.stem, items, notes)
 
 
-def _complain(file: Path, what: str, lines: list[str], remedy: str) -> None:
-    shown = "\n    ".join(lines[:20]) + (f"\n    … and {len(lines) - 20} more" if len(lines) > 20 else "")
-    raise DataError(f"{file}: {what}:\n    {shown}", remedy)
+def _complain(file: Path, what: str, problems: list[str], remedy: str) -> None:
+    raise DataError(f"{file}: {what}:{lines(problems)}", remedy)
 
 
 class RowGroups:
@@ -215,18 +191,17 @@ def open_parquet(files: Sequence[Path], root: Path, name: str, columns: Columns)
     items: list[tuple[str, Item]] = []
     taken: set[str] = set()
     for file in files:
-        try:
+        with reading(file, "repair or remove it"):
             handle = pq.ParquetFile(file)
-        except (pa.ArrowInvalid, OSError) as e:
-            raise DataError(f"{file} cannot be read as Parquet: {e}", "repair or remove it") from None
         with handle:
             schema = handle.schema_arrow
             fields = schema.names
+            require_distinct(file, fields)
             image = next((c for c in ("image", "jpeg", "bytes") if c in fields), None)
             if image is None:
-                require(file, fields, ["image"])
+                require(file, fields, ["image"], _WHICH)
             assert image is not None
-            require(file, fields, [columns.label])
+            require(file, fields, [columns.label], _WHICH)
             mask = columns.mask if columns.mask in fields else None
             groups = columns.grouping(fields, [image, columns.path], file)
             names = _label_names(file, schema, columns.label)

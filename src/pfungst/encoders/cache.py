@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
+import itertools
 import uuid
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,30 +10,24 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from pfungst.errors import DataError
+from pfungst.files import digest, read, write_tensors
 
 
 def content_key(image: Tensor) -> bytes:
     """16 bytes that identify the values and shape of one tensor."""
-    array = image.detach().to("cpu", torch.float32).contiguous().numpy()
-    digest = hashlib.blake2b(str(array.shape).encode(), digest_size=16)
-    digest.update(array.data)
-    return digest.digest()
+    return bytes.fromhex(digest(str(tuple(image.shape)), image.float(), length=32))
 
 
 def model_key(model: nn.Module, extra: str = "") -> str:
     """A name for a model's weights, structure and anything said in `extra`."""
-    digest = hashlib.blake2b((repr(model) + extra).encode(), digest_size=12)
-    for name, tensor in model.state_dict().items():
-        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    weights = ((f"{k}{tuple(t.shape)}{t.dtype}", t) for k, t in model.state_dict().items())
+    return digest(repr(model), extra, *itertools.chain.from_iterable(weights), length=24)
 
 
 class EmbeddingCache:
     """A folder of embeddings; each model has its own part, each call adds one small file.
 
-    Interrupted runs keep what they computed: files are written to a temporary name and renamed.
+    Interrupted runs keep what they computed.
 
     Args:
         folder: created when the first embedding is stored.
@@ -45,19 +38,11 @@ class EmbeddingCache:
         self._rows: dict[str, dict[bytes, Tensor]] = {}
 
     def _load(self, model: str) -> dict[bytes, Tensor]:
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
         if model not in self._rows:
             rows: dict[bytes, Tensor] = {}
             for path in sorted((self.folder / model).glob("*.safetensors")):
-                try:
-                    part = load_file(str(path))
-                    keys, values = part["keys"].numpy(), part["values"]
-                except (SafetensorError, KeyError, OSError) as error:
-                    raise DataError(
-                        f"{path} in the embedding cache cannot be read: {error}", "delete this file"
-                    ) from None
+                part = read(path, "delete this file of the embedding cache")
+                keys, values = part["keys"].numpy(), part["values"]
                 rows.update({keys[i].tobytes(): values[i] for i in range(len(keys))})
             self._rows[model] = rows
         return self._rows[model]
@@ -69,15 +54,10 @@ class EmbeddingCache:
 
     def put(self, model: str, keys: list[bytes], values: Tensor) -> None:
         """Store embeddings (N, K) under N keys."""
-        from safetensors.torch import save_file
-
         rows = self._load(model)
         values = values.detach().cpu().contiguous()
-        folder = self.folder / model
-        folder.mkdir(parents=True, exist_ok=True)
-        name = folder / f"{uuid.uuid4().hex}.safetensors"
-        temporary = name.with_suffix(".tmp")
         table = torch.frombuffer(bytearray(b"".join(keys)), dtype=torch.uint8).reshape(len(keys), 16)
-        save_file({"keys": table, "values": values}, str(temporary))
-        os.replace(temporary, name)
+        write_tensors(
+            self.folder / model / f"{uuid.uuid4().hex}.safetensors", {"keys": table, "values": values}
+        )
         rows.update(zip(keys, values, strict=True))

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from pfungst.conditions import Condition
+from pfungst.device import choose_device
 from pfungst.encoders.cache import EmbeddingCache, content_key, model_key
 from pfungst.encoders.preprocessing import Preprocessing
-from pfungst.errors import ConditionMismatch, ConfigError, InputError
+from pfungst.errors import ConditionMismatch, ConfigError, InputError, few
+from pfungst.files import write_json, write_tensors
+from pfungst.progress import track
 
 _FORMAT = "pfungst.encoder/1"
 
@@ -112,7 +113,7 @@ class Encoder(nn.Module):
                 width changes between batches, or that are not finite (with the images concerned).
         """
         images = self._checked(images)
-        where = torch.device("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        where = choose_device(device)
         self.eval().to(where)
         cache = EmbeddingCache(cache) if isinstance(cache, str | Path) else cache
         rows: list[Tensor | None] = [None] * len(images)
@@ -124,7 +125,8 @@ class Encoder(nn.Module):
         todo = [i for i, row in enumerate(rows) if row is None]
         pending: list[int] = []
         bad: list[int] = []
-        for index in _batches(todo, batch_size, progress and len(todo) > batch_size, self.name):
+        batches = [todo[i : i + batch_size] for i in range(0, len(todo), batch_size)]
+        for index in track(batches, f"encoding with {self.name}", progress and len(batches) > 1):
             out = self._representations(images[index].to(where))
             finite = torch.isfinite(out).all(1)
             for i, row, good in zip(index, out, finite.tolist(), strict=True):
@@ -136,7 +138,7 @@ class Encoder(nn.Module):
         if bad:
             raise InputError(
                 f"{self.name} gives representations that are not finite for {len(bad)} images "
-                f"(numbers {bad[:10]}{' …' if len(bad) > 10 else ''})",
+                f"(numbers {few(bad, 10)})",
                 "check the weights and these images",
             )
         widths = {_row(r).shape[0] for r in rows}
@@ -211,18 +213,13 @@ class Encoder(nn.Module):
         Raises:
             ConfigError: it is not known how the network is built.
         """
-        from safetensors.torch import save_file
-
         if self.architecture is None:
             raise ConfigError(
                 f"{self.name} was made from a module object, so it is not known how to build it again",
                 "load it by a specification such as module:function",
             )
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        tensors = {k: v.detach().cpu().clone().contiguous() for k, v in self.features.state_dict().items()}
-        save_file(tensors, str(folder / "encoder.safetensors.tmp"), metadata={"format": _FORMAT})
-        os.replace(folder / "encoder.safetensors.tmp", folder / "encoder.safetensors")
+        write_tensors(folder / "encoder.safetensors", self.features.state_dict(), format=_FORMAT)
         description = {
             "format": _FORMAT,
             "name": self.name,
@@ -232,22 +229,10 @@ class Encoder(nn.Module):
             "edits": self.edits,
             "info": self.info,
         }
-        temporary = folder / "encoder.json.tmp"
-        temporary.write_text(json.dumps(description, indent=2) + "\n")
-        os.replace(temporary, folder / "encoder.json")
+        write_json(folder / "encoder.json", description)
         return folder
 
 
 def _row(row: Tensor | None) -> Tensor:
     assert row is not None
     return row
-
-
-def _batches(index: list[int], size: int, progress: bool, name: str) -> Iterator[list[int]]:
-    batches = [index[i : i + size] for i in range(0, len(index), size)]
-    if not progress:
-        yield from batches
-        return
-    from rich.progress import track
-
-    yield from track(batches, description=f"encoding with {name}")

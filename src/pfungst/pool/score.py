@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -13,8 +14,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from pfungst.device import check_device, choose_device
 from pfungst.errors import DataError, InputError
-from pfungst.pool.files import remove_leftovers
+from pfungst.files import Lock, remove_leftovers
 from pfungst.pool.index import Pool, open_pool
 from pfungst.pool.model import PoolModel
 from pfungst.pool.parts import count_errors, unfinished
@@ -61,38 +63,46 @@ def score(
         progress: called with the number of finished shards and of all to do.
 
     Raises:
-        ConfigError, CheckpointError: a model cannot be loaded.
-        DataError: the disk is full, a worker died, or scores of another model of that name exist.
+        ConfigError, CheckpointError: a model cannot be loaded, or the device does not exist.
+        DataError: the disk is full, a worker died, another process is scoring with a model of that name, or scores of
+            another model of that name exist.
         InputError: Ray is not installed or cannot be reached.
     """
     pool = open_pool(Path(folder).resolve())
     names = [m.name for m in models]
     if not names or len(set(names)) < len(names):
         raise InputError(f"models are named {names}", "give at least one model, each under a name of its own")
-    for name in names:
-        remove_leftovers(pool.folder / "scores" / name)
-    todo = unfinished(pool, names)
     if ray is not None and find_spec("ray") is None:
         raise InputError("Ray is not installed", "pip install 'pfungst[ray]'")
-    elsewhere = ray is not None or workers > 0
-    scorer = Scorer(pool, models, batch_size, "cpu" if elsewhere else device, threads)
-    finished: Iterator[object]
-    if not elsewhere:
-        finished = map(scorer, todo)
+    if ray is None:
+        choose_device(device)
     else:
-        del scorer
-        options = (batch_size, device, threads)
-        if ray is None:
-            finished = _on_processes(pool, models, todo, workers, *options)
+        check_device(device)  # the machines of the cluster may have other devices than this one
+    with contextlib.ExitStack() as locks:
+        for name in names:
+            scores = pool.folder / "scores" / name
+            locks.enter_context(Lock(scores / ".lock", f"the scores of {name!r} in {pool.folder}"))
+            remove_leftovers(scores)
+        todo = unfinished(pool, names)
+        elsewhere = ray is not None or workers > 0
+        scorer = Scorer(pool, models, batch_size, "cpu" if elsewhere else device, threads)
+        finished: Iterator[object]
+        if not elsewhere:
+            finished = map(scorer, todo)
         else:
-            from pfungst.pool.on_ray import score_shards
+            del scorer
+            options = (batch_size, device, threads)
+            if ray is None:
+                finished = _on_processes(pool, models, todo, workers, *options)
+            else:
+                from pfungst.pool.on_ray import score_shards
 
-            finished = score_shards(ray, pool, models, todo, workers, *options)
-    for done, _ in enumerate(finished if todo else (), 1):
-        if progress:
-            progress(done, len(todo))
-    errors = {name: count_errors(pool, name) for name in names}
-    return ScoreSummary(pool.rows, len(todo), pool.shards - len(todo), errors)
+                finished = score_shards(ray, pool, models, todo, workers, *options)
+        for done, _ in enumerate(finished if todo else (), 1):
+            if progress:
+                progress(done, len(todo))
+        errors = {name: count_errors(pool, name) for name in names}
+        return ScoreSummary(pool.rows, len(todo), pool.shards - len(todo), errors)
 
 
 def _on_processes(

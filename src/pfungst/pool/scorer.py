@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from pfungst.pool.files import whole
+from pfungst.device import choose_device
+from pfungst.files import whole
 from pfungst.pool.index import Place, Pool
 from pfungst.pool.model import PoolModel
 from pfungst.pool.parts import features_path, part_path, record_model
@@ -48,7 +49,7 @@ class Scorer:
         from pfungst.spurious import FeatureHead
 
         self.pool, self.models, self.batch_size = pool, list(models), batch_size
-        self.device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        self.device = choose_device(device)
         self.threads = threads
         self.heads: dict[str, FeatureHead] = {}
         self.inputs: dict[str, tuple[str, int]] = {}  # condition and size of each model's images

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from pfungst.errors import DataError, InputError
+from pfungst.files import read
 from pfungst.pool.index import Pool, open_pool
 from pfungst.pool.parts import features_path, model_record
 
@@ -158,7 +159,7 @@ def _alphas(pool: Pool, model: str, component: Direction, shards: np.ndarray, ro
     bounds = [*np.flatnonzero(np.diff(shards, prepend=-1)), len(shards)]
     for start, stop in pairwise(bounds):
         path = features_path(pool, model, int(shards[start]))
-        features = np.load(path, mmap_mode="r")
+        features = read(path, "delete it and its .parquet, and score the pool again")
         wanted = rows[start:stop]
         if len(wanted) < len(features):
             found = product(

@@ -57,6 +57,7 @@ def explain_probe(
         torch.cat([p.score for p in parts]),
         basis,
         torch.cat([p.bias for p in parts]),
+        composite=parts[0].composite,
     )
 
 

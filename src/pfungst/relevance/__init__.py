@@ -2,10 +2,12 @@
 
 from pfungst.relevance.attribute import attribute
 from pfungst.relevance.bases import Basis, DCTBands, Patches, PixelBands, Pixels, Tokens
-from pfungst.relevance.composites import COMPOSITES, Composite, On, Site, composite
+from pfungst.relevance.composites import COMPOSITES, Composite, On, Site, composite, register
+from pfungst.relevance.describe import describe
 from pfungst.relevance.gradcam import gradcam
 from pfungst.relevance.linearize import LinearizedModel, linearize
 from pfungst.relevance.relevance import Relevance, colour_limit
+from pfungst.relevance.replay import Replay
 from pfungst.relevance.rules import (
     AlphaBeta,
     Epsilon,
@@ -41,6 +43,7 @@ __all__ = [
     "PixelBands",
     "Pixels",
     "Relevance",
+    "Replay",
     "Rule",
     "Site",
     "Tokens",
@@ -51,6 +54,8 @@ __all__ = [
     "attribute",
     "colour_limit",
     "composite",
+    "describe",
     "gradcam",
     "linearize",
+    "register",
 ]

@@ -1,7 +1,7 @@
 """Composites: which operation gets which rule.
 
 A composite is an ordered list of (matcher, rule); the first match wins. Linear maps (convolutions, linear
-layers) must match; every other operation has a conservative rule of its own (see ``operations.py``) that an
+layers) must match; every other operation has a conservative rule of its own (see ``engine/dispatch.py``) that an
 entry may override by the operation's name.
 """
 
@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import nn
 
@@ -32,8 +32,6 @@ from pfungst.relevance.rules import (
 )
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from pfungst.relevance.rules import LinearMap
 
 
@@ -112,11 +110,13 @@ class Composite:
         entries: (matcher, rule) pairs.
         name: how it is called in tables and reports.
         plain: no rules at all: the ordinary derivative, so that relevance is gradient × input.
+        auto: after the entries follow those of the composite that conserves on the network at hand.
     """
 
     entries: tuple[Entry, ...] = ()
     name: str = "custom"
-    plain: bool = field(default=False)
+    plain: bool = False
+    auto: bool = False
 
     def rule(self, site: Site) -> Rule | None:
         """The rule of the first entry that matches, or None."""
@@ -132,28 +132,43 @@ class Composite:
         """
         if isinstance(on, str):
             on = On(name=on) if "." in on or "*" in on else On(operation=on)
-        return Composite(((on, rule), *self.entries), f"{self.name} (adapted)", self.plain)
+        name = self.name if self.name.endswith("(adapted)") else f"{self.name} (adapted)"
+        return replace(self, entries=((on, rule), *self.entries), name=name)
 
-    def describe(self, model: nn.Module, x: Tensor, output: Any = None) -> str:
-        """A table of what each operation of `model` gets for the input `x`.
 
-        Returns:
-            Text with one line per operation: number, module, operation, output shape, rule.
-        """
-        from pfungst.relevance.engine.run import trace
+#: Composites by name; filled by :func:`register`.
+COMPOSITES: dict[str, Callable[..., Composite]] = {}
 
-        records = trace(model, x, self, output)
-        header = ("#", "module", "operation", "output", "rule")
-        rows = [
-            (str(i), r.name or "(model)", r.operation, "×".join(map(str, r.shape)), r.rule)
-            for i, r in enumerate(records, 1)
-        ]
-        widths = [max(len(row[i]) for row in (header, *rows)) for i in range(4)]
-        lines = [
-            "  ".join([*(c.ljust(w) for c, w in zip(row[:4], widths, strict=True)), row[4]])
-            for row in (header, *rows)
-        ]
-        return "\n".join([f"composite {self.name}", *lines])
+Maker = TypeVar("Maker", bound=Callable[..., Composite])
+
+
+def register(*names: str) -> Callable[[Maker], Maker]:
+    """Decorator: make a function that returns a composite known by name.
+
+    Args:
+        names: what it is called; further names are aliases.
+
+    Raises:
+        ConfigError: a name that is taken, or none.
+    """
+    taken = [name for name in names if name in COMPOSITES]
+    if taken or not names or not all(isinstance(name, str) for name in names):
+        raise ConfigError(
+            f"a composite cannot be registered as {taken[0] if taken else names!r}",
+            "choose a name that is not taken" if taken else 'write @register("name")',
+        )
+
+    def keep(maker: Maker) -> Maker:
+        COMPOSITES.update(dict.fromkeys(names, maker))
+        return maker
+
+    return keep
+
+
+@register("auto")
+def auto() -> Composite:
+    """The rules that conserve on the network at hand, chosen when it runs; see :mod:`pfungst.relevance.auto`."""
+    return Composite(name="auto", auto=True)
 
 
 def _conv_linear(conv: Rule, epsilon: float, name: str, first: Sequence[Entry] = ()) -> Composite:
@@ -161,23 +176,33 @@ def _conv_linear(conv: Rule, epsilon: float, name: str, first: Sequence[Entry] =
     return Composite(entries, name)
 
 
+@register("epsilon_plus")
 def epsilon_plus(epsilon: float = 1e-6, stabilizer: float = 1e-6) -> Composite:
     """ZPlus on convolutions, Epsilon on linear layers."""
     return _conv_linear(ZPlus(stabilizer), epsilon, "epsilon_plus")
 
 
+@register("epsilon_plus_flat")
 def epsilon_plus_flat(epsilon: float = 1e-6, stabilizer: float = 1e-6) -> Composite:
     """epsilon_plus with Flat on the first layer."""
     first = [(On(first=True), Flat(stabilizer))]
     return _conv_linear(ZPlus(stabilizer), epsilon, "epsilon_plus_flat", first)
 
 
+@register("epsilon_plus_wsquare")
 def epsilon_plus_wsquare(epsilon: float = 1e-6, stabilizer: float = 1e-6) -> Composite:
     """epsilon_plus with WSquare on the first layer."""
     first = [(On(first=True), WSquare(stabilizer))]
     return _conv_linear(ZPlus(stabilizer), epsilon, "epsilon_plus_wsquare", first)
 
 
+@register("epsilon_gamma")
+def epsilon_gamma(epsilon: float = 1e-6, gamma: float = 0.25, stabilizer: float = 1e-6) -> Composite:
+    """Gamma on convolutions, Epsilon on linear layers: conserves whatever the signs of inputs and outputs."""
+    return _conv_linear(Gamma(gamma, stabilizer), epsilon, "epsilon_gamma")
+
+
+@register("epsilon_gamma_box")
 def epsilon_gamma_box(
     low: float | tuple[float, ...] = -3.0,
     high: float | tuple[float, ...] = 3.0,
@@ -190,17 +215,20 @@ def epsilon_gamma_box(
     return _conv_linear(Gamma(gamma, stabilizer), epsilon, "epsilon_gamma_box", first)
 
 
+@register("epsilon_alpha2_beta1")
 def epsilon_alpha2_beta1(epsilon: float = 1e-6, stabilizer: float = 1e-6) -> Composite:
     """AlphaBeta(2, 1) on convolutions, Epsilon on linear layers."""
     return _conv_linear(AlphaBeta(2.0, 1.0, stabilizer), epsilon, "epsilon_alpha2_beta1")
 
 
+@register("epsilon_alpha2_beta1_flat")
 def epsilon_alpha2_beta1_flat(epsilon: float = 1e-6, stabilizer: float = 1e-6) -> Composite:
     """epsilon_alpha2_beta1 with Flat on the first layer."""
     first = [(On(first=True), Flat(stabilizer))]
     return _conv_linear(AlphaBeta(2.0, 1.0, stabilizer), epsilon, "epsilon_alpha2_beta1_flat", first)
 
 
+@register("paper_resnet")
 def paper_resnet(
     low: float | tuple[float, ...] = -3.0,
     high: float | tuple[float, ...] = 3.0,
@@ -220,6 +248,7 @@ def paper_resnet(
     return _conv_linear(Gamma(gamma, stabilizer), epsilon, "paper_resnet", first)
 
 
+@register("transformer")
 def transformer(epsilon: float = 1e-6, gamma: float | None = None, stabilizer: float = 1e-6) -> Composite:
     """Conservative rules for transformers: Epsilon on linear layers (Gamma if given) and on the patch embedding.
 
@@ -230,31 +259,30 @@ def transformer(epsilon: float = 1e-6, gamma: float | None = None, stabilizer: f
     return Composite(entries, "transformer")
 
 
+@register("lrp_zero")
 def lrp_zero() -> Composite:
     """LRP-0 everywhere."""
     return Composite(((On(kind="convolution"), Zero()), (On(kind="linear"), Zero())), "lrp_zero")
 
 
+@register("gradient")
 def gradient() -> Composite:
     """No rules: relevance is the plain gradient × input. Conserves only piecewise linear networks."""
     return Composite(((On(), Gradient()),), "gradient", plain=True)
 
 
-COMPOSITES: dict[str, Callable[..., Composite]] = {
-    f.__name__: f
-    for f in (
-        epsilon_plus,
-        epsilon_plus_flat,
-        epsilon_plus_wsquare,
-        epsilon_gamma_box,
-        epsilon_alpha2_beta1,
-        epsilon_alpha2_beta1_flat,
-        paper_resnet,
-        transformer,
-        lrp_zero,
-        gradient,
-    )
-}
+@register("mamba")
+def mamba(epsilon: float = 1e-6, gamma: float | None = None, stabilizer: float = 1e-6) -> Composite:
+    """Rules of Jafari et al. 2024 (MambaLRP) for selective state space models, otherwise those of `transformer`.
+
+    Constants are what the input decides about the scan: the step Δ (linear maps named "x_proj" or "dt_proj", softplus)
+    and with it the decay exp(ΔA), and in Mamba and FalconMamba the matrices B and C, which "x_proj" computes too.
+    Activations pass; the gate that multiplies the scan's output receives half. In Mamba-2, where B and C come out of
+    the same projection as the signal, they share the relevance of their products with it equally.
+    """
+    constants = [(On(kind="linear", name=name), Ignore()) for name in ("*x_proj", "*dt_proj")]
+    rest = transformer(epsilon, gamma, stabilizer).entries
+    return Composite((*constants, (On(operation="softplus"), Ignore()), *rest), "mamba")
 
 
 def composite(spec: str | Composite, **options: Any) -> Composite:

@@ -15,8 +15,10 @@ from torch.utils import _pytree as pytree
 
 from pfungst.errors import InputError
 from pfungst.relevance import positions
-from pfungst.relevance.attribute import cotangent
-from pfungst.relevance.engine.run import check_input, check_model, select
+from pfungst.relevance.engine.eager import eager
+from pfungst.relevance.engine.inputs import check_input
+from pfungst.relevance.engine.run import check_model, select
+from pfungst.relevance.outputs import cotangent
 
 _INTERPOLATION = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
@@ -242,9 +244,8 @@ def _forward_and_gradient(
             raise InputError(
                 f"layer {name} has no call {call}", f"it runs {len(kept)} times, 0 … {len(kept) - 1}"
             )
-        out = out[:, None] if out.ndim == 1 else out.flatten(1)
         weights = cotangent(out.detach(), None if callable(output) else output)
-        score = (out * weights).sum(1)
+        score = (out * weights).reshape(len(out), -1).sum(1)
         if not bool(torch.isfinite(score).all()):
             raise InputError("the score is NaN or infinite", "check the model and the inputs")
         replaying = True
@@ -274,7 +275,7 @@ def _gradient(score: Tensor, at: Tensor, name: str) -> Tensor:
     return g
 
 
-@torch.compiler.disable
+@eager
 def gradcam(
     model: nn.Module,
     x: Tensor,

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pfungst.errors import InputError
+from pfungst.relevance import auto
+from pfungst.relevance.attribute import warn_flat_spectrum
 from pfungst.relevance.bases import Basis, Patches, Pixels
 from pfungst.relevance.composites import Composite
 from pfungst.relevance.composites import composite as _composite
-from pfungst.relevance.engine.run import Output, Run, check_input, check_model, execute
+from pfungst.relevance.engine.eager import eager
+from pfungst.relevance.engine.inputs import Inputs
+from pfungst.relevance.engine.run import Output, Run, backward, check_model, check_values, first_use
 from pfungst.relevance.program.patches import patch_columns
 from pfungst.relevance.program.tape import Tape
 
@@ -38,14 +43,23 @@ class LinearizedModel:
     """The linear map Ĵ of a network at fixed inputs, under the rules of a composite.
 
     Attributes:
-        output: (N, K) the network's output.
+        output: (N, K) the network's output, its axes after the first made one in their order.
+        shape: (N, …) that output's shape before.
         sample: shape of one input.
+        rules: the composite that was followed.
     """
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, rules: Composite) -> None:
         self._run = run
+        self.rules = rules
+        self.shape = run.shape
         self.output = run.output.detach()
         self.sample = tuple(run.streams[0].shape[1:])
+
+    @property
+    def composite(self) -> str:
+        """Name of the rules that were followed."""
+        return self.rules.name
 
     @property
     def inputs(self) -> Tensor:
@@ -57,6 +71,7 @@ class LinearizedModel:
         """The linear program from the input streams to the output."""
         return Tape(self._run.output, self._run.streams)
 
+    @backward()
     def contract(self, cotangents: Tensor, basis: Basis) -> Tensor:
         """Relevance of M scores per input in a basis, summed over all input streams.
 
@@ -66,6 +81,7 @@ class LinearizedModel:
         Returns:
             (N, M, *basis.shape(sample)).
         """
+        warn_flat_spectrum(self.rules, [basis])
         parts = []
         cpu = self.output.device.type == "cpu"
         room = free_memory(self.output.device) if cpu else 0
@@ -104,12 +120,14 @@ class LinearizedModel:
             cotangents = cotangents.transpose(0, 1)
         return self.contract(cotangents.to(self.output), basis or Pixels(channels=True))
 
+    @backward()
     def columns(self, basis: Basis) -> Tensor:
         """Relevance of every output for every component of the basis, by forward mode.
 
         Returns:
             (N, K, P) with P = basis.size(sample).
         """
+        warn_flat_spectrum(self.rules, [basis])
         size = basis.size(self.sample)
         with torch.no_grad():
             if isinstance(basis, Patches):
@@ -137,28 +155,47 @@ class LinearizedModel:
         tape = self.tape
         each = 6 * self.output.element_size() * tape.width(start, len(tape.ops) if stop is None else stop)
         room = int(free_memory(self.output.device) // max(each, 1))
-        most = 32 if self.output.device.type == "cpu" else 512
-        return max(1, min(count, most, room))
+        most = max(1, min(32 if self.output.device.type == "cpu" else 1024, room))
+        return -(-count // -(-count // most)) if count > 0 else 1  # chunks of equal size
 
 
-@torch.compiler.disable  # the rewriting happens in the dispatcher, which a compiled caller would only trace at length
+@eager
 def linearize(
     model: nn.Module,
-    x: Tensor,
-    composite: str | Composite = "epsilon_plus_flat",
+    x: Any,
+    composite: str | Composite = "auto",
     output: Output | None = None,
+    explain: int | str | None = None,
 ) -> LinearizedModel:
     """The rewritten network as a linear map at the inputs `x`.
 
     Args:
         model: any module in evaluation mode; it is not changed.
-        x: inputs (N, *sample), floating point, finite.
-        composite: the rules, by object or name.
-        output: picks the explained tensor where the model returns several.
+        x: inputs (N, *sample), floating point, finite; or a tuple or dictionary of arguments as in
+            :func:`attribute`, one of which is explained.
+        composite: the rules, by object or name; "auto" chooses those that conserve on this network.
+        output: picks the explained tensor where the model returns several, and the outputs of interest where it
+            returns more than (N, K): outputs (N, C, H, W) become C·H·W outputs in this order.
+        explain: which of several inputs; by default the only floating tensor.
 
     Raises:
-        InputError: inputs or model that cannot be explained.
+        InputError: inputs or model that cannot be explained, several inputs to explain, or values that are not
+            those of the plain forward pass.
         UncoveredOperation: the network uses an operation without a rule.
     """
+    if output is not None and not callable(output):
+        raise InputError(
+            f"linearize explains all outputs at once; output={output!r} is no callable",
+            "leave it out, or write output=lambda out: out[:, [0, 3]]; for one score use attribute",
+        )
+    model, given = check_model(model), Inputs.read(x, explain)
+    if len(given.explained) > 1:
+        raise InputError(
+            f"linearize explains one input at a time, not {given.explained}",
+            f"choose it with explain=, for example explain={given.explained[0]!r}; the others are constants",
+        )
     with torch.inference_mode(False):
-        return LinearizedModel(execute(check_model(model), check_input(x), _composite(composite), output))
+        run, rules = auto.run(model, given, _composite(composite), output)
+        if first_use(model, given, rules, "linearize"):
+            check_values(model, given, run, output)
+        return LinearizedModel(run, rules)

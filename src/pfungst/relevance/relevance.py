@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,16 +23,31 @@ _FORMAT = "pfungst.relevance/1"
 class Relevance:
     """Relevance of N inputs, with what is needed to check it.
 
-    Every explanation conserves: ``values.sum() + bias == score`` for each input, up to float precision.
+    Every explanation conserves: ``values.sum() + bias == score`` for each input, up to float precision; where several
+    inputs were explained together, ``values.sum() + elsewhere + bias == score``.
 
     Attributes:
         values: (N, *basis.shape(sample)), in the units of the score.
         score: (N,) the explained value of each input.
         basis: what the trailing axes of `values` mean.
         bias: (N,) the part of the score that belongs to no input feature: biases and constants.
+        elsewhere: (N,) the part that the other inputs of the same call received; zero if there were none.
+        composite: name of the rules that were followed, "" where it is not known.
+        lost: the share of the scores that neither inputs nor additive constants received, in [0, ∞): what the rules
+            lost. None where it was not measured.
     """
 
-    def __init__(self, values: Tensor, score: Tensor, basis: Basis, bias: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        values: Tensor,
+        score: Tensor,
+        basis: Basis,
+        bias: Tensor | None = None,
+        *,
+        composite: str = "",
+        lost: float | None = None,
+        elsewhere: Tensor | None = None,
+    ) -> None:
         if score.ndim != 1 or values.shape[:1] != score.shape:
             raise InputError(
                 f"values of shape {tuple(values.shape)} do not belong to scores of shape {tuple(score.shape)}",
@@ -41,6 +57,9 @@ class Relevance:
         self.score = score
         self.basis = basis
         self.bias = torch.zeros_like(score) if bias is None else bias
+        self.elsewhere = torch.zeros_like(score) if elsewhere is None else elsewhere
+        self.composite = composite
+        self.lost = lost
 
     def __len__(self) -> int:
         return len(self.score)
@@ -48,10 +67,18 @@ class Relevance:
     def __getitem__(self, index: slice | Tensor | int) -> Relevance:
         if isinstance(index, int):
             index = slice(index, index + 1) if index >= 0 else slice(len(self) + index, len(self) + index + 1)
-        return Relevance(self.values[index], self.score[index], self.basis, self.bias[index])
+        return self._with(*(t[index] for t in (self.values, self.score, self.bias, self.elsewhere)))
+
+    def _with(self, values: Tensor, score: Tensor, bias: Tensor, elsewhere: Tensor) -> Relevance:
+        return Relevance(
+            values, score, self.basis, bias, composite=self.composite, lost=self.lost, elsewhere=elsewhere
+        )
 
     def __repr__(self) -> str:
-        return f"Relevance({tuple(self.values.shape)}, {self.basis!r}, bias share {self.bias_share:.1%})"
+        rules = f", {self.composite}" if self.composite else ""
+        return (
+            f"Relevance({tuple(self.values.shape)}, {self.basis!r}{rules}, bias share {self.bias_share:.1%})"
+        )
 
     def sum(self) -> Tensor:
         """Total relevance of each input, (N,)."""
@@ -59,13 +86,21 @@ class Relevance:
 
     @property
     def bias_share(self) -> float:
-        """Share of the scores' magnitude that biases and constants absorbed, in [0, ∞)."""
-        total = self.score.abs().sum()
-        return float(self.bias.abs().sum() / total) if total > 0 else 0.0
+        """Share of the scores' magnitude that biases and constants absorbed, in [0, ∞].
+
+        Infinite where all scores are zero and the bias is not, NaN where a score or the bias is NaN or infinite.
+        """
+        bias, total = float(self.bias.detach().abs().sum()), float(self.score.detach().abs().sum())
+        if total == 0 and not math.isnan(bias):
+            return math.inf if bias else 0.0
+        return bias / total if math.isfinite(bias) and math.isfinite(total) else math.nan
 
     def conservation_error(self) -> Tensor:
-        """|Σ values + bias − score| relative to |score|, (N,); absolute where the score is zero."""
-        gap = (self.sum() + self.bias - self.score).abs()
+        """|Σ values + elsewhere + bias − score| relative to |score|, (N,); absolute where the score is zero.
+
+        NaN where anything is NaN or infinite.
+        """
+        gap = (self.sum() + self.elsewhere + self.bias - self.score).abs()
         return torch.where(self.score == 0, gap, gap / self.score.abs())
 
     def inside(self, mask: Tensor) -> Relevance:
@@ -84,13 +119,11 @@ class Relevance:
                 f"a mask of shape {tuple(mask.shape)} does not fit relevance of shape {tuple(self.values.shape)}",
                 "resize the mask to the images that were explained",
             ) from None
-        return Relevance(self.values * mask, self.score, self.basis, self.bias)
+        return self._with(self.values * mask, self.score, self.bias, self.elsewhere)
 
     def cpu(self) -> Relevance:
         """The same on the CPU, detached."""
-        parts = (t.detach().cpu() for t in (self.values, self.score, self.bias))
-        values, score, bias = parts
-        return Relevance(values, score, self.basis, bias)
+        return self._with(*(t.detach().cpu() for t in (self.values, self.score, self.bias, self.elsewhere)))
 
     def plot(self, index: int = 0, ax: Axes | None = None, limit: float | None = None) -> Any:
         """Draw one input's relevance: a heatmap, one heatmap per band, or bars per band.
@@ -129,14 +162,19 @@ class Relevance:
         return ax.figure
 
     def save(self, path: str | Path) -> None:
-        """Write to one safetensors file; the basis goes into its metadata."""
+        """Write to one safetensors file; the basis and the rules go into its metadata."""
         from safetensors.torch import save_file
 
-        tensors = {"values": self.values, "score": self.score, "bias": self.bias}
+        tensors = {"values": self.values, "score": self.score, "bias": self.bias, "elsewhere": self.elsewhere}
+        about = {"composite": self.composite, "lost": self.lost}
         save_file(
             {k: t.detach().cpu().contiguous() for k, t in tensors.items()},
             str(path),
-            metadata={"format": _FORMAT, "basis": json.dumps(self.basis.to_dict())},
+            metadata={
+                "format": _FORMAT,
+                "basis": json.dumps(self.basis.to_dict()),
+                "rules": json.dumps(about),
+            },
         )
 
     @classmethod
@@ -151,13 +189,20 @@ class Relevance:
                     raise InputError(
                         f"{path} is not saved relevance", "pass a file that Relevance.save wrote"
                     )
-                parts = {k: file.get_tensor(k) for k in ("values", "score", "bias")}
+                parts = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
             raise InputError(
                 f"{path} cannot be read: {error}", "pass a file that Relevance.save wrote"
             ) from None
+        about = json.loads(metadata.get("rules", "{}"))  # files of earlier versions do not say
         return cls(
-            parts["values"], parts["score"], Basis.from_dict(json.loads(metadata["basis"])), parts["bias"]
+            parts["values"],
+            parts["score"],
+            Basis.from_dict(json.loads(metadata["basis"])),
+            parts["bias"],
+            composite=about.get("composite", ""),
+            lost=about.get("lost"),
+            elsewhere=parts.get("elsewhere"),
         )
 
 

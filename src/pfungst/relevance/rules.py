@@ -10,16 +10,21 @@ Montavon et al. 2019 (Gamma); Andéol et al. 2021 (generalised Gamma); Lapuschki
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from pfungst.errors import ConfigError, InputError
+from pfungst.relevance.prepared import prepared
 
 Term = tuple[Tensor, Tensor]
+
+_FEW = 4  # channels
 
 
 @dataclass(frozen=True)
@@ -28,22 +33,41 @@ class LinearMap:
 
     Attributes:
         apply: (x, weight, bias or None) → output; linear in x and in (weight, bias) together.
-        weight: parameters, detached.
+        raw: the layer's own weights, detached.
         bias: (out,) or None, detached.
-        out_axis: axis of `weight` that counts outputs.
+        out_axis: axis of the weights that counts outputs.
         groups: number of channel groups.
         foldable: a BatchNorm that follows can be folded in (`bias` is a vector over outputs).
+        factor: a folded BatchNorm's, which the weights are multiplied with; broadcasts.
+        owner: the parameter that the weights are.
     """
 
     apply: Callable[[Tensor, Tensor, Tensor | None], Tensor]
-    weight: Tensor
+    raw: Tensor
     bias: Tensor | None
     out_axis: int = 0
     groups: int = 1
     foldable: bool = True
+    factor: Tensor | None = None
+    owner: Tensor | None = None
+
+    @property
+    def terms(self) -> int:
+        """How many products one output sums."""
+        inputs = self.raw.shape[0] // self.groups if self.out_axis else self.raw.shape[1]
+        return inputs * math.prod(self.raw.shape[2:])
 
     def __call__(self, x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
         return self.apply(x, self.weight if weight is None else weight, bias)
+
+    @cached_property
+    def weight(self) -> Tensor:
+        """The weights with what is folded into them."""
+        return self.raw if self.factor is None else self.raw * self.factor
+
+    def part(self, name: str, of: Callable[[Tensor], Tensor]) -> Tensor:
+        """``of(weight)``, such as the positive weights, kept from call to call while the weights do not change."""
+        return prepared(self.owner, self.factor, name, lambda: of(self.weight))
 
 
 class Context(Protocol):
@@ -62,9 +86,9 @@ class Call:
 
     Attributes:
         x: input with its graph.
-        z: output value, a constant.
+        z: output value, a constant; what a ReLU leaves of it if `relu`.
         nonnegative: x is known to be ≥ 0.
-        relu: a ReLU discards the negative outputs.
+        relu: a ReLU has discarded the negative outputs: z ≥ 0, and nothing is redistributed where z = 0.
     """
 
     map: LinearMap
@@ -82,11 +106,28 @@ def stabilize(t: Tensor, epsilon: float) -> Tensor:
     return t + torch.where(t >= 0, epsilon, -epsilon).to(t.dtype)
 
 
-def _quotient(z: Tensor, zhat: Tensor, epsilon: float) -> Tensor:
-    """z / stab(ẑ); zero where nothing can be redistributed (ẑ = 0 without a stabiliser)."""
+def _quotient(z: Tensor, zhat: Tensor, epsilon: float, nonnegative: bool = False) -> Tensor:
+    """z / stab(ẑ); zero where nothing can be redistributed (ẑ = 0 without a stabiliser).
+
+    Args:
+        nonnegative: ẑ is known to be ≥ 0.
+    """
     if epsilon == 0:
         return torch.where(zhat == 0, 0.0, z / torch.where(zhat == 0, 1.0, zhat))
-    return z / stabilize(zhat, epsilon)
+    return _over(z, zhat + epsilon if nonnegative else stabilize(zhat, epsilon))
+
+
+def _over(z: Tensor, fresh: Tensor) -> Tensor:
+    """z / fresh, in the memory of `fresh` where that is possible: new pages cost as much as the division."""
+    alike = z.shape == fresh.shape and z.dtype == fresh.dtype
+    if (
+        not alike
+        or fresh.requires_grad
+        or z.requires_grad
+        or torch._C._functorch.maybe_current_level() is not None
+    ):
+        return z / fresh
+    return torch.div(z, fresh, out=fresh)
 
 
 def _pos(t: Tensor | None) -> Tensor | None:
@@ -95,6 +136,24 @@ def _pos(t: Tensor | None) -> Tensor | None:
 
 def _neg(t: Tensor | None) -> Tensor | None:
     return None if t is None else t.clamp(max=0)
+
+
+def _signed(
+    m: LinearMap,
+    x: tuple[Tensor, Tensor | None],
+    weight: tuple[Tensor | None, Tensor | None],
+    bias: Tensor | None,
+) -> Tensor:
+    """The map of the positive and of the negative part of an input, each with weights of its own, summed."""
+    (x_pos, x_neg), (w_pos, w_neg) = x, weight
+    if x_neg is None:
+        return m(x_pos, w_pos, bias)
+    assert w_pos is not None
+    assert w_neg is not None
+    few = w_pos.ndim > 2 and w_pos.shape[1] <= _FEW and x_pos.ndim == w_pos.ndim
+    if few and m.groups == 1 and m.out_axis == 0:  # kernels take as long for twice so few channels
+        return m(torch.cat([x_pos, x_neg], 1), torch.cat([w_pos, w_neg], 1), bias)
+    return m(x_pos, w_pos, bias) + m(x_neg, w_neg)
 
 
 @dataclass(frozen=True, repr=False)
@@ -136,25 +195,19 @@ class Gamma(Rule):
     stabilizer: float = 1e-6
 
     def terms(self, call: Call) -> list[Term]:
-        m, g = call.map, self.gamma
-        b = m.bias
-        up, down = m.weight + g * m.weight.clamp(min=0), m.weight + g * m.weight.clamp(max=0)
-        b_up, b_down = (None, None) if b is None else (b + g * b.clamp(min=0), b + g * b.clamp(max=0))
-        if call.nonnegative:
-            zhat = m(call.x, up, b_up)
-            positive = _quotient(call.z, call.context.stop(zhat), self.stabilizer)
-            if call.relu:
-                return [(zhat, positive)]
-            terms = [(zhat, torch.where(call.z > 0, positive, 0.0))]
-            zhat = m(call.x, down, b_down)
-        else:
-            x_pos, x_neg = call.x.clamp(min=0), call.x.clamp(max=0)
-            zhat = m(x_pos, up, b_up) + m(x_neg, down)
-            positive = _quotient(call.z, call.context.stop(zhat), self.stabilizer)
-            terms = [(zhat, torch.where(call.z > 0, positive, 0.0))]
-            if call.relu:
-                return terms
-            zhat = m(x_pos, down, b_down) + m(x_neg, up)
+        m, g, b = call.map, self.gamma, call.map.bias
+        up = m.part(f"{g} up", lambda w: w + g * w.clamp(min=0))
+        b_up = None if b is None else b + g * b.clamp(min=0)
+        x = (call.x, None) if call.nonnegative else (call.x.clamp(min=0), call.x.clamp(max=0))
+        down = None
+        if not (call.nonnegative and call.relu):
+            down = m.part(f"{g} down", lambda w: w + g * w.clamp(max=0))
+        zhat = _signed(m, x, (up, down), b_up)
+        positive = _quotient(call.z, call.context.stop(zhat), self.stabilizer)
+        if call.relu:
+            return [(zhat, positive)]
+        terms = [(zhat, torch.where(call.z > 0, positive, 0.0))]
+        zhat = _signed(m, x, (down, up), None if b is None else b + g * b.clamp(max=0))
         negative = _quotient(call.z, call.context.stop(zhat), self.stabilizer)
         terms.append((zhat, torch.where(call.z < 0, negative, 0.0)))
         return terms
@@ -176,19 +229,18 @@ class AlphaBeta(Rule):
             )
 
     def terms(self, call: Call) -> list[Term]:
-        m, w, b = call.map, call.map.weight, call.map.bias
-        x_pos = call.x if call.nonnegative else call.x.clamp(min=0)
-        zhat = m(x_pos, w.clamp(min=0), _pos(b))
-        if not call.nonnegative:
-            x_neg = call.x.clamp(max=0)
-            zhat = zhat + m(x_neg, w.clamp(max=0))
-        c = _quotient(call.z, call.context.stop(zhat), self.stabilizer)
+        m, b = call.map, call.map.bias
+        w_pos = m.part("positive", lambda w: w.clamp(min=0))
+        w_neg = None
+        if not call.nonnegative or self.beta:
+            w_neg = m.part("negative", lambda w: w.clamp(max=0))
+        x = (call.x, None) if call.nonnegative else (call.x.clamp(min=0), call.x.clamp(max=0))
+        zhat = _signed(m, x, (w_pos, w_neg), _pos(b))
+        c = _quotient(call.z, call.context.stop(zhat), self.stabilizer, nonnegative=True)
         terms = [(zhat, c if self.alpha == 1 else self.alpha * c)]
         if self.beta == 0:
             return terms
-        zhat = m(x_pos, w.clamp(max=0), _neg(b))
-        if not call.nonnegative:
-            zhat = zhat + m(x_neg, w.clamp(min=0))
+        zhat = _signed(m, x, (w_neg, w_pos), _neg(b))
         c = _quotient(call.z, call.context.stop(zhat), self.stabilizer)
         return [*terms, (zhat, -self.beta * c)]
 
@@ -247,15 +299,17 @@ class ZBox(Rule):
 
     def _bound(self, value: float | tuple[float, ...]) -> Callable[[Tensor], Tensor]:
         def fill(x: Tensor) -> Tensor:
-            bound = torch.as_tensor(value, dtype=x.dtype, device=x.device)
-            if bound.ndim == 1:
-                if x.ndim < 2 or bound.numel() not in (1, x.shape[1]):
-                    raise InputError(
-                        f"ZBox has {bound.numel()} bounds for an input of shape {tuple(x.shape)}",
-                        "give one number, or one per channel",
-                    )
-                bound = bound.reshape(-1, *[1] * (x.ndim - 2))
-            return bound.expand_as(x).clone()
+            if not isinstance(value, Sequence):
+                return torch.full_like(x, value)
+            if x.ndim < 2 or len(value) not in (1, x.shape[1]):
+                raise InputError(
+                    f"ZBox has {len(value)} bounds for an input of shape {tuple(x.shape)}",
+                    "give one number, or one per channel",
+                )
+            bound = torch.cat(
+                [x.new_full((1,), v) for v in value]
+            )  # made on the device: a graph can replay it
+            return bound.reshape(-1, *[1] * (x.ndim - 2)).expand_as(x).clone()
 
         return fill
 

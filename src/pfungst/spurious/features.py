@@ -14,10 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pfungst.errors import DataError, InputError, UnreadableImages
+from pfungst.device import choose_device
+from pfungst.errors import DataError, InputError, UnreadableImages, few
+from pfungst.files import Lock, read, whole, write_json
+from pfungst.progress import progress_bar
 from pfungst.spurious.heads import FeatureHead
 
 FORMAT = "pfungst.features/1"
+_DAMAGED = "delete the folder and call extract_features again"
 _HEADER = 128  # bytes; the length of the table is rewritten in place at every commit
 
 
@@ -35,22 +39,22 @@ class FeatureStore:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.meta = _read_meta(self.path)
+        if not (self.path / "store.json").is_file():
+            raise DataError(f"{self.path} holds no feature store", "make one with extract_features")
+        self.meta = read(self.path / "store.json", _DAMAGED, format=FORMAT)
         if not self.meta.get("complete"):
             raise DataError(
                 f"{self.path} is an unfinished feature pass ({self.meta.get('count', 0)} images)",
                 "call extract_features with the same arguments to finish it",
             )
-        self.features = np.load(self.path / "features.npy", mmap_mode="r")
+        self.features = read(self.path / "features.npy", _DAMAGED)
 
     def __len__(self) -> int:
         return len(self.features)
 
     @cached_property
     def _index(self) -> Any:
-        import pyarrow.parquet as pq
-
-        return pq.read_table(self.path / "index.parquet")
+        return read(self.path / "index.parquet", _DAMAGED)
 
     @cached_property
     def ids(self) -> list[str]:
@@ -119,41 +123,45 @@ def extract_features(
     Raises:
         UnreadableImages: some images cannot be read.
         InputError: labels outside the model's classes, features too large for float16, a store of another model.
-        DataError: an identifier occurs twice (or again, when the data changed since an interrupted pass).
+        DataError: an identifier occurs twice (or again, when the data changed since an interrupted pass); another
+            process is writing into the folder.
+        ConfigError: the device does not exist.
     """
+    target = choose_device(device)
     head = head_for(model, data)
-    target = torch.device(_resolve(device))
     head.model.to(target)
-    writer = _Writer(Path(path), head, dtype)
-    if writer.meta["complete"]:
-        return FeatureStore(path)
-    problems: list[tuple[str, str]] = []
-    size = len(data) if hasattr(data, "__len__") else None  # type: ignore[arg-type]
-    items = read_items(data, writer.meta["read"], workers, problems)
-    parameter = next(head.model.parameters())
-    with _bar(size, writer.meta["read"], progress) as advance, torch.inference_mode():
-        for n, batch in enumerate(_batches(items, batch_size), 1):
-            good = [item for item in batch if item[1] is not None]
-            if problems and not skip_bad:
-                advance(len(batch))
-                continue  # nothing is computed any more, but every unreadable image gets named
-            if good:
-                labels = _check_labels([label for _, _, label in good], [i for i, _, _ in good], head)
-                images = torch.stack([image for _, image, _ in good if image is not None])
-                phi, logits = head.features_and_logits(images.to(target, parameter.dtype))
-                writer.add([i for i, _, _ in good], labels, phi, logits)
-            writer.meta["read"] += len(batch)
-            writer.meta["skipped"] += [list(problem) for problem in problems]
-            problems.clear()
-            advance(len(batch))
-            if n % commit_every == 0:
-                writer.commit()
-    if problems and not skip_bad:
-        writer.commit(close=True)
-        raise UnreadableImages(problems)
-    if writer.count == 0:
-        raise DataError("the image set is empty", "pass at least one readable labelled image")
-    writer.finish()
+    with Lock(Path(path) / ".lock", str(path)):
+        writer = _Writer(Path(path), head, dtype)
+        if writer.meta["complete"]:
+            return FeatureStore(path)
+        problems: list[tuple[str, str]] = []
+        size = len(data) if hasattr(data, "__len__") else None  # type: ignore[arg-type]
+        items = read_items(data, writer.meta["read"], workers, problems)
+        parameter = next(head.model.parameters())
+        shown = progress_bar("features", size, show=progress, done=writer.meta["read"])
+        with shown as bar, torch.inference_mode():
+            for n, batch in enumerate(_batches(items, batch_size), 1):
+                good = [item for item in batch if item[1] is not None]
+                if problems and not skip_bad:
+                    bar.advance(len(batch))
+                    continue  # nothing is computed any more, but every unreadable image gets named
+                if good:
+                    labels = _check_labels([label for _, _, label in good], [i for i, _, _ in good], head)
+                    images = torch.stack([image for _, image, _ in good if image is not None])
+                    phi, logits = head.features_and_logits(images.to(target, parameter.dtype))
+                    writer.add([i for i, _, _ in good], labels, phi, logits)
+                writer.meta["read"] += len(batch)
+                writer.meta["skipped"] += [list(problem) for problem in problems]
+                problems.clear()
+                bar.advance(len(batch))
+                if n % commit_every == 0:
+                    writer.commit()
+        if problems and not skip_bad:
+            writer.commit(close=True)
+            raise UnreadableImages(problems)
+        if writer.count == 0:
+            raise DataError("the image set is empty", "pass at least one readable labelled image")
+        writer.finish()
     return FeatureStore(path)
 
 
@@ -188,26 +196,18 @@ def match_classes(folders: Sequence[str], model: Sequence[str] | int) -> dict[st
         if all(n.isdigit() and int(n) < model for n in names):
             return {name: int(name) for name in names}
         raise InputError(
-            f"the model has {model} classes, the image set {len(names)}: {_some(names)}",
+            f"the model has {model} classes, the image set {len(names)}: {few(map(repr, names))}",
             "give the model's class names in order, or name the folders by class index",
         )
     index = {name: i for i, name in enumerate(model)}
     unknown = [name for name in names if name not in index]
     if unknown:
         raise InputError(
-            f"{len(unknown)} labels of the image set are no class of the model: {_some(unknown)}; "
-            f"the model's {len(index)} classes: {_some(list(model))}",
+            f"{len(unknown)} labels of the image set are no class of the model: {few(map(repr, unknown))}; "
+            f"the model's {len(index)} classes: {few(map(repr, model))}",
             "rename the folders, or give the class names in the order of the model's outputs",
         )
     return {name: index[name] for name in names}
-
-
-def _some(names: Sequence[str], n: int = 8) -> str:
-    return ", ".join(map(repr, names[:n])) + (f", … ({len(names)})" if len(names) > n else "")
-
-
-def _resolve(device: str) -> str:
-    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
 
 
 def _check_labels(labels: Sequence[Any], ids: Sequence[str], head: FeatureHead) -> list[int]:
@@ -289,42 +289,12 @@ def _batches(items: Iterator[Item], size: int) -> Iterator[list[Item]]:
         yield batch
 
 
-class _bar:
-    """Progress of the pass; silent when asked to be."""
-
-    def __init__(self, total: int | None, done: int, show: bool) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        self.progress = Progress(
-            TextColumn("features"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), disable=not show
-        )
-        self.task = self.progress.add_task("features", total=total, completed=done)
-
-    def __enter__(self) -> Callable[[int], None]:
-        self.progress.start()
-        return lambda n: self.progress.advance(self.task, n)
-
-    def __exit__(self, *error: object) -> None:
-        self.progress.stop()
-
-
-def _read_meta(path: Path) -> dict[str, Any]:
-    try:
-        meta = json.loads((path / "store.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} holds no feature store: {error}", "make one with extract_features") from None
-    if meta.get("format") != FORMAT:
-        raise DataError(f"{path} holds no feature store", "make one with extract_features")
-    return meta
-
-
 class _Writer:
     """Appends rows; `commit` makes what is there readable and is what a restart goes back to."""
 
     def __init__(self, path: Path, head: FeatureHead, dtype: str) -> None:
         if dtype not in ("float16", "float32"):
             raise InputError(f"features cannot be stored as {dtype!r}", "choose float16 or float32")
-        path.mkdir(parents=True, exist_ok=True)
         self.path, self.dtype = path, np.dtype(dtype)
         self.dim = head.linear.n_features
         fresh: dict[str, Any] = {
@@ -337,7 +307,8 @@ class _Writer:
             "skipped": [],
             "complete": False,
         }
-        self.meta = _read_meta(path) if (path / "store.json").exists() else fresh
+        meta = path / "store.json"
+        self.meta = read(meta, _DAMAGED, format=FORMAT) if meta.exists() else fresh
         for key in ("model", "layer", "dtype"):
             if self.meta[key] != fresh[key]:
                 raise InputError(
@@ -407,9 +378,7 @@ class _Writer:
             file.flush()
             os.fsync(file.fileno())
         self.meta["count"] = self.count
-        unfinished = self.path / "store.json.partial"
-        unfinished.write_text(json.dumps(self.meta, indent=1), encoding="utf-8")
-        os.replace(unfinished, self.path / "store.json")
+        write_json(self.path / "store.json", self.meta)
         if close:
             self.file.close()
             self.index.close()
@@ -426,8 +395,8 @@ class _Writer:
                 "confidence": pa.array(self.columns["confidence"], pa.float32()),
             }
         )
-        pq.write_table(table, self.path / "index.parquet.partial")
-        os.replace(self.path / "index.parquet.partial", self.path / "index.parquet")
+        with whole(self.path / "index.parquet") as part:
+            pq.write_table(table, part)
         self.meta["complete"] = True
         self.commit(close=True)
         (self.path / "index.jsonl").unlink()

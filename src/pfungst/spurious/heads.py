@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from pfungst.errors import InputError
+from pfungst.files import digest
+from pfungst.suggest import suggest
 
 _TOLERANCE = 1e-3  # relative; half a digit above float16 rounding of the logits
 
@@ -50,11 +51,8 @@ class LinearHead:
 
     def fingerprint(self) -> dict[str, Any]:
         """What identifies the model that components belong to: sizes, and SHA-256 of head in float32."""
-        digest = hashlib.sha256()
-        for part in (self.weight, self.bias, torch.tensor(self.temperature)):
-            if part is not None:
-                digest.update(part.detach().float().cpu().contiguous().numpy().tobytes())
-        return {"classes": self.n_classes, "features": self.n_features, "head_sha256": digest.hexdigest()}
+        parts = [p.float() for p in (self.weight, self.bias, torch.tensor(self.temperature)) if p is not None]
+        return {"classes": self.n_classes, "features": self.n_features, "head_sha256": digest(*parts)}
 
 
 @dataclass
@@ -217,9 +215,7 @@ def _choose(
 ) -> tuple[str, float]:
     if layer is not None:
         if layer not in dict(model.named_modules()):
-            raise InputError(
-                f"the model has no layer {layer!r}", f"layers that ran: {', '.join(calls) or 'none'}"
-            )
+            raise InputError(f"the model has no layer {layer!r}", suggest(layer, calls, "layers that ran"))
         if layer not in calls:
             raise InputError(
                 f"layer {layer!r} is not a linear layer that the forward pass runs",

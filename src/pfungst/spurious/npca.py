@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +15,7 @@ from sklearn.base import BaseEstimator
 from torch import Tensor, nn
 
 from pfungst.errors import InputError, PfungstWarning
+from pfungst.files import read, write_json, write_tensors
 from pfungst.measure import best_split
 from pfungst.spurious.eigen import leading
 from pfungst.spurious.features import FeatureStore
@@ -233,14 +232,11 @@ class NeuralPCA(BaseEstimator):
 
     def save(self, path: str | Path) -> None:
         """Write `path`.safetensors and `path`.json (names from the stem of `path`)."""
-        from safetensors.torch import save_file
-
         self._known(self.classes_[0])
         stem = Path(path).with_suffix("")
-        stem.parent.mkdir(parents=True, exist_ok=True)
-        tensors = {"head.weight": self.head_.weight.contiguous()}
+        tensors = {"head.weight": self.head_.weight}
         if self.head_.bias is not None:
-            tensors["head.bias"] = self.head_.bias.contiguous()
+            tensors["head.bias"] = self.head_.bias
         for k in self.classes_:
             tensors |= {
                 f"mean.{k}": self.mean_[k],
@@ -260,27 +256,16 @@ class NeuralPCA(BaseEstimator):
             "total_variance": [self.total_variance_[k] for k in self.classes_],
             "top": [self._top[k][1] for k in self.classes_],
         }
-        partial = stem.with_suffix(".safetensors.partial")
-        save_file(tensors, str(partial), metadata={"format": FORMAT})
-        os.replace(partial, stem.with_suffix(".safetensors"))
-        partial = stem.with_suffix(".json.partial")
-        partial.write_text(json.dumps(meta), encoding="utf-8")
-        os.replace(partial, stem.with_suffix(".json"))
+        write_tensors(stem.with_suffix(".safetensors"), tensors, format=FORMAT)
+        write_json(stem.with_suffix(".json"), meta, indent=None)
 
     @classmethod
     def load(cls, path: str | Path, model: nn.Module | FeatureHead | None = None) -> NeuralPCA:
         """Read what :meth:`save` wrote; `model` is attached and must be the one it was fitted on."""
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
         stem = Path(path).with_suffix("")
-        try:
-            meta = json.loads(stem.with_suffix(".json").read_text(encoding="utf-8"))
-            tensors = load_file(str(stem.with_suffix(".safetensors")))
-        except (OSError, ValueError, SafetensorError) as error:
-            raise InputError(f"{stem} cannot be read: {error}", "pass what NeuralPCA.save wrote") from None
-        if meta.get("format") != FORMAT:
-            raise InputError(f"{stem}.json is not a NeuralPCA", "pass what NeuralPCA.save wrote")
+        remedy = "pass what NeuralPCA.save wrote"
+        meta = read(stem.with_suffix(".json"), remedy, InputError, FORMAT)
+        tensors = read(stem.with_suffix(".safetensors"), remedy, InputError)
         new = cls(**meta["parameters"])
         new._model = None
         new.head_ = LinearHead(tensors["head.weight"], tensors.get("head.bias"), meta["temperature"])

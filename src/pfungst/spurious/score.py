@@ -14,6 +14,7 @@ import torch
 from sklearn.metrics import average_precision_score
 from torch import Tensor, nn
 
+from pfungst.device import choose_device
 from pfungst.errors import DataError, InputError, UnreadableImages
 from pfungst.spurious.features import read_items
 from pfungst.spurious.heads import logits_of
@@ -168,7 +169,7 @@ def class_probabilities(
         UnreadableImages: all that cannot be read.
         InputError: labels outside the model's classes.
     """
-    target = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    target = choose_device(device)
     model = model.to(target).eval()
     dtype = next((p.dtype for p in model.parameters()), torch.float32)
     out: dict[int, list[float]] = {}

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
-
 from pfungst.errors import ConfigError
+from pfungst.suggest import suggest
 
 _NUMBERS = {"none": (0,), "blur": (0, 2), "lowpass": (0, 1)}
 
@@ -17,9 +16,7 @@ def parse_mitigation(text: str) -> tuple[str, list[float]]:
     """
     name, _, options = text.partition(":")
     if name not in _NUMBERS:
-        near = difflib.get_close_matches(name, _NUMBERS, n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ConfigError(f"unknown mitigation {name!r}", f"{hint}known: {', '.join(_NUMBERS)}")
+        raise ConfigError(f"unknown mitigation {name!r}", suggest(name, _NUMBERS))
     try:
         numbers = [float(part) for part in options.split(",") if part]
     except ValueError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import importlib.util
 import sys
@@ -19,6 +18,7 @@ from pfungst.encoders import Preprocessing, read_checkpoint
 from pfungst.encoders.checkpoints import State, best_prefix, load_state
 from pfungst.encoders.preprocessing import condition_of
 from pfungst.errors import ConfigError
+from pfungst.suggest import suggest
 
 _FORMS = "timm:NAME, torchvision:NAME, package.module:function or file.py:function"
 
@@ -137,7 +137,7 @@ def _timm(name: str) -> Made:
     import timm
 
     if not timm.is_model(name):
-        raise ConfigError(f"timm has no model {name!r}", _near(name, timm.list_models()))
+        raise ConfigError(f"timm has no model {name!r}", suggest(name, timm.list_models()))
 
     def make(classes: int | None) -> nn.Module:
         options: Any = {} if classes is None else {"num_classes": classes}
@@ -153,7 +153,7 @@ def _torchvision(name: str) -> Made:
 
     if name not in models.list_models(module=models):
         raise ConfigError(
-            f"torchvision has no classifier {name!r}", _near(name, models.list_models(module=models))
+            f"torchvision has no classifier {name!r}", suggest(name, models.list_models(module=models))
         )
     options: dict[str, Any] = {"weights": None}
     if name in ("googlenet", "inception_v3"):
@@ -194,8 +194,3 @@ def _function(spec: str) -> nn.Module:
             f"{spec} returned {type(made).__name__}, not a torch module", "return the classifier"
         )
     return made
-
-
-def _near(name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(name, known, 4)
-    return f"did you mean {', '.join(close)}?" if close else f"known are for example {', '.join(known[:5])}"

@@ -27,11 +27,12 @@ from pfungst.audit.classifier.result import ClassEntry, ClassifierResult
 from pfungst.audit.classifier.scores import Answers, answer, interval, loss, rate, spurious
 from pfungst.audit.classifier.task import write_label_task
 from pfungst.audit.machine import circumstances
-from pfungst.audit.progress import bar
 from pfungst.audit.result import Skipped, Verdict, save
 from pfungst.audit.workspace import Workspace
 from pfungst.conditions import Condition
+from pfungst.device import choose_device
 from pfungst.errors import DataError, InputError, PfungstWarning
+from pfungst.progress import progress_bar
 from pfungst.spurious import (
     FeatureHead,
     FeatureStore,
@@ -74,6 +75,7 @@ def run(config: ClassifierConfig) -> ClassifierResult:
         ConfigError, DataError, InputError, CheckpointError, UnreadableImages: see :mod:`pfungst.errors`.
     """
     started = time.monotonic()
+    choose_device(config.device)
     classifier = load_classifier(
         config.model,
         config.checkpoint,
@@ -149,9 +151,7 @@ def _files(entries: list[ClassEntry]) -> set[str]:
 
 def find_head(classifier: Classifier, config: ClassifierConfig) -> FeatureHead:
     """The classifier's final linear layer, on the device of the audit."""
-    device = config.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = choose_device(config.device)
     classifier.model.to(device)
     size = classifier.preprocessing.size
     example = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
@@ -305,10 +305,9 @@ def _entries(
         config.candidates, config.shown, config.steps, config.masks, config.batch_size, config.seed
     )
     entries = []
-    with bar() as progress:
-        task = progress.add_task("classes", total=len(npca.classes_))
+    with progress_bar("classes", len(npca.classes_)) as bar:
         for k in npca.classes_:
-            progress.update(task, description=names[k])
+            bar.say(names[k])
             entry = workspace.load_part(f"class {k}", ClassEntry)
             if entry is None:
                 keep = [] if judged is None else judged.get(k, [])
@@ -331,7 +330,7 @@ def _entries(
                     entry.notes.append("the model has no layer with positions, so there are no heatmaps")
                 workspace.save_part(f"class {k}", entry)
             entries.append(entry)
-            progress.advance(task)
+            bar.advance()
     return entries, heatmaps.layer
 
 

@@ -14,7 +14,7 @@ from pfungst.conditions import RESIZERS, Condition
 from pfungst.conditions.logo import Logo
 from pfungst.data import ImageSet, Item, open_images
 from pfungst.encoders import EmbeddingCache, Encoder
-from pfungst.errors import ConfigError, DataError, InputError
+from pfungst.errors import ConfigError, DataError, InputError, few
 
 ORIGINAL = "original"
 _CHUNK = 256  # images in memory at a time
@@ -27,7 +27,7 @@ def open_set(config: SimilarityConfig) -> ImageSet:
     Raises:
         DataError: fewer than two classes with two images, or several sets and no category.
     """
-    if str(config.images) == "synthetic":
+    if config.images == "synthetic":
         from pfungst.data.tagged import parting_digits
 
         images = parting_digits(config.seed)
@@ -35,7 +35,7 @@ def open_set(config: SimilarityConfig) -> ImageSet:
         assert config.images is not None
         sets = open_images(config.images, config.category, label_column=config.labels)
         if len(sets) > 1:
-            names = ", ".join(s.name for s in sets[:8])
+            names = few(s.name for s in sets)
             raise DataError(
                 f"{config.images} holds {len(sets)} sets of images: {names}", "choose one with --category"
             )

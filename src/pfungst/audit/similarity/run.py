@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from pfungst.audit.machine import circumstances
-from pfungst.audit.progress import bar
 from pfungst.audit.result import Skipped, save
 from pfungst.audit.similarity import texts, verdict
 from pfungst.audit.similarity.config import SimilarityConfig
@@ -30,9 +29,11 @@ from pfungst.audit.similarity.result import SimilarityResult
 from pfungst.audit.sources import group_columns
 from pfungst.audit.workspace import Workspace
 from pfungst.data import ImageSet
+from pfungst.device import choose_device
 from pfungst.encoders import Encoder, load
 from pfungst.encoders.edits import resolve_layer
 from pfungst.errors import ConfigError
+from pfungst.progress import progress_bar
 
 _SHOWN = 2000  # points of the map
 
@@ -47,6 +48,7 @@ def run(config: SimilarityConfig) -> SimilarityResult:
         ConfigError, DataError, InputError, CheckpointError, UnreadableImages: see :mod:`pfungst.errors`.
     """
     started = time.monotonic()
+    choose_device(config.device)
     encoder = load(
         config.encoder,
         checkpoint=config.checkpoint,
@@ -94,10 +96,9 @@ def _images(
     make_plan(items, config)
     workspace = Workspace(config)
     cache = config.cache or workspace.folder / "embeddings"
-    with bar() as progress:
-        task = progress.add_task("checking images", total=None)
+    with progress_bar("checking images") as bar:
         checked = ImageSet(images.name, items)
-        if not config.skip_bad and str(config.images) != "synthetic":
+        if not config.skip_bad and config.images != "synthetic":
             checked.check()
         source = Source.open(checked, conditions, encoder.size, config.skip_bad)
         if source.skipped:
@@ -112,16 +113,14 @@ def _images(
                 notes.append(f"the column {name!r} has one value only in the tested images and was left out")
             elif name not in (unit, config.labels):
                 columns[name] = np.array([v or "(none)" for v in values.tolist()])
-        progress.update(
-            task, description=f"embedding with {encoder.name}", total=len(source.items), completed=0
-        )
-        embeddings = embed(encoder, source, cache, config.device, lambda n: progress.update(task, advance=n))
-        progress.update(task, description="probing", total=None)
+        bar.turn(f"embedding with {encoder.name}", len(source.items))
+        embeddings = embed(encoder, source, cache, config.device, bar.advance)
+        bar.turn("probing")
         found = predict(plan, embeddings, ORIGINAL, config.probe)
         compared = {name: ORIGINAL for name in conditions if name != ORIGINAL}
         mitigation = None
         if wish is not None:
-            progress.update(task, description="pruning")
+            bar.turn("pruning")
             mitigation, mended = mitigate(encoder, source, plan, wish, config, cache, workspace)
             also = predict(plan, mended, f"mitigated {ORIGINAL}", config.probe)
             found.predicted |= also.predicted
@@ -136,7 +135,7 @@ def _images(
                 if name != ORIGINAL:
                     mitigation.recovered[name] = gain / fall if fall >= verdict.FALL else None
         provenance = follow(plan, found, embeddings[ORIGINAL], columns, config)
-        progress.update(task, description="explaining similarities")
+        bar.turn("explaining similarities")
         likeness = explain(
             encoder,
             source,
@@ -147,7 +146,7 @@ def _images(
             config,
             workspace.folder / ".factors",
         )
-        progress.update(task, description="drawing the map")
+        bar.turn("drawing the map")
         arrays = likeness.arrays | _map(
             embeddings[ORIGINAL], found.predicted[ORIGINAL][0], plan, columns, source, config
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import string
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,12 +10,13 @@ from typing import Any
 import numpy as np
 
 from pfungst import measure
-from pfungst.audit.progress import bar
 from pfungst.audit.result import Interval
 from pfungst.audit.similarity.config import SimilarityConfig
 from pfungst.audit.similarity.result import Pair, Relation
 from pfungst.audit.workspace import Workspace
+from pfungst.data.delimited import read_rows, require
 from pfungst.errors import DataError
+from pfungst.progress import progress_bar
 from pfungst.similarity import SimilarityExplainer
 
 COLUMNS = ("first", "second", "relation")
@@ -28,22 +28,13 @@ def read_pairs(path: Path) -> list[tuple[str, str, str]]:
     """Sentence pairs and their relation from a CSV with the columns first, second and relation.
 
     Raises:
-        DataError: the file or a column is missing, a field is empty, or a relation has one pair only.
+        DataError: the file or a column is missing, a field is empty, or there are fewer than two pairs; and as for
+            ``read_rows``.
     """
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as handle:
-            reader = csv.DictReader(handle)
-            fields = reader.fieldnames or []
-            missing = [c for c in COLUMNS if c not in fields]
-            if missing:
-                raise DataError(
-                    f"{path} has no column {', '.join(map(repr, missing))}",
-                    f"it has: {', '.join(fields) or 'none'}",
-                )
-            rows = [tuple((row[c] or "").strip() for c in COLUMNS) for row in reader]
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read: {error}", "give a CSV in UTF-8") from None
-    bad = [i + 2 for i, row in enumerate(rows) if not all(row)]
+    table = read_rows(path)
+    require(path, table.fields, COLUMNS)
+    rows = [tuple(row[c].strip() for c in COLUMNS) for row in table.rows]
+    bad = [line for line, row in zip(table.lines, rows, strict=True) if not all(row)]
     if bad:
         raise DataError(f"{path} has empty fields in lines {bad[:10]}", "fill or remove them")
     if len(rows) < 2:
@@ -72,8 +63,7 @@ def audit(
     summaries: list[Relation] = []
     worst = 0.0
     chosen = {r: _chosen(kinds, similarity, r, config) for r in relations}
-    with bar() as progress:
-        task = progress.add_task("explaining pairs", total=sum(map(len, chosen.values())))
+    with progress_bar("explaining pairs", sum(map(len, chosen.values()))) as bar:
         for relation, index in chosen.items():
             shared, special, bias = [], [], []
             for rank, i in enumerate(index):
@@ -107,7 +97,7 @@ def audit(
                             tokens=(a, b),
                         )
                     )
-                progress.update(task, advance=1)
+                bar.advance()
             mine = kinds == relation
             summaries.append(
                 Relation(

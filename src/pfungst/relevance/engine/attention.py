@@ -30,8 +30,10 @@ def attention(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: Any)
         raise InputError(
             f"attention dropout is active in module {mode.module_name()!r}", "call model.eval() first"
         )
-    q, k, v = (mode.settle(b[n]) for n in ("query", "key", "value"))
+    b = {k: mode.settle(v) if isinstance(v, Tensor) else v for k, v in b.items()}
+    q, k, v = b["query"], b["key"], b["value"]
     with mode.quiet():
+        value = func(**{k: mode.stop(v) if isinstance(v, Tensor) else v for k, v in b.items()})
         q, k = mode.stop(q), mode.stop(k)
         if b.get("enable_gqa"):
             k = k.repeat_interleave(q.shape[-3] // k.shape[-3], -3)
@@ -39,15 +41,16 @@ def attention(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: Any)
         weights = q @ k.transpose(-1, -2) * (1 / math.sqrt(q.shape[-1]) if scale is None else scale)
         mask = b.get("attn_mask")
         if mask is not None:
-            mask = mode.stop(mode.settle(mask))
+            mask = mode.stop(mask)
             weights = weights.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else weights + mask
         if b.get("is_causal"):
             causal = torch.ones(weights.shape[-2:], dtype=torch.bool, device=weights.device).tril()
             weights = weights.masked_fill(~causal, -math.inf)
-        weights = weights.softmax(-1).to(v.dtype)
+        masked = (weights == -math.inf).all(-1, keepdim=True)  # attends to nothing: its output is zero
+        weights = weights.softmax(-1).masked_fill(masked, 0.0).to(v.dtype)
     with torch.enable_grad():
         if b.get("enable_gqa"):
             v = v.repeat_interleave(q.shape[-3] // v.shape[-3], -3)
-        out = weights @ v
+        out = mode.exactly(value, weights @ v)
     mode.record(name, out, "attention weights constant, values linear")
     return mode.mark(out)

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pfungst.relevance.engine.mode import RelevanceMode
+from pfungst.relevance.engine.vocabulary import operation_name
 
 Handler = Callable[[RelevanceMode, Any, str, tuple[Any, ...], dict[str, Any]], Any]
 
@@ -24,11 +25,6 @@ def bind(names: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str,
 
 def n_tuple(v: Any, n: int) -> tuple[int, ...]:
     return (v,) * n if isinstance(v, int) else tuple(v) if not isinstance(v, str) else (0,) * n
-
-
-def is_gate(t: Any) -> bool:
-    mark = getattr(t, "_pfungst", None)
-    return mark is not None and mark.gate
 
 
 @lru_cache(maxsize=512)
@@ -51,12 +47,40 @@ def without_flag(func: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dic
     return args, kwargs, flag
 
 
-def outplace(func: Any, base: str) -> Any:
-    """The out-of-place version of an in-place function."""
-    name = getattr(func, "__name__", "")
-    if not name.endswith("_") and not name.startswith("__i"):
+def outplace(func: Any, name: str) -> Any:
+    """The out-of-place function `name` where `func` works in place, else `func`."""
+    if not operation_name(func).endswith("_"):
         return func
-    for home in (torch, F, torch._C._nn, Tensor):
-        if hasattr(home, base):
-            return getattr(home, base)
-    return func
+    return next(
+        (getattr(home, name) for home in (torch, F, torch._C._nn, Tensor) if hasattr(home, name)), func
+    )
+
+
+#: Calls whose first argument by keyword is not `input`.
+_FIRST = {
+    "where": "condition",
+    "cat": "tensors",
+    "stack": "tensors",
+    "bucketize": "input",
+    "trapezoid": "y",
+    "trapz": "y",
+    "cumulative_trapezoid": "y",
+    "einsum": "equation",
+}
+
+
+def positional(
+    name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The call with what it works on in its first two places, however it was written."""
+    kwargs = dict(kwargs)
+    if not args:
+        key = next(
+            (k for k in (_FIRST.get(name, "input"), "self", "x", "tensor", "tensors") if k in kwargs), None
+        )
+        if key is None:
+            return args, kwargs
+        args = (kwargs.pop(key),)
+    if len(args) == 1 and "other" in kwargs and name != "where":
+        args = (*args, kwargs.pop("other"))
+    return args, kwargs

@@ -8,33 +8,43 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pfungst.errors import UncoveredOperation
-from pfungst.relevance.engine.calls import bind, n_tuple
+from pfungst.relevance.engine.calls import bind, n_tuple, outplace
 from pfungst.relevance.engine.mode import RelevanceMode
 from pfungst.relevance.engine.products import product
 from pfungst.relevance.rules import LinearMap
 
 
-def constant_weights(mode: RelevanceMode, name: str, *tensors: Any) -> None:
-    for t in tensors:
-        if mode.tracked(t):
-            raise UncoveredOperation(
-                f"the weights of {name!r} in module {mode.module_name()!r} are computed from the input",
-                f"assign a rule: composite.assign({name!r}, Gradient()) or Ignore()",
-            )
+def dynamic(
+    mode: RelevanceMode, name: str, func: Any, x: Tensor, weight: Tensor, bias: Tensor | None
+) -> Tensor:
+    """A convolution whose weights are computed from the input: a product like any other."""
+    out = product(mode, func, name, (x, weight), {})
+    if bias is None:
+        return out
+    bias = mode.settle(bias) if mode.tracked(bias) else mode.constant(bias, "bias")
+    with torch.enable_grad():
+        return mode.mark(out + bias.reshape(-1, *[1] * (out.ndim - 2)))
 
 
 def convolution(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: Any) -> Tensor:
     b = bind("input weight bias stride padding dilation groups", args, kwargs)
     x, weight, bias = b["input"], b["weight"], b.get("bias")
-    constant_weights(mode, name, weight, bias)
     n = weight.ndim - 2
-    rest = (b.get("stride", 1), b.get("padding", 0), b.get("dilation", 1), b.get("groups", 1))
+    padding = b.get("padding", 0)
+    rest = (
+        n_tuple(b.get("stride", 1), n),
+        padding if isinstance(padding, str) else n_tuple(padding, n),
+        n_tuple(b.get("dilation", 1), n),
+        b.get("groups", 1),
+    )
+    if mode.tracked(weight) or mode.tracked(bias):
+        return dynamic(mode, name, lambda x, w: func(x, w, None, *rest), x, weight, bias)
     m = LinearMap(
         lambda x, w, b: func(x, w, b, *rest),
         weight.detach(),
         None if bias is None else bias.detach(),
         groups=rest[3],
+        owner=weight,
     )
     site = mode.site(name, "convolution", kernel=tuple(weight.shape[2:]), stride=n_tuple(rest[0], n))
     return mode.linear(site, x, m)
@@ -43,7 +53,6 @@ def convolution(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: An
 def transposed_convolution(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: Any) -> Tensor:
     b = bind("input weight bias stride padding output_padding groups dilation", args, kwargs)
     x, weight, bias = b["input"], b["weight"], b.get("bias")
-    constant_weights(mode, name, weight, bias)
     rest = (
         b.get("stride", 1),
         b.get("padding", 0),
@@ -51,12 +60,15 @@ def transposed_convolution(mode: RelevanceMode, func: Any, name: str, args: Any,
         b.get("groups", 1),
         b.get("dilation", 1),
     )
+    if mode.tracked(weight) or mode.tracked(bias):
+        return dynamic(mode, name, lambda x, w: func(x, w, None, *rest), x, weight, bias)
     m = LinearMap(
         lambda x, w, b: func(x, w, b, *rest),
         weight.detach(),
         None if bias is None else bias.detach(),
         out_axis=1,
         groups=rest[3],
+        owner=weight,
     )
     site = mode.site(
         name, "convolution", kernel=tuple(weight.shape[2:]), stride=n_tuple(rest[0], weight.ndim - 2)
@@ -65,7 +77,7 @@ def transposed_convolution(mode: RelevanceMode, func: Any, name: str, args: Any,
 
 
 def linear_map(mode: RelevanceMode, name: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    m = LinearMap(F.linear, weight.detach(), None if bias is None else bias.detach())
+    m = LinearMap(F.linear, weight.detach(), None if bias is None else bias.detach(), owner=weight)
     return mode.linear(mode.site(name, "linear"), x, m)
 
 
@@ -79,18 +91,40 @@ def linear_layer(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: A
     return linear_map(mode, name, b["input"], b["weight"], b.get("bias"))
 
 
+#: The two factors of operations that add a product to their input.
+_FACTORS = {
+    "addmm": "mat1 mat2",
+    "addbmm": "batch1 batch2",
+    "baddbmm": "batch1 batch2",
+    "addmv": "mat vec",
+    "addr": "vec1 vec2",
+}
+
+
 def add_matmul(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: Any) -> Tensor:
-    b = bind("input mat1 mat2", args, kwargs)
-    alpha, beta = kwargs.get("alpha", 1), kwargs.get("beta", 1)
-    layer = name == "addmm" and alpha == beta == 1 and mode.tracked(b["mat1"])
-    if layer and not mode.tracked(b["mat2"]) and not mode.tracked(b["input"]) and b["input"].ndim == 1:
-        return linear_map(mode, "linear", b["mat1"], b["mat2"].t(), b["input"])
-    out = product(mode, torch.matmul, "matmul", (b["mat1"], b["mat2"]), {}) * alpha
-    return mode.mark(out + beta * mode.settle(b["input"]))
+    """β · input + α · product of two factors."""
+    first, second = _FACTORS[name].split()
+    b = bind(f"input {first} {second} beta alpha", args, kwargs)
+    x, left, right = b["input"], b[first], b[second]
+    alpha, beta = b.get("alpha", 1), b.get("beta", 1)
+    layer = name == "addmm" and alpha == beta == 1 and mode.tracked(left)
+    if layer and not mode.tracked(right) and not mode.tracked(x) and x.ndim == 1:
+        return linear_map(mode, "linear", left, right.t(), x)
+    func, x = outplace(func, name), mode.settle(x)
+    with torch.enable_grad():
+        if mode.tracked(left) or mode.tracked(right):
+            factors = lambda p, q: func(mode.stop(x), p, q, beta=0, alpha=alpha)
+            out = product(mode, factors, name, (left, right), {})
+        else:
+            out = func(torch.zeros_like(mode.stop(x)), left, right, alpha=alpha)
+        if beta == 0:
+            return mode.mark(out)
+        scaled = beta * (x if mode.tracked(x) else mode.constant(x, "input"))
+        return mode.mark(scaled + out)
 
 
 def matmul(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: Any) -> Tensor:
-    a, b = (*args, *kwargs.values())[:2]
+    a, b = (*args, *(kwargs[k] for k in ("other", "mat2", "vec", "tensor") if k in kwargs))[:2]
     if name == "rmatmul":
         a, b = b, a
         func = torch.matmul

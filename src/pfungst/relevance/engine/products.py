@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from pfungst.errors import UncoveredOperation
-from pfungst.relevance.engine.calls import bind, is_gate, outplace
+from pfungst.relevance.engine.calls import bind, outplace
 from pfungst.relevance.engine.elementwise import activation
 from pfungst.relevance.engine.mode import RelevanceMode
 from pfungst.relevance.engine.sums import restream
@@ -21,12 +20,8 @@ def product(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: Any) -
     args, kwargs = mode.settled(args), mode.settled(kwargs)
     flat, spec = pytree.tree_flatten((args, kwargs))
     factors = [i for i, t in enumerate(flat) if isinstance(t, Tensor) and mode.tracked(t)]
-    signals = [i for i in factors if not is_gate(flat[i])] or factors
+    signals = [i for i in factors if not mode.gate(flat[i])] or factors
     positive = all(mode.nonnegative(t) for t in flat if isinstance(t, Tensor | int | float))
-    if name == "addcmul" and factors:
-        raise UncoveredOperation(
-            "addcmul with dependent factors has no rule", "write it as a sum of products"
-        )
 
     def value(index: int) -> Any:
         parts = [mode.stop(t) if j in factors and j != index else t for j, t in enumerate(flat)]
@@ -39,7 +34,7 @@ def product(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: Any) -
             out = out + value(i)
         if len(signals) > 1:
             out = out / len(signals)
-    mode.mark(out, nonnegative=positive, gate=len(factors) > 0 and all(is_gate(flat[i]) for i in factors))
+    mode.mark(out, nonnegative=positive, gate=len(factors) > 0 and all(mode.gate(flat[i]) for i in factors))
     if len(factors) > 1:
         gates = len(factors) - len(signals)
         mode.record(name, out, f"1/{len(signals)} to each factor" if not gates else "gate is a constant")
@@ -51,12 +46,16 @@ def quotient(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: Any) 
     a, b = mode.settle(args[0]), mode.settle(args[1]) if isinstance(args[1], Tensor) else args[1]
     if name == "rdiv":
         a, b = b, a
+    if name == "floor_divide" or kwargs.get("rounding_mode") is not None:
+        if mode.tracked(b):
+            mode.uncovered("floor_divide by a tensor that depends on the input")
+        return activation(mode, func, "floor_divide", (a, b), kwargs)
     if not mode.tracked(a):  # const / x: a scale that depends on the input
         return activation(mode, lambda t: torch.div(a, t), "reciprocal", (b,), {})
     positive = mode.nonnegative(a) and (mode.nonnegative(b) or (not isinstance(b, Tensor) and b > 0))
     with torch.enable_grad():
         out = torch.div(a, mode.stop(b) if mode.tracked(b) else b, **kwargs)
-    mode.mark(out, nonnegative=positive, gate=is_gate(a))
+    mode.mark(out, nonnegative=positive, gate=mode.gate(a))
     if mode.tracked(b):
         mode.record("div", out, "denominator is a constant")
         return out
@@ -85,10 +84,9 @@ def normalize(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: Any)
     """x / ‖x‖ with the norm held constant."""
     b = bind("input p dim eps", args, kwargs)
     x = mode.settle(b["input"])
+    p, dim, eps = b.get("p", 2.0), b.get("dim", 1), b.get("eps", 1e-12)
     with mode.quiet():
-        norm = (
-            mode.stop(x).norm(b.get("p", 2.0), b.get("dim", 1), keepdim=True).clamp_min(b.get("eps", 1e-12))
-        )
+        norm = mode.stop(x).norm(p, dim, keepdim=True).clamp_min(eps)
     with torch.enable_grad():
         out = x / norm
     mode.record(name, out, "norm is a constant")

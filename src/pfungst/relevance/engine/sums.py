@@ -9,79 +9,117 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from pfungst.errors import InputError
-from pfungst.relevance.engine.calls import is_gate, outplace
-from pfungst.relevance.engine.mode import RelevanceMode
-from pfungst.relevance.engine.vocabulary import LINEAR
+from pfungst.relevance.engine.calls import bind, outplace
+from pfungst.relevance.engine.mode import RelevanceMode, tensors
+from pfungst.relevance.engine.vocabulary import AFFINE, LIKE, LINEAR, MAY_TURN_SIGN
 
-_KEEPS_SIGN = LINEAR - {"neg", "sub", "rsub", "lerp", "rfft", "fft", "fft2", "fftn", "rfft2", "interpolate"}
 _PLACEMENT = {"contiguous", "clone", "to", "float", "double", "half", "bfloat16", "type_as", "cuda", "cpu"}
-_SHAPES = {
-    "view",
-    "reshape",
-    "flatten",
-    "unflatten",
-    "squeeze",
-    "unsqueeze",
-    "permute",
-    "transpose",
-    "movedim",
-}
+_CASTS = {"to", "float", "double", "half", "bfloat16", "type_as"}
+_SHAPES = frozenset(
+    [
+        "view",
+        "reshape",
+        "flatten",
+        "unflatten",
+        "squeeze",
+        "unsqueeze",
+        "permute",
+        "transpose",
+        "movedim",
+        "get:T",
+    ]
+)
+_RECORDED = {"add", "sub", "mean", "sum", "cat"}
+_DROPOUT = "input p training inplace"
 
 
 def linear(mode: RelevanceMode, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Sums, means, poolings, reshapes: gradient × input is the Norm rule."""
-    if "dropout" in name and kwargs.get("training", len(args) > 2 and args[2]) and kwargs.get("p", 0.5) > 0:
-        raise InputError(
-            f"dropout is active in module {mode.module_name()!r}", "call model.eval() before explaining it"
+    if "dropout" in name:
+        _refuse_dropout(
+            mode, bind(_DROPOUT, args, {"training" if k == "train" else k: v for k, v in kwargs.items()})
         )
     func = outplace(func, name)
+    if name in ("max", "min") and len(args) > 1 and isinstance(args[1], Tensor):
+        name = f"{name}imum"
     args, kwargs = mode.settled(args), mode.settled(kwargs)
-    if mode.biases is not None and name in ("add", "sub", "rsub", "cat", "stack", "where", "lerp"):
-        args = pytree.tree_map(
-            lambda t: mode.constant(t, name) if isinstance(t, Tensor) and not mode.tracked(t) else t, args
-        )
+    if name.startswith("grid_sample"):  # where to look is a constant, as attention is
+        args, kwargs = (args[0], *mode.stop_all(args[1:])), mode.stop_all(kwargs)
     operands = [
-        t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor) and t.is_floating_point()
+        t
+        for t in tensors(args[:1] if name in LIKE else (args, kwargs))
+        if t.is_floating_point() or t.is_complex()
     ]
-    positive = name in _KEEPS_SIGN and all(_is_nonnegative(mode, t) for t in operands)
-    gate = len(operands) == 1 and is_gate(operands[0])
+    positive = (
+        name in LINEAR
+        and name not in MAY_TURN_SIGN
+        and "alpha" not in kwargs
+        and (name != "add" or all(isinstance(a, Tensor) for a in args))
+        and all(mode.nonnegative(t) for t in operands)
+    )
+    gate = len(operands) == 1 and mode.gate(operands[0])
     with torch.enable_grad():
+        if name in ("maximum", "minimum"):
+            args, kwargs, func = _winner(mode, func, name, args, kwargs)
         out = func(*args, **kwargs)
-    if name in ("add", "sub") and not all(isinstance(a, Tensor) for a in args[:2]):
-        positive = False
+        if mode.biases is not None and name in AFFINE:
+            out = _with_constants(mode, func, name, args, kwargs, out)
+    source = args[0] if args else None
 
     def note(t: Any) -> Any:
-        if isinstance(t, Tensor) and (t.is_floating_point() or t.is_complex()):
-            old = getattr(t, "_pfungst", None)
-            if old is None or t is not args[0]:
-                mode.mark(t, nonnegative=positive, gate=gate)
+        fresh = isinstance(t, Tensor) and (t is not source or mode.mark_of(t) is None)
+        if fresh and (t.is_floating_point() or t.is_complex()):
+            mode.mark(t, nonnegative=positive or name == "abs", gate=gate)
         return t
 
     out = pytree.tree_map(note, out)
     _anchor(mode, func, name, args, kwargs, out)
-    if name in ("add", "sub", "mean", "sum", "cat") or "pool" in name:
+    if name in _RECORDED or "pool" in name:
         mode.record(name, out, "winner takes all" if "max" in name else "Norm()")
-    return out if not isinstance(out, Tensor) else restream(mode, out, name, args)
+    return restream(mode, out, name, args) if isinstance(out, Tensor) else out
 
 
-def _is_nonnegative(mode: RelevanceMode, t: Tensor) -> bool:
-    if mode.tracked(t):
-        return mode.nonnegative(t)
-    return False
+def _refuse_dropout(mode: RelevanceMode, b: dict[str, Any]) -> None:
+    if b.get("training", False) and b.get("p", 0.5) > 0:
+        raise InputError(
+            f"dropout is active in module {mode.module_name()!r}", "call model.eval() before explaining it"
+        )
+
+
+def _winner(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: Any) -> Any:
+    """The larger (smaller) of a signal and a constant: all to the signal where it wins, else a constant."""
+    a, b = args[0], args[1]
+    if (mode.tracked(a) and mode.tracked(b)) or not isinstance(a, Tensor) or not isinstance(b, Tensor):
+        return args, kwargs, func
+    first = mode.stop(a) >= mode.stop(b) if name == "maximum" else mode.stop(a) <= mode.stop(b)
+    return (first, a, b), {}, torch.where
+
+
+def _with_constants(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: Any, out: Any) -> Any:
+    """`out` with what the operation gives at zero as a constant of its own."""
+    # what a rule ignores is no constant of the network either
+    zeros = lambda t: t if mode.mark_of(t) is None else torch.zeros_like(t)
+    with torch.no_grad():
+        at_zero = func(*pytree.tree_map(zeros, args), **pytree.tree_map(zeros, kwargs))
+        at_zero = torch.where(torch.isfinite(at_zero), at_zero, torch.zeros_like(at_zero))
+    if not bool((at_zero != 0).any()):
+        return out
+    leaf = mode.constant(at_zero, name)
+    assert leaf is not None
+    return out + (leaf - leaf.detach())
 
 
 def _anchor(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: Any, out: Any) -> None:
     """Keep track of tensors that are the network's input, only reshaped or moved."""
-    mark = getattr(args[0], "_pfungst", None) if args else None
+    mark = mode.mark_of(args[0]) if args else None
     if mark is None or mark.anchor is None or not isinstance(out, Tensor) or out is args[0]:
         return
-    if name not in _SHAPES and name not in _PLACEMENT and name != "get:T":
+    if (name not in _SHAPES and name not in _PLACEMENT) or (name in _CASTS and out.dtype != args[0].dtype):
         return
     base, replay = mark.anchor
-    rest = args[1:]
-    if name in ("to", "float", "double", "half", "bfloat16", "type_as") and out.dtype != args[0].dtype:
-        return
-    out._pfungst.anchor = (base, lambda t: func(replay(t), *rest, **kwargs))  # type: ignore[attr-defined]
+    rest, mine = args[1:], mode.mark_of(out)
+    assert mine is not None
+    mine.anchor = (base, lambda t: func(replay(t), *rest, **kwargs))
 
 
 def restream(mode: RelevanceMode, out: Tensor, name: str, args: Any) -> Tensor:
@@ -89,13 +127,12 @@ def restream(mode: RelevanceMode, out: Tensor, name: str, args: Any) -> Tensor:
     if name not in ("add", "sub", "rsub", "mul", "div"):
         return out
     for t in args[:2]:
-        mark = getattr(t, "_pfungst", None)
+        mark = mode.mark_of(t)
         if mark is not None and mark.anchor is not None and mark.anchor[0] is t:
             other = args[1] if t is args[0] else args[0]
-            if _per_channel(other, t) and out.shape == t.shape:
-                leaf = mode.leaf(mode.stop(out))
-                mode.mark(leaf)
-                leaf._pfungst.anchor = (leaf, lambda s: s)  # type: ignore[attr-defined]
+            if not mode.tracked(other) and _per_channel(other, t) and out.shape == t.shape:
+                leaf = mode.leaf(mode.stop(out), t)
+                mode.mark(leaf, anchor=(leaf, lambda s: s), source=mark.source)
                 mode.record(name, leaf, "normalisation: relevance is read behind it")
                 return leaf
     return out

@@ -382,6 +382,10 @@ class GlobalMean(Op):
         return [None if t is None else t.mean((-2, -1), keepdim=self.keep)]
 
 
+def _cast(g: Tensor, dtype: torch.dtype) -> Tensor:
+    return g.real.to(dtype) if g.is_complex() and not dtype.is_complex else g.to(dtype)
+
+
 class Generic(Op):
     """Any other node, by its own derivative."""
 
@@ -410,20 +414,25 @@ class Generic(Op):
         out = out if isinstance(out, tuple) else (out,)
         # the engine of autograd sums over broadcast axes after the node has run; so must we
         return tuple(
-            g if g is None else g.sum_to_size(shape).to(dtype)
+            g if g is None else _cast(g.sum_to_size(shape), dtype)
             for g, (shape, dtype) in zip((out[i] for i in self.slots), self.sources, strict=True)
         )
 
     def reverse(self, grads: list[Tensor | None], owned: bool) -> list[tuple[Part | None, bool]]:
         lead = next(g.shape[0] for g in grads if g is not None)
         parts = torch.vmap(self._call)(*self._all(grads, (lead,)))
-        return [(p, False) for p in parts]
+        return [(None if p is None else p.resolve_conj().resolve_neg(), False) for p in parts]
 
     def forward(self, tangents: list[Tensor | None]) -> list[Tensor | None]:
         with torch.enable_grad():
             u = [z.requires_grad_() for z in self._all([None] * len(self.numbers), ())]
             g = self._call(*u)
-        pairs = [(a, t) for a, t in zip(g, tangents, strict=True) if t is not None and a is not None]
+        # what is overwritten passes nothing on, whatever the cotangent
+        pairs = [
+            (a, t)
+            for a, t in zip(g, tangents, strict=True)
+            if t is not None and a is not None and a.requires_grad
+        ]
         if not pairs:
             return [None for _ in self.outs]
         out = torch.autograd.grad(

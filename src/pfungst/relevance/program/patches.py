@@ -121,14 +121,23 @@ def _regroup(
     values: Tensor, before: Stage, members: range, period: tuple[int, int], grid: tuple[int, int]
 ) -> Tensor:
     """Windows of the patches of each new group, taken out of the vectors of the stage before."""
-    shape = (len(members), values.shape[1], *values.shape[3:], values.shape[2])
-    out = values.new_zeros(shape).permute(0, 1, 4, 2, 3)  # channels last
-    for k, member in enumerate(members):
-        for i in range(member // period[1], grid[0], period[0]):
-            (top, bottom) = before.rows[i]
-            for j in range(member % period[1], grid[1], period[1]):
-                (left, right) = before.cols[j]
-                source = i % before.period[0] * before.period[1] + j % before.period[1]
-                window = (..., slice(top, bottom + 1), slice(left, right + 1))
-                out[k][window] += values[source][window]
+    _, n, c, h, w = values.shape
+    down = _sources(before.rows, before.period[0], period[0], grid[0], h).to(values.device)
+    across = _sources(before.cols, before.period[1], period[1], grid[1], w).to(values.device)
+    at = torch.arange(members.start, members.stop, device=values.device)
+    row, col = down[at // period[1], :, None], across[at % period[1], None, :]  # (M, H, 1), (M, 1, W)
+    seen = (row >= 0) & (col >= 0)
+    source = torch.where(seen, row * before.period[1] + col, 0)[:, None]  # (M, 1, H, W)
+    place = torch.arange(n * h * w, device=values.device).view(1, n, h, w)
+    pixels = values.permute(0, 1, 3, 4, 2).reshape(-1, c)  # a view of images that are channels last
+    out = pixels.index_select(0, (source * (n * h * w) + place).flatten())
+    out = out.view(len(members), n, h, w, c).masked_fill_(~seen[:, None, ..., None], 0)
+    return out.permute(0, 1, 4, 2, 3)
+
+
+def _sources(windows: list[Interval], old: int, new: int, count: int, length: int) -> Tensor:
+    """(new, length): which old group holds what a new group needs at each place, −1 for nothing."""
+    out = torch.full((new, length), -1)
+    for i in range(count):
+        out[i % new, windows[i][0] : windows[i][1] + 1] = i % old
     return out

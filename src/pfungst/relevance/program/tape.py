@@ -89,7 +89,7 @@ class Tape:
             self.shapes[self._value(node, i)] = tuple(m.shape)
             self.kinds[self._value(node, i)] = (tuple(m.shape), m.dtype)
         op = None
-        if len(node._input_metadata) == 1:
+        if len(node._input_metadata) == 1 or node.name() == "NativeBatchNormBackward0":
             try:
                 op = self._known(node, slots, ins, self._value(node, 0))
             except (AttributeError, NotImplementedError, RuntimeError):
@@ -108,8 +108,16 @@ class Tape:
         same = all(b == shape for b in before)
         if name == "AttachBackward" and same:
             cs = node.saved_tensors
-            if len(node.next_functions) == 2 * len(cs):
-                return Combine(ins, [out], [layout(cs[i // 2].detach()) for i in slots])
+            # edges of each term: its map and its constant, which has none where it is 1
+            terms = [c for c in cs for _ in range(1 if c is None else 2)]
+            if len(node.next_functions) == len(terms):
+                return Combine(
+                    ins,
+                    [out],
+                    [1.0 if c is None else layout(c.detach()) for c in map(terms.__getitem__, slots)],
+                )
+        if any(self.kinds[i][1].is_complex for i in (*ins, out)):
+            return None  # the products below do not conjugate
         if name == "ConvolutionBackward0" and slots == [0] and len(shape) == 4 and not node._saved_transposed:
             return Convolution(ins, [out], node)
         if name == "ReluBackward0":
@@ -117,8 +125,12 @@ class Tape:
             return Scale(ins, [out], layout(mask.to(node._saved_result.dtype)))
         if name == "MulBackward0" and len(ins) == 1 and same:
             c = node._saved_other if slots == [0] else node._saved_self
-            if isinstance(c, Tensor):
-                return Scale(ins, [out], layout(c.detach()))
+            if isinstance(c, Tensor):  # a copy of a Python number is a tensor of its own type
+                return Scale(ins, [out], layout(c.detach() if c.ndim else c.detach().clone()))
+        if name == "NativeBatchNormBackward0" and slots == [0] and not node._saved_training:
+            c = torch.rsqrt(node._saved_running_var + node._saved_eps)
+            c = c if node._saved_weight is None else c * node._saved_weight.detach()
+            return Scale(ins, [out], c.to(self.kinds[out][1]).reshape(1, -1, *[1] * (len(shape) - 2)))
         if name == "AddBackward0" and same and node._saved_alpha == 1:
             return Combine(ins, [out], [1.0] * len(ins))
         if name == "SubBackward0" and same and node._saved_alpha == 1:
