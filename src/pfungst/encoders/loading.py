@@ -110,7 +110,7 @@ def load(
 def build(spec: str, size: int | None = None, seed: int = 0) -> Encoder:
     """The architecture of a specification, with random weights."""
     scheme, _, rest = spec.partition(":")
-    builder = _BUILDERS.get(scheme)
+    builder = LIBRARIES.get(scheme)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         if builder is None:
@@ -216,7 +216,7 @@ def _small(rest: str, size: int | None) -> Built:
     return small_cnn(width), Preprocessing(size or 32, "pillow-bilinear", half, half), ()
 
 
-_BUILDERS: dict[str, Callable[[str, int | None], Built]] = {
+LIBRARIES: dict[str, Callable[[str, int | None], Built]] = {
     "torchvision": _torchvision,
     "timm": _timm,
     "open_clip": _open_clip,

@@ -13,7 +13,7 @@ from pathlib import Path
 from pfungst.device import check_device, choose_device
 from pfungst.errors import InputError
 from pfungst.features.workers import Workers, computers, on_processes
-from pfungst.files import Lock, remove_leftovers
+from pfungst.files import Lock, digest, remove_leftovers
 from pfungst.pool.index import open_pool
 from pfungst.pool.model import PoolModel
 from pfungst.pool.parts import count_errors, unfinished
@@ -77,9 +77,9 @@ def score(
         check_device(device)  # the machines of the cluster may have other devices than this one
     with contextlib.ExitStack() as locks:
         for name in names:
-            scores = pool.folder / "scores" / name
-            locks.enter_context(Lock(scores / ".lock", f"the scores of {name!r} in {pool.folder}"))
-            remove_leftovers(scores)
+            file = pool.folder / f".scores-{digest(name, length=8)}.lock"
+            locks.enter_context(Lock(file, f"the scores of {name!r} in {pool.folder}"))
+            remove_leftovers(pool.folder / "scores" / name)
         pool.refuse_changed()
         todo = unfinished(pool, names)
         count = (

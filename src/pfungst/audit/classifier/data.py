@@ -69,17 +69,6 @@ class Labelled:
         beside = None if folder is None else (folder / item.id).with_suffix(".png")
         return replace(item, mask=beside) if item.mask is None and beside and beside.is_file() else item
 
-    def of(self, classes: Sequence[int]) -> Labelled:
-        """Only these classes."""
-        wanted = set(classes)
-        rows = [row for row, label in enumerate(self.labels) if label in wanted]
-        new = Labelled.__new__(Labelled)
-        new.items, new.labels = [self.items[r] for r in rows], [self.labels[r] for r in rows]
-        new.ids = [item.id for item in new.items]
-        new.condition, new.size = self.condition, self.size
-        new._rows = {id_: row for row, id_ in enumerate(new.ids)}
-        return new
-
     def key(self) -> str:
         """Names these images and how they are prepared, whatever they show."""
         return combined(self.ids, self.labels, str(self.condition), self.size)
@@ -170,11 +159,11 @@ def choose_classes(wanted: Sequence[str], names: dict[int, str]) -> list[int]:
         if k in names:
             chosen.append(k)
         else:
-            unknown.append(value)
+            unknown.append(int(value) if value.isdecimal() else value)
     if unknown:
         shown = few((f"{i} {name}" for i, name in sorted(names.items())), 10)
         raise ConfigError(
-            f"no training images have the class {', '.join(map(repr, unknown))}",
+            f"no training images have the class {few(map(repr, unknown))}",
             f"there are {len(names)}: {shown}",
         )
     return sorted(set(chosen)) or sorted(names)

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from pfungst.audit.similarity.config import SimilarityConfig
 from pfungst.conditions import RESIZERS, Condition
-from pfungst.conditions.logo import Logo
 from pfungst.data import ImageSet, Item, open_images
 from pfungst.encoders import Encoder
 from pfungst.errors import ConfigError, DataError, InputError, few
@@ -59,15 +58,14 @@ def open_set(config: SimilarityConfig) -> ImageSet:
     return ImageSet(images.name, labelled, notes)
 
 
-def conditions_for(encoder: Encoder, texts: Sequence[str]) -> dict[str, Condition]:
+def conditions_for(own: str, texts: Sequence[str], size: int | None) -> dict[str, Condition]:
     """The encoder's own preparation under "original", and with each condition added.
 
     A text without a resizer is added to the encoder's preparation; one with a resizer replaces it.
 
     Raises:
-        ConfigError: a condition cannot be read, or a logo is larger than the image.
+        ConfigError: a condition or a logo cannot be read, or a logo does not fit into images of this size.
     """
-    own = encoder.preprocessing.condition
     found = {ORIGINAL: Condition.parse(own)}
     for text in texts:
         names = [part.partition(":")[0].strip().lower() for part in text.split("+")]
@@ -76,7 +74,7 @@ def conditions_for(encoder: Encoder, texts: Sequence[str]) -> dict[str, Conditio
         if name in found:
             raise ConfigError(f"the condition {name!r} is given twice", "name each condition once")
         found[name] = condition
-        logo_box(condition, encoder.size)
+        condition.check(size)
     return found
 
 
@@ -84,16 +82,6 @@ def _short(part: str) -> str:
     """The name of a condition in tables: a logo without its folder and options."""
     name, colon, value = part.strip().partition(":")
     return f"{name}:{Path(value.split(',')[0]).stem}" if name == "logo" else f"{name}{colon}{value}"
-
-
-def logo_box(condition: Condition, size: int) -> tuple[int, int, int, int] | None:
-    """Where a logo pasted after resizing lies: top, left, bottom, right; None without one."""
-    resized = False
-    for step in condition.steps:
-        resized = resized or step.name in RESIZERS
-        if isinstance(step.value, Logo) and resized:
-            return step.value.box(size, size)
-    return None
 
 
 @dataclass

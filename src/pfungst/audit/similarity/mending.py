@@ -13,7 +13,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from pfungst import measure
 from pfungst.audit.similarity.config import SimilarityConfig
-from pfungst.audit.similarity.embeddings import ORIGINAL, Source, embed, logo_box
+from pfungst.audit.similarity.embeddings import ORIGINAL, Source, embed
 from pfungst.audit.similarity.probing import Plan, fit_probe
 from pfungst.audit.similarity.result import Mitigation, Trial
 from pfungst.audit.workspace import Workspace
@@ -74,22 +74,14 @@ class Wish:
 
 
 def settings(encoder: Encoder, wish: Wish, source: Source, ks: list[int]) -> list[Pruning]:
-    """All that is tried: layers, numbers of filters, and, where the audit may choose, both everywhere and in the region.
-
-    Raises:
-        ConfigError: a region is asked for, but the first condition pastes nothing.
-    """
+    """All that is tried: layers, numbers of filters, and, where the audit may choose, both everywhere and in the region."""
     if wish.layer is None:
         every = prunable_layers(encoder, encoder.size)
         layers = [every[i] for i in sorted({round(x) for x in np.linspace(0, len(every) - 1, _LAYERS)})]
     else:
         layers = [resolve_layer(encoder, wish.layer)]
     condition = list(source.conditions.values())[1]
-    box = logo_box(condition, encoder.size)
-    if wish.pasted and box is None:
-        raise ConfigError(
-            "the first condition pastes no logo, so there is no region to prune in", "give rows= and cols="
-        )
+    box = condition.logo_box(encoder.size)
     given = wish.frame.rows is not None or wish.frame.cols is not None
     chosen = wish.layer is None or wish.k is None
     everywhere = not wish.pasted
