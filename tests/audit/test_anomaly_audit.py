@@ -250,6 +250,12 @@ def test_every_detector_goes_through_the_audit(data, tmp_path, model):
     assert np.isfinite(arrays["heat"]).all()
 
 
+def test_tiles_are_refused_before_anything_is_fitted(data, tmp_path):
+    with pytest.raises(InputError, match="not defined for tiles"):
+        run(config(data, tmp_path, model="kde,bag:kde+tiled:tile=16,overlap=4:kde", category="nut", seeds=1))
+    assert not list(tmp_path.iterdir())
+
+
 def test_embedded_digits_are_audited(tmp_path):
     result = run(
         config(

@@ -192,7 +192,7 @@ def class_probabilities(
         labels.clear()
 
     problems: list[tuple[str, str]] = []
-    for _, image, label in read_items(data, 0, workers, problems):
+    for _, _, image, label in read_items(data, None, workers, problems):
         if image is not None and not problems and (classes is None or int(label) in classes):
             images.append(image)
             labels.append(int(label))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from pfungst.anomaly import Detector, detector_from_spec
 from pfungst.audit.config import check_file
 from pfungst.data import ImageSet, Item
+from pfungst.relevance import DCTBands
 
 
 def check_detector(text: str, size: int) -> None:
@@ -19,6 +20,7 @@ def check_detector(text: str, size: int) -> None:
     for name, value in detector.get_params().items():
         if name.rpartition("__")[2] == "checkpoint" and value is not None:
             check_file(Path(value), f"checkpoint= of {text}")
+    detector.check_basis(DCTBands.paper())
     detector.check_size(size)
 
 

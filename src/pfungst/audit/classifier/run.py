@@ -26,6 +26,7 @@ from pfungst.audit.result import Skipped, Verdict, save
 from pfungst.audit.workspace import Workspace
 from pfungst.device import choose_device
 from pfungst.errors import DataError, InputError, PfungstWarning
+from pfungst.features import combined
 from pfungst.progress import progress_bar
 from pfungst.spurious import (
     FeatureHead,
@@ -61,7 +62,7 @@ def run(config: ClassifierConfig) -> ClassifierResult:
     )
     head = find_head(classifier, config)
     name = short_name(config.model)
-    fingerprint = {**head.linear.fingerprint(), "name": name}
+    fingerprint = {**head.fingerprint(), "name": name}
     matched = given.match(config, head.linear.n_classes, fingerprint)
     names, judged, shown = matched.names, matched.judged, matched.spurious
     train = Labelled(*matched.train, classifier.preprocessing)
@@ -167,15 +168,17 @@ def _extract(
     stores = {}
     data: Any
     for name, data in sets.items():
-        folder = workspace.working(name)
+        dtype = "float16" if name == "train" else "float32"
+        key = combined(head.fingerprint(), head.layer, dtype)
+        folder = workspace.working(f"{name} {key}")
         if config.features is not None and isinstance(data, Labelled):
-            folder = config.features / f"{data.key()}-{head.linear.fingerprint()['head_sha256'][:12]}"
+            folder = config.features / f"{data.key()}-{key}"
         stores[name] = extract_features(
             head,
             data,
             folder,
             batch_size=config.batch_size,
-            dtype="float16" if name == "train" else "float32",
+            dtype=dtype,
             device=config.device,
             workers=config.workers,
             skip_bad=config.skip_bad,
@@ -196,6 +199,7 @@ def _entries(
     judged: dict[int, list[int]] | None,
 ) -> tuple[list[ClassEntry], str | None]:
     assert npca.model is not None
+    state = combined(npca.model_fingerprint_, train.state(config.masks), judged)
     example = torch.stack([train.image(id_) for id_ in store.ids[:4]])
     heatmaps = Heatmaps(npca.model, npca, example, config.batch_size)
     pictures = PictureFolder(workspace.folder)
@@ -206,7 +210,7 @@ def _entries(
     with progress_bar("classes", len(npca.classes_)) as bar:
         for k in npca.classes_:
             bar.say(names[k])
-            entry = workspace.load_part(f"class {k}", ClassEntry)
+            entry = workspace.load_part(f"class {k} {state}", ClassEntry)
             if entry is None:
                 keep = [] if judged is None else judged.get(k, [])
                 known = len(npca.components_[k])
@@ -226,7 +230,7 @@ def _entries(
                 )
                 if heatmaps.layer is None:
                     entry.notes.append("the model has no layer with positions, so there are no heatmaps")
-                workspace.save_part(f"class {k}", entry)
+                workspace.save_part(f"class {k} {state}", entry)
             entries.append(entry)
             bar.advance()
     return entries, heatmaps.layer

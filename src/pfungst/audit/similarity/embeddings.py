@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,8 +13,9 @@ from torch import Tensor
 from pfungst.audit.similarity.config import SimilarityConfig
 from pfungst.conditions import RESIZERS, Condition
 from pfungst.data import ImageSet, Item, open_images
-from pfungst.encoders import EmbeddingCache, Encoder
+from pfungst.encoders import Encoder
 from pfungst.errors import ConfigError, DataError, InputError, few
+from pfungst.features import Store, combined
 
 ORIGINAL = "original"
 _CHUNK = 256  # images in memory at a time
@@ -118,17 +120,24 @@ class Source:
             items = good
         return cls(items, conditions, size, skipped)
 
-    def chunks(self) -> Iterator[tuple[slice, dict[str, Tensor]]]:
-        """Slices of the items with their images (n, 3, S, S) by condition."""
-        for start in range(0, len(self.items), _CHUNK):
-            where = slice(start, min(start + _CHUNK, len(self.items)))
-            if self._kept is not None and start in self._kept:
-                yield where, self._kept[start]
-                continue
-            images = self.pick(range(where.start, where.stop))
-            if self._kept is not None:
-                self._kept[start] = images
-            yield where, images
+    def keys(self) -> dict[str, list[bytes]]:
+        """What a prepared image depends on, by condition: the file or content, the condition and the size."""
+        known = [(item.id, item.identity()) for item in self.items]
+        steps = {name: combined(condition, self.size) for name, condition in self.conditions.items()}
+        return {name: [bytes.fromhex(combined(*k, step)) for k in known] for name, step in steps.items()}
+
+    def state(self) -> str:
+        """Names the images, what is known of them and how they are prepared, as they are now."""
+        return combined(self.keys(), [(i.label, i.split, i.groups) for i in self.items])
+
+    def chunk(self, start: int) -> dict[str, Tensor]:
+        """Images (n, 3, S, S) by condition, of the chunk that begins at an item."""
+        if self._kept is not None and start in self._kept:
+            return self._kept[start]
+        images = self.pick(range(start, min(start + _CHUNK, len(self.items))))
+        if self._kept is not None:
+            self._kept[start] = images
+        return images
 
     def pick(
         self, index: Sequence[int], names: Sequence[str] | None = None, size: int | None = None
@@ -148,23 +157,23 @@ def embed(
     Raises:
         InputError: representations that are not finite or change their width; the images are named.
     """
-    store = None if cache is None else EmbeddingCache(cache)
-    rows: dict[str, list[np.ndarray]] = {name: [] for name in source.conditions}
-    for where, images in source.chunks():
-        for name, x in images.items():
-            try:
-                rows[name].append(encoder.encode(x, device=device, cache=store).numpy())
-            except InputError as error:
-                first, last = source.items[where.start].id, source.items[where.stop - 1].id
-                raise InputError(
-                    f"{error.message} (between {first} and {last}, {name})", error.remedy
-                ) from None
+    keys = source.keys()
+    store = Store(None if cache is None else cache / encoder.key())
+    for start in range(0, len(source.items), _CHUNK):
+        rows = range(start, min(start + _CHUNK, len(source.items)))
+        missing = {n: [r for r in rows if k[r] not in store] for n, k in keys.items()}
+        images = source.chunk(start) if any(missing.values()) else {}
+        for name, todo in missing.items():
+            if todo:
+                try:
+                    found = encoder.encode(images[name][[r - start for r in todo]], device=device)
+                except InputError as error:
+                    first, last = source.items[rows[0]].id, source.items[rows[-1]].id
+                    raise InputError(
+                        f"{error.message} (between {first} and {last}, {name})", error.remedy
+                    ) from None
+                store.add([keys[name][r] for r in todo], found.numpy())
         if callable(advance):
-            advance(where.stop - where.start)
-    widths = sorted({part.shape[1] for parts in rows.values() for part in parts})
-    if len(widths) > 1:
-        raise InputError(
-            f"{encoder.name} gives representations of changing width ({widths})",
-            "pool the features so that every image has the same number of values",
-        )
-    return {name: np.concatenate(parts) for name, parts in rows.items()}
+            advance(len(rows))
+    encoder.check_widths(store, itertools.chain.from_iterable(keys.values()))
+    return {name: store.values(k) for name, k in keys.items()}

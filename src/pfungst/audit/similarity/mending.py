@@ -20,6 +20,7 @@ from pfungst.audit.workspace import Workspace
 from pfungst.encoders import Encoder
 from pfungst.encoders.edits import resolve_layer
 from pfungst.errors import ConfigError
+from pfungst.features import combined
 from pfungst.mitigate.pruning import Pruning, filter_responses, prunable_layers, region, sweep
 
 _RESPONSES = 200  # training images that the responses of filters are measured on
@@ -131,7 +132,8 @@ def mitigate(
     names = list(source.conditions)
     pictures = source.pick(rng.permutation(train)[:_RESPONSES].tolist())
     with_artefact, without = pictures[names[1]], pictures[ORIGINAL]
-    store = workspace.load_part("sweep", _Sweep)
+    part = f"sweep {combined(encoder.key(), source.state())}"
+    store = workspace.load_part(part, _Sweep)
     if store is None:
         fit, held_out = _split(plan, train, encoder.size, config.seed)
         fitted = source.pick(fit.tolist(), [ORIGINAL])[ORIGINAL]
@@ -164,7 +166,7 @@ def mitigate(
         store = _Sweep(
             trials=trials, chosen=done.rows.index(best), images=len(held_out), spec=best["setting"]
         )
-        workspace.save_part("sweep", store)
+        workspace.save_part(part, store)
     pruned = Pruning.parse(store.spec).apply(encoder, with_artefact, without)
     if encoder.architecture is not None:
         pruned.save(workspace.folder / "pruned")
