@@ -182,6 +182,7 @@ def test_worker_processes_give_the_same_scores_and_one_that_dies_is_said(tmp_pat
             workers=2,
             **OPTIONS,
         )
+    shutil.rmtree(pool.folder / "scores" / "tiny")  # its code is another one
     score(pool.folder, [TINY, OTHER], **OPTIONS)
     assert scores_of(pool.folder) == expected
 
