@@ -94,10 +94,10 @@ def products() -> Iterator[None]:
     """1 × 1 convolutions as matrix products instead of convolutions."""
     plain = Convolution.forward
 
-    def forward(self: Convolution, tangents: list[Tensor | None]) -> list[Tensor | None]:
+    def forward(self: Convolution, tangents: list[Tensor | None], owned: bool) -> list[Tensor | None]:
         t = tangents[0]
         if t is None or not self.pointwise:
-            return plain(self, tangents)
+            return plain(self, tangents, owned)
         (m, n), (sh, sw) = t.shape[:2], self.stride
         rows = t.flatten(0, 1)[..., ::sh, ::sw].permute(0, 2, 3, 1)
         out = rows.reshape(-1, rows.shape[-1]) @ self.weight.flatten(1).T

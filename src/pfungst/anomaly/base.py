@@ -14,6 +14,7 @@ from sklearn.base import BaseEstimator, OutlierMixin
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
+from pfungst.anomaly import store
 from pfungst.anomaly.inputs import as_samples, check_finite, unwrap
 from pfungst.errors import ConditionMismatch, ConfigError, InputError, PfungstWarning
 from pfungst.registry import DETECTORS
@@ -163,10 +164,8 @@ class Detector(OutlierMixin, BaseEstimator):
 
     def save(self, path: str | Path) -> None:
         """Write the fitted detector to the folder `path`: detector.json and weights.safetensors."""
-        from pfungst.anomaly.store import save
-
         check_is_fitted(self)
-        save(self, Path(path))
+        store.save(self, Path(path))
 
     @classmethod
     def load(cls, path: str | Path, **modules: torch.nn.Module) -> Self:
@@ -181,9 +180,7 @@ class Detector(OutlierMixin, BaseEstimator):
         Raises:
             CheckpointError: the folder cannot be read, holds another detector, or the modules do not fit it.
         """
-        from pfungst.anomaly.store import load
-
-        return load(cls, Path(path), modules)
+        return store.load(cls, Path(path), modules)
 
     def _split(self, count: int, least: int = 1, spare: int = 1) -> tuple[Tensor, Tensor]:
         """Indices of `count` samples to learn from, at least `spare`, and of a random share `validation`, at least

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pfungst.anomaly.base import Detector
 from pfungst.device import choose_device
 from pfungst.errors import CheckpointError, ConfigError, InputError
 from pfungst.files import read, whole, write_json, write_tensors
@@ -23,7 +22,21 @@ from pfungst.registry import DETECTORS
 _FORMAT = "pfungst.detector/2"
 
 
-def save(detector: Detector, folder: Path) -> None:
+class Stored(Protocol):
+    """What a detector shows of itself to be written: see :class:`pfungst.anomaly.base.Detector`."""
+
+    nested: ClassVar[str | None]
+    training_scores_: np.ndarray
+    sample_shape_: tuple[int, ...]
+    condition_: Any
+    threshold_: float
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]: ...
+
+    def _state(self) -> tuple[dict[str, Tensor], dict[str, Any]]: ...
+
+
+def save(detector: Stored, folder: Path) -> None:
     """Write a fitted detector. The folder appears whole or not at all; an older one is replaced."""
     tensors: dict[str, Tensor] = {}
     header = {"format": _FORMAT, **_pack(detector, (), tensors)}
@@ -34,7 +47,7 @@ def save(detector: Detector, folder: Path) -> None:
         write_json(work / "detector.json", header, 2)
 
 
-def load(cls: type[Detector], folder: Path, modules: dict[str, nn.Module]) -> Any:
+def load(cls: type, folder: Path, modules: dict[str, nn.Module]) -> Any:
     """Read what :func:`save` wrote; `cls` is the class saved, or a base of it."""
     remedy = (
         "pass the folder of a saved detector; one of an earlier version: fit the detector again and save it"
@@ -48,7 +61,7 @@ def load(cls: type[Detector], folder: Path, modules: dict[str, nn.Module]) -> An
     return detector
 
 
-def _pack(detector: Detector, at: tuple[str, ...], tensors: dict[str, Tensor]) -> dict[str, Any]:
+def _pack(detector: Stored, at: tuple[str, ...], tensors: dict[str, Tensor]) -> dict[str, Any]:
     """The header of a fitted detector, its tensors added to `tensors`."""
     name = DETECTORS.name_of(type(detector))
     if name is None:
@@ -76,7 +89,7 @@ def _plain(value: Any, at: tuple[str, ...], tensors: dict[str, Tensor]) -> Any:
     """The value as JSON; tuples, modules and detectors as objects with one key that says so."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    if isinstance(value, Detector):
+    if hasattr(value, "_state"):
         return {"$detector": _pack(value, at, tensors)}
     if isinstance(value, nn.Module):
         return {"$module": _describe(value)}
@@ -102,12 +115,10 @@ class _Reader:
         self.folder, self.tensors, self.modules = folder, tensors, modules
         self.used: set[str] = set()
 
-    def detector(
-        self, header: dict[str, Any], at: tuple[str, ...], cls: type[Detector] = Detector
-    ) -> Detector:
+    def detector(self, header: dict[str, Any], at: tuple[str, ...], cls: type = object) -> Any:
         """The detector at that place, an instance of `cls`."""
         try:
-            kind = DETECTORS.get(header["detector"])
+            kind: Any = DETECTORS.get(header["detector"])
         except ConfigError as error:
             raise CheckpointError(
                 f"{self.folder}: {error.message}", "import the module that registers it"

@@ -53,7 +53,7 @@ class Generic(Op):
         parts = torch.vmap(self._call)(*self._all(grads, (lead,)))
         return [(None if p is None else p.resolve_conj().resolve_neg(), False) for p in parts]
 
-    def forward(self, tangents: list[Tensor | None]) -> list[Tensor | None]:
+    def forward(self, tangents: list[Tensor | None], owned: bool) -> list[Tensor | None]:
         with torch.enable_grad():
             u = [z.requires_grad_() for z in self._all([None] * len(self.numbers), ())]
             g = self._call(*u)

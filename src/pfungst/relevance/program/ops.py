@@ -32,8 +32,11 @@ class Op(ABC):
         """Transposed map: (M, N, *out) of each output → of each input, with whether it may be overwritten."""
 
     @abstractmethod
-    def forward(self, tangents: list[Tensor | None]) -> list[Tensor | None]:
-        """The map itself: (M, N, *in) of each input → of each output."""
+    def forward(self, tangents: list[Tensor | None], owned: bool) -> list[Tensor | None]:
+        """The map itself: (M, N, *in) of each input, which may be overwritten if `owned`, → of each output."""
+
+    #: What :meth:`forward` returns is memory of its own, or one of its inputs.
+    fresh = False
 
     def box(self, boxes: list[Box | None], shape: tuple[int, ...]) -> Box | None:
         """Support of the output from the supports of the inputs; None where it is unknown."""
@@ -42,6 +45,8 @@ class Op(ABC):
 
 class Scale(Op):
     """Product with a constant."""
+
+    fresh = True
 
     def __init__(self, ins: list[int], outs: list[int], c: Tensor) -> None:
         super().__init__(ins, outs)
@@ -52,9 +57,11 @@ class Scale(Op):
         assert g is not None
         return [(g.mul_(self.c) if owned and g.dtype == self.c.dtype else g * self.c, True)]
 
-    def forward(self, tangents: list[Tensor | None]) -> list[Tensor | None]:
+    def forward(self, tangents: list[Tensor | None], owned: bool) -> list[Tensor | None]:
         t = tangents[0]
-        return [None if t is None else t * self.c]
+        if t is None:
+            return [None]
+        return [t.mul_(self.c) if owned and t.dtype == self.c.dtype else t * self.c]
 
     def box(self, boxes: list[Box | None], shape: tuple[int, ...]) -> Box | None:
         return boxes[0]
@@ -62,6 +69,8 @@ class Scale(Op):
 
 class Combine(Op):
     """Σ c · input: the sum of a residual block, the terms of a rule."""
+
+    fresh = True
 
     def __init__(self, ins: list[int], outs: list[int], cs: list[Tensor | float]) -> None:
         super().__init__(ins, outs)
@@ -78,26 +87,30 @@ class Combine(Op):
                 parts.append((g, False) if c == 1 else (g * c, True))
         return parts
 
-    def forward(self, tangents: list[Tensor | None]) -> list[Tensor | None]:
+    def forward(self, tangents: list[Tensor | None], owned: bool) -> list[Tensor | None]:
         total: Tensor | None = None
-        owned = False
+        mine = False  # whether the total may be overwritten
         for t, c in zip(tangents, self.cs, strict=True):
             if t is None:
                 continue
-            if owned and total is not None and isinstance(c, Tensor) and c.dtype == t.dtype == total.dtype:
+            if mine and total is not None and isinstance(c, Tensor) and c.dtype == t.dtype == total.dtype:
                 total.addcmul_(t, c)
                 continue
-            part = t if isinstance(c, float) and c == 1 else t * c
+            part = t if isinstance(c, float) and c == 1 else t.mul_(c) if owned and _fits(t, c) else t * c
             if total is None:
-                total, owned = part, part is not t
-            elif owned:
+                total, mine = part, owned or part is not t
+            elif mine:
                 total.add_(part)
             else:
-                total, owned = total + part, True
+                total, mine = total + part, True
         return [total]
 
     def box(self, boxes: list[Box | None], shape: tuple[int, ...]) -> Box | None:
         return union(boxes)
+
+
+def _fits(t: Tensor, c: Tensor | float) -> bool:
+    return not isinstance(c, Tensor) or c.dtype == t.dtype
 
 
 def union(boxes: Sequence[Box | None]) -> Box | None:
@@ -126,7 +139,7 @@ class Reshape(Op):
         assert g is not None
         return [(g.reshape(g.shape[0], *self.before), owned)]
 
-    def forward(self, tangents: list[Tensor | None]) -> list[Tensor | None]:
+    def forward(self, tangents: list[Tensor | None], owned: bool) -> list[Tensor | None]:
         t = tangents[0]
         return [None if t is None else t.reshape(t.shape[0], *self.after)]
 
@@ -143,7 +156,7 @@ class Spread(Op):
         assert g is not None
         return [(g.sum(2, keepdim=True), True)]
 
-    def forward(self, tangents: list[Tensor | None]) -> list[Tensor | None]:
+    def forward(self, tangents: list[Tensor | None], owned: bool) -> list[Tensor | None]:
         t = tangents[0]
         return [None if t is None else t.expand(-1, -1, self.channels, -1, -1)]
 
@@ -165,6 +178,6 @@ class GlobalMean(Op):
         h, w = self.shape[-2:]
         return [((g / (h * w)).expand(g.shape[0], *self.shape), False)]
 
-    def forward(self, tangents: list[Tensor | None]) -> list[Tensor | None]:
+    def forward(self, tangents: list[Tensor | None], owned: bool) -> list[Tensor | None]:
         t = tangents[0]
         return [None if t is None else t.mean((-2, -1), keepdim=self.keep)]

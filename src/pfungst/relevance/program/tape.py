@@ -146,15 +146,22 @@ class Tape:
         ids: list[int | None] = self.streams if start == 0 else [self.cuts()[start]]
         values = {i: t for i, t in zip(ids, tangents, strict=True) if i is not None and t is not None}
         last = self._last_use()
+        mine: set[int] = set()  # values in memory of their own, which their last reader may overwrite
         for index in range(start, stop):
             op = self.ops[index]
-            outs = op.forward([values.get(i) for i in op.ins])
-            for i in op.ins:
+            given = [values.get(i) for i in op.ins]
+            owned = len(set(op.ins)) == len(op.ins) and all(i in mine and last[i] <= index for i in op.ins)
+            outs = op.forward(given, owned)
+            for i, g in zip(op.ins, given, strict=True):
+                if not op.fresh or any(t is g for t in outs):
+                    mine.discard(i)  # the result may share its memory
                 if last[i] <= index:
                     values.pop(i, None)
             for o, t in zip(op.outs, outs, strict=True):
                 if t is not None:
                     values[o] = t
+                    if op.fresh and (owned or all(t is not g for g in given)):
+                        mine.add(o)
         return values.get(self.output if stop == len(self.ops) else self.cuts()[stop])
 
     def _last_use(self) -> dict[int, int]:

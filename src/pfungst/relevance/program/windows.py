@@ -21,6 +21,8 @@ def _fold(t: Tensor) -> Tensor:
 class Convolution(Op):
     """A 2-D convolution with constant weights."""
 
+    fresh = True
+
     def __init__(self, ins: list[int], outs: list[int], node: Any) -> None:
         super().__init__(ins, outs)
         self.weight = node._saved_weight.detach().contiguous(memory_format=torch.channels_last)
@@ -77,7 +79,7 @@ class Convolution(Op):
             )[0]
         return [(out.unflatten(0, (m, n)), True)]
 
-    def forward(self, tangents: list[Tensor | None]) -> list[Tensor | None]:
+    def forward(self, tangents: list[Tensor | None], owned: bool) -> list[Tensor | None]:
         t = tangents[0]
         if t is None:
             return [None]
@@ -113,6 +115,8 @@ def _window(
 
 class MaxPool(Op):
     """Max pooling at fixed winners, one mask per window position."""
+
+    fresh = True
 
     def __init__(self, ins: list[int], outs: list[int], node: Any) -> None:
         super().__init__(ins, outs)
@@ -152,7 +156,7 @@ class MaxPool(Op):
         (ph, pw), (h, w) = self.padding, self.shape
         return [(out[..., ph : ph + h, pw : pw + w], False)]
 
-    def forward(self, tangents: list[Tensor | None]) -> list[Tensor | None]:
+    def forward(self, tangents: list[Tensor | None], owned: bool) -> list[Tensor | None]:
         t = tangents[0]
         if t is None:
             return [None]
