@@ -173,11 +173,12 @@ def heatmaps(repeats: int) -> None:
             print(line, flush=True)
             for name in COMPOSITES:
                 plain = clock(lambda m=model, x=x, n=name: attribute(m, x, 7, n, measure=False), repeats)
-                replay = Replay(model, x, 7, name)
-                print(
-                    f"      {name:20s} plain {plain}   replay {clock(lambda x=x, r=replay: r(x), repeats)}",
-                    flush=True,
-                )
+                try:
+                    replay = Replay(model, x, 7, name)
+                    replayed = clock(lambda x=x, r=replay: r(x), repeats)
+                except torch.OutOfMemoryError:
+                    replay, replayed = None, "out of memory"
+                print(f"      {name:20s} plain {plain}   replay {replayed}", flush=True)
                 del replay
                 torch.cuda.empty_cache()
 

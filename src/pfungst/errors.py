@@ -6,7 +6,19 @@ The command line prints the message of a :class:`PfungstError` without a stack t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+
+
+def few(names: Iterable[object], most: int = 8, between: str = ", ") -> str:
+    """The first of many names, and how many more there are."""
+    texts = list(map(str, names))
+    more = [f"… and {len(texts) - most} more"] if len(texts) > most else []
+    return between.join(texts[:most] + more)
+
+
+def lines(texts: Iterable[object], most: int = 20) -> str:
+    """The first of many, each on an indented line of its own."""
+    return "\n    " + few(texts, most, "\n    ")
 
 
 class PfungstError(Exception):
@@ -39,11 +51,9 @@ class UnreadableImages(DataError):
 
     def __init__(self, problems: Sequence[tuple[str, str]]) -> None:
         self.problems = list(problems)
-        listing = "\n".join(f"    {path}: {why}" for path, why in self.problems[:20])
-        more = f"\n    … and {len(self.problems) - 20} more" if len(self.problems) > 20 else ""
         count = len(self.problems)
         super().__init__(
-            f"{count} image{'s' if count > 1 else ''} cannot be read:\n{listing}{more}",
+            f"{count} image{'s' if count > 1 else ''} cannot be read:{lines(f'{p}: {w}' for p, w in self.problems)}",
             "repair or remove them, or pass --skip-bad to leave them out and count them",
         )
 

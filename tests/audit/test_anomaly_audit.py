@@ -6,12 +6,11 @@ import shutil
 import numpy as np
 import pytest
 
-import pfungst.audit.anomaly.run as audit
+import pfungst.audit.anomaly.entry as audit
 from factories import broken_files, mini_mvtec, picture, save
 from pfungst.audit.anomaly.config import AnomalyConfig
 from pfungst.audit.anomaly.run import run
 from pfungst.audit.result import load
-from pfungst.audit.workspace import load_arrays
 from pfungst.errors import ConfigError, DataError, InputError, UnreadableImages
 from pfungst.measure import auroc
 
@@ -36,7 +35,7 @@ def test_the_result_is_complete_and_consistent(data, tmp_path):
         (c, m) for c in ("bolt", "nut") for m in ("d2neighbors", "kde")
     ]
     for entry in result.entries:
-        arrays = load_arrays(tmp_path, entry.arrays)
+        arrays = np.load(tmp_path / entry.arrays)
         assert set(entry.variants) == {"original", "deployed", "mitigated_original", "mitigated"}
         first = entry.per_seed["original"]["auroc"][0]
         assert first == pytest.approx(auroc(arrays["labels"], arrays["scores_original"]))
@@ -246,9 +245,15 @@ def test_every_detector_goes_through_the_audit(data, tmp_path, model):
     result = run(config(data, tmp_path, model=model, category="nut", seeds=1))
     entry = result.entries[0]
     assert entry.model == model
-    arrays = load_arrays(tmp_path, entry.arrays)
+    arrays = np.load(tmp_path / entry.arrays)
     assert len(np.unique(arrays["scores_original"])) > 3
     assert np.isfinite(arrays["heat"]).all()
+
+
+def test_tiles_are_refused_before_anything_is_fitted(data, tmp_path):
+    with pytest.raises(InputError, match="not defined for tiles"):
+        run(config(data, tmp_path, model="kde,bag:kde+tiled:tile=16,overlap=4:kde", category="nut", seeds=1))
+    assert not list(tmp_path.iterdir())
 
 
 def test_embedded_digits_are_audited(tmp_path):

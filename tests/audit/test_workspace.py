@@ -3,7 +3,7 @@ import pytest
 
 from pfungst.audit.anomaly.config import AnomalyConfig
 from pfungst.audit.result import Metric
-from pfungst.audit.workspace import Workspace, load_arrays, slug
+from pfungst.audit.workspace import Workspace, slug
 from pfungst.errors import ConfigError, DataError
 
 PART = Metric(value=0.5, where="ring", meaning="m")
@@ -44,7 +44,7 @@ def test_a_result_is_not_replaced_unasked(tmp_path):
 
 def test_an_unwritable_output_is_refused_at_once(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match="cannot write"):
+    with pytest.raises(DataError, match="cannot be written"):
         Workspace(AnomalyConfig.build(data="x", out=tmp_path / "file" / "o"))
 
 
@@ -52,10 +52,9 @@ def test_arrays_come_back_and_old_ones_go(tmp_path):
     space = Workspace(AnomalyConfig.build(data="x", out=tmp_path))
     old = space.save_arrays("old", {"a": np.zeros(2)})
     name = space.save_arrays("ring d2/neighbors:p=1", {"a": np.arange(3)})
-    np.testing.assert_array_equal(load_arrays(tmp_path, name)["a"], np.arange(3))
+    np.testing.assert_array_equal(np.load(tmp_path / name)["a"], np.arange(3))
     space.finish({name})
-    with pytest.raises(DataError, match="old"):
-        load_arrays(tmp_path, old)
+    assert not (tmp_path / old).exists()
 
 
 def test_slugs_keep_different_names_apart():

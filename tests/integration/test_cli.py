@@ -69,7 +69,7 @@ def test_audit_report_and_gates(data, tmp_path):
         (["nowhere"], "nowhere"),
         (["--config", "audit.toml"], "did you mean 'deployed'"),
         (["DATA", "--deployed", "pillow"], "pillow-bilinear"),
-        (["DATA", "--out", "/proc/pfungst"], "cannot write"),
+        (["DATA", "--out", "/proc/pfungst"], "cannot be written"),
         ([], "'data' is missing"),
     ],
 )

@@ -75,7 +75,7 @@ def test_what_goes_wrong_is_said_before_anything_is_scored(tmp_path, indexed):
     assert isinstance(absent, DataError)
     assert "there is no" in str(absent)
     assert not (tmp_path / "x").exists()
-    assert "no index in" in str(error("score", tmp_path, "--model", good))
+    assert "pfungst pool index" in str(error("score", tmp_path, "--model", good))
     for workers in (0, 2):  # a model that cannot be loaded is no dead worker
         wrong = error("score", indexed, "--model", f"{SAMPLE}:nothing", "--workers", workers)
         assert isinstance(wrong, ConfigError)

@@ -188,12 +188,12 @@ def run(count, seed, report=None):
 
 
 def test_layouts_that_shapes_do_not_tell():
-    """300 random shapes, strides and layouts, some with the tokens in windows or shuffled: right or refused."""
-    tally = run(300, 11)
+    """210 random shapes, strides and layouts, some with the tokens in windows or shuffled: right or refused."""
+    tally = run(210, 11)
     assert not [k for k in tally if k[0] == "WRONG"], tally
     explained, refused = tally["explained", True], tally["refused", True]
     assert explained >= 0.8 * (explained + refused), tally
-    assert tally["refused", False] >= 15, tally  # none of the orders that are no grid got a map
+    assert tally["refused", False] >= 10, tally  # none of the orders that are no grid got a map
 
 
 @pytest.mark.slow

@@ -130,7 +130,7 @@ def test_components_file(tmp_path):
     with pytest.raises(InputError, match="class 'a'"):
         read_components(path)
     path.write_text("[]")
-    with pytest.raises(InputError, match="not a components file"):
+    with pytest.raises(InputError, match="has format None"):
         read_components(path)
     with pytest.raises(InputError, match="cannot be read"):
         read_components(tmp_path / "absent.json")

@@ -21,11 +21,6 @@ def unwrap(X: Any) -> tuple[Any, Any]:
     return X, None
 
 
-def pick_device(device: str) -> torch.device:
-    """ "auto" is the GPU where there is one."""
-    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-
-
 def as_samples(estimator: Any, X: Any, reset: bool) -> Tensor:
     """Validated samples (N, *sample), float64 where float64 or integers were given, else float32.
 
@@ -55,7 +50,7 @@ def as_samples(estimator: Any, X: Any, reset: bool) -> Tensor:
     if reset:
         estimator.sample_shape_ = shape
         estimator.n_features_in_ = int(np.prod(shape))
-    elif shape != estimator.sample_shape_:
+    elif estimator.sample_shape_ not in (None, shape):
         raise InputError(
             f"samples of shape {shape} given to a {type(estimator).__name__} fitted on samples of shape "
             f"{estimator.sample_shape_}",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from pfungst.anomaly.progress import progress_bar
 from pfungst.errors import InputError, PfungstWarning
+from pfungst.files import read, reading, write_tensors
+from pfungst.progress import progress_bar
 
 _FORMAT = "pfungst.training/1"
 _EXPLODED = 1e3  # validation error above the untrained network's, times this, is divergence
@@ -73,7 +71,7 @@ def train(
         start, best = _resume(file, config, model, optimizer, history)
     if not history.validation:
         history.validation.append(_error(model, loss, held_out, batch_size))
-    with progress_bar(progress, name, epochs) as done:
+    with progress_bar(name, epochs, show=progress, done=start) as bar:
         for epoch in range(start, epochs):
             if history.stopped:
                 break
@@ -94,7 +92,7 @@ def train(
                 history.stopped = f"no improvement in {patience} epochs"
             if file is not None:
                 _keep(file, config, epoch + 1, model, optimizer, best, history)
-            done(epoch + 1)
+            bar.advance()
     model.load_state_dict(best)
     model.eval()
     if history.stopped.startswith("diverged"):
@@ -126,17 +124,13 @@ def _keep(
     best: dict[str, Tensor],
     history: History,
 ) -> None:
-    tensors = {f"model.{k}": v for k, v in model.state_dict().items()} | {
-        f"best.{k}": v for k, v in best.items()
-    }
+    tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
+    tensors |= {f"best.{k}": v for k, v in best.items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"adam.{index}.{k}": torch.as_tensor(v) for k, v in state.items()}
     meta = {"format": _FORMAT, "config": json.dumps(config), "epoch": str(epoch)}
     meta["history"] = json.dumps([history.validation, history.best_epoch, history.stopped])
-    file.parent.mkdir(parents=True, exist_ok=True)
-    work = file.with_suffix(".part")
-    save_file({k: t.detach().cpu().clone().contiguous() for k, t in tensors.items()}, work, metadata=meta)
-    os.replace(work, file)
+    write_tensors(file, tensors, **meta)
 
 
 def _resume(
@@ -144,12 +138,10 @@ def _resume(
 ) -> tuple[int, dict[str, Tensor]]:
     from safetensors import safe_open
 
-    try:
-        with safe_open(str(file), framework="pt") as opened:
-            meta = opened.metadata() or {}
-        tensors = load_file(file)
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{file} cannot be read: {error}", "delete it to train from the beginning") from None
+    remedy = "delete it to train from the beginning"
+    tensors = read(file, remedy, InputError)
+    with reading(file, remedy, InputError), safe_open(str(file), framework="pt") as opened:
+        meta = opened.metadata() or {}
     kept = json.loads(meta.get("config", "{}"))
     if meta.get("format") != _FORMAT or {**kept, "epochs": 0} != {**config, "epochs": 0}:
         raise InputError(

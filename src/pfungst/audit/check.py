@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -10,6 +9,7 @@ from xml.etree import ElementTree
 
 from pfungst.audit.result import Result
 from pfungst.errors import ConfigError
+from pfungst.suggest import suggest
 
 
 @dataclass(frozen=True)
@@ -61,11 +61,9 @@ def check(result: Result, gates: list[Gate]) -> list[Outcome]:
     outcomes = []
     for gate in gates:
         if gate.metric not in result.metrics:
-            near = difflib.get_close_matches(gate.metric, result.metrics, n=1, cutoff=0.4)
-            hint = f"did you mean {near[0]!r}? " if near else ""
             raise ConfigError(
                 f"the result has no metric {gate.metric!r}",
-                f"{hint}it has: {', '.join(sorted(result.metrics))}",
+                suggest(gate.metric, sorted(result.metrics), "it has"),
             )
         metric = result.metrics[gate.metric]
         passed = metric.value <= gate.bound if gate.kind == "max" else metric.value >= gate.bound

@@ -2,41 +2,47 @@
 
 from __future__ import annotations
 
-import difflib
-import hashlib
 import json
 import tomllib
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from pfungst.errors import ConfigError
-
-EMBEDDED = ("synthetic", "digits-c")  # data sets that come with the package, instead of a path
+from pfungst.files import digest
+from pfungst.suggest import suggest
 
 
 class AuditConfig(BaseModel):
-    """What every audit can be told. Field names are the option names, with `-` for `_` on the command line."""
+    """What every audit can be told. The command line makes its options from the fields: name, type, description, default.
 
-    model_config = ConfigDict(extra="forbid", validate_assignment=True)
+    Descriptions are the help texts; they say in brackets what happens without the option where the default does not.
+    """
 
-    out: Path = Field(Path("pfungst-audit"), description="folder for the result, the arrays and the report")
-    seeds: int = Field(5, ge=1, le=100, description="number of repetitions; tests and marks need at least 3")
-    seed: int = Field(0, ge=0, description="first seed")
-    skip_bad: bool = Field(False, description="leave unreadable images out and count them")
-    resume: bool = Field(False, description="go on with an interrupted audit in the same folder")
-    overwrite: bool = Field(False, description="replace an earlier result in the same folder")
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, coerce_numbers_to_str=True)
+
+    seed: int = Field(0, ge=0, description="First seed")
+    out: Path = Field(Path("pfungst-audit"), description="Folder for result, arrays and report")
+    skip_bad: bool = Field(False, description="Leave unreadable images out and count them")
+    resume: bool = Field(False, description="Go on with an interrupted audit")
+    overwrite: bool = Field(False, description="Replace an earlier result")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, …")
 
-    # Keys of TOML files that are paths relative to the file.
-    paths: ClassVar[tuple[str, ...]] = ("data", "out", "images")
     # What does not change the numbers, so that a resumed run may differ in it.
     _irrelevant: ClassVar[tuple[str, ...]] = ("out", "resume", "overwrite", "device")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _listed(cls, value: Any, info: ValidationInfo) -> Any:
+        of = cls.model_fields[info.field_name or ""].annotation
+        return listed(value) if get_origin(of) is list else value
 
     @classmethod
     def build(cls, file: str | Path | None = None, **options: Any) -> Self:
         """Configuration from a TOML file, options given here taking precedence; None means not given.
+
+        Paths in the file are relative to the file.
 
         Raises:
             ConfigError: names the wrong key or value, and the nearest right one.
@@ -51,21 +57,30 @@ class AuditConfig(BaseModel):
                 raise ConfigError(f"{file} does not exist", "give the path of a TOML file") from None
             except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
                 raise ConfigError(f"{file} is not readable TOML: {error}", "mend that line") from None
-            values = {key.replace("-", "_"): value for key, value in values.items()}
             base = Path(file).resolve().parent
-            for key in cls.paths:
-                if isinstance(values.get(key), str) and values[key] not in EMBEDDED:
-                    values[key] = base / values[key]
+            values = {key.replace("-", "_"): value for key, value in values.items()}
+            values = {
+                key: base / value if cls._is_path(key, value) else value for key, value in values.items()
+            }
         values.update({key: value for key, value in options.items() if value is not None})
         try:
             return cls.model_validate(values)
         except ValidationError as error:
             raise ConfigError(*_explain(error, where, cls)) from None
 
+    @classmethod
+    def _is_path(cls, key: str, value: Any) -> bool:
+        """Whether a text of this field is a path, and none of the words that it also takes."""
+        if key not in cls.model_fields or not isinstance(value, str):
+            return False
+        of = cls.model_fields[key].annotation
+        kinds = get_args(of) or (of,)
+        return Path in kinds and all(value not in get_args(kind) for kind in kinds)
+
     def fingerprint(self) -> str:
         """Identifies what the numbers depend on."""
         data = self.model_dump(mode="json", exclude=set(self._irrelevant))
-        return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
+        return digest(json.dumps(data, sort_keys=True), length=16)
 
 
 def _explain(error: ValidationError, where: str, cls: type[BaseModel]) -> tuple[str, str]:
@@ -77,8 +92,7 @@ def _explain(error: ValidationError, where: str, cls: type[BaseModel]) -> tuple[
         key = str(item["loc"][0])
         if item["type"] == "extra_forbidden":
             problems.append(f"unknown key {key!r} in {where}")
-            near = difflib.get_close_matches(key, cls.model_fields, n=1, cutoff=0.4)
-            remedies.append(f"did you mean {near[0]!r}?" if near else "keys: " + ", ".join(cls.model_fields))
+            remedies.append(suggest(key, cls.model_fields, "keys"))
         elif item["type"] == "missing":
             problems.append(f"{key!r} is missing in {where}")
             remedies.append(cls.model_fields[key].description or f"give {key}")
@@ -89,13 +103,31 @@ def _explain(error: ValidationError, where: str, cls: type[BaseModel]) -> tuple[
     return "; ".join(problems), "; ".join(dict.fromkeys(r for r in remedies if r))
 
 
+def check_file(path: Path | None, option: str) -> None:
+    """Raise ConfigError where the file of an option is missing, before anything is loaded."""
+    if path is not None and not path.is_file():
+        raise ConfigError(f"{path} does not exist", f"check {option}")
+
+
+class Repeated(AuditConfig):
+    """An audit that is repeated with several seeds."""
+
+    seeds: int = Field(5, ge=1, le=100, description="Repetitions; tests and marks need at least 3")
+
+
 def listed(value: Any) -> Any:
-    """A comma-separated text as a list; ``a,b:p=1,q=2`` has two members, as parameters go with their name."""
+    """A comma-separated text as a list; ``a,b:p=1,q=2`` has two members, as parameters go with their name.
+
+    A semicolon anywhere separates instead of commas. A tuple holds several such texts, of a repeated option.
+    """
+    if isinstance(value, tuple):
+        return [part for text in value for part in listed(text)]
     if not isinstance(value, str):
         return value
+    texts = [p.strip() for p in value.split(";" if ";" in value else ",")]
     parts: list[str] = []
-    for part in filter(None, (p.strip() for p in value.split(","))):
-        if parts and "=" in part and ":" not in part.partition("=")[0]:
+    for part in filter(None, texts):
+        if ";" not in value and parts and "=" in part and ":" not in part.partition("=")[0]:
             parts[-1] += f",{part}"
         else:
             parts.append(part)

@@ -8,6 +8,7 @@ from pathlib import Path
 from pfungst.audit.anomaly.config import AnomalyConfig
 from pfungst.audit.result import Result
 from pfungst.errors import ConfigError
+from pfungst.suggest import suggest
 
 SEED = 1907  # what could be chosen was chosen on data of seed 0
 STEPS = 120  # of training, about 15 s
@@ -97,7 +98,7 @@ def run_demo(folder: Path, only: str | None = None) -> Iterator[tuple[Result, Pa
         ConfigError: there is no part of that name.
     """
     if only not in (None, *PARTS):
-        raise ConfigError(f"the demo has no part {only!r}", f"parts: {', '.join(PARTS)}")
+        raise ConfigError(f"the demo has no part {only!r}", suggest(str(only), PARTS, "parts"))
     for name, part in PARTS.items():
         if only in (None, name):
             yield part(folder / name), folder / name

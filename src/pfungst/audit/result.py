@@ -6,15 +6,14 @@ The report, the gates of ``pfungst check`` and other programs read these and not
 from __future__ import annotations
 
 import importlib
-import json
 import math
-import os
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pfungst.errors import DataError
+from pfungst.files import read, write
 
 SCHEMA = "pfungst.result/1"
 FILE = "result.json"
@@ -95,9 +94,7 @@ KINDS = {
 def save(result: Result, folder: Path) -> Path:
     """Write ``result.json`` into `folder`, whole or not at all."""
     target = folder / FILE
-    temporary = target.with_suffix(".json.part")
-    temporary.write_text(result.model_dump_json(indent=1), encoding="utf-8")
-    os.replace(temporary, target)
+    write(target, result.model_dump_json(indent=1))
     return target
 
 
@@ -109,14 +106,9 @@ def load(folder: str | Path) -> Result:
     """
     path = Path(folder)
     path = path / FILE if path.is_dir() else path
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(
-            f"no {FILE} in {folder}", "run `pfungst audit … --out` into this folder first"
-        ) from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise DataError(f"{path} cannot be read: {error}", "run the audit again") from None
+    if not path.exists():
+        raise DataError(f"no {FILE} in {folder}", "run `pfungst audit … --out` into this folder first")
+    data = read(path, "run the audit again")
     if not isinstance(data, dict) or data.get("schema_version") != SCHEMA:
         found = data.get("schema_version") if isinstance(data, dict) else type(data).__name__
         raise DataError(

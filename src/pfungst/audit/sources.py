@@ -11,6 +11,7 @@ import numpy as np
 
 from pfungst.data import Item
 from pfungst.errors import ConfigError
+from pfungst.suggest import suggest
 
 PREFIX = "file-name prefix"
 _PREFIX = re.compile(r"^([A-Za-z]+\d*|\d+[A-Za-z]+)[_\-.]")
@@ -50,8 +51,9 @@ def group_columns(items: Sequence[Item], wanted: Sequence[str]) -> dict[str, np.
         elif name in known:
             columns[name] = _values(items, name)
         else:
-            listed = ", ".join(known) if known else "none"
-            raise ConfigError(f"the data have no column {name!r} to group by", f"columns: {listed}")
+            raise ConfigError(
+                f"the data have no column {name!r} to group by", suggest(name, known, "columns")
+            )
     return columns
 
 

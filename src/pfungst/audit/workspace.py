@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
-import tempfile
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,7 +12,8 @@ from pydantic import BaseModel, ValidationError
 
 from pfungst.audit.config import AuditConfig
 from pfungst.audit.result import FILE
-from pfungst.errors import ConfigError, DataError
+from pfungst.errors import ConfigError
+from pfungst.files import Lock, digest, whole, write
 
 Part = TypeVar("Part", bound=BaseModel)
 
@@ -26,23 +25,14 @@ class Workspace:
     changed configuration never mixes with old numbers. They are removed when the result is complete.
 
     Raises:
-        ConfigError: the folder cannot be written, or holds a result that nobody said to replace.
+        ConfigError: the folder holds a result that nobody said to replace.
+        DataError: it cannot be written, or another process is writing into it.
     """
 
     def __init__(self, config: AuditConfig) -> None:
-        self.folder = Path(config.out)
-        if (self.folder / FILE).exists() and not (config.overwrite or config.resume):
-            raise ConfigError(
-                f"{self.folder} already holds a result",
-                "choose another --out, or pass --overwrite to replace it",
-            )
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.folder):
-                pass
-        except OSError as error:
-            reason = error.strerror or str(error)
-            raise ConfigError(f"cannot write into {self.folder}: {reason}", "choose another --out") from None
+        self.folder = config.out
+        refuse_old_result(config)
+        self._lock = Lock(self.folder / ".lock", str(self.folder))
         self._all_parts = self.folder / ".parts"
         self._parts = self._all_parts / config.fingerprint()
         if not config.resume:
@@ -61,7 +51,7 @@ class Workspace:
 
     def save_part(self, name: str, part: BaseModel) -> None:
         """Keep a finished part; call it after the part's arrays are written."""
-        _replace(self._parts / f"{slug(name)}.json", part.model_dump_json().encode())
+        write(self._parts / f"{slug(name)}.json", part.model_dump_json())
 
     def working(self, name: str) -> Path:
         """A place for unfinished work of one part that has its own way to go on."""
@@ -70,10 +60,8 @@ class Workspace:
     def save_arrays(self, name: str, arrays: dict[str, np.ndarray]) -> str:
         """Write arrays to ``arrays/NAME.npz``; returns the path relative to the folder."""
         target = self.folder / "arrays" / f"{slug(name)}.npz"
-        target.parent.mkdir(exist_ok=True)
-        temporary = target.with_suffix(".part.npz")
-        np.savez_compressed(temporary, **arrays)  # type: ignore[arg-type]
-        os.replace(temporary, target)
+        with whole(target) as part, part.open("wb") as stream:
+            np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
         return target.relative_to(self.folder).as_posix()
 
     def finish(self, keep_arrays: set[str]) -> None:
@@ -82,27 +70,18 @@ class Workspace:
         for file in (self.folder / "arrays").glob("*.npz"):
             if file.relative_to(self.folder).as_posix() not in keep_arrays:
                 file.unlink()
+        self._lock.release()
 
 
-def load_arrays(folder: str | Path, relative: str) -> dict[str, np.ndarray]:
-    """Arrays that :meth:`Workspace.save_arrays` wrote. Raises DataError where they are missing."""
-    path = Path(folder) / relative
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {key: file[key] for key in file.files}
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read: {error}", "run the audit again") from None
+def refuse_old_result(config: AuditConfig) -> None:
+    """Raise ConfigError where the output folder holds a result that nobody said to replace."""
+    if (config.out / FILE).exists() and not (config.overwrite or config.resume):
+        raise ConfigError(
+            f"{config.out} already holds a result", "choose another --out, or pass --overwrite to replace it"
+        )
 
 
 def slug(name: str) -> str:
     """A file name for any text; different texts stay different."""
-    import hashlib
-
     plain = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:80]
-    return plain if plain == name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-
-
-def _replace(target: Path, data: bytes) -> None:
-    temporary = target.with_name(target.name + ".part")
-    temporary.write_bytes(data)
-    os.replace(temporary, target)
+    return plain if plain == name else f"{plain}-{digest(name, length=8)}"

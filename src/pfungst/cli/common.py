@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,14 +12,7 @@ from pfungst.errors import ConfigError
 if TYPE_CHECKING:
     from pfungst.audit.result import Result
 
-Config = Annotated[Path | None, typer.Option(help="TOML file with the same names.")]
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Folder for result, arrays and report.")]
-Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda.")]
-Seeds = Annotated[int | None, typer.Option(help="Repetitions [5].")]
-Seed = Annotated[int | None, typer.Option(help="First seed [0].")]
-SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave unreadable images out and count them.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with an interrupted audit.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result.")]
 TrustCheckpoint = Annotated[
     bool, typer.Option("--trust-checkpoint", help="Also read checkpoints that can run code.")
 ]
@@ -39,23 +30,6 @@ def needs(extra: str, *modules: str) -> None:
     missing = [name for name in modules if find_spec(name) is None]
     if missing:
         raise ConfigError(f"{', '.join(missing)} is not installed", f"pip install 'pfungst[{extra}]'")
-
-
-def given(options: dict[str, Any]) -> dict[str, Any]:
-    """The parameters of a command as ``AuditConfig.build`` takes them: flags and lists not given are None."""
-    named = {name: None if value is False or value == [] else value for name, value in options.items()}
-    named["file"] = named.pop("config")
-    return named
-
-
-@contextmanager
-def bar(title: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar, moved by (done, total)."""
-    from rich.progress import Progress
-
-    with Progress(transient=True) as progress:
-        task = progress.add_task(title, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
 def finish(result: Result, folder: Path) -> None:

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from pfungst.cli.common import TrustCheckpoint, bar, group, needs
+from pfungst.cli.common import TrustCheckpoint, group, needs
+from pfungst.progress import progress_bar
 
 pool = group("Search millions of unlabelled images.")
 
@@ -63,8 +64,8 @@ def pool_score(
 
     models = [PoolModel.parse(text, trust_checkpoint) for text in model]
     try:
-        with bar("scoring") as advance:
-            done = score(folder, models, workers, batch_size, device, threads, ray, advance)
+        with progress_bar("scoring") as bar:
+            done = score(folder, models, workers, batch_size, device, threads, ray, bar.reach)
     except KeyboardInterrupt:
         typer.secho("\ninterrupted; finished parts are kept, run the same command to go on", err=True)
         raise typer.Exit(130) from None

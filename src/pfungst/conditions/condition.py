@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +11,8 @@ import torch
 from PIL import Image
 
 from pfungst.errors import ConfigError
+from pfungst.files import mixed
+from pfungst.suggest import suggest
 
 from .logo import Logo
 from .resize import RESIZERS, as_float
@@ -43,11 +43,9 @@ class Step:
                 )
             return
         if self.name not in STEPS:
-            near = difflib.get_close_matches(self.name, [*RESIZERS, *STEPS], n=1, cutoff=0.4)
             raise ConfigError(
                 f"unknown condition {self.name!r}",
-                (f"did you mean {near[0]!r}? " if near else "")
-                + f"Resizers: {', '.join(RESIZERS)}. Steps: {', '.join(f'{s}:VALUE' for s in STEPS)}, logo:FILE",
+                suggest(self.name, [*RESIZERS, *STEPS, "logo"], "resizers and steps (as STEP:VALUE)"),
             )
         kind = STEPS[self.name]
         if self.value is None or not kind.allows(self.value):
@@ -182,6 +180,24 @@ class Condition:
         """Whether its resizer averages away what the smaller image cannot hold."""
         return RESIZERS[self.resizer].antialias
 
+    def check(self, size: int | None = None) -> None:
+        """Raise ConfigError where a logo cannot be read, or does not fit where it is pasted at this size."""
+        for step in self.steps:
+            if isinstance(step.value, Logo):
+                step.value.check()
+        if size is not None:
+            self.logo_box(size)
+
+    @property
+    def logo(self) -> Logo | None:
+        """The logo that is pasted on the resized image, or None."""
+        resized = self.steps[[s.name for s in self.steps].index(self.resizer) :]
+        return next((s.value for s in resized if isinstance(s.value, Logo)), None)
+
+    def logo_box(self, size: int) -> tuple[int, int, int, int] | None:
+        """Where it lies in images of this size: top, left, bottom, right; None without one."""
+        return None if self.logo is None else self.logo.box(size, size)
+
     def describe(self) -> str:
         """The condition in words."""
         words = []
@@ -218,11 +234,6 @@ class Condition:
             elif isinstance(step.value, Logo):
                 x = step.value.paste(x)
             else:
-                rng = _generator(f"{seed}/{place}/{step.name}/{key}")
+                rng = np.random.default_rng(mixed(f"{seed}/{place}/{step.name}/{key}"))
                 x = STEPS[step.name].apply(x, step.value or 0.0, rng)
         return torch.from_numpy(np.ascontiguousarray(as_float(x).transpose(2, 0, 1)))
-
-
-def _generator(text: str) -> np.random.Generator:
-    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
-    return np.random.default_rng(int.from_bytes(digest, "little"))

@@ -6,13 +6,13 @@ all negative, bring the training set to ten negatives per positive and balance t
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from pfungst.errors import DataError
+from pfungst.files import mixed
 
 from .delimited import read_rows, require
 from .item import Item
@@ -209,7 +209,7 @@ def _test_patients(patients: Iterable[str], share: float, seed: int) -> set[str]
 
 
 def _rank(text: str, seed: int) -> bytes:
-    return hashlib.blake2b(f"{seed}/{text}".encode(), digest_size=8).digest()
+    return mixed(f"{seed}/{text}").to_bytes(8, "little")
 
 
 def _table(file: Path, required: Sequence[str]) -> tuple[list[str], list[dict[str, str]]]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pfungst.errors import DataError
+from pfungst.suggest import suggest
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def require(file: Path, available: Sequence[str], wanted: Iterable[str | None], 
     """Complain about columns that a table lacks, naming those it has."""
     missing = [c for c in wanted if c is not None and c not in available]
     if missing:
-        there = f"it has: {', '.join(map(repr, available)) or 'none'}"
+        there = suggest(missing[0], available, "it has")
         raise DataError(
             f"{file} has no column {', '.join(map(repr, missing))}", f"{there}; {remedy}" if remedy else there
         )

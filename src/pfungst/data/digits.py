@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from pfungst.errors import ConfigError, InputError
+from pfungst.suggest import suggest
 
 from .item import Item
 from .items import ImageSet
@@ -178,7 +179,7 @@ def corrupt(image: np.ndarray, corruption: str, seed: int = 0) -> np.ndarray:
         (H, W) float32 in [0, 1].
     """
     if corruption not in CORRUPTIONS:
-        raise ConfigError(f"unknown corruption {corruption!r}", f"known: {', '.join(CORRUPTIONS)}")
+        raise ConfigError(f"unknown corruption {corruption!r}", suggest(corruption, CORRUPTIONS))
     x = np.array(image, dtype=np.float32)
     y = CORRUPTIONS[corruption](x, np.random.default_rng(seed))
     return (np.round(np.clip(y, 0, 1) * 255) / 255).astype(np.float32)
@@ -205,7 +206,7 @@ def digits_c(
     chosen = [corruptions] if isinstance(corruptions, str) else list(corruptions or CORRUPTIONS)
     for name in chosen:
         if name not in CORRUPTIONS:
-            raise ConfigError(f"unknown corruption {name!r}", f"known: {', '.join(CORRUPTIONS)}")
+            raise ConfigError(f"unknown corruption {name!r}", suggest(name, CORRUPTIONS))
     images, digits = _digits(size)
     if train + good + anomalous > len(images) or min(train, good, anomalous) < 0:
         raise InputError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from pfungst.errors import DataError
+from pfungst.errors import DataError, lines
 
 from .folders import images_in, relative_id
 from .item import Item
@@ -87,9 +87,8 @@ def open_imagenet(
                 for path in found
             ]
     if absent:
-        listing = "\n    ".join(absent[:20])
         raise DataError(
-            f"{len(absent)} class folders are missing or empty:\n    {listing}",
+            f"{len(absent)} class folders are missing or empty:{lines(absent)}",
             "validation images have to be sorted into folders by WordNet id",
         )
     return ImageSet(classes if isinstance(classes, str) else root.name, items)

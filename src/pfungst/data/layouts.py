@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pfungst.errors import DataError
+from pfungst.suggest import suggest
 
 from . import covid, folders, imagenet, mvtec, tables
 from .items import ImageSet
@@ -108,5 +109,5 @@ def _require(where: Path, wanted: list[str] | None, available: list[str]) -> Non
     if missing:
         raise DataError(
             f"{where} has no category {', '.join(map(repr, missing))}",
-            f"there are: {', '.join(sorted(available)) or 'none'}",
+            suggest(missing[0], sorted(available), "there are"),
         )

@@ -10,6 +10,8 @@ import numpy as np
 from PIL import Image
 
 from pfungst.errors import DataError
+from pfungst.files import read
+from pfungst.suggest import suggest
 
 from .item import Item
 from .items import ImageSet
@@ -129,7 +131,7 @@ def mnist_c(
     sets = []
     for name in chosen:
         if name not in found:
-            raise DataError(f"{folder} has no folder {name}", f"found: {', '.join(found)}")
+            raise DataError(f"{folder} has no folder {name}", suggest(name, found, "found"))
         changed, labels = _load(folder / name, "test")
         if changed.shape != clean.shape:
             raise DataError(
@@ -147,14 +149,8 @@ def mnist_c(
 
 
 def _load(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
-    parts = []
-    for kind in ("images", "labels"):
-        path = folder / f"{split}_{kind}.npy"
-        try:
-            parts.append(np.load(path, mmap_mode="r", allow_pickle=False))
-        except (OSError, ValueError, EOFError) as error:
-            raise DataError(f"{path} cannot be read: {error}", "download MNIST-C again") from None
-    images, labels = parts
+    files = (folder / f"{split}_{kind}.npy" for kind in ("images", "labels"))
+    images, labels = (read(file, "download MNIST-C again") for file in files)
     if images.ndim == 4 and images.shape[-1] == 1:
         images = images[..., 0]
     if images.ndim != 3 or images.dtype != np.uint8 or labels.shape != images.shape[:1]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pfungst.errors import DataError
+from pfungst.errors import DataError, lines
 
 from .decode import Undecodable, read_mask
 from .folders import images_in, relative_id, subfolders
@@ -82,9 +82,8 @@ def open_category(folder: Path) -> ImageSet:
         )
     left = sorted(str(p) for (kind, _), paths in masks.items() if kind != "good" for p in paths)
     if left:
-        shown = "\n    ".join(left[:20]) + (f"\n    … and {len(left) - 20} more" if len(left) > 20 else "")
         raise DataError(
-            f"{len(left)} mask{'s belong' if len(left) > 1 else ' belongs'} to no image in {test}:\n    {shown}",
+            f"{len(left)} mask{'s belong' if len(left) > 1 else ' belongs'} to no image in {test}:{lines(left)}",
             "a mask, or the folder of the masks of an image, is named like the image, with or without _mask, in the folder of the same defect",
         )
     notes = []

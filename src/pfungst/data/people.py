@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from pfungst.device import choose_device
 from pfungst.errors import ConfigError
 
 from .decode import MAX_PIXELS
@@ -42,12 +43,10 @@ class FasterRCNNPeople:
 
         if not 0 < score <= 1:
             raise ConfigError(f"score {score} is no probability", "give a number above 0 up to 1")
-        self.score = score
+        self.score, self.device = score, choose_device(device)
         self.name = f"Faster R-CNN v2, a person with a score of at least {score:g}"
         model = fasterrcnn_resnet50_fpn_v2(weights=None, weights_backbone=None)
         load_state(model, read_checkpoint(checkpoint), checkpoint)
-        auto = "cuda" if torch.cuda.is_available() else "cpu"
-        self.device = torch.device(auto if device == "auto" else device)
         self.model = model.eval().to(self.device)
 
     @torch.no_grad()

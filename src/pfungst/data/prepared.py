@@ -11,10 +11,10 @@ import cv2
 import numpy as np
 import torch
 from PIL import Image
-from rich.progress import Progress as RichProgress
 
 from pfungst.conditions import Condition
-from pfungst.errors import DataError, UnreadableImages
+from pfungst.errors import DataError, UnreadableImages, lines
+from pfungst.progress import progress_bar
 
 from .decode import Undecodable
 from .item import Item, Items
@@ -101,18 +101,6 @@ def resize_mask(mask: np.ndarray, size: int | None) -> np.ndarray:
     return share >= max(level, 1e-6)
 
 
-def _bar(progress: Progress, total: int, title: str) -> tuple[Callable[[int], None], Callable[[], None]]:
-    if callable(progress):
-        report = progress
-        return (lambda done: report(done, total)), (lambda: None)
-    if not progress:
-        return (lambda done: None), (lambda: None)
-    bar = RichProgress(transient=True)
-    task = bar.add_task(title, total=total)
-    bar.start()
-    return (lambda done: bar.update(task, completed=done)), bar.stop
-
-
 def run_checked(
     items: Sequence[Item],
     work: Callable[[int], None],
@@ -132,31 +120,31 @@ def run_checked(
     """
     undecodable: dict[int, str] = {}
     mismatched: dict[int, str] = {}
-    update, stop = _bar(progress, len(items), title)
     pool = ThreadPoolExecutor(
         workers or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
     )
-    try:
-        tasks = {pool.submit(work, i): i for i in range(len(items))}
-        for done, task in enumerate(as_completed(tasks), 1):
-            index = tasks[task]
-            try:
-                task.result()
-            except Undecodable as e:
-                undecodable[index] = str(e)
-            except DataError as e:
-                mismatched[index] = e.message
-            update(done)
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-        stop()
+    with progress_bar(title, len(items), show=progress is True) as bar:
+        try:
+            tasks = {pool.submit(work, i): i for i in range(len(items))}
+            for done, task in enumerate(as_completed(tasks), 1):
+                index = tasks[task]
+                try:
+                    task.result()
+                except Undecodable as e:
+                    undecodable[index] = str(e)
+                except DataError as e:
+                    mismatched[index] = e.message
+                bar.advance()
+                if callable(progress):
+                    progress(done, len(items))
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
     bad = sorted({**undecodable, **mismatched}.items())
     if bad and not skip_bad:
         if undecodable:
             raise UnreadableImages([(items[i].file, reason) for i, reason in bad])
-        shown = "\n    ".join(reason for _, reason in bad[:20])
         raise DataError(
-            f"{len(bad)} mask{'s do' if len(bad) > 1 else ' does'} not fit:\n    {shown}",
+            f"{len(bad)} mask{'s do' if len(bad) > 1 else ' does'} not fit:{lines(reason for _, reason in bad)}",
             "make each mask the size of its image, or pass --skip-bad to leave these images out",
         )
     return bad

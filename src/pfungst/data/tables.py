@@ -13,7 +13,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pfungst.errors import DataError
+from pfungst.errors import DataError, lines
+from pfungst.files import reading
 
 from .delimited import read_rows, require, require_distinct
 from .item import Item, MaskSource, Source
@@ -122,9 +123,8 @@ def open_csv(
     return _split_sets(name or file.stem, items, notes)
 
 
-def _complain(file: Path, what: str, lines: list[str], remedy: str) -> None:
-    shown = "\n    ".join(lines[:20]) + (f"\n    … and {len(lines) - 20} more" if len(lines) > 20 else "")
-    raise DataError(f"{file}: {what}:\n    {shown}", remedy)
+def _complain(file: Path, what: str, problems: list[str], remedy: str) -> None:
+    raise DataError(f"{file}: {what}:{lines(problems)}", remedy)
 
 
 class RowGroups:
@@ -191,10 +191,8 @@ def open_parquet(files: Sequence[Path], root: Path, name: str, columns: Columns)
     items: list[tuple[str, Item]] = []
     taken: set[str] = set()
     for file in files:
-        try:
+        with reading(file, "repair or remove it"):
             handle = pq.ParquetFile(file)
-        except (pa.ArrowInvalid, OSError) as e:
-            raise DataError(f"{file} cannot be read as Parquet: {e}", "repair or remove it") from None
         with handle:
             schema = handle.schema_arrow
             fields = schema.names

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pfungst.errors import CheckpointError
+from pfungst.errors import CheckpointError, few
+from pfungst.files import read
 
 State = dict[str, Tensor]
 
@@ -46,20 +47,8 @@ def read_checkpoint(path: str | Path, trust_checkpoint: bool = False) -> State:
     if not path.is_file():
         raise CheckpointError(f"checkpoint {path} does not exist", "check the path")
     if path.suffix == ".safetensors":
-        return _safetensors(path)
+        return read(path, "copy it again", CheckpointError)
     return _tensors(_load(path, trust_checkpoint), path)
-
-
-def _safetensors(path: Path) -> State:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(str(path))
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{path} is not a readable safetensors file: {error}", "copy it again"
-        ) from None
 
 
 def _load(path: Path, trust: bool) -> Any:
@@ -148,7 +137,7 @@ class LoadReport:
         text = f"{self.loaded} tensors loaded"
         text += f" (prefix {self.prefix!r} taken off)" if self.prefix else ""
         text += f", {self.ignored} ignored" if self.ignored else ""
-        return text + (f", unexpected: {_listing(self.unexpected)}" if self.unexpected else "")
+        return text + (f", unexpected: {few(self.unexpected)}" if self.unexpected else "")
 
 
 def best_prefix(keys: Iterable[str], wanted: Iterable[str]) -> str:
@@ -186,8 +175,8 @@ def load_state(model: nn.Module, state: State, source: str | Path, head: Iterabl
     missing = [k for k in wanted if k not in found and not k.endswith("num_batches_tracked")]
     if missing:
         raise CheckpointError(
-            f"{source} lacks {len(missing)} of the model's {len(wanted)} tensors: {_listing(missing)}; "
-            f"its own names are like {_listing(list(state), 3)}",
+            f"{source} lacks {len(missing)} of the model's {len(wanted)} tensors: {few(missing)}; "
+            f"its own names are like {few(list(state), 3)}",
             "check that the checkpoint belongs to this architecture",
         )
     wrong = [
@@ -197,20 +186,15 @@ def load_state(model: nn.Module, state: State, source: str | Path, head: Iterabl
     ]
     if wrong:
         raise CheckpointError(
-            f"{source} does not fit the model: {_listing(wrong)}",
+            f"{source} does not fit the model: {few(wrong)}",
             "check that the checkpoint belongs to this architecture and image size",
         )
     bad = [k for k, v in found.items() if v.is_floating_point() and not bool(torch.isfinite(v).all())]
     if bad:
-        raise CheckpointError(f"{source} holds values that are not finite: {_listing(bad)}", "copy it again")
+        raise CheckpointError(f"{source} holds values that are not finite: {few(bad)}", "copy it again")
     model.load_state_dict({k: v.to(wanted[k].dtype) for k, v in found.items()}, strict=False)
     unexpected = [k for k in inside if k not in found and k not in dropped]
     if prefix == "":  # towers beside the one that was loaded are not surprising, parts within it are
         roots = {k.split(".")[0] for k in found}
         unexpected = [k for k in unexpected if k.split(".")[0] in roots]
     return LoadReport(prefix, len(found), unexpected, len(state) - len(found) - len(unexpected))
-
-
-def _listing(names: list[str], count: int = 6) -> str:
-    more = f" and {len(names) - count} more" if len(names) > count else ""
-    return ", ".join(names[:count]) + more

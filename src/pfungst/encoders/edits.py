@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from pfungst.encoders.encoder import Encoder
 from pfungst.errors import InputError
+from pfungst.suggest import suggest
 
 Span = tuple[int | None, int | None]
 
@@ -95,8 +95,7 @@ def resolve_layer(encoder: Encoder, layer: str) -> str:
     for name in (*candidates, *(c.replace("relu", "act") for c in candidates)):
         if name in names:
             return name
-    close = difflib.get_close_matches(layer, names, 5, cutoff=0.3)
-    raise InputError(f"{encoder.name} has no layer {layer!r}", f"for example {', '.join(close or names[:8])}")
+    raise InputError(f"{encoder.name} has no layer {layer!r}", suggest(layer, names, "layers"))
 
 
 def apply_edit(encoder: Encoder, edit: dict[str, Any]) -> None:

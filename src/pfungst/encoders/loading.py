@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import json
 import logging
 import re
 import sys
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pfungst.device import choose_device
 from pfungst.encoders.checkpoints import State, best_prefix, load_state, read_checkpoint
 from pfungst.encoders.edits import apply_edit
 from pfungst.encoders.encoder import _FORMAT, Encoder
@@ -28,12 +28,14 @@ from pfungst.encoders.preprocessing import (
 )
 from pfungst.encoders.small import small_cnn
 from pfungst.errors import CheckpointError, ConfigError, PfungstWarning
+from pfungst.files import read
+from pfungst.suggest import suggest
 
 Built = tuple[nn.Module, Preprocessing, tuple[str, ...]]
 
 _SCHEMES = (
     "torchvision:NAME, timm:NAME, open_clip:NAME, vissl:CHECKPOINT, barlowtwins:CHECKPOINT, "
-    "pubmedclip:CHECKPOINT, sentence-transformers:PATH, pfungst:FOLDER, small:WIDTH, module:function"
+    "pubmedclip:CHECKPOINT, sentence-transformers:PATH, pfungst:FOLDER, small:WIDTH, module:function or file.py:function"
 )
 
 
@@ -68,9 +70,10 @@ def load(
         An :class:`Encoder`, or a :class:`SentenceEncoder` for text.
 
     Raises:
-        ConfigError: the specification names nothing we can build.
+        ConfigError: the specification names nothing we can build, or the device does not exist.
         CheckpointError: the checkpoint does not fit or cannot be loaded safely.
     """
+    place = choose_device(device)
     scheme, _, rest = spec.partition(":")
     if not rest:
         raise ConfigError(f"{spec!r} names no encoder", f"write one of {_SCHEMES}")
@@ -79,7 +82,7 @@ def load(
 
         return SentenceEncoder.load(rest, device=device)
     if scheme == "pfungst":
-        return _saved(Path(rest)).to(device)
+        return _saved(Path(rest)).to(place)
     if scheme in _FROM_CHECKPOINT:
         if checkpoint is not None:
             raise ConfigError(f"{scheme}: takes its checkpoint in the specification", f"write {scheme}:FILE")
@@ -101,17 +104,17 @@ def load(
     if condition is not None:
         settings = {**encoder.preprocessing.to_dict(), "condition": condition}
         encoder.preprocessing = Preprocessing.from_dict(settings)
-    return encoder.to(device).eval()
+    return encoder.to(place).eval()
 
 
 def build(spec: str, size: int | None = None, seed: int = 0) -> Encoder:
     """The architecture of a specification, with random weights."""
     scheme, _, rest = spec.partition(":")
-    builder = _BUILDERS.get(scheme)
+    builder = LIBRARIES.get(scheme)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         if builder is None:
-            made = _function(spec)
+            made = from_function(spec, "encoder", _SCHEMES)
             if isinstance(made, Encoder):
                 made.architecture = {"spec": spec, "size": size}
                 return made
@@ -126,17 +129,8 @@ def build(spec: str, size: int | None = None, seed: int = 0) -> Encoder:
 
 
 def _saved(folder: Path) -> Encoder:
-    try:
-        description = json.loads((folder / "encoder.json").read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise CheckpointError(
-            f"{folder} is not a saved encoder: {error}", "pass a folder that Encoder.save wrote"
-        ) from None
-    if description.get("format") != _FORMAT:
-        raise CheckpointError(
-            f"{folder}/encoder.json has format {description.get('format')!r}, not {_FORMAT!r}",
-            "save the encoder again with this version",
-        )
+    remedy = "pass a folder that Encoder.save of this version wrote"
+    description = read(folder / "encoder.json", remedy, CheckpointError, _FORMAT)
     built = build(description["architecture"]["spec"], description["architecture"]["size"])
     encoder = Encoder(
         built.features,
@@ -163,7 +157,7 @@ def _torchvision(name: str, size: int | None) -> Built:
         weights = models.get_model_weights(name)
     except ValueError:
         raise ConfigError(
-            f"torchvision has no model {name!r}", _suggest(name, models.list_models(module=models))
+            f"torchvision has no model {name!r}", suggest(name, models.list_models(module=models))
         ) from None
     options: dict[str, Any] = {"weights": None}
     if name.startswith("vit_") and size:
@@ -183,7 +177,7 @@ def _timm(name: str, size: int | None) -> Built:
     import timm
 
     if not timm.is_model(name):
-        raise ConfigError(f"timm has no model {name!r}", _suggest(name, timm.list_models()))
+        raise ConfigError(f"timm has no model {name!r}", suggest(name, timm.list_models()))
     probe: Any = timm.create_model(name, pretrained=False, num_classes=0)
     config = timm.data.resolve_model_data_config(probe)
     if size and size != config["input_size"][-1]:
@@ -204,7 +198,7 @@ def _open_clip(name: str, size: int | None) -> Built:
     open_clip = _optional("open_clip", "open_clip_torch")
 
     if name not in open_clip.list_models():
-        raise ConfigError(f"open_clip has no model {name!r}", _suggest(name, open_clip.list_models()))
+        raise ConfigError(f"open_clip has no model {name!r}", suggest(name, open_clip.list_models()))
     with _quiet():
         model = open_clip.create_model(name, pretrained=None, force_image_size=size)
     visual = model.visual
@@ -222,7 +216,7 @@ def _small(rest: str, size: int | None) -> Built:
     return small_cnn(width), Preprocessing(size or 32, "pillow-bilinear", half, half), ()
 
 
-_BUILDERS: dict[str, Callable[[str, int | None], Built]] = {
+LIBRARIES: dict[str, Callable[[str, int | None], Built]] = {
     "torchvision": _torchvision,
     "timm": _timm,
     "open_clip": _open_clip,
@@ -246,7 +240,12 @@ def _drop_head(model: nn.Module) -> tuple[str, ...]:
     return ()
 
 
-def _function(spec: str) -> nn.Module:
+def from_function(spec: str, what: str, forms: str) -> nn.Module:
+    """The module that ``package.module:function`` or ``file.py:function`` names or returns.
+
+    Raises:
+        ConfigError: there is none; it says that this is no `what`, and the forms to write.
+    """
     where, _, attribute = spec.rpartition(":")
     try:
         if where.endswith(".py"):
@@ -255,14 +254,10 @@ def _function(spec: str) -> nn.Module:
             module = importlib.import_module(where)
         target = getattr(module, attribute)
     except (ImportError, AttributeError, OSError, ValueError) as error:
-        raise ConfigError(
-            f"{spec!r} names no encoder: {error}", f"write one of {_SCHEMES}; functions must be importable"
-        ) from None
+        raise ConfigError(f"{spec!r} names no {what}: {error}", f"write {forms}") from None
     made = target if isinstance(target, nn.Module) else target()
     if not isinstance(made, nn.Module):
-        raise ConfigError(
-            f"{spec} returned {type(made).__name__}, not a torch module", "return a module or an Encoder"
-        )
+        raise ConfigError(f"{spec} returned {type(made).__name__}, not a torch module", f"return the {what}")
     return made
 
 
@@ -294,13 +289,6 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logging.disable(before)
-
-
-def _suggest(name: str, known: list[str]) -> str:
-    import difflib
-
-    close = difflib.get_close_matches(name, known, 4)
-    return f"did you mean {', '.join(close)}?" if close else f"known are for example {', '.join(known[:5])}"
 
 
 # -- architectures read off a checkpoint -------------------------------------------------------------------

@@ -9,6 +9,7 @@ from typing import Any
 
 from pfungst.conditions import Condition
 from pfungst.errors import ConfigError
+from pfungst.suggest import suggest
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -55,11 +56,10 @@ class Preprocessing:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Preprocessing:
         """What :meth:`to_dict` described. Raises ConfigError for unknown keys."""
-        unknown = set(data) - {"size", "condition", "mean", "std"}
-        if unknown:
-            raise ConfigError(
-                f"unknown preprocessing key {sorted(unknown)[0]!r}", "known: size, condition, mean, std"
-            )
+        known = ("size", "condition", "mean", "std")
+        for key in data:
+            if key not in known:
+                raise ConfigError(f"unknown preprocessing key {key!r}", suggest(key, known))
         return cls(**data)
 
 

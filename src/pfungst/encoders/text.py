@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pfungst.device import choose_device
 from pfungst.errors import CheckpointError, ConfigError, InputError
+from pfungst.progress import track
 
 
 @dataclass
@@ -88,7 +90,7 @@ class SentenceEncoder(nn.Module):
             raise ConfigError(
                 "the package transformers is not installed", "pip install pfungst[encoders]"
             ) from None
-        folder = Path(path)
+        folder, place = Path(path), choose_device(device)
         if not (folder / "config.json").is_file():
             raise CheckpointError(
                 f"{folder} is not a sentence encoder: config.json is missing",
@@ -105,7 +107,7 @@ class SentenceEncoder(nn.Module):
                 f"{folder} cannot be loaded: {str(error).splitlines()[0]}",
                 "it needs model.safetensors and the tokenizer's files",
             ) from None
-        return cls(transformer, tokenizer, pooling, length, folder.name).to(device)
+        return cls(transformer, tokenizer, pooling, length, folder.name).to(place)
 
     @property
     def device(self) -> torch.device:
@@ -176,13 +178,8 @@ class SentenceEncoder(nn.Module):
         """
         texts = [texts] if isinstance(texts, str) else list(texts)
         order = sorted(range(len(texts)), key=lambda i: len(str(texts[i])))
-        starts: Any = range(0, len(order), batch_size)
-        if progress:
-            from rich.progress import track
-
-            starts = track(starts, description=f"encoding with {self.name}")
         rows: dict[int, Tensor] = {}
-        for start in starts:
+        for start in track(range(0, len(order), batch_size), f"encoding with {self.name}", progress):
             index = order[start : start + batch_size]
             batch = self.tokenize([texts[i] for i in index])
             rows.update(zip(index, self(self.embed(batch.ids), batch.mask).float().cpu(), strict=True))

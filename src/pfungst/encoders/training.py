@@ -6,17 +6,19 @@ import math
 import time
 import warnings
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pfungst.device import choose_device
 from pfungst.encoders import losses
 from pfungst.encoders.encoder import Encoder
 from pfungst.encoders.loading import load
 from pfungst.encoders.small import Projector
 from pfungst.errors import ConfigError, InputError, PfungstWarning
+from pfungst.progress import track
 
 Method = Literal["simclr", "barlow", "clip"]
 
@@ -131,8 +133,9 @@ def train_small(
 
     Raises:
         InputError: images of the wrong shape or range, too few, or captions that do not match them.
-        ConfigError: an unknown method.
+        ConfigError: an unknown method or device.
     """
+    place = choose_device(device)
     if method not in ("simclr", "barlow", "clip"):
         raise ConfigError(f"training method {method!r} is not known", "use simclr, barlow or clip")
     if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] != images.shape[3] or len(images) < 8:
@@ -144,7 +147,6 @@ def train_small(
         raise InputError(f"{got} captions for {len(images)} images", "clip needs one caption per image")
     encoder = load(f"small:{width}", size=images.shape[-1], seed=seed)
     encoder._checked(images)
-    place = torch.device("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         head: nn.Module = Projector(4 * width, 4 * width, 4 * width if method == "barlow" else 64)
@@ -164,7 +166,7 @@ def train_small(
     batch = min(batch_size, len(images))
     began, done, losses_seen = time.monotonic(), 0, []
     source = images.to(place)
-    for step in _steps(steps, progress, method):
+    for step in track(range(steps), f"training ({method})", progress):
         index = torch.randperm(len(images), generator=generator)[:batch]
         x = source[index.to(source.device)]
         view = lambda: augment(x, generator, min_scale, flip=flip)  # noqa: B023
@@ -202,11 +204,3 @@ def train_small(
         "loss": round(sum(losses_seen[-20:]) / len(losses_seen[-20:]), 4),
     }
     return encoder.requires_grad_(False).eval().cpu()
-
-
-def _steps(steps: int, progress: bool, method: str) -> Any:
-    if not progress:
-        return range(steps)
-    from rich.progress import track
-
-    return track(range(steps), description=f"training ({method})")

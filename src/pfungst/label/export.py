@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pfungst.errors import InputError
-from pfungst.label.store import NotStored
+from pfungst.files import write
 from pfungst.label.study import ADJUDICATOR, Study
 
 COMPONENTS_FORMAT = "pfungst.components/1"
@@ -172,19 +172,10 @@ def export(
     if not study.labellers:
         study.close()
         raise InputError(f"nobody has answered anything in {folder}", "run `pfungst label` on it first")
-    written = []
+    written = [Path(out) / name for name in names(study)]
     try:
-        Path(out).mkdir(parents=True, exist_ok=True)
-        for name in names(study):
-            path = Path(out) / name
-            part = path.with_name(name + ".part")
-            part.write_bytes(EXPORTS[name][1](study))
-            part.replace(path)
-            written.append(path)
-    except OSError as error:
-        raise NotStored(
-            f"cannot write to {out}: {error.strerror}", "give another folder or free some space"
-        ) from None
+        for path in written:
+            write(path, EXPORTS[path.name][1](study))
     finally:
         study.close()
     return written

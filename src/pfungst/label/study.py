@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import threading
 from collections.abc import Iterator, Sequence
@@ -11,6 +10,7 @@ from itertools import chain
 from pathlib import Path
 
 from pfungst.errors import InputError
+from pfungst.files import digest
 from pfungst.label import store as stores
 from pfungst.label.agreement import PairAgreement, pairwise
 from pfungst.label.store import Event, Store
@@ -234,7 +234,7 @@ class Study:
 
 def shuffled(person: str, items: Iterator[str] | dict[str, Item]) -> list[str]:
     """Items in a person's own order, fixed by the name; items added to the task later do not move the others."""
-    return sorted(items, key=lambda item: hashlib.sha256(f"{person}\0{item}".encode()).digest())
+    return sorted(items, key=lambda item: digest(person, "\0", item))
 
 
 def check_names(labellers: Sequence[str]) -> list[str]:

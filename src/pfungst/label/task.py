@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -14,7 +13,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from pfungst.errors import DataError
+from pfungst.errors import DataError, few
+from pfungst.files import digest, read, write_json
 
 FORMAT: Literal["pfungst.label-task/1"] = "pfungst.label-task/1"
 FILE_NAME = "label-task.json"
@@ -126,7 +126,7 @@ class _Common(_Strict):
     def digest(self) -> str:
         """What the answers belong to: the kind of question and the model, not the list of items, which may grow."""
         text = json.dumps([self.kind, self.model], sort_keys=True, ensure_ascii=False)  # type: ignore[attr-defined]
-        return hashlib.sha256(text.encode()).hexdigest()
+        return digest(text)
 
     @model_validator(mode="after")
     def _unique(self) -> _Common:
@@ -180,12 +180,9 @@ def read_task(folder: str | os.PathLike[str]) -> Task:
     folder = Path(folder)
     path = folder / FILE_NAME
     remedy = "give the folder that `pfungst audit classifier` or `pfungst pool search` wrote"
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(f"no {FILE_NAME} in {folder}", remedy) from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise DataError(f"{path} cannot be read: {error}", remedy) from None
+    if not path.exists():
+        raise DataError(f"no {FILE_NAME} in {folder}", remedy)
+    content = read(path, remedy)
     kind = content.get("kind") if isinstance(content, dict) else None
     if kind not in ("components", "images"):
         raise DataError(f"{path}: kind is {kind!r}", "kind must be 'components' or 'images'")
@@ -217,9 +214,7 @@ def write_task(folder: str | os.PathLike[str], task: Task) -> Path:
         for file in item.files():
             locate(folder, file)
     path = folder / FILE_NAME
-    temporary = path.with_suffix(".json.part")
-    temporary.write_text(json.dumps(task.model_dump(), ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_json(path, task.model_dump())
     return path
 
 
@@ -246,7 +241,5 @@ def locate(folder: Path, file: str) -> Path:
     return path
 
 
-def _first_problems(error: ValidationError, count: int = 3) -> str:
-    problems = [f"{'.'.join(map(str, e['loc'])) or 'task'}: {e['msg']}" for e in error.errors()]
-    more = f" … and {len(problems) - count} more" if len(problems) > count else ""
-    return "; ".join(problems[:count]) + more
+def _first_problems(error: ValidationError) -> str:
+    return few((f"{'.'.join(map(str, e['loc'])) or 'task'}: {e['msg']}" for e in error.errors()), 3, "; ")

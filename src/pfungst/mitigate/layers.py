@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pfungst.errors import InputError
 from pfungst.relevance.dct import dct2, idct2, zigzag_rank
+from pfungst.suggest import suggest
 
 
 class Layer(nn.Module, ABC):
@@ -38,8 +39,7 @@ def layer_from_dict(data: dict[str, Any]) -> Layer:
     params = dict(data)
     name = params.pop("name", None)
     if name not in Layer._registry:
-        known = ", ".join(sorted(Layer._registry))
-        raise InputError(f"unknown mitigation layer {name!r}", f"known layers: {known}")
+        raise InputError(f"unknown mitigation layer {name!r}", suggest(name, sorted(Layer._registry)))
     return Layer._registry[name](**params)
 
 

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from pfungst.encoders.edits import Span, apply_edit, resolve_layer
 from pfungst.encoders.encoder import Encoder
 from pfungst.errors import ConfigError, InputError
+from pfungst.progress import track
+from pfungst.suggest import suggest
 
 
 @dataclass(frozen=True)
@@ -178,8 +180,8 @@ class Sweep:
     def best(self, measure: str) -> dict[str, Any]:
         """The row where a measure is highest; the fewest filters among equals."""
         if not self.rows or measure not in self.rows[0]:
-            known = ", ".join(self.rows[0]) if self.rows else "none"
-            raise InputError(f"the sweep has no measure {measure!r}", f"it has: {known}")
+            known = self.rows[0] if self.rows else ()
+            raise InputError(f"the sweep has no measure {measure!r}", suggest(measure, known, "it has"))
         return max(self.rows, key=lambda r: (r[measure], -r["k"]))
 
     def table(self) -> str:
@@ -222,11 +224,7 @@ def sweep(
         responses = filter_responses(encoder, with_artefact, without, layers, rows, cols, batch_size)
         trials += [(s, responses[s.layer]) for s in members if 0 < s.k <= len(responses[s.layer].values)]
     result = Sweep([{"setting": "", "k": 0, "share": 0.0, **evaluate(encoder)}])
-    if progress:
-        from rich.progress import track
-
-        trials = track(trials, description="pruning")
-    for setting, response in trials:
+    for setting, response in track(trials, "pruning", progress):
         measures = evaluate(prune(encoder, response, setting.k, setting.rows, setting.cols))
         row = {"setting": str(setting), "k": setting.k, "share": response.share(setting.k)}
         result.rows.append(row | measures)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from pfungst.errors import DataError, InputError
+from pfungst.files import read, reading
 from pfungst.label import ComponentTask, read_task
 from pfungst.pool.index import Pool
 from pfungst.pool.parts import model_record
 from pfungst.pool.search import Direction, direction
+from pfungst.suggest import suggest
 
 
 @dataclass(frozen=True)
@@ -48,18 +49,13 @@ def read_component(source: str | os.PathLike[str], class_: str, component: int) 
     source = Path(source)
     names: dict[int, str] = {}
     if source.is_dir():
-        try:
-            result = json.loads((source / "result.json").read_text(encoding="utf-8"))
-            names = {int(entry["index"]): entry["name"] for entry in result["entries"]}
-        except (OSError, ValueError, KeyError, TypeError):
-            raise DataError(
-                f"{source} holds no classifier audit", "give the --out of `pfungst audit classifier`"
-            ) from None
+        file, remedy = source / "result.json", "give the --out of `pfungst audit classifier`"
+        with reading(file, remedy):
+            names = {int(entry["index"]): entry["name"] for entry in read(file, remedy)["entries"]}
     npca = NeuralPCA.load(source / "npca" if source.is_dir() else source)
     found = [index for index, name in names.items() if name == class_]
     if not found and not class_.isdecimal():
-        known = ", ".join(list(names.values())[:10]) or "indices only"
-        raise InputError(f"there is no class {class_!r}", f"known are {known}")
+        raise InputError(f"there is no class {class_!r}", suggest(class_, names.values() or ["indices only"]))
     index = found[0] if found else int(class_)
     wanted = direction(npca, index, component)
     reference: list[Path] = []
@@ -82,7 +78,7 @@ def model_of(pool: Pool, component: Direction) -> str:
         DataError: none has, or several have, as when the same weights scored under two names.
     """
     names = sorted(p.parent.name for p in pool.folder.glob("scores/*/model.json"))
-    fitting = [n for n in names if model_record(pool, n)["head"]["head_sha256"] == component.head_sha256]
+    fitting = [n for n in names if component.fits(model_record(pool, n))]
     if len(fitting) != 1:
         raise DataError(
             f"of the models that scored the pool ({', '.join(names) or 'none'}) {len(fitting)} have the head that the "

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pfungst.errors import DataError, InputError
+from pfungst.files import whole, write
 from pfungst.label import ImageItem, ImageTask, Study, write_task
 from pfungst.pool.index import Place, open_pool
 from pfungst.pool.parts import model_record
@@ -56,12 +57,12 @@ def to_label_task(
     if (out / "label-task.json").exists():
         raise DataError(f"{out} has a task already", "give another folder")
     images = out / "images"
-    images.mkdir(parents=True, exist_ok=True)
     shown = [_copy(Path(file).read_bytes(), images, f"reference-{i}") for i, file in enumerate(reference)]
     places: dict[tuple[int, int], Place] = {}
     for shard in sorted({hit.shard for hit in hits}):
         content = pool.shard(shard)
         places.update({(hit.shard, hit.row): content[hit.row] for hit in hits if hit.shard == shard})
+    pool.refuse_changed(places.values())
     order = sorted(places)
     found: dict[tuple[int, int], str] = {}
     for number, (key, content_) in enumerate(zip(order, read(pool, [places[k] for k in order]), strict=True)):
@@ -121,13 +122,9 @@ def to_spurious_folder(
                 continue
             name = f"spurious_class_{item.class_index}_component_{item.component}"
             target = Path(out) / name / Path(item.file).name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            part = target.with_name(target.name + ".part")
-            shutil.copyfile(Path(folder) / item.file, part)
-            part.replace(target)
+            with whole(target) as part:
+                shutil.copyfile(Path(folder) / item.file, part)
             counts[name] = counts.get(name, 0) + 1
-    except OSError as error:
-        raise DataError(f"cannot write to {out}: {error}", "free some space or make it writable") from None
     finally:
         study.close()
     if not counts:
@@ -146,5 +143,5 @@ def _copy(content: bytes, images: Path, stem: str) -> str:
         buffer = io.BytesIO()
         Image.open(io.BytesIO(content)).convert("RGB").save(buffer, "PNG")
         content, suffix = buffer.getvalue(), ".png"
-    (images / f"{stem}{suffix}").write_bytes(content)
+    write(images / f"{stem}{suffix}", content)
     return f"images/{stem}{suffix}"

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
 import tarfile
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from pfungst.errors import DataError, InputError
-from pfungst.pool.files import remove_leftovers, whole
+from pfungst.errors import DataError, InputError, lines
+from pfungst.files import Lock, read, remove_leftovers, stamp, whole, write_json
 
-FORMAT = "pfungst.pool/1"
+FORMAT = "pfungst.pool/2"
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm"}
 
 
@@ -27,12 +27,14 @@ class Place:
         file: relative to the pool's source.
         offset: first byte in a tar file, row in a Parquet file, 0 for a file of its own.
         size: bytes, -1 for a row of a Parquet file.
+        stamp: size and times of the file when it was indexed.
     """
 
     id: str
     file: str
     offset: int
     size: int
+    stamp: str = ""
 
 
 @dataclass(frozen=True)
@@ -58,12 +60,37 @@ class Pool:
 
     def shard(self, number: int) -> list[Place]:
         """The places of one index shard, in order."""
-        import pyarrow.parquet as pq
-
-        return [Place(**row) for row in pq.read_table(self.shard_path(number)).to_pylist()]
+        table = read(self.shard_path(number), "run `pfungst pool index` again")
+        return [Place(**row) for row in table.to_pylist()]
 
     def shard_path(self, number: int) -> Path:
         return self.folder / "index" / f"part-{number:06d}.parquet"
+
+    def refuse_changed(self, places: Iterable[Place] | None = None) -> None:
+        """Raise DataError if source files of these places, or of all, are not those that were indexed.
+
+        Missing ones are no matter here: their images have an error each.
+        """
+        if places is not None:
+            files = {(p.file, p.stamp) for p in places}
+        else:
+            files = set()
+            for number in range(self.shards):
+                table = read(self.shard_path(number), "run `pfungst pool index` again")
+                files |= {
+                    (r["file"], r["stamp"])
+                    for r in table.group_by(["file", "stamp"]).aggregate([]).to_pylist()
+                }
+        changed = []
+        for file, before in sorted(files):
+            with contextlib.suppress(OSError):
+                if stamp(self.source / file) != before:
+                    changed.append(file)
+        if changed:
+            raise DataError(
+                f"{len(changed)} source files in {self.source} changed since they were indexed:{lines(changed)}",
+                "restore them, or index and score into another folder: scores belong to the images they were made of",
+            )
 
 
 def open_pool(folder: str | os.PathLike[str]) -> Pool:
@@ -73,14 +100,8 @@ def open_pool(folder: str | os.PathLike[str]) -> Pool:
         DataError: there is none, or its index is incomplete.
     """
     folder = Path(folder)
-    try:
-        meta = json.loads((folder / "index.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"no index in {folder}: {error}", "run `pfungst pool index` first") from None
-    if meta.pop("format", None) != FORMAT:
-        raise DataError(
-            f"{folder / 'index.json'} is not the index of a pool", "run `pfungst pool index` again"
-        )
+    meta = read(folder / "index.json", "run `pfungst pool index` first", format=FORMAT)
+    del meta["format"]
     pool = Pool(folder, Path(meta.pop("source")), **meta)
     for number in range(pool.shards):
         if not pool.shard_path(number).is_file():
@@ -129,53 +150,60 @@ def index(
     files, kind = _files(source)
     root = source if source.is_dir() else source.parent
     unreadable: dict[str, str] = {}
-    remove_leftovers(folder)
 
     def places() -> Iterator[Place]:
         for file in files:
-            name = file.relative_to(root).as_posix()
+            name, now = file.relative_to(root).as_posix(), stamp(file)
             if kind == "folder":
-                yield Place(name, name, 0, file.stat().st_size)
+                yield Place(name, name, 0, int(now.partition(":")[0]), now)
                 continue
             try:
-                yield from _tar(file, name) if kind == "tar" else _parquet(file, name, column, id_column)
+                found = _tar(file, name) if kind == "tar" else _parquet(file, name, column, id_column)
+                yield from (replace(place, stamp=now) for place in found)
             except (OSError, tarfile.TarError, pa.ArrowException, _Unusable) as error:
                 unreadable[name] = str(error).splitlines()[0]
 
     schema = pa.schema(
-        [("id", pa.string()), ("file", pa.string()), ("offset", pa.int64()), ("size", pa.int64())]
+        [
+            ("id", pa.string()),
+            ("file", pa.string()),
+            ("offset", pa.int64()),
+            ("size", pa.int64()),
+            ("stamp", pa.string()),
+        ]
     )
-    rows = shards = 0
-    (folder / "index.json").unlink(missing_ok=True)
-    for old in (folder / "index").glob("part-*.parquet"):
-        old.unlink()
-    stream = places()
-    while chunk := list(islice(stream, shard_rows)):
-        with whole(folder / "index" / f"part-{shards:06d}.parquet") as part:
-            pq.write_table(pa.Table.from_pylist([asdict(p) for p in chunk], schema=schema), part)
-        rows, shards = rows + len(chunk), shards + 1
-    if unreadable and not skip_bad:
-        listing = "\n".join(f"    {name}: {why}" for name, why in list(unreadable.items())[:20])
-        raise DataError(
-            f"{len(unreadable)} source files cannot be read:\n{listing}",
-            "repair or remove them, or pass --skip-bad to leave them out",
-        )
-    if not rows:
-        raise DataError(
-            f"no images in {source}", "give a folder of images, of tar shards or of Parquet files"
-        )
-    _refuse_duplicates(folder)
-    meta: dict[str, Any] = {
-        "format": FORMAT,
-        "source": str(root),
-        "kind": kind,
-        "rows": rows,
-        "shards": shards,
-        "column": column,
-        "unreadable": unreadable,
-    }
-    with whole(folder / "index.json") as part:
-        part.write_text(json.dumps(meta, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    with Lock(folder / ".lock", f"the pool {folder}"):
+        remove_leftovers(folder)
+        rows = shards = 0
+        (folder / "index.json").unlink(missing_ok=True)
+        for old in (folder / "index").glob("part-*.parquet"):
+            old.unlink()
+        stream = places()
+        while chunk := list(islice(stream, shard_rows)):
+            with whole(folder / "index" / f"part-{shards:06d}.parquet") as part:
+                pq.write_table(pa.Table.from_pylist([asdict(p) for p in chunk], schema=schema), part)
+            rows, shards = rows + len(chunk), shards + 1
+        if unreadable and not skip_bad:
+            listing = lines(f"{name}: {why}" for name, why in unreadable.items())
+            raise DataError(
+                f"{len(unreadable)} source files cannot be read:{listing}",
+                "repair or remove them, or pass --skip-bad to leave them out",
+            )
+        if not rows:
+            raise DataError(
+                f"no images in {source}", "give a folder of images, of tar shards or of Parquet files"
+            )
+        _refuse_duplicates(folder)
+        meta: dict[str, Any] = {
+            "format": FORMAT,
+            "source": str(root),
+            "kind": kind,
+            "rows": rows,
+            "shards": shards,
+            "column": column,
+            "unreadable": unreadable,
+        }
+        write_json(folder / "index.json", meta)
     return open_pool(folder)
 
 
@@ -226,11 +254,10 @@ def _refuse_duplicates(folder: Path) -> None:
         query = "SELECT id, count(*) AS n, min(file), max(file) FROM read_parquet(?) GROUP BY id HAVING n > 1 ORDER BY id"
         twice = db.execute(query, [str(folder / "index" / "part-*.parquet")]).fetchall()
     if twice:
-        listing = "\n".join(
-            f"    {i!r}: {n} times, in {a}" + (f" and {b}" if a != b else "") for i, n, a, b in twice[:10]
+        listing = lines(
+            (f"{i!r}: {n} times, in {a}" + (f" and {b}" if a != b else "") for i, n, a, b in twice), 10
         )
-        more = f"\n    … and {len(twice) - 10} more" if len(twice) > 10 else ""
         raise DataError(
-            f"{len(twice)} ids occur more than once:\n{listing}{more}",
+            f"{len(twice)} ids occur more than once:{listing}",
             "choose a column with unique ids with --id-column, or leave it out to number the rows",
         )

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from pfungst.errors import DataError
-from pfungst.pool.files import whole
+from pfungst.files import read, write_json
 from pfungst.pool.index import Pool
+from pfungst.suggest import suggest
 
 FORMAT = "pfungst.pool-scores/1"
 
@@ -29,13 +29,11 @@ def model_record(pool: Pool, name: str) -> dict[str, Any]:
     Raises:
         DataError: it did not.
     """
-    try:
-        return json.loads((pool.folder / "scores" / name / "model.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    path = pool.folder / "scores" / name / "model.json"
+    if not path.is_file():
         known = sorted(p.parent.name for p in pool.folder.glob("scores/*/model.json"))
-        raise DataError(
-            f"no scores of {name!r} in {pool.folder}; there are {known}", "score the pool with it"
-        ) from None
+        raise DataError(f"no scores of {name!r} in {pool.folder}", suggest(name, known, "there are"))
+    return read(path, "delete its folder and score the pool with it again")
 
 
 def record_model(pool: Pool, name: str, condition: str, size: int, head: dict[str, Any]) -> None:
@@ -47,8 +45,7 @@ def record_model(pool: Pool, name: str, condition: str, size: int, head: dict[st
     path = pool.folder / "scores" / name / "model.json"
     record = {"format": FORMAT, "name": name, "condition": condition, "size": size, "head": head}
     if not path.is_file():
-        with whole(path) as part:
-            part.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        write_json(path, record)
         return
     known = model_record(pool, name)
     for key in ("condition", "size", "head"):

@@ -15,6 +15,7 @@ from pfungst.relevance import auto
 from pfungst.relevance.bases import Basis, Pixels
 from pfungst.relevance.composites import Composite
 from pfungst.relevance.composites import composite as _composite
+from pfungst.relevance.engine.eager import eager
 from pfungst.relevance.engine.inputs import Inputs, transformed
 from pfungst.relevance.engine.run import (
     Output,
@@ -35,7 +36,7 @@ LOSS = 0.05
 _HALF = (torch.float16, torch.bfloat16)
 
 
-@torch.compiler.disable  # a compiled caller goes on after it; see linearize
+@eager
 def attribute(
     model: nn.Module,
     x: Any,

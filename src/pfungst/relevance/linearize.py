@@ -14,6 +14,7 @@ from pfungst.relevance.attribute import warn_flat_spectrum
 from pfungst.relevance.bases import Basis, Patches, Pixels
 from pfungst.relevance.composites import Composite
 from pfungst.relevance.composites import composite as _composite
+from pfungst.relevance.engine.eager import eager
 from pfungst.relevance.engine.inputs import Inputs
 from pfungst.relevance.engine.run import Output, Run, backward, check_model, check_values, first_use
 from pfungst.relevance.program.patches import patch_columns
@@ -158,7 +159,7 @@ class LinearizedModel:
         return -(-count // -(-count // most)) if count > 0 else 1  # chunks of equal size
 
 
-@torch.compiler.disable  # the rewriting happens in the dispatcher, which a compiled caller would only trace at length
+@eager
 def linearize(
     model: nn.Module,
     x: Any,

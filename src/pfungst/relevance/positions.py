@@ -1,7 +1,7 @@
 """Which axes of a layer's output are positions, found by where in the input they look.
 
 Shapes alone cannot tell: channels may equal height, strides may differ between rows and columns, tokens may come in
-windows or with class tokens. So one input is disturbed in up to four stripes along each of its axes, and each entry
+windows or with class tokens. So one input is disturbed in some stripes along each of its axes, and each entry
 of the layer's output gets the centre of the stripes that it responds to. An axis of the output along which these
 centres move holds positions; the grid is the one that explains them. What does not fit is refused.
 """
@@ -10,30 +10,18 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from pfungst.errors import InputError
+from pfungst.relevance.responses import GROUPS, SPATIAL, Respond, Responses, explained
 
-_STRIPES = {2: 8, 3: 8, 4: 4, 5: 4}  # along each axis of the input, by its number of axes
 _ROUNDS = 6  # disturbances per stripe where one leaves the answer open
-_GROUPS = 8  # of channels, whose centres tell the noise
 _SPECIAL = 8  # class tokens and registers at most, unless prefix= says otherwise
 _CLEAR = 10.0  # log-likelihood ratio between the best and any other grid
-#: Axes of the input that may be positions, for inputs (N, T), (N, C, T) or (N, L, D) or (N, T, F), (N, C, H, W) or
-#: (N, H, W, C), (N, C, T, H, W) or (N, T, C, H, W); the first that fits.
-_SPATIAL: dict[int, list[tuple[int, ...]]] = {
-    2: [(1,)],
-    3: [(2,), (1,), (1, 2)],
-    4: [(2, 3), (1, 2)],
-    5: [(2, 3, 4), (1, 3, 4)],
-}
-
-Respond = Callable[[Tensor], Tensor]
 
 
 class Unclear(InputError):
@@ -96,7 +84,7 @@ class Wish:
 def stated(shape: Sequence[int], x: Tensor, wish: Wish, resize: bool) -> Layout | None:
     """The layout of an output of `shape` where the caller has said everything, else None."""
     sample, last = tuple(shape[1:]), wish.channels_last
-    inputs = _SPATIAL[x.ndim][0]
+    inputs = SPATIAL[x.ndim][0]
     if shape[0] != len(x) or (x.ndim == 3 and resize):
         return None
     if last is not None and len(sample) == len(inputs) + 1 and x.ndim > 3:
@@ -141,13 +129,24 @@ def find(
     Raises:
         InputError: no positions, or none that can be told.
     """
-    search = _Search(respond, x, tuple(shape), layer, wish, special)
-    search.disturb(1)
+    seen = Responses(respond, x, tuple(shape), layer)
+    search = _Search(seen, f"layer {layer} with output {tuple(shape)}", wish, special)
+    seen.disturb(1)
     try:
-        return search.layout()
+        layout = search.layout()
     except Unclear:  # one round may be too few where channels prefer parts of the input by chance
-        search.disturb(_ROUNDS)
-        return search.layout()
+        seen.disturb(_ROUNDS)
+        layout = search.layout()
+    # windows of s × s tokens that follow each other look like a grid that is denser along one side; stripes as fine as
+    # the tokens tell
+    if wish.grid is None and any(len(p.sides) > 1 for p in layout.parts):
+        dense = [side / x.shape[s] for s, side in zip(layout.inputs[-2:], layout.grid[-2:], strict=True)]
+        if max(dense) > 1.25 * min(dense):
+            seen.disturb(2, fine=True)
+            search.strict = True
+            if search.layout() != layout:
+                raise Unclear(f"{search.what} may have the grid {layout.grid}", "pass grid= if that is right")
+    return layout
 
 
 @dataclass
@@ -166,87 +165,15 @@ _Found = tuple[dict[int, int], tuple[int, ...], list[_Fit]]
 
 
 class _Search:
-    """The arguments of :func:`find`, and the responses to disturbances: for each axis of the input (stripes, *output)."""
+    """The layout that responses leave, with what the caller says and the tokens beside the grid that a model declares."""
 
-    def __init__(
-        self, respond: Respond, x: Tensor, shape: tuple[int, ...], layer: str, wish: Wish, special: int | None
-    ) -> None:
-        self.respond, self.x, self.shape, self.layer, self.wish = respond, x, shape, layer, wish
-        self.special = special
-        self.what = f"layer {layer} with output {shape}"
-        self.batch = 0
-        self.responses: dict[int, Tensor] = {}
-        self.known: dict[tuple[int, int], _Centres] = {}
-
-    def disturb(self, rounds: int) -> None:
-        """Measure the mean square responses to random disturbances of each stripe."""
-        x = self.x
-        axes = sorted({a for axes in _SPATIAL[x.ndim] for a in axes})
-        if x.ndim == 4 and x.shape[3] > 4:
-            axes = [2, 3]  # no channels at the end
-        stripes = {a: min(_STRIPES[x.ndim], x.shape[a]) for a in axes if x.shape[a] > 1}
-        generator = torch.Generator().manual_seed(0)
-        total: Tensor | None = None
-        for r in range(rounds):
-            first = x[r % len(x)][None]
-            spread = float(first.float().std(correction=0)) or 1.0
-            variants = [first]
-            noise = torch.randn(first.shape, generator=generator)
-            noise += torch.randn((*first.shape[:2], *[1] * (x.ndim - 2)), generator=generator)
-            noise = (noise * spread).to(first)
-            for axis, count in stripes.items():
-                for j in range(count):
-                    start, stop = round(j * x.shape[axis] / count), round((j + 1) * x.shape[axis] / count)
-                    changed = first.clone()
-                    part = noise.narrow(axis, start, stop - start)
-                    changed.narrow(axis, start, stop - start).add_(part)
-                    variants.append(changed)
-            out = self._run(variants)
-            change = (out[1:] - out[:1]).abs()
-            change[change <= 16 * torch.finfo(x.dtype).eps * out.abs().max()] = 0.0  # arithmetic
-            total = change.square() if total is None else total + change.square()
-        assert total is not None
-        if not bool(torch.isfinite(total).all()):
-            raise InputError(
-                f"layer {self.layer} returns NaN or infinity", "choose another layer or repair the model"
-            )
-        self.known.clear()
-        self.responses = dict(zip(stripes, total.split(list(stripes.values())), strict=True))
-
-    def _run(self, variants: list[Tensor]) -> Tensor:
-        """The layer's output for single inputs, (len(variants), *output)."""
-        n = len(self.x)
-        many = min(n + 1, max(len(variants), 2))
-        many += many == n  # another size than that of the inputs tells the batch axis
-        outs = []
-        for start in range(0, len(variants), many):
-            chunk = variants[start : start + many]
-            out = self.respond(torch.cat(chunk + variants[:1] * (many - len(chunk))))
-            self.batch = self._batch_axis(out.shape, many)
-            outs.append(out.movedim(self.batch, 0)[: len(chunk)].float())
-        return torch.cat(outs)
-
-    def _batch_axis(self, other: Sequence[int], m: int) -> int:
-        shape, n = self.shape, len(self.x)
-        changed = [a for a in range(len(shape)) if len(shape) != len(other) or shape[a] != other[a]]
-        if len(shape) == len(other) and len(changed) == 1:
-            axis = changed[0]
-            if shape[axis] == n and other[axis] == m:
-                return axis
-            if shape[axis] * m == other[axis] * n:
-                raise InputError(
-                    f"axis {axis} of the output {shape} of layer {self.layer} holds {shape[axis] // n} windows, or the "
-                    f"like, of each of {n} inputs",
-                    "choose the layer around it, whose output has one entry per input",
-                )
-        raise InputError(
-            f"no axis of the output {shape} of layer {self.layer} counts the inputs: {m} of them give {tuple(other)}",
-            "choose another layer",
-        )
+    def __init__(self, seen: Responses, what: str, wish: Wish, special: int | None) -> None:
+        self.seen, self.x, self.what, self.wish, self.special = seen, seen.x, what, wish, special
+        self.strict = False  # for stripes as fine as tokens
 
     def layout(self) -> Layout:
         """The only layout that the responses leave."""
-        sample = next(iter(self.responses.values())).shape[1:]
+        sample = self.seen.sample
         if len(sample) > 2 and sum(n > 1 for n in sample) < 2:
             raise InputError(f"{self.what} has no positions", "choose an earlier layer")
         groups = self._followers(sample)
@@ -257,7 +184,7 @@ class _Search:
         )
         for choice in itertools.product(*([*group, None] for group in groups.values())):
             moves = {s: a for s, a in zip(groups, choice, strict=True) if a is not None}
-            inputs = next((axes for axes in _SPATIAL[self.x.ndim] if set(moves) <= set(axes)), None)
+            inputs = next((axes for axes in SPATIAL[self.x.ndim] if set(moves) <= set(axes)), None)
             used = set(moves.values())
             # what follows another axis of the input too is not explained by this one alone
             if (
@@ -286,12 +213,7 @@ class _Search:
                 f"{self.what} has the grid {grid} by the parts of the input that it responds to, not {self.wish.grid}",
                 "leave out grid=, or pass prefix= and channels_last= too to insist",
             )
-        return Layout(self.batch, inputs, grid, tuple(fit.part for fit in fits))
-
-    def _centres(self, s: int, axis: int) -> _Centres:
-        if (s, axis) not in self.known:
-            self.known[s, axis] = _Centres.along(self.responses[s], axis)
-        return self.known[s, axis]
+        return Layout(self.seen.batch, inputs, grid, tuple(fit.part for fit in fits))
 
     def _followers(self, sample: Sequence[int]) -> dict[int, list[int]]:
         """For each axis of the input the axes of the output that may follow it."""
@@ -299,16 +221,18 @@ class _Search:
         if self.wish.channels_last is not None:
             allowed = [a for a in allowed if a != (len(sample) - 1 if self.wish.channels_last else 0)]
         out = {}
-        for s in self.responses:
-            moved = sorted(((self._centres(s, a).movement, a) for a in allowed), reverse=True)
+        for s in self.seen.changes:
+            moved = sorted(((self.seen.centres(s, a).movement, a) for a in allowed), reverse=True)
             out[s] = [a for v, a in moved if v > 0 and v > moved[0][0] / 4]
         return out
 
     def _still(self, s: int, moves: dict[int, int]) -> bool:
         """Whether the axes of the output that are to follow other axes of the input do not follow `s`."""
-        if s not in self.responses:
+        if s not in self.seen.changes:
             return True
-        return all(self._centres(s, a).spread < 0.1 * self._centres(o, a).spread for o, a in moves.items())
+        return all(
+            self.seen.centres(s, a).spread < 0.1 * self.seen.centres(o, a).spread for o, a in moves.items()
+        )
 
     def _check_channels(
         self, sample: Sequence[int], used: set[int], collapsed: int, fits: list[_Fit]
@@ -325,7 +249,10 @@ class _Search:
         channels = [n for n in rest if n > 1]
         blurred = min(fit.slope for fit in fits) < 0.5
         axes, order = [fit.part.axis for fit in fits], [side for fit in fits for side in fit.part.sides]
-        usual = order == sorted(order) and all(b - a == 1 for a, b in itertools.pairwise(axes))
+        together = all(b - a == 1 for a, b in itertools.pairwise(axes))
+        usual = order == sorted(order)
+        dense = [side / self.x.shape[s] for fit in fits for s, side in fit.sides.items()]
+        squeezed = channels or max(dense) <= min(1.0, 1.6 * min(dense))
         if (collapsed and self.wish.grid is None and rest.count(1) < collapsed) or (
             len(channels) > 1 and (collapsed or blurred)
         ):
@@ -335,7 +262,7 @@ class _Search:
                 "pass channels_last= for outputs (N, C, h, w) or (N, h, w, C), grid= and prefix= for tokens, or choose "
                 "an earlier layer",
             )
-        if blurred and not (channels and usual):
+        if not together or not squeezed or (blurred and not (channels and usual)):
             raise Unclear(
                 f"{self.what}: it is unclear which of its axes are positions and which channels",
                 "pass channels_last=, or choose an earlier layer",
@@ -344,7 +271,7 @@ class _Search:
     def _choose(self, found: list[_Found], groups: dict[int, list[int]], sample: Sequence[int]) -> _Found:
         most = max(len(moves) for moves, _, _ in found)
         full = [f for f in found if len(f[0]) == most]
-        full = [f for f in full if f[1] == min((f[1] for f in full), key=_SPATIAL[self.x.ndim].index)]
+        full = [f for f in full if f[1] == min((f[1] for f in full), key=SPATIAL[self.x.ndim].index)]
         if len(full) > 1:
             raise Unclear(
                 f"{self.what}: several of its axes follow the same axis of the input, so it is unclear which are positions",
@@ -375,9 +302,9 @@ class _Search:
         Shifting the input along a sequence shifts the output. Where that is not clear, as after strides, the axis that
         is followed by far the most, if the other is not followed in order.
         """
-        centres = {s: self._centres(s, a) for s, a in tops.items()}
+        centres = {s: self.seen.centres(s, a) for s, a in tops.items()}
         first = self.x[:1]
-        out = self._run([first, *(first.roll(self.x.shape[s] // 2, s) for s in tops)])
+        out = self.seen.run([first, *(first.roll(self.x.shape[s] // 2, s) for s in tops)])
         error = {}
         for k, (s, a) in enumerate(tops.items(), 1):
             moved = out[0].roll(out.shape[1 + a] // 2, a)
@@ -387,18 +314,18 @@ class _Search:
             return best if centres[best].movement > centres[other].movement / 8 else None
         most, least = sorted(centres, key=lambda s: -centres[s].movement)
         line = centres[least].at
-        share, _ = _explained(line, (np.arange(len(line)) + 0.5) / len(line), len(self.responses[least]))
+        share, _ = explained(line, (np.arange(len(line)) + 0.5) / len(line), len(self.seen.changes[least]))
         return most if centres[most].movement > 8 * centres[least].movement and abs(share) < 0.5 else None
 
     def _fit(self, axis: int, along: list[int], inputs: tuple[int, ...], moving: int) -> _Fit:
         """The prefix and the sides of the grid along an axis of the output that best explain its centres."""
-        centres = [self._centres(s, axis) for s in along]
-        n = self.responses[along[0]].shape[1 + axis]
+        centres = [self.seen.centres(s, axis) for s in along]
+        n = self.seen.changes[along[0]].shape[1 + axis]
         # along a line the ends decide, where misfit of the line counts more than noise
-        count = n if len(along) == 1 else n * min(_GROUPS, self.responses[along[0]][0].numel() // n)
-        most = max(_SPECIAL, self.special or 0) if len(along) == moving else 0
+        count = n if len(along) == 1 else n * min(GROUPS, self.seen.changes[along[0]][0].numel() // n)
+        beside = max(_SPECIAL, self.special or 0) if len(along) == moving else 0
         fits = []
-        for prefix, sides, order in self._grids(n, along, inputs, most):
+        for prefix, sides, order in self._grids(n, along, inputs, beside):
             index = np.unravel_index(np.arange(math.prod(sides)), [sides[o] for o in order])
             loss, share, slope = 0.0, 1.0, 1.0
             live = ~np.isnan(centres[0].at[prefix : prefix + len(index[0])])
@@ -408,23 +335,25 @@ class _Search:
             for k, m in enumerate(centres):
                 u = np.full(n, 0.5)
                 u[prefix : prefix + len(index[0])] = (index[order.index(k)] + 0.5) / sides[k]
-                r2, along_u = _explained(m.at, u, len(self.responses[along[k]]))
+                r2, along_u = explained(m.at, u, len(self.seen.changes[along[k]]))
                 rest = float(m.scatter.mean()) + (1 - max(r2, 0.0)) * m.spread
                 loss += count * math.log(max(rest, 1e-4 * m.spread, 1e-12))
                 share, slope = min(share, r2), min(slope, along_u)
                 noise = 0.0 if m.noise is None else float(m.noise.mean())
-                plausible = plausible and (1 - r2) * m.spread <= max(0.1 * m.spread, 3 * noise)
+                # of stripes finer than tokens all centres must lie within half a token of their place
+                most = 0.1 * (along_u / sides[k]) ** 2 if self.strict else max(0.1 * m.spread, 3 * noise)
+                plausible = plausible and (1 - r2) * m.spread <= most
             part = Part(axis, tuple(inputs.index(along[o]) for o in order), prefix)
             fits.append((loss, _Fit(part, dict(zip(along, sides, strict=True)), slope, share, plausible)))
         fits.sort(key=lambda f: f[0])
         # the order of tokens is chosen among many, so it must fit better
-        chosen = most or len(along) > 1
+        chosen = beside or len(along) > 1
         enough = 0.75 if len(along) > 1 and fits and fits[0][1].slope < 0.5 else 0.5
         if not fits or fits[0][1].share < enough or (chosen and not fits[0][1].plausible):
             raise Unclear(
                 f"{self.what}: the {n} entries along its axis {axis + 1} are in no order that the rows and columns of "
                 "the input explain (windows, or mixed by the model)",
-                "choose another layer, or pass channels_last=, grid= and prefix= if you know the order",
+                "choose another layer, or pass channels_last=, grid= and prefix= if you know the order, for sequences with resize=False",
             )
         near = [fit for loss, fit in fits if loss < fits[0][0] + _CLEAR]
         if len(near) > 1 and self.special is not None:
@@ -438,13 +367,10 @@ class _Search:
                 "say which with prefix= and grid=, or choose an earlier layer",
             )
         best = near[0]
-        dense = [side / self.x.shape[s] for s, side in best.sides.items()]
-        if self.wish.grid is None and (
-            max(dense) > 3.2 * min(dense) if len(along) > 1 else self.x.ndim < 4 and dense[0] > 1.5
-        ):
+        dense = best.sides[along[0]] / self.x.shape[along[0]]
+        if self.wish.grid is None and self.x.ndim < 4 and dense > 1.5:
             raise Unclear(
-                f"{self.what}: a grid {tuple(best.sides.values())} of its {n} entries along axis {axis + 1} fits the parts of "
-                f"the input that they respond to, but not its size {tuple(self.x.shape[s] for s in along)}",
+                f"{self.what}: its {n} positions are more than the {self.x.shape[along[0]]} of the input",
                 "pass grid= if that is right, or choose another layer",
             )
         return best
@@ -485,73 +411,3 @@ def _factors(n: int, sizes: Sequence[int]) -> Iterator[tuple[int, ...]]:
             for rest in _factors(n // side, sizes[1:]):
                 if rest[0] <= sizes[1]:
                     yield (side, *rest)
-
-
-@dataclass(frozen=True)
-class _Centres:
-    """Where along an axis of the input the entries along an axis of the output look, from 0 to 1.
-
-    Attributes:
-        at: (n,) the centre of the stripes that an entry responds to; NaN where it responds to none.
-        scatter: (n,) variance of the centres of groups of the other axes around it.
-        noise: (n,) variance of `at` by that scatter, or None where there are no groups.
-    """
-
-    at: np.ndarray
-    scatter: np.ndarray
-    noise: np.ndarray | None
-
-    @classmethod
-    def along(cls, response: Tensor, axis: int) -> _Centres:
-        stripes, n = len(response), response.shape[1 + axis]
-        r = response.movedim(1 + axis, 1).reshape(stripes, n, -1)
-        groups = min(_GROUPS, r.shape[2])
-        # interleaved, so that each group has its share of everything
-        power = torch.stack([r[..., g::groups].double().mean(-1) for g in range(groups)], -1).sqrt()
-        total = power.mean((1, 2), keepdim=True)
-        power = (power / torch.where(total > 0, total, 1.0)).cpu()
-        where = (torch.arange(stripes, dtype=power.dtype) + 0.5) / stripes
-        mass = power.sum(0)
-        centre = torch.einsum("j,jng->ng", where, power) / torch.where(mass > 0, mass, 1.0)
-        share = mass / mass.sum(1, keepdim=True).clamp(min=1e-30)  # what does not respond does not count
-        at = torch.where(mass.sum(1) > 0, (share * centre).sum(1), torch.nan)
-        off = (centre - at.nan_to_num()[:, None]).square()
-        noise = ((share.square() * off).sum(1) * groups / (groups - 1)).numpy() if groups > 1 else None
-        return cls(at.numpy(), (share * off).sum(1).numpy(), noise)
-
-    @property
-    def spread(self) -> float:
-        live = self.at[~np.isnan(self.at)]
-        return float(live.var()) if len(live) > 1 else 0.0
-
-    @property
-    def movement(self) -> float:
-        """Variance of the centres beyond that of the noise; 0 where it is not significant."""
-        if self.noise is None:
-            return self.spread if self.spread > 5e-3 else 0.0
-        noise = float(self.noise.mean())
-        return self.spread - noise if self.spread > max(4 * noise, 1e-5) else 0.0
-
-
-def _explained(m: np.ndarray, u: np.ndarray, stripes: int) -> tuple[float, float]:
-    """Share of the variance of centres m that positions u explain (adjusted R²), and the slope of m along u.
-
-    Centres of sharp responses are steps between the centres of the stripes, those of blurred ones a line.
-    """
-    live = ~np.isnan(m)
-    m, u, n = m[live], u[live], int(live.sum())
-    if not n:
-        return 0.0, 0.0
-    step = np.where(u == 0.5, 0.5, (np.floor(u * stripes).clip(0, stripes - 1) + 0.5) / stripes)
-    y, a, b = (v - v.mean() for v in (m, u, step))
-    if not a.any() or not y.any():
-        return 0.0, 0.0
-    slope = float(y @ a / (a @ a))
-    if slope <= 0:
-        return -1.0, slope
-    b = b - a * (a @ b) / (a @ a)
-    share, used = (y @ a) ** 2 / (a @ a), 1
-    if n > stripes and b @ b > 1e-9:
-        share, used = share + (y @ b) ** 2 / (b @ b), 2
-    rest = max(1 - float(share / (y @ y)), 0.0)
-    return 1 - rest * (n - 1) / max(n - 1 - used, 1), slope

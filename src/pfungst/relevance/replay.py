@@ -15,6 +15,7 @@ from pfungst.relevance.attribute import _check_finite, _weights, attribute
 from pfungst.relevance.bases import Basis, Pixels
 from pfungst.relevance.composites import Composite
 from pfungst.relevance.composites import composite as _composite
+from pfungst.relevance.engine.eager import eager
 from pfungst.relevance.engine.inputs import Inputs, check_input
 from pfungst.relevance.engine.run import Output, Run, check_model, execute
 from pfungst.relevance.relevance import Relevance
@@ -86,7 +87,7 @@ class Replay:
         if example.device.type == "cuda":
             self._recorded = self._record(example)
 
-    @torch.compiler.disable
+    @eager
     def __call__(self, x: Tensor, output: Any = None) -> Relevance:
         """Relevance of each input.
 

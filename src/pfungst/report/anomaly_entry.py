@@ -10,6 +10,7 @@ import numpy as np
 
 from pfungst.audit.anomaly.result import AnomalyResult, Entry, Example, Provenance
 from pfungst.errors import DataError
+from pfungst.files import read
 from pfungst.relevance import colour_limit
 from pfungst.report import images, plots, text
 from pfungst.report.anomaly_tables import MEASURES, VARIANT_KEYS, row
@@ -46,24 +47,6 @@ def entry_id(entry: Entry) -> str:
     return f"entry-{slug}-{zlib.crc32(name.encode()):08x}"
 
 
-def arrays(entry: Entry, folder: Path) -> Arrays:
-    """The arrays of an entry.
-
-    Raises:
-        DataError: the file is missing or damaged.
-    """
-    path = folder / entry.arrays
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, zlib.error) as error:
-        raise DataError(f"{path} cannot be read: {error}", "run the audit again") from None
-    except Exception as error:
-        if type(error).__name__ != "BadZipFile":
-            raise
-        raise DataError(f"{path} is damaged: {error}", "run the audit again") from None
-
-
 def entry_blocks(result: AnomalyResult, entry: Entry, folder: Path, side: int) -> list[Block]:
     """Everything about one category and one detector.
 
@@ -71,7 +54,7 @@ def entry_blocks(result: AnomalyResult, entry: Entry, folder: Path, side: int) -
         folder: where the arrays of the result are.
         side: longest side of pictures, in pixels.
     """
-    data = arrays(entry, folder)
+    data = read(folder / entry.arrays, "run the audit again")
     blocks: list[Block] = []
     exposure = _exposure(entry)
     if exposure is not None:
@@ -307,7 +290,7 @@ def _strips(result: AnomalyResult, entry: Entry, example: Example, data: Arrays,
 
 def provenance_blocks(entry: Entry, folder: Path, stats: bool = True) -> list[Block]:
     """Scores by group, and how much of the score the group explains (left out without `stats`)."""
-    data = arrays(entry, folder)
+    data = read(folder / entry.arrays, "run the audit again")
     blocks: list[Block] = []
     for finding in entry.provenance:
         if stats:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import math
 import re
@@ -21,6 +20,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
 from pfungst.audit.result import Interval
+from pfungst.files import digest
 from pfungst.report.text import number, shorten
 
 # Drawn with these colours, then replaced by var(--name).
@@ -132,7 +132,7 @@ def _svg(figure: Figure, label: str, gap: float = 0.02) -> Markup:
     svg = svg.replace("xlink:href", "href")
     svg = re.sub(r"(?<=[\d ])(\d*\.\d{2})\d+", r"\1", svg)
     svg = re.sub(r"\s*\n\s*", " ", svg)
-    prefix = "p" + hashlib.sha256(svg.encode()).hexdigest()[:8]
+    prefix = "p" + digest(svg, length=8)
     svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}", svg)
     for name, colour in _TOKENS.items():
         svg = svg.replace(colour, f"var(--{name})")

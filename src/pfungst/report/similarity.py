@@ -9,7 +9,7 @@ import numpy as np
 
 from pfungst.audit.result import Interval, Result
 from pfungst.audit.similarity.result import Pair, ProbeScores, SimilarityResult, Trial
-from pfungst.audit.workspace import load_arrays
+from pfungst.files import read
 from pfungst.report import closing, text
 from pfungst.report.images import data_uri, overlay
 from pfungst.report.maps import Map, Strips, panel
@@ -51,7 +51,7 @@ def page(result: Result, folder: Path) -> Page:
         DataError: arrays are missing or damaged, or it is another kind of result.
     """
     result = expect(result, SimilarityResult)
-    arrays = load_arrays(folder, result.arrays)
+    arrays = read(folder / result.arrays, "run the audit again")
     if result.modality == "texts":
         found = [_relations(result), _pairs(result, arrays)]
     else:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import importlib
-import os
 from pathlib import Path
 
 from pfungst.audit.result import Result, load
 from pfungst.errors import DataError
+from pfungst.files import write as write_text
 from pfungst.report.page import Page, render
 
 FILE = "report.html"
@@ -58,11 +58,5 @@ def write(folder: str | Path, result: Result | None = None) -> Path:
     html = render(build(folder, result))
     root = Path(folder)
     target = (root if root.is_dir() else root.parent) / FILE
-    temporary = target.with_suffix(".html.part")
-    try:
-        temporary.write_text(html, encoding="utf-8")
-        os.replace(temporary, target)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise DataError(f"{target} cannot be written: {error}", "choose a folder you may write to") from None
+    write_text(target, html)
     return target

@@ -7,7 +7,6 @@ per input in the cheaper direction, and every pair after that is one matrix prod
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pfungst.encoders.cache import content_key, model_key
 from pfungst.encoders.encoder import Encoder
 from pfungst.errors import ConfigError, InputError
+from pfungst.features import combined, content_key, model_key
+from pfungst.progress import track
 from pfungst.relevance import Basis, Composite, Patches, Tokens, linearize
 from pfungst.relevance import composite as named_composite
 from pfungst.similarity.factors import Factors, FactorStore
@@ -91,7 +91,7 @@ class SimilarityExplainer:
         if store is None:
             batches = [
                 self._factor(inputs[i : i + batch_size])
-                for i in self._track(range(0, len(inputs), batch_size), progress)
+                for i in track(range(0, len(inputs), batch_size), "explaining", progress)
             ]
             values, representations = (torch.cat([b[j] for b in batches]) for j in (0, 1))
         else:
@@ -113,7 +113,7 @@ class SimilarityExplainer:
         if first is not None:
             store.put([0], *first)
         todo = store.missing()
-        for start in self._track(range(0, len(todo), batch_size), progress):
+        for start in track(range(0, len(todo), batch_size), "explaining", progress):
             index = todo[start : start + batch_size]
             store.put(index, *self._factor(inputs[index]))
         return store.values, torch.from_numpy(store.representations)
@@ -122,7 +122,7 @@ class SimilarityExplainer:
         texts = [texts] if isinstance(texts, str) else list(texts)
         values, representations, tokens = [], [], []
         encoder: Any = self.encoder
-        for i in self._track(range(len(texts)), progress):
+        for i in track(range(len(texts)), "explaining", progress):
             tokenized = encoder.tokenize(texts[i])  # one by one: no padding, no mask
             a, r = self._factor(encoder.embed(tokenized.ids))
             values.append(a[0])
@@ -256,9 +256,6 @@ class SimilarityExplainer:
         return x
 
     def _key(self, inputs: Tensor) -> dict[str, Any]:
-        digest = hashlib.blake2b(digest_size=12)
-        for row in inputs:
-            digest.update(content_key(row))
         encoder = self.encoder
         return {
             "encoder": encoder.key() if isinstance(encoder, Encoder) else model_key(encoder),
@@ -266,16 +263,8 @@ class SimilarityExplainer:
             "basis": self.basis.to_dict(),
             "metric": self.metric if isinstance(self.metric, str) else "matrix",
             "sketch": None if self.sketch is None else self.sketch.to_dict(),
-            "inputs": digest.hexdigest(),
+            "inputs": combined(*map(content_key, inputs)),
         }
-
-    @staticmethod
-    def _track(steps: range, progress: bool) -> Any:
-        if not progress:
-            return steps
-        from rich.progress import track
-
-        return track(steps, description="explaining")
 
 
 def _composite(encoder: nn.Module) -> Composite:

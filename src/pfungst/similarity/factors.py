@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pfungst.errors import DataError, InputError
+from pfungst.files import read, write_json
 
 _FORMAT = "pfungst.factors/1"
 
@@ -97,15 +96,13 @@ class FactorStore:
                     "choose another folder or delete this one",
                 )
         else:
-            temporary = record.with_suffix(".tmp")
             for name, kind, size in (
                 ("factors.npy", dtype, shape),
                 ("representations.npy", "float32", (shape[0], width)),
                 ("done.npy", "bool", shape[:1]),
             ):
                 np.lib.format.open_memmap(self.folder / name, "w+", np.dtype(kind), tuple(size)).flush()
-            temporary.write_text(json.dumps(description, indent=1) + "\n")
-            os.replace(temporary, record)
+            write_json(record, description)
         self.values, self.representations, self.done = (
             np.lib.format.open_memmap(self.folder / f"{name}.npy", "r+")
             for name in ("factors", "representations", "done")
@@ -117,13 +114,7 @@ class FactorStore:
         record = Path(folder) / "factors.json"
         if not record.is_file():
             return None
-        try:
-            found = json.loads(record.read_text())
-        except json.JSONDecodeError as error:
-            raise DataError(f"{record} cannot be read: {error}", "delete the folder") from None
-        if not isinstance(found, dict) or found.get("format") != _FORMAT:
-            raise DataError(f"{record} does not describe factors", "choose another folder")
-        return found
+        return read(record, "delete the folder or choose another", format=_FORMAT)
 
     def missing(self) -> list[int]:
         """Numbers of the inputs that are not computed yet."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,8 @@ from typing import Any
 import numpy as np
 
 from pfungst.errors import InputError
+from pfungst.files import read, reading, write_json
+from pfungst.spurious.heads import same_model
 
 FORMAT = "pfungst.components/1"
 Components = dict[int, list[int]]
@@ -25,9 +25,7 @@ def write_components(
         "model": dict(fingerprint),
         "components": {str(k): sorted(set(map(int, v))) for k, v in sorted(components.items())},
     }
-    partial = Path(f"{path}.partial")
-    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    write_json(path, content)
 
 
 def read_components(
@@ -46,17 +44,16 @@ def read_components(
     """
     path = Path(path)
     if path.suffix == ".npy":
-        return _read_npy(path, allow_pickle)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{path} cannot be read: {error}", "pass the file that the labelling app wrote"
-        ) from None
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise InputError(f"{path} is not a components file", f'it must be JSON with "format": "{FORMAT}"')
+        if not allow_pickle:
+            raise InputError(
+                f"{path} holds a pickled dict, which can run code when it is read",
+                "if you trust its source pass allow_pickle=True, or convert it to JSON once",
+            )
+        with reading(path, "pass a npy file that holds one dict", InputError):
+            return _checked(np.load(path, allow_pickle=True).item(), path)
+    content = read(path, "pass the components.json that the labelling app wrote", InputError, FORMAT)
     theirs = content.get("model") or {}
-    if fingerprint is not None and theirs.get("head_sha256") != fingerprint.get("head_sha256"):
+    if fingerprint is not None and not same_model(theirs, fingerprint):
         raise InputError(
             f"{path} was made for another model: {_describe(theirs)}; yours is {_describe(fingerprint)}",
             "component numbers mean nothing on another model; use SpuFix.transfer to carry the fix over",
@@ -67,21 +64,7 @@ def read_components(
 def _describe(fingerprint: Mapping[str, Any]) -> str:
     digest = str(fingerprint.get("head_sha256", "without a fingerprint"))[:12]
     name = f"{fingerprint['name']}, " if fingerprint.get("name") else ""
-    return f"{name}{fingerprint.get('classes', '?')} classes, {fingerprint.get('features', '?')} features, head {digest}"
-
-
-def _read_npy(path: Path, allow_pickle: bool) -> Components:
-    if not allow_pickle:
-        raise InputError(
-            f"{path} holds a pickled dict, which can run code when it is read",
-            "if you trust its source pass allow_pickle=True, or convert it to JSON once",
-        )
-    try:
-        loaded = np.load(path, allow_pickle=True)
-        content = loaded.item()
-    except (OSError, ValueError, AttributeError) as error:
-        raise InputError(f"{path} cannot be read: {error}", "pass a npy file that holds one dict") from None
-    return _checked(content, path)
+    return f"{name}{fingerprint.get('classes', '?')} classes, {fingerprint.get('features', '?')} features, head {digest}, model {fingerprint.get('model_key', '?')}"
 
 
 def _checked(content: Any, path: Path) -> Components:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from pfungst.errors import InputError
+from pfungst.features import model_key
+from pfungst.files import digest
+from pfungst.suggest import suggest
 
 _TOLERANCE = 1e-3  # relative; half a digit above float16 rounding of the logits
 
@@ -49,12 +51,9 @@ class LinearHead:
         return phi * (self.weight[class_].to(phi) / self.temperature)
 
     def fingerprint(self) -> dict[str, Any]:
-        """What identifies the model that components belong to: sizes, and SHA-256 of head in float32."""
-        digest = hashlib.sha256()
-        for part in (self.weight, self.bias, torch.tensor(self.temperature)):
-            if part is not None:
-                digest.update(part.detach().float().cpu().contiguous().numpy().tobytes())
-        return {"classes": self.n_classes, "features": self.n_features, "head_sha256": digest.hexdigest()}
+        """What is known of the model that components belong to: sizes, and SHA-256 of head in float32."""
+        parts = [p.float() for p in (self.weight, self.bias, torch.tensor(self.temperature)) if p is not None]
+        return {"classes": self.n_classes, "features": self.n_features, "head_sha256": digest(*parts)}
 
 
 @dataclass
@@ -110,6 +109,10 @@ class FeatureHead:
             self.temperature,
         )
 
+    def fingerprint(self) -> dict[str, Any]:
+        """What identifies the model: that of its head, and a key of the whole network."""
+        return self.linear.fingerprint() | {"model_key": model_key(self.model)}
+
     @property
     def weight(self) -> Tensor:
         """(K, D)."""
@@ -140,6 +143,12 @@ class FeatureHead:
 
     def __call__(self, x: Tensor) -> Tensor:
         return logits_of(self.model(x))
+
+
+def same_model(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two fingerprints are of one model; by the heads alone where no more is known of one of them."""
+    keys = {f["model_key"] for f in (one, other) if "model_key" in f}
+    return one.get("head_sha256") == other.get("head_sha256") and len(keys) < 2
 
 
 def as_linear(head: LinearHead | FeatureHead | nn.Module) -> LinearHead:
@@ -217,9 +226,7 @@ def _choose(
 ) -> tuple[str, float]:
     if layer is not None:
         if layer not in dict(model.named_modules()):
-            raise InputError(
-                f"the model has no layer {layer!r}", f"layers that ran: {', '.join(calls) or 'none'}"
-            )
+            raise InputError(f"the model has no layer {layer!r}", suggest(layer, calls, "layers that ran"))
         if layer not in calls:
             raise InputError(
                 f"layer {layer!r} is not a linear layer that the forward pass runs",

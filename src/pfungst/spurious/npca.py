@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,10 +15,11 @@ from sklearn.base import BaseEstimator
 from torch import Tensor, nn
 
 from pfungst.errors import InputError, PfungstWarning
+from pfungst.files import read, write_json, write_tensors
 from pfungst.measure import best_split
 from pfungst.spurious.eigen import leading
 from pfungst.spurious.features import FeatureStore
-from pfungst.spurious.heads import FeatureHead, LinearHead, as_linear
+from pfungst.spurious.heads import FeatureHead, LinearHead, as_linear, same_model
 
 FORMAT = "pfungst.npca/1"
 
@@ -88,7 +87,8 @@ class NeuralPCA(BaseEstimator):
         self.head_ = LinearHead(
             head.weight.cpu(), None if head.bias is None else head.bias.cpu(), head.temperature
         )
-        source = _Source(features, labels, ids, self.head_)
+        known = model.fingerprint() if isinstance(model, FeatureHead) else self.head_.fingerprint()
+        source = _Source(features, labels, ids, self.head_, known)
         self.classes_ = sorted(source.classes if classes is None else set(classes))
         counts = {k: len(source.rows(k)) for k in self.classes_}
         poor = [k for k, n in counts.items() if n < 2]
@@ -126,7 +126,7 @@ class NeuralPCA(BaseEstimator):
         else:
             for k in rest:
                 self._fit_class(source, k, wanted, dims)
-        self.model_fingerprint_ = self.head_.fingerprint()
+        self.model_fingerprint_ = known if source.known is None else {**source.known, **known}
         return self
 
     def _fit_class(self, source: _Source, k: int, wanted: int, dims: int) -> int:
@@ -194,11 +194,10 @@ class NeuralPCA(BaseEstimator):
     def attach(self, model: nn.Module | FeatureHead) -> NeuralPCA:
         """Give a loaded NeuralPCA its model; refuses another one."""
         head = model if isinstance(model, FeatureHead) else FeatureHead(model)
-        theirs = head.linear.fingerprint()
-        if theirs["head_sha256"] != self.model_fingerprint_["head_sha256"]:
+        theirs = head.fingerprint()
+        if not same_model(theirs, self.model_fingerprint_):
             raise InputError(
-                f"these components belong to another model (head {self.model_fingerprint_['head_sha256'][:12]}, "
-                f"not {theirs['head_sha256'][:12]})",
+                f"these components belong to another model: {self.model_fingerprint_}, not {theirs}",
                 "pass the model they were fitted on",
             )
         self._model = head
@@ -233,14 +232,11 @@ class NeuralPCA(BaseEstimator):
 
     def save(self, path: str | Path) -> None:
         """Write `path`.safetensors and `path`.json (names from the stem of `path`)."""
-        from safetensors.torch import save_file
-
         self._known(self.classes_[0])
         stem = Path(path).with_suffix("")
-        stem.parent.mkdir(parents=True, exist_ok=True)
-        tensors = {"head.weight": self.head_.weight.contiguous()}
+        tensors = {"head.weight": self.head_.weight}
         if self.head_.bias is not None:
-            tensors["head.bias"] = self.head_.bias.contiguous()
+            tensors["head.bias"] = self.head_.bias
         for k in self.classes_:
             tensors |= {
                 f"mean.{k}": self.mean_[k],
@@ -260,27 +256,16 @@ class NeuralPCA(BaseEstimator):
             "total_variance": [self.total_variance_[k] for k in self.classes_],
             "top": [self._top[k][1] for k in self.classes_],
         }
-        partial = stem.with_suffix(".safetensors.partial")
-        save_file(tensors, str(partial), metadata={"format": FORMAT})
-        os.replace(partial, stem.with_suffix(".safetensors"))
-        partial = stem.with_suffix(".json.partial")
-        partial.write_text(json.dumps(meta), encoding="utf-8")
-        os.replace(partial, stem.with_suffix(".json"))
+        write_tensors(stem.with_suffix(".safetensors"), tensors, format=FORMAT)
+        write_json(stem.with_suffix(".json"), meta, indent=None)
 
     @classmethod
     def load(cls, path: str | Path, model: nn.Module | FeatureHead | None = None) -> NeuralPCA:
         """Read what :meth:`save` wrote; `model` is attached and must be the one it was fitted on."""
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
         stem = Path(path).with_suffix("")
-        try:
-            meta = json.loads(stem.with_suffix(".json").read_text(encoding="utf-8"))
-            tensors = load_file(str(stem.with_suffix(".safetensors")))
-        except (OSError, ValueError, SafetensorError) as error:
-            raise InputError(f"{stem} cannot be read: {error}", "pass what NeuralPCA.save wrote") from None
-        if meta.get("format") != FORMAT:
-            raise InputError(f"{stem}.json is not a NeuralPCA", "pass what NeuralPCA.save wrote")
+        remedy = "pass what NeuralPCA.save wrote"
+        meta = read(stem.with_suffix(".json"), remedy, InputError, FORMAT)
+        tensors = read(stem.with_suffix(".safetensors"), remedy, InputError)
         new = cls(**meta["parameters"])
         new._model = None
         new.head_ = LinearHead(tensors["head.weight"], tensors.get("head.bias"), meta["temperature"])
@@ -306,10 +291,14 @@ def _absent(alpha: Tensor) -> Tensor:
 class _Source:
     """Features, labels and identifiers from a store or from arrays."""
 
-    def __init__(self, features: Any, labels: Any, ids: Sequence[str] | None, head: LinearHead) -> None:
+    def __init__(
+        self, features: Any, labels: Any, ids: Sequence[str] | None, head: LinearHead, model: dict[str, Any]
+    ) -> None:
         self._store: FeatureStore | None = None
+        self.known: dict[str, Any] | None = None
         if isinstance(features, FeatureStore):
-            if features.meta["model"]["head_sha256"] != head.fingerprint()["head_sha256"]:
+            self.known = features.meta["model"]
+            if not same_model(features.meta["model"], model):
                 raise InputError(
                     f"the features in {features.path} were made with another model",
                     "extract them again with this one",

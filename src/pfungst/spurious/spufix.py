@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
-import os
 import tempfile
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,9 +12,10 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from pfungst.errors import DataError, InputError, PfungstWarning
+from pfungst.errors import DataError, InputError, PfungstWarning, few
+from pfungst.files import read, write_json, write_tensors
 from pfungst.spurious.features import FeatureStore, extract_features, head_for
-from pfungst.spurious.heads import FeatureHead, LinearHead
+from pfungst.spurious.heads import FeatureHead, LinearHead, same_model
 from pfungst.spurious.npca import NeuralPCA
 
 FORMAT = "pfungst.spufix/1"
@@ -106,8 +105,7 @@ class SpuFix(nn.Module):
         if known is not None and known.model is model:
             model = known
         head = model if isinstance(model, FeatureHead) else FeatureHead(model)
-        own = head.linear.fingerprint()
-        if own["head_sha256"] != npca.model_fingerprint_["head_sha256"]:
+        if not same_model(head.fingerprint(), npca.model_fingerprint_):
             raise InputError(
                 "the components were fitted on another model",
                 "build SpuFix on that model and carry it over with .transfer(other_model, …)",
@@ -153,7 +151,7 @@ class SpuFix(nn.Module):
         else:
             self.model = fixed
         self.layer = head.layer
-        self.fingerprint = head.linear.fingerprint()
+        self.fingerprint = head.fingerprint()
         self.eval()
 
     @property
@@ -215,8 +213,9 @@ class SpuFix(nn.Module):
                 raise InputError(
                     "nothing to match the models on", "pass images, or both source and target stores"
                 )
-            for store, head, side in ((source, npca.head_, "source"), (target, other.linear, "target")):
-                if store.meta["model"]["head_sha256"] != head.fingerprint()["head_sha256"]:
+            expected = {"source": npca.model_fingerprint_, "target": other.fingerprint()}
+            for store, side in ((source, "source"), (target, "target")):
+                if not same_model(store.meta["model"], expected[side]):
                     raise InputError(f"the {side} store was made with another model", "extract it again")
             pairs = _matched_rows(source, target, chosen)
             directions, origins = {}, {}
@@ -250,8 +249,6 @@ class SpuFix(nn.Module):
 
     def save(self, path: str | Path) -> None:
         """Write the fix alone, `path`.safetensors and `path`.json; the model's weights stay in its own checkpoint."""
-        from safetensors.torch import save_file
-
         stem = Path(path).with_suffix("")
         head = self.head
         tensors = {"weight": head.weight_fix, "offset": head.offset_fix, "class": head.class_fix}
@@ -263,29 +260,18 @@ class SpuFix(nn.Module):
             "reference": self.reference,
             "components": {str(k): v for k, v in self.components.items()},
         }
-        partial = stem.with_suffix(".safetensors.partial")
-        save_file({k: t.detach().cpu().contiguous() for k, t in tensors.items()}, str(partial))
-        os.replace(partial, stem.with_suffix(".safetensors"))
-        partial = stem.with_suffix(".json.partial")
-        partial.write_text(json.dumps(meta, indent=1), encoding="utf-8")
-        os.replace(partial, stem.with_suffix(".json"))
+        write_tensors(stem.with_suffix(".safetensors"), tensors)
+        write_json(stem.with_suffix(".json"), meta)
 
     @classmethod
     def load(cls, path: str | Path, model: nn.Module | FeatureHead) -> SpuFix:
         """Apply a saved fix to the model it was made for."""
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
         stem = Path(path).with_suffix("")
-        try:
-            meta = json.loads(stem.with_suffix(".json").read_text(encoding="utf-8"))
-            tensors = load_file(str(stem.with_suffix(".safetensors")))
-        except (OSError, ValueError, SafetensorError) as error:
-            raise InputError(f"{stem} cannot be read: {error}", "pass what SpuFix.save wrote") from None
-        if meta.get("format") != FORMAT:
-            raise InputError(f"{stem}.json is not a SpuFix", "pass what SpuFix.save wrote")
+        remedy = "pass what SpuFix.save wrote"
+        meta = read(stem.with_suffix(".json"), remedy, InputError, FORMAT)
+        tensors = read(stem.with_suffix(".safetensors"), remedy, InputError)
         head = model if isinstance(model, FeatureHead) else FeatureHead(model, meta["layer"])
-        if head.linear.fingerprint()["head_sha256"] != meta["model"]["head_sha256"]:
+        if not same_model(head.fingerprint(), meta["model"]):
             raise InputError(
                 f"{stem} was made for another model", "load it on that model, or transfer it to this one"
             )
@@ -392,7 +378,7 @@ def _warn_of_one_group(npca: NeuralPCA, components: Mapping[int, list[int]]) -> 
     ]
     if whole:
         warnings.warn(
-            f"α of component {', '.join(whole[:10])}{' …' if len(whole) > 10 else ''} does not fall into two groups, so no "
+            f"α of component {few(whole, 10)} does not fall into two groups, so no "
             "image lacks its feature: SpuFix measures it from the mean of the class",
             PfungstWarning,
             stacklevel=3,

@@ -5,24 +5,21 @@ from __future__ import annotations
 import time
 import warnings
 from functools import cache, partial
+from pathlib import Path
 
-from pfungst.anomaly import detector_from_spec
-from pfungst.audit.anomaly import verdict
 from pfungst.audit.anomaly.config import AnomalyConfig
-from pfungst.audit.anomaly.entry import evaluate, mean_scores
-from pfungst.audit.anomaly.fitted import FittedDetectors
-from pfungst.audit.anomaly.mitigation import parse_mitigation
+from pfungst.audit.anomaly.mitigation import fixed_filter
 from pfungst.audit.anomaly.result import AnomalyResult, Entry
-from pfungst.audit.config import EMBEDDED
 from pfungst.audit.machine import circumstances
-from pfungst.audit.progress import bar
 from pfungst.audit.result import Skipped, save
 from pfungst.audit.sources import group_columns
-from pfungst.audit.workspace import Workspace
+from pfungst.audit.workspace import Workspace, refuse_old_result
 from pfungst.conditions import Condition
 from pfungst.data import ImageSet, digits_c, open_images
 from pfungst.data.synthetic import make_parts
+from pfungst.device import choose_device
 from pfungst.errors import DataError, PfungstWarning, UnreadableImages
+from pfungst.progress import progress_bar
 
 
 def run(config: AnomalyConfig) -> AnomalyResult:
@@ -38,10 +35,20 @@ def run(config: AnomalyConfig) -> AnomalyResult:
         ConfigError, DataError, UnreadableImages: see :mod:`pfungst.errors`.
     """
     started = time.monotonic()
-    for text in config.model:
-        detector_from_spec(text, device="cpu").check_size(config.size)
-    parse_mitigation(config.mitigate)
+    refuse_old_result(config)
+    choose_device(config.device)
+    fixed_filter(config.mitigate, config.size)
     conditions = [Condition.parse(config.original), Condition.parse(config.deployed)]
+    for condition in conditions:
+        condition.check(config.size)
+    if isinstance(config.data, Path) and not config.data.exists():
+        raise DataError(f"{config.data} does not exist", "check the path")
+    from pfungst.audit.anomaly import verdict  # with scikit-learn, which takes half as long as torch
+    from pfungst.audit.anomaly.entry import evaluate, mean_scores
+    from pfungst.audit.anomaly.fitted import FittedDetectors, check_detector
+
+    for text in config.model:
+        check_detector(text, config.size)
     sets = open_sets(config)
     for images in sets:
         group_columns(images.items, config.groups)
@@ -51,12 +58,12 @@ def run(config: AnomalyConfig) -> AnomalyResult:
     notes: list[str] = []
     entries: list[Entry] = []
     skipped: dict[str, str] = {}
-    with bar() as progress:
-        task = progress.add_task("checking images", total=len(sets) * (1 + len(config.model)))
-        if not config.skip_bad and str(config.data) not in EMBEDDED:
+    with progress_bar("checking images", len(sets) * (1 + len(config.model))) as bar:
+        if not config.skip_bad and isinstance(config.data, Path):
             check_all(sets)
         for images in sets:
-            progress.update(task, description=images.name, advance=1)
+            bar.say(images.name)
+            bar.advance()
             notes += [f"{images.name}: {note}" for note in images.notes]
             prepared = cache(partial(images.prepare_many, conditions, config.size, skip_bad=config.skip_bad))
             for model in config.model:
@@ -73,7 +80,7 @@ def run(config: AnomalyConfig) -> AnomalyResult:
                     workspace.save_part(name, entry)
                 entries.append(entry)
                 skipped |= {f"{images.name}: {s.id}": s.reason for s in entry.skipped}
-                progress.update(task, advance=1)
+                bar.advance()
     if workspace.resumed:
         notes.append(f"{workspace.resumed} finished parts were taken over from an interrupted run")
 
@@ -107,9 +114,9 @@ def open_sets(config: AnomalyConfig) -> list[ImageSet]:
         ConfigError: a category does not exist.
     """
     wanted = config.category or None
-    if str(config.data) == "synthetic":
+    if config.data == "synthetic":
         sets = make_parts(wanted, seed=config.seed)
-    elif str(config.data) == "digits-c":
+    elif config.data == "digits-c":
         sets = digits_c(wanted, seed=config.seed)
     else:
         sets = open_images(config.data, category=wanted)

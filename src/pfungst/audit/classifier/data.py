@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +17,9 @@ from pfungst.data import ImageSet, Item, open_images
 from pfungst.data.decode import Undecodable
 from pfungst.data.prepared import resize_mask
 from pfungst.encoders import Preprocessing
-from pfungst.errors import ConfigError, DataError, InputError, UnreadableImages
+from pfungst.errors import ConfigError, DataError, InputError, UnreadableImages, few
+from pfungst.features import combined
+from pfungst.files import reading
 from pfungst.spurious import match_classes
 
 _TRAIN, _HELD_OUT = ("train",), ("val", "validation", "test")
@@ -39,6 +41,10 @@ class Labelled:
     def __getitem__(self, row: int) -> tuple[str, Tensor, int]:
         return self.ids[row], self._read(self.items[row]), self.labels[row]
 
+    def identity(self, row: int) -> tuple[object, ...]:
+        """What the features of an image and its label depend on, beside the model."""
+        return self.items[row].identity(), str(self.condition), self.size, self.labels[row]
+
     def _read(self, item: Item) -> Tensor:
         try:
             return self.condition(item.read(), self.size, key=item.id)
@@ -51,31 +57,29 @@ class Labelled:
 
     def mask(self, id_: str, folder: Path | None) -> np.ndarray | None:
         """The object's mask, (S, S) boolean, from the data set or from a folder of masks; None without one."""
-        item = self.items[self._rows[id_]]
-        beside = None if folder is None else (folder / id_).with_suffix(".png")
-        if item.mask is None and beside is not None and beside.is_file():
-            item = replace(item, mask=beside)
+        item = self._masked(self.items[self._rows[id_]], folder)
         try:
             mask = item.read_mask()
         except Undecodable as error:
             raise UnreadableImages([(item.mask_file, str(error))]) from None
         return None if mask is None else resize_mask(mask, self.size)
 
-    def of(self, classes: Sequence[int]) -> Labelled:
-        """Only these classes."""
-        wanted = set(classes)
-        rows = [row for row, label in enumerate(self.labels) if label in wanted]
-        new = Labelled.__new__(Labelled)
-        new.items, new.labels = [self.items[r] for r in rows], [self.labels[r] for r in rows]
-        new.ids = [item.id for item in new.items]
-        new.condition, new.size = self.condition, self.size
-        new._rows = {id_: row for row, id_ in enumerate(new.ids)}
-        return new
+    @staticmethod
+    def _masked(item: Item, folder: Path | None) -> Item:
+        beside = None if folder is None else (folder / item.id).with_suffix(".png")
+        return replace(item, mask=beside) if item.mask is None and beside and beside.is_file() else item
 
     def key(self) -> str:
-        """Names these images and how they are prepared."""
-        text = json.dumps([self.ids, self.labels, str(self.condition), self.size])
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        """Names these images and how they are prepared, whatever they show."""
+        return combined(self.ids, self.labels, str(self.condition), self.size)
+
+    def state(self, masks: Path | None) -> str:
+        """Names these images, of which those that are not there do not count, and their masks as they are now."""
+        found = []
+        for row, item in enumerate(self.items):
+            with suppress(OSError):
+                found.append((item.id, self.identity(row), self._masked(item, masks).mask_identity()))
+        return combined(found)
 
 
 def open_labelled(path: Path, training: bool) -> ImageSet:
@@ -86,7 +90,7 @@ def open_labelled(path: Path, training: bool) -> ImageSet:
     """
     sets = open_images(path, normal_label="\0none")
     if len(sets) > 1:
-        names = ", ".join(s.name for s in sets[:8])
+        names = few(s.name for s in sets)
         raise DataError(
             f"{path} holds {len(sets)} image sets: {names}", "give a folder with one folder per class"
         )
@@ -108,15 +112,12 @@ def read_names(path: Path | None) -> list[str] | None:
     """Class names in the order of the model's outputs, from a JSON list or a text file."""
     if path is None:
         return None
-    try:
+    remedy = "a JSON list of names, or one name a line"
+    with reading(path, remedy, ConfigError):
         text = path.read_text(encoding="utf-8")
         names = json.loads(text) if path.suffix == ".json" else [line.strip() for line in text.split("\n")]
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"{path} cannot be read: {error}", "a JSON list of names, or one name a line"
-        ) from None
     if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
-        raise ConfigError(f"{path} holds no list of names", "a JSON list of names, or one name a line")
+        raise ConfigError(f"{path} holds no list of names", remedy)
     return [name for name in names if name]
 
 
@@ -135,10 +136,9 @@ def class_names(train: ImageSet, val: ImageSet, given: list[str] | None, n_class
     index = match_classes(labels, n_classes if given is None else given)
     unknown = sorted({str(item.label) for item in val.items} - set(index))
     if unknown and given is None:
-        shown = ", ".join(map(repr, sorted(index)[:8]))
         raise InputError(
-            f"{len(unknown)} labels of the validation set are no training labels: {', '.join(map(repr, unknown[:8]))}; "
-            f"the training set has {len(index)}: {shown}{' …' if len(index) > 8 else ''}",
+            f"{len(unknown)} labels of the validation set are no training labels: {few(map(repr, unknown))}; "
+            f"the training set has {len(index)}: {few(map(repr, sorted(index)))}",
             "name the folders of both sets alike, or give --class-names",
         )
     if given is not None:
@@ -146,7 +146,7 @@ def class_names(train: ImageSet, val: ImageSet, given: list[str] | None, n_class
     return {i: name for name, i in index.items()}
 
 
-def choose_classes(wanted: Sequence[int | str], names: dict[int, str]) -> list[int]:
+def choose_classes(wanted: Sequence[str], names: dict[int, str]) -> list[int]:
     """Class indices to audit, all if none are named.
 
     Raises:
@@ -155,17 +155,16 @@ def choose_classes(wanted: Sequence[int | str], names: dict[int, str]) -> list[i
     by_name = {name: i for i, name in names.items()}
     chosen, unknown = [], []
     for value in wanted:
-        if isinstance(value, str) or str(value) in by_name:
-            value = by_name.get(str(value), str(value))
-        if isinstance(value, int) and value in names:
-            chosen.append(value)
+        k = by_name.get(value, int(value) if value.isdecimal() else None)
+        if k in names:
+            chosen.append(k)
         else:
-            unknown.append(value)
+            unknown.append(int(value) if value.isdecimal() else value)
     if unknown:
-        shown = ", ".join(f"{i} {name}" for i, name in sorted(names.items())[:10])
+        shown = few((f"{i} {name}" for i, name in sorted(names.items())), 10)
         raise ConfigError(
-            f"no training images have the class {', '.join(map(repr, unknown))}",
-            f"there are {len(names)}: {shown}{' …' if len(names) > 10 else ''}",
+            f"no training images have the class {few(map(repr, unknown))}",
+            f"there are {len(names)}: {shown}",
         )
     return sorted(set(chosen)) or sorted(names)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +10,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from pfungst.errors import InputError
+from pfungst.files import digest, whole
 from pfungst.relevance import gradcam
 from pfungst.relevance.colours import overlay
 from pfungst.spurious import FeatureHead, NeuralPCA
@@ -110,7 +109,7 @@ class PictureFolder:
 
     def photo(self, image: np.ndarray, id_: str) -> str:
         """A training image (H, W, 3) uint8, named by its identifier."""
-        name = hashlib.sha256(id_.encode()).hexdigest()[:20]
+        name = digest(id_, length=20)
         return self._write(image, f"photo-{name}")
 
     def heat(self, heat: np.ndarray, image: np.ndarray, name: str) -> str:
@@ -131,10 +130,6 @@ class PictureFolder:
     def _write(self, image: np.ndarray, name: str, exact: bool = False) -> str:
         exact = exact or max(image.shape[:2]) <= 96
         target = self.folder / f"{name}.{'png' if exact else 'jpg'}"
-        temporary = target.with_suffix(".part")
-        if exact:
-            Image.fromarray(image).save(temporary, "PNG")
-        else:
-            Image.fromarray(image).save(temporary, "JPEG", quality=90)
-        os.replace(temporary, target)
+        with whole(target) as part:
+            Image.fromarray(image).save(part, "PNG" if exact else "JPEG", quality=90)
         return target.relative_to(self.root).as_posix()

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import os
 from pathlib import Path
 from typing import Any
 
 from pfungst.audit.classifier.result import ClassEntry
+from pfungst.files import write_json
 
 FORMAT = "pfungst.label-task/1"
 FILE = "label-task.json"
@@ -37,7 +36,5 @@ def write_label_task(
     ]
     task = {"format": FORMAT, "kind": "components", "title": title, "model": fingerprint, "items": items}
     target = folder / FILE
-    temporary = target.with_suffix(".json.part")
-    temporary.write_text(json.dumps(task, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, target)
+    write_json(target, task)
     return target

@@ -20,6 +20,7 @@ from pfungst.data import Item
 from pfungst.errors import ConfigError, DataError, PfungstWarning
 from pfungst.probes import LinearSVM, LogisticRegression
 from pfungst.probes.linear import Probe
+from pfungst.suggest import suggest
 
 UNITS = ("patient", "patientid", "patient_id", "subject", "subject_id")
 _NEGATIVE = ("good", "normal", "other", "negative", "none", "no", "false", "0", "healthy")
@@ -90,7 +91,7 @@ def unit_column(items: Sequence[Item], wanted: str) -> str | None:
         if same is None:
             raise ConfigError(
                 f"the data have no column {wanted!r} to keep together",
-                f"columns: {', '.join(known) or 'none'}",
+                suggest(wanted, known, "columns"),
             )
         return same
     return wanted

@@ -10,25 +10,26 @@ from typing import Any
 import numpy as np
 
 from pfungst import measure
-from pfungst.audit.progress import bar
 from pfungst.audit.result import Interval
 from pfungst.audit.similarity.config import SimilarityConfig
 from pfungst.audit.similarity.result import Pair, Relation
 from pfungst.audit.workspace import Workspace
 from pfungst.data.delimited import read_rows, require
 from pfungst.errors import DataError
+from pfungst.progress import progress_bar
 from pfungst.similarity import SimilarityExplainer
 
+Sentences = tuple[str, str, str]  # first, second, relation
 COLUMNS = ("first", "second", "relation")
 SAME = "same"
 _MARKERS = ("[CLS]", "[SEP]", "<s>", "</s>", "[PAD]", "<pad>")
 
 
-def read_pairs(path: Path) -> list[tuple[str, str, str]]:
+def read_pairs(path: Path, positive: str | None = None) -> list[Sentences]:
     """Sentence pairs and their relation from a CSV with the columns first, second and relation.
 
     Raises:
-        DataError: the file or a column is missing, a field is empty, or there are fewer than two pairs; and as for
+        DataError: the file or a column is missing, a field is empty, there are fewer than two pairs or none of the relation `positive`; and as for
             ``read_rows``.
     """
     table = read_rows(path)
@@ -39,19 +40,19 @@ def read_pairs(path: Path) -> list[tuple[str, str, str]]:
         raise DataError(f"{path} has empty fields in lines {bad[:10]}", "fill or remove them")
     if len(rows) < 2:
         raise DataError(f"{path} has {len(rows)} pairs", "give at least two")
+    relations = dict.fromkeys(c for *_, c in rows)
+    if positive not in (None, *relations):
+        raise DataError(f"no pair has the relation {positive!r}", f"relations: {', '.join(relations)}")
     return [(a, b, c) for a, b, c in rows]
 
 
 def audit(
-    encoder: Any, config: SimilarityConfig
+    encoder: Any, rows: list[Sentences], config: SimilarityConfig
 ) -> tuple[Workspace, dict[str, Any], dict[str, np.ndarray], list[str]]:
     """Similarities of all pairs, BiLRP of up to `explain` pairs per relation."""
     assert config.texts is not None
-    rows = read_pairs(config.texts)
     relations = list(dict.fromkeys(r for *_, r in rows))
     expected = config.positive or (SAME if SAME in relations else relations[0])
-    if expected not in relations:
-        raise DataError(f"no pair has the relation {expected!r}", f"relations: {', '.join(relations)}")
     workspace = Workspace(config)
     words = [a for a, *_ in rows] + [b for _, b, _ in rows]
     vectors = encoder.encode(words, normalise=True).numpy()
@@ -63,8 +64,7 @@ def audit(
     summaries: list[Relation] = []
     worst = 0.0
     chosen = {r: _chosen(kinds, similarity, r, config) for r in relations}
-    with bar() as progress:
-        task = progress.add_task("explaining pairs", total=sum(map(len, chosen.values())))
+    with progress_bar("explaining pairs", sum(map(len, chosen.values()))) as bar:
         for relation, index in chosen.items():
             shared, special, bias = [], [], []
             for rank, i in enumerate(index):
@@ -98,7 +98,7 @@ def audit(
                             tokens=(a, b),
                         )
                     )
-                progress.update(task, advance=1)
+                bar.advance()
             mine = kinds == relation
             summaries.append(
                 Relation(

@@ -15,6 +15,8 @@ from PIL import Image
 from pfungst.data.item import Item
 from pfungst.data.items import ImageSet
 from pfungst.errors import ConfigError, DataError
+from pfungst.files import whole
+from pfungst.suggest import suggest
 
 from .brush_hairs import BrushHairs
 from .capsule import PrintedCapsule
@@ -102,7 +104,7 @@ def make_parts(
     for name in names:
         if name not in CATEGORIES:
             raise ConfigError(
-                f"there is no rendered category {name!r}", f"there are: {', '.join(CATEGORIES)}"
+                f"there is no rendered category {name!r}", suggest(name, CATEGORIES, "there are")
             )
     if size < 64 or size % 2 or min(train, good, defective) < 0:
         raise ConfigError(
@@ -155,10 +157,8 @@ def write(folder: str | Path, sets: Sequence[ImageSet] | None = None, workers: i
         ) from None
 
     def save(image: Image.Image, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".part")
-        image.save(temporary, "PNG", compress_level=1)
-        temporary.replace(path)
+        with whole(path) as part:
+            image.save(part, "PNG", compress_level=1)
 
     def one(pair: tuple[str, Item]) -> None:
         name, item = pair
