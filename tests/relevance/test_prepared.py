@@ -41,6 +41,7 @@ CHANGES = {
     "one value": lambda net: net[3].weight.data[7, 3, 1].add_(0.5),
     ".data replaced": lambda net: setattr(net[3].weight, "data", -net[3].weight.data),
     "exchanged": exchange,
+    "flipped": lambda net: net[3].weight.data.copy_(net[3].weight.data.flip(1)),
     "optimizer": step,
     "load_state_dict": lambda net: net.load_state_dict({k: v * 0.5 for k, v in net.state_dict().items()}),
     "type": lambda net: net.double(),
