@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from pfungst.relevance import Patches, Replay, attribute, linearize
-from pfungst.relevance.program import kernels
+from pfungst.relevance.program.windows import Convolution
 
 COMPOSITES = ("epsilon_plus_flat", "epsilon_gamma_box", "transformer")
 
@@ -92,22 +92,22 @@ def setting(tf32: bool = True, benchmark: bool = False) -> Iterator[None]:
 @contextmanager
 def products() -> Iterator[None]:
     """1 × 1 convolutions as matrix products instead of convolutions."""
-    plain = kernels.Convolution.forward
+    plain = Convolution.forward
 
-    def forward(self: kernels.Convolution, tangents: list[Tensor | None]) -> list[Tensor | None]:
+    def forward(self: Convolution, tangents: list[Tensor | None], owned: bool) -> list[Tensor | None]:
         t = tangents[0]
         if t is None or not self.pointwise:
-            return plain(self, tangents)
+            return plain(self, tangents, owned)
         (m, n), (sh, sw) = t.shape[:2], self.stride
         rows = t.flatten(0, 1)[..., ::sh, ::sw].permute(0, 2, 3, 1)
         out = rows.reshape(-1, rows.shape[-1]) @ self.weight.flatten(1).T
         return [out.view(*rows.shape[:3], -1).permute(0, 3, 1, 2).unflatten(0, (m, n))]
 
-    kernels.Convolution.forward = forward  # type: ignore[method-assign]
+    Convolution.forward = forward  # type: ignore[method-assign]
     try:
         yield
     finally:
-        kernels.Convolution.forward = plain  # type: ignore[method-assign]
+        Convolution.forward = plain  # type: ignore[method-assign]
 
 
 def checks() -> None:

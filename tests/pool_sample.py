@@ -18,7 +18,7 @@ from torch import nn
 
 
 class Tiny(nn.Module):
-    """Eight features, three classes; seconds to wait per batch, for tests that interrupt."""
+    """Eight features, three classes; seconds to wait per batch, also from the environment, for tests that interrupt."""
 
     def __init__(self, seed: int = 0, wait: float = 0.0) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class Tiny(nn.Module):
             self.head.bias.copy_(-self.head.weight @ self.conv(noise).relu().mean((0, 2, 3)))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        time.sleep(self.wait)
+        time.sleep(self.wait or float(os.environ.get("POOL_SAMPLE_WAIT", 0)))
         return self.head(self.conv(x).relu().mean((2, 3)))
 
 

@@ -244,6 +244,18 @@ def digest(*parts: Any, length: int = 64) -> str:
     return state.hexdigest()[:length]
 
 
+def stamp(path: Pathlike) -> str:
+    """What a file that stayed the same keeps: its size, and when it was last written and last put in place.
+
+    The second time also tells of a file that another one replaced with its old first time, as archives do.
+
+    Raises:
+        OSError: there is no such file.
+    """
+    found = os.stat(path)
+    return f"{found.st_size}:{found.st_mtime_ns}:{found.st_ctime_ns}"
+
+
 def mixed(text: str) -> int:
     """A number below 2⁶⁴ that looks random and depends on the text alone: for seeds and for orders without a bias."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")

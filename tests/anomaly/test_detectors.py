@@ -291,7 +291,8 @@ def test_save_and_load(detector, tmp_path):
         torch.testing.assert_close(again.explain(x).values, detector.explain(x).values)
         np.testing.assert_array_equal(again.training_scores_, detector.training_scores_)
     assert [p.name for p in tmp_path.iterdir()] == ["d"]
-    assert json.loads((tmp_path / "d" / "detector.json").read_text())["class"] == type(detector).__name__
+    header = json.loads((tmp_path / "d" / "detector.json").read_text())
+    assert header["detector"] == type(detector).__name__.lower()
 
 
 def test_save_and_load_with_features_of_ones_own(tmp_path):

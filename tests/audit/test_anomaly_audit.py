@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-import pfungst.audit.anomaly.run as audit
+import pfungst.audit.anomaly.entry as audit
 from factories import broken_files, mini_mvtec, picture, save
 from pfungst.audit.anomaly.config import AnomalyConfig
 from pfungst.audit.anomaly.run import run
@@ -248,6 +248,12 @@ def test_every_detector_goes_through_the_audit(data, tmp_path, model):
     arrays = np.load(tmp_path / entry.arrays)
     assert len(np.unique(arrays["scores_original"])) > 3
     assert np.isfinite(arrays["heat"]).all()
+
+
+def test_tiles_are_refused_before_anything_is_fitted(data, tmp_path):
+    with pytest.raises(InputError, match="not defined for tiles"):
+        run(config(data, tmp_path, model="kde,bag:kde+tiled:tile=16,overlap=4:kde", category="nut", seeds=1))
+    assert not list(tmp_path.iterdir())
 
 
 def test_embedded_digits_are_audited(tmp_path):

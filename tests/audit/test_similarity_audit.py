@@ -13,7 +13,7 @@ import pfungst.audit.similarity.mending as mending
 import pfungst.audit.similarity.run as audit
 from pfungst.audit.check import Gate, check
 from pfungst.audit.result import load
-from pfungst.audit.similarity.embeddings import Source, conditions_for, open_set
+from pfungst.audit.similarity.embeddings import Source, open_set
 from pfungst.audit.similarity.likeness import _marks, patch_size, similar_pairs
 from pfungst.audit.similarity.mending import Wish
 from pfungst.audit.similarity.probing import make_plan, predict, score, usable
@@ -277,10 +277,19 @@ def test_wrong_options_are_named(data, tmp_path, options, error, words):
     assert not (tmp_path / "result.json").exists()
 
 
-def test_a_logo_larger_than_the_image(tmp_path):
-    encoder = load_encoder("small:4", size=16)
-    with pytest.raises(ConfigError, match="larger than the picture"):
-        conditions_for(encoder, [f"logo:{logo(tmp_path / 'tag.png')},width=0.9,margin=12"])
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"condition": ["logo:tag.png,width=0.9,margin=30"], "size": None}, "larger than the picture"),
+        ({"patches": 17}, "larger than the images"),
+    ],
+)
+def test_what_does_not_fit_the_encoders_images(data, tmp_path, monkeypatch, options, words):
+    logo(tmp_path / "tag.png")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Source, "open", lambda *a: pytest.fail("images were read"))
+    with pytest.raises(ConfigError, match=words):
+        run(config(data, tmp_path / "out", **options))
 
 
 class Odd(nn.Module):

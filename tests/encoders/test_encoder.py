@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from pfungst.encoders import Encoder, Preprocessing, load
-from pfungst.encoders.cache import EmbeddingCache
 from pfungst.errors import CheckpointError, ConditionMismatch, ConfigError, InputError
+from pfungst.features import Store
 
 SMALL = Preprocessing(16, "pillow-bilinear", (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 
@@ -138,9 +138,8 @@ def test_cache_keeps_what_an_interrupted_run_computed(tmp_path):
     x = images(1100, size=4)
     with pytest.raises(KeyboardInterrupt):
         Encoder(Breaks(), SMALL, "same").encode(x, cache=tmp_path, batch_size=64)
-    (broken,) = [p.name for p in tmp_path.iterdir()]
-    kept = EmbeddingCache(tmp_path)
-    assert len(kept._load(broken)) == 1024
+    (folder,) = tmp_path.iterdir()
+    assert len(Store(folder)) == 1024
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ def test_a_component_by_name_or_index(npca, audit):
 
 
 def test_what_is_not_there_is_said(audit, tmp_path):
-    with pytest.raises(DataError, match="holds no classifier audit"):
+    with pytest.raises(DataError, match="give the --out of `pfungst audit classifier`"):
         read_component(tmp_path, "cat", 0)
     with pytest.raises(InputError, match=r"no class 'dog'\n.*known: cat, 0"):
         read_component(audit, "dog", 0)

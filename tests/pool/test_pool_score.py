@@ -1,10 +1,13 @@
+import contextlib
 import multiprocessing
 import os
 import random
 import shutil
 import signal
 import subprocess
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -14,7 +17,7 @@ import torch
 from pfungst.errors import ConfigError, DataError, InputError
 from pfungst.pool import PoolModel, index, open_pool, score
 from pfungst.pool.parts import features_path, part_path
-from pool_sample import Tiny, folder_pool, other, parquet_pool, scores_of, slow, tiny
+from pool_sample import Tiny, folder_pool, other, parquet_pool, scores_of, tiny
 
 pytest.importorskip("pfungst.spurious")
 conditions = pytest.importorskip("pfungst.conditions")
@@ -105,7 +108,8 @@ def test_another_model_under_the_same_name_is_refused(tmp_path):
 
 def _score_slowly(folder):
     torch.set_num_threads(1)
-    score(folder, [PoolModel("tiny", slow, "pillow-bilinear", 16), OTHER], batch_size=4, device="cpu")
+    os.environ["POOL_SAMPLE_WAIT"] = "0.05"
+    score(folder, [TINY, OTHER], batch_size=4, device="cpu")
 
 
 def test_kill_9_ten_times_gives_the_same_scores(tmp_path):
@@ -178,5 +182,42 @@ def test_worker_processes_give_the_same_scores_and_one_that_dies_is_said(tmp_pat
             workers=2,
             **OPTIONS,
         )
+    shutil.rmtree(pool.folder / "scores" / "tiny")  # its code is another one
     score(pool.folder, [TINY, OTHER], **OPTIONS)
     assert scores_of(pool.folder) == expected
+
+
+@pytest.mark.slow
+def test_workers_end_with_a_parent_that_is_killed(tmp_path):
+    pool = index(folder_pool(tmp_path / "source", 60), tmp_path / "pool", shard_rows=2)
+    code = (
+        f"import sys; sys.path[:0] = {sys.path!r}\n"
+        "from pfungst.pool import PoolModel, score\n"
+        "if __name__ == '__main__':\n"
+        f"    score({str(pool.folder)!r}, [PoolModel('tiny', 'pool_sample:slow', 'pillow-bilinear', 16)], workers=2,"
+        " batch_size=1, device='cpu')\n"
+    )
+    (tmp_path / "job.py").write_text(code)
+    job = subprocess.Popen(
+        [sys.executable, str(tmp_path / "job.py")], env=os.environ | {"POOL_SAMPLE_WAIT": "0.3"}
+    )
+    until = time.monotonic() + 120
+    while not part_path(pool, "tiny", 1).is_file() and time.monotonic() < until:
+        time.sleep(0.1)
+    children = [int(p) for p in Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()]
+    assert len(children) >= 2
+    job.kill()
+    job.wait()
+
+    def alive(child):
+        with contextlib.suppress(OSError):
+            return bool(Path(f"/proc/{child}/cmdline").read_bytes())
+
+    until = time.monotonic() + 20
+    while any(map(alive, children)) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not any(map(alive, children))
+    assert (
+        score(pool.folder, [PoolModel("tiny", "pool_sample:slow", "pillow-bilinear", 16)], **OPTIONS).skipped
+        >= 2
+    )

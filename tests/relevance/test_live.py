@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torchvision.models import resnet18, vgg11_bn
 
 from pfungst.relevance import Pixels, linearize
-from pfungst.relevance.program import live, tape
+from pfungst.relevance.program import live, tape, units
 
 ROOM = 2 << 30
 
@@ -38,8 +38,9 @@ class Residual(nn.Module):
 
 def programs(lin, monkeypatch):
     """The largest span, whatever it costs."""
-    for name in ("_CALL", "_SELECT", "_TURN"):
-        monkeypatch.setattr(live, name, 0.0)
+    for name in ("CALL", "SELECT"):
+        monkeypatch.setattr(units, name, 0.0)
+    monkeypatch.setattr(live, "_TURN", 0.0)
     monkeypatch.setattr(live, "_CAUTION", 0.0)
     return lin.tape.span(ROOM)
 
@@ -87,24 +88,24 @@ def test_a_span_covers_the_blocks_between_pooling_and_mean(monkeypatch):
 def test_dead_units_are_left_out():
     c = torch.zeros(3, 2, 2)
     c[0, 0, 1] = c[2, 0, 1] = c[1, 1, 0] = 1.0
-    units = live.Units(c != 0)
-    assert len(units) == 3
-    assert units.start == [0, 0, 2, 3, 3]
-    assert units.channel.tolist() == [0, 2, 1]
-    assert units.counts.tolist() == [[0, 2], [1, 0]]
+    found = units.Units(c != 0)
+    assert len(found) == 3
+    assert found.start == [0, 0, 2, 3, 3]
+    assert found.channel.tolist() == [0, 2, 1]
+    assert found.counts.tolist() == [[0, 2], [1, 0]]
     images = torch.arange(24.0).view(2, 3, 2, 2)
-    g = units.gather(images)
-    assert g.shape == (3, live.LINE)
+    g = found.gather(images)
+    assert g.shape == (3, units.LINE)
     assert g[:, :2].T.tolist() == [[1, 9, 6], [13, 21, 18]]
-    (back,) = units.scatter(g, 2)
+    (back,) = found.scatter(g, 2)
     torch.testing.assert_close(back, images * c)
 
 
 def test_nothing_live_gives_zeros():
-    nothing = live.Units(torch.zeros(2, 3, 3, dtype=torch.bool))
-    some = live.Units(torch.ones(2, 3, 3, dtype=torch.bool))
+    nothing = units.Units(torch.zeros(2, 3, 3, dtype=torch.bool))
+    some = units.Units(torch.ones(2, 3, 3, dtype=torch.bool))
     out = torch.full((18, 16), 7.0)
-    live.Link(nothing, some, torch.ones(2, 3, 3)).run(torch.empty(0, 16), out, True)
+    units.Link(nothing, some, torch.ones(2, 3, 3)).run(torch.empty(0, 16), out, True)
     assert not out.any()
 
 

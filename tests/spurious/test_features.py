@@ -15,7 +15,7 @@ def head():
 
 
 class Data:
-    """Map-style images that can stop or break at given places, and count what was read."""
+    """Map-style images that say which they are, can stop or break at given places, and count what was read."""
 
     def __init__(self, rows, stop=None, broken=()):
         self.rows, self.stop, self.broken, self.reads = rows, stop, set(broken), []
@@ -23,6 +23,11 @@ class Data:
 
     def __len__(self):
         return len(self.rows)
+
+    def identity(self, i):
+        if i in self.broken:
+            raise FileNotFoundError
+        return self.rows[i][1], self.rows[i][2]
 
     def __getitem__(self, i):
         self.reads.append(i)

@@ -2,7 +2,7 @@
 
 from pfungst.anomaly.autoencoder import Autoencoder
 from pfungst.anomaly.bag import Bag
-from pfungst.anomaly.base import Detector
+from pfungst.anomaly.base import Detector, register
 from pfungst.anomaly.d2neighbors import D2Neighbors
 from pfungst.anomaly.kde import KDE
 from pfungst.anomaly.letters import LettersCNN, rendered_letters, train_letters
@@ -29,6 +29,7 @@ __all__ = [
     "SoftMin",
     "Tiled",
     "detector_from_spec",
+    "register",
     "rendered_letters",
     "train_letters",
     "wrap",

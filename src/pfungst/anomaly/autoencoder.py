@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pfungst.anomaly.base import register
+from pfungst.anomaly.features import load_named_weights, named_weights
 from pfungst.anomaly.network import NetworkDetector, Normalise
 from pfungst.anomaly.training import History, train
 from pfungst.device import choose_device
@@ -17,8 +19,9 @@ from pfungst.errors import InputError
 from pfungst.relevance import Basis, Relevance
 
 
+@register("autoencoder")
 class Autoencoder(NetworkDetector):
-    """identity · squared distance to the reconstruction r(x) · no pooling: o = ‖x − r(x)‖².
+    """Trained autoencoder: identity · squared distance to the reconstruction r(x) · no pooling, o = ‖x − r(x)‖².
 
     The explanation holds the reconstruction constant, R_i = (x_i − r_i)², and conserves exactly
     (Kauffmann et al. 2020, "The Clever Hans effect in anomaly detection"). With a layer in front,
@@ -108,20 +111,15 @@ class Autoencoder(NetworkDetector):
         return z
 
     def _fit(self, x: Tensor) -> Tensor:
-        self._check_quantile()
-        if not 0 < self.validation < 1:
-            raise InputError(f"validation {self.validation} is not in (0, 1)", "for example 0.1")
+        self._check_params()
+        training, held_out = self._split(len(x))
         self._build()
         z = self._behind(x)
-        order = torch.randperm(len(z), generator=torch.Generator().manual_seed(self.seed)).to(z.device)
-        count = round(self.validation * len(z))
-        held_out = order[: max(1, count)]
-        training = order[max(1, count) :] if len(z) > 1 else order
         self.history_: History = train(
             self.network_,
             _squared_error,
             z[training],
-            z[held_out],
+            z[held_out if len(held_out) else training],
             epochs=self.epochs,
             patience=self.patience,
             learning_rate=self.learning_rate,
@@ -131,7 +129,7 @@ class Autoencoder(NetworkDetector):
             progress=self.progress,
             name="autoencoder",
         )
-        return self._score(x[held_out.to(x.device)]) if len(z) > 1 else x.new_zeros(0)
+        return self._score(x[held_out]) if len(held_out) else x.new_zeros(0)
 
     def reconstruct(self, X: Any) -> Tensor:
         """Reconstructions (N, C, H, W), in the normalised range."""
@@ -154,15 +152,15 @@ class Autoencoder(NetworkDetector):
         values = basis.contract(delta, delta, ndim=3)
         return Relevance(values, score, basis, score - values.flatten(1).sum(1))
 
-    def _tensors(self) -> dict[str, Tensor]:
-        return {f"network.{k}": t for k, t in self.network_.state_dict().items()}
-
-    def _facts(self) -> dict[str, Any]:
-        return {"history": [self.history_.validation, self.history_.best_epoch, self.history_.stopped]}
+    def _state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        history = [self.history_.validation, self.history_.best_epoch, self.history_.stopped]
+        tensors = named_weights("network", self.network_) | named_weights("features", self.features)
+        return tensors, {"history": history}
 
     def _restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
         self._build()
-        self.network_.load_state_dict({k.removeprefix("network."): t for k, t in tensors.items()})
+        load_named_weights("network", self.network_, tensors)
+        load_named_weights("features", self.features, tensors)
         self.network_.eval()
         self.history_ = History(*facts["history"])
 

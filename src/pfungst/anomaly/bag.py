@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from sklearn.base import clone
-from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from pfungst.anomaly.base import Detector
-from pfungst.anomaly.store import _FORMAT, read_folder, write_folder
-from pfungst.errors import CheckpointError, InputError
-from pfungst.files import whole
+from pfungst.anomaly.base import Detector, register
+from pfungst.errors import InputError
 from pfungst.relevance import Basis, Relevance
 
 Members = Sequence[Detector] | Sequence[tuple[str, Detector]]
 
 
+@register("bag")
 class Bag(Detector):
-    """o = mean_m (o_m − μ_m) / σ_m over M detectors, standardised on normal data that none of them saw.
+    """Mean of the scores of M detectors, standardised on normal data that none of them saw:
+    o = mean_m (o_m − μ_m) / σ_m.
 
     Relevance is the members', times (1/M)/σ_m; the constant −(1/M) Σ_m μ_m/σ_m belongs to no input and is part of
     the bias (Kauffmann et al. 2020, section 5).
@@ -38,6 +36,8 @@ class Bag(Detector):
         constant_: −(1/M) Σ_m μ_m/σ_m.
     """
 
+    nested: ClassVar[str | None] = "detectors"
+
     def __init__(
         self, detectors: Members = (), validation: float = 0.2, quantile: float = 0.95, seed: int = 0
     ) -> None:
@@ -45,6 +45,10 @@ class Bag(Detector):
         self.validation = validation
         self.quantile = quantile
         self.seed = seed
+
+    def check_basis(self, basis: Basis) -> None:
+        for member in self._named().values():
+            member.check_basis(basis)
 
     def check_size(self, size: int) -> None:
         for member in self._named().values():
@@ -65,13 +69,10 @@ class Bag(Detector):
 
     def _fit(self, x: Tensor) -> Tensor:
         named = self._named()
-        if not 0 < self.validation < 1:
-            raise InputError(f"validation {self.validation} is not in (0, 1)", "for example 0.2")
-        count = max(2, round(self.validation * len(x)))
-        if len(x) - count < 2:
+        if len(x) < 4:
             raise InputError(f"{len(x)} samples are too few for a bag", "pass at least four normal samples")
-        order = torch.randperm(len(x), generator=torch.Generator().manual_seed(self.seed)).to(x.device)
-        held_out, training = x[order[:count]], x[order[count:]]
+        training, held_out = (x[rows] for rows in self._split(len(x), least=2, spare=2))
+        count = len(held_out)
         self.members_: dict[str, Detector] = {}
         self.means_: dict[str, float] = {}
         self.stds_: dict[str, float] = {}
@@ -101,62 +102,18 @@ class Bag(Detector):
         return total.to(x.device)
 
     def _explain(self, x: Tensor, basis: Basis) -> Relevance:
-        values, score, bias = (
-            None,
-            torch.zeros(len(x), dtype=torch.float64),
-            torch.zeros(len(x), dtype=torch.float64),
-        )
+        total: list[Tensor] = []
         for name, member in self.members_.items():
-            part = member.explain(x, basis)
+            found = member.explain(x, basis)
             factor = 1 / (len(self.members_) * self.stds_[name])
-            own = part.values.detach().double().cpu() * factor
-            values = own if values is None else values + own
-            score += part.score.double().cpu() * factor
-            bias += part.bias.double().cpu() * factor
-        assert values is not None
+            own = [t.detach().double().cpu() * factor for t in (found.values, found.score, found.bias)]
+            total = [a + b for a, b in zip(total, own, strict=True)] if total else own
+        values, score, bias = total
         return Relevance(values, score + self.constant_, basis, bias + self.constant_)
 
-    def save(self, path: str | Path) -> None:
-        """Write the bag to the folder `path`, each member in a folder of its own."""
-        check_is_fitted(self)
-        folder = Path(path)
-        header = {
-            "format": _FORMAT,
-            "class": "Bag",
-            "params": {"validation": self.validation, "quantile": self.quantile, "seed": self.seed},
-            "members": list(self.members_),
-            "means": self.means_,
-            "stds": self.stds_,
-            "sample_shape": list(self.sample_shape_),
-            "condition": None if self.condition_ is None else str(self.condition_),
-            "threshold": self.threshold_,
-        }
-        if folder.exists() and any(folder.iterdir()) and not (folder / "detector.json").exists():
-            raise InputError(f"{folder} exists and is not a saved detector", "choose another folder")
-        with whole(folder) as made:
-            write_folder(made, header, {"training_scores": torch.as_tensor(self.training_scores_)})
-            for i, member in enumerate(self.members_.values()):
-                member.save(made / f"member-{i}")
+    def _state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        return {}, {"detectors": self.members_, "means": self.means_, "stds": self.stds_}
 
-    @classmethod
-    def load(cls, path: str | Path, features: Any = None) -> Self:
-        """Read what :meth:`save` wrote."""
-        header, tensors = read_folder(Path(path))
-        return cls._from_folder(Path(path), header, tensors, {})
-
-    @classmethod
-    def _from_folder(
-        cls, folder: Path, header: dict[str, Any], tensors: dict[str, Tensor], modules: Any
-    ) -> Self:
-        if header["class"] != "Bag":
-            raise CheckpointError(f"{folder} holds a {header['class']}, not a Bag", "load it as that")
-        members = [Detector.load(folder / f"member-{i}") for i in range(len(header["members"]))]
-        bag = cls(list(zip(header["members"], members, strict=True)), **header["params"])
-        bag.members_ = dict(zip(header["members"], members, strict=True))
-        bag.means_, bag.stds_ = header["means"], header["stds"]
-        bag.sample_shape_ = tuple(header["sample_shape"])
-        bag.n_features_in_ = int(np.prod(bag.sample_shape_))
-        bag.condition_ = header["condition"]
-        bag.threshold_ = header["threshold"]
-        bag.training_scores_ = tensors["training_scores"].numpy()
-        return bag
+    def _restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        self.members_, self.means_, self.stds_ = facts["detectors"], facts["means"], facts["stds"]
+        self.detectors = list(self.members_.items())

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import warnings
 from abc import abstractmethod
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self, TypeVar
 
 import numpy as np
 import torch
@@ -13,8 +14,10 @@ from sklearn.base import BaseEstimator, OutlierMixin
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
+from pfungst.anomaly import store
 from pfungst.anomaly.inputs import as_samples, check_finite, unwrap
-from pfungst.errors import ConditionMismatch, InputError, PfungstWarning
+from pfungst.errors import ConditionMismatch, ConfigError, InputError, PfungstWarning
+from pfungst.registry import DETECTORS
 from pfungst.relevance import Basis, Pixels, Relevance
 
 
@@ -25,19 +28,26 @@ class Detector(OutlierMixin, BaseEstimator):
     a `Prepared` set of images, whose condition is then remembered and compared. Scores come back as what
     went in: tensors for tensors and `Prepared`, NumPy arrays otherwise.
 
-    Subclasses implement :meth:`_fit`, :meth:`_score` and :meth:`_explain` on validated tensors.
+    Subclasses implement :meth:`_fit`, :meth:`_score`, :meth:`_explain`, :meth:`_state` and :meth:`_restore` on
+    validated tensors, have a parameter `quantile`, and are made known by :func:`register`.
 
     Attributes:
+        nested: the parameter that takes other detectors: one where its default is None, else (name, detector)
+            pairs. `_restore` sets it.
         threshold_: score above which an input is abnormal; may be set to another value after fitting.
         training_scores_: (N,) score of each training point, left out of the data it is compared with.
-        sample_shape_: shape of one sample.
+        sample_shape_: shape of one sample; None where any is taken.
         condition_: how the training data were prepared, None where they were bare arrays.
     """
 
+    nested: ClassVar[str | None] = None
+
     quantile: float
+    validation: float
+    seed: int
     threshold_: float
     training_scores_: np.ndarray
-    sample_shape_: tuple[int, ...]
+    sample_shape_: Any
     condition_: Any
 
     @abstractmethod
@@ -51,6 +61,22 @@ class Detector(OutlierMixin, BaseEstimator):
     @abstractmethod
     def _explain(self, x: Tensor, basis: Basis) -> Relevance:
         """Relevance of the scores of validated samples."""
+
+    @abstractmethod
+    def _state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """What was learnt: tensors by name (no "/" in it), and facts that JSON can hold, or fitted detectors."""
+
+    @abstractmethod
+    def _restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        """Become fitted from what :meth:`_state` gave. Parameters, `sample_shape_`, the threshold and the training
+        scores are set already; tensors are on the detector's device."""
+
+    def check_basis(self, basis: Basis) -> None:
+        """Whether explanations can be read in `basis`, before anything is fitted.
+
+        Raises:
+            InputError: they cannot.
+        """
 
     def check_size(self, size: int) -> None:
         """Whether images of `size` × `size` pixels can be read, before anything is fitted.
@@ -67,8 +93,10 @@ class Detector(OutlierMixin, BaseEstimator):
             y: ignored.
 
         Raises:
-            InputError: the samples cannot be used, or their scores are NaN or infinite.
+            InputError: the samples or `quantile` cannot be used, or the scores are NaN or infinite.
         """
+        if not 0 <= self.quantile <= 1:
+            raise InputError(f"quantile {self.quantile} is not in [0, 1]", "for example 0.95")
         data, self.condition_ = unwrap(X)
         x = as_samples(self, data, reset=True)
         self.training_scores_ = check_finite(self._fit(x).double()).cpu().numpy()
@@ -124,7 +152,9 @@ class Detector(OutlierMixin, BaseEstimator):
         Raises:
             InputError: the samples cannot be used, or a score or relevance is NaN, infinite or beyond their dtype.
         """
-        found = self._explain(self._ready(X), Pixels() if basis is None else basis)
+        basis = Pixels() if basis is None else basis
+        self.check_basis(basis)
+        found = self._explain(self._ready(X), basis)
         check_finite(found.score)
         if not bool(torch.isfinite(found.values).all()):
             raise InputError(
@@ -134,22 +164,32 @@ class Detector(OutlierMixin, BaseEstimator):
 
     def save(self, path: str | Path) -> None:
         """Write the fitted detector to the folder `path`: detector.json and weights.safetensors."""
-        from pfungst.anomaly.store import save
-
         check_is_fitted(self)
-        save(self, Path(path))
+        store.save(self, Path(path))
 
     @classmethod
-    def load(cls, path: str | Path, features: torch.nn.Module | None = None) -> Self:
+    def load(cls, path: str | Path, **modules: torch.nn.Module) -> Self:
         """Read what :meth:`save` wrote.
 
         Args:
             path: the folder.
-            features: the module in front, needed only where it is not one of `pfungst.mitigate`'s layers.
-        """
-        from pfungst.anomaly.store import load
+            modules: modules that were given to the constructor, by parameter, such as `features` or `backbone`;
+                `pfungst.mitigate`'s layers need not be given. Their weights come from the folder. Those of nested
+                detectors follow the names of these: ``detectors__kde__features``.
 
-        return load(cls, Path(path), features)
+        Raises:
+            CheckpointError: the folder cannot be read, holds another detector, or the modules do not fit it.
+        """
+        return store.load(cls, Path(path), modules)
+
+    def _split(self, count: int, least: int = 1, spare: int = 1) -> tuple[Tensor, Tensor]:
+        """Indices of `count` samples to learn from, at least `spare`, and of a random share `validation`, at least
+        `least`, that is held out."""
+        if not 0 < self.validation < 1:
+            raise InputError(f"validation {self.validation} is not in (0, 1)", "for example 0.2")
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(self.seed))
+        held_out = min(max(least, round(self.validation * count)), max(0, count - spare))
+        return order[held_out:], order[:held_out]
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "threshold_")
@@ -165,6 +205,27 @@ class Detector(OutlierMixin, BaseEstimator):
                 stacklevel=3,
             )
         return as_samples(self, data, reset=False)
+
+
+Kind = TypeVar("Kind", bound=type[Detector])
+_CONTRACT = ("_fit", "_score", "_explain", "_state", "_restore")
+
+
+def register(name: str) -> Callable[[Kind], Kind]:
+    """Decorator: make a detector known to specifications, the command line and saved files.
+
+    Raises:
+        ConfigError: the name is taken, or the class lacks a part of the contract.
+    """
+
+    def keep(cls: Kind) -> Kind:
+        lacking = [part for part in _CONTRACT if getattr(cls, part) is getattr(Detector, part)]
+        if lacking:
+            raise ConfigError(f"{cls.__name__} lacks {', '.join(lacking)}", "see pfungst.anomaly.Detector")
+        DETECTORS.add(name, cls)
+        return cls
+
+    return keep
 
 
 def _like(scores: Tensor, X: Any) -> Any:

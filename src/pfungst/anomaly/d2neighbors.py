@@ -7,13 +7,16 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from pfungst.anomaly.bandwidth import gamma_by_perplexity
+from pfungst.anomaly.base import register
 from pfungst.anomaly.pooling import Pooling, SoftMin
 from pfungst.anomaly.prototypes import PrototypeDetector
 from pfungst.errors import InputError
 
 
+@register("d2neighbors")
 class D2Neighbors(PrototypeDetector):
-    """o(x) = −(1/γ) log mean_j exp(−γ ‖φ(x) − φ(u_j)‖_p^p) (Kauffmann et al. 2025, methods).
+    """Soft minimum of the distances to all training points (Kauffmann et al. 2025, methods):
+    o(x) = −(1/γ) log mean_j exp(−γ ‖φ(x) − φ(u_j)‖_p^p).
 
     Args:
         p: power of the distance: 1, 2 or 4.
@@ -53,7 +56,7 @@ class D2Neighbors(PrototypeDetector):
         self.device = device
 
     @property
-    def _power(self) -> int:
+    def _power(self) -> int:  # type: ignore[override]
         return self.p
 
     def _check_params(self) -> None:
@@ -65,9 +68,8 @@ class D2Neighbors(PrototypeDetector):
                 f"perplexity {self.perplexity} is not in (0, 1)", "it is a share, for example 0.25"
             )
 
-    def _fit_pooling(self, distances: Tensor, dim: int) -> Pooling:
-        self.gamma_ = gamma_by_perplexity(distances, self.perplexity)
-        return SoftMin(self.gamma_)
+    def _fit_gamma(self, distances: Tensor, dim: int) -> float:
+        return gamma_by_perplexity(distances, self.perplexity)
 
-    def _load_pooling(self) -> Pooling:
+    def _pooling(self) -> Pooling:
         return SoftMin(self.gamma_)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -60,16 +60,8 @@ class Terms:
         return g.unflatten(1, self.z.shape[1:]) if self.pull is None else self.pull(g)
 
     def rows(self, index: Tensor) -> Terms:
-        return Terms(
-            self.z[index],
-            self.u,
-            self.phi[index],
-            self.v,
-            self.weights[index],
-            self.distances[index],
-            self.p,
-            self.pull,
-        )
+        own = {k: getattr(self, k)[index] for k in ("z", "phi", "weights", "distances")}
+        return replace(self, **own)
 
 
 def distance_relevance(terms: Terms, basis: Basis) -> Tensor:

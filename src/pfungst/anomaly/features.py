@@ -64,3 +64,17 @@ def gradient(features: nn.Module, z: Tensor, relevance: Tensor) -> Tensor:
     tiny = 1e-6 * phi.abs().amax(1, keepdim=True).clamp_min(torch.finfo(phi.dtype).tiny)
     stable = phi + torch.where(phi >= 0, tiny, -tiny)
     return pull_back(features, z, relevance / stable)
+
+
+def named_weights(name: str, module: nn.Module | None) -> dict[str, Tensor]:
+    """The weights of a module, none for None, under ``name.``."""
+    return {} if module is None else {f"{name}.{k}": t for k, t in module.state_dict().items()}
+
+
+def load_named_weights(name: str, module: nn.Module | None, tensors: dict[str, Tensor]) -> None:
+    """Give a module what :func:`named_weights` took."""
+    if module is not None:
+        prefix = f"{name}."
+        module.load_state_dict(
+            {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
+        )

@@ -50,7 +50,7 @@ def as_samples(estimator: Any, X: Any, reset: bool) -> Tensor:
     if reset:
         estimator.sample_shape_ = shape
         estimator.n_features_in_ = int(np.prod(shape))
-    elif shape != estimator.sample_shape_:
+    elif estimator.sample_shape_ not in (None, shape):
         raise InputError(
             f"samples of shape {shape} given to a {type(estimator).__name__} fitted on samples of shape "
             f"{estimator.sample_shape_}",

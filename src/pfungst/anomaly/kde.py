@@ -8,11 +8,13 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from pfungst.anomaly.bandwidth import gamma_by_likelihood
+from pfungst.anomaly.base import register
 from pfungst.anomaly.pooling import HarmonicMean, Pooling, SoftMin
 from pfungst.anomaly.prototypes import PrototypeDetector
 from pfungst.errors import InputError
 
 
+@register("kde")
 class KDE(PrototypeDetector):
     """Kernel density estimate over the training points, read as distance and pooling.
 
@@ -40,6 +42,8 @@ class KDE(PrototypeDetector):
         bandwidth_: h.
     """
 
+    _power = 2
+
     def __init__(
         self,
         kernel: str = "gaussian",
@@ -58,10 +62,6 @@ class KDE(PrototypeDetector):
         self.quantile = quantile
         self.device = device
 
-    @property
-    def _power(self) -> int:
-        return 2
-
     def _check_params(self) -> None:
         super()._check_params()
         if self.kernel not in ("gaussian", "student"):
@@ -75,14 +75,12 @@ class KDE(PrototypeDetector):
                 'use "loo" or a positive number',
             )
 
-    def _fit_pooling(self, distances: Tensor, dim: int) -> Pooling:
+    def _fit_gamma(self, distances: Tensor, dim: int) -> float:
         if isinstance(self.bandwidth, str):
-            self.gamma_ = gamma_by_likelihood(distances, dim)
-        else:
-            self.gamma_ = 0.5 / self.bandwidth**2
-        return self._load_pooling()
+            return gamma_by_likelihood(distances, dim)
+        return 0.5 / self.bandwidth**2
 
-    def _load_pooling(self) -> Pooling:
+    def _pooling(self) -> Pooling:
         return SoftMin(self.gamma_) if self.kernel == "gaussian" else HarmonicMean(self.bandwidth_**2)
 
     @property

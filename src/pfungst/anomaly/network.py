@@ -1,57 +1,35 @@
-"""What detectors on networks share: the backbone, explanations through the engine, files."""
+"""What detectors on networks share: the backbone, and explanations through the engine."""
 
 from __future__ import annotations
 
 import copy
-import inspect
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any
 
-import numpy as np
 import torch
-from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 from pfungst.anomaly.base import Detector
+from pfungst.anomaly.features import load_named_weights, named_weights
 from pfungst.anomaly.inputs import check_finite
-from pfungst.anomaly.store import _FORMAT, describe, read_folder, rebuild, write_folder
 from pfungst.device import choose_device
-from pfungst.errors import CheckpointError, ConfigError, InputError
+from pfungst.errors import ConfigError, InputError
 from pfungst.relevance import Basis, Composite, Gradient, Relevance, attribute, composite
 
-_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 class NetworkDetector(Detector):
     """A detector whose features are a network's.
 
-    Subclasses name the parameters that hold modules in `_modules`, and give what they learnt as tensors
-    (:meth:`_tensors`) and as JSON (:meth:`_facts`).
+    Subclasses score and explain one batch.
     """
 
-    _modules: ClassVar[tuple[str, ...]] = ("features",)
-
-    quantile: float
     device: str
     batch_size: int
 
-    def _tensors(self) -> dict[str, Tensor]:
-        """What was learnt, by name."""
-        raise NotImplementedError
-
-    def _facts(self) -> dict[str, Any]:
-        """What was learnt besides tensors, as JSON."""
-        return {}
-
-    def _restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-        """Become fitted from what :meth:`_tensors` and :meth:`_facts` gave."""
-        raise NotImplementedError
-
-    def _check_quantile(self) -> None:
-        if not 0 <= self.quantile <= 1:
-            raise InputError(f"quantile {self.quantile} is not in [0, 1]", "for example 0.95")
+    def _check_params(self) -> None:
         if self.batch_size < 1:
             raise InputError(f"batch_size {self.batch_size} is not positive", "for example 16")
 
@@ -74,75 +52,43 @@ class NetworkDetector(Detector):
     def _explain_batch(self, x: Tensor, basis: Basis) -> Relevance:
         raise NotImplementedError
 
-    def save(self, path: str | Path) -> None:
-        """Write the fitted detector to the folder `path`: detector.json and weights.safetensors."""
-        check_is_fitted(self)
-        params = self.get_params(deep=False)
-        header = {
-            "format": _FORMAT,
-            "class": type(self).__name__,
-            "params": {k: v for k, v in params.items() if not isinstance(v, nn.Module)},
-            "modules": {k: describe(params[k]) for k in self._modules if isinstance(params[k], nn.Module)},
-            "sample_shape": list(self.sample_shape_),
-            "condition": None if self.condition_ is None else str(self.condition_),
-            "threshold": self.threshold_,
-            "facts": self._facts(),
-        }
-        tensors = self._tensors() | {"training_scores": torch.as_tensor(self.training_scores_)}
-        write_folder(Path(path), header, tensors)
 
-    @classmethod
-    def load(cls, path: str | Path, features: nn.Module | None = None, **modules: nn.Module) -> Self:
-        """Read what :meth:`save` wrote.
+class BackboneDetector(NetworkDetector):
+    """A detector on a backbone, which may be named and is written with its weights."""
 
-        Args:
-            path: the folder.
-            features: the module in front, needed only where it is not one of `pfungst.mitigate`'s layers.
-            modules: other modules that were given to the constructor, by parameter; their weights come
-                from the folder.
-        """
-        folder = Path(path)
-        header, tensors = read_folder(folder)
-        if features is not None:
-            modules["features"] = features
-        return cls._from_folder(folder, header, tensors, modules)
+    backbone: str | nn.Module
+    checkpoint: str | Path | None
+    features: nn.Module | None
+    mean: float | Sequence[float] | None
+    std: float | Sequence[float] | None
 
-    @classmethod
-    def _from_folder(
-        cls, folder: Path, header: dict[str, Any], tensors: dict[str, Tensor], modules: dict[str, nn.Module]
-    ) -> Self:
-        from pfungst.anomaly.store import _find
+    def _head(self, network: nn.Module) -> nn.Module:
+        """What runs on normalised images."""
+        return network
 
-        kind = _find(cls, header["class"])
-        if kind is None:
-            raise CheckpointError(
-                f"{folder} holds a {header['class']}, not a {cls.__name__}", "load it as that"
-            )
-        known = inspect.signature(kind.__init__).parameters
-        params = {k: _tuples(v) for k, v in header["params"].items() if k in known}
-        for name, described in header["modules"].items():
-            try:
-                params[name] = rebuild(described, modules.get(name), folder)
-            except CheckpointError as error:
-                raise CheckpointError(error.message, f"pass the module: load(path, {name}=...)") from None
-        detector = kind(**params)
-        detector.sample_shape_ = tuple(header["sample_shape"])
-        detector.n_features_in_ = math.prod(detector.sample_shape_)
-        detector.condition_ = header["condition"]
-        detector.threshold_ = header["threshold"]
-        detector.training_scores_ = tensors.pop("training_scores").numpy()
-        where = choose_device(detector.device)
-        try:
-            detector._restore({k: t.to(where) for k, t in tensors.items()}, header["facts"])
-        except RuntimeError as error:
-            raise CheckpointError(
-                f"the weights of {folder} do not fit: {error}", "pass the same modules"
-            ) from None
-        return detector
+    def _build(self, weights: bool = True) -> None:
+        checkpoint = self.checkpoint if weights else None
+        network, mean, std = load_backbone(self.backbone, checkpoint, self.seed, weights)
+        normalise = Normalise(mean if self.mean is None else self.mean, std if self.std is None else self.std)
+        self._on = choose_device(self.device)
+        self.backbone_ = network
+        self.chain_ = Chain(normalise, self.features, self._head(network)).to(self._on).eval()
+        for parameter in self.chain_.parameters():
+            parameter.requires_grad_(False)
 
+    def check_size(self, size: int) -> None:
+        probe = copy.copy(self)
+        probe._build(weights=False)
+        with torch.no_grad():
+            probe.chain_(torch.zeros(1, 3, size, size, device=probe._on))
 
-def _tuples(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+    def _state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        return named_weights("backbone", self.backbone_) | named_weights("features", self.features), {}
+
+    def _restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        self._build(weights=False)
+        load_named_weights("backbone", self.backbone_, tensors)
+        load_named_weights("features", self.features, tensors)
 
 
 _TOO_SMALL = ("Output size is too small", "Kernel size can't be greater", "mat1 and mat2 shapes")
@@ -232,7 +178,7 @@ def load_backbone(
     if isinstance(backbone, Encoder):
         settings = backbone.preprocessing
         return copy.deepcopy(backbone.features).eval(), settings.mean, settings.std
-    return copy.deepcopy(backbone).eval(), *_IMAGENET
+    return copy.deepcopy(backbone).eval(), *IMAGENET
 
 
 def attribute_weighted(
@@ -264,7 +210,3 @@ def slopes(relevance: Tensor, features: Tensor, dims: int = 1) -> Tensor:
     tiny = (1e-6 * scale).clamp_min(torch.finfo(features.dtype).tiny)
     tiny = tiny.reshape(*tiny.shape, *([1] * (features.ndim - dims)))
     return relevance / torch.where(features >= 0, features + tiny, features - tiny)
-
-
-def as_numpy(scores: Tensor) -> np.ndarray:
-    return scores.detach().double().cpu().numpy()

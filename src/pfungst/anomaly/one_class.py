@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pfungst.anomaly.base import register
 from pfungst.anomaly.inputs import unwrap
 from pfungst.anomaly.network import (
-    Chain,
-    NetworkDetector,
-    Normalise,
+    BackboneDetector,
     attribute_weighted,
-    load_backbone,
     slopes,
 )
-from pfungst.device import choose_device
 from pfungst.errors import InputError
+from pfungst.measure import auroc
 from pfungst.relevance import Basis, Composite, Gamma, On, Relevance
 
 _CANDIDATES = np.logspace(-6, 2, 25)  # ridges, as shares of the mean variance
@@ -90,7 +87,8 @@ class Whitening:
         return float((self.variances + self.ridge).log().sum()) + spare * float(np.log(self.ridge))
 
 
-class DeepOneClass(NetworkDetector):
+@register("one-class")
+class DeepOneClass(BackboneDetector):
     """Features of a network, whitened with a ridge and centred · squared norm · no pooling.
 
     The explanation follows R_{j←k} = a_j w_jk / Σ_j′ a_j′ w_j′k · R_k through the whitening, a the centred features
@@ -119,8 +117,6 @@ class DeepOneClass(NetworkDetector):
     Attributes:
         ridge_: r. ridge_chosen_by_: "given", "likelihood" or "auroc". whitening_: the fitted map.
     """
-
-    _modules: ClassVar[tuple[str, ...]] = ("features", "backbone")
 
     def __init__(
         self,
@@ -174,21 +170,6 @@ class DeepOneClass(NetworkDetector):
         del self._outliers
         return fitted
 
-    def check_size(self, size: int) -> None:
-        probe = copy.copy(self)
-        probe._build(weights=False)
-        probe._embed(torch.zeros(1, 3, size, size))
-
-    def _build(self, weights: bool = True) -> None:
-        checkpoint = self.checkpoint if weights else None
-        network, mean, std = load_backbone(self.backbone, checkpoint, self.seed, weights)
-        self.backbone_ = network
-        normalise = Normalise(mean if self.mean is None else self.mean, std if self.std is None else self.std)
-        self._on = choose_device(self.device)
-        self.chain_ = Chain(normalise, self.features, network).to(self._on).eval()
-        for parameter in self.chain_.parameters():
-            parameter.requires_grad_(False)
-
     def _embed(self, x: Tensor) -> Tensor:
         """Features (N, K), in float32."""
         parts = []
@@ -203,9 +184,7 @@ class DeepOneClass(NetworkDetector):
         return torch.cat(parts)
 
     def _fit(self, x: Tensor) -> Tensor:
-        self._check_quantile()
-        if not 0 < self.validation < 1:
-            raise InputError(f"validation {self.validation} is not in (0, 1)", "for example 0.2")
+        self._check_params()
         if not isinstance(self.regularisation, str) and not self.regularisation > 0:
             raise InputError(f"regularisation {self.regularisation} is not positive", "for example 0.1")
         if isinstance(self.regularisation, str) and self.regularisation != "validation":
@@ -216,12 +195,11 @@ class DeepOneClass(NetworkDetector):
             raise InputError(
                 f"{len(x)} samples leave nothing to whiten by", "pass at least three normal samples"
             )
+        rows, others = self._split(len(x), spare=2)
         self._build()
         phi = self._embed(x).double()
-        order = torch.randperm(len(x), generator=torch.Generator().manual_seed(self.seed)).to(phi.device)
-        count = max(1, min(len(x) - 2, round(self.validation * len(x))))
-        held_out, training = phi[order[:count]], phi[order[count:]]
-        white = Whitening.fit(training)
+        held_out = phi[others]
+        white = Whitening.fit(phi[rows])
         outliers = getattr(self, "_outliers", None)
         if outliers is not None:
             outliers = self._embed(outliers).double() - white.mean
@@ -241,7 +219,8 @@ class DeepOneClass(NetworkDetector):
             if outliers is None:
                 best.append(float(-score.mean()) - candidate.log_determinant())
             else:
-                best.append(_auroc(score, candidate.squared_norm(outliers)))
+                scores = torch.cat([score, candidate.squared_norm(outliers)]).cpu().numpy()
+                best.append(auroc(np.arange(len(scores)) >= len(score), scores))
         self.ridge_chosen_by_ = "likelihood" if outliers is None else "auroc"
         ties = np.flatnonzero(np.asarray(best) >= max(best) - 1e-12)
         return float(_CANDIDATES[ties[len(ties) // 2]] * scale)
@@ -265,24 +244,12 @@ class DeepOneClass(NetworkDetector):
             basis,
         )
 
-    def _tensors(self) -> dict[str, Tensor]:
+    def _state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         white = self.whitening_
         own = {"mean": white.mean, "axes": white.axes, "variances": white.variances}
-        return own | {f"backbone.{k}": t for k, t in self.backbone_.state_dict().items()}
-
-    def _facts(self) -> dict[str, Any]:
-        return {"ridge": self.ridge_, "chosen_by": self.ridge_chosen_by_}
+        return own | super()._state()[0], {"ridge": self.ridge_, "chosen_by": self.ridge_chosen_by_}
 
     def _restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-        self._build(weights=False)
-        prefix = "backbone."
-        self.backbone_.load_state_dict(
-            {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
-        )
+        super()._restore(tensors, facts)
         self.ridge_, self.ridge_chosen_by_ = facts["ridge"], facts["chosen_by"]
         self.whitening_ = Whitening(tensors["mean"], tensors["axes"], tensors["variances"], self.ridge_)
-
-
-def _auroc(normal: Tensor, outliers: Tensor) -> float:
-    wins = (outliers[:, None] > normal).double() + 0.5 * (outliers[:, None] == normal).double()
-    return float(wins.mean())

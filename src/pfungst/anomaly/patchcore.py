@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pfungst.anomaly.base import register
 from pfungst.anomaly.coreset import greedy_coreset
 from pfungst.anomaly.memory_bank import MemoryBank, available_memory
 from pfungst.anomaly.network import (
-    Chain,
-    NetworkDetector,
-    Normalise,
+    BackboneDetector,
     attribute_weighted,
-    load_backbone,
     slopes,
 )
 from pfungst.anomaly.patch_features import PatchFeatures
-from pfungst.device import choose_device
 from pfungst.errors import InputError, PfungstWarning
 from pfungst.progress import progress_bar
 from pfungst.relevance import Basis, Composite, Relevance
@@ -32,7 +28,8 @@ _SHARE = 0.6  # of the memory that is free, what the bank may take
 _OVERHEAD = 1.15  # what selection needs beside the patches: bounds and blocks
 
 
-class PatchCore(NetworkDetector):
+@register("patchcore")
+class PatchCore(BackboneDetector):
     """Patch features · Euclidean distance to a memory bank · minimum over the bank, maximum over patches.
 
     Roth et al. 2022, "Towards total recall in industrial anomaly detection". The score is the distance as
@@ -74,8 +71,6 @@ class PatchCore(NetworkDetector):
         grid_: rows and columns of patches.
         backbone_: the network. chain_: what runs between an image and its patch features.
     """
-
-    _modules: ClassVar[tuple[str, ...]] = ("features", "backbone")
 
     def __init__(
         self,
@@ -128,7 +123,7 @@ class PatchCore(NetworkDetector):
         self.progress = progress
 
     def _check_params(self) -> None:
-        self._check_quantile()
+        super()._check_params()
         if not 0 < self.coreset <= 1:
             raise InputError(
                 f"coreset {self.coreset} is not in (0, 1]", "give the share of patches to keep, e.g. 0.1"
@@ -142,17 +137,9 @@ class PatchCore(NetworkDetector):
 
     # features
 
-    def _build(self, weights: bool = True) -> None:
-        checkpoint = self.checkpoint if weights else None
-        network, mean, std = load_backbone(self.backbone, checkpoint, self.seed, weights)
+    def _head(self, network: nn.Module) -> nn.Module:
         names = self.layers.split("+") if isinstance(self.layers, str) else list(self.layers)
-        patches = PatchFeatures(network, names, self.patch, self.stride, self.layer_dim, self.dim)
-        normalise = Normalise(self.mean or mean, self.std or std)
-        self._on = choose_device(self.device)
-        self.backbone_ = network
-        self.chain_ = Chain(normalise, self.features, patches).to(self._on).eval()
-        for parameter in self.chain_.parameters():
-            parameter.requires_grad_(False)
+        return PatchFeatures(network, names, self.patch, self.stride, self.layer_dim, self.dim)
 
     def _maps(self, x: Tensor) -> Tensor:
         """Patch features (N, D, h, w) of images."""
@@ -180,11 +167,6 @@ class PatchCore(NetworkDetector):
         self.grid_ = (first.shape[2], first.shape[3])
         self._select(x)
         return self._calibrate(x)
-
-    def check_size(self, size: int) -> None:
-        probe = copy.copy(self)
-        probe._build(weights=False)
-        probe._maps(torch.zeros(1, 3, size, size))
 
     def _block(self, count: int) -> int:
         """Images whose patches fit into memory at once."""
@@ -331,22 +313,13 @@ class PatchCore(NetworkDetector):
 
     # files
 
-    def _tensors(self) -> dict[str, Tensor]:
-        network = self.backbone_.state_dict()
-        return {"bank": self.bank_.rows, "bank_images": self.bank_images_} | {
-            f"backbone.{name}": tensor for name, tensor in network.items()
-        }
-
-    def _facts(self) -> dict[str, Any]:
-        return {"grid": list(self.grid_), "coreset_radius": self.coreset_radius_}
+    def _state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        tensors = {"bank": self.bank_.rows, "bank_images": self.bank_images_} | super()._state()[0]
+        return tensors, {"grid": self.grid_, "coreset_radius": self.coreset_radius_}
 
     def _restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-        self._build(weights=False)
-        prefix = "backbone."
-        weights = {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
-        self.backbone_.load_state_dict(weights)
-        self.grid_ = tuple(facts["grid"])
-        self.coreset_radius_ = facts["coreset_radius"]
+        super()._restore(tensors, facts)
+        self.grid_, self.coreset_radius_ = facts["grid"], facts["coreset_radius"]
         self.bank_images_ = tensors["bank_images"]
         self._set_bank(tensors["bank"])
 

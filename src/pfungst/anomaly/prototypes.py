@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from abc import abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +15,14 @@ from pfungst.anomaly.bandwidth import without_self
 from pfungst.anomaly.base import Detector
 from pfungst.anomaly.distance import centre, power_distances
 from pfungst.anomaly.explain import Terms, distance_relevance, feature_relevance
-from pfungst.anomaly.features import embed, gradient, is_affine, pull_back
+from pfungst.anomaly.features import (
+    embed,
+    gradient,
+    is_affine,
+    load_named_weights,
+    named_weights,
+    pull_back,
+)
 from pfungst.anomaly.inputs import check_finite
 from pfungst.anomaly.pooling import Pooling
 from pfungst.device import choose_device
@@ -48,33 +56,45 @@ class PrototypeDetector(Detector):
     prototypes_: Tensor
     pooling_: Pooling
     affine_: bool | None
+    gamma_: float
+    epsilon_: float
 
-    @property
-    @abstractmethod
-    def _power(self) -> int:
-        """p of the distance."""
+    _power: int  # p of the distance
 
     @abstractmethod
-    def _fit_pooling(self, distances: Tensor, dim: int) -> Pooling:
-        """The pooling for distances (N, N) between training points of `dim` features."""
+    def _fit_gamma(self, distances: Tensor, dim: int) -> float:
+        """γ for distances (N, N) between training points of `dim` features."""
+
+    @abstractmethod
+    def _pooling(self) -> Pooling:
+        """The pooling for `gamma_`."""
 
     def _check_params(self) -> None:
-        if not 0 <= self.quantile <= 1:
-            raise InputError(f"quantile {self.quantile} is not in [0, 1]", "for example 0.95")
         if not np.all(np.asarray(self.std) > 0):
             raise InputError(f"std {self.std} is not positive", "use the standard deviation of the pixels")
 
     def _fit(self, x: Tensor) -> Tensor:
         self._check_params()
-        self._restore(self._normalise(x.to(choose_device(self.device))))
+        self._set_prototypes(self._normalise(x.to(choose_device(self.device))))
         distances = power_distances(self._embedded, self._embedded, self._power)
         distances = (0.5 * (distances + distances.T)).fill_diagonal_(0.0)
-        self.pooling_ = self._fit_pooling(distances, self._embedded.shape[1])
+        self.gamma_ = self._fit_gamma(distances, self._embedded.shape[1])
+        self.pooling_ = self._pooling()
         mean = distances.mean().item()
         self.epsilon_ = _EPSILON * mean if mean > 0 else _EPSILON
         return self.pooling_.pool(without_self(distances)) if len(x) > 1 else distances.new_zeros(0)
 
-    def _restore(self, prototypes: Tensor) -> None:
+    def _state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        tensors = {"prototypes": self.prototypes_} | named_weights("features", self.features_)
+        return tensors, {"gamma": self.gamma_, "epsilon": self.epsilon_}
+
+    def _restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        load_named_weights("features", self.features, tensors)
+        self._set_prototypes(tensors["prototypes"])
+        self.gamma_, self.epsilon_ = facts["gamma"], facts["epsilon"]
+        self.pooling_ = self._pooling()
+
+    def _set_prototypes(self, prototypes: Tensor) -> None:
         """Set what follows from the prototypes alone."""
         self.prototypes_ = prototypes
         self.features_ = None

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import inspect
+import runpy
+from collections.abc import Iterable
 from contextlib import suppress
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from pfungst.anomaly.base import Detector
 from pfungst.errors import ConfigError
+from pfungst.registry import DETECTORS
 from pfungst.suggest import suggest
-
-KINDS = ("patchcore", "autoencoder", "one-class", "kde", "d2neighbors", "bag")
 
 
 def detector_from_spec(spec: str, **common: Any) -> Detector:
@@ -18,42 +21,64 @@ def detector_from_spec(spec: str, **common: Any) -> Detector:
 
     Args:
         spec: NAME or NAME:parameter=value,parameter=value with the constructor's parameters, for example
-            ``patchcore:backbone=resnet18,layers=layer2+layer3,coreset=0.1``; ``bag:kde+autoencoder`` for a bag of
-            detectors with their defaults.
+            ``patchcore:backbone=resnet18,layers=layer2+layer3,coreset=0.1``. A detector of detectors ends with
+            theirs: ``bag:kde+autoencoder``, ``tiled:tile=128:patchcore:coreset=0.1``. ``FILE.py:NAME…`` runs the file
+            first, which registers NAME.
         common: parameters for every detector that has them, such as features, seed, device or progress.
 
     Raises:
         ConfigError: an unknown name or parameter, or a value of the wrong type.
     """
-    from pfungst import anomaly
-
     name, _, rest = spec.partition(":")
-    if name == "bag":
-        members = [m for m in rest.split("+") if m]
-        if not members:
-            raise ConfigError(f"{spec!r} names no members", "for example bag:kde+autoencoder+one-class")
-        named = [(m, detector_from_spec(m, **common)) for m in members]
-        return anomaly.Bag(named, **{k: v for k, v in common.items() if k == "seed"})
-    classes: dict[str, type[Detector]] = {
-        "patchcore": anomaly.PatchCore,
-        "autoencoder": anomaly.Autoencoder,
-        "one-class": anomaly.DeepOneClass,
-        "kde": anomaly.KDE,
-        "d2neighbors": anomaly.D2Neighbors,
-    }
-    if name not in classes:
-        raise ConfigError(f"unknown detector {name!r}", suggest(name, KINDS))
-    known = inspect.signature(classes[name]).parameters
+    if name.endswith(".py"):
+        _run(Path(name).resolve())
+        name, _, rest = rest.partition(":")
+    cls = DETECTORS.get(name)
+    known = inspect.signature(cls).parameters
     params: dict[str, Any] = {k: v for k, v in common.items() if k in known}
+    if cls.nested:
+        own, colon, inner = rest.partition(":")
+        rest, inner = (own, inner) if colon and "=" in own else ("", rest)
+        params[cls.nested] = _nested(cls, spec, inner, common)
     for part in filter(None, rest.split(",")):
         key, equals, text = part.partition("=")
-        if not equals or key not in known or key == "features":
-            names = [k for k in known if k != "features"]
+        if not equals or key not in known or key in ("features", cls.nested):
+            names = [k for k in known if k not in ("features", cls.nested)]
             raise ConfigError(
                 f"unknown parameter {key!r} of detector {name!r} in {spec!r}", suggest(key, names)
             )
         params[key] = _value(text, known[key].default, part)
-    return classes[name](**params)
+    return cls(**params)
+
+
+def detector_table(names: Iterable[str] | None = None) -> str:
+    """The registered detectors, or those named, as a Markdown table."""
+    rows = ["| name | what it is | parameters |", "|---|---|---|"]
+    for name in DETECTORS.names() if names is None else names:
+        cls = DETECTORS.get(name)
+        summary, _, _ = (inspect.getdoc(cls) or "").partition("\n\n")
+        parameters = ", ".join(f"`{key}`" for key in inspect.signature(cls).parameters)
+        rows.append(f"| `{name}` | {' '.join(summary.split())} | {parameters} |")
+    return "\n".join(rows)
+
+
+@cache
+def _run(file: Path) -> None:
+    if not file.is_file():
+        raise ConfigError(f"there is no file {file}", "write FILE.py:NAME, where the file registers NAME")
+    runpy.run_path(str(file))
+
+
+def _nested(cls: type[Detector], spec: str, text: str, common: dict[str, Any]) -> Any:
+    members = [(m, detector_from_spec(m, **common)) for m in text.split("+") if m]
+    one = inspect.signature(cls).parameters[str(cls.nested)].default is None
+    if not members or (one and len(members) > 1):
+        wanted = "one detector" if one else "members"
+        raise ConfigError(
+            f"{spec!r} names {len(members)} detectors, not {wanted}",
+            "for example bag:kde+autoencoder or tiled:kde",
+        )
+    return members[0][1] if one else members
 
 
 def _value(text: str, default: Any, part: str) -> Any:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from sklearn.base import clone
 from torch import Tensor
 from torch.nn import functional as F
 
-from pfungst.anomaly.base import Detector
+from pfungst.anomaly.base import Detector, register
 from pfungst.errors import InputError
 from pfungst.relevance import Basis, Patches, Pixels, Relevance
 
 
+@register("tiled")
 class Tiled(Detector):
     """Score of an image: the highest of its tiles, which takes all relevance.
 
@@ -34,6 +35,8 @@ class Tiled(Detector):
         detector_: the fitted detector of tiles.
     """
 
+    nested: ClassVar[str | None] = "detector"
+
     def __init__(
         self,
         detector: Detector | None = None,
@@ -52,6 +55,21 @@ class Tiled(Detector):
         self.batch_size = batch_size
         self.seed = seed
 
+    def _inner(self) -> Detector:
+        if self.detector is None:
+            raise InputError("no detector to tile", "for example Tiled(PatchCore())")
+        return self.detector
+
+    def check_basis(self, basis: Basis) -> None:
+        if not isinstance(basis, Pixels | Patches):
+            raise InputError(
+                f"{basis!r} of a whole image is not defined for tiles",
+                "explain a tile: detector_.explain(tile, basis)",
+            )
+
+    def check_size(self, size: int) -> None:
+        self._inner().check_size(self.tile)
+
     def corners(self, height: int, width: int) -> list[tuple[int, int]]:
         """Top left corners of the tiles; the last of a row or column ends at the edge."""
         step = self.tile - self.overlap
@@ -62,50 +80,46 @@ class Tiled(Detector):
 
         return [(top, left) for top in along(height) for left in along(width)]
 
+    def _padded(self, image: Tensor) -> Tensor:
+        h, w = image.shape[-2:]
+        return F.pad(image[None], (0, max(0, self.tile - w), 0, max(0, self.tile - h)), mode="replicate")[0]
+
     def _cut(self, image: Tensor) -> Iterator[tuple[list[tuple[int, int]], Tensor]]:
         """Batches of corners and tiles of one image (C, H, W)."""
-        h, w = image.shape[-2:]
-        corners = self.corners(h, w)
-        image = F.pad(image[None], (0, max(0, self.tile - w), 0, max(0, self.tile - h)), mode="replicate")[0]
+        corners = self.corners(*image.shape[-2:])
+        image = self._padded(image)
         for start in range(0, len(corners), self.batch_size):
             part = corners[start : start + self.batch_size]
             yield part, torch.stack([image[:, t : t + self.tile, x : x + self.tile] for t, x in part])
 
     def _fit(self, x: Tensor) -> Tensor:
-        if self.detector is None:
-            raise InputError("no detector to tile", "for example Tiled(PatchCore())")
+        inner = self._inner()
         if not 0 <= self.overlap < self.tile:
             raise InputError(
                 f"overlap {self.overlap} with tiles of {self.tile} px", "use an overlap below the tile"
             )
         if x.ndim != 4:
             raise InputError(f"data of shape {tuple(x.shape)} are no images", "pass images (N, C, H, W)")
-        order = torch.randperm(len(x), generator=torch.Generator().manual_seed(self.seed)).tolist()
-        count = max(1, round(self.validation * len(x))) if len(x) > 1 else 0
-        tiles = torch.cat([t for i in sorted(order[count:]) for _, t in self._cut(x[i])])
-        self.detector_ = clone(self.detector).fit(tiles)
+        training, held_out = (sorted(rows.tolist()) for rows in self._split(len(x)))
+        tiles = torch.cat([t for i in training for _, t in self._cut(x[i])])
+        self.detector_ = clone(inner).fit(tiles)
         del tiles
-        return self._score(x[sorted(order[:count])]) if count else x.new_zeros(0)
+        return self._score(x[held_out]) if held_out else x.new_zeros(0)
+
+    def _tile_scores(self, image: Tensor) -> Tensor:
+        return torch.cat([self.detector_.anomaly_score(tiles).double() for _, tiles in self._cut(image)])
 
     def _best(self, image: Tensor) -> tuple[float, tuple[int, int]]:
-        best, where = -float("inf"), (0, 0)
-        for corners, tiles in self._cut(image):
-            scores = torch.as_tensor(self.detector_.anomaly_score(tiles)).double()
-            i = int(scores.argmax())
-            if float(scores[i]) > best:
-                best, where = float(scores[i]), corners[i]
-        return best, where
+        scores = self._tile_scores(image)
+        i = int(scores.argmax())
+        return float(scores[i]), self.corners(*image.shape[-2:])[i]
 
     def _score(self, x: Tensor) -> Tensor:
         return torch.tensor([self._best(image)[0] for image in x], dtype=x.dtype, device=x.device)
 
     def tile_scores(self, X: Any) -> Tensor:
         """Score of every tile, (N, tiles), in the order of :meth:`corners`."""
-        rows = []
-        for image in self._ready(X):
-            parts = [torch.as_tensor(self.detector_.anomaly_score(t)).double() for _, t in self._cut(image)]
-            rows.append(torch.cat(parts))
-        return torch.stack(rows)
+        return torch.stack([self._tile_scores(image) for image in self._ready(X)])
 
     def anomaly_map(self, X: Any) -> Tensor:
         """Mean of the tiles' anomaly maps where they overlap, (N, H, W); of their scores for detectors without maps."""
@@ -118,7 +132,7 @@ class Tiled(Detector):
                 if hasattr(self.detector_, "anomaly_map"):
                     parts = self.detector_.anomaly_map(tiles).float().cpu()
                 else:
-                    scores = torch.as_tensor(self.detector_.anomaly_score(tiles)).float().cpu()
+                    scores = self.detector_.anomaly_score(tiles).float().cpu()
                     parts = scores[:, None, None].expand(-1, self.tile, self.tile)
                 for (top, left), part in zip(corners, parts, strict=True):
                     total[top : top + self.tile, left : left + self.tile] += part
@@ -126,24 +140,23 @@ class Tiled(Detector):
             maps.append((total / count)[:h, :w])
         return torch.stack(maps)
 
+    def _state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        return {}, {"detector": self.detector_}
+
+    def _restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        self.detector = self.detector_ = facts["detector"]
+
     def _explain(self, x: Tensor, basis: Basis) -> Relevance:
-        if not isinstance(basis, Pixels | Patches):
-            raise InputError(
-                f"{basis!r} of a whole image is not defined for tiles",
-                "explain a tile: detector_.explain(tile, basis)",
-            )
         pixels = Pixels(channels=True)
         values, scores, biases = [], [], []
         for image in x:
             _, (top, left) = self._best(image)
             h, w = image.shape[-2:]
-            padded = F.pad(
-                image[None], (0, max(0, self.tile - w), 0, max(0, self.tile - h)), mode="replicate"
-            )
-            tile = padded[..., top : top + self.tile, left : left + self.tile]
-            own = self.detector_.explain(tile, pixels)
-            whole = own.values.new_zeros(1, image.shape[0], *padded.shape[-2:])
-            whole[..., top : top + self.tile, left : left + self.tile] = own.values
+            padded = self._padded(image)[None]
+            area = (..., slice(top, top + self.tile), slice(left, left + self.tile))
+            own = self.detector_.explain(padded[area], pixels)
+            whole = own.values.new_zeros(padded.shape)
+            whole[area] = own.values
             whole = whole[..., :h, :w]
             values.append(basis.contract(whole, torch.ones_like(whole), ndim=3))
             scores.append(own.score)

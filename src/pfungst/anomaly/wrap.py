@@ -114,9 +114,6 @@ class Wrapped(Detector):
         scores = torch.cat([self._readout(self._distances(part))[0] for part in x.split(_BATCH)])
         return scores.to(x.device)
 
-    def _fit(self, x: Tensor) -> Tensor:  # `fit` is overridden
-        raise NotImplementedError
-
     def _explain(self, x: Tensor, basis: Basis) -> Relevance:
         flat = x.flatten(1).double().cpu()
         distances = self._distances(x)
@@ -135,12 +132,6 @@ class Wrapped(Detector):
         )
         values = distance_relevance(terms, basis)
         return Relevance(values, score, basis, score - values.flatten(1).sum(1))
-
-    def save(self, path: Any) -> None:
-        raise InputError(
-            f"a wrapped {type(self.estimator).__name__} belongs to its library",
-            "save it there, load it and wrap it again",
-        )
 
 
 def _describe(estimator: Any, method: str) -> tuple[np.ndarray, Readout, np.ndarray, float | None]:

@@ -11,12 +11,10 @@ from torch.nn import functional as F
 
 from pfungst.anomaly.base import Detector
 from pfungst.anomaly.memory_bank import MemoryBank
-from pfungst.anomaly.network import Chain, NetworkDetector, Normalise, attribute_weighted, slopes
+from pfungst.anomaly.network import IMAGENET, Chain, NetworkDetector, Normalise, attribute_weighted, slopes
 from pfungst.anomaly.patchcore import PatchCore
 from pfungst.errors import InputError
 from pfungst.relevance import Basis, Relevance
-
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class _Embedding(nn.Module):
@@ -60,7 +58,7 @@ class AnomalibPatchcore(PatchCore):
 
     def _read(self) -> Self:
         self._on = torch.device("cpu")
-        self.chain_ = Chain(Normalise(_MEAN, _STD), None, _Embedding(self.model)).eval()
+        self.chain_ = Chain(Normalise(*IMAGENET), None, _Embedding(self.model)).eval()
         self.neighbours, self.reweight = (
             1,
             0 if self.model.num_neighbors == 1 else int(self.model.num_neighbors),
@@ -73,11 +71,6 @@ class AnomalibPatchcore(PatchCore):
         maps = super()._maps(x)
         self.grid_ = (maps.shape[2], maps.shape[3])
         return maps
-
-    def save(self, path: Any) -> None:
-        raise InputError(
-            "a wrapped anomalib model belongs to its library", "save it there, load it and wrap it again"
-        )
 
 
 class AnomalibPadim(NetworkDetector):
@@ -93,7 +86,7 @@ class AnomalibPadim(NetworkDetector):
         self.batch_size = batch_size
 
     def _read(self) -> Self:
-        self.chain_ = Chain(Normalise(_MEAN, _STD), None, _Embedding(self.model)).eval()
+        self.chain_ = Chain(Normalise(*IMAGENET), None, _Embedding(self.model)).eval()
         _ready_made(self)
         return self
 
@@ -141,30 +134,10 @@ class AnomalibPadim(NetworkDetector):
             basis,
         )
 
-    def save(self, path: Any) -> None:
-        raise InputError(
-            "a wrapped anomalib model belongs to its library", "save it there, load it and wrap it again"
-        )
-
 
 def _ready_made(detector: Any) -> None:
     """Fitted state that the library does not tell: any shape is taken, and no threshold is known."""
-    detector.sample_shape_ = _AnyShape()
+    detector.sample_shape_ = None
     detector.condition_ = None
     detector.training_scores_ = np.zeros(0)
     detector.threshold_ = float("inf")
-
-
-class _AnyShape(tuple):
-    """Equal to every shape of images."""
-
-    __slots__ = ()
-
-    def __eq__(self, other: object) -> bool:
-        return True
-
-    def __ne__(self, other: object) -> bool:
-        return False
-
-    def __hash__(self) -> int:
-        return 0

@@ -20,7 +20,7 @@ class AuditConfig(BaseModel):
     Descriptions are the help texts; they say in brackets what happens without the option where the default does not.
     """
 
-    model_config = ConfigDict(extra="forbid", validate_assignment=True)
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, coerce_numbers_to_str=True)
 
     seed: int = Field(0, ge=0, description="First seed")
     out: Path = Field(Path("pfungst-audit"), description="Folder for result, arrays and report")
@@ -101,6 +101,12 @@ def _explain(error: ValidationError, where: str, cls: type[BaseModel]) -> tuple[
             problems.append(f"{key} = {item['input']!r} in {where}: {message}")
             remedies.append(f"{key}: {cls.model_fields[key].description}" if key in cls.model_fields else "")
     return "; ".join(problems), "; ".join(dict.fromkeys(r for r in remedies if r))
+
+
+def check_file(path: Path | None, option: str) -> None:
+    """Raise ConfigError where the file of an option is missing, before anything is loaded."""
+    if path is not None and not path.is_file():
+        raise ConfigError(f"{path} does not exist", f"check {option}")
 
 
 class Repeated(AuditConfig):

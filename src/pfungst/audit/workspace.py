@@ -30,12 +30,8 @@ class Workspace:
     """
 
     def __init__(self, config: AuditConfig) -> None:
-        self.folder = Path(config.out)
-        if (self.folder / FILE).exists() and not (config.overwrite or config.resume):
-            raise ConfigError(
-                f"{self.folder} already holds a result",
-                "choose another --out, or pass --overwrite to replace it",
-            )
+        self.folder = config.out
+        refuse_old_result(config)
         self._lock = Lock(self.folder / ".lock", str(self.folder))
         self._all_parts = self.folder / ".parts"
         self._parts = self._all_parts / config.fingerprint()
@@ -75,6 +71,14 @@ class Workspace:
             if file.relative_to(self.folder).as_posix() not in keep_arrays:
                 file.unlink()
         self._lock.release()
+
+
+def refuse_old_result(config: AuditConfig) -> None:
+    """Raise ConfigError where the output folder holds a result that nobody said to replace."""
+    if (config.out / FILE).exists() and not (config.overwrite or config.resume):
+        raise ConfigError(
+            f"{config.out} already holds a result", "choose another --out, or pass --overwrite to replace it"
+        )
 
 
 def slug(name: str) -> str:

@@ -37,8 +37,9 @@ def from_config(
 
     def decorate(function: Callable[[Config], None]) -> Callable[..., None]:
         def command(**options: Any) -> None:
-            given = {k: _given(v) for k, v in options.items()}
-            function(config.build(**given))
+            given = {name: value for name, value in options.items() if value is not False and value != []}
+            repeated = {name: tuple(value) for name, value in given.items() if isinstance(value, list)}
+            function(config.build(**given | repeated))
 
         command.__name__, command.__doc__ = function.__name__, function.__doc__
         command.__annotations__ = {p.name: p.annotation for p in parameters}
@@ -48,28 +49,23 @@ def from_config(
     return decorate
 
 
-def _given(value: Any) -> Any:
-    """What ``AuditConfig.build`` takes: None for flags and lists that are not given, a tuple for a repeated option."""
-    if value is False or value == []:
-        return None
-    return tuple(value) if isinstance(value, list) else value
-
-
 def _parameter(name: str, field: FieldInfo, positional: bool) -> Parameter:
-    kind, default = _type(field.annotation), field.get_default(call_default_factory=True)
-    text = field.description or ""
+    text, default = field.description or "", field.default
     if isinstance(default, list):
         default = ",".join(map(str, default))
-    if not (
-        field.is_required() or default is None or default is False or default == "" or text.endswith("]")
+    if (
+        isinstance(default, str | int | float | Path)
+        and default is not False
+        and default != ""
+        and text[-1:] != "]"
     ):
         text += f" [{default}]"
     text += "" if text.endswith("…") else "."
     option = ["--" + name.replace("_", "-"), *_SHORT.get(name, [])]
     how: Any = typer.Argument(help=text) if positional else typer.Option(*option, help=text)
-    if kind is bool:
-        return Parameter(name, Parameter.KEYWORD_ONLY, default=False, annotation=Annotated[bool, how])
-    return Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, how])
+    kind = _type(field.annotation)
+    default, kind = (False, bool) if kind is bool else (None, kind | None)
+    return Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, how])
 
 
 def _type(annotation: Any) -> Any:

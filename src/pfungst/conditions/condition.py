@@ -180,6 +180,24 @@ class Condition:
         """Whether its resizer averages away what the smaller image cannot hold."""
         return RESIZERS[self.resizer].antialias
 
+    def check(self, size: int | None = None) -> None:
+        """Raise ConfigError where a logo cannot be read, or does not fit where it is pasted at this size."""
+        for step in self.steps:
+            if isinstance(step.value, Logo):
+                step.value.check()
+        if size is not None:
+            self.logo_box(size)
+
+    @property
+    def logo(self) -> Logo | None:
+        """The logo that is pasted on the resized image, or None."""
+        resized = self.steps[[s.name for s in self.steps].index(self.resizer) :]
+        return next((s.value for s in resized if isinstance(s.value, Logo)), None)
+
+    def logo_box(self, size: int) -> tuple[int, int, int, int] | None:
+        """Where it lies in images of this size: top, left, bottom, right; None without one."""
+        return None if self.logo is None else self.logo.box(size, size)
+
     def describe(self) -> str:
         """The condition in words."""
         words = []

@@ -83,6 +83,10 @@ class Logo:
         parts += [f"margin={self.margin}"] if self.margin != default.margin else []
         return ",".join(parts + ([f"at={self.at}"] if self.at != default.at else []))
 
+    def check(self) -> None:
+        """Raise ConfigError unless the file can be read."""
+        _read(self.file)
+
     def box(self, height: int, width: int) -> tuple[int, int, int, int]:
         """Where the logo lies in a picture of this size: top, left, bottom, right.
 

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from pfungst.errors import DataError
+from pfungst.features import combined, file_key
 from pfungst.suggest import suggest
 
 from .decode import MAX_PIXELS, mask_of, read_image, read_mask, to_rgb
@@ -45,6 +46,14 @@ class Item:
             return to_rgb(source)
         return read_image(source, max_pixels)
 
+    def identity(self) -> str:
+        """Names the image as it is now: its file with size and times, or its content. Raises OSError if it is not there."""
+        return _identity(self.image)
+
+    def mask_identity(self) -> str:
+        """Names the mask as it is now, "" without one. Raises OSError if it is not there."""
+        return "" if self.mask is None else _identity(self.mask)
+
     def read_mask(self, max_pixels: int = MAX_PIXELS) -> np.ndarray | None:
         """The mask as a boolean array (H, W), or None. Raises ``Undecodable`` with the reason."""
         source = self.mask() if callable(self.mask) else self.mask
@@ -63,6 +72,13 @@ class Item:
     def mask_file(self) -> str:
         """The file of the mask if it has one."""
         return str(self.mask) if isinstance(self.mask, Path) else f"the mask of {self.id}"
+
+
+def _identity(source: Source | MaskSource) -> str:
+    if isinstance(source, Path):
+        return file_key(source)
+    content = source() if callable(source) else source
+    return combined(np.asarray(content) if isinstance(content, Image.Image) else content)
 
 
 NORMAL = "good"

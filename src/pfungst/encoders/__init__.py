@@ -2,7 +2,6 @@
 
 from typing import TYPE_CHECKING, Any
 
-from pfungst.encoders.cache import EmbeddingCache
 from pfungst.encoders.checkpoints import LoadReport, read_checkpoint
 from pfungst.encoders.encoder import Encoder
 from pfungst.encoders.loading import load
@@ -12,7 +11,6 @@ if TYPE_CHECKING:
     from pfungst.encoders.text import SentenceEncoder
 
 __all__ = [
-    "EmbeddingCache",
     "Encoder",
     "LoadReport",
     "Preprocessing",

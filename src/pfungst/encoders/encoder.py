@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-import json
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from pfungst.conditions import Condition
 from pfungst.device import choose_device
-from pfungst.encoders.cache import EmbeddingCache, content_key, model_key
 from pfungst.encoders.preprocessing import Preprocessing
 from pfungst.errors import ConditionMismatch, ConfigError, InputError, few
+from pfungst.features import Store, content_key, model_key
 from pfungst.files import write_json, write_tensors
 from pfungst.progress import track
 
@@ -84,7 +84,7 @@ class Encoder(nn.Module):
 
     def key(self) -> str:
         """A name for weights, structure and preprocessing; equal encoders have equal keys."""
-        return model_key(self, json.dumps(self.edits, sort_keys=True))
+        return model_key(self)
 
     @torch.no_grad()
     def encode(
@@ -92,7 +92,7 @@ class Encoder(nn.Module):
         images: Any,
         batch_size: int = 64,
         device: str = "auto",
-        cache: EmbeddingCache | str | Path | None = None,
+        cache: str | Path | None = None,
         progress: bool = False,
     ) -> Tensor:
         """Representations of many images.
@@ -115,39 +115,36 @@ class Encoder(nn.Module):
         images = self._checked(images)
         where = choose_device(device)
         self.eval().to(where)
-        cache = EmbeddingCache(cache) if isinstance(cache, str | Path) else cache
-        rows: list[Tensor | None] = [None] * len(images)
-        keys: list[bytes] = []
-        model = ""
-        if cache is not None:
-            model, keys = self.key(), [content_key(image) for image in images]
-            rows = cache.get(model, keys)
-        todo = [i for i, row in enumerate(rows) if row is None]
-        pending: list[int] = []
+        if cache is None:
+            store, keys = Store(), [i.to_bytes(8, "big") for i in range(len(images))]
+        else:
+            store, keys = Store(Path(cache) / self.key()), [content_key(image) for image in images]
+        todo = [i for i, key in enumerate(keys) if key not in store]
         bad: list[int] = []
         batches = [todo[i : i + batch_size] for i in range(0, len(todo), batch_size)]
-        for index in track(batches, f"encoding with {self.name}", progress and len(batches) > 1):
-            out = self._representations(images[index].to(where))
-            finite = torch.isfinite(out).all(1)
-            for i, row, good in zip(index, out, finite.tolist(), strict=True):
-                rows[i] = row
-                (pending if good else bad).append(i)
-            if cache is not None and pending and (len(pending) >= 1024 or index[-1] == todo[-1]):
-                cache.put(model, [keys[i] for i in pending], torch.stack([_row(rows[i]) for i in pending]))
-                pending = []
+        with store.writing() as write:
+            for index in track(batches, f"encoding with {self.name}", progress and len(batches) > 1):
+                out = self._representations(images[index].to(where))
+                finite = torch.isfinite(out).all(1)
+                bad += [i for i, good in zip(index, finite.tolist(), strict=True) if not good]
+                write([keys[i] for i in index if i not in bad], out[finite].numpy())
         if bad:
             raise InputError(
                 f"{self.name} gives representations that are not finite for {len(bad)} images "
                 f"(numbers {few(bad, 10)})",
                 "check the weights and these images",
             )
-        widths = {_row(r).shape[0] for r in rows}
+        self.check_widths(store, keys)
+        return torch.from_numpy(store.values(keys))
+
+    def check_widths(self, store: Store, keys: Iterable[bytes]) -> None:
+        """Raise InputError unless the representations under these keys have one width."""
+        widths = store.widths(keys)
         if len(widths) > 1:
             raise InputError(
-                f"{self.name} gives representations of changing width ({sorted(widths)})",
+                f"{self.name} gives representations of changing width ({widths})",
                 "pool the features so that every image has the same number of values",
             )
-        return torch.stack([_row(r) for r in rows])
 
     def _checked(self, images: Any) -> Tensor:
         condition = getattr(images, "condition", None)
@@ -231,8 +228,3 @@ class Encoder(nn.Module):
         }
         write_json(folder / "encoder.json", description)
         return folder
-
-
-def _row(row: Tensor | None) -> Tensor:
-    assert row is not None
-    return row

@@ -35,7 +35,7 @@ Built = tuple[nn.Module, Preprocessing, tuple[str, ...]]
 
 _SCHEMES = (
     "torchvision:NAME, timm:NAME, open_clip:NAME, vissl:CHECKPOINT, barlowtwins:CHECKPOINT, "
-    "pubmedclip:CHECKPOINT, sentence-transformers:PATH, pfungst:FOLDER, small:WIDTH, module:function"
+    "pubmedclip:CHECKPOINT, sentence-transformers:PATH, pfungst:FOLDER, small:WIDTH, module:function or file.py:function"
 )
 
 
@@ -110,11 +110,11 @@ def load(
 def build(spec: str, size: int | None = None, seed: int = 0) -> Encoder:
     """The architecture of a specification, with random weights."""
     scheme, _, rest = spec.partition(":")
-    builder = _BUILDERS.get(scheme)
+    builder = LIBRARIES.get(scheme)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         if builder is None:
-            made = _function(spec)
+            made = from_function(spec, "encoder", _SCHEMES)
             if isinstance(made, Encoder):
                 made.architecture = {"spec": spec, "size": size}
                 return made
@@ -216,7 +216,7 @@ def _small(rest: str, size: int | None) -> Built:
     return small_cnn(width), Preprocessing(size or 32, "pillow-bilinear", half, half), ()
 
 
-_BUILDERS: dict[str, Callable[[str, int | None], Built]] = {
+LIBRARIES: dict[str, Callable[[str, int | None], Built]] = {
     "torchvision": _torchvision,
     "timm": _timm,
     "open_clip": _open_clip,
@@ -240,7 +240,12 @@ def _drop_head(model: nn.Module) -> tuple[str, ...]:
     return ()
 
 
-def _function(spec: str) -> nn.Module:
+def from_function(spec: str, what: str, forms: str) -> nn.Module:
+    """The module that ``package.module:function`` or ``file.py:function`` names or returns.
+
+    Raises:
+        ConfigError: there is none; it says that this is no `what`, and the forms to write.
+    """
     where, _, attribute = spec.rpartition(":")
     try:
         if where.endswith(".py"):
@@ -249,14 +254,10 @@ def _function(spec: str) -> nn.Module:
             module = importlib.import_module(where)
         target = getattr(module, attribute)
     except (ImportError, AttributeError, OSError, ValueError) as error:
-        raise ConfigError(
-            f"{spec!r} names no encoder: {error}", f"write one of {_SCHEMES}; functions must be importable"
-        ) from None
+        raise ConfigError(f"{spec!r} names no {what}: {error}", f"write {forms}") from None
     made = target if isinstance(target, nn.Module) else target()
     if not isinstance(made, nn.Module):
-        raise ConfigError(
-            f"{spec} returned {type(made).__name__}, not a torch module", "return a module or an Encoder"
-        )
+        raise ConfigError(f"{spec} returned {type(made).__name__}, not a torch module", f"return the {what}")
     return made
 
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats
 
 from pfungst.errors import InputError
 
@@ -57,6 +56,8 @@ def degradation(before: ArrayLike, after: ArrayLike, paired: bool = True) -> Cha
         if spread <= _ROUNDING:
             p = 1.0 if abs(change) <= _ROUNDING else 0.0
         else:
+            from scipy import stats  # takes a third as long as torch
+
             p = float((stats.ttest_rel(b, a) if paired else stats.ttest_ind(b, a)).pvalue)
     mark = ""
     if p is None or p < _P:

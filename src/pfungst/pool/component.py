@@ -78,7 +78,7 @@ def model_of(pool: Pool, component: Direction) -> str:
         DataError: none has, or several have, as when the same weights scored under two names.
     """
     names = sorted(p.parent.name for p in pool.folder.glob("scores/*/model.json"))
-    fitting = [n for n in names if model_record(pool, n)["head"]["head_sha256"] == component.head_sha256]
+    fitting = [n for n in names if component.fits(model_record(pool, n))]
     if len(fitting) != 1:
         raise DataError(
             f"of the models that scored the pool ({', '.join(names) or 'none'}) {len(fitting)} have the head that the "

@@ -62,6 +62,7 @@ def to_label_task(
     for shard in sorted({hit.shard for hit in hits}):
         content = pool.shard(shard)
         places.update({(hit.shard, hit.row): content[hit.row] for hit in hits if hit.shard == shard})
+    pool.refuse_changed(places.values())
     order = sorted(places)
     found: dict[tuple[int, int], str] = {}
     for number, (key, content_) in enumerate(zip(order, read(pool, [places[k] for k in order]), strict=True)):

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tarfile
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from pfungst.errors import DataError, InputError, lines
-from pfungst.files import Lock, read, remove_leftovers, whole, write_json
+from pfungst.files import Lock, read, remove_leftovers, stamp, whole, write_json
 
-FORMAT = "pfungst.pool/1"
+FORMAT = "pfungst.pool/2"
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm"}
 
 
@@ -26,12 +27,14 @@ class Place:
         file: relative to the pool's source.
         offset: first byte in a tar file, row in a Parquet file, 0 for a file of its own.
         size: bytes, -1 for a row of a Parquet file.
+        stamp: size and times of the file when it was indexed.
     """
 
     id: str
     file: str
     offset: int
     size: int
+    stamp: str = ""
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,32 @@ class Pool:
 
     def shard_path(self, number: int) -> Path:
         return self.folder / "index" / f"part-{number:06d}.parquet"
+
+    def refuse_changed(self, places: Iterable[Place] | None = None) -> None:
+        """Raise DataError if source files of these places, or of all, are not those that were indexed.
+
+        Missing ones are no matter here: their images have an error each.
+        """
+        if places is not None:
+            files = {(p.file, p.stamp) for p in places}
+        else:
+            files = set()
+            for number in range(self.shards):
+                table = read(self.shard_path(number), "run `pfungst pool index` again")
+                files |= {
+                    (r["file"], r["stamp"])
+                    for r in table.group_by(["file", "stamp"]).aggregate([]).to_pylist()
+                }
+        changed = []
+        for file, before in sorted(files):
+            with contextlib.suppress(OSError):
+                if stamp(self.source / file) != before:
+                    changed.append(file)
+        if changed:
+            raise DataError(
+                f"{len(changed)} source files in {self.source} changed since they were indexed:{lines(changed)}",
+                "restore them, or index and score into another folder: scores belong to the images they were made of",
+            )
 
 
 def open_pool(folder: str | os.PathLike[str]) -> Pool:
@@ -124,17 +153,24 @@ def index(
 
     def places() -> Iterator[Place]:
         for file in files:
-            name = file.relative_to(root).as_posix()
+            name, now = file.relative_to(root).as_posix(), stamp(file)
             if kind == "folder":
-                yield Place(name, name, 0, file.stat().st_size)
+                yield Place(name, name, 0, int(now.partition(":")[0]), now)
                 continue
             try:
-                yield from _tar(file, name) if kind == "tar" else _parquet(file, name, column, id_column)
+                found = _tar(file, name) if kind == "tar" else _parquet(file, name, column, id_column)
+                yield from (replace(place, stamp=now) for place in found)
             except (OSError, tarfile.TarError, pa.ArrowException, _Unusable) as error:
                 unreadable[name] = str(error).splitlines()[0]
 
     schema = pa.schema(
-        [("id", pa.string()), ("file", pa.string()), ("offset", pa.int64()), ("size", pa.int64())]
+        [
+            ("id", pa.string()),
+            ("file", pa.string()),
+            ("offset", pa.int64()),
+            ("size", pa.int64()),
+            ("stamp", pa.string()),
+        ]
     )
     with Lock(folder / ".lock", f"the pool {folder}"):
         remove_leftovers(folder)

@@ -5,18 +5,17 @@ A part exists only when it is complete, so a job that was stopped goes on where 
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from pfungst.device import choose_device
-from pfungst.files import whole
+from pfungst.features import ahead, write_part
 from pfungst.pool.index import Place, Pool
 from pfungst.pool.model import PoolModel
-from pfungst.pool.parts import features_path, part_path, record_model
+from pfungst.pool.parts import part_path, record_model
 from pfungst.pool.read import read
 
 
@@ -40,8 +39,8 @@ class Scorer:
         pool: Pool,
         models: Sequence[PoolModel],
         batch_size: int = 64,
-        device: str = "auto",
         threads: int = 2,
+        device: str = "auto",
     ) -> None:
         import torch
 
@@ -58,7 +57,7 @@ class Scorer:
             condition, size = classifier.preprocessing.condition, classifier.preprocessing.size
             example = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
             head = FeatureHead(classifier.model.to(self.device), example=example.to(self.device))
-            record_model(pool, model.name, condition, size, head.linear.fingerprint())
+            record_model(pool, model.name, condition, size, head.fingerprint())
             self.heads[model.name], self.inputs[model.name] = head, (condition, size)
         self.conditions = {key: Condition.parse(key[0]) for key in self.inputs.values()}
 
@@ -84,8 +83,6 @@ class Scorer:
         }
         failed: dict[str, dict[int, str]] = {m.name: {} for m in models}
         for rows, batches in self._batches(places, needed, errors):
-            if not rows:
-                continue
             for model in models:
                 images = batches[self.inputs[model.name]].to(self.device)
                 with torch.inference_mode():
@@ -123,31 +120,20 @@ class Scorer:
             except Exception as error:  # whatever a broken file makes a decoder do must not stop the job
                 return f"{type(error).__name__}: {error}".splitlines()[0]
 
-        def finish(tasks: list[tuple[int, Future[Any]]]) -> tuple[list[int], dict[tuple[str, int], Any]]:
-            rows, kept = [], []
-            for row, task in tasks:
-                prepared = task.result()
-                if isinstance(prepared, str):
-                    errors[row] = prepared
-                else:
-                    rows.append(row)
-                    kept.append(prepared)
-            return rows, {key: torch.stack([p[key] for p in kept]) for key in needed} if kept else {}
-
-        with ThreadPoolExecutor(self.threads) as decoders:
-            ahead: deque[list[tuple[int, Future[Any]]]] = deque()
-            batch: list[tuple[int, Future[Any]]] = []
-            for row, (place, content) in enumerate(zip(places, read(self.pool, places), strict=True)):
-                batch.append((row, decoders.submit(prepare, place, content)))
-                if len(batch) == self.batch_size:
-                    ahead.append(batch)
-                    batch = []
-                if len(ahead) > 2:
-                    yield finish(ahead.popleft())
-            if batch:
-                ahead.append(batch)
-            while ahead:
-                yield finish(ahead.popleft())
+        rows: list[int] = []
+        kept: list[dict[tuple[str, int], Any]] = []
+        tasks = (partial(prepare, p, c) for p, c in zip(places, read(self.pool, places), strict=True))
+        for row, prepared in enumerate(ahead(tasks, self.threads, 3 * self.batch_size)):
+            if isinstance(prepared, str):
+                errors[row] = prepared
+                continue
+            rows.append(row)
+            kept.append(prepared)
+            if len(rows) == self.batch_size:
+                yield rows, {key: torch.stack([p[key] for p in kept]) for key in needed}
+                rows, kept = [], []
+        if kept:
+            yield rows, {key: torch.stack([p[key] for p in kept]) for key in needed}
 
     def _write(
         self,
@@ -160,20 +146,13 @@ class Scorer:
         errors: list[str | None],
     ) -> None:
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
-        with whole(features_path(self.pool, name, shard)) as part, open(part, "wb") as stream:
-            np.save(stream, features)
-        table = pa.table(
-            {
-                "id": [p.id for p in places],
-                "shard": pa.array([shard] * len(places), pa.int32()),
-                "row": pa.array(range(len(places)), pa.int32()),
-                "predicted": pa.array(predicted, mask=predicted < 0),
-                "confidence": pa.array(confidence, mask=predicted < 0),
-                "error": pa.array(errors, pa.string()),
-            }
-        )
-        # The table comes last: the part counts as finished once it is there.
-        with whole(part_path(self.pool, name, shard)) as part:
-            pq.write_table(table, part)
+        table = {
+            "id": [p.id for p in places],
+            "shard": pa.array([shard] * len(places), pa.int32()),
+            "row": pa.array(range(len(places)), pa.int32()),
+            "predicted": pa.array(predicted, mask=predicted < 0),
+            "confidence": pa.array(confidence, mask=predicted < 0),
+            "error": pa.array(errors, pa.string()),
+        }
+        write_part(part_path(self.pool, name, shard), table, features)

@@ -28,7 +28,7 @@ class Direction:
     Args:
         class_index: class k; component: index l.
         d: (D,) float32; c: offset.
-        head_sha256: head of the model whose features these are, None to trust the caller.
+        head_sha256, model_key: head and whole of the model whose features these are, None to trust the caller.
     """
 
     class_index: int
@@ -36,6 +36,16 @@ class Direction:
     d: np.ndarray
     c: float
     head_sha256: str | None = None
+    model_key: str | None = None
+
+    def fits(self, record: Mapping[str, Any]) -> bool:
+        """Whether a model, by its record beside the scores, is the one that the component was found on."""
+        from pfungst.spurious.heads import same_model
+
+        mine = {"head_sha256": self.head_sha256, "model_key": self.model_key}
+        return self.head_sha256 is None or same_model(
+            {k: v for k, v in mine.items() if v is not None}, record["head"]
+        )
 
 
 def direction(npca: Any, class_index: int, component: int) -> Direction:
@@ -46,7 +56,8 @@ def direction(npca: Any, class_index: int, component: int) -> Direction:
     dims = npca.head_.n_features
     offset = float(alpha(torch.zeros(1, dims))[0])
     d = (alpha(torch.eye(dims)) - offset).numpy().astype(np.float32)
-    return Direction(class_index, component, d, -offset, npca.model_fingerprint_["head_sha256"])
+    model = npca.model_fingerprint_
+    return Direction(class_index, component, d, -offset, model["head_sha256"], model.get("model_key"))
 
 
 @dataclass(frozen=True)
@@ -95,7 +106,7 @@ def search(
 
     pool = open_pool(folder)
     record = model_record(pool, model)
-    if component.head_sha256 is not None and record["head"]["head_sha256"] != component.head_sha256:
+    if not component.fits(record):
         raise DataError(
             f"component {component.component} of class {component.class_index} was found on another model than {model!r}",
             "name the model that it was found on, or score the pool with that one",

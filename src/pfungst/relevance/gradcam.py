@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -275,6 +276,39 @@ def _gradient(score: Tensor, at: Tensor, name: str) -> Tensor:
     return g
 
 
+_FOUND: weakref.WeakKeyDictionary[nn.Module, dict[Any, positions.Layout]] = weakref.WeakKeyDictionary()
+
+
+def _layout(
+    model: nn.Module,
+    module: nn.Module,
+    name: str,
+    number: int,
+    x: Tensor,
+    a: Tensor,
+    wish: positions.Wish,
+    resize: bool,
+) -> positions.Layout:
+    """Where the positions are in the layer's output `a`: as stated, else as found, which is found once for each shape."""
+    layout = positions.stated(a.shape, x, wish, resize)
+    if layout is not None:
+        return layout
+    known, key = _FOUND.setdefault(module, {}), (number, x.shape, a.shape, wish, resize)
+    if key in known:
+        return known[key]
+    respond = _response(model, module, name, number)
+    try:
+        layout = positions.find(respond, x, a.shape, name, wish, _declared(model))
+    except positions.Unclear:
+        if wish.channels_last is True or not _channels_first(respond, module, x, a):
+            raise
+        layout = positions.stated(a.shape, x, dataclasses.replace(wish, channels_last=False), resize)
+        if layout is None:
+            raise
+    known[key] = layout
+    return layout
+
+
 @eager
 def gradcam(
     model: nn.Module,
@@ -331,17 +365,7 @@ def gradcam(
                 f"layer {name} has output of shape {tuple(a.shape)}, without positions",
                 "choose an earlier layer",
             )
-        layout = positions.stated(a.shape, x, wish, resize)
-        if layout is None:
-            respond = _response(model, module, name, number)
-            try:
-                layout = positions.find(respond, x, a.shape, name, wish, _declared(model))
-            except positions.Unclear:
-                if channels_last is True or not _channels_first(respond, module, x, a):
-                    raise
-                layout = positions.stated(a.shape, x, dataclasses.replace(wish, channels_last=False), resize)
-                if layout is None:
-                    raise
+        layout = _layout(model, module, name, number, x, a, wish, resize)
     g, a = layout(g), layout(a)
     cam = (g.mean(tuple(range(2, g.ndim)), keepdim=True) * a).sum(1)
     cam = cam.clamp(min=0) if relu else cam

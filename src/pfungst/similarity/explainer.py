@@ -15,10 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pfungst.encoders.cache import content_key, model_key
 from pfungst.encoders.encoder import Encoder
 from pfungst.errors import ConfigError, InputError
-from pfungst.files import digest
+from pfungst.features import combined, content_key, model_key
 from pfungst.progress import track
 from pfungst.relevance import Basis, Composite, Patches, Tokens, linearize
 from pfungst.relevance import composite as named_composite
@@ -264,7 +263,7 @@ class SimilarityExplainer:
             "basis": self.basis.to_dict(),
             "metric": self.metric if isinstance(self.metric, str) else "matrix",
             "sketch": None if self.sketch is None else self.sketch.to_dict(),
-            "inputs": digest(*map(content_key, inputs), length=24),
+            "inputs": combined(*map(content_key, inputs)),
         }
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from scipy.stats import t as student
 from torch import Tensor
 
 from pfungst.errors import ConfigError
@@ -86,6 +85,8 @@ class Sketch:
         scale = k * (k - 1) * (k + 2)
         c1, c2 = m * ((k + 1) * m - 2) / scale, m * (k - m) / scale
         variance = (k / m) ** 2 * ((c1 + c2) * inner + c2 * norms) - inner
+        from scipy.stats import t as student
+
         quantile = float(student.ppf(0.5 + level / 2, m - 1)) * (1 + m**-0.5)
         return quantile * variance.clamp(min=0).sqrt()
 

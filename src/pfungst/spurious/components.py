@@ -10,6 +10,7 @@ import numpy as np
 
 from pfungst.errors import InputError
 from pfungst.files import read, reading, write_json
+from pfungst.spurious.heads import same_model
 
 FORMAT = "pfungst.components/1"
 Components = dict[int, list[int]]
@@ -52,7 +53,7 @@ def read_components(
             return _checked(np.load(path, allow_pickle=True).item(), path)
     content = read(path, "pass the components.json that the labelling app wrote", InputError, FORMAT)
     theirs = content.get("model") or {}
-    if fingerprint is not None and theirs.get("head_sha256") != fingerprint.get("head_sha256"):
+    if fingerprint is not None and not same_model(theirs, fingerprint):
         raise InputError(
             f"{path} was made for another model: {_describe(theirs)}; yours is {_describe(fingerprint)}",
             "component numbers mean nothing on another model; use SpuFix.transfer to carry the fix over",
@@ -63,7 +64,7 @@ def read_components(
 def _describe(fingerprint: Mapping[str, Any]) -> str:
     digest = str(fingerprint.get("head_sha256", "without a fingerprint"))[:12]
     name = f"{fingerprint['name']}, " if fingerprint.get("name") else ""
-    return f"{name}{fingerprint.get('classes', '?')} classes, {fingerprint.get('features', '?')} features, head {digest}"
+    return f"{name}{fingerprint.get('classes', '?')} classes, {fingerprint.get('features', '?')} features, head {digest}, model {fingerprint.get('model_key', '?')}"
 
 
 def _checked(content: Any, path: Path) -> Components:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import cached_property, partial
@@ -16,13 +14,14 @@ from torch import Tensor, nn
 
 from pfungst.device import choose_device
 from pfungst.errors import DataError, InputError, UnreadableImages, few
+from pfungst.features import Store, Workers, combined, content_key, load_all, values_file, write_table
 from pfungst.files import Lock, read, whole, write_json
 from pfungst.progress import progress_bar
 from pfungst.spurious.heads import FeatureHead
 
-FORMAT = "pfungst.features/1"
+FORMAT = "pfungst.features/2"
 _DAMAGED = "delete the folder and call extract_features again"
-_HEADER = 128  # bytes; the length of the table is rewritten in place at every commit
+_BLOCK = 8192  # rows in memory at a time
 
 
 class FeatureStore:
@@ -44,7 +43,7 @@ class FeatureStore:
         self.meta = read(self.path / "store.json", _DAMAGED, format=FORMAT)
         if not self.meta.get("complete"):
             raise DataError(
-                f"{self.path} is an unfinished feature pass ({self.meta.get('count', 0)} images)",
+                f"{self.path} is an unfinished feature pass ({len(Store(self.path))} images)",
                 "call extract_features with the same arguments to finish it",
             )
         self.features = read(self.path / "features.npy", _DAMAGED)
@@ -100,69 +99,182 @@ def extract_features(
     batch_size: int = 32,
     dtype: str = "float16",
     device: str = "auto",
-    workers: int = 0,
+    workers: Workers = 0,
     skip_bad: bool = False,
     commit_every: int = 50,
     progress: bool = True,
 ) -> FeatureStore:
     """Run the model once over (id, image, label) and store the features; an interrupted pass continues.
 
+    A store holds what a pass into an empty folder would: rows of images or labels that changed are computed again.
+
     Args:
         model: the classifier, or its :class:`FeatureHead`.
-        data: gives (id, image (C, H, W) in [0, 1], class index). With `__len__` and `__getitem__` a restart reads only
-            what is missing, and `workers` processes can load; any other iterable is read again from its start.
-        path: folder of the store; a finished store of the same model is returned as it is.
+        data: gives (id, image (C, H, W) in [0, 1], class index). With `__len__` and `__getitem__`, `workers` processes
+            can load. Images are known by their content. If `data.identity(i)` tells what the image i, its preparation and
+            its label depend on (plain values, such as :func:`pfungst.features.file_key`), those in the store are not
+            even read; that needs `data.ids` too.
+        path: folder of the store.
         batch_size: images per forward pass.
         dtype: "float16" (half the disk) or "float32".
         device: "auto", "cpu", "cuda", …
-        workers: loading processes.
+        workers: loading processes; "auto": one per core but one where there are many images.
         skip_bad: leave unreadable images out and count them in `store.meta["skipped"]`; otherwise they are all named.
-        commit_every: batches between commits; at most this many are computed again after a restart.
+        commit_every: batches between commits; at most this many are computed again after a kill.
         progress: show a bar.
 
     Raises:
         UnreadableImages: some images cannot be read.
         InputError: labels outside the model's classes, features too large for float16, a store of another model.
-        DataError: an identifier occurs twice (or again, when the data changed since an interrupted pass); another
-            process is writing into the folder.
+        DataError: an identifier occurs twice; another process is writing into the folder.
         ConfigError: the device does not exist.
     """
     target = choose_device(device)
     head = head_for(model, data)
     head.model.to(target)
-    with Lock(Path(path) / ".lock", str(path)):
-        writer = _Writer(Path(path), head, dtype)
-        if writer.meta["complete"]:
-            return FeatureStore(path)
+    path = Path(path)
+    with Lock(path / ".lock", str(path)):
+        meta = _open(path, head, dtype)
+        store = Store(path)
+        before = (meta["complete"], meta["skipped"])
+        keys, names = _known(data)
+        todo = None if keys is None else [i for i, key in enumerate(keys) if key not in store]
+        wanted: dict[int, bytes] = {} if keys is None else {i: k for i, k in enumerate(keys) if k in store}
         problems: list[tuple[str, str]] = []
-        size = len(data) if hasattr(data, "__len__") else None  # type: ignore[arg-type]
-        items = read_items(data, writer.meta["read"], workers, problems)
+        total = len(data) if hasattr(data, "__len__") else None  # type: ignore[arg-type]
         parameter = next(head.model.parameters())
-        shown = progress_bar("features", size, show=progress, done=writer.meta["read"])
-        with shown as bar, torch.inference_mode():
-            for n, batch in enumerate(_batches(items, batch_size), 1):
-                good = [item for item in batch if item[1] is not None]
-                if problems and not skip_bad:
-                    bar.advance(len(batch))
-                    continue  # nothing is computed any more, but every unreadable image gets named
-                if good:
-                    labels = _check_labels([label for _, _, label in good], [i for i, _, _ in good], head)
-                    images = torch.stack([image for _, image, _ in good if image is not None])
-                    phi, logits = head.features_and_logits(images.to(target, parameter.dtype))
-                    writer.add([i for i, _, _ in good], labels, phi, logits)
-                writer.meta["read"] += len(batch)
-                writer.meta["skipped"] += [list(problem) for problem in problems]
-                problems.clear()
+        shown = progress_bar("features", total, show=progress, done=len(wanted))
+        with shown as bar, torch.inference_mode(), store.writing(commit_every * batch_size) as write:
+            for batch in _batches(read_items(data, todo, workers, problems), batch_size):
                 bar.advance(len(batch))
-                if n % commit_every == 0:
-                    writer.commit()
+                if problems and not skip_bad:
+                    continue  # nothing is computed any more, but every unreadable image gets named
+                good = [item for item in batch if item[2] is not None]
+                labels = _check_labels([item[3] for item in good], [item[1] for item in good], head)
+                fresh = []
+                for (row, name, image, _), label in zip(good, labels, strict=True):
+                    assert image is not None
+                    if keys is None:
+                        _once(name, names)
+                    known = b"" if keys is None else keys[row]
+                    wanted[row] = known or bytes.fromhex(combined(name, content_key(image), label))
+                    if wanted[row] not in store:
+                        fresh.append((wanted[row], name, image, label))
+                if not fresh:
+                    continue
+                if meta["complete"]:
+                    meta["complete"] = False
+                    write_json(path / "store.json", meta)
+                own = torch.tensor([label for *_, label in fresh], device=target)
+                images = torch.stack([image for _, _, image, _ in fresh])
+                phi, logits = head.features_and_logits(images.to(target, parameter.dtype))
+                write(
+                    [key for key, *_ in fresh],
+                    _rounded(phi, dtype, fresh[0][1]),
+                    id=np.array([name for _, name, _, _ in fresh], object),
+                    label=own.int().cpu().numpy(),
+                    predicted=logits.argmax(1).int().cpu().numpy(),
+                    confidence=logits.float().softmax(1).gather(1, own[:, None])[:, 0].cpu().numpy(),
+                )
         if problems and not skip_bad:
-            writer.commit(close=True)
             raise UnreadableImages(problems)
-        if writer.count == 0:
+        if not wanted:
             raise DataError("the image set is empty", "pass at least one readable labelled image")
-        writer.finish()
+        meta["skipped"] = [list(problem) for problem in problems]
+        _finish(path, store, [wanted[row] for row in sorted(wanted)], meta, before)
     return FeatureStore(path)
+
+
+def _open(path: Path, head: FeatureHead, dtype: str) -> dict[str, Any]:
+    """The record of the store, begun if there is none.
+
+    Raises:
+        InputError: it is of another model, or another type is asked for.
+    """
+    if dtype not in ("float16", "float32"):
+        raise InputError(f"features cannot be stored as {dtype!r}", "choose float16 or float32")
+    fresh: dict[str, Any] = {
+        "format": FORMAT,
+        "model": head.fingerprint(),
+        "layer": head.layer,
+        "dtype": dtype,
+        "skipped": [],
+        "complete": False,
+    }
+    record = path / "store.json"
+    if not record.exists():
+        write_json(record, fresh)
+        return fresh
+    meta = read(record, _DAMAGED, format=FORMAT)
+    for key in ("model", "layer", "dtype"):
+        if meta[key] != fresh[key]:
+            raise InputError(
+                f"{path} holds features made with another {key}: {meta[key]}, not {fresh[key]}",
+                "choose another folder, or delete this one",
+            )
+    return meta
+
+
+def _known(data: Any) -> tuple[list[bytes] | None, set[str]]:
+    """The key of each row where the data tell what their images are, empty where they cannot; and the identifiers."""
+    identity, names = getattr(data, "identity", None), set[str]()
+    if identity is None:
+        return None, names
+    keys: list[bytes] = []
+    for i, name in enumerate(data.ids):
+        _once(str(name), names)
+        try:
+            keys.append(bytes.fromhex(combined(str(name), identity(i))))
+        except OSError:  # reading it will tell
+            keys.append(b"")
+    return keys, names
+
+
+def _once(name: str, names: set[str]) -> None:
+    if name in names:
+        raise DataError(
+            f"the identifier {name!r} occurs twice",
+            "identifiers match images across models: make them unique",
+        )
+    names.add(name)
+
+
+def _rounded(phi: Tensor, dtype: str, near: str) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        rows = phi.float().cpu().numpy().astype(dtype)
+    if not np.isfinite(rows).all():
+        raise InputError(
+            f"features up to {float(phi.abs().max()):.3g} do not fit {dtype} (image {near!r} or near)",
+            "store them with dtype='float32'; if they are not finite, the model or the images are broken",
+        )
+    return rows
+
+
+def _finish(
+    path: Path, store: Store, keys: list[bytes], meta: dict[str, Any], before: tuple[bool, list[Any]]
+) -> None:
+    """One array and one table of all rows in the order of the data, in place of the parts."""
+    index = path / "index.parquet"
+    same = index.is_file() and read(index, _DAMAGED)["key"].to_pylist() == keys
+    if same and before == (True, meta["skipped"]):
+        return
+    if not same:
+        meta["complete"] = False
+        write_json(path / "store.json", meta)
+        table = store.table(keys)
+        with whole(values_file(index)) as part:
+            out = np.lib.format.open_memmap(
+                part, "w+", np.dtype(meta["dtype"]), (len(keys), store.widths(keys)[0])
+            )
+            for start in range(0, len(keys), _BLOCK):
+                out[start : start + _BLOCK] = store.values(keys[start : start + _BLOCK])
+            out.flush()
+            index.unlink(missing_ok=True)  # a table never stands beside the array of another one
+        write_table(table, index)
+    meta["complete"] = True
+    write_json(path / "store.json", meta)
+    for file in store.parts:
+        file.unlink()
 
 
 def head_for(model: nn.Module | FeatureHead, data: Iterable[tuple[Any, Tensor, int]]) -> FeatureHead:
@@ -226,56 +338,41 @@ def _check_labels(labels: Sequence[Any], ids: Sequence[str], head: FeatureHead) 
     return out
 
 
-Item = tuple[str, Tensor | None, Any]
+Item = tuple[int, str, Tensor | None, Any]
 
 
 def read_items(
-    data: Iterable[Any], start: int, workers: int, problems: list[tuple[str, str]]
+    data: Any, rows: Sequence[int] | None, workers: Workers, problems: list[tuple[str, str]]
 ) -> Iterator[Item]:
-    """Items from `start` on; an unreadable one has no image and is added to `problems`."""
-    guarded: Iterable[tuple[str, Tensor | None, Any, str]]
+    """(row, id, image, label) of some rows, or of all; an unreadable one has no image and is added to `problems`."""
     if hasattr(data, "__getitem__") and hasattr(data, "__len__"):
-        rows = _Guarded(data, start)
-        guarded = (rows[i] for i in range(len(rows)))
-        if workers:
-            guarded = torch.utils.data.DataLoader(
-                rows, batch_size=None, num_workers=workers, prefetch_factor=16
-            )
+        rows = range(len(data)) if rows is None else rows
+        guarded = load_all(partial(_guarded, data), rows, workers)
     else:
-        guarded = (_guard(partial(_same, item), str(i)) for i, item in enumerate(data) if i >= start)
-    for item, image, label, why in guarded:
+        guarded = (_guard(partial(_same, item), i, str(i)) for i, item in enumerate(data))
+    for row, name, image, label, why in guarded:
         if why:
-            problems.append((item, why))
-        yield item, image, label
+            problems.append((name, why))
+        yield row, name, image, label
 
 
 def _same(item: Any) -> Any:
     return item
 
 
-class _Guarded(torch.utils.data.Dataset):
-    def __init__(self, data: Any, start: int) -> None:
-        self.data, self.start = data, start
-
-    def __len__(self) -> int:
-        return max(len(self.data) - self.start, 0)
-
-    def __getitem__(self, i: int) -> tuple[str, Tensor | None, Any, str]:
-        if i >= len(self):
-            raise IndexError(i)
-        ids = getattr(self.data, "ids", None)
-        name = str(ids[i + self.start]) if ids is not None else str(i + self.start)
-        return _guard(lambda: self.data[i + self.start], name)
+def _guarded(data: Any, row: int) -> tuple[int, str, Tensor | None, Any, str]:
+    ids = getattr(data, "ids", None)
+    return _guard(lambda: data[row], row, str(row if ids is None else ids[row]))
 
 
-def _guard(load: Callable[[], Any], name: str) -> tuple[str, Tensor | None, Any, str]:
+def _guard(load: Callable[[], Any], row: int, name: str) -> tuple[int, str, Tensor | None, Any, str]:
     try:
         item, image, label = load()
     except UnreadableImages as error:
-        return name, None, -1, error.problems[0][1]
+        return row, name, None, -1, error.problems[0][1]
     except (OSError, SyntaxError, DataError) as error:  # Pillow raises SyntaxError for broken PNG chunks
-        return name, None, -1, str(error).splitlines()[0] if str(error) else type(error).__name__
-    return str(item), image, label, ""
+        return row, name, None, -1, str(error).splitlines()[0] if str(error) else type(error).__name__
+    return row, str(item), image, label, ""
 
 
 def _batches(items: Iterator[Item], size: int) -> Iterator[list[Item]]:
@@ -287,116 +384,3 @@ def _batches(items: Iterator[Item], size: int) -> Iterator[list[Item]]:
             batch = []
     if batch:
         yield batch
-
-
-class _Writer:
-    """Appends rows; `commit` makes what is there readable and is what a restart goes back to."""
-
-    def __init__(self, path: Path, head: FeatureHead, dtype: str) -> None:
-        if dtype not in ("float16", "float32"):
-            raise InputError(f"features cannot be stored as {dtype!r}", "choose float16 or float32")
-        self.path, self.dtype = path, np.dtype(dtype)
-        self.dim = head.linear.n_features
-        fresh: dict[str, Any] = {
-            "format": FORMAT,
-            "model": head.linear.fingerprint(),
-            "layer": head.layer,
-            "dtype": dtype,
-            "count": 0,
-            "read": 0,
-            "skipped": [],
-            "complete": False,
-        }
-        meta = path / "store.json"
-        self.meta = read(meta, _DAMAGED, format=FORMAT) if meta.exists() else fresh
-        for key in ("model", "layer", "dtype"):
-            if self.meta[key] != fresh[key]:
-                raise InputError(
-                    f"{path} holds features made with another {key}: {self.meta[key]}, not {fresh[key]}",
-                    "choose another folder, or delete this one",
-                )
-        self.count: int = self.meta["count"]
-        self.ids: list[str] = []
-        self.columns: dict[str, list[Any]] = {"label": [], "predicted": [], "confidence": []}
-        if self.meta["complete"]:
-            return
-        self._open()
-
-    def _open(self) -> None:
-        features, index = self.path / "features.npy", self.path / "index.jsonl"
-        self.file = open(features, "r+b" if features.exists() else "w+b")  # noqa: SIM115
-        self.file.truncate(_HEADER + self.count * self.dim * self.dtype.itemsize)
-        self.file.seek(0, os.SEEK_END)
-        self.index = open(index, "a+", encoding="utf-8")  # noqa: SIM115
-        self.index.seek(0)
-        lines, end = [], 0
-        for _ in range(self.count):
-            lines.append(self.index.readline())
-            end = self.index.tell()
-        self.index.truncate(end)
-        self.index.seek(0, os.SEEK_END)
-        for line in lines:
-            name, *values = json.loads(line)
-            self.ids.append(name)
-            for column, value in zip(self.columns.values(), values, strict=True):
-                column.append(value)
-        self.known = set(self.ids)
-
-    def add(self, ids: Sequence[str], labels: Sequence[int], phi: Tensor, logits: Tensor) -> None:
-        for name in ids:
-            if name in self.known:
-                raise DataError(
-                    f"the identifier {name!r} occurs twice",
-                    "identifiers match images across models: make them unique",
-                )
-            self.known.add(name)
-        with np.errstate(over="ignore"):
-            rows = phi.float().cpu().numpy().astype(self.dtype)
-        if not np.isfinite(rows).all():
-            raise InputError(
-                f"features up to {float(phi.abs().max()):.3g} do not fit {self.dtype} (image {ids[0]!r} or near)",
-                "store them with dtype='float32'; if they are not finite, the model or the images are broken",
-            )
-        own = torch.tensor(list(labels), device=logits.device)
-        confidence = logits.float().softmax(1).gather(1, own[:, None])[:, 0].tolist()
-        predicted = logits.argmax(1).tolist()
-        self.file.write(rows.tobytes())
-        for row in zip(ids, labels, predicted, confidence, strict=True):
-            self.index.write(json.dumps(row) + "\n")
-            self.ids.append(row[0])
-            for column, value in zip(self.columns.values(), row[1:], strict=True):
-                column.append(value)
-        self.count += len(rows)
-
-    def commit(self, close: bool = False) -> None:
-        header = repr({"descr": self.dtype.str, "fortran_order": False, "shape": (self.count, self.dim)})
-        body = header.ljust(_HEADER - 11) + "\n"
-        self.file.seek(0)
-        self.file.write(b"\x93NUMPY\x01\x00" + len(body).to_bytes(2, "little") + body.encode("latin1"))
-        self.file.seek(0, os.SEEK_END)
-        for file in (self.file, self.index):
-            file.flush()
-            os.fsync(file.fileno())
-        self.meta["count"] = self.count
-        write_json(self.path / "store.json", self.meta)
-        if close:
-            self.file.close()
-            self.index.close()
-
-    def finish(self) -> None:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        table = pa.table(
-            {
-                "id": self.ids,
-                "label": pa.array(self.columns["label"], pa.int32()),
-                "predicted": pa.array(self.columns["predicted"], pa.int32()),
-                "confidence": pa.array(self.columns["confidence"], pa.float32()),
-            }
-        )
-        with whole(self.path / "index.parquet") as part:
-            pq.write_table(table, part)
-        self.meta["complete"] = True
-        self.commit(close=True)
-        (self.path / "index.jsonl").unlink()

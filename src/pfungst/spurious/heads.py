@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pfungst.errors import InputError
+from pfungst.features import model_key
 from pfungst.files import digest
 from pfungst.suggest import suggest
 
@@ -50,7 +51,7 @@ class LinearHead:
         return phi * (self.weight[class_].to(phi) / self.temperature)
 
     def fingerprint(self) -> dict[str, Any]:
-        """What identifies the model that components belong to: sizes, and SHA-256 of head in float32."""
+        """What is known of the model that components belong to: sizes, and SHA-256 of head in float32."""
         parts = [p.float() for p in (self.weight, self.bias, torch.tensor(self.temperature)) if p is not None]
         return {"classes": self.n_classes, "features": self.n_features, "head_sha256": digest(*parts)}
 
@@ -108,6 +109,10 @@ class FeatureHead:
             self.temperature,
         )
 
+    def fingerprint(self) -> dict[str, Any]:
+        """What identifies the model: that of its head, and a key of the whole network."""
+        return self.linear.fingerprint() | {"model_key": model_key(self.model)}
+
     @property
     def weight(self) -> Tensor:
         """(K, D)."""
@@ -138,6 +143,12 @@ class FeatureHead:
 
     def __call__(self, x: Tensor) -> Tensor:
         return logits_of(self.model(x))
+
+
+def same_model(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two fingerprints are of one model; by the heads alone where no more is known of one of them."""
+    keys = {f["model_key"] for f in (one, other) if "model_key" in f}
+    return one.get("head_sha256") == other.get("head_sha256") and len(keys) < 2
 
 
 def as_linear(head: LinearHead | FeatureHead | nn.Module) -> LinearHead:

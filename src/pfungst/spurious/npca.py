@@ -19,7 +19,7 @@ from pfungst.files import read, write_json, write_tensors
 from pfungst.measure import best_split
 from pfungst.spurious.eigen import leading
 from pfungst.spurious.features import FeatureStore
-from pfungst.spurious.heads import FeatureHead, LinearHead, as_linear
+from pfungst.spurious.heads import FeatureHead, LinearHead, as_linear, same_model
 
 FORMAT = "pfungst.npca/1"
 
@@ -87,7 +87,8 @@ class NeuralPCA(BaseEstimator):
         self.head_ = LinearHead(
             head.weight.cpu(), None if head.bias is None else head.bias.cpu(), head.temperature
         )
-        source = _Source(features, labels, ids, self.head_)
+        known = model.fingerprint() if isinstance(model, FeatureHead) else self.head_.fingerprint()
+        source = _Source(features, labels, ids, self.head_, known)
         self.classes_ = sorted(source.classes if classes is None else set(classes))
         counts = {k: len(source.rows(k)) for k in self.classes_}
         poor = [k for k, n in counts.items() if n < 2]
@@ -125,7 +126,7 @@ class NeuralPCA(BaseEstimator):
         else:
             for k in rest:
                 self._fit_class(source, k, wanted, dims)
-        self.model_fingerprint_ = self.head_.fingerprint()
+        self.model_fingerprint_ = known if source.known is None else {**source.known, **known}
         return self
 
     def _fit_class(self, source: _Source, k: int, wanted: int, dims: int) -> int:
@@ -193,11 +194,10 @@ class NeuralPCA(BaseEstimator):
     def attach(self, model: nn.Module | FeatureHead) -> NeuralPCA:
         """Give a loaded NeuralPCA its model; refuses another one."""
         head = model if isinstance(model, FeatureHead) else FeatureHead(model)
-        theirs = head.linear.fingerprint()
-        if theirs["head_sha256"] != self.model_fingerprint_["head_sha256"]:
+        theirs = head.fingerprint()
+        if not same_model(theirs, self.model_fingerprint_):
             raise InputError(
-                f"these components belong to another model (head {self.model_fingerprint_['head_sha256'][:12]}, "
-                f"not {theirs['head_sha256'][:12]})",
+                f"these components belong to another model: {self.model_fingerprint_}, not {theirs}",
                 "pass the model they were fitted on",
             )
         self._model = head
@@ -291,10 +291,14 @@ def _absent(alpha: Tensor) -> Tensor:
 class _Source:
     """Features, labels and identifiers from a store or from arrays."""
 
-    def __init__(self, features: Any, labels: Any, ids: Sequence[str] | None, head: LinearHead) -> None:
+    def __init__(
+        self, features: Any, labels: Any, ids: Sequence[str] | None, head: LinearHead, model: dict[str, Any]
+    ) -> None:
         self._store: FeatureStore | None = None
+        self.known: dict[str, Any] | None = None
         if isinstance(features, FeatureStore):
-            if features.meta["model"]["head_sha256"] != head.fingerprint()["head_sha256"]:
+            self.known = features.meta["model"]
+            if not same_model(features.meta["model"], model):
                 raise InputError(
                     f"the features in {features.path} were made with another model",
                     "extract them again with this one",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -191,7 +192,7 @@ def class_probabilities(
         labels.clear()
 
     problems: list[tuple[str, str]] = []
-    for _, image, label in read_items(data, 0, workers, problems):
+    for _, _, image, label in read_items(data, None, workers, problems):
         if image is not None and not problems and (classes is None or int(label) in classes):
             images.append(image)
             labels.append(int(label))
@@ -209,14 +210,14 @@ class SpuriousFolder:
 
     Args:
         root: folder that holds them.
-        transform: Pillow image → (C, H, W) tensor in [0, 1], as the model wants it.
+        transform: Pillow image → (C, H, W) tensor in [0, 1], as the model wants it; may be set later.
 
     Attributes:
         ids, labels: path below root, and class index, of each image.
         components: {class: components counted from 0}.
     """
 
-    def __init__(self, root: str | Path, transform: Callable[[Any], Tensor]) -> None:
+    def __init__(self, root: str | Path, transform: Callable[[Any], Tensor] | None = None) -> None:
         self.root, self.transform = Path(root), transform
         self.ids: list[str] = []
         self.labels: list[int] = []
@@ -239,12 +240,21 @@ class SpuriousFolder:
                 "pass the folder that holds them",
             )
 
+    def of(self, classes: Collection[int]) -> SpuriousFolder:
+        """Only the images of these classes."""
+        new = copy.copy(self)
+        rows = [row for row, k in enumerate(self.labels) if k in classes]
+        new.ids, new.labels = [self.ids[row] for row in rows], [self.labels[row] for row in rows]
+        return new
+
     def __len__(self) -> int:
         return len(self.ids)
 
     def __getitem__(self, i: int) -> tuple[str, Tensor, int]:
         from PIL import Image
 
+        if self.transform is None:
+            raise InputError("the images have no transform", "set SpuriousFolder.transform")
         path = self.root / self.ids[i]
         try:
             with Image.open(path) as image:

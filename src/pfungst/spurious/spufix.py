@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pfungst.errors import DataError, InputError, PfungstWarning, few
 from pfungst.files import read, write_json, write_tensors
 from pfungst.spurious.features import FeatureStore, extract_features, head_for
-from pfungst.spurious.heads import FeatureHead, LinearHead
+from pfungst.spurious.heads import FeatureHead, LinearHead, same_model
 from pfungst.spurious.npca import NeuralPCA
 
 FORMAT = "pfungst.spufix/1"
@@ -105,8 +105,7 @@ class SpuFix(nn.Module):
         if known is not None and known.model is model:
             model = known
         head = model if isinstance(model, FeatureHead) else FeatureHead(model)
-        own = head.linear.fingerprint()
-        if own["head_sha256"] != npca.model_fingerprint_["head_sha256"]:
+        if not same_model(head.fingerprint(), npca.model_fingerprint_):
             raise InputError(
                 "the components were fitted on another model",
                 "build SpuFix on that model and carry it over with .transfer(other_model, …)",
@@ -152,7 +151,7 @@ class SpuFix(nn.Module):
         else:
             self.model = fixed
         self.layer = head.layer
-        self.fingerprint = head.linear.fingerprint()
+        self.fingerprint = head.fingerprint()
         self.eval()
 
     @property
@@ -214,8 +213,9 @@ class SpuFix(nn.Module):
                 raise InputError(
                     "nothing to match the models on", "pass images, or both source and target stores"
                 )
-            for store, head, side in ((source, npca.head_, "source"), (target, other.linear, "target")):
-                if store.meta["model"]["head_sha256"] != head.fingerprint()["head_sha256"]:
+            expected = {"source": npca.model_fingerprint_, "target": other.fingerprint()}
+            for store, side in ((source, "source"), (target, "target")):
+                if not same_model(store.meta["model"], expected[side]):
                     raise InputError(f"the {side} store was made with another model", "extract it again")
             pairs = _matched_rows(source, target, chosen)
             directions, origins = {}, {}
@@ -271,7 +271,7 @@ class SpuFix(nn.Module):
         meta = read(stem.with_suffix(".json"), remedy, InputError, FORMAT)
         tensors = read(stem.with_suffix(".safetensors"), remedy, InputError)
         head = model if isinstance(model, FeatureHead) else FeatureHead(model, meta["layer"])
-        if head.linear.fingerprint()["head_sha256"] != meta["model"]["head_sha256"]:
+        if not same_model(head.fingerprint(), meta["model"]):
             raise InputError(
                 f"{stem} was made for another model", "load it on that model, or transfer it to this one"
             )

@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from pfungst.audit.config import Repeated
+from pfungst.registry import DETECTORS
 
 
 class AnomalyConfig(Repeated):
@@ -18,7 +19,7 @@ class AnomalyConfig(Repeated):
     )
     model: list[str] = Field(
         ["d2neighbors"],
-        description="Detectors, comma-separated: d2neighbors, kde, patchcore, autoencoder, one-class, bag:A+B",
+        description=f"Detectors, comma-separated, such as kde or bag:A+B: {', '.join(DETECTORS.names())}",
     )
     original: str = Field("opencv-nearest", description="Condition before deployment")
     deployed: str = Field("pillow-bilinear", description="Condition after deployment")

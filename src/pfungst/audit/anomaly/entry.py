@@ -14,12 +14,12 @@ from pfungst.anomaly import Detector
 from pfungst.audit.anomaly.config import AnomalyConfig
 from pfungst.audit.anomaly.examples import choose_examples, thumbnails
 from pfungst.audit.anomaly.fitted import FittedDetectors
-from pfungst.audit.anomaly.mitigation import parse_mitigation
+from pfungst.audit.anomaly.mitigation import fixed_filter
 from pfungst.audit.anomaly.result import Entry, Group, Provenance, Scores, Spectrum
 from pfungst.audit.result import Interval
 from pfungst.audit.sources import group_columns
 from pfungst.data import Prepared
-from pfungst.mitigate import GaussianBlur, LowPass, propose_cutoff
+from pfungst.mitigate import LowPass, propose_cutoff
 from pfungst.relevance import DCTBands, PixelBands
 
 RATES = {  # names of the result → names of `measure`
@@ -275,13 +275,9 @@ def mean_scores(entries: list[Entry]) -> dict[str, dict[str, Scores]]:
 
 def _mitigation(config: AnomalyConfig, plain: Detector, train: Tensor, edges: list[int]) -> nn.Module | None:
     """The filter to put in front; a low-pass without a number is proposed from normal images only."""
-    name, numbers = parse_mitigation(config.mitigate)
-    if name == "none":
-        return None
-    if name == "blur":
-        return GaussianBlur(int(numbers[0]), numbers[1]) if numbers else GaussianBlur()
-    if numbers:
-        return LowPass(int(numbers[0]))
+    fixed = fixed_filter(config.mitigate, config.size)
+    if fixed is not None or config.mitigate == "none":
+        return fixed
     return LowPass(propose_cutoff(plain.explain(train, DCTBands.paper()).values.cpu().numpy(), edges).cutoff)
 
 

@@ -4,11 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from pathlib import Path
 
 from torch import Tensor, nn
 
 from pfungst.anomaly import Detector, detector_from_spec
+from pfungst.audit.config import check_file
 from pfungst.data import ImageSet, Item
+from pfungst.relevance import DCTBands
+
+
+def check_detector(text: str, size: int) -> None:
+    """Raise ConfigError or InputError where a specification cannot work, before images are read."""
+    detector = detector_from_spec(text, device="cpu")
+    for name, value in detector.get_params().items():
+        if name.rpartition("__")[2] == "checkpoint" and value is not None:
+            check_file(Path(value), f"checkpoint= of {text}")
+    detector.check_basis(DCTBands.paper())
+    detector.check_size(size)
 
 
 class FittedDetectors:

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import torch
+
 from pfungst.errors import ConfigError
+from pfungst.mitigate import GaussianBlur, Layer, LowPass
 from pfungst.suggest import suggest
 
 _NUMBERS = {"none": (0,), "blur": (0, 2), "lowpass": (0, 1)}
 
 
-def parse_mitigation(text: str) -> tuple[str, list[float]]:
-    """Name and numbers of a mitigation.
+def fixed_filter(text: str, size: int) -> Layer | None:
+    """The filter of a mitigation, for images of `size` × `size` pixels.
+
+    Returns:
+        None for ``none``, and for ``lowpass``, whose cut-off the audit proposes.
 
     Raises:
         ConfigError: an unknown name, with the nearest right one, or the wrong numbers.
+        InputError: numbers that the filter cannot have, on images of this size.
     """
     name, _, options = text.partition(":")
     if name not in _NUMBERS:
@@ -27,4 +34,12 @@ def parse_mitigation(text: str) -> tuple[str, list[float]]:
         raise ConfigError(
             f"mitigation {text!r} has {len(numbers)} numbers", f"{name} takes {_NUMBERS[name][-1]}"
         )
-    return name, numbers
+    if numbers and not numbers[0].is_integer():
+        raise ConfigError(f"{options.partition(',')[0]} in {text!r} is not whole", "give a whole number")
+    if name == "none" or text.strip(":") == "lowpass":
+        return None
+    made = LowPass(int(numbers[0])) if name == "lowpass" else GaussianBlur()
+    if name == "blur" and numbers:
+        made = GaussianBlur(int(numbers[0]), numbers[1])
+    made(torch.zeros(1, 1, size, size))
+    return made

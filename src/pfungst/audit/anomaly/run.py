@@ -7,17 +7,13 @@ import warnings
 from functools import cache, partial
 from pathlib import Path
 
-from pfungst.anomaly import detector_from_spec
-from pfungst.audit.anomaly import verdict
 from pfungst.audit.anomaly.config import AnomalyConfig
-from pfungst.audit.anomaly.entry import evaluate, mean_scores
-from pfungst.audit.anomaly.fitted import FittedDetectors
-from pfungst.audit.anomaly.mitigation import parse_mitigation
+from pfungst.audit.anomaly.mitigation import fixed_filter
 from pfungst.audit.anomaly.result import AnomalyResult, Entry
 from pfungst.audit.machine import circumstances
 from pfungst.audit.result import Skipped, save
 from pfungst.audit.sources import group_columns
-from pfungst.audit.workspace import Workspace
+from pfungst.audit.workspace import Workspace, refuse_old_result
 from pfungst.conditions import Condition
 from pfungst.data import ImageSet, digits_c, open_images
 from pfungst.data.synthetic import make_parts
@@ -39,11 +35,20 @@ def run(config: AnomalyConfig) -> AnomalyResult:
         ConfigError, DataError, UnreadableImages: see :mod:`pfungst.errors`.
     """
     started = time.monotonic()
+    refuse_old_result(config)
     choose_device(config.device)
-    for text in config.model:
-        detector_from_spec(text, device="cpu").check_size(config.size)
-    parse_mitigation(config.mitigate)
+    fixed_filter(config.mitigate, config.size)
     conditions = [Condition.parse(config.original), Condition.parse(config.deployed)]
+    for condition in conditions:
+        condition.check(config.size)
+    if isinstance(config.data, Path) and not config.data.exists():
+        raise DataError(f"{config.data} does not exist", "check the path")
+    from pfungst.audit.anomaly import verdict  # with scikit-learn, which takes half as long as torch
+    from pfungst.audit.anomaly.entry import evaluate, mean_scores
+    from pfungst.audit.anomaly.fitted import FittedDetectors, check_detector
+
+    for text in config.model:
+        check_detector(text, config.size)
     sets = open_sets(config)
     for images in sets:
         group_columns(images.items, config.groups)

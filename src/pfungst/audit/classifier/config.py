@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from pfungst.audit.config import AuditConfig
 
@@ -46,8 +46,3 @@ class ClassifierConfig(AuditConfig):
     features: Path | None = Field(None, description="Folder to keep features in for later audits")
     batch_size: int = Field(32, ge=1, description="Images at a time")
     workers: int = Field(0, ge=0, description="Processes that load images")
-
-    @field_validator("classes", mode="before")
-    @classmethod
-    def _classes(cls, value: Any) -> Any:
-        return [str(v) for v in value] if isinstance(value, list) else value

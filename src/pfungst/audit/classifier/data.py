@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +18,8 @@ from pfungst.data.decode import Undecodable
 from pfungst.data.prepared import resize_mask
 from pfungst.encoders import Preprocessing
 from pfungst.errors import ConfigError, DataError, InputError, UnreadableImages, few
-from pfungst.files import digest, reading
+from pfungst.features import combined
+from pfungst.files import reading
 from pfungst.spurious import match_classes
 
 _TRAIN, _HELD_OUT = ("train",), ("val", "validation", "test")
@@ -39,6 +41,10 @@ class Labelled:
     def __getitem__(self, row: int) -> tuple[str, Tensor, int]:
         return self.ids[row], self._read(self.items[row]), self.labels[row]
 
+    def identity(self, row: int) -> tuple[object, ...]:
+        """What the features of an image and its label depend on, beside the model."""
+        return self.items[row].identity(), str(self.condition), self.size, self.labels[row]
+
     def _read(self, item: Item) -> Tensor:
         try:
             return self.condition(item.read(), self.size, key=item.id)
@@ -51,31 +57,29 @@ class Labelled:
 
     def mask(self, id_: str, folder: Path | None) -> np.ndarray | None:
         """The object's mask, (S, S) boolean, from the data set or from a folder of masks; None without one."""
-        item = self.items[self._rows[id_]]
-        beside = None if folder is None else (folder / id_).with_suffix(".png")
-        if item.mask is None and beside is not None and beside.is_file():
-            item = replace(item, mask=beside)
+        item = self._masked(self.items[self._rows[id_]], folder)
         try:
             mask = item.read_mask()
         except Undecodable as error:
             raise UnreadableImages([(item.mask_file, str(error))]) from None
         return None if mask is None else resize_mask(mask, self.size)
 
-    def of(self, classes: Sequence[int]) -> Labelled:
-        """Only these classes."""
-        wanted = set(classes)
-        rows = [row for row, label in enumerate(self.labels) if label in wanted]
-        new = Labelled.__new__(Labelled)
-        new.items, new.labels = [self.items[r] for r in rows], [self.labels[r] for r in rows]
-        new.ids = [item.id for item in new.items]
-        new.condition, new.size = self.condition, self.size
-        new._rows = {id_: row for row, id_ in enumerate(new.ids)}
-        return new
+    @staticmethod
+    def _masked(item: Item, folder: Path | None) -> Item:
+        beside = None if folder is None else (folder / item.id).with_suffix(".png")
+        return replace(item, mask=beside) if item.mask is None and beside and beside.is_file() else item
 
     def key(self) -> str:
-        """Names these images and how they are prepared."""
-        text = json.dumps([self.ids, self.labels, str(self.condition), self.size])
-        return digest(text, length=16)
+        """Names these images and how they are prepared, whatever they show."""
+        return combined(self.ids, self.labels, str(self.condition), self.size)
+
+    def state(self, masks: Path | None) -> str:
+        """Names these images, of which those that are not there do not count, and their masks as they are now."""
+        found = []
+        for row, item in enumerate(self.items):
+            with suppress(OSError):
+                found.append((item.id, self.identity(row), self._masked(item, masks).mask_identity()))
+        return combined(found)
 
 
 def open_labelled(path: Path, training: bool) -> ImageSet:
@@ -155,11 +159,11 @@ def choose_classes(wanted: Sequence[str], names: dict[int, str]) -> list[int]:
         if k in names:
             chosen.append(k)
         else:
-            unknown.append(value)
+            unknown.append(int(value) if value.isdecimal() else value)
     if unknown:
         shown = few((f"{i} {name}" for i, name in sorted(names.items())), 10)
         raise ConfigError(
-            f"no training images have the class {', '.join(map(repr, unknown))}",
+            f"no training images have the class {few(map(repr, unknown))}",
             f"there are {len(names)}: {shown}",
         )
     return sorted(set(chosen)) or sorted(names)

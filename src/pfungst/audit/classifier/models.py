@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import sys
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +13,7 @@ from torch import Tensor, nn
 
 from pfungst.encoders import Preprocessing, read_checkpoint
 from pfungst.encoders.checkpoints import State, best_prefix, load_state
+from pfungst.encoders.loading import from_function
 from pfungst.encoders.preprocessing import condition_of
 from pfungst.errors import ConfigError
 from pfungst.suggest import suggest
@@ -97,7 +95,10 @@ def load_classifier(
         norm = Normalize(preprocessing.mean, preprocessing.std)
         model = nn.Sequential(OrderedDict(normalize=norm, model=model))
     else:
-        model, preprocessing = _function(spec), Preprocessing(condition="pillow-bilinear")
+        model, preprocessing = (
+            from_function(spec, "classifier", _FORMS),
+            Preprocessing(condition="pillow-bilinear"),
+        )
         weights = "as the function returned it"
         if checkpoint is not None:
             state = read_checkpoint(checkpoint, trust_checkpoint)
@@ -170,27 +171,3 @@ def _torchvision(name: str) -> Made:
 
 
 _LIBRARIES: dict[str, Callable[[str], Made]] = {"timm": _timm, "torchvision": _torchvision}
-
-
-def _function(spec: str) -> nn.Module:
-    where, _, attribute = spec.rpartition(":")
-    try:
-        if where.endswith(".py"):
-            name = f"_pfungst_{Path(where).stem}"
-            location = importlib.util.spec_from_file_location(name, where)
-            if location is None or location.loader is None or not Path(where).is_file():
-                raise ImportError(f"{where} is no Python file")
-            module = importlib.util.module_from_spec(location)
-            sys.modules[name] = module
-            location.loader.exec_module(module)
-        else:
-            module = importlib.import_module(where)
-        target = getattr(module, attribute)
-    except (ImportError, AttributeError, OSError, ValueError) as error:
-        raise ConfigError(f"{spec!r} names no classifier: {error}", f"write {_FORMS}") from None
-    made = target if isinstance(target, nn.Module) else target()
-    if not isinstance(made, nn.Module):
-        raise ConfigError(
-            f"{spec} returned {type(made).__name__}, not a torch module", "return the classifier"
-        )
-    return made

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,25 +13,20 @@ import torch
 
 from pfungst.audit.classifier import verdict
 from pfungst.audit.classifier.config import ClassifierConfig
-from pfungst.audit.classifier.data import (
-    Labelled,
-    choose_classes,
-    class_names,
-    open_labelled,
-    read_names,
-)
+from pfungst.audit.classifier.data import Labelled
 from pfungst.audit.classifier.entry import Settings, rank_class
 from pfungst.audit.classifier.models import Classifier, load_classifier, short_name
 from pfungst.audit.classifier.pictures import Heatmaps, PictureFolder
+from pfungst.audit.classifier.prepare import Given
 from pfungst.audit.classifier.result import ClassEntry, ClassifierResult
 from pfungst.audit.classifier.scores import Answers, answer, interval, loss, rate, spurious
 from pfungst.audit.classifier.task import write_label_task
 from pfungst.audit.machine import circumstances
 from pfungst.audit.result import Skipped, Verdict, save
 from pfungst.audit.workspace import Workspace
-from pfungst.conditions import Condition
 from pfungst.device import choose_device
 from pfungst.errors import DataError, InputError, PfungstWarning
+from pfungst.features import combined
 from pfungst.progress import progress_bar
 from pfungst.spurious import (
     FeatureHead,
@@ -40,32 +35,14 @@ from pfungst.spurious import (
     SpuFix,
     SpuriousFolder,
     extract_features,
-    read_components,
 )
 from pfungst.spurious.visualise import NOTE
-
-
-class _Spurious:
-    """A folder of spurious images as (id, image, class), of the audited classes."""
-
-    def __init__(self, folder: SpuriousFolder, classes: Sequence[int]) -> None:
-        self.folder = folder
-        wanted = set(classes)
-        self.rows = [r for r, label in enumerate(folder.labels) if label in wanted]
-        self.ids = [folder.ids[r] for r in self.rows]
-        self.labels = [folder.labels[r] for r in self.rows]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, row: int) -> tuple[str, torch.Tensor, int]:
-        return self.folder[self.rows[row]]
 
 
 def run(config: ClassifierConfig) -> ClassifierResult:
     """Run the audit; writes ``result.json``, ``images/`` and ``label-task.json`` into ``config.out``.
 
-    Classes, files and components are checked before anything is computed; unreadable images are all named by the pass
+    Classes, files and components are checked before the model is loaded; unreadable images are all named by the pass
     over the images. Finished features and classes survive an interruption.
 
     Returns:
@@ -75,7 +52,7 @@ def run(config: ClassifierConfig) -> ClassifierResult:
         ConfigError, DataError, InputError, CheckpointError, UnreadableImages: see :mod:`pfungst.errors`.
     """
     started = time.monotonic()
-    choose_device(config.device)
+    given = Given.check(config)
     classifier = load_classifier(
         config.model,
         config.checkpoint,
@@ -84,13 +61,14 @@ def run(config: ClassifierConfig) -> ClassifierResult:
         condition=config.condition,
     )
     head = find_head(classifier, config)
-    train, val, names = open_data(config, classifier, head.linear.n_classes)
-    classes = choose_classes(config.classes, names)
-    train = train.of(classes)
     name = short_name(config.model)
-    fingerprint = {**head.linear.fingerprint(), "name": name}
-    judged = _judged(config, fingerprint, classes)
-    shown = open_spurious(config, classifier, classes, names, val)
+    fingerprint = {**head.fingerprint(), "name": name}
+    matched = given.match(config, head.linear.n_classes, fingerprint)
+    names, judged, shown = matched.names, matched.judged, matched.spurious
+    train = Labelled(*matched.train, classifier.preprocessing)
+    val = Labelled(*matched.val, classifier.preprocessing)
+    if shown is not None:
+        shown.transform = partial(train.condition, size=train.size, key="spurious")
     workspace = Workspace(config)
 
     notes: list[str] = []
@@ -158,69 +136,6 @@ def find_head(classifier: Classifier, config: ClassifierConfig) -> FeatureHead:
     return FeatureHead(classifier.model, config.layer, example.to(device))
 
 
-def open_data(
-    config: ClassifierConfig, classifier: Classifier, n_classes: int
-) -> tuple[Labelled, Labelled, dict[int, str]]:
-    """Training and validation images with the model's class indices, and the names of the classes.
-
-    Raises:
-        InputError: labels and model do not fit.
-        DataError: a class has too few training images or no validation images.
-    """
-    train, val = open_labelled(config.train, training=True), open_labelled(config.val, training=False)
-    names = class_names(train, val, read_names(config.class_names), n_classes)
-    index = {name: i for i, name in names.items()}
-    made = [
-        Labelled(images.items, [index[str(item.label)] for item in images.items], classifier.preprocessing)
-        for images in (train, val)
-    ]
-    if not len(made[1]):
-        raise DataError(f"{config.val} holds no validation images", "give labelled images")
-    counts = np.bincount(made[0].labels, minlength=n_classes)
-    wanted = choose_classes(config.classes, {k: v for k, v in names.items() if counts[k]})
-    poor = [k for k in wanted if counts[k] < 2]
-    if poor:
-        raise DataError(
-            f"{len(poor)} classes have fewer than 2 training images: "
-            + ", ".join(f"{k} {names[k]}" for k in poor[:10]),
-            "add images, or name other --classes",
-        )
-    return made[0], made[1], {k: v for k, v in names.items() if counts[k]}
-
-
-def open_spurious(
-    config: ClassifierConfig,
-    classifier: Classifier,
-    classes: list[int],
-    names: dict[int, str],
-    val: Labelled,
-) -> _Spurious | None:
-    """The images with only a spurious feature.
-
-    Raises:
-        DataError: none is of an audited class, or their class has no validation images.
-    """
-    if config.spurious is None:
-        return None
-    condition = Condition.parse(classifier.preprocessing.condition)
-    size = classifier.preprocessing.size
-    folder = SpuriousFolder(config.spurious, lambda image: condition(image, size, key="spurious"))
-    found = _Spurious(folder, classes)
-    if not len(found):
-        raise DataError(
-            f"{config.spurious} has images of the classes {sorted(folder.components)[:10]}, none of which is audited",
-            "name one of them in --classes",
-        )
-    absent = sorted(set(found.labels) - set(val.labels))
-    if absent:
-        raise DataError(
-            f"{len(absent)} classes with spurious images have no validation images: "
-            + ", ".join(f"{k} {names[k]}" for k in absent[:10]),
-            "add their validation images, or leave them out with --classes",
-        )
-    return found
-
-
 def choose_fix(
     entries: list[ClassEntry], judged: dict[int, list[int]] | None, at_most: int
 ) -> dict[int, list[int]]:
@@ -239,45 +154,31 @@ def choose_fix(
     return chosen
 
 
-def _judged(
-    config: ClassifierConfig, fingerprint: dict[str, object], classes: list[int]
-) -> dict[int, list[int]] | None:
-    if config.components is None:
-        return None
-    judged = read_components(config.components, fingerprint)
-    wrong = {k: [c for c in found if c >= config.n_components] for k, found in judged.items()}
-    wrong = {k: found for k, found in wrong.items() if found}
-    if wrong:
-        raise InputError(
-            f"{config.components} names components beyond the {config.n_components} that are computed: {wrong}",
-            "raise --n-components",
-        )
-    return {k: v for k, v in judged.items() if k in classes}
-
-
 def _extract(
     config: ClassifierConfig,
     workspace: Workspace,
     head: FeatureHead,
     train: Labelled,
     val: Labelled,
-    shown: _Spurious | None,
+    shown: SpuriousFolder | None,
 ) -> dict[str, FeatureStore]:
-    sets: dict[str, Labelled | _Spurious] = {"train": train, "val": val}
+    sets: dict[str, Labelled | SpuriousFolder] = {"train": train, "val": val}
     if shown is not None:
         sets["spurious"] = shown
     stores = {}
     data: Any
     for name, data in sets.items():
-        folder = workspace.working(name)
+        dtype = "float16" if name == "train" else "float32"
+        key = combined(head.fingerprint(), head.layer, dtype)
+        folder = workspace.working(f"{name} {key}")
         if config.features is not None and isinstance(data, Labelled):
-            folder = config.features / f"{data.key()}-{head.linear.fingerprint()['head_sha256'][:12]}"
+            folder = config.features / f"{data.key()}-{key}"
         stores[name] = extract_features(
             head,
             data,
             folder,
             batch_size=config.batch_size,
-            dtype="float16" if name == "train" else "float32",
+            dtype=dtype,
             device=config.device,
             workers=config.workers,
             skip_bad=config.skip_bad,
@@ -298,6 +199,7 @@ def _entries(
     judged: dict[int, list[int]] | None,
 ) -> tuple[list[ClassEntry], str | None]:
     assert npca.model is not None
+    state = combined(npca.model_fingerprint_, train.state(config.masks), judged)
     example = torch.stack([train.image(id_) for id_ in store.ids[:4]])
     heatmaps = Heatmaps(npca.model, npca, example, config.batch_size)
     pictures = PictureFolder(workspace.folder)
@@ -308,7 +210,7 @@ def _entries(
     with progress_bar("classes", len(npca.classes_)) as bar:
         for k in npca.classes_:
             bar.say(names[k])
-            entry = workspace.load_part(f"class {k}", ClassEntry)
+            entry = workspace.load_part(f"class {k} {state}", ClassEntry)
             if entry is None:
                 keep = [] if judged is None else judged.get(k, [])
                 known = len(npca.components_[k])
@@ -328,7 +230,7 @@ def _entries(
                 )
                 if heatmaps.layer is None:
                     entry.notes.append("the model has no layer with positions, so there are no heatmaps")
-                workspace.save_part(f"class {k}", entry)
+                workspace.save_part(f"class {k} {state}", entry)
             entries.append(entry)
             bar.advance()
     return entries, heatmaps.layer

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,10 +12,10 @@ from torch import Tensor
 
 from pfungst.audit.similarity.config import SimilarityConfig
 from pfungst.conditions import RESIZERS, Condition
-from pfungst.conditions.logo import Logo
 from pfungst.data import ImageSet, Item, open_images
-from pfungst.encoders import EmbeddingCache, Encoder
+from pfungst.encoders import Encoder
 from pfungst.errors import ConfigError, DataError, InputError, few
+from pfungst.features import Store, combined
 
 ORIGINAL = "original"
 _CHUNK = 256  # images in memory at a time
@@ -57,15 +58,14 @@ def open_set(config: SimilarityConfig) -> ImageSet:
     return ImageSet(images.name, labelled, notes)
 
 
-def conditions_for(encoder: Encoder, texts: Sequence[str]) -> dict[str, Condition]:
+def conditions_for(own: str, texts: Sequence[str], size: int | None) -> dict[str, Condition]:
     """The encoder's own preparation under "original", and with each condition added.
 
     A text without a resizer is added to the encoder's preparation; one with a resizer replaces it.
 
     Raises:
-        ConfigError: a condition cannot be read, or a logo is larger than the image.
+        ConfigError: a condition or a logo cannot be read, or a logo does not fit into images of this size.
     """
-    own = encoder.preprocessing.condition
     found = {ORIGINAL: Condition.parse(own)}
     for text in texts:
         names = [part.partition(":")[0].strip().lower() for part in text.split("+")]
@@ -74,7 +74,7 @@ def conditions_for(encoder: Encoder, texts: Sequence[str]) -> dict[str, Conditio
         if name in found:
             raise ConfigError(f"the condition {name!r} is given twice", "name each condition once")
         found[name] = condition
-        logo_box(condition, encoder.size)
+        condition.check(size)
     return found
 
 
@@ -82,16 +82,6 @@ def _short(part: str) -> str:
     """The name of a condition in tables: a logo without its folder and options."""
     name, colon, value = part.strip().partition(":")
     return f"{name}:{Path(value.split(',')[0]).stem}" if name == "logo" else f"{name}{colon}{value}"
-
-
-def logo_box(condition: Condition, size: int) -> tuple[int, int, int, int] | None:
-    """Where a logo pasted after resizing lies: top, left, bottom, right; None without one."""
-    resized = False
-    for step in condition.steps:
-        resized = resized or step.name in RESIZERS
-        if isinstance(step.value, Logo) and resized:
-            return step.value.box(size, size)
-    return None
 
 
 @dataclass
@@ -130,17 +120,24 @@ class Source:
             items = good
         return cls(items, conditions, size, skipped)
 
-    def chunks(self) -> Iterator[tuple[slice, dict[str, Tensor]]]:
-        """Slices of the items with their images (n, 3, S, S) by condition."""
-        for start in range(0, len(self.items), _CHUNK):
-            where = slice(start, min(start + _CHUNK, len(self.items)))
-            if self._kept is not None and start in self._kept:
-                yield where, self._kept[start]
-                continue
-            images = self.pick(range(where.start, where.stop))
-            if self._kept is not None:
-                self._kept[start] = images
-            yield where, images
+    def keys(self) -> dict[str, list[bytes]]:
+        """What a prepared image depends on, by condition: the file or content, the condition and the size."""
+        known = [(item.id, item.identity()) for item in self.items]
+        steps = {name: combined(condition, self.size) for name, condition in self.conditions.items()}
+        return {name: [bytes.fromhex(combined(*k, step)) for k in known] for name, step in steps.items()}
+
+    def state(self) -> str:
+        """Names the images, what is known of them and how they are prepared, as they are now."""
+        return combined(self.keys(), [(i.label, i.split, i.groups) for i in self.items])
+
+    def chunk(self, start: int) -> dict[str, Tensor]:
+        """Images (n, 3, S, S) by condition, of the chunk that begins at an item."""
+        if self._kept is not None and start in self._kept:
+            return self._kept[start]
+        images = self.pick(range(start, min(start + _CHUNK, len(self.items))))
+        if self._kept is not None:
+            self._kept[start] = images
+        return images
 
     def pick(
         self, index: Sequence[int], names: Sequence[str] | None = None, size: int | None = None
@@ -160,23 +157,23 @@ def embed(
     Raises:
         InputError: representations that are not finite or change their width; the images are named.
     """
-    store = None if cache is None else EmbeddingCache(cache)
-    rows: dict[str, list[np.ndarray]] = {name: [] for name in source.conditions}
-    for where, images in source.chunks():
-        for name, x in images.items():
-            try:
-                rows[name].append(encoder.encode(x, device=device, cache=store).numpy())
-            except InputError as error:
-                first, last = source.items[where.start].id, source.items[where.stop - 1].id
-                raise InputError(
-                    f"{error.message} (between {first} and {last}, {name})", error.remedy
-                ) from None
+    keys = source.keys()
+    store = Store(None if cache is None else cache / encoder.key())
+    for start in range(0, len(source.items), _CHUNK):
+        rows = range(start, min(start + _CHUNK, len(source.items)))
+        missing = {n: [r for r in rows if k[r] not in store] for n, k in keys.items()}
+        images = source.chunk(start) if any(missing.values()) else {}
+        for name, todo in missing.items():
+            if todo:
+                try:
+                    found = encoder.encode(images[name][[r - start for r in todo]], device=device)
+                except InputError as error:
+                    first, last = source.items[rows[0]].id, source.items[rows[-1]].id
+                    raise InputError(
+                        f"{error.message} (between {first} and {last}, {name})", error.remedy
+                    ) from None
+                store.add([keys[name][r] for r in todo], found.numpy())
         if callable(advance):
-            advance(where.stop - where.start)
-    widths = sorted({part.shape[1] for parts in rows.values() for part in parts})
-    if len(widths) > 1:
-        raise InputError(
-            f"{encoder.name} gives representations of changing width ({widths})",
-            "pool the features so that every image has the same number of values",
-        )
-    return {name: np.concatenate(parts) for name, parts in rows.items()}
+            advance(len(rows))
+    encoder.check_widths(store, itertools.chain.from_iterable(keys.values()))
+    return {name: store.values(k) for name, k in keys.items()}

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pfungst.audit.similarity import regions
 from pfungst.audit.similarity.config import SimilarityConfig
-from pfungst.audit.similarity.embeddings import ORIGINAL, Source, logo_box
+from pfungst.audit.similarity.embeddings import ORIGINAL, Source
 from pfungst.audit.similarity.probing import Plan, Predictions, confusion
 from pfungst.audit.similarity.result import Artefact, Group, Pair, Region
 from pfungst.conditions import Condition
@@ -277,7 +277,7 @@ def _pasted(conditions: Mapping[str, Condition], size: int, patch: int) -> dict[
     """The patches that each condition pastes a logo on."""
     found = {}
     for name, condition in conditions.items():
-        box = logo_box(condition, size)
+        box = condition.logo_box(size)
         if box is not None:
             mask = torch.zeros(size, size, dtype=torch.bool)
             mask[box[0] : box[2], box[1] : box[3]] = True

@@ -13,13 +13,14 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from pfungst import measure
 from pfungst.audit.similarity.config import SimilarityConfig
-from pfungst.audit.similarity.embeddings import ORIGINAL, Source, embed, logo_box
+from pfungst.audit.similarity.embeddings import ORIGINAL, Source, embed
 from pfungst.audit.similarity.probing import Plan, fit_probe
 from pfungst.audit.similarity.result import Mitigation, Trial
 from pfungst.audit.workspace import Workspace
 from pfungst.encoders import Encoder
 from pfungst.encoders.edits import resolve_layer
 from pfungst.errors import ConfigError
+from pfungst.features import combined
 from pfungst.mitigate.pruning import Pruning, filter_responses, prunable_layers, region, sweep
 
 _RESPONSES = 200  # training images that the responses of filters are measured on
@@ -73,22 +74,14 @@ class Wish:
 
 
 def settings(encoder: Encoder, wish: Wish, source: Source, ks: list[int]) -> list[Pruning]:
-    """All that is tried: layers, numbers of filters, and, where the audit may choose, both everywhere and in the region.
-
-    Raises:
-        ConfigError: a region is asked for, but the first condition pastes nothing.
-    """
+    """All that is tried: layers, numbers of filters, and, where the audit may choose, both everywhere and in the region."""
     if wish.layer is None:
         every = prunable_layers(encoder, encoder.size)
         layers = [every[i] for i in sorted({round(x) for x in np.linspace(0, len(every) - 1, _LAYERS)})]
     else:
         layers = [resolve_layer(encoder, wish.layer)]
     condition = list(source.conditions.values())[1]
-    box = logo_box(condition, encoder.size)
-    if wish.pasted and box is None:
-        raise ConfigError(
-            "the first condition pastes no logo, so there is no region to prune in", "give rows= and cols="
-        )
+    box = condition.logo_box(encoder.size)
     given = wish.frame.rows is not None or wish.frame.cols is not None
     chosen = wish.layer is None or wish.k is None
     everywhere = not wish.pasted
@@ -139,7 +132,8 @@ def mitigate(
     names = list(source.conditions)
     pictures = source.pick(rng.permutation(train)[:_RESPONSES].tolist())
     with_artefact, without = pictures[names[1]], pictures[ORIGINAL]
-    store = workspace.load_part("sweep", _Sweep)
+    part = f"sweep {combined(encoder.key(), source.state())}"
+    store = workspace.load_part(part, _Sweep)
     if store is None:
         fit, held_out = _split(plan, train, encoder.size, config.seed)
         fitted = source.pick(fit.tolist(), [ORIGINAL])[ORIGINAL]
@@ -172,7 +166,7 @@ def mitigate(
         store = _Sweep(
             trials=trials, chosen=done.rows.index(best), images=len(held_out), spec=best["setting"]
         )
-        workspace.save_part("sweep", store)
+        workspace.save_part(part, store)
     pruned = Pruning.parse(store.spec).apply(encoder, with_artefact, without)
     if encoder.architecture is not None:
         pruned.save(workspace.folder / "pruned")

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from pfungst.audit.config import check_file
 from pfungst.audit.machine import circumstances
 from pfungst.audit.result import Skipped, save
 from pfungst.audit.similarity import texts, verdict
@@ -27,11 +28,12 @@ from pfungst.audit.similarity.probing import (
 )
 from pfungst.audit.similarity.result import SimilarityResult
 from pfungst.audit.sources import group_columns
-from pfungst.audit.workspace import Workspace
+from pfungst.audit.workspace import Workspace, refuse_old_result
 from pfungst.data import ImageSet
 from pfungst.device import choose_device
 from pfungst.encoders import Encoder, load
 from pfungst.encoders.edits import resolve_layer
+from pfungst.encoders.loading import LIBRARIES
 from pfungst.errors import ConfigError
 from pfungst.progress import progress_bar
 
@@ -48,20 +50,18 @@ def run(config: SimilarityConfig) -> SimilarityResult:
         ConfigError, DataError, InputError, CheckpointError, UnreadableImages: see :mod:`pfungst.errors`.
     """
     started = time.monotonic()
-    choose_device(config.device)
+    given, wish = check(config)
     encoder = load(
         config.encoder,
         checkpoint=config.checkpoint,
         trust_checkpoint=config.trust_checkpoint,
         size=config.size,
     )
-    reads_text = not isinstance(encoder, Encoder)
-    if reads_text != (config.texts is not None):
-        raise ConfigError(
-            f"the encoder {config.encoder} reads {'texts' if reads_text else 'images'}",
-            "give --texts FILE" if reads_text else "give --images DATA",
-        )
-    parts = texts.audit(encoder, config) if reads_text else _images(encoder, config)
+    _reads(config, texts=not isinstance(encoder, Encoder))
+    if isinstance(given, ImageSet):
+        parts = _images(encoder, given, wish, config)
+    else:
+        parts = texts.audit(encoder, given, config)
     workspace, fields, arrays, notes = parts
     result = SimilarityResult(
         **circumstances(config, started),
@@ -82,25 +82,62 @@ def run(config: SimilarityConfig) -> SimilarityResult:
     return result
 
 
-def _images(
-    encoder: Encoder, config: SimilarityConfig
-) -> tuple[Workspace, dict[str, Any], dict[str, np.ndarray], list[str]]:
-    conditions = conditions_for(encoder, config.condition)
+def check(config: SimilarityConfig) -> tuple[ImageSet | list[texts.Sentences], Wish | None]:
+    """Find all that can be wrong with the arguments without the encoder.
+
+    Returns:
+        The pairs of sentences, or the labelled images, and what is to be pruned.
+
+    Raises:
+        ConfigError, DataError: see :mod:`pfungst.errors`.
+    """
+    refuse_old_result(config)
+    choose_device(config.device)
+    check_file(config.checkpoint, "--checkpoint")
+    scheme = config.encoder.partition(":")[0]
+    if scheme in (*LIBRARIES, "sentence-transformers"):
+        _reads(config, texts=scheme == "sentence-transformers")
+    if config.texts is not None:
+        return texts.read_pairs(config.texts, config.positive), None
+    conditions = list(conditions_for("pillow-bilinear", config.condition, config.size).values())
     wish = None if config.mitigate == "none" else Wish.parse(config.mitigate)
-    if wish is not None and wish.layer is not None:
-        resolve_layer(encoder, wish.layer)
+    if wish is not None and wish.pasted and conditions[1].logo is None:
+        raise ConfigError(
+            "the first condition pastes no logo, so there is no region to prune in", "give rows= and cols="
+        )
     images = open_set(config)
     items, notes = usable(images.items, config)
-    notes = [*images.notes, *notes]
     group_columns(items, config.groups)
     make_plan(items, config)
+    return ImageSet(images.name, items, [*images.notes, *notes]), wish
+
+
+def _reads(config: SimilarityConfig, texts: bool) -> None:
+    if texts != (config.texts is not None):
+        raise ConfigError(
+            f"the encoder {config.encoder} reads {'texts' if texts else 'images'}",
+            "give --texts FILE" if texts else "give --images DATA",
+        )
+
+
+def _images(
+    encoder: Encoder, images: ImageSet, wish: Wish | None, config: SimilarityConfig
+) -> tuple[Workspace, dict[str, Any], dict[str, np.ndarray], list[str]]:
+    conditions = conditions_for(encoder.preprocessing.condition, config.condition, encoder.size)
+    if config.patches is not None and config.patches > encoder.size:
+        raise ConfigError(
+            f"patches of {config.patches} px are larger than the images of {encoder.size} px",
+            "lower --patches",
+        )
+    if wish is not None and wish.layer is not None:
+        resolve_layer(encoder, wish.layer)
+    notes = list(images.notes)
     workspace = Workspace(config)
     cache = config.cache or workspace.folder / "embeddings"
     with progress_bar("checking images") as bar:
-        checked = ImageSet(images.name, items)
         if not config.skip_bad and config.images != "synthetic":
-            checked.check()
-        source = Source.open(checked, conditions, encoder.size, config.skip_bad)
+            images.check()
+        source = Source.open(images, conditions, encoder.size, config.skip_bad)
         if source.skipped:
             source.items, more = usable(source.items, config)
             notes += more

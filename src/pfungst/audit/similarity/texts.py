@@ -19,16 +19,17 @@ from pfungst.errors import DataError
 from pfungst.progress import progress_bar
 from pfungst.similarity import SimilarityExplainer
 
+Sentences = tuple[str, str, str]  # first, second, relation
 COLUMNS = ("first", "second", "relation")
 SAME = "same"
 _MARKERS = ("[CLS]", "[SEP]", "<s>", "</s>", "[PAD]", "<pad>")
 
 
-def read_pairs(path: Path) -> list[tuple[str, str, str]]:
+def read_pairs(path: Path, positive: str | None = None) -> list[Sentences]:
     """Sentence pairs and their relation from a CSV with the columns first, second and relation.
 
     Raises:
-        DataError: the file or a column is missing, a field is empty, or there are fewer than two pairs; and as for
+        DataError: the file or a column is missing, a field is empty, there are fewer than two pairs or none of the relation `positive`; and as for
             ``read_rows``.
     """
     table = read_rows(path)
@@ -39,19 +40,19 @@ def read_pairs(path: Path) -> list[tuple[str, str, str]]:
         raise DataError(f"{path} has empty fields in lines {bad[:10]}", "fill or remove them")
     if len(rows) < 2:
         raise DataError(f"{path} has {len(rows)} pairs", "give at least two")
+    relations = dict.fromkeys(c for *_, c in rows)
+    if positive not in (None, *relations):
+        raise DataError(f"no pair has the relation {positive!r}", f"relations: {', '.join(relations)}")
     return [(a, b, c) for a, b, c in rows]
 
 
 def audit(
-    encoder: Any, config: SimilarityConfig
+    encoder: Any, rows: list[Sentences], config: SimilarityConfig
 ) -> tuple[Workspace, dict[str, Any], dict[str, np.ndarray], list[str]]:
     """Similarities of all pairs, BiLRP of up to `explain` pairs per relation."""
     assert config.texts is not None
-    rows = read_pairs(config.texts)
     relations = list(dict.fromkeys(r for *_, r in rows))
     expected = config.positive or (SAME if SAME in relations else relations[0])
-    if expected not in relations:
-        raise DataError(f"no pair has the relation {expected!r}", f"relations: {', '.join(relations)}")
     workspace = Workspace(config)
     words = [a for a, *_ in rows] + [b for _, b, _ in rows]
     vectors = encoder.encode(words, normalise=True).numpy()

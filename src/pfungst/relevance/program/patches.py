@@ -45,7 +45,7 @@ def _period(windows: list[Interval]) -> int:
 
 
 def plan(tape: Tape, grid: tuple[int, int], patch: int, image: tuple[int, int]) -> list[Stage]:
-    """The stages in which patches may share passes; ends before the first cut where none can."""
+    """The stages in which patches may share passes; ends before the first cut where it saves little."""
     rows, cols = grid
     found = []
     for i in range(max(grid)):
@@ -60,7 +60,7 @@ def plan(tape: Tape, grid: tuple[int, int], patch: int, image: tuple[int, int]) 
         down = [(b[0], b[1]) for b in boxes[:rows] if b is not None]
         across = [(b[2], b[3]) for b in boxes[:cols] if b is not None]
         stage = Stage(stop, (_period(down), _period(across)), down, across)
-        if 2 * stage.groups > rows * cols:
+        if 3 * stage.groups > 2 * rows * cols:
             break
         if stages and stages[-1].groups == stage.groups:
             stages.pop()

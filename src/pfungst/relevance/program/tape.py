@@ -1,9 +1,8 @@
 """A rewritten network as a program of linear maps, run forward or backward on many vectors at once.
 
-The program is read off the autograd graph of one rewritten forward pass. Convolutions, products with
-constants, ReLU masks, sums and poolings have their own batched kernels; every other node is run by its own
-derivative under ``vmap`` (backward) or by the derivative of that derivative (forward), so that the program is
-exact whatever the network contains. Vectors are tensors (M, N, ...): M of them for each of N inputs.
+Convolutions, products with constants, ReLU masks, sums and poolings have their own batched kernels; every other node is
+run by its own derivative under ``vmap`` (backward) or by the derivative of that derivative (forward), so that the
+program is exact whatever the network contains. Vectors are tensors (M, N, ...): M of them for each of N inputs.
 """
 
 from __future__ import annotations
@@ -11,28 +10,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import torch
 from torch import Tensor
 
-from pfungst.relevance.program.kernels import (
-    Box,
-    Combine,
-    Convolution,
-    Generic,
-    GlobalMean,
-    MaxPool,
-    Op,
-    Part,
-    Pending,
-    Reshape,
-    Scale,
-    Spread,
-    dense,
-    layout,
-)
-from pfungst.relevance.program.live import LINE, MANY, Span, best_span
+from pfungst.relevance.program.fuse import fuse
+from pfungst.relevance.program.live import MANY, Span, best_span
+from pfungst.relevance.program.ops import Box
+from pfungst.relevance.program.parts import Part, Pending, dense
+from pfungst.relevance.program.read import Graph
+from pfungst.relevance.program.units import LINE
 
 
 @dataclass(frozen=True)
@@ -54,140 +40,13 @@ class Tape:
     """
 
     def __init__(self, output: Tensor, streams: list[Tensor]) -> None:
-        self.ops: list[Op] = []
-        self.shapes: dict[int, tuple[int, ...]] = {}
-        self.kinds: dict[int, tuple[tuple[int, ...], torch.dtype]] = {}
-        self.ids: dict[tuple[Any, int], int] = {}
-        self.streams: list[int | None] = [None] * len(streams)
+        graph = Graph(output, streams)
+        self.shapes, self.streams, self.output = graph.shapes, graph.streams, graph.output
+        self.ops = fuse(graph.ops, graph.output)
         self.device = output.device
         self._keep = output
         self._cuts: dict[int, int] | None = None
         self._span: tuple[Span | None] | None = None  # in a tuple once it has been looked for
-        leaves = {id(s): i for i, s in enumerate(streams)}
-        order = _reachable(output.grad_fn, leaves)
-        for node in order:
-            self._add(node, order, leaves)
-        self.output = self._value(output.grad_fn, output.output_nr)
-        self.shapes[self.output] = tuple(output.shape)
-        self._fuse()
-
-    # -- construction -----------------------------------------------------------------------------
-
-    def _value(self, node: Any, nr: int) -> int:
-        return self.ids.setdefault((node, nr), len(self.ids))
-
-    def _add(self, node: Any, order: dict[Any, None], leaves: dict[int, int]) -> None:
-        if hasattr(node, "variable"):  # a leaf
-            i = leaves[id(node.variable)]
-            self.streams[i] = self._value(node, 0)
-            self.shapes[self._value(node, 0)] = tuple(node.variable.shape)
-            self.kinds[self._value(node, 0)] = (tuple(node.variable.shape), node.variable.dtype)
-            return
-        slots = [i for i, (n, _) in enumerate(node.next_functions) if n in order]
-        ins = [self._value(*node.next_functions[i]) for i in slots]
-        for i, m in enumerate(node._input_metadata):
-            self.shapes[self._value(node, i)] = tuple(m.shape)
-            self.kinds[self._value(node, i)] = (tuple(m.shape), m.dtype)
-        op = None
-        if len(node._input_metadata) == 1 or node.name() == "NativeBatchNormBackward0":
-            try:
-                op = self._known(node, slots, ins, self._value(node, 0))
-            except (AttributeError, NotImplementedError, RuntimeError):
-                op = None
-        if op is None:
-            numbers = list(range(len(node._input_metadata)))
-            generic = Generic(ins, [self._value(node, i) for i in numbers], node, slots, self.device)
-            generic.numbers = numbers
-            generic.sources = [self.kinds[i] for i in ins]
-            op = generic
-        self.ops.append(op)
-
-    def _known(self, node: Any, slots: list[int], ins: list[int], out: int) -> Op | None:
-        name = node.name()
-        shape, before = self.shapes[out], [self.shapes[i] for i in ins]
-        same = all(b == shape for b in before)
-        if name == "AttachBackward" and same:
-            cs = node.saved_tensors
-            # edges of each term: its map and its constant, which has none where it is 1
-            terms = [c for c in cs for _ in range(1 if c is None else 2)]
-            if len(node.next_functions) == len(terms):
-                return Combine(
-                    ins,
-                    [out],
-                    [1.0 if c is None else layout(c.detach()) for c in map(terms.__getitem__, slots)],
-                )
-        if any(self.kinds[i][1].is_complex for i in (*ins, out)):
-            return None  # the products below do not conjugate
-        if name == "ConvolutionBackward0" and slots == [0] and len(shape) == 4 and not node._saved_transposed:
-            return Convolution(ins, [out], node)
-        if name == "ReluBackward0":
-            mask = node._saved_result > 0
-            return Scale(ins, [out], layout(mask.to(node._saved_result.dtype)))
-        if name == "MulBackward0" and len(ins) == 1 and same:
-            c = node._saved_other if slots == [0] else node._saved_self
-            if isinstance(c, Tensor):  # a copy of a Python number is a tensor of its own type
-                return Scale(ins, [out], layout(c.detach() if c.ndim else c.detach().clone()))
-        if name == "NativeBatchNormBackward0" and slots == [0] and not node._saved_training:
-            c = torch.rsqrt(node._saved_running_var + node._saved_eps)
-            c = c if node._saved_weight is None else c * node._saved_weight.detach()
-            return Scale(ins, [out], c.to(self.kinds[out][1]).reshape(1, -1, *[1] * (len(shape) - 2)))
-        if name == "AddBackward0" and same and node._saved_alpha == 1:
-            return Combine(ins, [out], [1.0] * len(ins))
-        if name == "SubBackward0" and same and node._saved_alpha == 1:
-            return Combine(ins, [out], [1.0 if i == 0 else -1.0 for i in slots])
-        if name == "ExpandBackward0" and len(shape) == 4 and before[0] == (shape[0], 1, *shape[2:]):
-            return Spread(ins, [out], shape[1])
-        if (
-            name in ("ViewBackward0", "UnsafeViewBackward0", "ReshapeAliasBackward0")
-            and shape[0] == before[0][0]
-        ):
-            return Reshape(ins, [out], before[0], shape)
-        if name == "MaxPool2DWithIndicesBackward0":
-            return MaxPool(ins, [out], node)
-        if name == "MeanBackward1" and len(before[0]) == 4:
-            dims = sorted(d % 4 if d < 4 else d - 2**64 + 4 for d in node._saved_dim)
-            if dims == [2, 3]:
-                return GlobalMean(ins, [out], before[0], node._saved_keepdim)
-        return None
-
-    def _fuse(self) -> None:
-        """Merge products with constants into the product or sum before or after them: mask · c is one constant."""
-        readers: dict[int, int] = {}
-        for op in self.ops:
-            for i in op.ins:
-                readers[i] = readers.get(i, 0) + 1
-        made: dict[int, Op] = {}
-        ops: list[Op] = []
-
-        def maker(i: int) -> Op | None:
-            return made.get(i) if readers[i] == 1 and i != self.output else None
-
-        for op in self.ops:
-            if isinstance(op, Combine) and len(op.ins) == 1 and isinstance(op.cs[0], Tensor):
-                op = Scale(op.ins, op.outs, op.cs[0])
-            before = maker(op.ins[0]) if op.ins else None
-            if isinstance(op, Scale) and isinstance(before, Scale | Combine):
-                merged: Op
-                if isinstance(before, Scale):
-                    merged = Scale(before.ins, op.outs, _product(before.c, op.c))
-                else:
-                    c = op.c
-                    merged = Combine(before.ins, op.outs, [_times(b, c) for b in before.cs])
-                ops[ops.index(before)] = merged
-                op = merged
-            else:
-                if isinstance(op, Combine):
-                    for j, i in enumerate(op.ins):
-                        source = maker(i)
-                        if isinstance(source, Scale):
-                            op.ins[j], op.cs[j] = source.ins[0], _times(source.c, op.cs[j])
-                            ops.remove(source)
-                ops.append(op)
-            for o in op.outs:
-                made[o] = op
-        self.ops = ops
-
-    # -- execution --------------------------------------------------------------------------------
 
     def reverse(
         self, cotangents: Tensor, limit: int | None = None, room: int = 0
@@ -287,15 +146,22 @@ class Tape:
         ids: list[int | None] = self.streams if start == 0 else [self.cuts()[start]]
         values = {i: t for i, t in zip(ids, tangents, strict=True) if i is not None and t is not None}
         last = self._last_use()
+        mine: set[int] = set()  # values in memory of their own, which their last reader may overwrite
         for index in range(start, stop):
             op = self.ops[index]
-            outs = op.forward([values.get(i) for i in op.ins])
-            for i in op.ins:
+            given = [values.get(i) for i in op.ins]
+            owned = len(set(op.ins)) == len(op.ins) and all(i in mine and last[i] <= index for i in op.ins)
+            outs = op.forward(given, owned)
+            for i, g in zip(op.ins, given, strict=True):
+                if not op.fresh or any(t is g for t in outs):
+                    mine.discard(i)  # the result may share its memory
                 if last[i] <= index:
                     values.pop(i, None)
             for o, t in zip(op.outs, outs, strict=True):
                 if t is not None:
                     values[o] = t
+                    if op.fresh and (owned or all(t is not g for g in given)):
+                        mine.add(o)
         return values.get(self.output if stop == len(self.ops) else self.cuts()[stop])
 
     def _last_use(self) -> dict[int, int]:
@@ -331,19 +197,6 @@ class Tape:
         return max(sizes, default=1)
 
 
-def _product(a: Tensor, b: Tensor) -> Tensor:
-    """a · b, where 0 · inf stays zero: where one factor vanishes the product does."""
-    return layout(torch.where((a == 0) | (b == 0), 0.0, a * b))
-
-
-def _times(a: Tensor | float, b: Tensor | float) -> Tensor | float:
-    if isinstance(a, Tensor) and isinstance(b, Tensor):
-        return _product(a, b)
-    if isinstance(a, Tensor):
-        return a if b == 1 else a * b
-    return b if a == 1 else a * b
-
-
 def _sum(a: tuple[Part, bool], b: tuple[Part, bool]) -> tuple[Tensor, bool]:
     """Sum of two cotangents, in the memory of one that may be overwritten."""
     if isinstance(a[0], Pending) or not a[1]:
@@ -354,22 +207,3 @@ def _sum(a: tuple[Part, bool], b: tuple[Part, bool]) -> tuple[Tensor, bool]:
     if not a[1]:
         return (second.onto(first.clone()) if isinstance(second, Pending) else first + second), True
     return (second.onto(first) if isinstance(second, Pending) else first.add_(second)), True
-
-
-def _reachable(root: Any, leaves: dict[int, int]) -> dict[Any, None]:
-    """Nodes between the root and the leaves, leaves first."""
-    order: dict[Any, None] = {}
-    useful: dict[Any, bool] = {}
-    stack: list[tuple[Any, bool]] = [(root, False)]
-    while stack:
-        node, done = stack.pop()
-        if done:
-            reached = hasattr(node, "variable") and id(node.variable) in leaves
-            useful[node] = reached or any(useful.get(n, False) for n, _ in node.next_functions)
-            if useful[node]:
-                order[node] = None
-        elif node not in useful:
-            useful[node] = False
-            stack.append((node, True))
-            stack += [(n, False) for n, _ in node.next_functions if n is not None and n not in useful]
-    return order

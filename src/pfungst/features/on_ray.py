@@ -1,15 +1,15 @@
-"""Scoring on many machines: Ray Data runs the per-shard work as tasks of a cluster.
+"""A pass over shards on many machines: Ray Data runs the per-shard work as tasks of a cluster.
 
 Tasks rather than actors: a task of a machine that died runs again wherever there is room, whereas an actor of it would
-wait for resources that may never come back. Each worker process loads the models once. Running a shard twice does no
-harm, because its parts are renamed when they are complete and are skipped when they exist.
+wait for resources that may never come back. Each worker process loads the models once. Running a shard twice must do no
+harm: its parts are renamed when they are complete, and are skipped when they exist.
 """
 
 from __future__ import annotations
 
 import secrets
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -19,33 +19,29 @@ import ray.data
 from ray.exceptions import RayError
 
 from pfungst.errors import DataError, InputError, PfungstError
-from pfungst.pool.index import Pool
-from pfungst.pool.model import PoolModel
-from pfungst.pool.parts import unfinished
-from pfungst.pool.scorer import Scorer
+from pfungst.features.workers import Make
 
 _RETRIES = 3  # of a shard whose worker or machine died
 
 
-def score_shards(
-    address: str,
-    pool: Pool,
-    models: Sequence[PoolModel],
-    todo: list[int],
-    workers: int,
-    batch_size: int,
-    device: str,
-    threads: int,
-) -> Iterator[int]:
-    """Score shards on a cluster; yields each when it is finished. Arguments as for ``score``.
+def on_ray(
+    make: Make, shards: Sequence[int], workers: int, device: str, threads: int, address: str
+) -> Iterator[object]:
+    """Each shard when it is finished on a cluster.
 
-    A task reserves ``threads`` CPUs, or as many as the smallest machine has, and one GPU if the device is "cuda", or
-    "auto" and the cluster has any.
+    Args:
+        make: called once in each process, with its device, for what is then called with shards.
+        shards: their numbers.
+        workers: at most so many tasks at a time, 0 for all there is room for.
+        device: a task reserves one GPU if it is "cuda", or "auto" and the cluster has any.
+        threads: CPUs that a task reserves, or as many as the smallest machine has.
+        address: "auto" for the running cluster, or one of its own where none runs; ``host:port`` for a certain one.
 
     Raises:
         DataError: a shard's worker died again and again, or its parts cannot be written.
         InputError: no cluster at that address.
     """
+    left = len(shards)
     ours = _connect(address)
     try:
         resources = ray.cluster_resources()
@@ -55,15 +51,13 @@ def score_shards(
         work = partial(
             _work,
             run=secrets.token_hex(8),
-            pool=pool,
-            models=list(models),
-            batch_size=batch_size,
+            make=make,
             device="cuda" if gpus else "cpu",
             threads=threads,
         )
         ray.data.DataContext.get_current().enable_progress_bars = False
-        shards = ray.data.from_items([{"shard": shard} for shard in todo], override_num_blocks=len(todo))
-        done = shards.map_batches(
+        todo = ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards))
+        done = todo.map_batches(
             work,
             batch_size=1,
             compute=ray.data.TaskPoolStrategy(workers or None),
@@ -75,9 +69,9 @@ def score_shards(
         for row in done.iter_rows():
             if row["problem"]:
                 raise DataError(f"shard {row['shard']}: {row['problem']}", row["remedy"])
+            left -= 1
             yield row["shard"]
     except RayError as error:
-        left = len(unfinished(pool, [m.name for m in models]))
         reason = str(error).strip().splitlines()[0]
         raise DataError(
             f"Ray gave up with {left} shards to go: {reason}",
@@ -108,32 +102,24 @@ def _connect(address: str) -> bool:
     return True
 
 
-_loaded: tuple[str, Scorer] | None = None
+_made: tuple[str, Callable[[int], object]] | None = None
 
 
-def _work(
-    batch: dict[str, np.ndarray],
-    run: str,
-    pool: Pool,
-    models: list[PoolModel],
-    batch_size: int,
-    device: str,
-    threads: int,
-) -> dict[str, Any]:
-    """Score one shard in a worker process, with the models of this run loaded once."""
-    global _loaded
+def _work(batch: dict[str, np.ndarray], run: str, make: Make, device: str, threads: int) -> dict[str, Any]:
+    """Do one shard in a worker process, with the models of this run loaded once."""
+    global _made
     shard = int(batch["shard"][0])
     problem = remedy = ""
     try:
-        if _loaded is None or _loaded[0] != run:
+        if _made is None or _made[0] != run:
             import torch
 
             torch.set_num_threads(threads)
-            _loaded = (run, Scorer(pool, models, batch_size, device, threads))
-        _loaded[1](shard)
+            _made = (run, make(device))
+        _made[1](shard)
     except PfungstError as error:
         problem, remedy = error.message, error.remedy
     except OSError as error:
         problem = str(error)
-        remedy = f"all machines of the cluster must see {pool.folder} and the images under the same path"
+        remedy = "all machines of the cluster must see the images and the results under the same path"
     return {"shard": [shard], "problem": [problem], "remedy": [remedy]}

@@ -1,0 +1,32 @@
+"""One pass of a model over images: decoded and prepared, computed in batches, kept on disk, gone on with after a kill."""
+
+from typing import TYPE_CHECKING, Any
+
+from pfungst.features.reading import ahead, load_all
+from pfungst.features.store import Store, values_file, write_part, write_table
+from pfungst.features.workers import Workers
+
+if TYPE_CHECKING:
+    from pfungst.features.fingerprint import combined, content_key, file_key, model_key
+
+__all__ = [
+    "Store",
+    "Workers",
+    "ahead",
+    "combined",
+    "content_key",
+    "file_key",
+    "load_all",
+    "model_key",
+    "values_file",
+    "write_part",
+    "write_table",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:  # those of the fingerprint need torch
+        from pfungst.features import fingerprint
+
+        return getattr(fingerprint, name)
+    raise AttributeError(name)

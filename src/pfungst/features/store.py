@@ -1,0 +1,143 @@
+"""Rows of a pass on disk: parts of a Parquet table, what is known of each row, and an array of values beside it."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pfungst.files import read, whole
+
+_DAMAGED = "delete it; its rows are then computed again"
+
+
+def write_part(table: Path, columns: Any, values: np.ndarray) -> None:
+    """Write one part, whole or not at all.
+
+    Args:
+        table: file of the table, ``.parquet``; it comes last, so the part is there once it is there.
+        columns: an Arrow table, or its columns by name.
+        values: (N, D) float16 or float32; mapped into memory from ``.npy`` when it is read.
+    """
+    with whole(values_file(table)) as part, open(part, "wb") as stream:
+        np.save(stream, values)
+    write_table(columns, table)
+
+
+def write_table(columns: Any, file: Path) -> None:
+    """Write an Arrow table, or its columns by name, whole or not at all."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with whole(file) as part:
+        pq.write_table(columns if isinstance(columns, pa.Table) else pa.table(columns), part)
+
+
+def values_file(table: Path) -> Path:
+    """Where the array of a part lies."""
+    return table.with_name("features.npy") if table.stem == "index" else table.with_suffix(".npy")
+
+
+class Store:
+    """A folder of rows that are found by their keys; each call of :meth:`add` makes one part.
+
+    What a key does not cover must be the same for the whole folder. A process that is killed leaves its finished parts.
+
+    Args:
+        folder: made with the first part; None keeps the rows in memory only.
+    """
+
+    def __init__(self, folder: str | Path | None = None) -> None:
+        self.folder = None if folder is None else Path(folder)
+        self._tables: list[Any] = []
+        self._arrays: list[np.ndarray] = []
+        self._rows: dict[bytes, tuple[int, int]] = {}
+        for file in [] if self.folder is None else sorted(self.folder.glob("*.parquet")):
+            if values_file(file).is_file():
+                self._append(read(file, _DAMAGED), read(values_file(file), _DAMAGED))
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __contains__(self, key: bytes) -> bool:
+        return key in self._rows
+
+    @property
+    def parts(self) -> list[Path]:
+        """The files of the parts that :meth:`add` made."""
+        return [] if self.folder is None else sorted(self.folder.glob("part-*"))
+
+    def add(self, keys: Sequence[bytes], values: np.ndarray, **columns: Any) -> None:
+        """Keep values (N, D) and what else is known of N rows.
+
+        Raises:
+            DataError: the disk is full or cannot be written.
+        """
+        import pyarrow as pa
+
+        table = pa.table({"key": pa.array(keys, pa.binary()), **columns})
+        if self.folder is not None:
+            name = f"part-{len(self._tables):06d}-{secrets.token_hex(4)}.parquet"
+            write_part(self.folder / name, table, values)
+        self._append(table, values)
+
+    @contextlib.contextmanager
+    def writing(self, rows: int = 1024) -> Iterator[Callable[..., None]]:
+        """A function like :meth:`add` for batches; parts have at least `rows` rows, but for the last one.
+
+        What was given is kept also if the block is left by an error or by Ctrl-C.
+        """
+        batches: list[tuple[Sequence[bytes], np.ndarray, dict[str, Any]]] = []
+
+        def flush() -> None:
+            if batches:
+                keys = [key for batch in batches for key in batch[0]]
+                columns = {c: np.concatenate([b[2][c] for b in batches]) for c in batches[0][2]}
+                values = np.concatenate([b[1] for b in batches])
+                batches.clear()
+                self.add(keys, values, **columns)
+
+        def add(keys: Sequence[bytes], values: np.ndarray, **columns: Any) -> None:
+            if batches and batches[-1][1].shape[1:] != values.shape[1:]:
+                flush()
+            batches.append((keys, values, columns))
+            if sum(len(b[0]) for b in batches) >= rows:
+                flush()
+
+        try:
+            yield add
+        finally:
+            flush()
+
+    def values(self, keys: Iterable[bytes]) -> np.ndarray:
+        """(N, D) of N keys that are in the store."""
+        places = np.array([self._rows[k] for k in keys], np.int64).reshape(-1, 2)
+        parts = np.unique(places[:, 0])
+        out = np.empty((len(places), self._arrays[parts[0]].shape[1]), self._arrays[parts[0]].dtype)
+        for part in parts:
+            where = places[:, 0] == part
+            out[where] = self._arrays[part][places[where, 1]]
+        return out
+
+    def table(self, keys: Iterable[bytes]) -> Any:
+        """The Arrow table of N keys that are in the store, in their order."""
+        import pyarrow as pa
+
+        starts = np.cumsum([0, *(len(t) for t in self._tables)])
+        return pa.concat_tables(self._tables).take(
+            [int(starts[p]) + r for p, r in (self._rows[k] for k in keys)]
+        )
+
+    def widths(self, keys: Iterable[bytes]) -> list[int]:
+        """How many values the rows have, each width once."""
+        return sorted({self._arrays[self._rows[k][0]].shape[1] for k in keys})
+
+    def _append(self, table: Any, values: np.ndarray) -> None:
+        part = len(self._tables)
+        self._tables.append(table)
+        self._arrays.append(values)
+        self._rows.update({key: (part, row) for row, key in enumerate(table["key"].to_pylist())})

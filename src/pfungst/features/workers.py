@@ -1,0 +1,109 @@
+"""A pass over shards, in this process, in several of this machine, or on a cluster."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, Literal
+
+from pfungst.errors import DataError
+
+Workers = int | Literal["auto"]
+Make = Callable[[str], Callable[[int], object]]
+_WORTH = 1000  # images; for fewer, starting processes takes longer than they save
+
+
+def cores() -> int:
+    """How many processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def loaders(workers: Workers, images: int) -> int:
+    """How many processes load images: "auto" takes one per core but one, at most 8, and none for few images."""
+    return workers if workers != "auto" else min(8, cores() - 1) if images >= _WORTH else 0
+
+
+def computers(workers: Workers, device: str, threads: int, shards: int) -> int:
+    """How many processes compute: "auto" takes one per GPU, or one per `threads` cores; 0 where that is only one."""
+    if workers != "auto":
+        return workers
+    import torch
+
+    gpus = torch.cuda.device_count() if device in ("auto", "cuda") else 0
+    count = min(gpus or cores() // threads, shards)
+    return count if count > 1 else 0
+
+
+def on_processes(
+    make: Make, shards: Sequence[int], workers: int, device: str, threads: int
+) -> Iterator[object]:
+    """Results of the shards as they are finished, from processes that end with this one, even if it is killed.
+
+    Args:
+        make: called once in each process, with its device, for what is then called with shards.
+        shards: their numbers.
+        workers: how many processes.
+        device: "auto", "cpu", "cuda", …; with several GPUs worker i takes GPU i modulo their number.
+        threads: that compute in each process on the CPU.
+
+    Raises:
+        DataError: a process died.
+    """
+    context = multiprocessing.get_context("spawn")
+    others = set(multiprocessing.active_children())
+    arguments = (context.Value("i", 0), make, device, threads)
+    left = len(shards)
+    with ProcessPoolExecutor(min(workers, left), context, _start, arguments) as executor:
+        jobs = [executor.submit(_work, shard) for shard in shards]
+        try:
+            for job in as_completed(jobs):
+                result = job.result()
+                left -= 1
+                yield result
+        except BrokenProcessPool:
+            raise DataError(
+                f"a worker process died (killed, or out of memory) with {left} shards to go",
+                "run the same command again, with fewer workers or a smaller batch if memory was the reason; "
+                "finished parts are kept",
+            ) from None
+        except BaseException:  # Ctrl-C, a full disk, the caller had enough: do not wait for shards under way
+            for worker in set(multiprocessing.active_children()) - others:
+                worker.terminate()
+            raise
+        finally:
+            for job in jobs:
+                job.cancel()
+
+
+_made: Callable[[int], object] | None = None
+
+
+def _start(number: Any, make: Make, device: str, threads: int) -> None:
+    global _made
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends workers at once; unfinished parts are no harm
+    import torch
+
+    with number.get_lock():
+        mine, number.value = number.value, number.value + 1
+    gpus = torch.cuda.device_count() if device in ("auto", "cuda") else 0
+    if not gpus:
+        torch.set_num_threads(threads)
+    _made = make(f"cuda:{mine % gpus}" if gpus else device)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _work(shard: int) -> object:
+    assert _made is not None
+    return _made(shard)

@@ -1,0 +1,187 @@
+"""The live units of an image, and what a transposed map does on them.
+
+A cotangent is a matrix of live units × vectors, sorted by position; a convolution is one matrix product for each position
+and row of taps, of the weights between live units only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pfungst.relevance.program.windows import Convolution
+
+LINE = 16  # values in a line of the cache: products are fastest for multiples of it
+_ROWS = 4096  # of a matrix that is combined with another at a time
+
+# Costs in multiplications of a matrix product, from timings on two cores.
+CALL = 2.4e6  # of one more matrix product
+SELECT = 52  # of a selected weight
+PASS = 60  # of a value that is scaled or added
+
+
+class Units:
+    """Live units of an image of shape (C, H, W), by position and then channel.
+
+    Attributes:
+        index: (L,) position · C + channel.
+        channel, column: (L,) of each unit.
+        start: first unit of each position, row by row, and L.
+    """
+
+    def __init__(self, live: Tensor) -> None:
+        """`live` (C, H, W): whether anything passes through."""
+        channels, height, width = self.shape = tuple(live.shape)
+        self.index = live.permute(1, 2, 0).flatten().nonzero()[:, 0]
+        self.channel = self.index % channels
+        self.column = self.index // channels % width
+        ends = torch.arange(height * width + 1) * channels
+        self.start: list[int] = torch.searchsorted(self.index, ends).tolist()
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    @property
+    def counts(self) -> Tensor:
+        """(H, W) live units of each position."""
+        return torch.tensor(self.start).diff().view(self.shape[1:]).double()
+
+    def select(self, c: Tensor) -> Tensor:
+        """Values (L, 1) of a constant (C, H, W)."""
+        return c.permute(1, 2, 0).flatten()[self.index, None]
+
+    def rows_in(self, other: Units) -> tuple[Tensor, Tensor]:
+        """For each unit its row in `other` (0 where it has none), and whether it has one."""
+        place = torch.searchsorted(other.index, self.index)
+        known = torch.cat([other.index, other.index.new_tensor([-1])])
+        found = known[place] == self.index
+        return torch.where(found, place, 0), found
+
+    def gather(self, images: Tensor) -> Tensor:
+        """Images (M, C, H, W) → (L, M'), filled up with zeros to a multiple of `LINE`."""
+        g = images.permute(2, 3, 1, 0).reshape(-1, len(images)).index_select(0, self.index)
+        return F.pad(g, (0, -len(images) % LINE))
+
+    def scatter(self, g: Tensor, vectors: int) -> Iterator[Tensor]:
+        """(L, M') → pieces of M images (M, C, H, W), channels last in memory, zero where nothing is live."""
+        channels, height, width = self.shape
+        rows = torch.full((channels * height * width,), len(self))
+        rows[self.index] = torch.arange(len(self))
+        for part in g[:, :vectors].split(LINE, 1):
+            part = torch.cat([part, part.new_zeros(1, part.shape[1])])
+            images = part.index_select(0, rows).T.contiguous()
+            yield images.view(-1, height, width, channels).permute(0, 3, 1, 2)
+
+
+class Link:
+    """A term of a sum, or a product with a constant: the same units on both sides.
+
+    Args:
+        source: units whose cotangent is known, at the output.
+        target: units of the input.
+        c: the constant (C, H, W).
+    """
+
+    def __init__(self, source: Units, target: Units, c: Tensor) -> None:
+        self.rows, found = target.rows_in(source)
+        self.c = target.select(c) * found[:, None]
+        self.empty = len(source) == 0
+
+    def cost(self, vectors: int) -> float:
+        """Of one of so many vectors."""
+        return PASS * len(self.c)
+
+    def run(self, g: Tensor, out: Tensor, first: bool) -> None:
+        """Write, if it is the first, or add to `out` (L', M) what the cotangent (L, M) of the source makes of it."""
+        if self.empty:
+            if first:
+                out.zero_()
+            return
+        for a in range(0, len(out), _ROWS):
+            part, c = g.index_select(0, self.rows[a : a + _ROWS]), self.c[a : a + _ROWS]
+            if first:
+                torch.mul(part, c, out=out[a : a + _ROWS])
+            else:
+                out[a : a + _ROWS].addcmul_(part, c)
+
+
+class Taps:
+    """A convolution whose output is multiplied by a constant.
+
+    Args:
+        source: units whose cotangent is known, at the output.
+        target: units of the input.
+        conv: the convolution, in one group.
+        c: the constant (O, H', W').
+    """
+
+    def __init__(self, source: Units, target: Units, conv: Convolution, c: Tensor) -> None:
+        self.source, self.target, self.conv = source, target, conv
+        self.c = source.select(c)
+        outs, _, *self.kernel = conv.weight.shape
+        self.outs = outs
+        self.weight = conv.taps
+        # Taps of one row of the kernel see neighbours, which lie one after the other.
+        self.joined = conv.stride[1] == 1 and conv.dilation[1] == 1
+        self.row = source.channel - source.column * outs if self.joined else source.channel
+
+    def cost(self, vectors: int) -> float:
+        """Of one of so many vectors."""
+        conv, taps = self.conv, self.kernel[0] * self.kernel[1]
+        seen = F.conv2d(
+            self.target.counts[None, None],
+            torch.ones(1, 1, *self.kernel, dtype=torch.float64),
+            None,
+            conv.stride,
+            conv.padding,
+            conv.dilation,
+        )[0, 0]
+        products = float((seen * self.source.counts).sum())
+        selected = products + len(self.source) * taps * self.weight.shape[1]
+        places = self.target.shape[1] * self.target.shape[2]
+        calls = places * (self.kernel[0] if self.joined else taps / conv.stride[1]) / conv.stride[0]
+        return products + (selected * SELECT + calls * CALL) / vectors
+
+    def _blocks(self, row: int, column: int) -> Iterator[tuple[int, int, int]]:
+        """Source units that see a position of the target: first, last + 1, and offset of their rows of weights."""
+        (_, height, width), start = self.source.shape, self.source.start
+        (sh, sw), (ph, pw), (dh, dw) = self.conv.stride, self.conv.padding, self.conv.dilation
+        for a in range(self.kernel[0]):
+            y, between = divmod(row + ph - a * dh, sh)
+            if between or not 0 <= y < height:
+                continue
+            if self.joined:
+                low, high = max(0, column + pw - self.kernel[1] + 1), min(width - 1, column + pw)
+                if low <= high:
+                    offset = (a * self.kernel[1] + column + pw) * self.outs
+                    yield start[y * width + low], start[y * width + high + 1], offset
+                continue
+            for b in range(self.kernel[1]):
+                x, between = divmod(column + pw - b * dw, sw)
+                if not between and 0 <= x < width:
+                    place = y * width + x
+                    yield start[place], start[place + 1], (a * self.kernel[1] + b) * self.outs
+
+    def run(self, g: Tensor, out: Tensor, first: bool) -> None:
+        """Write, if it is the first, or add to `out` (L', M) what the cotangent (L, M) of the source makes of it."""
+        width = self.target.shape[2]
+        for place, (low, high) in enumerate(pairwise(self.target.start)):
+            if low == high:
+                continue
+            into, channels, fresh = out[low:high], self.target.channel[low:high], first
+            for a, b, offset in self._blocks(*divmod(place, width)):
+                if a == b:
+                    continue
+                weight = self.weight.index_select(0, self.row[a:b] + offset)
+                weight = weight.index_select(1, channels).mul_(self.c[a:b])
+                if fresh:
+                    torch.mm(weight.T, g[a:b], out=into)
+                    fresh = False
+                else:
+                    into.addmm_(weight.T, g[a:b])
+            if fresh:
+                into.zero_()
