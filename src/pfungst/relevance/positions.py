@@ -311,7 +311,9 @@ class _Search:
             error[s] = float((out[k] - moved).norm() / (out[k] - out[0]).norm().clamp(min=1e-30))
         best, other = sorted(error, key=lambda s: error[s])
         if error[best] <= 0.6 * error[other]:
-            return best if centres[best].movement > centres[other].movement / 8 else None
+            # a few channels may shift so by chance
+            least = centres[other].movement / (8 if len(centres[best].at) > 4 else 1)
+            return best if centres[best].movement > least else None
         most, least = sorted(centres, key=lambda s: -centres[s].movement)
         line = centres[least].at
         share, _ = explained(line, (np.arange(len(line)) + 0.5) / len(line), len(self.seen.changes[least]))
