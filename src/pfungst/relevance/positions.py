@@ -198,6 +198,12 @@ class _Search:
                     self._fit(axis, [s for s in inputs if moves.get(s) == axis], inputs, len(moves))
                     for axis in sorted(used)
                 ]
+                crossed = any(a in group for s, a in moves.items() for o, group in groups.items() if o != s)
+                if crossed and len(used) > 1 and list(moves.values()) != sorted(moves.values()):
+                    raise Unclear(
+                        f"{self.what}: two of its axes follow rows and columns of the input alike",
+                        "pass channels_last=, or choose an earlier layer",
+                    )
                 self._check_channels(sample, used, len(inputs) - len(moves), fits)
             except Unclear as error:
                 problem = error if not found else problem
@@ -252,6 +258,9 @@ class _Search:
         together = all(b - a == 1 for a, b in itertools.pairwise(axes))
         usual = order == sorted(order)
         dense = [side / self.x.shape[s] for fit in fits for s, side in fit.sides.items()]
+        few = min(side for fit in fits for side in fit.sides.values()) <= 4 and max(channels, default=0) < 16
+        # few channels may follow the input in order by chance, but hardly steeply
+        chance = few and self.wish.channels_last is None and min(fit.slope for fit in fits) < 0.2
         squeezed = channels or max(dense) <= min(1.0, 1.6 * min(dense))
         if (collapsed and self.wish.grid is None and rest.count(1) < collapsed) or (
             len(channels) > 1 and (collapsed or blurred)
@@ -262,7 +271,7 @@ class _Search:
                 "pass channels_last= for outputs (N, C, h, w) or (N, h, w, C), grid= and prefix= for tokens, or choose "
                 "an earlier layer",
             )
-        if not together or not squeezed or (blurred and not (channels and usual)):
+        if chance or not together or not squeezed or (blurred and not (channels and usual)):
             raise Unclear(
                 f"{self.what}: it is unclear which of its axes are positions and which channels",
                 "pass channels_last=, or choose an earlier layer",
