@@ -194,9 +194,10 @@ class Lock:
                 raise DataError(
                     f"{what} is in use by another process (number {holder})", "wait for it, or end it"
                 )
-            if self.path.exists() and os.path.samestat(os.fstat(self._file.fileno()), self.path.stat()):
-                break  # else its former holder removed the file just before it was locked here
-            self._file.close()
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(self._file.fileno()), self.path.stat()):
+                    break
+            self._file.close()  # its former holder removed the file just before it was locked here
         self._file.truncate(0)
         self._file.write(str(os.getpid()).encode())
         self._file.flush()

@@ -101,7 +101,12 @@ def test_embeddings_follow_replaced_and_reordered_files_and_the_preparation(tmp_
 
     def embeddings(order, cache, encoder=encoder):
         found = [Item(files[i].name, files[i]) for i in order]
-        source = Source(found, conditions_for(encoder, ["jpeg:20"]), encoder.size, [])
+        source = Source(
+            found,
+            conditions_for(encoder.preprocessing.condition, ["jpeg:20"], encoder.size),
+            encoder.size,
+            [],
+        )
         return embed(encoder, source, cache, "cpu")
 
     first = embeddings(range(7), tmp_path / "cache")

@@ -94,7 +94,7 @@ def attribute(
             found = _functional(model, given, rules, output, pick, frequency)
         else:
             found = _eager(model, given, rules, output, pick, frequency, measure)
-        warn_flat_spectrum(found.rules, bases)
+        warn_flat_spectrum(found.rules, bases, 4)
         values: list[Tensor | None] = [None] * len(bases)
         for stream, owner, g in zip(found.streams, found.owners, found.grads, strict=True):
             if g is not None:
@@ -233,7 +233,7 @@ def _lost(score: Tensor, total: Tensor, constants: Tensor, rules: Composite) -> 
             f"the composite {rules.name!r} loses {lost:.1%} of the score on this network, biases accounted for: "
             "compare Relevance.lost of composite='auto', 'epsilon_gamma' and 'transformer'",
             PfungstWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
     return lost
 

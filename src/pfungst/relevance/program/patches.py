@@ -60,7 +60,7 @@ def plan(tape: Tape, grid: tuple[int, int], patch: int, image: tuple[int, int]) 
         down = [(b[0], b[1]) for b in boxes[:rows] if b is not None]
         across = [(b[2], b[3]) for b in boxes[:cols] if b is not None]
         stage = Stage(stop, (_period(down), _period(across)), down, across)
-        if 3 * stage.groups > 2 * rows * cols:
+        if 5 * stage.groups > 4 * rows * cols:
             break
         if stages and stages[-1].groups == stage.groups:
             stages.pop()
@@ -101,10 +101,17 @@ def patch_columns(
             part = tape.forward(tangents, start, stage.stop)
             assert part is not None
             out.append(part)
-        values = torch.cat(out) if len(out) > 1 else out[0]
+        values = _joined(out)
         start, before = stage.stop, stage
     assert values is not None
     return values.permute(1, 2, 0)
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    """The parts one after the other; images stay channels last, which `cat` alone would not keep."""
+    if parts[0].ndim != 5:
+        return torch.cat(parts)
+    return torch.cat([p.permute(0, 1, 3, 4, 2) for p in parts]).permute(0, 1, 4, 2, 3)
 
 
 def _masked(x: Tensor, members: range, period: tuple[int, int], size: int) -> Tensor:
