@@ -19,6 +19,7 @@ from pfungst.relevance import positions
 from pfungst.relevance.engine.eager import eager
 from pfungst.relevance.engine.inputs import check_input
 from pfungst.relevance.engine.run import check_model, select
+from pfungst.relevance.layout import Wish, stated
 from pfungst.relevance.outputs import cotangent
 
 _INTERPOLATION = {1: "linear", 2: "bilinear", 3: "trilinear"}
@@ -286,11 +287,11 @@ def _layout(
     number: int,
     x: Tensor,
     a: Tensor,
-    wish: positions.Wish,
+    wish: Wish,
     resize: bool,
 ) -> positions.Layout:
     """Where the positions are in the layer's output `a`: as stated, else as found, which is found once for each shape."""
-    layout = positions.stated(a.shape, x, wish, resize)
+    layout = stated(a.shape, x, wish, resize)
     if layout is not None:
         return layout
     known, key = _FOUND.setdefault(module, {}), (number, x.shape, a.shape, wish, resize)
@@ -302,7 +303,7 @@ def _layout(
     except positions.Unclear:
         if wish.channels_last is True or not _channels_first(respond, module, x, a):
             raise
-        layout = positions.stated(a.shape, x, dataclasses.replace(wish, channels_last=False), resize)
+        layout = stated(a.shape, x, dataclasses.replace(wish, channels_last=False), resize)
         if layout is None:
             raise
     known[key] = layout
@@ -357,7 +358,7 @@ def gradcam(
         raise InputError(
             f"the input has shape {tuple(x.shape)}", "pass (N, T), (N, C, T), (N, C, H, W) or (N, C, T, H, W)"
         )
-    wish = positions.Wish(channels_last, None if grid is None else tuple(int(side) for side in grid), prefix)
+    wish = Wish(channels_last, None if grid is None else tuple(int(side) for side in grid), prefix)
     with torch.inference_mode(False), torch.enable_grad():
         a, g, number = _forward_and_gradient(model, x, module, name, output, call)
         if a.ndim < 3:
