@@ -115,6 +115,34 @@ def test_an_interrupted_audit_resumes_to_the_same_result(data, tmp_path, monkeyp
     assert not (tmp_path / "broken" / ".parts").exists()
 
 
+def test_an_interrupted_audit_of_images_that_changed_since_is_computed_anew(data, tmp_path, monkeypatch):
+    """Regression: finished categories were taken over for other images under the same names."""
+    import shutil
+
+    from PIL import Image, ImageOps
+
+    folder = tmp_path / "data"
+    shutil.copytree(data, folder)
+    real, calls = audit.evaluate, []
+
+    def dies_in_the_second_category(*args):
+        calls.append(args)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(audit, "evaluate", dies_in_the_second_category)
+    with pytest.raises(KeyboardInterrupt):
+        run(config(folder, tmp_path / "out"))
+    first = calls[0][1].items[0].image.parents[3].name
+    for file in (folder / first / "test").rglob("*.png"):
+        with Image.open(file) as image:
+            ImageOps.invert(image.convert("RGB")).save(file)
+    monkeypatch.setattr(audit, "evaluate", real)
+    resumed = run(config(folder, tmp_path / "out", resume=True))
+    assert numbers(resumed) == numbers(run(config(folder, tmp_path / "fresh")))
+
+
 def test_the_same_seed_gives_the_same_numbers(data, tmp_path):
     one, two = (run(config(data, tmp_path / name, category="nut")) for name in "ab")
     assert numbers(one) == numbers(two)

@@ -19,6 +19,7 @@ from pfungst.data import ImageSet, digits_c, open_images
 from pfungst.data.synthetic import make_parts
 from pfungst.device import choose_device
 from pfungst.errors import DataError, PfungstWarning, UnreadableImages
+from pfungst.features import combined, file_key
 from pfungst.progress import progress_bar
 
 
@@ -66,9 +67,10 @@ def run(config: AnomalyConfig) -> AnomalyResult:
             bar.advance()
             notes += [f"{images.name}: {note}" for note in images.notes]
             prepared = cache(partial(images.prepare_many, conditions, config.size, skip_bad=config.skip_bad))
+            state = _state(images)
             for model in config.model:
                 name = f"{images.name} {model}"
-                entry = workspace.load_part(name, Entry)
+                entry = workspace.load_part(f"{name} {state}", Entry)
                 if entry is None:
                     original, deployed = prepared()
                     with warnings.catch_warnings(record=True) as caught:
@@ -77,7 +79,7 @@ def run(config: AnomalyConfig) -> AnomalyResult:
                     entry.notes += [str(w.message) for w in caught if issubclass(w.category, PfungstWarning)]
                     entry.arrays = workspace.save_arrays(name, arrays)
                     entry.skipped = [Skipped(id=id_, reason=reason) for id_, reason in original.skipped]
-                    workspace.save_part(name, entry)
+                    workspace.save_part(f"{name} {state}", entry)
                 entries.append(entry)
                 skipped |= {f"{images.name}: {s.id}": s.reason for s in entry.skipped}
                 bar.advance()
@@ -104,6 +106,17 @@ def run(config: AnomalyConfig) -> AnomalyResult:
     save(result, workspace.folder)
     workspace.finish({entry.arrays for entry in entries})
     return result
+
+
+def _state(images: ImageSet) -> str:
+    """Names the items and the files they lie in as they are now; made images follow from the configuration."""
+    found = []
+    for item in images.items:
+        files = [f for f in (item.image, item.mask) if isinstance(f, Path)]
+        found.append(
+            (item.id, item.split, item.label, item.groups, [file_key(f) for f in files if f.exists()])
+        )
+    return combined(found)
 
 
 def open_sets(config: AnomalyConfig) -> list[ImageSet]:
