@@ -134,7 +134,7 @@ def test_an_interrupted_audit_of_images_that_changed_since_is_computed_anew(data
     monkeypatch.setattr(audit, "evaluate", dies_in_the_second_category)
     with pytest.raises(KeyboardInterrupt):
         run(config(folder, tmp_path / "out"))
-    first = calls[0][1].items[0].image.parents[3].name
+    first = calls[0][1].items[0].image.parents[2].name
     for file in (folder / first / "test").rglob("*.png"):
         with Image.open(file) as image:
             ImageOps.invert(image.convert("RGB")).save(file)
