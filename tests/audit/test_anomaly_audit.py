@@ -95,8 +95,8 @@ def test_a_detector_of_planted_defects_is_fit(data, tmp_path):
     assert result.verdict.level != "unfit"
 
 
-def test_an_interrupted_audit_resumes_to_the_same_result(data, tmp_path, monkeypatch):
-    whole = run(config(data, tmp_path / "whole"))
+def interrupted(settings, monkeypatch):
+    """Runs an audit that dies in its second category; returns the calls of `evaluate`, to which later ones are added."""
     real, calls = audit.evaluate, []
 
     def dies_in_the_second_category(*args):
@@ -107,7 +107,13 @@ def test_an_interrupted_audit_resumes_to_the_same_result(data, tmp_path, monkeyp
 
     monkeypatch.setattr(audit, "evaluate", dies_in_the_second_category)
     with pytest.raises(KeyboardInterrupt):
-        run(config(data, tmp_path / "broken"))
+        run(settings)
+    return calls
+
+
+def test_an_interrupted_audit_resumes_to_the_same_result(data, tmp_path, monkeypatch):
+    whole = run(config(data, tmp_path / "whole"))
+    calls = interrupted(config(data, tmp_path / "broken"), monkeypatch)
     assert not (tmp_path / "broken" / "result.json").exists()
     result = run(config(data, tmp_path / "broken", resume=True))
     assert len(calls) == 3
@@ -123,22 +129,11 @@ def test_an_interrupted_audit_of_images_that_changed_since_is_computed_anew(data
 
     folder = tmp_path / "data"
     shutil.copytree(data, folder)
-    real, calls = audit.evaluate, []
-
-    def dies_in_the_second_category(*args):
-        calls.append(args)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return real(*args)
-
-    monkeypatch.setattr(audit, "evaluate", dies_in_the_second_category)
-    with pytest.raises(KeyboardInterrupt):
-        run(config(folder, tmp_path / "out"))
+    calls = interrupted(config(folder, tmp_path / "out"), monkeypatch)
     first = calls[0][1].items[0].image.parents[2].name
     for file in (folder / first / "test").rglob("*.png"):
         with Image.open(file) as image:
             ImageOps.invert(image.convert("RGB")).save(file)
-    monkeypatch.setattr(audit, "evaluate", real)
     resumed = run(config(folder, tmp_path / "out", resume=True))
     assert numbers(resumed) == numbers(run(config(folder, tmp_path / "fresh")))
 
