@@ -28,31 +28,18 @@ def dynamic(
 
 def convolution(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: Any) -> Tensor:
     b = bind("input weight bias stride padding dilation groups", args, kwargs)
-    x, weight, bias = b["input"], b["weight"], b.get("bias")
-    n = weight.ndim - 2
-    padding = b.get("padding", 0)
+    n, padding = b["weight"].ndim - 2, b.get("padding", 0)
     rest = (
         n_tuple(b.get("stride", 1), n),
         padding if isinstance(padding, str) else n_tuple(padding, n),
         n_tuple(b.get("dilation", 1), n),
         b.get("groups", 1),
     )
-    if mode.tracked(weight) or mode.tracked(bias):
-        return dynamic(mode, name, lambda x, w: func(x, w, None, *rest), x, weight, bias)
-    m = LinearMap(
-        lambda x, w, b: func(x, w, b, *rest),
-        weight.detach(),
-        None if bias is None else bias.detach(),
-        groups=rest[3],
-        owner=weight,
-    )
-    site = mode.site(name, "convolution", kernel=tuple(weight.shape[2:]), stride=n_tuple(rest[0], n))
-    return mode.linear(site, x, m)
+    return _convolve(mode, func, name, b, rest, out_axis=0)
 
 
 def transposed_convolution(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: Any) -> Tensor:
     b = bind("input weight bias stride padding output_padding groups dilation", args, kwargs)
-    x, weight, bias = b["input"], b["weight"], b.get("bias")
     rest = (
         b.get("stride", 1),
         b.get("padding", 0),
@@ -60,19 +47,26 @@ def transposed_convolution(mode: RelevanceMode, func: Any, name: str, args: Any,
         b.get("groups", 1),
         b.get("dilation", 1),
     )
+    return _convolve(mode, func, name, b, rest, out_axis=1)
+
+
+def _convolve(
+    mode: RelevanceMode, func: Any, name: str, b: dict[str, Any], rest: tuple[Any, ...], out_axis: int
+) -> Tensor:
+    """A convolution of either kind: `rest` are its arguments after the bias."""
+    x, weight, bias = b["input"], b["weight"], b.get("bias")
     if mode.tracked(weight) or mode.tracked(bias):
         return dynamic(mode, name, lambda x, w: func(x, w, None, *rest), x, weight, bias)
     m = LinearMap(
         lambda x, w, b: func(x, w, b, *rest),
         weight.detach(),
         None if bias is None else bias.detach(),
-        out_axis=1,
-        groups=rest[3],
+        out_axis=out_axis,
+        groups=b.get("groups", 1),
         owner=weight,
     )
-    site = mode.site(
-        name, "convolution", kernel=tuple(weight.shape[2:]), stride=n_tuple(rest[0], weight.ndim - 2)
-    )
+    kernel = tuple(weight.shape[2:])
+    site = mode.site(name, "convolution", kernel=kernel, stride=n_tuple(rest[0], len(kernel)))
     return mode.linear(site, x, m)
 
 

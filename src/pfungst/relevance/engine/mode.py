@@ -261,10 +261,8 @@ class RelevanceMode(Unseen, TorchFunctionMode):
         for t in leaves:
             dependent = self.depends(t) or dependent
         if not dependent:
-            if not any(
-                t.requires_grad for t in leaves
-            ):  # a view made under no_grad could not be written into
-                return func(*args, **kwargs)
+            if not any(t.requires_grad for t in leaves):
+                return func(*args, **kwargs)  # a view made under no_grad could not be written into
             with self.quiet():
                 return func(*args, **kwargs)
         name = operation_name(func)

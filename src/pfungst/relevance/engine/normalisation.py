@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from pfungst.errors import InputError
 from pfungst.relevance.engine.calls import bind, n_tuple
+from pfungst.relevance.engine.formulas import original
 from pfungst.relevance.engine.mode import RelevanceMode
 
 
@@ -39,7 +40,7 @@ def instance_norm(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: 
     if not b.get("use_input_stats", True) and b.get("running_mean") is not None:
         return _per_channel_norm(mode, b)
     x = mode.settle(b["input"])
-    value = _value(mode, func, args, kwargs)
+    value = original(mode, func, name, args, kwargs)
     return scale_norm(mode, x, tuple(range(2, x.ndim)), b, 1e-5, name, value, channels=True)
 
 
@@ -58,12 +59,6 @@ def _per_channel_norm(mode: RelevanceMode, b: dict[str, Any]) -> Tensor:
         return F.batch_norm(t, mean, var, weight, bias, False, 0.0, eps)
 
     return mode.batch_norm(b["input"], scale, shift, value)
-
-
-def _value(mode: RelevanceMode, func: Any, args: Any, kwargs: Any) -> Any:
-    """What the model's own call gives."""
-    with mode.quiet():
-        return func(*mode.stop_all(args), **mode.stop_all(kwargs))
 
 
 def scale_norm(
@@ -111,7 +106,7 @@ def layer_norm(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: Any
     """LayerNorm over the last axes."""
     b = bind("input normalized_shape weight bias eps cudnn_enable", args, kwargs)
     dims = tuple(range(-len(n_tuple(b["normalized_shape"], 1)), 0))
-    value = _value(mode, func, args, kwargs)
+    value = original(mode, func, name, args, kwargs)
     if name == "native_layer_norm":  # with mean and scale of its input
         return (scale_norm(mode, mode.settle(b["input"]), dims, b, 1e-5, name, value[0]), *value[1:])
     return scale_norm(mode, mode.settle(b["input"]), dims, b, 1e-5, name, value)
@@ -121,7 +116,7 @@ def rms_norm(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: Any) 
     """RMSNorm over the last axes."""
     b = bind("input normalized_shape weight eps", args, kwargs)
     x, dims = mode.settle(b["input"]), tuple(range(-len(n_tuple(b["normalized_shape"], 1)), 0))
-    value = _value(mode, func, args, kwargs)
+    value = original(mode, func, name, args, kwargs)
     return scale_norm(mode, x, dims, b, torch.finfo(x.dtype).eps, name, value, centred=False)
 
 
@@ -129,7 +124,7 @@ def group_norm(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: Any
     """GroupNorm; weight and bias count channels."""
     b = bind("input num_groups weight bias eps cudnn_enabled", args, kwargs)
     x, groups = mode.settle(b["input"]), b["num_groups"]
-    value = _value(mode, func, args, kwargs)
+    value = original(mode, func, name, args, kwargs)
     eps = {"eps": b.get("eps")}
     with torch.enable_grad():
         split = x.reshape(x.shape[0], groups, -1)
