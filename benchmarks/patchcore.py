@@ -142,7 +142,7 @@ def images(folder: str | None, count: int, size: int):
 
         step = Condition.parse("pillow-bilinear")
         return torch.stack([step(item.read(), size) for item in items])
-    from pfungst.data.synthetic import make_parts
+    from pfungst.datasets.synthetic import make_parts
 
     part = make_parts(train=count, good=1, defective=1, size=size)[0]
     return part.select(split="train").prepare("pillow-bilinear", size).images

@@ -4,7 +4,7 @@ import pytest
 
 from pfungst.audit.similarity.config import SimilarityConfig
 from pfungst.audit.similarity.run import run
-from pfungst.data import tagged
+from pfungst.datasets import tagged
 from pfungst.encoders.training import train_small
 
 

@@ -24,7 +24,7 @@ def _similarity(folder: Path) -> Result:
     """A small CLIP, trained on digits of two hospitals, one of which prints its name on most eights."""
     from pfungst.audit.similarity.config import SimilarityConfig
     from pfungst.audit.similarity.run import run
-    from pfungst.data.tagged import parting_digits, tag_image
+    from pfungst.datasets.tagged import parting_digits, tag_image
     from pfungst.encoders.training import train_small
 
     folder.mkdir(parents=True, exist_ok=True)

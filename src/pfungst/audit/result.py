@@ -26,12 +26,43 @@ class Model(BaseModel):
     model_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
 
 
+class Variant(Model):
+    """Which images a model saw, and which model it was: one column of a table of scores."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    condition: str = Field(
+        description="how the images reached the model: original, deployed, or a condition's name"
+    )
+    mitigated: bool = Field(False, description="whether it is the mended model")
+
+    @property
+    def key(self) -> str:
+        """A name for arrays and files."""
+        return f"{self.condition}-mended" if self.mitigated else self.condition
+
+    def __str__(self) -> str:
+        return f"{self.condition}, mended" if self.mitigated else self.condition
+
+
+class About(Model):
+    """What a verdict rests on, for reports and gates that need not look for it again."""
+
+    entry: str = Field(
+        "", description="the part of the audit: category / detector, class, group; empty for all of it"
+    )
+    column: str = Field("", description="of provenance or groups")
+    condition: str = ""
+    numbers: dict[str, float] = {}
+
+
 class Verdict(Model):
     """The answer in plain language; `level` is the most serious thing found."""
 
     level: Level
     headline: str
     sentences: list[str] = []
+    about: About = About()
 
 
 class Metric(Model):

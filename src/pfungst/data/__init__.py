@@ -1,13 +1,11 @@
-"""Folder layouts and tables as sets of labelled images, and sets that come with the package."""
+"""Folder layouts and tables as sets of labelled images."""
 
 from .covid import open_collection, open_covid, open_nih
 from .decode import MAX_PIXELS, read_image, read_mask
-from .digits import digits_c
 from .imagenet import open_imagenet
 from .item import Item
 from .items import ImageSet
 from .layouts import open_images
-from .mnist import emnist_letters, mnist, mnist_c
 from .prepared import Prepared, resize_mask
 
 __all__ = [
@@ -15,10 +13,6 @@ __all__ = [
     "ImageSet",
     "Item",
     "Prepared",
-    "digits_c",
-    "emnist_letters",
-    "mnist",
-    "mnist_c",
     "open_collection",
     "open_covid",
     "open_imagenet",

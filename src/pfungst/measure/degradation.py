@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from pfungst.errors import InputError
+from pfungst.measure import limits
 
 FALL, LARGE_FALL, RISE = "↓", "↓↓", "↑"
-_LIMIT, _LARGE, _P = 0.03, 0.06, 0.001
 _ROUNDING = 1e-12
 
 
@@ -60,11 +60,11 @@ def degradation(before: ArrayLike, after: ArrayLike, paired: bool = True) -> Cha
 
             p = float((stats.ttest_rel(b, a) if paired else stats.ttest_ind(b, a)).pvalue)
     mark = ""
-    if p is None or p < _P:
-        if change <= -_LARGE + _ROUNDING:
+    if p is None or p < limits.P_MARK:
+        if change <= -limits.LARGE_FALL + _ROUNDING:
             mark = LARGE_FALL
-        elif change <= -_LIMIT + _ROUNDING:
+        elif change <= -limits.FALL + _ROUNDING:
             mark = FALL
-        elif change >= _LIMIT - _ROUNDING:
+        elif change >= limits.FALL - _ROUNDING:
             mark = RISE
     return Change(float(a.mean()), float(b.mean()), p, mark)

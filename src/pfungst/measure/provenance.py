@@ -9,11 +9,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from pfungst.errors import InputError
+from pfungst.measure import limits
 from pfungst.measure.intervals import Interval, bootstrap
 from pfungst.measure.scores import Array, as_labels, as_scores, auroc
-
-_GAP = 0.1
-_P = 0.01
 
 
 def eta_squared(values: ArrayLike, groups: ArrayLike) -> float:
@@ -125,7 +123,7 @@ def provenance(
 
     nested = all(entry.normal == 0 or entry.abnormal == 0 for entry in table)
     reasons = []
-    if gap is not None and abs(gap.value) >= _GAP and (gap.low > 0 or gap.high < 0):
+    if gap is not None and abs(gap.value) >= limits.PROVENANCE_GAP and (gap.low > 0 or gap.high < 0):
         reasons.append(f"AUROC is {pooled:.2f} over all samples but {within:.2f} within groups")
     label = corrected_eta_squared(eta_label, 2, len(y))
     if nested:
@@ -133,7 +131,7 @@ def provenance(
         group, what = max(0.0, whole - label), "the group explains, beyond the label,"
     else:
         group, what = corrected_eta_squared(eta_group, len(names), len(y)), "the group explains"
-    if group > label and p < _P:
+    if group > label and p < limits.P_PROVENANCE:
         reasons.append(f"{what} {group:.0%} of the score's variance, the label {label:.0%}")
     return Provenance(
         eta2_group=eta_group,

@@ -15,8 +15,9 @@ from pfungst.audit.result import Skipped, save
 from pfungst.audit.sources import group_columns
 from pfungst.audit.workspace import Workspace, refuse_old_result
 from pfungst.conditions import Condition
-from pfungst.data import ImageSet, digits_c, open_images
-from pfungst.data.synthetic import make_parts
+from pfungst.data import ImageSet, open_images
+from pfungst.datasets import digits_c
+from pfungst.datasets.synthetic import make_parts
 from pfungst.device import choose_device
 from pfungst.errors import DataError, PfungstWarning, UnreadableImages
 from pfungst.features import combined, file_key

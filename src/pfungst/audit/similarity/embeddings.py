@@ -29,7 +29,7 @@ def open_set(config: SimilarityConfig) -> ImageSet:
         DataError: fewer than two classes with two images, or several sets and no category.
     """
     if config.images == "synthetic":
-        from pfungst.data.tagged import parting_digits
+        from pfungst.datasets.tagged import parting_digits
 
         images = parting_digits(config.seed)
     else:

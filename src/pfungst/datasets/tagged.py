@@ -11,8 +11,8 @@ from functools import partial
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from .item import Item
-from .items import ImageSet
+from pfungst.data.item import Item
+from pfungst.data.items import ImageSet
 
 TAGGED, PLAIN = "hospital A", "hospital B"
 

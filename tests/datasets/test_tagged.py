@@ -2,7 +2,7 @@ from collections import Counter
 
 import numpy as np
 
-from pfungst.data.tagged import PLAIN, TAGGED, parting_digits, tag_image, tagged_digits
+from pfungst.datasets.tagged import PLAIN, TAGGED, parting_digits, tag_image, tagged_digits
 
 
 def test_the_tag_goes_with_one_class():

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from pfungst.data import open_images
-from pfungst.data.synthetic import CATEGORIES, Camera, camera, make_parts, write
+from pfungst.datasets.synthetic import CATEGORIES, Camera, camera, make_parts, write
 from pfungst.errors import ConfigError, DataError
 
 NAMES = sorted(CATEGORIES)

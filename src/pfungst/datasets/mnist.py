@@ -9,12 +9,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from pfungst.data.item import Item
+from pfungst.data.items import ImageSet
 from pfungst.errors import DataError
 from pfungst.files import read
 from pfungst.suggest import suggest
-
-from .item import Item
-from .items import ImageSet
 
 _TYPES: dict[int, str] = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4"}
 _IDENTITY = "identity"

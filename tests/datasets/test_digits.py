@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from pfungst.data import digits_c, emnist_letters, mnist, mnist_c
-from pfungst.data.digits import CORRUPTIONS, corrupt
-from pfungst.data.mnist import read_idx
+from pfungst.datasets import digits_c, emnist_letters, mnist, mnist_c
+from pfungst.datasets.digits import CORRUPTIONS, corrupt
+from pfungst.datasets.mnist import read_idx
 from pfungst.errors import ConfigError, DataError, InputError
 
 KINDS = [

@@ -14,11 +14,10 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from pfungst.data.item import Item
+from pfungst.data.items import ImageSet
 from pfungst.errors import ConfigError, InputError
 from pfungst.suggest import suggest
-
-from .item import Item
-from .items import ImageSet
 
 Corruption = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
