@@ -8,13 +8,14 @@ entry may override by the operation's name.
 from __future__ import annotations
 
 import fnmatch
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from pfungst.errors import ConfigError
+from pfungst.registry import COMPOSITES, read_parameters
 from pfungst.relevance.rules import (
     AlphaBeta,
     Epsilon,
@@ -136,33 +137,7 @@ class Composite:
         return replace(self, entries=((on, rule), *self.entries), name=name)
 
 
-#: Composites by name; filled by :func:`register`.
-COMPOSITES: dict[str, Callable[..., Composite]] = {}
-
-Maker = TypeVar("Maker", bound=Callable[..., Composite])
-
-
-def register(*names: str) -> Callable[[Maker], Maker]:
-    """Decorator: make a function that returns a composite known by name.
-
-    Args:
-        names: what it is called; further names are aliases.
-
-    Raises:
-        ConfigError: a name that is taken, or none.
-    """
-    taken = [name for name in names if name in COMPOSITES]
-    if taken or not names or not all(isinstance(name, str) for name in names):
-        raise ConfigError(
-            f"a composite cannot be registered as {taken[0] if taken else names!r}",
-            "choose a name that is not taken" if taken else 'write @register("name")',
-        )
-
-    def keep(maker: Maker) -> Maker:
-        COMPOSITES.update(dict.fromkeys(names, maker))
-        return maker
-
-    return keep
+register = COMPOSITES.register
 
 
 @register("auto")
@@ -288,11 +263,15 @@ def mamba(epsilon: float = 1e-6, gamma: float | None = None, stabilizer: float =
 def composite(spec: str | Composite, **options: Any) -> Composite:
     """The composite of this name, with options; a composite object is returned as it is.
 
+    Args:
+        spec: NAME or NAME:option=value,option=value; ``FILE.py:NAME…`` runs the file first, which registers NAME.
+        options: of the function that makes it.
+
     Raises:
-        ConfigError: no such name.
+        ConfigError: no such name or option.
     """
     if isinstance(spec, Composite):
         return spec
-    if spec not in COMPOSITES:
-        raise ConfigError(f"unknown composite {spec!r}", f"known composites: {', '.join(sorted(COMPOSITES))}")
-    return COMPOSITES[spec](**options)
+    maker, name, rest = COMPOSITES.find(spec)
+    known = {key: parameter.default for key, parameter in inspect.signature(maker).parameters.items()}
+    return maker(**read_parameters(rest, known, f"composite {name!r}") | options)
