@@ -128,7 +128,9 @@ class Registry(Mapping[str, Any]):
 @cache
 def _run(file: Path, kind: str) -> None:
     if not file.is_file():
-        raise ConfigError(f"there is no file {file}", f"write FILE.py:NAME, where the file registers a {kind}")
+        raise ConfigError(
+            f"there is no file {file}", f"write FILE.py:NAME, where the file registers a {kind}"
+        )
     runpy.run_path(str(file), run_name=str(file))  # two files may not register the same name
 
 

@@ -12,7 +12,7 @@ from pfungst.cli.audit import audit
 from pfungst.cli.common import group
 from pfungst.cli.label import label
 from pfungst.cli.pool import pool
-from pfungst.cli.tools import check, demo, report
+from pfungst.cli.tools import check, conditions, demo, report
 from pfungst.errors import PfungstError
 from pfungst.memory import keep_freed_memory
 
@@ -22,7 +22,7 @@ app = group(
 app.add_typer(audit, name="audit")
 app.command()(label)
 app.add_typer(pool, name="pool")
-for command in (demo, check, report):
+for command in (demo, check, report, conditions):
     app.command()(command)
 
 

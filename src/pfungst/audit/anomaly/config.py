@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from pfungst.audit.config import Repeated
-from pfungst.registry import DETECTORS
+from pfungst.registry import CONDITIONS, DETECTORS
 
 
 class AnomalyConfig(Repeated):
@@ -22,7 +22,10 @@ class AnomalyConfig(Repeated):
         description=f"Detectors, comma-separated, such as kde or bag:A+B: {', '.join(DETECTORS.names())}",
     )
     original: str = Field("opencv-nearest", description="Condition before deployment")
-    deployed: str = Field("pillow-bilinear", description="Condition after deployment")
+    deployed: str = Field(
+        "pillow-bilinear",
+        description=f"Condition after deployment, such as pillow-bilinear+jpeg:50 ({', '.join(CONDITIONS)})",
+    )
     mitigate: str = Field("blur", description="blur, blur:KERNEL,SIGMA, lowpass, lowpass:CUTOFF or none")
     size: int = Field(224, ge=8, le=2048, description="Side of the prepared images in pixels")
     category: list[str] = Field([], description="Categories, comma-separated [all]")
