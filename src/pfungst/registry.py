@@ -1,4 +1,5 @@
-"""What is known by name: found by its decorator, imported when asked for, or run from a file. Imports nothing heavy."""
+"""What is known by name: found by its decorator, imported when asked for, or run from a file. Imports nothing
+heavy."""
 
 from __future__ import annotations
 
@@ -23,8 +24,9 @@ Thing = TypeVar("Thing")
 class Registry(Mapping[str, Any]):
     """The classes or functions of one kind, by name.
 
-    One of `package` is known by the line ``@register("name")`` above it, without an import, so that ``--help`` can
-    list it; one from anywhere else is known once its module has been imported or its file named.
+    One of `package` is known by the line ``@register("name")`` above it, without an import, so that
+    ``--help`` can list it; one from anywhere else is known once its module has been imported or its file
+    named.
 
     Args:
         kind: what they are, for messages.

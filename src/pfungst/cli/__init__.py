@@ -1,4 +1,5 @@
-"""The command line. Only light imports at the top of its modules: ``pfungst --help`` must not import torch."""
+"""The command line. Only light imports at the top of its modules: ``pfungst --help`` must not import
+torch."""
 
 from __future__ import annotations
 

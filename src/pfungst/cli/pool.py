@@ -37,8 +37,8 @@ def pool_score(
     model: Annotated[
         list[str],
         typer.Option(
-            help="[NAME=]SPEC[,checkpoint=FILE][,condition=CONDITION][,size=PIXELS]; may be repeated. SPEC as for "
-            "`audit classifier`; images are prepared as for the published weights unless told otherwise."
+            help="[NAME=]SPEC[,checkpoint=FILE][,condition=CONDITION][,size=PIXELS]; may be repeated. SPEC "
+            "as for `audit classifier`; images are prepared as for the published weights unless told otherwise."
         ),
     ],
     workers: Annotated[

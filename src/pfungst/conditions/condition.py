@@ -22,8 +22,9 @@ from .step import Resize, Step
 class Condition:
     """How an image gets from its original resolution into a model.
 
-    Exactly one step is a resizer. Steps written before it act on the original resolution (a JPEG camera), steps after it
-    on the resized image. Two conditions are equal when their steps are, whatever they are called.
+    Exactly one step is a resizer. Steps written before it act on the original resolution (a JPEG camera),
+    steps after it on the resized image. Two conditions are equal when their steps are, whatever they are
+    called.
 
     Args:
         steps: the steps in order.
@@ -125,7 +126,8 @@ class Condition:
         return ", then ".join(s.describe() for s in self.steps)
 
     def identity(self) -> str:
-        """What its images depend on: the text, and what is in the files that it names, by size and time, as they are now."""
+        """What its images depend on: the text, and what is in the files that it names, by size and time, as
+        they are now."""
         files = [file for s in self.steps for file in s.files()]
         return "/".join([str(self), *(stamp(file) for file in files)])
 
@@ -136,9 +138,10 @@ class Condition:
 
         Args:
             image: a Pillow image of mode RGB (others are converted) or a uint8 array (H, W, 3).
-            size: edge S of the square result in pixels; images that are not square are squeezed, as in the paper.
-                None keeps the size of the image: no resizing takes place.
-            key: usually the id of the item: random steps draw the same for the same key, seed and place in the chain.
+            size: edge S of the square result in pixels; images that are not square are squeezed, as in the
+                paper. None keeps the size of the image: no resizing takes place.
+            key: usually the id of the item: random steps draw the same for the same key, seed and place in
+                the chain.
             seed: changes all random steps.
 
         Returns:

@@ -1,8 +1,8 @@
 """What is pasted on every picture: an image (`logo`) or a text (`watermark`).
 
 Kauffmann et al. 2025 insert the logo of a truck class into every image of the test set; here any image with
-transparency, by default at the bottom left, 40 % of the width, 10 px from the edges. Li et al. 2023 (ImageNet-W) find
-that classifiers rely on the translucent white text across pictures of one class.
+transparency, by default at the bottom left, 40 % of the width, 10 px from the edges. Li et al. 2023
+(ImageNet-W) find that classifiers rely on the translucent white text across pictures of one class.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ _DRAWN = 96  # px, size of the letters that are drawn and then scaled
 
 
 class Pasted(Step):
-    """A step that pastes something with transparency; subclasses have its :meth:`picture`, `width`, `margin` and `at`."""
+    """A step that pastes something with transparency; subclasses have its :meth:`picture`, `width`, `margin`
+    and `at`."""
 
     width: float  # fields of the subclasses
     margin: int

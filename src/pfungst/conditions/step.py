@@ -1,8 +1,8 @@
 """What a step of a condition is: a frozen dataclass of its parameters that changes an image, known by name.
 
-A step is written ``NAME``, ``NAME:VALUE`` or ``NAME:VALUE,parameter=value``, where VALUE is the first parameter;
-``FILE.py:NAME…`` takes it from a file. Ranges, examples and sentences stand where the step is defined, and parsing,
-errors, help, tables and the contract test read them there.
+A step is written ``NAME``, ``NAME:VALUE`` or ``NAME:VALUE,parameter=value``, where VALUE is the first
+parameter; ``FILE.py:NAME…`` takes it from a file. Ranges, examples and sentences stand where the step is
+defined, and parsing, errors, help, tables and the contract test read them there.
 """
 
 from __future__ import annotations
@@ -82,7 +82,8 @@ def string(example: str, default: str | None = None) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """One step of a condition. Subclasses are frozen dataclasses with :func:`number`, :func:`choice` and :func:`string`.
+    """One step of a condition. Subclasses are frozen dataclasses with :func:`number`, :func:`choice` and
+    :func:`string`.
 
     Attributes:
         name: how it is written.
@@ -251,7 +252,8 @@ def register(name: str) -> Callable[[Kind], Kind]:
     """Decorator: make a step known to conditions, the command line, the tables and the contract test.
 
     Raises:
-        ConfigError: the name is taken, or the class is no frozen dataclass of :class:`Step` with a title and a docstring.
+        ConfigError: the name is taken, or the class is no frozen dataclass of :class:`Step` with a title and
+            a docstring.
     """
 
     def keep(cls: Kind) -> Kind:
@@ -283,10 +285,11 @@ def _written(value: Any) -> str:
 
 _PAGE = """# Conditions: how images reach a model
 
-A condition is written as steps joined by `+`, one of which is a resizer: `pillow-bilinear+jpeg:50`. Steps before the
-resizer act on the image as it was taken, steps after it on what the model sees. A step is `NAME:VALUE` or
-`NAME:VALUE,parameter=value`, where VALUE is the first parameter; brackets below hold defaults. `FILE.py:NAME:VALUE`
-takes a step from a file of yours ([extending](extending.md)). Random steps draw the same for the same image.
+A condition is written as steps joined by `+`, one of which is a resizer: `pillow-bilinear+jpeg:50`. Steps
+before the resizer act on the image as it was taken, steps after it on what the model sees. A step is
+`NAME:VALUE` or `NAME:VALUE,parameter=value`, where VALUE is the first parameter; brackets below hold
+defaults. `FILE.py:NAME:VALUE` takes a step from a file of yours ([extending](extending.md)). Random steps
+draw the same for the same image.
 
 This page is what `pfungst conditions` prints.
 """

@@ -1,7 +1,7 @@
 """What else can happen to an image on its way to the model, before or after it is resized.
 
-JPEG and dithering work on 8 bits as their libraries do; the others work on float32 in [0, 1] and clip to that range,
-so that a blur or weak noise is not lost to rounding.
+JPEG and dithering work on 8 bits as their libraries do; the others work on float32 in [0, 1] and clip to that
+range, so that a blur or weak noise is not lost to rounding.
 """
 
 from __future__ import annotations

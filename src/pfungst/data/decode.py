@@ -1,8 +1,8 @@
 """Decode any image file into 8-bit RGB, refusing what is too large before it is decoded.
 
-What becomes of unusual images: 16-bit values are scaled by 255/65535 (never clipped), palettes and 1-bit images are
-expanded, transparent images are composited on white, CMYK is converted, EXIF rotation is applied, and of several
-frames the first is taken.
+What becomes of unusual images: 16-bit values are scaled by 255/65535 (never clipped), palettes and 1-bit
+images are expanded, transparent images are composited on white, CMYK is converted, EXIF rotation is applied,
+and of several frames the first is taken.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
         raise Undecodable(_reason(e)) from None
     if image.width * image.height > max_pixels:
         raise Undecodable(
-            f"{image.width:,} × {image.height:,} pixels are more than the limit of {max_pixels:,} (max_pixels)"
+            f"{image.width:,} × {image.height:,} pixels are more than the limit of {max_pixels:,} "
+            "(max_pixels)"
         )
     return image
 
@@ -119,8 +120,8 @@ def read_image(source: Path | str | bytes, max_pixels: int = MAX_PIXELS) -> Imag
 
     Args:
         source: a path, or the bytes of the file.
-        max_pixels: images with more are refused by their header, before decoding. Beyond 357 million pixels Pillow's
-            own limit (``PIL.Image.MAX_IMAGE_PIXELS``) has to be raised as well.
+        max_pixels: images with more are refused by their header, before decoding. Beyond 357 million pixels
+            Pillow's own limit (``PIL.Image.MAX_IMAGE_PIXELS``) has to be raised as well.
 
     Returns:
         A Pillow image of mode RGB, rotated as its EXIF data says.
@@ -134,9 +135,10 @@ def read_image(source: Path | str | bytes, max_pixels: int = MAX_PIXELS) -> Imag
 def read_mask(source: Path | str | bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Decode a mask.
 
-    Labels (0 and 1, 0 and 255, class numbers, palettes, 16 bit): True where any colour channel, or the index into the
-    palette, is not zero. Masks with soft edges, from JPEG or from resizing: see ``mask_of``. Transparent pixels lie
-    outside, and a black picture whose alpha varies is a mask by its alpha.
+    Labels (0 and 1, 0 and 255, class numbers, palettes, 16 bit): True where any colour channel, or the index
+        into the
+    palette, is not zero. Masks with soft edges, from JPEG or from resizing: see ``mask_of``. Transparent
+    pixels lie outside, and a black picture whose alpha varies is a mask by its alpha.
 
     Args:
         source: a path, or the bytes of the file.
@@ -171,15 +173,15 @@ _SOFT = 0.3  # share of pixels on edges that must lie between their neighbours i
 def mask_of(levels: np.ndarray, soft: bool | None = None) -> np.ndarray:
     """True where a picture of a mask says so.
 
-    All numbers but zero are labels, unless the edges are soft. Then a region (connected, brighter than 1/5 of the
-    brightest pixel) reaches to half of its level: that of its faintest plateau of 5 × 5 equal pixels, or of its
-    brightest pixel where it has none.
+    All numbers but zero are labels, unless the edges are soft. Then a region (connected, brighter than 1/5 of
+    the brightest pixel) reaches to half of its level: that of its faintest plateau of 5 × 5 equal pixels, or
+    of its brightest pixel where it has none.
 
     Args:
         levels: numbers (H, W) or channels (H, W, C), of which the brightest counts.
-        soft: whether the edges are soft. By default that is found out: at least 30 % of the pixels on edges of a region
-            that is not the brightest lie between a darker and a brighter neighbour, or have hardly a neighbour like
-            themselves, whereas labels are flat up to their edge.
+        soft: whether the edges are soft. By default that is found out: at least 30 % of the pixels on edges
+            of a region that is not the brightest lie between a darker and a brighter neighbour, or have
+            hardly a neighbour like themselves, whereas labels are flat up to their edge.
 
     Returns:
         Boolean (H, W).

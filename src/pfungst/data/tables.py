@@ -58,7 +58,8 @@ def open_csv(
     """Open a CSV of image paths, one set per value of the column ``category`` if there is one.
 
     Raises:
-        DataError: columns are missing, files do not exist or lie outside the folder, or test images lack a label.
+        DataError: columns are missing, files do not exist or lie outside the folder, or test images lack a
+            label.
     """
     base = (root or file.parent).resolve()
     table = read_rows(file)
@@ -180,10 +181,11 @@ class Cell:
 
 
 def open_parquet(files: Sequence[Path], root: Path, name: str, columns: Columns) -> list[ImageSet]:
-    """Open Parquet files with images inside: ``image: {bytes, path}``, or bytes in ``image``, ``jpeg`` or ``bytes``.
+    """Open Parquet files with images inside: ``image: {bytes, path}``, or bytes in ``image``, ``jpeg`` or
+    ``bytes``.
 
-    Integer labels become names where the schema (Hugging Face) or a ``labels.json`` beside the file knows them.
-    Files named train*, test* or validation* give the split where there is no split column.
+    Integer labels become names where the schema (Hugging Face) or a ``labels.json`` beside the file knows
+    them. Files named train*, test* or validation* give the split where there is no split column.
 
     Raises:
         DataError: a file is no Parquet, or there is no image column or a named column is missing.

@@ -1,7 +1,9 @@
-"""Digits-C: scikit-learn's digits at 28 px under MNIST-C's 15 corruptions, each with the exact change as mask.
+"""Digits-C: scikit-learn's digits at 28 px under MNIST-C's 15 corruptions, each with the exact change as
+mask.
 
-The names and kinds of the corruptions are those of Mu and Gilmer 2019 ("MNIST-C"); the strengths are ours. It needs
-no download, and every anomaly's true location is known: the absolute difference to the uncorrupted image.
+The names and kinds of the corruptions are those of Mu and Gilmer 2019 ("MNIST-C"); the strengths are ours. It
+needs no download, and every anomaly's true location is known: the absolute difference to the uncorrupted
+image.
 """
 
 from __future__ import annotations

@@ -31,7 +31,8 @@ HEADERS = {
 
 
 class Keys:
-    """Everything secret, derived from the one secret in the answers file, so links stay valid after a restart.
+    """Everything secret, derived from the one secret in the answers file, so links stay valid after a
+    restart.
 
     Args:
         secret: 32 random bytes.
@@ -134,7 +135,8 @@ class Guard:
         if len(host) != 1 or host[0] not in self.hosts:
             return (
                 421,
-                "This server does not answer under that host name. Use the link that was printed at its start.",
+                "This server does not answer under that host name. Use the link that was printed at its "
+                "start.",
             )
         origins = [o.decode("latin-1").lower() for o in headers.get(b"origin", [])]
         writes = scope["method"] not in ("GET", "HEAD")

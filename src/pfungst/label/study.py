@@ -89,7 +89,8 @@ class Verdict:
 
     Args:
         final: the answer, or None while it is open.
-        decided_by: "agreement", "adjudication", "disagreement" (not settled yet) or "open" (answers are missing).
+        decided_by: "agreement", "adjudication", "disagreement" (not settled yet) or "open" (answers are
+            missing).
     """
 
     final: str | None
@@ -233,7 +234,8 @@ class Study:
 
 
 def shuffled(person: str, items: Iterator[str] | dict[str, Item]) -> list[str]:
-    """Items in a person's own order, fixed by the name; items added to the task later do not move the others."""
+    """Items in a person's own order, fixed by the name; items added to the task later do not move the
+    others."""
     return sorted(items, key=lambda item: digest(person, "\0", item))
 
 

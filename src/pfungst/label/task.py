@@ -1,6 +1,7 @@
 """The task folder: what people are asked to judge, written by the classifier audit and the pool.
 
-``DIR/label-task.json`` names every image by a path relative to ``DIR``; nothing else in the folder is ever served.
+``DIR/label-task.json`` names every image by a path relative to ``DIR``; nothing else in the folder is ever
+served.
 """
 
 from __future__ import annotations
@@ -75,7 +76,8 @@ class ComponentItem(_Strict):
     def _lengths(self) -> ComponentItem:
         if not len(self.alpha) == len(self.confidence) == len(self.images):
             raise ValueError(
-                f"{len(self.images)} images but {len(self.alpha)} alpha and {len(self.confidence)} confidence values"
+                f"{len(self.images)} images but {len(self.alpha)} alpha and {len(self.confidence)} "
+                "confidence values"
             )
         return self
 
@@ -124,7 +126,8 @@ class _Common(_Strict):
 
     @property
     def digest(self) -> str:
-        """What the answers belong to: the kind of question and the model, not the list of items, which may grow."""
+        """What the answers belong to: the kind of question and the model, not the list of items, which may
+        grow."""
         text = json.dumps([self.kind, self.model], sort_keys=True, ensure_ascii=False)  # type: ignore[attr-defined]
         return digest(text)
 

@@ -1,7 +1,8 @@
 """Every threshold that a verdict, a mark or a flag rests on: its value, since when, and why that value.
 
-A :class:`Limit` is a float. Texts quote it (``f"{FALL:.2f}"``) and never repeat the number. A value is written here before
-the benchmark of truth (``benchmarks/truth.py``) runs on its reporting halves; changing one means a new date and reason.
+A :class:`Limit` is a float. Texts quote it (``f"{FALL:.2f}"``) and never repeat the number. A value is
+written here before the benchmark of truth (``benchmarks/truth.py``) runs on its reporting halves; changing
+one means a new date and reason.
 """
 
 from __future__ import annotations

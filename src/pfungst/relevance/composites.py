@@ -1,8 +1,8 @@
 """Composites: which operation gets which rule.
 
 A composite is an ordered list of (matcher, rule); the first match wins. Linear maps (convolutions, linear
-layers) must match; every other operation has a conservative rule of its own (see ``engine/dispatch.py``) that an
-entry may override by the operation's name.
+layers) must match; every other operation has a conservative rule of its own (see ``engine/dispatch.py``) that
+an entry may override by the operation's name.
 """
 
 from __future__ import annotations
@@ -142,7 +142,8 @@ register = COMPOSITES.register
 
 @register("auto")
 def auto() -> Composite:
-    """The rules that conserve on the network at hand, chosen when it runs; see :mod:`pfungst.relevance.auto`."""
+    """The rules that conserve on the network at hand, chosen when it runs; see
+    :mod:`pfungst.relevance.auto`."""
     return Composite(name="auto", auto=True)
 
 
@@ -225,7 +226,8 @@ def paper_resnet(
 
 @register("transformer")
 def transformer(epsilon: float = 1e-6, gamma: float | None = None, stabilizer: float = 1e-6) -> Composite:
-    """Conservative rules for transformers: Epsilon on linear layers (Gamma if given) and on the patch embedding.
+    """Conservative rules for transformers: Epsilon on linear layers (Gamma if given) and on the patch
+    embedding.
 
     Attention weights and normalisation scales are constants, activations pass (Ali et al. 2022).
     """
@@ -248,12 +250,14 @@ def gradient() -> Composite:
 
 @register("mamba")
 def mamba(epsilon: float = 1e-6, gamma: float | None = None, stabilizer: float = 1e-6) -> Composite:
-    """Rules of Jafari et al. 2024 (MambaLRP) for selective state space models, otherwise those of `transformer`.
+    """Rules of Jafari et al. 2024 (MambaLRP) for selective state space models, otherwise those of
+    `transformer`.
 
-    Constants are what the input decides about the scan: the step Δ (linear maps named "x_proj" or "dt_proj", softplus)
-    and with it the decay exp(ΔA), and in Mamba and FalconMamba the matrices B and C, which "x_proj" computes too.
-    Activations pass; the gate that multiplies the scan's output receives half. In Mamba-2, where B and C come out of
-    the same projection as the signal, they share the relevance of their products with it equally.
+    Constants are what the input decides about the scan: the step Δ (linear maps named "x_proj" or "dt_proj",
+    softplus) and with it the decay exp(ΔA), and in Mamba and FalconMamba the matrices B and C, which "x_proj"
+    computes too. Activations pass; the gate that multiplies the scan's output receives half. In Mamba-2,
+    where B and C come out of the same projection as the signal, they share the relevance of their products
+    with it equally.
     """
     constants = [(On(kind="linear", name=name), Ignore()) for name in ("*x_proj", "*dt_proj")]
     rest = transformer(epsilon, gamma, stabilizer).entries
@@ -264,7 +268,8 @@ def composite(spec: str | Composite, **options: Any) -> Composite:
     """The composite of this name, with options; a composite object is returned as it is.
 
     Args:
-        spec: NAME or NAME:option=value,option=value; ``FILE.py:NAME…`` runs the file first, which registers NAME.
+        spec: NAME or NAME:option=value,option=value; ``FILE.py:NAME…`` runs the file first, which registers
+            NAME.
         options: of the function that makes it.
 
     Raises:

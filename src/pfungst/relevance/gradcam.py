@@ -1,4 +1,5 @@
-"""GradCAM (Selvaraju et al. 2017) for layers with positions: convolutions in 1, 2 and 3 dimensions, token grids."""
+"""GradCAM (Selvaraju et al. 2017) for layers with positions: convolutions in 1, 2 and 3 dimensions, token
+grids."""
 
 from __future__ import annotations
 
@@ -165,7 +166,8 @@ def _response(model: nn.Module, module: nn.Module, name: str, call: int) -> Call
                 pass
             except (RuntimeError, ValueError, IndexError, AssertionError) as error:
                 raise InputError(
-                    f"the model cannot process a batch of {len(x)} copies of an input, with which the positions of layer "
+                    f"the model cannot process a batch of {len(x)} copies of an input, with which the "
+                    "positions of layer "
                     f"{name} are found: {error}",
                     "pass channels_last=, and for tokens grid= and prefix=",
                 ) from error
@@ -221,7 +223,8 @@ def _forward_and_gradient(
             )
         if not torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
             raise InputError(
-                f"layer {name} runs inside an autograd.Function (reentrant checkpointing), where it has no gradient",
+                f"layer {name} runs inside an autograd.Function (reentrant checkpointing), where it has no "
+                "gradient",
                 "pass use_reentrant=False to checkpoint, or switch checkpointing off",
             )
         # other layers may write into what they get, or into what this one got: both keep a copy of their own
@@ -264,7 +267,8 @@ def _gradient(score: Tensor, at: Tensor, name: str) -> Tensor:
             if "use_reentrant" not in str(error) and "checkpoint" not in str(error).lower():
                 raise
             raise InputError(
-                "the model uses reentrant activation checkpointing, through which there is no gradient of a layer",
+                "the model uses reentrant activation checkpointing, through which there is no gradient of a "
+                "layer",
                 "pass use_reentrant=False to checkpoint, or switch checkpointing off",
             ) from error
     if g is None:
@@ -290,7 +294,8 @@ def _layout(
     wish: Wish,
     resize: bool,
 ) -> positions.Layout:
-    """Where the positions are in the layer's output `a`: as stated, else as found, which is found once for each shape."""
+    """Where the positions are in the layer's output `a`: as stated, else as found, which is found once for
+    each shape."""
     layout = stated(a.shape, x, wish, resize)
     if layout is not None:
         return layout
@@ -325,21 +330,24 @@ def gradcam(
 ) -> Tensor:
     """Where a layer's channels speak for a score: ReLU(Σ_c mean(∂score/∂a_c) a_c), the mean over positions.
 
-    Which axes of the layer's output are positions, how tokens are laid out on the grid and how many class tokens and
-    registers there are is found by the parts of the input that they respond to: the forward pass up to the layer
-    is repeated for one input, disturbed in four stripes along each axis. Where this does not leave one answer,
-    an error names the argument that decides; no layout is guessed.
+    Which axes of the layer's output are positions, how tokens are laid out on the grid and how many class
+    tokens and registers there are is found by the parts of the input that they respond to: the forward pass
+    up to the layer is repeated for one input, disturbed in four stripes along each axis. Where this does not
+    leave one answer, an error names the argument that decides; no layout is guessed.
 
     Args:
-        model: module in evaluation mode; not changed. Gradients are kept where its forward pass switches them off.
-        x: inputs (N, C, H, W), (N, C, T, H, W), (N, C, T), (N, T) or, like text, (N, L, D); floating point, finite.
+        model: module in evaluation mode; not changed. Gradients are kept where its forward pass switches them
+            off.
+        x: inputs (N, C, H, W), (N, C, T, H, W), (N, C, T), (N, T) or, like text, (N, L, D); floating point,
+            finite.
         layer: qualified name or module whose output has positions in any layout, such as (N, C, h, w),
             (N, h, w, C), (N, L, C). Of a tuple its first tensor, of a mapping or dataclass its
             ``last_hidden_state`` or only tensor.
         output: which score, as in :func:`attribute`.
         resize: interpolate linearly to the size of the input; otherwise the grid of the layer.
         relu: drop evidence against the score.
-        channels_last: whether the last axis of the layer's output are channels; otherwise the first after the batch.
+        channels_last: whether the last axis of the layer's output are channels; otherwise the first after the
+            batch.
         grid: rows and columns of tokens, in general the number of positions along each axis of the result.
         prefix: number of tokens before the grid, which have no position.
         call: which call of a layer that runs several times in a forward pass, from 0, negative from the end.
@@ -349,8 +357,8 @@ def gradcam(
         ``resize=False`` (N, *grid).
 
     Raises:
-        InputError: unknown layer, one without positions or without effect on the score, an ambiguous layout, or
-            numbers that are not finite.
+        InputError: unknown layer, one without positions or without effect on the score, an ambiguous layout,
+            or numbers that are not finite.
     """
     model, x = check_model(model), check_input(x)
     module, name = _module(model, layer)
