@@ -145,6 +145,7 @@ class Store:
             raise self._trouble(error) from None
 
     def close(self) -> None:
+        """Close the file; every answer is in it already."""
         with self._lock:
             self._db.close()
 

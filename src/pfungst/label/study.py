@@ -230,6 +230,7 @@ class Study:
             return result
 
     def close(self) -> None:
+        """Close the answers file."""
         self.store.close()
 
 

@@ -82,6 +82,7 @@ class ComponentItem(_Strict):
         return self
 
     def files(self) -> Iterator[str]:
+        """All images that it names, relative to the task folder."""
         for file in (self.npfv, self.npfv_gradcam):
             if file is not None:
                 yield file
@@ -112,6 +113,7 @@ class ImageItem(_Strict):
     reference: Annotated[list[Text], Field(max_length=12)] = []
 
     def files(self) -> Iterator[str]:
+        """All images that it names, relative to the task folder."""
         yield self.file
         yield from self.reference
 

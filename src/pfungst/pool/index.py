@@ -64,6 +64,7 @@ class Pool:
         return [Place(**row) for row in table.to_pylist()]
 
     def shard_path(self, number: int) -> Path:
+        """The file of one index shard."""
         return self.folder / "index" / f"part-{number:06d}.parquet"
 
     def refuse_changed(self, places: Iterable[Place] | None = None) -> None:

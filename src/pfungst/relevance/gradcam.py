@@ -321,6 +321,7 @@ def gradcam(
     x: Tensor,
     layer: str | nn.Module,
     output: Any = None,
+    *,
     resize: bool = True,
     relu: bool = True,
     channels_last: bool | None = None,

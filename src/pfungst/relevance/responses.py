@@ -43,6 +43,7 @@ class Centres:
 
     @classmethod
     def along(cls, response: Tensor, axis: int) -> Centres:
+        """The centres along an axis of the output of one input, from the responses (stripes, *output)."""
         stripes, n = len(response), response.shape[1 + axis]
         r = response.movedim(1 + axis, 1).reshape(stripes, n, -1)
         groups = min(GROUPS, r.shape[2])
@@ -61,6 +62,7 @@ class Centres:
 
     @property
     def spread(self) -> float:
+        """Variance of the centres."""
         live = self.at[~np.isnan(self.at)]
         return float(live.var()) if len(live) > 1 else 0.0
 
