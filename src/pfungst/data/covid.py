@@ -104,8 +104,7 @@ def open_collection(
     if absent:
         raise DataError(
             f"{len(absent)} of {len(items)} images listed in {root / 'metadata.csv'} do not exist, the "
-            "first is "
-            f"{absent[0]}",
+            f"first is {absent[0]}",
             "download the images folder completely",
         )
     return ImageSet(root.name, items, notes)

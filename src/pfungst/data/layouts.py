@@ -13,9 +13,8 @@ from .items import ImageSet
 
 LAYOUTS = (
     "an MVTec folder (CATEGORY/train/good, CATEGORY/test/DEFECT, CATEGORY/ground_truth/DEFECT), one "
-    "category of it, "
-    "an image folder (CLASS/*.png), the COVID-19 collection (metadata.csv), ImageNet ({train,val}/WNID), "
-    "a flat folder with a CSV, a CSV, or Parquet"
+    "category of it, an image folder (CLASS/*.png), the COVID-19 collection (metadata.csv), ImageNet "
+    "({train,val}/WNID), a flat folder with a CSV, a CSV, or Parquet"
 )
 
 

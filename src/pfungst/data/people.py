@@ -84,8 +84,7 @@ class FaceCascade:
             raise ConfigError(
                 f"OpenCV {cv2.__version__} has no face cascade",
                 "give weights of torchvision's Faster R-CNN, a YuNet model (.onnx), a group column, or "
-                "install "
-                "opencv-python-headless below 5",
+                "install opencv-python-headless below 5",
             )
         self.name = f"faces by OpenCV's cascade {path.name}"
         self._detector = cv2.CascadeClassifier(str(path))

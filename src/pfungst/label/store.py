@@ -126,9 +126,8 @@ class Store:
         try:
             with self._transaction() as db:
                 added = db.execute(
-                    "INSERT INTO events (person, item, sequence, action, answer, time) VALUES (?, ?, ?, ?, "
-                    "?, ?) "
-                    "ON CONFLICT (person, item, sequence) DO NOTHING",
+                    "INSERT INTO events (person, item, sequence, action, answer, time) "
+                    "VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (person, item, sequence) DO NOTHING",
                     (person, item, sequence, action, answer, time),
                 ).rowcount
         except sqlite3.Error as error:
