@@ -18,13 +18,10 @@ from pfungst.registry import CONDITIONS
 PIXELS = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
 GAMMA = '''"""Gamma correction."""
 
-from dataclasses import dataclass
-
 from pfungst.conditions import Step, number, register
 
 
 @register("gamma")
-@dataclass(frozen=True)
 class Gamma(Step):
     """Every value to a power: above 1 darkens, below 1 brightens."""
 

@@ -7,7 +7,6 @@ transparency, by default at the bottom left, 40 % of the width, 10 px from the e
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -82,7 +81,6 @@ class Pasted(Step):
 
 
 @register("logo")
-@dataclass(frozen=True)
 class Logo(Pasted):
     """An image pasted into every picture; transparent parts let the picture through.
 
@@ -98,7 +96,7 @@ class Logo(Pasted):
     file: str = string("tag.png")
     width: float = number(0, 1, above=True, default=0.4)
     margin: int = number(0, whole=True, default=10)
-    at: str = choice(*_PLACES)
+    at: str = choice(*_PLACES, default="bottom-left")
 
     def picture(self) -> Image.Image:
         """The file, RGBA."""
@@ -117,7 +115,6 @@ class Logo(Pasted):
 
 
 @register("watermark")
-@dataclass(frozen=True)
 class Watermark(Pasted):
     """A translucent white text across every picture, as in ImageNet-W (Li et al. 2023).
 
@@ -136,8 +133,8 @@ class Watermark(Pasted):
     opacity: float = number(0, 1, default=0.5, neutral=0)
     width: float = number(0, 1, above=True, default=0.9)
     margin: int = number(0, whole=True, default=0)
-    at: str = choice("center", *(place for place in _PLACES if place != "center"))
-    font: str = string("font.ttf", "")
+    at: str = choice(*_PLACES, default="center")
+    font: str = string("font.ttf", default="")
 
     def picture(self) -> Image.Image:
         """The letters, RGBA."""

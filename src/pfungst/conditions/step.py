@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, dataclass_transform
 
 import numpy as np
 
@@ -18,8 +18,6 @@ from pfungst.registry import CONDITIONS, read_value
 from pfungst.suggest import suggest
 
 from .resize import RESIZERS, Array
-
-_NONE = "step that takes no value"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,9 +66,9 @@ def number(
     return dataclasses.field(default=dataclasses.MISSING if default is None else default, metadata=facts)
 
 
-def choice(*allowed: str) -> Any:
-    """Field of a step that is one of some words, by default the first."""
-    return dataclasses.field(default=allowed[0], metadata={"allowed": allowed})
+def choice(*allowed: str, default: str) -> Any:
+    """Field of a step that is one of some words."""
+    return dataclasses.field(default=default, metadata={"allowed": allowed})
 
 
 def string(example: str, default: str | None = None) -> Any:
@@ -82,7 +80,7 @@ def string(example: str, default: str | None = None) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """One step of a condition. Subclasses are frozen dataclasses with :func:`number`, :func:`choice` and
+    """One step of a condition. Subclasses have fields made by :func:`number`, :func:`choice` and
     :func:`string`.
 
     Attributes:
@@ -248,24 +246,21 @@ class Resize(Step):
 Kind = TypeVar("Kind", bound=type[Step])
 
 
+@dataclass_transform(frozen_default=True, field_specifiers=(number, choice, string))
 def register(name: str) -> Callable[[Kind], Kind]:
-    """Decorator: make a step known to conditions, the command line, the tables and the contract test.
+    """Decorator: make a frozen dataclass of a step, known to conditions, the command line, tables and tests.
 
     Raises:
-        ConfigError: the name is taken, or the class is no frozen dataclass of :class:`Step` with a title and
-            a docstring.
+        ConfigError: the name is taken, or the class lacks a title, a docstring or `__call__`.
     """
 
     def keep(cls: Kind) -> Kind:
-        frozen = "__dataclass_params__" in vars(cls) and cls.__dataclass_params__.frozen  # type: ignore[attr-defined]
-        if (
-            not (frozen and cls.__call__ is not Step.__call__ and cls.title and cls.__doc__)
-            or name in RESIZERS
-        ):
+        if cls.__call__ is Step.__call__ or not (cls.title and cls.__doc__) or name in RESIZERS:
             raise ConfigError(
                 f"{cls.__name__} is no step that can be registered as {name!r}",
-                "write @register above @dataclass(frozen=True), a docstring, a title and __call__(x, rng)",
+                "write a docstring, a title and __call__(x, rng), and choose no name of a resizer",
             )
+        dataclasses.dataclass(frozen=True)(cls)
         CONDITIONS.add(name, cls)
         cls.name = name
         return cls

@@ -7,7 +7,6 @@ range, so that a blur or weak noise is not lost to rounding.
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -28,7 +27,6 @@ def _blended(x: Array, other: Array | np.float32, share: float) -> Array:
 
 
 @register("crop")
-@dataclass(frozen=True)
 class Crop(Step):
     """The square in the centre, with a share of the shorter side; before the resizer."""
 
@@ -44,7 +42,6 @@ class Crop(Step):
 
 
 @register("jpeg")
-@dataclass(frozen=True)
 class Jpeg(Step):
     """JPEG compression by Pillow."""
 
@@ -60,7 +57,6 @@ class Jpeg(Step):
 
 
 @register("noise")
-@dataclass(frozen=True)
 class Noise(Step):
     """Gaussian noise; σ as a share of the range of values."""
 
@@ -74,7 +70,6 @@ class Noise(Step):
 
 
 @register("blur")
-@dataclass(frozen=True)
 class Blur(Step):
     """Gaussian blur; σ in pixels."""
 
@@ -87,7 +82,6 @@ class Blur(Step):
 
 
 @register("sharpen")
-@dataclass(frozen=True)
 class Sharpen(Step):
     """Unsharp mask of σ = 1 px."""
 
@@ -101,7 +95,6 @@ class Sharpen(Step):
 
 
 @register("saltpepper")
-@dataclass(frozen=True)
 class SaltPepper(Step):
     """A share of the pixels becomes white or black, half of them each."""
 
@@ -115,7 +108,6 @@ class SaltPepper(Step):
 
 
 @register("quantize")
-@dataclass(frozen=True)
 class Quantize(Step):
     """So many levels per channel."""
 
@@ -129,7 +121,6 @@ class Quantize(Step):
 
 
 @register("dither")
-@dataclass(frozen=True)
 class Dither(Step):
     """So many levels per channel with Floyd-Steinberg dithering by Pillow."""
 
@@ -150,7 +141,6 @@ class Dither(Step):
 
 
 @register("brightness")
-@dataclass(frozen=True)
 class Brightness(Step):
     """Every value times a factor."""
 
@@ -163,7 +153,6 @@ class Brightness(Step):
 
 
 @register("contrast")
-@dataclass(frozen=True)
 class Contrast(Step):
     """Every value's distance from the image's mean grey times a factor."""
 
@@ -176,7 +165,6 @@ class Contrast(Step):
 
 
 @register("saturation")
-@dataclass(frozen=True)
 class Saturation(Step):
     """Every colour's distance from its grey (ITU-R BT.601) times a factor; 0 leaves no colour."""
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -26,37 +26,13 @@ from pfungst.relevance.outputs import cotangent
 _INTERPOLATION = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 _ELEMENTWISE = (
-    nn.ReLU,
-    nn.ReLU6,
-    nn.SiLU,
-    nn.GELU,
-    nn.Hardswish,
-    nn.LeakyReLU,
-    nn.ELU,
-    nn.Identity,
-    nn.Dropout,
+    *(nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Hardswish, nn.LeakyReLU, nn.ELU),
+    *(nn.Identity, nn.Dropout),
 )
+_REENTRANT = "pass use_reentrant=False to checkpoint, or switch checkpointing off"
+_KINDS = ("Conv", "ConvTranspose", "BatchNorm", "InstanceNorm", "MaxPool", "AvgPool")
 #: Modules whose outputs PyTorch defines as (N, C, *grid), by the number of axes of the grid.
-_CHANNELS_FIRST = {
-    2: (
-        nn.Conv2d,
-        nn.ConvTranspose2d,
-        nn.BatchNorm2d,
-        nn.InstanceNorm2d,
-        nn.MaxPool2d,
-        nn.AvgPool2d,
-        nn.Upsample,
-    ),
-    3: (
-        nn.Conv3d,
-        nn.ConvTranspose3d,
-        nn.BatchNorm3d,
-        nn.InstanceNorm3d,
-        nn.MaxPool3d,
-        nn.AvgPool3d,
-        nn.Upsample,
-    ),
-}
+_CHANNELS_FIRST = {d: (*(getattr(nn, f"{kind}{d}d") for kind in _KINDS), nn.Upsample) for d in (2, 3)}
 
 
 class _Differentiable(TorchFunctionMode):
@@ -65,10 +41,8 @@ class _Differentiable(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch._C._set_grad_enabled and args and not args[0]:
             return None
-        if torch.is_inference_mode_enabled():
-            with torch.inference_mode(False):
-                return func(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
+        with torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext():
+            return func(*args, **(kwargs or {}))
 
 
 class _Reached(BaseException):
@@ -94,41 +68,37 @@ def _pick(out: Any, layer: str) -> tuple[Tensor, Callable[[Tensor], Any]]:
     """The tensor to explain of what a layer returns, and how to put another in its place."""
     if isinstance(out, Tensor):
         return out, lambda t: t
-    if isinstance(out, Mapping) or dataclasses.is_dataclass(out):
-        fields = (
-            dict(out)
-            if isinstance(out, Mapping)
-            else {f.name: getattr(out, f.name) for f in dataclasses.fields(out)}
-        )
-        tensors = [k for k, v in fields.items() if isinstance(v, Tensor)]
-        key = (
-            "last_hidden_state"
-            if "last_hidden_state" in tensors
-            else tensors[0]
-            if len(tensors) == 1
-            else None
-        )
-        if key is None:
-            raise InputError(
-                f"layer {layer} returns {type(out).__name__} with tensors {tensors}",
-                "choose a layer inside it that returns one tensor",
-            )
-        if isinstance(out, Mapping):
-            leaves, spec = pytree.tree_flatten(out)
-            index = next(i for i, leaf in enumerate(leaves) if leaf is fields[key])
-            return fields[key], lambda t: pytree.tree_unflatten(
-                [*leaves[:index], t, *leaves[index + 1 :]], spec
-            )
-        return fields[key], lambda t: dataclasses.replace(out, **{key: t})  # type: ignore[type-var]
-    if isinstance(out, Sequence) and out and isinstance(out[0], Tensor):
-        maps = [t for t in out if isinstance(t, Tensor) and t.ndim == out[0].ndim > 3]
+    if isinstance(out, Mapping):
+        chosen = out[_named(out, out, layer)]
+    elif dataclasses.is_dataclass(out):
+        key = _named({f.name: getattr(out, f.name) for f in dataclasses.fields(out)}, out, layer)
+        return getattr(out, key), lambda t: dataclasses.replace(out, **{key: t})  # type: ignore[type-var]
+    elif isinstance(out, Sequence) and out and isinstance(out[0], Tensor):
+        chosen = out[0]
+        maps = [t for t in out if isinstance(t, Tensor) and t.ndim == chosen.ndim > 3]
         if len(maps) > 1:
             raise InputError(
                 f"layer {layer} returns {len(maps)} maps", "choose a layer inside it that returns one of them"
             )
-        leaves, spec = pytree.tree_flatten(out)
-        return out[0], lambda t: pytree.tree_unflatten([t, *leaves[1:]], spec)
-    raise InputError(f"layer {layer} returns a {type(out).__name__}", "choose a layer that returns a tensor")
+    else:
+        raise InputError(
+            f"layer {layer} returns a {type(out).__name__}", "choose a layer that returns a tensor"
+        )
+    leaves, spec = pytree.tree_flatten(out)
+    return chosen, lambda t: pytree.tree_unflatten([t if v is chosen else v for v in leaves], spec)
+
+
+def _named(fields: Mapping[str, Any], out: Any, layer: str) -> str:
+    """The field to explain of those that a layer returns."""
+    tensors = [key for key, value in fields.items() if isinstance(value, Tensor)]
+    if "last_hidden_state" in tensors:
+        return "last_hidden_state"
+    if len(tensors) != 1:
+        raise InputError(
+            f"layer {layer} returns {type(out).__name__} with tensors {tensors}",
+            "choose a layer inside it that returns one tensor",
+        )
+    return tensors[0]
 
 
 @contextmanager
@@ -167,8 +137,7 @@ def _response(model: nn.Module, module: nn.Module, name: str, call: int) -> Call
             except (RuntimeError, ValueError, IndexError, AssertionError) as error:
                 raise InputError(
                     f"the model cannot process a batch of {len(x)} copies of an input, with which the "
-                    "positions of layer "
-                    f"{name} are found: {error}",
+                    f"positions of layer {name} are found: {error}",
                     "pass channels_last=, and for tokens grid= and prefix=",
                 ) from error
         if not kept:
@@ -223,9 +192,8 @@ def _forward_and_gradient(
             )
         if not torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
             raise InputError(
-                f"layer {name} runs inside an autograd.Function (reentrant checkpointing), where it has no "
-                "gradient",
-                "pass use_reentrant=False to checkpoint, or switch checkpointing off",
+                f"layer {name} runs inside an autograd.Function (reentrant checkpointing): no gradient there",
+                _REENTRANT,
             )
         # other layers may write into what they get, or into what this one got: both keep a copy of their own
         own = first.clone()
@@ -267,9 +235,8 @@ def _gradient(score: Tensor, at: Tensor, name: str) -> Tensor:
             if "use_reentrant" not in str(error) and "checkpoint" not in str(error).lower():
                 raise
             raise InputError(
-                "the model uses reentrant activation checkpointing, through which there is no gradient of a "
-                "layer",
-                "pass use_reentrant=False to checkpoint, or switch checkpointing off",
+                "the model uses reentrant activation checkpointing, which has no gradient of a layer",
+                _REENTRANT,
             ) from error
     if g is None:
         raise InputError(f"the score does not depend on layer {name}", "choose a layer before the output")

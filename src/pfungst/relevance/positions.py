@@ -187,11 +187,9 @@ class _Search:
         ):
             raise Unclear(
                 f"{self.what}: its positions respond alike along rows or along columns of the input, so "
-                "their grid "
-                "cannot be told",
+                "their grid cannot be told",
                 "pass channels_last= for outputs (N, C, h, w) or (N, h, w, C), grid= and prefix= for "
-                "tokens, or choose "
-                "an earlier layer",
+                "tokens, or choose an earlier layer",
             )
         if chance or not together or not squeezed or (blurred and not (channels and usual)):
             raise Unclear(
@@ -286,8 +284,7 @@ class _Search:
         if not fits or fits[0][1].share < enough or (chosen and not fits[0][1].plausible):
             raise Unclear(
                 f"{self.what}: the {n} entries along its axis {axis + 1} are in no order that the rows and "
-                "columns of "
-                "the input explain (windows, or mixed by the model)",
+                "columns of the input explain (windows, or mixed by the model)",
                 "choose another layer, or pass channels_last=, grid= and prefix= if you know the order, for "
                 "sequences with resize=False",
             )

@@ -190,8 +190,7 @@ class Responses:
             if shape[axis] * m == other[axis] * n:
                 raise InputError(
                     f"axis {axis} of the output {shape} of layer {self.layer} holds {shape[axis] // n} "
-                    "windows, or the "
-                    f"like, of each of {n} inputs",
+                    f"windows, or the like, of each of {n} inputs",
                     "choose the layer around it, whose output has one entry per input",
                 )
         raise InputError(
