@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import cv2
@@ -197,7 +198,7 @@ def _binned(values: np.ndarray) -> np.ndarray:
         return np.array([f"{v:g}" if np.isfinite(v) else "unreadable" for v in values])
     cuts = np.unique(np.quantile(known, np.linspace(0, 1, BINS + 1)[1:-1]))
     edges = [known.min(), *cuts, known.max()]
-    words = [f"{a:.3g} to {b:.3g}" for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    words = [f"{a:.3g} to {b:.3g}" for a, b in pairwise(edges)]
     index = np.searchsorted(cuts, values, side="right")
     return np.array(
         [words[i] if np.isfinite(v) else "unreadable" for i, v in zip(index, values, strict=True)]
