@@ -16,6 +16,7 @@ from pfungst.cli.pool import pool
 from pfungst.cli.tools import check, conditions, demo, report
 from pfungst.errors import PfungstError
 from pfungst.memory import keep_freed_memory
+from pfungst.threads import share_the_machine
 
 app = group(
     "Find out what a model really looks at, measure what that costs after deployment, and mend the model."
@@ -45,6 +46,7 @@ def _root(
 def main() -> None:
     """Entry point: our own errors become one message and exit code 2."""
     keep_freed_memory()
+    share_the_machine()
     try:
         app()
     except PfungstError as error:

@@ -20,6 +20,9 @@ from PIL import Image, ImageOps
 MAX_PIXELS = 178_000_000
 """Largest width × height that is decoded unless told otherwise; just below Pillow's own limit."""
 
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
+"""What a file may hold, whatever its name says: Pillow would also hand PostScript to an interpreter."""
+
 EXTENSIONS = frozenset(
     {".png", ".jpg", ".jpeg", ".jpe", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
 )
@@ -42,13 +45,15 @@ def _bytes(source: Path | str | bytes) -> bytes:
         raise Undecodable(e.strerror or str(e)) from None
 
 
-def _open(data: bytes, max_pixels: int) -> Image.Image:
+def open_image(source: Path | str | bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """An image file whose header is read and whose pixels are not, as Pillow gives it. Raises as :func:`read_image`."""
+    data = _bytes(source)
     if not data:
         raise Undecodable("the file is empty (0 bytes)")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data))
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError:
         raise Undecodable(f"more than the limit of {max_pixels:,} pixels (max_pixels)") from None
     except Image.UnidentifiedImageError:
@@ -82,7 +87,8 @@ def _reason(error: Exception) -> str:
     return f"the file is truncated ({text})" if cut else text
 
 
-def _load(image: Image.Image) -> Image.Image:
+def load(image: Image.Image) -> Image.Image:
+    """The pixels of an opened image, turned as its EXIF data says. Raises ``Undecodable``."""
     try:
         image.load()
         return ImageOps.exif_transpose(image)
@@ -129,7 +135,7 @@ def read_image(source: Path | str | bytes, max_pixels: int = MAX_PIXELS) -> Imag
     Raises:
         Undecodable: truncated, empty, not an image, too large or absent; the message is the reason.
     """
-    return to_rgb(_load(_open(_bytes(source), max_pixels)))
+    return to_rgb(load(open_image(source, max_pixels)))
 
 
 def read_mask(source: Path | str | bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -151,13 +157,13 @@ def read_mask(source: Path | str | bytes, max_pixels: int = MAX_PIXELS) -> np.nd
         Undecodable: as for ``read_image``; or a JPEG so dark that labels cannot be told from its compression.
     """
     data = _bytes(source)
-    image = _open(data, max_pixels)
+    image = open_image(data, max_pixels)
     lossy = (
         image.format in ("JPEG", "MPO")
         or (image.format == "WEBP" and b"VP8 " in data[:4096])
         or image.info.get("compression") in ("jpeg", "tiff_jpeg")
     )
-    levels = _levels(_load(image))
+    levels = _levels(load(image))
     peak = levels.max()
     if lossy and 0 < peak < _FAINT:
         raise Undecodable(
