@@ -50,9 +50,13 @@ P_PROVENANCE = Limit(0.01, "2026-07-01", "difference of η² of group and label,
 
 # --- anomaly ---------------------------------------------------------------------------------------------
 FIT_AUROC = Limit(0.8, "2026-07-01", "below it a detector is not called one")
+INVERTED_AUROC = Limit(
+    0.4, "2026-07-01", "below it the score ranks defects lower than good images, not at random"
+)
 LOST_SHARE = Limit(
     0.1, "2026-07-01", "of the relevance on what deployment removes, for explanation and fall to agree"
 )
+RECOVERED = Limit(0.5, "2026-07-01", "of the fall in F1, for the intervention to agree with the explanation")
 OUTSIDE = Limit(
     0.5, "2026-07-01", "Clever Hans score from which a sound verdict asks to look at the heatmaps"
 )
