@@ -167,8 +167,8 @@ def _scatter(result: AnomalyResult) -> Figure | None:
     for model, mean in result.mean.items():
         places = [
             plots.Point(model, s.clever_hans.value, s.auroc.value)
-            for s in (mean.original, mean.of("original", mitigated=True))
-            if s is not None and s.clever_hans is not None
+            for s in mean.scores
+            if s.variant.condition == "original" and s.clever_hans is not None
         ]
         points += places
         arrows += [(len(points) - 2, len(points) - 1)] if len(places) == 2 else []

@@ -33,29 +33,26 @@ class Scored(Model):
 
     scores: list[Scores]
 
-    def of(self, condition: str, mitigated: bool = False) -> Scores | None:
-        """The scores under a condition, None where there are none."""
+    def of(self, condition: str, mitigated: bool = False) -> Scores:
+        """The scores of a variant. Raises DataError where there are none."""
         wanted = Variant(condition=condition, mitigated=mitigated)
-        return next((s for s in self.scores if s.variant == wanted), None)
-
-    def _known(self, condition: str) -> Scores:
-        found = self.of(condition)
+        found = next((s for s in self.scores if s.variant == wanted), None)
         if found is None:
-            raise DataError(f"the result has no scores of {condition} images", "run the audit again")
+            raise DataError(f"the result has no scores of {wanted} images", "run the audit again")
         return found
 
     @property
     def original(self) -> Scores:
-        return self._known("original")
+        return self.of("original")
 
     @property
     def deployed(self) -> Scores:
-        return self._known("deployed")
+        return self.of("deployed")
 
     @property
     def mended(self) -> Scores | None:
-        """The mended detector on the deployed images."""
-        return self.of("deployed", mitigated=True)
+        """The mended detector on the deployed images, None without a mitigation."""
+        return self.of("deployed", True) if any(s.variant.mitigated for s in self.scores) else None
 
     @property
     def fall(self) -> float:

@@ -23,6 +23,8 @@ from pfungst.audit.machine import circumstances
 from pfungst.audit.result import Skipped, save
 from pfungst.audit.sources import group_columns
 from pfungst.audit.workspace import Workspace, refuse_old_result
+from pfungst.conditions import Condition
+from pfungst.data import ImageSet
 from pfungst.errors import PfungstWarning
 from pfungst.progress import progress_bar
 
@@ -46,25 +48,7 @@ def run(config: AnomalyConfig) -> AnomalyResult:
     for images in sets:
         group_columns(images.items, config.groups)
     workspace = Workspace(config)
-    from pfungst.audit.anomaly.fitted import FittedDetectors  # with scikit-learn, half as long as torch
-
-    detectors = FittedDetectors(config.device, sets)
-    entries: list[Entry] = []
-    with progress_bar("checking images", len(sets) * (1 + len(config.model))) as bar:
-        if not config.skip_bad and isinstance(config.data, Path):
-            decode_all(sets)
-        for images in sets:
-            bar.say(images.name)
-            bar.advance()
-            study = cache(partial(Study.prepare, images, conditions, config, detectors))
-            for model in config.model:
-                part = f"{images.name} {model} {state(images)}"
-                entry = workspace.load_part(part, Entry)
-                if entry is None:
-                    entry = evaluate(study(), model, workspace)
-                    workspace.save_part(part, entry)
-                entries.append(entry)
-                bar.advance()
+    entries = _entries(config, conditions, sets, workspace)
     notes = [f"{images.name}: {note}" for images in sets for note in images.notes]
     if workspace.resumed:
         notes.append(f"{workspace.resumed} finished parts were taken over from an interrupted run")
@@ -89,6 +73,32 @@ def run(config: AnomalyConfig) -> AnomalyResult:
     save(result, workspace.folder)
     workspace.finish({entry.arrays for entry in entries})
     return result
+
+
+def _entries(
+    config: AnomalyConfig, conditions: tuple[Condition, Condition], sets: list[ImageSet], workspace: Workspace
+) -> list[Entry]:
+    """Every category with every detector; what an interrupted run has finished is taken over."""
+    from pfungst.audit.anomaly.fitted import FittedDetectors  # with scikit-learn, half as long as torch
+
+    detectors = FittedDetectors(config.device, sets)
+    entries: list[Entry] = []
+    with progress_bar("checking images", len(sets) * (1 + len(config.model))) as bar:
+        if not config.skip_bad and isinstance(config.data, Path):
+            decode_all(sets)
+        for images in sets:
+            bar.say(images.name)
+            bar.advance()
+            study = cache(partial(Study.prepare, images, conditions, config, detectors))
+            for model in config.model:
+                part = f"{images.name} {model} {state(images)}"
+                entry = workspace.load_part(part, Entry)
+                if entry is None:
+                    entry = evaluate(study(), model, workspace)
+                    workspace.save_part(part, entry)
+                entries.append(entry)
+                bar.advance()
+    return entries
 
 
 def evaluate(study: Study, model: str, workspace: Workspace) -> Entry:

@@ -14,6 +14,7 @@ from pfungst.audit.anomaly.config import AnomalyConfig
 from pfungst.audit.anomaly.result import Entry, Provenance, Scored
 from pfungst.audit.result import About, Better, Level, Metric, Verdict
 from pfungst.measure import limits
+from pfungst.measure.limits import HIGH_BAND
 
 SERIOUS: tuple[Level, ...] = ("sound", "fragile", "clever-hans", "provenance", "unfit")
 
@@ -199,63 +200,55 @@ def _number(value: float) -> str:
 
 # --- metrics ---------------------------------------------------------------------------------------------
 
-_METRICS: dict[str, tuple[Better, str, Callable[[Entry], float | None]]] = {
-    "auroc": ("higher", "AUROC on the original images", lambda e: e.original.auroc.value),
-    "f1": ("higher", "F1 on the original images", lambda e: e.original.f1.value),
-    "f1-deployed": ("higher", "F1 on the deployed images", lambda e: e.deployed.f1.value),
-    "fnr-deployed": ("lower", "FNR on the deployed images", lambda e: e.deployed.fnr.value),
-    "f1-drop": ("lower", "F1 original minus deployed", lambda e: e.fall),
-    "fnr-rise": (
-        "lower",
-        "FNR deployed minus original",
-        lambda e: e.deployed.fnr.value - e.original.fnr.value,
-    ),
+Of = Callable[[Entry], float | None]
+_HIGHER: dict[str, tuple[str, Of]] = {
+    "auroc": ("AUROC on the original images", lambda e: e.original.auroc.value),
+    "f1": ("F1 on the original images", lambda e: e.original.f1.value),
+    "f1-deployed": ("F1 on the deployed images", lambda e: e.deployed.f1.value),
+}
+_LOWER: dict[str, tuple[str, Of]] = {
+    "fnr-deployed": ("FNR on the deployed images", lambda e: e.deployed.fnr.value),
+    "f1-drop": ("F1 original minus deployed", lambda e: e.fall),
+    "fnr-rise": ("FNR deployed minus original", lambda e: e.deployed.fnr.value - e.original.fnr.value),
     "clever-hans-score": (
-        "lower",
         "AUROC minus cosine of relevance and mask",
         lambda e: e.original.clever_hans.value if e.original.clever_hans else None,
     ),
     "high-frequency-share": (
-        "lower",
-        f"share of relevance from zigzag index {limits.HIGH_BAND:g} on",
+        f"share of relevance from zigzag index {HIGH_BAND:g} on",
         lambda e: e.exposure.high,
     ),
-    "outside-mask-share": ("lower", "share of relevance off the defect", lambda e: e.exposure.outside_mask),
+    "outside-mask-share": ("share of relevance off the defect", lambda e: e.exposure.outside_mask),
     "lost-in-deployment": (
-        "lower",
         "share of relevance on what the deployed condition removes",
         lambda e: e.exposure.lost_in_deployment,
     ),
     "mitigated-f1-drop": (
-        "lower",
         "F1 original minus F1 mended and deployed",
         lambda e: e.original.f1.value - e.mended.f1.value if e.mended else None,
-    ),
-}
-_PROVENANCE: dict[str, tuple[str, Callable[[Provenance], float | None]]] = {
-    "provenance-gap": (
-        "AUROC pooled against within groups",
-        lambda p: None if p.auroc_within is None else _gap(p),
-    ),
-    "provenance-eta2": (
-        "share of the score's variance explained by the group, less that by the label",
-        lambda p: p.eta2_group - p.eta2_label,
     ),
 }
 
 
 def metrics(entries: list[Entry]) -> dict[str, Metric]:
-    """The gateable metrics: for each the worst over categories and detectors."""
+    """The gateable metrics: for each the worst over categories and detectors, left out where nothing has it."""
+    tables: tuple[tuple[Better, dict[str, tuple[str, Of]]], ...] = (("higher", _HIGHER), ("lower", _LOWER))
+    found = [
+        (name, better, meaning, {e.name: of(e) for e in entries})
+        for better, table in tables
+        for name, (meaning, of) in table.items()
+    ]
+    by = {f"{e.name} by {p.column}": p for e in entries for p in e.provenance}
+    gaps = {where: None if p.auroc_within is None else _gap(p) for where, p in by.items()}
+    beyond = {where: p.eta2_group - p.eta2_label for where, p in by.items()}
+    what = "share of the score's variance explained by the group, less that by the label"
+    found.append(("provenance-gap", "lower", "AUROC pooled against within groups", gaps))
+    found.append(("provenance-eta2", "lower", what, {**beyond}))
     result = {}
-    for name, (better, meaning, value) in _METRICS.items():
-        per = {e.name: found for e in entries if (found := value(e)) is not None}
+    for name, better, meaning, values in found:
+        per = {where: value for where, value in values.items() if value is not None}
         if per:
             result[name] = Metric.worst(per, better, meaning)
-    for name, (meaning, of) in _PROVENANCE.items():
-        findings = [(f"{e.name} by {p.column}", of(p)) for e in entries for p in e.provenance]
-        per = {where: found for where, found in findings if found is not None}
-        if per:
-            result[name] = Metric.worst(per, "lower", meaning)
     return result
 
 
@@ -290,6 +283,6 @@ def explain_numbers(config: AnomalyConfig) -> list[str]:
         "(Kauffmann et al. 2020), from the first repetition: high where a detector ranks well while its relevance lies elsewhere.",
         "Lost in deployment: share of relevance per frequency band times the share of the images' energy in that band "
         "(deviation from the mean training image) that the deployed condition removes.",
-        f"High frequencies: zigzag index {limits.HIGH_BAND:g} and above, as in the published pictures; a band that begins "
+        f"High frequencies: zigzag index {HIGH_BAND:g} and above, as in the published pictures; a band that begins "
         "below counts by the part of it above.",
     ]
