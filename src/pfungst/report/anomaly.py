@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 
 from pfungst.audit.anomaly.result import AnomalyResult, Entry, Scored
 from pfungst.audit.result import Interval, Result
@@ -68,19 +69,21 @@ def _headline(result: AnomalyResult) -> tuple[list[Stat], str]:
     f1 = Stat("F1", steps(mean, "f1"), f"Flagging every image would give {text.ratio(_trivial(entries))}.")
     fnr = Stat("Defects missed (FNR)", steps(mean, "fnr"), "At the threshold chosen before deployment.")
     fpr = Stat("False alarms (FPR)", steps(mean, "fpr"), "Share of the good images that are flagged.")
-    stats = [fnr, f1, fpr, auroc]
+    stats, scope = [fnr, f1, fpr, auroc], "one category"
+    if len(entries) > 1:
+        scope = f"mean over {len(entries)} categories"
     if result.verdict.level in ("unfit", "too-few"):
         stats = [auroc, f1, fnr, fpr]
     if result.verdict.level == "provenance" and entry is not None:
         found = next(p for p in entry.provenance if p.column == about.column)
         stats = [*parts.provenance_stats(found, "the defect"), fnr, f1]
-    scope = f"mean over {len(entries)} categories" if len(entries) > 1 else "one category"
+        scope += f", variance and AUROC those of {entry.category}" if len(entries) > 1 else ""
     which = "" if len(result.mean) == 1 else ", the detector of the verdict"
     return stats, f"Figures of {model}{which}; {scope}."
 
 
 def _trivial(entries: Sequence[Entry]) -> float:
-    return sum(e.trivial_f1 for e in entries) / len(entries)
+    return fmean(e.trivial_f1 for e in entries)
 
 
 # --- results ---------------------------------------------------------------------------------------------

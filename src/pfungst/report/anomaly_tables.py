@@ -47,7 +47,8 @@ def table(groups: list[Rows], name: str, lead: str = "") -> Table:
 def steps(scored: Scored, measure: str) -> list[Step]:
     """original → deployed → mended of one measure."""
     write = text.percent if measure in ("fnr", "fpr") else text.ratio
-    return [
-        parts.step(s.variant, getattr(s, measure), write, s.mark if measure == "f1" else "", MARKS)
-        for s in shown(scored)
-    ]
+    found = []
+    for s in shown(scored):
+        mark, name = s.mark if measure == "f1" else "", "mended" if s.variant.mitigated else ""
+        found.append(parts.step(s.variant, getattr(s, measure), write, mark, MARKS, name))
+    return found

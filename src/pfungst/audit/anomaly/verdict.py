@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from statistics import fmean
 
 from pfungst.audit.anomaly.config import AnomalyConfig
 from pfungst.audit.anomaly.result import Entry, Provenance, Scored
@@ -19,13 +20,14 @@ from pfungst.measure.limits import HIGH_BAND
 SERIOUS: tuple[Level, ...] = ("sound", "fragile", "clever-hans", "provenance", "unfit")
 
 
-def judge(entries: list[Entry], mean: dict[str, Scored], config: AnomalyConfig) -> Verdict:
+def judge(entries: list[Entry], means: dict[str, Scored], config: AnomalyConfig) -> Verdict:
     """The verdict on all detectors of an audit: that of the most serious level, then of the worst numbers."""
     few = _too_few(entries)
     if few is not None:
         return few
     found = [
-        _Case(model, [e for e in entries if e.model == model], mean[model], config).judge() for model in mean
+        _Case(model, [e for e in entries if e.model == model], scored, config).judge()
+        for model, scored in means.items()
     ]
     found.sort(key=lambda v: (SERIOUS.index(v.level), _severity(v)), reverse=True)
     first, *others = found
@@ -57,18 +59,18 @@ class _Case:
 
     model: str
     entries: list[Entry]
-    mean: Scored
+    scored: Scored
     config: AnomalyConfig
 
     def judge(self) -> Verdict:
-        auroc = self.mean.original.auroc.value
+        auroc = self.scored.original.auroc.value
         unfit = math.isnan(auroc) or auroc < limits.FIT_AUROC
         follows = [(e, p) for e in self.entries for p in e.provenance if p.follows]
         if follows:
             return self._provenance(follows, unfit)
         if unfit:
             return self._unfit()
-        if self.mean.fall >= limits.FALL:
+        if self.scored.fall >= limits.FALL:
             return self._falls()
         return self._holds()
 
@@ -76,11 +78,11 @@ class _Case:
         self, level: Level, headline: str, sentences: list[str], about: About | None = None
     ) -> Verdict:
         """A verdict about the mean of the detector, with what it rests on, unless `about` says otherwise."""
-        original, condition = self.mean.original, "original" if level == "unfit" else "deployed"
+        original, condition = self.scored.original, "original" if level == "unfit" else "deployed"
         numbers = {
             "auroc": original.auroc.value,
             "f1": original.f1.value,
-            "fall": self.mean.fall,
+            "fall": self.scored.fall,
             "lost": self.lost,
         }
         about = about or About(entry=self.model, condition=condition, numbers=numbers)
@@ -90,7 +92,7 @@ class _Case:
 
     def _provenance(self, follows: list[tuple[Entry, Provenance]], unfit: bool) -> Verdict:
         entry, worst = max(follows, key=lambda pair: _gap(pair[1]))
-        column, auroc = worst.column, self.mean.original.auroc.value
+        column, auroc = worst.column, self.scored.original.auroc.value
         within = "not defined" if worst.auroc_within is None else f"{worst.auroc_within:.2f}"
         low, high = (pick(worst.groups, key=lambda g: g.mean_score) for pick in (min, max))
         sentences = [
@@ -114,8 +116,8 @@ class _Case:
         return self._verdict("provenance", f"{self.model}: {what}", sentences, about)
 
     def _unfit(self) -> Verdict:
-        auroc, f1 = self.mean.original.auroc.value, self.mean.original.f1.value
-        trivial = sum(e.trivial_f1 for e in self.entries) / len(self.entries)
+        auroc, f1 = self.scored.original.auroc.value, self.scored.original.f1.value
+        trivial = fmean(e.trivial_f1 for e in self.entries)
         sentences = [
             f"AUROC {auroc:.2f} and F1 {f1:.2f} on the original images, where flagging everything has F1 {trivial:.2f}. "
             f"Below an AUROC of {limits.FIT_AUROC:g}, whatever it looks at, it does not tell defects from good parts."
@@ -133,15 +135,11 @@ class _Case:
     @property
     def lost(self) -> float:
         """Share of the relevance on what deployment removes, mean over categories."""
-        return self._exposure(lambda e: e.exposure.lost_in_deployment)
-
-    def _exposure(self, of: Callable[[Entry], float]) -> float:
-        values = [of(e) for e in self.entries if not math.isnan(of(e))]
-        return sum(values) / len(values) if values else math.nan
+        return fmean(e.exposure.lost_in_deployment for e in self.entries)
 
     @property
     def _rates(self) -> str:
-        before, after, mended = self.mean.original, self.mean.deployed, self.mean.mended
+        before, after, mended = self.scored.original, self.scored.deployed, self.scored.mended
         told = f"FNR {before.fnr.value:.0%} → {after.fnr.value:.0%}, FPR {before.fpr.value:.0%} → {after.fpr.value:.0%}"
         told += f", F1 {before.f1.value:.2f} → {after.f1.value:.2f}"
         if mended is None:
@@ -149,17 +147,17 @@ class _Case:
         return f"{told}; with {self.config.mitigate} FNR {mended.fnr.value:.0%}, F1 {mended.f1.value:.2f}"
 
     def _rests(self) -> str:
-        high = self._exposure(lambda e: e.exposure.high)
+        high = fmean(e.exposure.high for e in self.entries)
         return (
             f"{self.lost:.0%} of the relevance lies on what {self.config.deployed} removes from the images, "
             f"{high:.0%} on high frequencies."
         )
 
     def _falls(self) -> Verdict:
-        fall, mended, deployed = self.mean.fall, self.mean.mended, self.config.deployed
+        fall, mended, deployed = self.scored.fall, self.scored.mended, self.config.deployed
         sentences, mends = [self._rests()], True
         if mended is not None:
-            recovered = (mended.f1.value - self.mean.deployed.f1.value) / fall
+            recovered = (mended.f1.value - self.scored.deployed.f1.value) / fall
             mends = recovered >= limits.RECOVERED
             sentences.append(f"The mitigation recovers {recovered:.0%} of the fall in F1.")
         if self.lost >= limits.LOST_SHARE and mends:
@@ -171,7 +169,7 @@ class _Case:
         return self._verdict("fragile", headline, sentences)
 
     def _holds(self) -> Verdict:
-        hans, sentences = self.mean.original.clever_hans, [self._rests()]
+        hans, sentences = self.scored.original.clever_hans, [self._rests()]
         if hans is not None and hans.value >= limits.OUTSIDE:
             sentences.append(
                 f"Clever Hans score {hans.value:.2f}: it detects well while its relevance lies mostly outside the defects. "
