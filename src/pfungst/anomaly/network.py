@@ -141,18 +141,19 @@ def load_backbone(
 
         return letters_backbone(checkpoint, weights), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
     if isinstance(backbone, str):
-        name, backbone = backbone, load(backbone, "backbone", checkpoint=checkpoint, seed=seed, weights=weights)
-        if weights and not backbone.trained:
-            message = f"{name} without a checkpoint has random weights: a baseline"
+        network: nn.Module = load(backbone, "backbone", checkpoint=checkpoint, seed=seed, weights=weights)
+        if weights and not network.trained:
+            message = f"{backbone} without a checkpoint has random weights: a baseline"
             warnings.warn(message, PfungstWarning, stacklevel=6)
     elif checkpoint is not None:
         raise ConfigError(
             "a checkpoint for a backbone that is a module", "load the module's weights yourself"
         )
-    if isinstance(backbone, Encoder):
-        settings = backbone.preprocessing
-        return copy.deepcopy(backbone.features).eval(), settings.mean, settings.std
-    return copy.deepcopy(backbone).eval(), *IMAGENET
+    else:
+        network = copy.deepcopy(backbone)
+    if isinstance(network, Encoder):
+        return network.features.eval(), network.preprocessing.mean, network.preprocessing.std
+    return network.eval(), *IMAGENET
 
 
 def attribute_weighted(

@@ -20,7 +20,7 @@ from pfungst.encoders.encoder import Encoder
 from pfungst.encoders.packages import PACKAGES, optional
 from pfungst.encoders.preprocessing import CLIP_MEAN, CLIP_STD, Preprocessing, condition_of
 from pfungst.encoders.small import small_cnn
-from pfungst.encoders.specification import SCHEMES, Spec, forms, parse
+from pfungst.encoders.specification import SCHEMES, Role, Spec, forms, parse
 from pfungst.errors import ConfigError
 from pfungst.suggest import suggest
 
@@ -33,36 +33,36 @@ class Built(NamedTuple):
     head: tuple[str, ...] = ()
 
 
-def build(spec: Spec, size: int | None = None, seed: int = 0, classes: int | None = 0) -> Built:
+def build(
+    spec: Spec, role: Role = "encoder", size: int | None = None, seed: int = 0, classes: int | None = None
+) -> Built:
     """The architecture of a specification, with random weights; those of a function are the function's.
 
     Args:
         spec: as in :func:`pfungst.encoders.load`, without published checkpoints, folders and text.
+        role: only "classifier" has a head.
         size: image size in pixels.
         seed: of the weights.
-        classes: of the head; 0 leaves it out, None is the architecture's own number.
+        classes: of the head; None is the architecture's own number.
 
     Raises:
         ConfigError: nothing has that name.
     """
-    scheme, name = parse(spec)
+    scheme, name = parse(spec, role)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        if scheme in LIBRARIES:
-            return LIBRARIES[scheme](name, size, classes)
-        network = _from_function(spec)
+        if scheme == "package":
+            package = PACKAGES[name]
+            built = build(package.architecture, role, size, seed, classes)
+            mean, std = package.mean or built.preprocessing.mean, package.std or built.preprocessing.std
+            return built._replace(preprocessing=replace(built.preprocessing, mean=mean, std=std))
+        if scheme in _LIBRARIES:
+            return _LIBRARIES[scheme](name, size, classes if role == "classifier" else 0)
+        network = _from_function(spec, role)
     if isinstance(network, Encoder):
         return Built(network, network.preprocessing)
-    if classes == 0:
-        return Built(network, Preprocessing(size or 224))
-    return Built(network, Preprocessing(size or 224, "pillow-bilinear"))
-
-
-def _package(name: str, size: int | None, classes: int | None) -> Built:
-    package = PACKAGES[name]
-    built = build(package.architecture, size, torch.initial_seed(), classes)
-    mean, std = package.mean or built.preprocessing.mean, package.std or built.preprocessing.std
-    return built._replace(preprocessing=replace(built.preprocessing, mean=mean, std=std))
+    condition = "pillow-bilinear" if role == "classifier" else Preprocessing().condition
+    return Built(network, Preprocessing(size or 224, condition))
 
 
 def _torchvision(name: str, size: int | None, classes: int | None) -> Built:
@@ -120,8 +120,8 @@ def _small(width: str, size: int | None, classes: int | None) -> Built:
     return Built(small_cnn(int(width)), Preprocessing(size or 32, "pillow-bilinear", half, half))
 
 
-LIBRARIES: dict[str, Callable[[str, int | None, int | None], Built]] = {
-    "package": _package,
+# Name, size and number of classes (0: no head, None: the architecture's own) → the network.
+_LIBRARIES: dict[str, Callable[[str, int | None, int | None], Built]] = {
     "torchvision": _torchvision,
     "timm": _timm,
     "open_clip": _open_clip,
@@ -140,7 +140,7 @@ def _drop_head(model: nn.Module) -> tuple[str, ...]:
     return ()
 
 
-def _from_function(spec: Spec) -> nn.Module:
+def _from_function(spec: Spec, role: Role) -> nn.Module:
     target: Any = spec
     if isinstance(spec, str):
         where, _, attribute = spec.rpartition(":")
@@ -150,7 +150,9 @@ def _from_function(spec: Spec) -> nn.Module:
         except (ImportError, AttributeError, OSError, ValueError) as error:
             near = difflib.get_close_matches(where, SCHEMES, 1)
             hint = f"did you mean {near[0]}:{attribute}? " if near else ""
-            raise ConfigError(f"{spec!r} names no model: {error}", f"{hint}write one of {forms()}") from None
+            raise ConfigError(
+                f"{spec!r} names no {role}: {error}", f"{hint}write one of {forms(role)}"
+            ) from None
     made = target if isinstance(target, nn.Module) else target()
     if not isinstance(made, nn.Module):
         raise ConfigError(f"{spec} returned {type(made).__name__}, not a torch module", "return the network")

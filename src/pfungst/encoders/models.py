@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from pfungst.device import choose_device
-from pfungst.encoders.architectures import build
+from pfungst.encoders.architectures import Built, build
 from pfungst.encoders.checkpoints import State, best_prefix, load_state, read_checkpoint
 from pfungst.encoders.edits import apply_edit
 from pfungst.encoders.encoder import _FORMAT, Encoder
@@ -91,61 +91,60 @@ def load(
         from pfungst.encoders.text import SentenceEncoder
 
         return SentenceEncoder.load(rest, device=device)
-    made: Encoder | Classifier
-    architecture, state, source = spec, None, str(checkpoint)
-    if scheme == "package" and weights:
-        state, source = PACKAGES[rest].tensors(build(spec, classes=None).network.state_dict()), rest
-    elif scheme in ARCHITECTURE_OF:
-        state, source = read_checkpoint(rest, trust_checkpoint), rest
-        architecture = ARCHITECTURE_OF[scheme](state, rest)
-    elif checkpoint is not None:
-        state = read_checkpoint(checkpoint, trust_checkpoint)
-    if scheme == "pfungst":
-        made = _saved(Path(rest))
-    elif role == "classifier":
-        made = _classifier(architecture, state, source, size, scheme == "function")
-    else:
-        made = _encoder(architecture, state, source, size, seed)
-    if scheme in ARCHITECTURE_OF:
-        made.name = f"{scheme}:{Path(rest).name}"
-    settings = {k: v for k, v in (("size", size), ("condition", condition)) if v is not None}
-    made.preprocessing = replace(made.preprocessing, **settings)
-    (made if isinstance(made, Encoder) else made.model).to(place).eval()
-    return made
-
-
-def _encoder(spec: Spec, state: State | None, source: str, size: int | None, seed: int) -> Encoder:
-    network, preprocessing, head = build(spec, size, seed)
-    architecture = {"spec": spec, "size": size} if isinstance(spec, str) else None
-    if isinstance(network, Encoder):
-        encoder, encoder.architecture = network, architecture
-    else:
-        name = spec if isinstance(spec, str) else parse(spec)[1]
-        trained = parse(spec)[0] == "function"
-        encoder = Encoder(network, preprocessing, name, architecture, trained)
-    if state:
-        encoder.info["weights"] = _fill(encoder.features, state, source, head)
-        encoder.trained = True
-    return encoder
-
-
-def _classifier(spec: Spec, state: State | None, source: str, size: int | None, own: bool) -> Classifier:
-    if state is None and not own:
+    if role == "classifier" and checkpoint is None and scheme in ("torchvision", "timm"):
         raise ConfigError(
             f"{spec} comes without weights: Pfungst downloads nothing",
             f"give --checkpoint FILE (safetensors or a state dict), or use {' or '.join(PACKAGES)}",
         )
-    network, preprocessing, _ = build(spec, size, classes=None)
-    weights = "as the function returned it"
+    made: Encoder | Classifier
+    if scheme == "pfungst":
+        made = _saved(Path(rest))
+    else:
+        architecture, state, source = spec, None, str(checkpoint)
+        if scheme in ARCHITECTURE_OF:
+            state, source = read_checkpoint(rest, trust_checkpoint), rest
+            architecture = ARCHITECTURE_OF[scheme](state, rest)
+        built = build(architecture, role, size, seed)
+        if scheme == "package" and weights:
+            state, source = PACKAGES[rest].tensors(build(spec, "classifier").network.state_dict()), rest
+        elif checkpoint is not None:
+            state = read_checkpoint(checkpoint, trust_checkpoint)
+        finish = _classifier if role == "classifier" else _encoder
+        made = finish(built, architecture, state, source, size)
+    if scheme in ARCHITECTURE_OF:
+        made.name = f"{scheme}:{Path(rest).name}"
+    own = made.preprocessing
+    made.preprocessing = replace(own, size=size or own.size, condition=condition or own.condition)
+    (made if isinstance(made, Encoder) else made.model).to(place).eval()
+    return made
+
+
+def _encoder(built: Built, spec: Spec, state: State | None, source: str, size: int | None) -> Encoder:
+    architecture = {"spec": spec, "size": size} if isinstance(spec, str) else None
+    if isinstance(built.network, Encoder):
+        encoder, encoder.architecture = built.network, architecture
+    else:
+        scheme, name = parse(spec)
+        name = spec if isinstance(spec, str) else name
+        encoder = Encoder(built.network, built.preprocessing, name, architecture, scheme == "function")
+    if state:
+        encoder.info["weights"] = _fill(encoder.features, state, source, built.head)
+        encoder.trained = True
+    return encoder
+
+
+def _classifier(built: Built, spec: Spec, state: State | None, source: str, size: int | None) -> Classifier:
+    network, weights = built.network, "as the function returned it"
+    scheme, name = parse(spec)
     if state is not None:
-        classes = None if own else _classes(network, state)
+        classes = None if scheme == "function" else _classes(network, state)
         if classes is not None:
-            network = build(spec, size, classes=classes).network
+            network = build(spec, "classifier", size, classes=classes).network
         weights = _fill(network, state, source)
-    if not own:
-        norm = Normalise(preprocessing.mean, preprocessing.std)
+    if scheme != "function":
+        norm = Normalise(built.preprocessing.mean, built.preprocessing.std)
         network = nn.Sequential(OrderedDict(normalize=norm, model=network))
-    return Classifier(network, preprocessing, parse(spec)[1] if callable(spec) else spec, weights)
+    return Classifier(network, built.preprocessing, name if callable(spec) else spec, weights)
 
 
 def _fill(network: nn.Module, state: State, source: str, head: tuple[str, ...] = ()) -> str:
@@ -173,12 +172,13 @@ def _classes(model: nn.Module, state: State) -> int | None:
 def _saved(folder: Path) -> Encoder:
     remedy = "pass a folder that Encoder.save of this version wrote"
     description = read(folder / "encoder.json", remedy, CheckpointError, _FORMAT)
-    network = build(description["architecture"]["spec"], description["architecture"]["size"]).network
+    architecture = description["architecture"]
+    network = build(architecture["spec"], size=architecture["size"]).network
     encoder = Encoder(
         network.features if isinstance(network, Encoder) else network,
         Preprocessing.from_dict(description["preprocessing"]),
         description["name"],
-        description["architecture"],
+        architecture,
         description["trained"],
     )
     for edit in description["edits"]:

@@ -9,7 +9,7 @@ from pfungst.encoders.checkpoints import State, best_prefix
 from pfungst.errors import CheckpointError
 
 # Blocks of the four stages, whether they have three convolutions, channels of the stem and of the first block.
-_RESNETS = {
+_RESNETS: dict[tuple[tuple[int, ...], bool, int, int], str] = {
     ((2, 2, 2, 2), False, 64, 64): "resnet18",
     ((3, 4, 6, 3), False, 64, 64): "resnet34",
     ((3, 4, 6, 3), True, 64, 64): "resnet50",
@@ -19,7 +19,12 @@ _RESNETS = {
     ((3, 4, 23, 3), True, 64, 128): "wide_resnet101_2",
 }
 # Width of the output and blocks of the third stage; patch and width.
-_CLIP_RESNETS = {(1024, 6): "RN50", (512, 23): "RN101", (640, 10): "RN50x4", (768, 18): "RN50x16"}
+_CLIP_RESNETS = {
+    (1024, 6): "RN50",
+    (512, 23): "RN101",
+    (640, 10): "RN50x4",
+    (768, 18): "RN50x16",
+}
 _CLIP_VITS = {(32, 768): "ViT-B-32", (16, 768): "ViT-B-16", (14, 1024): "ViT-L-14"}
 
 
@@ -42,7 +47,7 @@ def _resnet(state: State, source: str) -> str:
         len({m.group(1) for k in shapes if (m := re.match(rf"layer{i}\.(\d+)\.", k))}) for i in range(1, 5)
     )
     stem, width = shapes["conv1.weight"][0], shapes["layer1.0.conv1.weight"][0]
-    found = _RESNETS.get((depths, "layer1.0.conv3.weight" in shapes, stem, width))  # type: ignore[call-overload]
+    found = _RESNETS.get((depths, "layer1.0.conv3.weight" in shapes, stem, width))
     if found is None:
         raise CheckpointError(
             f"{source} is a ResNet with {depths} blocks, stem {stem} and width {width}, which torchvision "
