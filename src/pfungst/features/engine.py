@@ -1,0 +1,299 @@
+"""The pass of a model over images: load and prepare, batch, compute; here, with loading processes, or on a Ray cluster.
+
+Batches lie on a fixed grid over the rows, and one has the same images whatever was finished before and whoever computes
+it: a pass that goes on after a kill, or runs elsewhere, gives the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain, groupby
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from pfungst.errors import DataError, InputError, UnreadableImages
+from pfungst.features.workers import (
+    Make,
+    Workers,
+    computers,
+    end_with_parent,
+    loaders,
+    on_processes,
+    require_ray,
+)
+
+T = TypeVar("T")
+_SENT = 8  # images at a time from a loading process: few enough for the shared memory of a container
+_BLOCK = 50  # batches of a task on Ray, at most
+
+
+class Batch(NamedTuple):
+    """Some rows of a pass.
+
+    Args:
+        rows: those that could be loaded, in order.
+        known: what `load` told of each beside its image.
+        images: (N, C, H, W), or by name where the model takes several of a row; None without rows.
+        problems: the other rows, and why.
+    """
+
+    rows: list[int]
+    known: list[Any]
+    images: Any
+    problems: list[tuple[int, str]]
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a batch gave: `result` is None where nothing was computed."""
+
+    rows: list[int]
+    result: Any
+    problems: list[tuple[int, str]]
+
+    @property
+    def count(self) -> int:
+        return len(self.rows) + len(self.problems)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a pass does with a row. On Ray it is sent to other machines as a whole, with the model.
+
+    Args:
+        load: row → (what is known of it, its image (C, H, W) or images by name). UnreadableImages, DataError, OSError
+            and SyntaxError (Pillow's, of broken PNG files) say that it cannot be read.
+        compute: batch → result; without gradients.
+        to: moves the model to a device.
+        name: row → how errors call it.
+    """
+
+    load: Callable[[int], tuple[Any, Any]]
+    compute: Callable[[Batch], Any]
+    to: Callable[[Any], object]
+    name: Callable[[int], str] = str
+
+
+def run(
+    work: Work,
+    rows: Iterable[int],
+    size: int,
+    *,
+    device: Any,
+    workers: Workers = 0,
+    threads: int = 0,
+    ray: str | None = None,
+    skip_bad: bool = False,
+) -> Iterator[Done]:
+    """Compute rows in batches.
+
+    Args:
+        work: what is done.
+        rows: ascending numbers.
+        size: images of a batch.
+        device: where the model runs; on Ray "cuda" or "auto" reserves a GPU for each task.
+        workers: loading processes, see :func:`batches`; on Ray at most so many tasks at a time.
+        threads: loading threads where there are no loading processes.
+        ray: "auto" or ``host:port``: whole blocks of batches are computed there. All machines must see the images.
+        skip_bad: do not mind what cannot be read. Otherwise nothing is computed after it, but all of it gets named.
+
+    Raises:
+        UnreadableImages: at the end, of all rows that cannot be read.
+        InputError: images of a batch have different sizes; Ray is not installed, or not there.
+    """
+    problems: list[tuple[int, str]] = []
+    if ray is None:
+        work.to(device)
+        found = _computed(work, batches(work.load, rows, size, workers, threads), skip_bad)
+    else:
+        found = _on_ray(work, list(rows), size, workers, str(device), ray, skip_bad)
+    for done in found:
+        problems += done.problems
+        yield done
+    if problems and not skip_bad:
+        raise UnreadableImages([(work.name(row), why) for row, why in sorted(problems)])
+
+
+def batches(
+    load: Callable[[int], tuple[Any, Any]],
+    rows: Iterable[int],
+    size: int,
+    workers: Workers = 0,
+    threads: int = 0,
+) -> Iterator[Batch]:
+    """The batches of rows, loaded ahead by processes, which end with this one, or by threads, or at once."""
+    one: Callable[[int], _One] = partial(_load, load)
+    count = loaders(workers, len(rows)) if isinstance(rows, Sequence) else 0
+    if count and isinstance(rows, Sequence):
+        from torch.utils.data import DataLoader
+
+        parts = _Parts(one, [rows[i : i + _SENT] for i in range(0, len(rows), _SENT)])
+        loader: Any = DataLoader
+        options = {"batch_size": None, "collate_fn": _same, "worker_init_fn": end_with_parent}
+        ones: Iterator[_One] = chain.from_iterable(map(_unpack, loader(parts, num_workers=count, **options)))
+    else:
+        ones = ahead((partial(one, row) for row in rows), threads, 3 * size) if threads else map(one, rows)
+    return (_collated(list(group)) for _, group in groupby(ones, key=lambda one: one[0] // size))
+
+
+def ahead(tasks: Iterable[Callable[[], T]], threads: int, depth: int) -> Iterator[T]:
+    """Results of tasks in their order, up to `depth` of them done before they are asked for."""
+    with ThreadPoolExecutor(threads) as pool:
+        waiting: deque[Future[T]] = deque()
+        for task in tasks:
+            waiting.append(pool.submit(task))
+            if len(waiting) >= depth:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+class Stream(Generic[T]):
+    """Items that can only be read in order, as the rows of a pass: each is held from its number to its loading."""
+
+    def __init__(self, items: Iterable[T]) -> None:
+        self._items, self._held = items, dict[int, T]()
+
+    def __iter__(self) -> Iterator[int]:
+        for row, item in enumerate(self._items):
+            self._held[row] = item
+            yield row
+
+    def __getitem__(self, row: int) -> T:
+        return self._held.pop(row)
+
+
+_One = tuple[int, Any, Any, str]  # row, known, image, or why there is none
+
+
+def _load(load: Callable[[int], tuple[Any, Any]], row: int) -> _One:
+    try:
+        return (row, *load(row), "")
+    except UnreadableImages as error:
+        why = error.problems[0][1]
+    except DataError as error:
+        why = error.message
+    except (OSError, SyntaxError) as error:
+        why = str(error) or type(error).__name__
+    return row, None, None, why.splitlines()[0]
+
+
+def _collated(ones: list[_One]) -> Batch:
+    good = [one for one in ones if not one[3]]
+    images = _stacked([one[2] for one in good]) if good else None
+    return Batch(
+        [one[0] for one in good],
+        [one[1] for one in good],
+        images,
+        [(one[0], one[3]) for one in ones if one[3]],
+    )
+
+
+def _stacked(images: list[Any]) -> Any:
+    import torch
+
+    if isinstance(images[0], dict):
+        return {name: _stacked([image[name] for image in images]) for name in images[0]}
+    shapes = sorted({tuple(image.shape) for image in images})
+    if len(shapes) > 1:
+        raise InputError(f"images have different sizes: {shapes[:4]}", "prepare all of them to one size")
+    return torch.stack(images)
+
+
+class _Parts:
+    """A data set in torch's sense; images go to the other process as one tensor, because each takes a file there."""
+
+    def __init__(self, one: Callable[[int], _One], parts: list[Sequence[int]]) -> None:
+        self.one, self.parts = one, parts
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def __getitem__(self, i: int) -> tuple[list[_One], Any]:
+        ones = [self.one(row) for row in self.parts[i]]
+        images = [image for _, _, image, why in ones if not why]
+        if not all(hasattr(i, "shape") and i.shape == images[0].shape for i in images) or not images:
+            return ones, None
+        return [(row, known, None, why) for row, known, _, why in ones], _stacked(images)
+
+
+def _unpack(part: tuple[list[_One], Any]) -> Iterator[_One]:
+    ones, images = part
+    if images is None:
+        return iter(ones)
+    each = iter(images)
+    return ((row, known, None if why else next(each), why) for row, known, _, why in ones)
+
+
+def _same(item: Any) -> Any:
+    return item
+
+
+def _computed(work: Work, found: Iterable[Batch], skip_bad: bool) -> Iterator[Done]:
+    import torch
+
+    broken = False
+    for batch in found:
+        broken |= bool(batch.problems) and not skip_bad
+        with torch.no_grad():
+            result = work.compute(batch) if batch.rows and not broken else None
+        yield Done(batch.rows, result, batch.problems)
+
+
+def shards(
+    make: Make, todo: Sequence[int], workers: Workers, device: str, threads: int, ray: str | None
+) -> Iterator[object]:
+    """Results of shards as they are finished: in this process, in several, or on a Ray cluster.
+
+    What makes the work is called here too before any worker starts, so that what cannot work fails at once.
+    """
+    if ray is None and not (count := computers(workers, device, threads, len(todo))):
+        yield from map(make(device), todo)
+        return
+    make("cpu")
+    if not todo:
+        return
+    if ray is None:
+        yield from on_processes(make, todo, count, device, threads)
+        return
+    from pfungst.features.on_ray import on_ray
+
+    yield from on_ray(make, todo, 0 if workers == "auto" else workers, device, threads, ray)
+
+
+# --- on Ray ----------------------------------------------------------------------------------------------
+
+
+def _on_ray(
+    work: Work, rows: list[int], size: int, workers: Workers, device: str, address: str, skip_bad: bool
+) -> Iterator[Done]:
+    require_ray()
+    if not rows:
+        return
+    import torch
+
+    from pfungst.features.on_ray import on_ray
+
+    grid = [list(group) for _, group in groupby(rows, key=lambda row: row // size)]
+    each = min(_BLOCK, -(-len(grid) // 32))
+    blocks = [list(chain.from_iterable(grid[i : i + each])) for i in range(0, len(grid), each)]
+    make = partial(_Blocks, work, blocks, size, skip_bad)
+    most = 0 if workers == "auto" else workers
+    work.to("cpu")
+    for part in on_ray(make, range(len(blocks)), most, device, torch.get_num_threads(), address):
+        yield from part  # type: ignore[misc]
+
+
+class _Blocks:
+    """The work in a process of a cluster, called with the number of a block."""
+
+    def __init__(self, work: Work, blocks: list[list[int]], size: int, skip_bad: bool, device: str) -> None:
+        self.work, self.blocks, self.size, self.skip_bad = work, blocks, size, skip_bad
+        work.to(device)
+
+    def __call__(self, block: int) -> list[Done]:
+        found = batches(self.work.load, self.blocks[block], self.size)
+        return list(_computed(self.work, found, self.skip_bad))
