@@ -14,7 +14,7 @@ from functools import partial
 from itertools import chain, groupby
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from pfungst.errors import DataError, InputError, UnreadableImages
+from pfungst.errors import DataError, InputError, UnreadableImages, few
 from pfungst.features.workers import (
     Make,
     Workers,
@@ -26,7 +26,6 @@ from pfungst.features.workers import (
 )
 
 T = TypeVar("T")
-_SENT = 8  # images at a time from a loading process: few enough for the shared memory of a container
 _BLOCK = 50  # batches of a task on Ray, at most
 
 
@@ -125,18 +124,19 @@ def batches(
     threads: int = 0,
 ) -> Iterator[Batch]:
     """The batches of rows, loaded ahead by processes, which end with this one, or by threads, or at once."""
-    one: Callable[[int], _One] = partial(_load, load)
+    one = partial(_load, load)
     count = loaders(workers, len(rows)) if isinstance(rows, Sequence) else 0
-    if count and isinstance(rows, Sequence):
+    if count:
+        import torch
         from torch.utils.data import DataLoader
 
-        parts = _Parts(one, [rows[i : i + _SENT] for i in range(0, len(rows), _SENT)])
-        loader: Any = DataLoader
-        options = {"batch_size": None, "collate_fn": _same, "worker_init_fn": end_with_parent}
-        ones: Iterator[_One] = chain.from_iterable(map(_unpack, loader(parts, num_workers=count, **options)))
-    else:
-        ones = ahead((partial(one, row) for row in rows), threads, 3 * size) if threads else map(one, rows)
-    return (_collated(list(group)) for _, group in groupby(ones, key=lambda one: one[0] // size))
+        grid = [list(group) for _, group in groupby(rows, key=lambda row: row // size)]
+        dataset: Any = _Grid(one, grid)
+        options: Any = {"num_workers": min(count, len(grid)), "worker_init_fn": end_with_parent}
+        loader: Any = DataLoader(dataset, batch_size=None, collate_fn=_same, **options)
+        return (batch._replace(images=_each(torch.from_numpy, batch.images)) for batch in loader)
+    ones = ahead((partial(one, row) for row in rows), threads, 3 * size) if threads else map(one, rows)
+    return (_collated(group) for _, group in groupby(ones, key=lambda one: one[0] // size))
 
 
 def ahead(tasks: Iterable[Callable[[], T]], threads: int, depth: int) -> Iterator[T]:
@@ -181,15 +181,12 @@ def _load(load: Callable[[int], tuple[Any, Any]], row: int) -> _One:
     return row, None, None, why.splitlines()[0]
 
 
-def _collated(ones: list[_One]) -> Batch:
+def _collated(group: Iterable[_One]) -> Batch:
+    ones = list(group)
     good = [one for one in ones if not one[3]]
-    images = _stacked([one[2] for one in good]) if good else None
-    return Batch(
-        [one[0] for one in good],
-        [one[1] for one in good],
-        images,
-        [(one[0], one[3]) for one in ones if one[3]],
-    )
+    images = _stacked([image for _, _, image, _ in good]) if good else None
+    problems = [(row, why) for row, _, _, why in ones if why]
+    return Batch([one[0] for one in good], [one[1] for one in good], images, problems)
 
 
 def _stacked(images: list[Any]) -> Any:
@@ -199,33 +196,28 @@ def _stacked(images: list[Any]) -> Any:
         return {name: _stacked([image[name] for image in images]) for name in images[0]}
     shapes = sorted({tuple(image.shape) for image in images})
     if len(shapes) > 1:
-        raise InputError(f"images have different sizes: {shapes[:4]}", "prepare all of them to one size")
+        raise InputError(f"images have different sizes: {few(shapes)}", "prepare all of them to one size")
     return torch.stack(images)
 
 
-class _Parts:
-    """A data set in torch's sense; images go to the other process as one tensor, because each takes a file there."""
+class _Grid:
+    """A data set in torch's sense, of batches. Arrays go through a pipe: tensors would fill the shared memory of containers."""
 
-    def __init__(self, one: Callable[[int], _One], parts: list[Sequence[int]]) -> None:
-        self.one, self.parts = one, parts
+    def __init__(self, one: Callable[[int], _One], grid: list[list[int]]) -> None:
+        self.one, self.grid = one, grid
 
     def __len__(self) -> int:
-        return len(self.parts)
+        return len(self.grid)
 
-    def __getitem__(self, i: int) -> tuple[list[_One], Any]:
-        ones = [self.one(row) for row in self.parts[i]]
-        images = [image for _, _, image, why in ones if not why]
-        if not all(hasattr(i, "shape") and i.shape == images[0].shape for i in images) or not images:
-            return ones, None
-        return [(row, known, None, why) for row, known, _, why in ones], _stacked(images)
+    def __getitem__(self, i: int) -> Batch:
+        batch = _collated(map(self.one, self.grid[i]))
+        return batch._replace(images=_each(lambda images: images.numpy(), batch.images))
 
 
-def _unpack(part: tuple[list[_One], Any]) -> Iterator[_One]:
-    ones, images = part
-    if images is None:
-        return iter(ones)
-    each = iter(images)
-    return ((row, known, None if why else next(each), why) for row, known, _, why in ones)
+def _each(function: Callable[[Any], Any], images: Any) -> Any:
+    if isinstance(images, dict):
+        return {name: function(x) for name, x in images.items()}
+    return None if images is None else function(images)
 
 
 def _same(item: Any) -> Any:
@@ -280,20 +272,16 @@ def _on_ray(
     grid = [list(group) for _, group in groupby(rows, key=lambda row: row // size)]
     each = min(_BLOCK, -(-len(grid) // 32))
     blocks = [list(chain.from_iterable(grid[i : i + each])) for i in range(0, len(grid), each)]
-    make = partial(_Blocks, work, blocks, size, skip_bad)
-    most = 0 if workers == "auto" else workers
+    make = partial(_worker, work, blocks, size, skip_bad)
     work.to("cpu")
+    most = 0 if workers == "auto" else workers
     for part in on_ray(make, range(len(blocks)), most, device, torch.get_num_threads(), address):
         yield from part  # type: ignore[misc]
 
 
-class _Blocks:
-    """The work in a process of a cluster, called with the number of a block."""
-
-    def __init__(self, work: Work, blocks: list[list[int]], size: int, skip_bad: bool, device: str) -> None:
-        self.work, self.blocks, self.size, self.skip_bad = work, blocks, size, skip_bad
-        work.to(device)
-
-    def __call__(self, block: int) -> list[Done]:
-        found = batches(self.work.load, self.blocks[block], self.size)
-        return list(_computed(self.work, found, self.skip_bad))
+def _worker(
+    work: Work, blocks: list[list[int]], size: int, skip_bad: bool, device: str
+) -> Callable[[int], list[Done]]:
+    """In a process of a cluster: what computes a block by its number."""
+    work.to(device)
+    return lambda block: list(_computed(work, batches(work.load, blocks[block], size), skip_bad))
