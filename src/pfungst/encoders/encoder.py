@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from pfungst.conditions import Condition
-from pfungst.device import choose_device
 from pfungst.encoders.preprocessing import Preprocessing
 from pfungst.errors import ConditionMismatch, ConfigError, InputError, few
 from pfungst.features import Batch, Store, Work, content_key, model_key, run
@@ -123,7 +122,7 @@ class Encoder(nn.Module):
                 partial(_one, images),
                 batch_size,
                 advance=bar.advance,
-                device=choose_device(device),
+                device=device,
             )
         return torch.from_numpy(found[""])
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, groupby
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from pfungst.errors import DataError, InputError, UnreadableImages, few
+from pfungst.device import choose_device
+from pfungst.errors import ConfigError, DataError, InputError, UnreadableImages, few
 from pfungst.features.workers import (
     Make,
     Workers,
@@ -105,7 +107,7 @@ def run(
     """
     problems: list[tuple[int, str]] = []
     if ray is None:
-        work.to(device)
+        work.to(choose_device(device))
         found = _computed(work, batches(work.load, rows, size, workers, threads), skip_bad)
     else:
         found = _on_ray(work, list(rows), size, workers, str(device), ray, skip_bad)
@@ -277,6 +279,8 @@ def _on_ray(
     most = 0 if workers == "auto" else workers
     for part in on_ray(make, range(len(blocks)), most, device, torch.get_num_threads(), address):
         yield from part  # type: ignore[misc]
+    with suppress(ConfigError):  # the cluster may have devices that this machine lacks
+        work.to(choose_device(device))
 
 
 def _worker(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pfungst.device import choose_device
+from pfungst.device import check_device, choose_device
 from pfungst.errors import DataError, InputError, few
 from pfungst.features import Batch, Store, Stream, Work, Workers, combined, content_key, run
 from pfungst.files import Lock, read, write_json
@@ -133,7 +133,7 @@ def extract_features(
         DataError: an identifier occurs twice; another process is writing into the folder.
         ConfigError: the device does not exist.
     """
-    target = choose_device(device)
+    choose_device(device) if ray is None else check_device(device)
     head = head_for(model, data)
     path = Path(path)
     with Lock(path / ".lock", str(path)):
@@ -146,8 +146,8 @@ def extract_features(
         names, problems = set[str](), list[tuple[int, str]]()
         if keys is None or rows:
             write_json(path / "store.json", meta | {"complete": False})
-        work = Work(reading.load, reading.compute, reading.to, reading.name)
-        options: Any = {"device": target, "workers": workers, "ray": ray, "skip_bad": skip_bad}
+        work = Work(partial(read_item, reading.data), reading.compute, reading.to, reading.name)
+        options: Any = {"device": device, "workers": workers, "ray": ray, "skip_bad": skip_bad}
         total = len(data) if hasattr(data, "__len__") else None  # type: ignore[arg-type]
         shown = progress_bar("features", total, show=progress, done=len(wanted))
         with shown as bar, store.writing(commit_every * batch_size) as write:
@@ -191,10 +191,6 @@ class _Labelled:
 
     def name(self, row: int) -> str:
         return str(row if self.ids is None else self.ids[row])
-
-    def load(self, row: int) -> tuple[tuple[str, int], Tensor]:
-        name, image, label = self.data[row]
-        return (str(name), label), image
 
     def compute(self, batch: Batch) -> tuple[list[str], list[bytes], Any]:
         """Identifiers and keys of the rows, and what is to be stored: keys, features and columns."""
@@ -249,6 +245,12 @@ def _open(path: Path, head: FeatureHead, dtype: str) -> dict[str, Any]:
                 "choose another folder, or delete this one",
             )
     return meta
+
+
+def read_item(data: Any, row: int) -> tuple[tuple[str, Any], Tensor]:
+    """((id, label), image) of a row."""
+    name, image, label = data[row]
+    return (str(name), label), image
 
 
 def _known(data: Any) -> list[bytes] | None:

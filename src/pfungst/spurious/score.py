@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from pfungst.device import choose_device
 from pfungst.errors import DataError, InputError, UnreadableImages
 from pfungst.features import Batch, Stream, Work, combined, file_key, run
+from pfungst.spurious.features import read_item
 from pfungst.spurious.heads import logits_of
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
@@ -180,12 +182,8 @@ def class_probabilities(
         rows = [row for row in rows if int(known[row]) in classes]
     out: dict[int, list[float]] = {}
 
-    def load(row: int) -> tuple[int, Tensor]:
-        _, image, label = source[row]
-        return int(label), image
-
     def compute(batch: Batch) -> tuple[list[int], list[float]]:
-        labels, images = batch.known, batch.images.to(target, dtype)
+        labels, images = [int(label) for _, label in batch.known], batch.images.to(target, dtype)
         if classes is not None:
             mine = [i for i, label in enumerate(labels) if label in classes]
             labels, images = [labels[i] for i in mine], images[mine]
@@ -199,7 +197,12 @@ def class_probabilities(
             )
         return labels, logits.softmax(1)[torch.arange(len(labels)), torch.tensor(labels)].tolist()
 
-    work = Work(load, compute, model.eval().to, lambda row: str(row if ids is None else ids[row]))
+    work = Work(
+        partial(read_item, source),
+        compute,
+        model.eval().to,
+        lambda row: str(row if ids is None else ids[row]),
+    )
     for done in run(work, rows, batch_size, device=target, workers=workers):
         for label, p in zip(*(done.result or ([], [])), strict=True):
             out.setdefault(label, []).append(p)

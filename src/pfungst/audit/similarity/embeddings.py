@@ -14,7 +14,6 @@ from pfungst.audit.similarity.config import SimilarityConfig
 from pfungst.conditions import RESIZERS, Condition
 from pfungst.data import ImageSet, Item, open_images
 from pfungst.data.decode import Undecodable
-from pfungst.device import choose_device
 from pfungst.encoders import Encoder
 from pfungst.errors import ConfigError, DataError, UnreadableImages, few
 from pfungst.features import Store, Workers, batches, combined
@@ -184,7 +183,7 @@ def embed(
         _BATCH,
         lambda row: source.items[row].id,
         advance,
-        device=choose_device(device),
+        device=device,
         workers=0 if source.workers == "auto" and source._kept is not None else source.workers,
         threads=cores(),
         ray=source.ray,
