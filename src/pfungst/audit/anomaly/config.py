@@ -37,6 +37,9 @@ class AnomalyConfig(Repeated):
     quantile: float = Field(0.95, gt=0, lt=1, description="Of held-out normal scores, for the threshold")
     examples: int = Field(6, ge=1, le=50, description="Images shown per category and detector")
 
+    def no_pass(self) -> str:
+        return "detectors are fitted in this process, whose threads prepare images on all cores"
+
     @field_validator("model")
     @classmethod
     def _some(cls, value: list[str]) -> list[str]:

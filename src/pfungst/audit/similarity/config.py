@@ -54,6 +54,9 @@ class SimilarityConfig(Repeated):
     limit: int | None = Field(None, ge=2, description="Use this many images, drawn at random")
     cache: Path | None = Field(None, description="Folder of the embeddings [in OUT]")
 
+    def no_pass(self) -> str:
+        return "" if self.texts is None else "texts are no images"
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if (self.images is None) == (self.texts is None):

@@ -138,6 +138,7 @@ def _images(
         if not config.skip_bad and config.images != "synthetic":
             images.check()
         source = Source.open(images, conditions, encoder.size, config.skip_bad)
+        source.workers, source.ray = config.workers, config.ray
         if source.skipped:
             source.items, more = usable(source.items, config)
             notes += more
