@@ -24,8 +24,8 @@ def group_columns(items: Sequence[Item], wanted: Sequence[str]) -> dict[str, np.
     Args:
         items: the images.
         wanted: column names; ``auto`` for every column with a reasonable number of values and for prefixes
-            of the file names (exp1_…, scannerA-…) where they form groups; ``files`` for what the files themselves tell
-            (:func:`pfungst.data.traits.file_columns`); ``none``.
+            of the file names (exp1_…, scannerA-…) where they form groups; ``files`` for what the files
+            themselves tell (:func:`pfungst.data.traits.file_columns`); ``none``.
 
     Raises:
         ConfigError: a named column does not exist.
