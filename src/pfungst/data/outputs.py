@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pfungst.data import imagenet_classes as imagenet
 from pfungst.errors import InputError, few
 from pfungst.suggest import suggest
+
+SORTED = "the labels in sorted order"
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,25 @@ class Outputs:
     def name(self, output: int) -> str:
         """What to call an output that may have no label in the data."""
         return self.names.get(output, f"output {output}")
+
+    def describe(self, order: Mapping[int, int]) -> str:
+        """Another order of classes, {class: output}, in words: what it sorts by, or where the classes moved."""
+        labels = {k: label for label, k in self.index.items() if k in order}
+        called = {
+            k: self.name(k).partition(" ")[2] if imagenet.wnid_of(self.name(k)) else self.name(k)
+            for k in labels
+        }
+        kinds: dict[str, Callable[[int], object]] = {
+            "the labels sorted as text": lambda k: labels[k],
+            "the class names in alphabetical order": lambda k: imagenet.plain(called[k]),
+        }
+        if all(label.isdecimal() for label in labels.values()):
+            kinds["the labels sorted as numbers"] = lambda k: int(labels[k])
+        for kind, key in kinds.items():
+            if [order[k] for k in sorted(labels, key=key)] == list(range(len(labels))):  # type: ignore[arg-type]
+                return kind
+        moved = [f"{self.name(k)} at output {output}" for k, output in order.items() if k != output]
+        return few(moved, 4)
 
 
 def match_outputs(labels: Iterable[str], n_outputs: int, names: Sequence[str] | None = None) -> Outputs:
@@ -51,7 +72,9 @@ def match_outputs(labels: Iterable[str], n_outputs: int, names: Sequence[str] | 
     numbers = all(label.isdecimal() for label in found)
     if numbers and all(int(label) < n_outputs for label in found):
         titles = found if known is None else [imagenet.title(known[int(label)]) for label in found]
-        order = "labels are indices of outputs" + ("" if known is None else f", in ImageNet's order of {n_outputs:,}")
+        order = "labels are indices of outputs" + (
+            "" if known is None else f", in ImageNet's order of {n_outputs:,}"
+        )
         return _matched(found, [int(label) for label in found], titles, order)
     if known is not None and not numbers:
         where = {wnid: i for i, wnid in enumerate(known)}
@@ -82,7 +105,7 @@ def match_outputs(labels: Iterable[str], n_outputs: int, names: Sequence[str] | 
         )
     if numbers:
         found.sort(key=int)
-    return _matched(found, range(n_outputs), [imagenet.title(n) for n in found], "the labels in sorted order")
+    return _matched(found, range(n_outputs), [imagenet.title(n) for n in found], SORTED)
 
 
 def _by_names(labels: list[str], n_outputs: int, names: Sequence[str]) -> Outputs:
@@ -91,7 +114,11 @@ def _by_names(labels: list[str], n_outputs: int, names: Sequence[str]) -> Output
             f"{len(names)} class names are given, the model has {n_outputs} classes",
             "give one name for each output of the model",
         )
-    places: list[dict[str, set[int]]] = [{}, {}, {}]  # by the name itself, by its plain spelling, by WordNet ids
+    places: list[dict[str, set[int]]] = [
+        {},
+        {},
+        {},
+    ]  # by the name itself, by its plain spelling, by WordNet ids
     for i, name in enumerate(names):
         for place, spellings in zip(places, _spellings(name), strict=True):
             for spelling in spellings:

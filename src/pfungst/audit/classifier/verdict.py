@@ -8,121 +8,278 @@ from __future__ import annotations
 
 import math
 
-from pfungst.audit.classifier.rank import SUSPECT
-from pfungst.audit.classifier.result import ClassEntry, ClassifierResult
-from pfungst.audit.result import Better, Interval, Metric, Verdict
+from pfungst.audit.classifier.measure import Measured
+from pfungst.audit.classifier.prepare import Study
+from pfungst.audit.classifier.result import ClassEntry, Gain, Scores
+from pfungst.audit.conditions import ORIGINAL
+from pfungst.audit.result import About, Better, Interval, Metric, Variant, Verdict
+from pfungst.data.outputs import Outputs
+from pfungst.errors import few
+from pfungst.measure import limits
 
-TRIGGERED = 0.25  # share of the spurious images taken for the class, from which they trigger it
-CURED = 0.25  # share of the triggered images that the fix must answer otherwise, for the two to agree
 _NAMED = 3
 
 
-def judge(result: ClassifierResult) -> Verdict:
-    """The verdict, the most serious thing first."""
-    sentences = [_accuracy(result)]
-    chance = max((e.n_validation for e in result.entries), default=0) / max(result.n_validation, 1)
-    high = result.accuracy.high if result.accuracy.high is not None else result.accuracy.value
-    if high <= max(chance, 1 / result.n_classes):
+class Judge:
+    """The verdict of an audit, the most serious thing first.
+
+    Args:
+        model: its name; outputs: the names of its outputs.
+        measured: all that was measured; entries: the classes with their scores.
+        chosen_by: who chose what is switched off: people, ranking or nothing.
+    """
+
+    def __init__(
+        self, model: str, outputs: Outputs, measured: Measured, entries: list[ClassEntry], chosen_by: str
+    ) -> None:
+        self.model, self.outputs, self.measured, self.entries = model, outputs, measured, entries
+        self.chosen_by = chosen_by
+        self.scores = {s.variant: s for s in measured.scores}
+        self.as_is = self.scores[Variant(condition=ORIGINAL)]
+        self.mended = self.scores.get(Variant(condition=ORIGINAL, mitigated=True), self.as_is)
+        self.triggered = [e for e in entries if is_triggered(e)]
+        self.suspicious = [e for e in entries if e.suspects]
+
+    def __call__(self) -> Verdict:
+        steps = (
+            self._too_few,
+            self._reordered,
+            self._unfit,
+            self._clever_hans,
+            self._unexplained,
+            self._condition,
+            self._unverified,
+        )
+        return next((v for v in (step() for step in steps) if v is not None), None) or self._sound()
+
+    def _too_few(self) -> Verdict | None:
+        if self.measured.n_images >= limits.TEST_IMAGES:
+            return None
+        return Verdict(
+            level="too-few",
+            headline=f"{self.measured.n_images} validation images are too few to judge {self.model}",
+            sentences=[
+                f"From {limits.TEST_IMAGES:.0f} on a verdict is given. Accuracy on these is {_range(self.as_is.accuracy)}."
+            ],
+            about=About(numbers={"images": self.measured.n_images}),
+        )
+
+    def _reordered(self) -> Verdict | None:
+        if self.measured.reordered is None:
+            return None
+        share, order = self.measured.reordered
         return Verdict(
             level="unfit",
-            headline=f"{result.model} does not classify: accuracy {_percent(result.accuracy.value)} on the validation images",
+            headline=f"{self.model} answers in another order of classes than assumed: accuracy {_percent(self.as_is.accuracy.value)} "
+            f"as it is, {_percent(share.value)} in the order that fits best",
+            sentences=[
+                f"Assumed is {self.outputs.order}. What fits best, found on half of the validation images and measured on the rest, is "
+                f"{self.outputs.describe(order)}.",
+                "Give the names in the order of the model's outputs with --class-names and audit again; no other number here means anything.",
+            ],
+            about=About(
+                numbers={"accuracy": self.as_is.accuracy.value, "accuracy in the best order": share.value}
+            ),
+        )
+
+    def _unfit(self) -> Verdict | None:
+        accuracy, chance = self.as_is.accuracy, self.measured.chance
+        assert accuracy.low is not None
+        if accuracy.low > chance:
+            return None
+        return Verdict(
+            level="unfit",
+            headline=f"{self.model} is not shown to classify: accuracy {_range(accuracy)} on the validation images, chance {_percent(chance)}",
             sentences=[
                 "Check that its classes are in the order of the folders, and how its images are prepared."
             ],
+            about=About(
+                numbers={"accuracy": accuracy.value, "accuracy, low": accuracy.low, "chance": chance}
+            ),
         )
-    if result.mauc is not None and result.mauc_fixed is not None:
-        sentences.append(_scores(result))
-    suspicious = [e for e in result.entries if suspects(e)]
-    triggered = [e for e in result.entries if is_triggered(e)]
-    proven = sorted((e for e in triggered if suspects(e) and is_cured(e)), key=_cut, reverse=True)
-    if proven:
-        first = proven[0]
-        assert first.scores is not None
-        assert first.scores_fixed is not None
+
+    def _clever_hans(self) -> Verdict | None:
+        proven = sorted((e for e in self.triggered if e.suspects and is_cured(e)), key=_cut, reverse=True)
+        if not proven:
+            return None
+        first, loss = proven[0], self.measured.loss.value
+        before, after = triggered_share(first), triggered_share(first, mitigated=True)
         names = ", ".join(str(c) for c in first.fixed)
         more = f" and {len(proven) - 1} more classes" if len(proven) > 1 else ""
-        headline = (
-            f"{result.model} takes {_percent(first.scores.triggered.value)} of the images with only a spurious feature "
-            f"for {first.name}{more}; SpuFix leaves {_percent(first.scores_fixed.triggered.value)} at "
-            f"{_percent(abs(result.accuracy_loss.value))} {'loss' if result.accuracy_loss.value >= 0 else 'gain'} of accuracy"
+        return Verdict(
+            level="clever-hans",
+            headline=f"{self.model} takes {_percent(before)} of the images with only a spurious feature for {first.name}{more}; "
+            f"SpuFix leaves {_percent(after)} at {_percent(abs(loss))} {'loss' if loss >= 0 else 'gain'} of accuracy",
+            sentences=[
+                *self._figures(),
+                f"{first.name}, component{'s' if len(first.fixed) > 1 else ''} {names}: {_component_words(first)}. Explanation "
+                "and intervention agree: this is a Clever Hans effect.",
+            ],
+            about=About(
+                entry=first.name,
+                numbers={"triggered": before, "triggered, mended": after, "accuracy loss": loss},
+            ),
         )
-        sentences.append(
-            f"{first.name}, component{'s' if len(first.fixed) > 1 else ''} {names}: {_component_words(first)}. Explanation "
-            "and intervention agree: this is a Clever Hans effect."
-        )
-        return Verdict(level="clever-hans", headline=headline, sentences=sentences)
-    if triggered:
-        worst = max(triggered, key=lambda e: e.scores.triggered.value if e.scores else 0.0)
-        assert worst.scores is not None
+
+    def _unexplained(self) -> Verdict | None:
+        if not self.triggered:
+            return None
+        worst = max(self.triggered, key=triggered_share)
         why = (
             "switching off the components that look spurious does not end it"
-            if suspects(worst)
+            if worst.suspects
             else "no component of the class looks spurious by itself"
         )
+        share = triggered_share(worst)
         return Verdict(
             level="fragile",
-            headline=f"{_percent(worst.scores.triggered.value)} of the images with only a spurious feature are taken for "
-            f"{worst.name}, but {why}",
+            headline=f"{_percent(share)} of the images with only a spurious feature are taken for {worst.name}, but {why}",
             sentences=[
-                *sentences,
+                *self._figures(),
                 "Label the components of this class (pfungst label) and run the audit again.",
             ],
+            about=About(entry=worst.name, numbers={"triggered": share}),
         )
-    unverified = [e for e in suspicious if e.scores is None]
-    if unverified:
-        count = sum(len(suspects(e)) for e in unverified)
-        listed = ", ".join(e.name for e in unverified[:_NAMED]) + (" …" if len(unverified) > _NAMED else "")
-        kind = "judged" if result.chosen_by == "people" else "looks" if count == 1 else "look"
-        headline = f"{count} component{'s' if count > 1 else ''} {kind} spurious ({listed}); nothing has shown yet that they do harm"
+
+    def _condition(self) -> Verdict | None:
+        if not (fallen := self._fallen()):
+            return None
+        worst = fallen[0]
+        assert worst.fall is not None
+        gain = worst.gains[0] if worst.gains else None
+        return Verdict(
+            level="fragile",
+            headline=f"{self.model} falls from {_percent(self.as_is.accuracy.value)} to {_percent(worst.accuracy.value)} accuracy under "
+            f"{worst.variant.condition}" + (f": {gain.name} takes over" if gain else ""),
+            sentences=self._figures(),
+            about=About(
+                entry=gain.name if gain else "",
+                condition=worst.variant.condition,
+                numbers={"accuracy": worst.accuracy.value, "fall": worst.fall.value}
+                | ({"times": gain.times} if gain else {}),
+            ),
+        )
+
+    def _unverified(self) -> Verdict | None:
+        unverified = [e for e in self.suspicious if e.under().spurious is None]
+        if not unverified:
+            return None
+        count = sum(len(e.suspects) for e in unverified)
+        kind = "judged" if self.chosen_by == "people" else "looks" if count == 1 else "look"
         advice = "Collect images with only the feature (pfungst pool) and pass them as --spurious."
-        if result.chosen_by != "people":
-            advice = f"Look at them (pfungst label). {advice}"
-        return Verdict(level="fragile", headline=headline, sentences=[*sentences, advice])
-    headline = f"{result.model} shows no reliance on a spurious feature"
-    if suspicious:
-        sentences.append(
-            f"{sum(len(suspects(e)) for e in suspicious)} components look spurious, but images with only the feature do not "
-            "trigger their class."
+        return Verdict(
+            level="fragile",
+            headline=f"{count} component{'s' if count > 1 else ''} {kind} spurious ({few((e.name for e in unverified), _NAMED)}); "
+            "nothing has shown yet that they do harm",
+            sentences=[
+                *self._figures(),
+                advice if self.chosen_by == "people" else f"Look at them (pfungst label). {advice}",
+            ],
+            about=About(entry=unverified[0].name, numbers={"suspects": count}),
         )
-    elif result.mauc is None:
-        sentences.append(
-            "No images with only a spurious feature were given, so this rests on the ranking alone."
+
+    def _sound(self) -> Verdict:
+        sentences = self._figures()
+        if self.suspicious:
+            sentences.append(
+                f"{sum(len(e.suspects) for e in self.suspicious)} components look spurious, but images with only the feature do not "
+                "trigger their class."
+            )
+        elif self.as_is.mauc is None:
+            sentences.append(
+                "No images with only a spurious feature were given, so this rests on the ranking alone."
+            )
+        return Verdict(
+            level="sound",
+            headline=f"{self.model} shows no reliance on a spurious feature",
+            sentences=sentences,
+            about=About(numbers={"accuracy": self.as_is.accuracy.value}),
         )
-    return Verdict(level="sound", headline=headline, sentences=sentences)
+
+    def _fallen(self) -> list[Scores]:
+        """Conditions under which the model as it is loses accuracy, the largest fall first."""
+        fallen = [s for s in self.measured.scores if not s.variant.mitigated and is_fallen(s)]
+        return sorted(fallen, key=lambda s: -s.fall.value if s.fall else 0.0)
+
+    def _figures(self) -> list[str]:
+        """Accuracy, spurious score and falls, in sentences."""
+        text = (
+            f"Accuracy {_percent(self.as_is.accuracy.value)} on {self.measured.n_images:,} validation images"
+        )
+        if self.chosen_by == "nothing":
+            found = [f"{text}; nothing was switched off."]
+        else:
+            count = sum(len(e.fixed) for e in self.entries)
+            look = "looks" if count == 1 else "look"
+            who = "people judged spurious" if self.chosen_by == "people" else f"{look} most suspicious"
+            found = [
+                f"{text}, {_percent(self.mended.accuracy.value)} with the {count} component{'s' if count > 1 else ''} switched off "
+                f"that {who}."
+            ]
+        if self.as_is.mauc is not None and self.mended.mauc is not None:
+            tested = sum(e.under().spurious is not None for e in self.entries)
+            found.append(
+                f"Spurious score (mAUC) {_plain(self.as_is.mauc)} before and {_plain(self.mended.mauc)} after, over "
+                f"{tested} class{'es' if tested > 1 else ''}; {_percent(self.as_is.triggered or 0.0)} and "
+                f"{_percent(self.mended.triggered or 0.0)} of the images with only the feature are taken for the class."
+            )
+        for scores in self._fallen():
+            found.append(self._fall_words(scores))
+        return found
+
+    def _fall_words(self, scores: Scores) -> str:
+        name = scores.variant.condition
+        assert scores.fall is not None
+        text = f"Under {name} accuracy falls by {_range(scores.fall)} to {_percent(scores.accuracy.value)}"
+        if scores.gains:
+            text += f"; {_gain_words(scores.gains[0], self.measured.n_images)}"
+        mended = self.scores.get(Variant(condition=name, mitigated=True))
+        return f"{text}; SpuFix leaves {_percent(mended.accuracy.value)}." if mended else f"{text}."
 
 
-def suspects(entry: ClassEntry) -> list[int]:
-    """Components that people judged spurious, or, where nobody looked, that the ranking suspects."""
-    if entry.judged is not None:
-        return entry.judged
-    return [c.component for c in entry.components if c.suspect]
+def judge(
+    model: str, outputs: Outputs, measured: Measured, entries: list[ClassEntry], chosen_by: str
+) -> Verdict:
+    """The verdict, see :class:`Judge`."""
+    return Judge(model, outputs, measured, entries, chosen_by)()
+
+
+def triggered_share(entry: ClassEntry, mitigated: bool = False) -> float:
+    """Share of the images with only its feature that are taken for the class; 0 where there are none."""
+    spurious = entry.under(mitigated=mitigated).spurious
+    return 0.0 if spurious is None else spurious.triggered.value
 
 
 def is_triggered(entry: ClassEntry) -> bool:
     """Whether the spurious images are taken for the class, far more often than other classes' images are."""
-    if entry.scores is None:
+    spurious = entry.under().spurious
+    if spurious is None or spurious.n_spurious < limits.SPURIOUS_IMAGES:
         return False
-    rate = entry.scores.triggered
+    rate = spurious.triggered
     low = rate.low if rate.low is not None else rate.value
-    return rate.value >= TRIGGERED and low > (entry.false_positives or 0.0)
+    return rate.value >= limits.TRIGGERED and low > (entry.false_positives or 0.0)
 
 
 def is_cured(entry: ClassEntry) -> bool:
     """Whether switching components off makes the spurious images lose the class."""
-    if entry.scores is None or entry.scores_fixed is None or not entry.fixed:
+    before, after = (entry.under(mitigated=m).spurious for m in (False, True))
+    if before is None or after is None or not entry.fixed:
         return False
-    before, after = entry.scores.triggered.value, entry.scores_fixed.triggered.value
-    return before - after >= CURED * before and entry.scores_fixed.auc.value >= entry.scores.auc.value
+    share = before.triggered.value
+    return share - after.triggered.value >= limits.CURED * share and after.auc.value >= before.auc.value
+
+
+def is_fallen(scores: Scores) -> bool:
+    """Whether a condition costs accuracy: a fall worth a mark, whose interval excludes none."""
+    return scores.fall is not None and scores.fall.value >= limits.FALL and (scores.fall.low or 0.0) > 0
 
 
 def _cut(entry: ClassEntry) -> float:
-    assert entry.scores is not None
-    assert entry.scores_fixed is not None
-    return entry.scores.triggered.value - entry.scores_fixed.triggered.value
+    return triggered_share(entry) - triggered_share(entry, mitigated=True)
 
 
 def _component_words(entry: ClassEntry) -> str:
-    found = [c for c in entry.components if c.fixed]
+    found = [c for c in entry.components if c.component in entry.fixed]
     if entry.judged is not None or not found:
         return "people judged its components spurious"
     first = found[0]
@@ -133,27 +290,12 @@ def _component_words(entry: ClassEntry) -> str:
     return f"{words} (rank {rank} of {entry.ranked})"
 
 
-def _accuracy(result: ClassifierResult) -> str:
-    text = f"Accuracy {_percent(result.accuracy.value)} on {result.n_validation:,} validation images"
-    if result.chosen_by == "nothing":
-        return f"{text}; nothing was switched off."
-    count = sum(len(e.fixed) for e in result.entries)
-    look = "looks" if count == 1 else "look"
-    who = "people judged spurious" if result.chosen_by == "people" else f"{look} most suspicious"
+def _gain_words(gain: Gain, images: int) -> str:
+    before, after = (n / images for n in gain.predicted)
+    times = f"{gain.times:.0f}" if gain.times >= 9.5 else f"{gain.times:.1f}"
     return (
-        f"{text}, {_percent(result.accuracy_fixed.value)} with the {count} component{'s' if count > 1 else ''} switched off "
-        f"that {who}."
-    )
-
-
-def _scores(result: ClassifierResult) -> str:
-    assert result.mauc is not None
-    assert result.mauc_fixed is not None
-    tested = [e for e in result.entries if e.scores is not None]
-    return (
-        f"Spurious score (mAUC) {_interval(result.mauc)} before and {_interval(result.mauc_fixed)} after, over "
-        f"{len(tested)} class{'es' if len(tested) > 1 else ''}; {_percent(result.triggered or 0.0)} and "
-        f"{_percent(result.triggered_fixed or 0.0)} of the images with only the feature are taken for the class."
+        f"{gain.name} gains most: {_percent(before)} of the images are taken for it before, {_percent(after)} after, its "
+        f"probability × {times} in the median"
     )
 
 
@@ -161,22 +303,32 @@ def _percent(value: float) -> str:
     return f"{value:.1%}" if 0 < abs(value) < 0.0995 else f"{value:.0%}"
 
 
-def _interval(value: Interval) -> str:
-    return (
-        f"{value.value:.2f} ({value.low:.2f}–{value.high:.2f})"
-        if value.low is not None
-        else f"{value.value:.2f}"
+def _range(value: Interval) -> str:
+    ends = (
+        ""
+        if value.low is None or value.high is None
+        else f" ({_percent(value.low)} to {_percent(value.high)})"
     )
+    return _percent(value.value) + ends
+
+
+def _plain(value: Interval) -> str:
+    ends = "" if value.low is None else f" ({value.low:.2f}–{value.high:.2f})"
+    return f"{value.value:.2f}{ends}"
 
 
 # --- gates -----------------------------------------------------------------------------------------------
 
 
-def metrics(result: ClassifierResult) -> dict[str, Metric]:
-    """The metrics that ``pfungst check`` can gate on: of the whole, and of the worst class."""
+def metrics(measured: Measured, entries: list[ClassEntry]) -> dict[str, Metric]:
+    """The metrics that ``pfungst check`` can gate on: of the whole, and of the worst class or condition."""
     table: dict[str, Metric] = {}
+    scores = {s.variant: s for s in measured.scores}
+    as_is = scores[Variant(condition=ORIGINAL)]
+    mended = scores.get(Variant(condition=ORIGINAL, mitigated=True), as_is)
 
-    def whole(name: str, better: Better, meaning: str, value: float | None) -> None:
+    def whole(name: str, better: Better, meaning: str, value: float | Interval | None) -> None:
+        value = value.value if isinstance(value, Interval) else value
         if value is not None and math.isfinite(value):
             table[name] = Metric(value=value, where="all classes", meaning=meaning, better=better)
 
@@ -184,101 +336,88 @@ def metrics(result: ClassifierResult) -> dict[str, Metric]:
         if per:
             table[name] = Metric.worst(per, better, meaning)
 
-    whole("accuracy", "higher", "accuracy on the validation images", result.accuracy.value)
-    whole("accuracy-fixed", "higher", "the same with SpuFix", result.accuracy_fixed.value)
-    whole("accuracy-loss", "lower", "accuracy minus that with SpuFix", result.accuracy_loss.value)
-    whole(
-        "mauc",
-        "higher",
-        "mean ROC AUC, images of a class against its spurious feature alone",
-        _value(result.mauc),
-    )
-    whole("mauc-fixed", "higher", "the same with SpuFix", _value(result.mauc_fixed))
-    whole("mauc-gain", "higher", "mAUC with SpuFix minus without", _value(result.mauc_gain))
-    whole(
-        "published-map",
-        "higher",
-        "mean average precision, as the published code computes",
-        result.published_map,
-    )
-    whole("published-map-fixed", "higher", "the same with SpuFix", result.published_map_fixed)
+    same = "the same with SpuFix"
+    whole("accuracy", "higher", "accuracy on the validation images", as_is.accuracy)
+    whole("accuracy-fixed", "higher", same, mended.accuracy)
+    whole("accuracy-loss", "lower", "accuracy minus that with SpuFix", measured.loss)
+    meaning = "mean ROC AUC, images of a class against its spurious feature alone"
+    whole("mauc", "higher", meaning, as_is.mauc)
+    whole("mauc-fixed", "higher", same, mended.mauc)
+    whole("mauc-gain", "higher", "mAUC with SpuFix minus without", measured.gain)
+    meaning = "mean average precision, as the published code computes"
+    whole("published-map", "higher", meaning, as_is.published_map)
+    whole("published-map-fixed", "higher", same, mended.published_map)
 
-    names = {e.index: f"{e.index} {e.name}" for e in result.entries}
-    scored = [(names[e.index], e.scores, e.scores_fixed) for e in result.entries if e.scores]
-    worst("class-auc", "higher", "ROC AUC of one class", {n: s.auc.value for n, s, _ in scored})
-    worst("class-auc-fixed", "higher", "the same with SpuFix", {n: f.auc.value for n, _, f in scored if f})
-    worst(
-        "triggered",
-        "lower",
-        "share of images with only the spurious feature that are taken for the class",
-        {n: s.triggered.value for n, s, _ in scored},
-    )
-    worst(
-        "triggered-fixed", "lower", "the same with SpuFix", {n: f.triggered.value for n, _, f in scored if f}
-    )
+    for suffix, mitigated in (("", False), ("-fixed", True)):
+        by = {e.name: e.under(mitigated=mitigated).spurious for e in entries}
+        scored = {name: s for name, s in by.items() if s is not None}
+        meaning = same if mitigated else "ROC AUC of one class"
+        worst(f"class-auc{suffix}", "higher", meaning, {n: s.auc.value for n, s in scored.items()})
+        meaning = (
+            same
+            if mitigated
+            else "share of images with only the spurious feature that are taken for the class"
+        )
+        worst(f"triggered{suffix}", "lower", meaning, {n: s.triggered.value for n, s in scored.items()})
+        under = {v.condition: s for v, s in scores.items() if v.mitigated is mitigated and s.fall is not None}
+        meaning = same if mitigated else "accuracy under a condition"
+        worst(
+            f"condition-accuracy{suffix}", "higher", meaning, {c: s.accuracy.value for c, s in under.items()}
+        )
+        meaning = same if mitigated else "accuracy minus that under a condition"
+        worst(f"fall{suffix}", "lower", meaning, {c: s.fall.value for c, s in under.items() if s.fall})
+    losses = {e.name: (e.under().accuracy, e.under(mitigated=True).accuracy) for e in entries}
     worst(
         "class-accuracy-loss",
         "lower",
         "accuracy minus that with SpuFix, of one class",
-        {
-            names[e.index]: e.accuracy.value - e.accuracy_fixed.value
-            for e in result.entries
-            if e.accuracy and e.accuracy_fixed
-        },
+        {name: a.value - b.value for name, (a, b) in losses.items() if a and b},
     )
-    worst(
-        "harm",
-        "lower",
-        "how harmful the most suspicious component looks, blind",
-        {names[e.index]: max(c.harm for c in e.components) for e in result.entries if e.components},
-    )
-    suspicious = {names[e.index]: float(len(suspects(e))) for e in result.entries}
-    worst("suspects", "lower", f"components with harm of {SUSPECT} or more, or judged spurious", suspicious)
+    meaning = "how harmful the most suspicious component looks, blind"
+    worst("harm", "lower", meaning, {e.name: e.harm for e in entries if e.components})
+    meaning = f"components with harm of {limits.SUSPECT:g} or more, or judged spurious"
+    worst("suspects", "lower", meaning, {e.name: float(len(e.suspects)) for e in entries})
     return table
 
 
-def _value(interval: Interval | None) -> float | None:
-    return None if interval is None else interval.value
+_SPUFIX = {
+    "mean": "SpuFix subtracts the positive α of the chosen components from the logit of their class, as published; no weight is "
+    "changed. Of a feature in a share of the class's training images, that share of what it adds stays (--reference absent "
+    "removes it whole).",
+    "absent": "SpuFix subtracts from the logit of a class what α of its chosen components exceeds α of the training images that "
+    "lack the feature: their mean, the lower group of the best split in two. No weight is changed. The published method "
+    "(--reference mean) measures from the mean of all images, and so leaves the more of a feature the more of them have it.",
+}
 
 
-def _spufix(result: ClassifierResult) -> str:
-    if result.reference == "mean":
-        return (
-            "SpuFix subtracts the positive α of the chosen components from the logit of their class, as published; no weight is "
-            "changed. Of a feature in a share of the class's training images, that share of what it adds stays (--reference absent "
-            "removes it whole)."
-        )
-    return (
-        "SpuFix subtracts from the logit of a class what α of its chosen components exceeds α of the training images that lack the "
-        "feature: their mean, the lower group of the best split in two. No weight is changed. The published method (--reference "
-        "mean) measures from the mean of all images, and so leaves the more of a feature the more of them have it."
-    )
-
-
-def explain_numbers(result: ClassifierResult) -> list[str]:
+def explain_numbers(study: Study, measured: Measured, chosen_by: str) -> list[str]:
     """How the numbers were made, for the reader of the report."""
     notes = [
-        f"Components: neural PCA of each class's weighted penultimate features (layer {result.layer}), all training images "
+        f"Classes: {study.outputs.order}.",
+        f"Components: neural PCA of each class's weighted penultimate features (layer {study.head.layer}), all training images "
         "of the class, no prediction filter (Neuhaus et al. 2023).",
         "α is what a component adds to the logit of its class, relative to the mean over the class's training images.",
         "Harm: geometric mean of two or three cues. Concentration: how far the best split of α into two groups explains more of its "
         "variance than it would for a bell curve by chance, times the share by which the gap between the groups changes the odds of the "
-        "class. Reach: that share, or the confidence of the feature visualisation if it is higher. Share of the heatmap off the "
-        "object, where masks exist. "
-        f"From {SUSPECT} a component is called suspicious. Nobody looked at the images for that.",
-        _spufix(result),
+        "class. Reach: that share, or, of the components shown, the confidence of the feature visualisation if it is higher. Share of "
+        f"the heatmap off the object, where masks exist. From {limits.SUSPECT:g} a component is called suspicious. Nobody looked "
+        "at the images for that.",
+        _SPUFIX[study.config.reference],
         "Class intervals: Wilson for shares, Newcombe for AUC. Whole: paired bootstrap, 2,000 draws of images within classes.",
     ]
-    if result.mauc is not None:
+    if len(study.conditions) > 1:
+        notes.append(
+            f"A condition counts as a fall from {_percent(limits.FALL)} of accuracy on the same images, where the interval excludes "
+            "none. Times: the probability of a class after over before, median over the validation images."
+        )
+    if measured.gain is not None:
         notes.append(
             "mAUC is the ROC AUC that the paper defines; the average precision that its published code computes is named "
             "published mAP. The two are not comparable."
         )
-    if result.chosen_by == "ranking":
+    if chosen_by == "ranking":
         notes.append(
             "The components that SpuFix switches off were chosen by the blind ranking, which can be wrong: look at them before "
             "using the fix."
         )
-    if result.npfv_note:
-        notes.append(result.npfv_note)
     return notes

@@ -6,8 +6,6 @@ import math
 
 from pfungst.measure import Split
 
-SUSPECT = 0.5  # harm from which a component is called suspicious
-
 
 def strength(split: Split) -> float:
     """1 − e^−gap, the share by which the gap between the two groups changes the odds of the class, in [0, 1]."""
