@@ -16,13 +16,13 @@ from pfungst.audit.check import Gate, check
 from pfungst.audit.classifier.config import ClassifierConfig
 from pfungst.audit.classifier.models import load_classifier, short_name
 from pfungst.audit.classifier.run import run
-from pfungst.audit.classifier.measure import fall, rate
 from pfungst.audit.result import load
 from pfungst.data import open_images
 from pfungst.errors import CheckpointError, ConfigError, DataError, InputError, PfungstError, UnreadableImages
 from pfungst.label import Study, export, read_task
 from pfungst.measure import best_split
 from pfungst.measure.limits import SUSPECT
+from pfungst.measure.proportions import paired_fall, wilson
 from pfungst.spurious import FeatureHead, read_components, write_components
 from pfungst.spurious.harm import concentration, harm
 
@@ -159,7 +159,9 @@ def test_components_judged_by_people_are_what_is_switched_off(data, tmp_path, bi
     entry = next(e for e in result.entries if e.index == MARKED)
     assert result.chosen_by == "people"
     assert entry.fixed == entry.judged == [worst]
-    assert [c.component for c in entry.components if c.component in entry.fixed] == [worst]  # shown although not among the first
+    assert [c.component for c in entry.components if c.component in entry.fixed] == [
+        worst
+    ]  # shown although not among the first
     assert all(not e.fixed for e in result.entries if e.index != MARKED)
     assert read_components(file, result.fingerprint) == {MARKED: [worst]}
 
@@ -360,10 +362,10 @@ def test_harm_is_not_refuted_by_a_visualisation_that_failed():
 
 
 def test_intervals_of_shares_and_losses():
-    found = rate(np.array([True] * 8 + [False] * 2))
+    found = wilson(np.array([True] * 8 + [False] * 2))
     assert (found.value, found.low, found.high) == pytest.approx((0.8, 0.4902, 0.9433), abs=1e-4)
     before, after = np.array([True] * 90 + [False] * 10), np.array([True] * 80 + [False] * 20)
-    change = fall(before, after)
+    change = paired_fall(before, after)
     assert change.value == pytest.approx(0.1)
     half = 1.96 * math.sqrt(0.1 * 0.9 / 100)
     assert change.low == pytest.approx(0.1 - half, abs=0.02)

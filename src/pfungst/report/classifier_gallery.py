@@ -45,10 +45,13 @@ def class_id(entry: ClassEntry) -> str:
     return f"class-{entry.index}"
 
 
-def class_note(entry: ClassEntry) -> str:
-    """What stays visible of a class when it is closed."""
+def class_note(entry: ClassEntry, short: bool = False) -> str:
+    """What stays visible of a class when it is closed; short, only its index where that is not its name."""
+    words = [] if entry.name == str(entry.index) else [f"class {entry.index}"]
+    if short:
+        return "".join(words)
     suspects = sum(c.suspect for c in entry.components)
-    words = [f"class {entry.index}", text.plural(entry.n_train, "training image")]
+    words.append(text.plural(entry.n_train, "training image"))
     if entry.judged is not None:
         words.append(f"{len(entry.judged)} judged spurious")
     if suspects:
@@ -63,7 +66,7 @@ def component_gallery(entry: ClassEntry, folder: Path, budget: Budget) -> Galler
         DataError: a picture is missing or damaged.
     """
     chosen = entry.components[: budget.components]
-    chosen += [c for c in entry.components[budget.components :] if c.fixed]
+    chosen += [c for c in entry.components[budget.components :] if c.component in entry.fixed]
     caption = (
         "Histogram: α of all training images of the class; orange is the upper group of the best split in two. Heatmaps: GradCAM "
         "of α, each on its own scale."
@@ -98,9 +101,8 @@ def _exhibit(entry: ClassEntry, component: Component, rank: int, folder: Path, b
         else "Training images of highest α"
     )
     strips.append(Strip(title, tiles, pairs=explained))
-    tags = [
-        word for word, said in (("suspicious", component.suspect), ("switched off", component.fixed)) if said
-    ]
+    said = {"suspicious": component.suspect, "switched off": component.component in entry.fixed}
+    tags = [word for word, true in said.items() if true]
     if entry.judged is not None:
         tags.append("judged spurious" if component.component in entry.judged else "not judged spurious")
     return Exhibit(
@@ -117,8 +119,8 @@ def _reason(component: Component, rank: int, ranked: int) -> str:
         f"α is {text.number(component.gap)} logits higher in {text.percent(component.share)} of the class's images than in the rest "
         f"(concentration {text.ratio(component.concentration)})"
     )
-    if component.visual_confidence is not None:
-        words.append(f"its visualisation has confidence {text.ratio(component.visual_confidence)}")
+    if component.visual is not None:
+        words.append(f"its visualisation has confidence {text.ratio(component.visual.confidence)}")
     if component.off_object is not None:
         words.append(f"{text.percent(component.off_object)} of its heatmap lies off the object")
     return "; ".join(words) + "."

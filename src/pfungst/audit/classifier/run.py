@@ -17,7 +17,7 @@ from pfungst.audit.classifier.pictures import PictureFolder
 from pfungst.audit.classifier.prepare import Given, Study
 from pfungst.audit.classifier.result import ClassEntry, ClassifierResult, Explained
 from pfungst.audit.classifier.task import write_label_task
-from pfungst.audit.classifier.verdict import explain_numbers, judge, metrics
+from pfungst.audit.classifier.verdict import Judge, explain_numbers, metrics
 from pfungst.audit.conditions import ORIGINAL
 from pfungst.audit.machine import circumstances
 from pfungst.audit.result import Skipped, save
@@ -139,7 +139,6 @@ def _result(
     chosen_by = (
         "nothing" if not any(e.fixed for e in entries) else "ranking" if study.judged is None else "people"
     )
-    verdict = judge(name, study.outputs, measured, entries, chosen_by)
     skipped = {
         f"{'val' if part == ORIGINAL else part}: {id_}": reason
         for part, store in stores.items()
@@ -149,7 +148,7 @@ def _result(
     return ClassifierResult(
         title=f"{name} on {Path(config.train).resolve().name}",
         **circumstances(config, started),
-        verdict=verdict,
+        verdict=Judge(study, measured, entries, chosen_by)(),
         metrics=metrics(measured, entries),
         skipped=[Skipped(id=id_, reason=reason) for id_, reason in skipped.items()],
         notes=notes + explain_numbers(study, measured, chosen_by),
@@ -165,7 +164,7 @@ def _result(
         n_classes=study.head.linear.n_classes,
         n_validation=len(stores[ORIGINAL]),
         entries=entries,
-        scores=measured.scores,
+        scores=list(measured.scores.values()),
         accuracy_loss=measured.loss,
         mauc_gain=measured.gain,
         npfv_note=NOTE if config.steps else "",
