@@ -1,4 +1,4 @@
-"""The classifier audit on a model whose spurious feature is known: ranking, scores, repair, files, bad input."""
+"""The classifier audit on a model whose spurious feature is known: ranking, scores, repair, files, input."""
 
 import json
 import math
@@ -34,8 +34,9 @@ def data(tmp_path_factory):
 
 def config(data, out, model="biased", **options):
     base = {
-        "model": f"{data}/toy.py:{model}", "train": data / "train", "val": data / "val", "spurious": data / "spurious",
-        "out": out, "size": SIZE, "steps": 10, "n_components": 4, "candidates": 4, "shown": 3, "device": "cpu",
+        "model": f"{data}/toy.py:{model}", "train": data / "train", "val": data / "val",
+        "spurious": data / "spurious", "out": out, "size": SIZE, "steps": 10, "n_components": 4,
+        "candidates": 4, "shown": 3, "device": "cpu",
     }  # fmt: skip
     return ClassifierConfig.build(**base | options)
 
@@ -348,7 +349,7 @@ def test_few_images_of_one_bell_raise_no_suspicion(n):
 
 
 def test_harm_is_not_refuted_by_a_visualisation_that_failed():
-    """Regression: a shortcut of 5 logits in a third of a class had harm 0.08 as its visualisation had confidence 0.01."""
+    """Regression: a shortcut of 5 logits had harm 0.08 as its visualisation had confidence 0.01."""
     rng = np.random.default_rng(0)
     shortcut = best_split(np.r_[rng.normal(0, 0.5, 1400), rng.normal(5.4, 0.5, 600)])
     assert harm(shortcut, 0.01) > 0.9

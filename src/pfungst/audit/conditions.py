@@ -17,7 +17,8 @@ def conditions_for(own: str, texts: Sequence[str], size: int | None) -> dict[str
     A text without a resizer is added to that preparation; one with a resizer replaces it.
 
     Raises:
-        ConfigError: a condition or a logo cannot be read, a logo does not fit into images of this size, or two are the same.
+        ConfigError: a condition or a logo cannot be read, a logo does not fit into images of this size, or
+            two are the same.
     """
     found = {ORIGINAL: Condition.parse(own)}
     for text in texts:

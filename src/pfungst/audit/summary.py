@@ -109,7 +109,7 @@ def _texts_table(result: SimilarityResult) -> Table:
 
 
 def _classifier_table(result: ClassifierResult, most: int = 12) -> Table:
-    """The classes that matter most, those with spurious images first, then the most suspicious; and conditions."""
+    """The classes that matter most, those with spurious images first; and conditions."""
     order = sorted(result.entries, key=lambda e: e.seriousness, reverse=True)
     more = f", {len(order) - most} more in the report" if len(order) > most else ""
     fixed = result.chosen_by != "nothing"

@@ -1,8 +1,10 @@
 """The classes of ImageNet-1k and of the five orders of ImageNet-21k in which published models answer.
 
-Every order but that of `ms` is by WordNet id; the table beside this file says which synsets each holds, and what they are
-called: all lemmas of the 1,000, the first of the others. Derived from the lists of class ids and lemmas in timm's
-``timm/data/_info`` (Apache-2.0), whose names are WordNet 3.0's (© 2006 Princeton University, WordNet licence).
+Every order but that of `ms` is by WordNet id; the table beside this file says which synsets each holds, and
+what they are
+called: all lemmas of the 1,000, the first of the others. Derived from the lists of class ids and lemmas in
+timm's ``timm/data/_info`` (Apache-2.0), whose names are WordNet 3.0's (© 2006 Princeton University, WordNet
+licence).
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ def order(outputs: int) -> tuple[str, ...] | None:
 
 
 def wnid_of(label: str) -> str | None:
-    """The WordNet id that a label is, or begins with ("n01440764_tench"); None where it has none that is known."""
+    """The WordNet id that a label is, or begins with ("n01440764_tench"); None without a known one."""
     match = _WNID.match(label)
     return match[1] if match and match[1] in _table() else None
 
@@ -50,7 +52,7 @@ def title(label: str) -> str:
 
 
 def plain(name: str) -> str:
-    """A name without what spellings differ in: case, underscores, hyphens, apostrophes, further names after a comma."""
+    """A name without what spellings differ in: case, underscores, hyphens, names after a comma."""
     return re.sub(r"[\s_-]+", " ", name.partition(",")[0].replace("'", "")).strip().lower()
 
 

@@ -1,4 +1,4 @@
-"""Which output of a classifier each label of a data set means: by given names, by ImageNet's classes, by index, by order."""
+"""Which output of a classifier each label means: by names, ImageNet's classes, index or order."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Outputs:
         return self.names.get(output, f"output {output}")
 
     def describe(self, order: Mapping[int, int]) -> str:
-        """Another order of classes, {class: output}, in words: what it sorts by, or where the classes moved."""
+        """Another order of classes, {class: output}, in words: what it sorts by, or what moved."""
         labels = {k: label for label, k in self.index.items() if k in order}
         called = {
             k: self.name(k).partition(" ")[2] if imagenet.wnid_of(self.name(k)) else self.name(k)
@@ -53,9 +53,9 @@ class Outputs:
 def match_outputs(labels: Iterable[str], n_outputs: int, names: Sequence[str] | None = None) -> Outputs:
     """The output of each label.
 
-    With names, labels are these names. Without: numbers are indices; WordNet ids and names of ImageNet's classes (in any
-    case, with underscores, any lemma) are found in the order that a model with so many outputs has; as many labels
-    as outputs are in sorted order.
+    With names, labels are these names. Without: numbers are indices; WordNet ids and names of ImageNet's
+    classes (in any case, with underscores, any lemma) are found in the order that a model with so many
+    outputs has; as many labels as outputs are in sorted order.
 
     Args:
         labels: of the data set.
@@ -83,7 +83,8 @@ def match_outputs(labels: Iterable[str], n_outputs: int, names: Sequence[str] | 
             wnids = [w for w in _wnids(label, n_outputs) if w in where]
             if len(wnids) > 1:
                 raise InputError(
-                    f"the label {label!r} names {len(wnids)} classes of ImageNet: {few(map(imagenet.title, wnids))}",
+                    f"the label {label!r} names {len(wnids)} classes of ImageNet: "
+                    f"{few(map(imagenet.title, wnids))}",
                     "use their WordNet ids",
                 )
             rows += [where[w] for w in wnids]
@@ -95,7 +96,8 @@ def match_outputs(labels: Iterable[str], n_outputs: int, names: Sequence[str] | 
         if len(found) != n_outputs:
             near = suggest(wrong[0], (t.partition(" ")[2] for t in map(imagenet.title, known)), "its classes")
             raise InputError(
-                f"{len(wrong)} labels are none of the {n_outputs:,} classes of ImageNet: {few(map(repr, wrong))}",
+                f"{len(wrong)} labels are none of the {n_outputs:,} classes of ImageNet: "
+                f"{few(map(repr, wrong))}",
                 f"{near}; name the labels by WordNet id, class name or index, or give --class-names",
             )
     if len(found) != n_outputs:
@@ -138,7 +140,8 @@ def _by_names(labels: list[str], n_outputs: int, names: Sequence[str]) -> Output
         raise InputError(
             f"{len(wrong)} labels of the image set are no class of the model: {few(map(repr, wrong))}; "
             f"the model's {len(names)} classes: {few(map(repr, names))}",
-            f"{suggest(wrong[0], names, 'classes')}; rename the folders, or give the class names in the order of the model's outputs",
+            f"{suggest(wrong[0], names, 'classes')}; rename the folders, or give the class names in the "
+            "order of the model's outputs",
         )
     return Outputs(index, {i: imagenet.title(n) for i, n in enumerate(names)}, "the class names given")
 

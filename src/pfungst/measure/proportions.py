@@ -1,4 +1,4 @@
-"""Shares of images that a classifier gets right: their intervals, what changes them, what other order of classes has more."""
+"""Shares of images that a classifier gets right: intervals, falls, and orders of classes that have more."""
 
 from __future__ import annotations
 
@@ -38,11 +38,12 @@ def paired_fall(before: ArrayLike, after: ArrayLike, seed: int = 0) -> Interval:
 
 
 def better_order(labels: Array, predicted: Array) -> tuple[Interval, dict[int, int]] | None:
-    """Share of images that another order of classes gets right, and {class: output} in it; None where none is clearly better.
+    """Share of images that another order of classes gets right, and {class: output} in it; None where none is
+    clearly better.
 
-    The best assignment of classes to outputs is found on each half of the images and measured on the other, so that it is
-    no better by chance. Clearly: intervals apart, by :data:`~pfungst.measure.limits.REORDERED` or more, and two classes move
-    (one that is taken for another output is a confusion, not an order).
+    The best assignment of classes to outputs is found on each half of the images and measured on the other,
+    so that it is no better by chance. Clearly: intervals apart, by :data:`~pfungst.measure.limits.REORDERED`
+    or more, and two classes move (one that is taken for another output is a confusion, not an order).
 
     Args:
         labels: (N,) class indices. predicted: (N,) outputs.

@@ -208,8 +208,8 @@ def _classes(result: ClassifierResult) -> Section:
         columns.append(Column("AUC", "higher is better"))
         columns.append(Column("Average precision", "published score"))
         caption = (
-            "Worst first. Small figures are 95 % intervals. A class without images that show only its feature "
-            "has no spurious score."
+            "Worst first. Small figures are 95 % intervals. A class without images that show only its "
+            "feature has no spurious score."
         )
     order = _ordered(result)
     groups = [Rows(_class_rows(e, list(result.conditions), scored)) for e in order]
@@ -271,14 +271,14 @@ def _components(result: ClassifierResult, folder: Path) -> Section:
     lazy = len(order) > _PLAIN
     blocks += [_class_details(e, folder, budget, lazy, first=e is order[0]) for e in order]
     lead = (
-        "Components are ranked blind: nobody has looked at them. Each row shows how α, what the component adds to "
-        "the logit of the class, is spread over the class's training images, the five images where it is highest, "
-        "and where in them it comes from."
+        "Components are ranked blind: nobody has looked at them. Each row shows how α, what the component "
+        "adds to the logit of the class, is spread over the class's training images, the five images where "
+        "it is highest, and where in them it comes from."
     )
     if any(len(e.components) > budget.components for e in result.entries):
         lead += (
-            f" This page shows {budget.components} per class; all of them, in full size, are in images/ and in "
-            "label-task.json, for pfungst label."
+            f" This page shows {budget.components} per class; all of them, in full size, are in images/ and "
+            "in label-task.json, for pfungst label."
         )
     links = [(class_id(e), e.name) for e in order] if len(order) <= _LINKED else []
     return Section(id="components", title="Components", lead=lead, blocks=blocks, links=links)
@@ -318,5 +318,5 @@ def _method(result: ClassifierResult) -> Section:
         facts,
         beside=[Facts(title="Images", facts=text.flatten(result.preprocessing))],
         heading="Value",
-        caption="pfungst check compares them with limits; those of classes or conditions are the worst of all.",
+        caption="pfungst check compares them with limits; of classes or conditions they are the worst.",
     )

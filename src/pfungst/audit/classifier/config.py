@@ -27,7 +27,8 @@ class ClassifierConfig(AuditConfig):
     classes: list[str] = Field([], description="Classes, comma-separated, by name, WordNet id or index [all]")
     class_names: Path | None = Field(
         None,
-        description="Names in the order of the model's outputs: JSON list, or one a line [found by ImageNet's classes, or sorted]",
+        description="Names in the order of the model's outputs: JSON list, or one a line "
+        "[ImageNet's classes, or sorted]",
     )
     masks: Path | None = Field(None, description="Masks of the object, same paths, .png")
     layer: str | None = Field(None, description="The final linear layer [found by itself]")

@@ -53,7 +53,7 @@ class Explainer:
         self.confidence = dict(zip(store.ids, store.confidence, strict=True))
 
     def __call__(self, class_: int) -> Explained:
-        """The most harmful-looking components of a class, and those that people judged, with their pictures."""
+        """The most harmful-looking components of a class and those that people judged, pictured."""
         alpha = self.npca.alpha_features(self.store.of_class(class_), class_).numpy()  # (n, m)
         ranked, shown, visual = self.rank(class_, alpha)
         return Explained(
@@ -69,14 +69,15 @@ class Explainer:
     def rank(self, class_: int, alpha: np.ndarray) -> tuple[int, list[Ranked], Visualisation | None]:
         """How many components were ranked, those to show by falling harm, and their feature visualisations.
 
-        All candidates are ranked by α and where masks exist the heatmap; only what is shown is visualised, and then
-        ranked by that too.
+        All candidates are ranked by α and where masks exist the heatmap; only what is shown is visualised,
+        and then ranked by that too.
         """
         judged = [] if self.study.judged is None else self.study.judged.get(class_, [])
         known = alpha.shape[1]
         if any(c >= known for c in judged):
             raise InputError(
-                f"class {self.study.names[class_]} has {known} components, the components file names {judged}",
+                f"class {self.study.names[class_]} has {known} components, the components file names "
+                f"{judged}",
                 "use the training images the components were found on",
             )
         numbers = dict.fromkeys([*range(min(self.config.candidates, known)), *judged])

@@ -52,7 +52,7 @@ class Labelled:
         return self._read(self.items[self._rows[id_]])
 
     def mask(self, id_: str, folder: Path | None) -> np.ndarray | None:
-        """The object's mask, (S, S) boolean, from the data set or from a folder of masks; None without one."""
+        """The object's mask, (S, S) boolean, from the data set or a folder of masks; None without one."""
         item = self._masked(self.items[self._rows[id_]], folder)
         try:
             mask = item.read_mask()
@@ -70,7 +70,7 @@ class Labelled:
         return combined(self.ids, self.labels, str(self.condition), self.size)
 
     def state(self, masks: Path | None) -> str:
-        """Names these images, of which those that are not there do not count, and their masks as they are now."""
+        """Names these images as they are now, those that are there, and their masks."""
         found = []
         for row, item in enumerate(self.items):
             with suppress(OSError):

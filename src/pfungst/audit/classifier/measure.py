@@ -70,8 +70,8 @@ def measure(
 
     Args:
         study: what is audited.
-        stores: features of the validation images by the name of the condition; of the images with only a feature
-            under "spurious".
+        stores: features of the validation images by the name of the condition; of the images with only a
+            feature under "spurious".
         fixed: the mended model.
         classes: indices of the audited classes.
 

@@ -1,4 +1,4 @@
-"""What SpuFix switches off: components that people judged spurious, else the first suspects of the ranking."""
+"""What SpuFix switches off: components that people judged spurious, else the first suspects."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a classifier audit is about: files, classes and components, checked before the model is loaded, then matched to it."""
+"""What a classifier audit is about: checked before the model is loaded, then matched to it."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Study:
 
 @dataclass(frozen=True)
 class Given:
-    """The files that the configuration names, listed but not decoded; `names` are those of ``--class-names``."""
+    """What the configuration names, listed but not decoded; `names` are those of ``--class-names``."""
 
     config: ClassifierConfig
     train: ImageSet
@@ -111,7 +111,8 @@ class Given:
         """What is audited of a loaded classifier.
 
         Raises:
-            ConfigError, DataError, InputError: labels, components or conditions do not fit it; see :meth:`match`.
+            ConfigError, DataError, InputError: labels, components or conditions do not fit it; see
+                :meth:`match`.
         """
         config, preprocessing = self.config, classifier.preprocessing
         device, size = choose_device(config.device), preprocessing.size
@@ -139,12 +140,13 @@ class Given:
         )
 
     def match(self, n_outputs: int) -> tuple[Outputs, set[int], SpuriousFolder | None]:
-        """The outputs of a model that has so many, the classes to audit, and their images with only a feature.
+        """The outputs of a model that has so many, the classes to audit, their images with only a feature.
 
         Raises:
             InputError: labels do not fit the model or each other.
             ConfigError: a class to audit does not exist.
-            DataError: a class has too few training images, or no validation images where it has spurious ones.
+            DataError: a class has too few training images, or no validation images where it has spurious
+                ones.
         """
         outputs = _outputs(self.train, self.val, self.names, n_outputs)
         counts = Counter(outputs.index[_label(item)] for item in self.train.items)
@@ -256,8 +258,9 @@ def _outputs(train: ImageSet, val: ImageSet, given: list[str] | None, n_outputs:
     if unknown := sorted(set(map(_label, val.items)) - set(outputs.index)):
         if outputs.order == SORTED:
             raise InputError(
-                f"{len(unknown)} labels of the validation set are no training labels: {few(map(repr, unknown))}; "
-                f"the training set has {len(outputs.index)}: {few(map(repr, sorted(outputs.index)))}",
+                f"{len(unknown)} labels of the validation set are no training labels: "
+                f"{few(map(repr, unknown))}; the training set has {len(outputs.index)}: "
+                f"{few(map(repr, sorted(outputs.index)))}",
                 "name the folders of both sets alike, or give --class-names",
             )
         more = match_outputs(unknown, n_outputs, given)
@@ -274,7 +277,8 @@ def _judged(config: ClassifierConfig, fingerprint: dict[str, Any] | None) -> dic
     beyond = {k: [c for c in found if c >= config.n_components] for k, found in judged.items()}
     if beyond := {k: found for k, found in beyond.items() if found}:
         raise InputError(
-            f"{config.components} names components beyond the {config.n_components} that are computed: {beyond}",
+            f"{config.components} names components beyond the {config.n_components} that are computed: "
+            f"{beyond}",
             "raise --n-components",
         )
     return judged

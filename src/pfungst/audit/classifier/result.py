@@ -24,10 +24,11 @@ class Component(Model):
 
     component: int = Field(description="index by falling variance, from 0")
     harm: float = Field(
-        description="geometric mean of concentration, reach (of gap and visual confidence the better) and off_object, in [0, 1]"
+        description="geometric mean of concentration, reach (of gap and visual confidence the better) and "
+        "off_object, in [0, 1]"
     )
     concentration: float = Field(
-        description="how clearly α falls into two groups, times how much the gap between them can do, in [0, 1]"
+        description="how clearly α falls into two groups, times how much their gap can do, in [0, 1]"
     )
     share: float = Field(description="training images of the class in the upper group of α")
     gap: float = Field(description="mean α of the upper minus that of the lower group, in logits")
@@ -139,7 +140,7 @@ class ClassifierResult(Result):
         description="who chose the components that are fixed"
     )
     reference: Literal["mean", "absent"] = Field(
-        description="the images of a class that SpuFix measures its components from: all, or those without the feature",
+        description="images of a class that SpuFix measures from: all, or those without the feature"
     )
     n_classes: int
     n_validation: int

@@ -32,8 +32,8 @@ from pfungst.spurious.visualise import NOTE
 def run(config: ClassifierConfig) -> ClassifierResult:
     """Run the audit; writes ``result.json``, ``images/`` and ``label-task.json`` into ``config.out``.
 
-    Classes, files and components are checked before the model is loaded; unreadable images are all named by the pass
-    over the images. Finished features and classes survive an interruption.
+    Classes, files and components are checked before the model is loaded; unreadable images are all named by
+    the pass over the images. Finished features and classes survive an interruption.
 
     Returns:
         The result, as written.
@@ -77,7 +77,7 @@ def run(config: ClassifierConfig) -> ClassifierResult:
 
 
 def extract(study: Study, workspace: Workspace) -> dict[str, FeatureStore]:
-    """Features of the training images, of the validation images under each condition, and of the spurious images."""
+    """Features of the training, validation (under each condition) and spurious images."""
     config, head = study.config, study.head
     sets: dict[str, Labelled | SpuriousFolder] = {"train": study.train}
     sets |= {name: study.val.under(condition) for name, condition in study.conditions.items()}
@@ -111,7 +111,7 @@ def extract(study: Study, workspace: Workspace) -> dict[str, FeatureStore]:
 def explain(
     study: Study, workspace: Workspace, npca: NeuralPCA, store: FeatureStore
 ) -> tuple[list[Explained], str | None]:
-    """The components of every class, and the layer of their heatmaps; classes of an interrupted run are taken over."""
+    """The components of every class, and the layer of their heatmaps; finished classes are taken over."""
     state = combined(npca.model_fingerprint_, study.train.state(study.config.masks), study.judged)
     explainer, found = Explainer(study, npca, store), []
     with progress_bar("classes", len(npca.classes_)) as bar:

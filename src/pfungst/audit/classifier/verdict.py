@@ -1,7 +1,8 @@
 """From numbers to a sentence: what a classifier audit concludes, and the metrics that gates use.
 
-A component is called a Clever Hans effect only when explanation and intervention agree: it looks spurious (blind
-ranking, or people), images with only the feature are taken for the class, and switching the component off ends it.
+A component is called a Clever Hans effect only when explanation and intervention agree: it looks spurious
+(blind ranking, or people), images with only the feature are taken for the class, and switching the component
+off ends it.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pfungst.measure import limits
 
 @dataclass(frozen=True)
 class Judge:
-    """The verdict of an audit; `chosen_by` says who chose what is switched off: people, ranking or nothing."""
+    """The verdict of an audit; `chosen_by`: who chose what is switched off."""
 
     study: Study
     measured: Measured
@@ -64,10 +65,10 @@ class Judge:
             headline=f"{self.model} answers in another order of classes than assumed: accuracy "
             f"{_percent(here.value)} in this one, {_percent(best.value)} in the one that fits best",
             sentences=[
-                f"Assumed is {self.study.outputs.order}. What fits best, found on half of the validation images "
-                f"and measured on the rest, is {self.study.outputs.describe(order)}.",
-                "Give the names in the order of the model's outputs (--class-names) and audit again; no other "
-                "number here means anything.",
+                f"Assumed: {self.study.outputs.order}. What fits best, found on half of the validation images "
+                f"and measured on the rest: {self.study.outputs.describe(order)}.",
+                "Give the names in the order of the model's outputs (--class-names) and audit again; no "
+                "other number here means anything.",
             ],
             about=About(numbers={"accuracy": here.value, "accuracy in the best order": best.value}),
         )
@@ -98,12 +99,13 @@ class Judge:
         more = f" and {len(proven) - 1} more classes" if len(proven) > 1 else ""
         return self._verdict(
             "clever-hans",
-            f"{self.model} takes {_percent(before)} of the images with only a spurious feature for {first.name}"
-            f"{more}; SpuFix leaves {_percent(after)} at {_percent(abs(loss))} {'loss' if loss >= 0 else 'gain'} "
-            "of accuracy",
+            f"{self.model} takes {_percent(before)} of the images with only a spurious feature for "
+            f"{first.name}{more}; SpuFix leaves {_percent(after)} at {_percent(abs(loss))} "
+            f"{'loss' if loss >= 0 else 'gain'} of accuracy",
             [
                 f"{first.name}, component{'s' if len(first.fixed) > 1 else ''} {names}: "
-                f"{_component_words(first)}. Explanation and intervention agree: this is a Clever Hans effect."
+                f"{_component_words(first)}. Explanation and intervention agree: this is a Clever Hans "
+                "effect."
             ],
             About(
                 entry=first.name,
@@ -122,7 +124,8 @@ class Judge:
         share = triggered_share(worst)
         return self._verdict(
             "fragile",
-            f"{_percent(share)} of the images with only a spurious feature are taken for {worst.name}, but {why}",
+            f"{_percent(share)} of the images with only a spurious feature are taken for {worst.name}, but "
+            f"{why}",
             ["Label the components of this class (pfungst label) and run the audit again."],
             About(entry=worst.name, numbers={"triggered": share}),
         )
@@ -155,8 +158,8 @@ class Judge:
         advice = "" if self.chosen_by == "people" else "Look at them (pfungst label). "
         return self._verdict(
             "fragile",
-            f"{count} component{'s' if count > 1 else ''} {kind} spurious ({few((e.name for e in found), 3)}); "
-            "nothing has shown yet that they do harm",
+            f"{count} component{'s' if count > 1 else ''} {kind} spurious "
+            f"({few((e.name for e in found), 3)}); nothing has shown yet that they do harm",
             [f"{advice}Collect images with only the feature (pfungst pool) and pass them as --spurious."],
             About(entry=found[0].name, numbers={"suspects": count}),
         )
@@ -166,7 +169,8 @@ class Judge:
         sentences = []
         if count:
             sentences.append(
-                f"{count} components look spurious, but images with only the feature do not trigger their class."
+                f"{count} components look spurious, but images with only the feature do not trigger their "
+                "class."
             )
         elif self.measured.as_is.mauc is None:
             sentences.append(
@@ -200,7 +204,8 @@ class Judge:
             found.append(
                 f"Spurious score (mAUC) {_plain(as_is.mauc)} before and {_plain(mended.mauc)} after, over "
                 f"{tested} class{'es' if tested > 1 else ''}; {_percent(as_is.triggered or 0.0)} and "
-                f"{_percent(mended.triggered or 0.0)} of the images with only the feature are taken for the class."
+                f"{_percent(mended.triggered or 0.0)} of the images with only the feature are taken for the "
+                "class."
             )
         return found + [self._fall_words(s) for s in self._fallen()]
 
@@ -208,16 +213,16 @@ class Judge:
         assert scores.fall is not None
         name, n = scores.variant.condition, self.measured.n_images
         text = (
-            f"Under {name} accuracy falls by {_range(scores.fall)}, to {_percent(scores.accuracy.value)} of the "
-            "same images"
+            f"Under {name} accuracy falls by {_range(scores.fall)}, to {_percent(scores.accuracy.value)} of "
+            "the same images"
         )
         if scores.gains:
             gain = scores.gains[0]
             before, after = (_percent(count / n) for count in gain.predicted)
             times = f"{gain.times:.0f}" if gain.times >= 9.5 else f"{gain.times:.1f}"
             text += (
-                f"; {gain.name} gains most: {before} of the images are taken for it before, {after} after, its "
-                f"probability × {times} in the median"
+                f"; {gain.name} gains most: {before} of the images are taken for it before, {after} after, "
+                f"its probability × {times} in the median"
             )
         mended = self.measured.scores.get(Variant(condition=name, mitigated=True))
         return f"{text}; SpuFix leaves {_percent(mended.accuracy.value)}." if mended else f"{text}."
@@ -327,13 +332,13 @@ def metrics(measured: Measured, entries: list[ClassEntry]) -> dict[str, Metric]:
 
 
 _SPUFIX = {
-    "mean": "SpuFix subtracts the positive α of the chosen components from the logit of their class, as published; "
-    "no weight is changed. Of a feature in a share of the class's training images, that share of what it adds "
-    "stays (--reference absent removes it whole).",
-    "absent": "SpuFix subtracts from the logit of a class what α of its chosen components exceeds α of the training "
-    "images that lack the feature: their mean, the lower group of the best split in two. No weight is changed. The "
-    "published method (--reference mean) measures from the mean of all images, and so leaves the more of a feature "
-    "the more of them have it.",
+    "mean": "SpuFix subtracts the positive α of the chosen components from the logit of their class, as "
+    "published; no weight is changed. Of a feature in a share of the class's training images, that share of "
+    "what it adds stays (--reference absent removes it whole).",
+    "absent": "SpuFix subtracts from the logit of a class what α of its chosen components exceeds α of the "
+    "training images that lack the feature: their mean, the lower group of the best split in two. No weight "
+    "is changed. The published method (--reference mean) measures from the mean of all images, and so leaves "
+    "the more of a feature the more of them have it.",
 }
 
 
@@ -341,31 +346,34 @@ def explain_numbers(study: Study, measured: Measured, chosen_by: str) -> list[st
     """How the numbers were made, for the reader of the report."""
     notes = [
         f"Classes: {study.outputs.order}.",
-        f"Components: neural PCA of each class's weighted penultimate features (layer {study.head.layer}), all "
-        "training images of the class, no prediction filter (Neuhaus et al. 2023).",
-        "α is what a component adds to the logit of its class, relative to the mean over its training images.",
-        "Harm: geometric mean of two or three cues. Concentration: how far the best split of α into two groups "
-        "explains more of its variance than it would for a bell curve by chance, times the share by which the gap "
-        "between the groups changes the odds of the class. Reach: that share, or, of the components shown, the "
-        "confidence of the feature visualisation if it is higher. Share of the heatmap off the object, where masks "
-        f"exist. From {limits.SUSPECT:g} a component is called suspicious. Nobody looked at the images for that.",
+        f"Components: neural PCA of each class's weighted penultimate features (layer {study.head.layer}), "
+        "all training images of the class, no prediction filter (Neuhaus et al. 2023).",
+        "α is what a component adds to the logit of its class, relative to the mean over its training "
+        "images.",
+        "Harm: geometric mean of two or three cues. Concentration: how far the best split of α into two "
+        "groups explains more of its variance than it would for a bell curve by chance, times the share by "
+        "which the gap between the groups changes the odds of the class. Reach: that share, or, of the "
+        "components shown, the confidence of the feature visualisation if it is higher. Share of the heatmap "
+        f"off the object, where masks exist. From {limits.SUSPECT:g} a component is called suspicious. "
+        "Nobody looked at the images for that.",
         _SPUFIX[study.config.reference],
         "Intervals: Wilson for shares, Newcombe for AUC of a class; for mAUC, gains, losses and falls paired "
         "bootstrap, 2,000 draws of images within classes.",
     ]
     if len(study.conditions) > 1:
         notes.append(
-            f"A condition counts as a fall from {_percent(limits.FALL)} of accuracy on the same images, where the "
-            "interval excludes none. Times: the probability of a class after over before, median over the images."
+            f"A condition counts as a fall from {_percent(limits.FALL)} of accuracy on the same images, "
+            "where the interval excludes none. Times: the probability of a class after over before, median "
+            "over the images."
         )
     if measured.gain is not None:
         notes.append(
-            "mAUC is the ROC AUC that the paper defines; the average precision that its published code computes is "
-            "named published mAP. The two are not comparable."
+            "mAUC is the ROC AUC that the paper defines; the average precision that its published code "
+            "computes is named published mAP. The two are not comparable."
         )
     if chosen_by == "ranking":
         notes.append(
-            "The components that SpuFix switches off were chosen by the blind ranking, which can be wrong: look at "
-            "them before using the fix."
+            "The components that SpuFix switches off were chosen by the blind ranking, which can be wrong: "
+            "look at them before using the fix."
         )
     return notes
