@@ -121,6 +121,28 @@ def test_a_condition_that_changes_nothing_leaves_the_verdict(data, tmp_path):
     assert result.under("jpeg:95").gains == []
 
 
+# --- names of classes ------------------------------------------------------------------------------------
+
+
+def test_imagenets_layout_is_sorted_by_wordnet_id_and_classes_are_chosen_by_any_name(data, tmp_path):
+    """Regression: of ImageNet's layout some labels were names, others ids, and sorting mixed them up."""
+    for part in ("train", "val"):
+        for old, new in (("blue", "n01440764"), ("green", "n03000684"), ("red", "n03888257")):
+            shutil.copytree(data / part / old, tmp_path / "root" / part / new)
+    root = tmp_path / "root"
+    for number, (wanted, names) in enumerate(
+        {
+            "chain_saw,Tench": ["n01440764 tench", "n03000684 chain saw"],
+            "n03888257": ["n03888257 parachute"],
+            "1": ["n03000684 chain saw"],
+        }.items()
+    ):
+        result = run(config(data, tmp_path / str(number), "clean", train=root, val=root, classes=wanted))
+        assert [e.name for e in result.entries] == names
+        assert result.accuracy.value == 1.0
+    assert result.named_by == "the labels in sorted order"
+
+
 # --- no classifier, too few images -----------------------------------------------------------------------
 
 

@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from pfungst.audit.workspace import refuse_old_result
 from pfungst.conditions import Condition
 from pfungst.data import ImageSet, Item, open_images
 from pfungst.data import imagenet_classes as imagenet
+from pfungst.data.imagenet import is_imagenet
 from pfungst.data.outputs import SORTED, Outputs, match_outputs
 from pfungst.device import choose_device
 from pfungst.errors import ConfigError, DataError, InputError, PfungstError, few
@@ -198,6 +199,9 @@ def open_labelled(path: Path, training: bool) -> ImageSet:
             f"{path} holds {len(sets)} image sets: {names}", "give a folder with one folder per class"
         )
     images = sets[0]
+    if is_imagenet(path):  # which calls some classes by name: outputs are in the order of WordNet ids
+        named = [replace(item, label=item.groups["wnid"]) for item in images.items]
+        images = ImageSet(images.name, named, images.notes)
     known = {item.split for item in images.items} - {None}
     wanted = _TRAIN if training else _HELD_OUT
     if known & set(wanted):
@@ -246,7 +250,7 @@ def choose_classes(wanted: Sequence[str], outputs: Outputs, known: set[int]) -> 
 
 
 def _label(item: Item) -> str:
-    return str(item.groups.get("wnid", item.label))
+    return str(item.label)
 
 
 def _labelled(items: list[tuple[Item, int]], condition: Condition, size: int) -> Labelled:
