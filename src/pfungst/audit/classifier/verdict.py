@@ -143,9 +143,13 @@ class Judge:
         )
         name = ""
         if worst.gains:
-            name = worst.gains[0].name
-            headline += f": {name} takes over"
-            numbers["times"] = worst.gains[0].times
+            gain = worst.gains[0]
+            name = gain.name
+            taken = (gain.predicted[1] - gain.predicted[0]) / self.measured.n_images
+            headline += (
+                f"; {name} {'takes over' if taken >= limits.TAKEN * worst.fall.value else 'gains most'}"
+            )
+            numbers |= {"times": gain.times, "taken": taken}
         about = About(entry=name, condition=worst.variant.condition, numbers=numbers)
         return self._verdict("fragile", headline, [], about)
 
