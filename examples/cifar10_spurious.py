@@ -167,16 +167,18 @@ def main() -> None:
 
     for name, result in (("planted", planted), ("clean", clean)):
         entry = next(e for e in result.entries if e.name == args.target)
-        assert entry.scores is not None
-        assert result.mauc is not None
-        assert result.mauc_fixed is not None
+        first, second = result.under(), result.under(mitigated=True)
+        before, after = entry.under().spurious, entry.under(mitigated=True).spurious
+        assert first.mauc is not None
+        assert second.mauc is not None
+        assert before is not None
+        assert after is not None
         print(f"{name}: {result.verdict.level}: {result.verdict.headline}")
-        print(f"  accuracy {result.accuracy.value:.3f} -> {result.accuracy_fixed.value:.3f}")
-        print(f"  mAUC {result.mauc.value:.3f} -> {result.mauc_fixed.value:.3f}")
-        assert entry.scores_fixed is not None
-        after = entry.scores_fixed.triggered.value
+        print(f"  accuracy {first.accuracy.value:.3f} -> {second.accuracy.value:.3f}")
+        print(f"  mAUC {first.mauc.value:.3f} -> {second.mauc.value:.3f}")
         print(
-            f"  other classes with the square taken for {args.target}: {entry.scores.triggered.value:.1%} -> {after:.1%}"
+            f"  other classes with the square taken for {args.target}: {before.triggered.value:.1%} "
+            f"-> {after.triggered.value:.1%}"
         )
         print(f"  harm in {args.target}: {[(c.component, round(c.harm, 2)) for c in entry.components[:5]]}")
         suspects = [

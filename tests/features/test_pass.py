@@ -14,7 +14,7 @@ import torch
 
 from pfungst.audit.anomaly.config import AnomalyConfig
 from pfungst.audit.classifier.config import ClassifierConfig
-from pfungst.audit.classifier.data import Labelled
+from pfungst.audit.classifier.images import Labelled
 from pfungst.audit.classifier.models import load_classifier
 from pfungst.audit.similarity.config import SimilarityConfig
 from pfungst.audit.similarity.embeddings import Source, conditions_for, embed

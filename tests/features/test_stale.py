@@ -299,7 +299,7 @@ def test_an_audit_with_kept_features_measures_the_present_network_and_images(tmp
 
 def test_finished_classes_are_not_taken_over_for_another_network(tmp_path, monkeypatch):
     root = squares.make(tmp_path / "data", train=6, val=5)
-    monkeypatch.setattr(classifier_audit, "answer", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(classifier_audit, "measure", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         audit(root, tmp_path / "a", features=None)
     monkeypatch.undo()

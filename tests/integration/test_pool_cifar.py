@@ -16,6 +16,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 from pfungst.audit.classifier.demo import train
+from pfungst.audit.result import load as load_result
 from pfungst.cli import app
 from pfungst.label import Study
 from pfungst.pool import PoolModel, direction, index, score, search, to_label_task, to_spurious_folder
@@ -227,7 +228,8 @@ def test_the_whole_way_by_commands(shared, tmp_path, monkeypatch):
     study.close()
     pfungst("pool", "export", tmp_path / "task", "--out", tmp_path / "set")
     pfungst(*audit, "--spurious", tmp_path / "set", "--out", tmp_path / "again")
-    result = json.loads((tmp_path / "again" / "result.json").read_text())
-    print(f"mAUC {result['mauc']['value']:.2f}, with SpuFix {result['mauc_fixed']['value']:.2f}")
-    assert result["mauc_gain"]["low"] > 0
-    assert result["triggered_fixed"] < result["triggered"]
+    result = load_result(tmp_path / "again")
+    first, second = result.under(), result.under(mitigated=True)
+    print(f"mAUC {first.mauc.value:.2f}, with SpuFix {second.mauc.value:.2f}")
+    assert result.mauc_gain.low > 0
+    assert second.triggered < first.triggered

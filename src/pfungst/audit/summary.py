@@ -112,30 +112,33 @@ def _texts_table(result: SimilarityResult) -> Table:
 
 
 def _classifier_table(result: ClassifierResult, most: int = 12) -> Table:
-    """The classes that matter most: those with spurious images first, then the most suspicious."""
-    order = sorted(
-        result.entries,
-        key=lambda e: (
-            e.scores.triggered.value if e.scores else -1.0,
-            max((c.harm for c in e.components), default=0),
-        ),
-        reverse=True,
-    )
+    """The classes that matter most, those with spurious images first; and conditions."""
+    order = sorted(result.entries, key=lambda e: e.seriousness, reverse=True)
     more = f", {len(order) - most} more in the report" if len(order) > most else ""
-    table = Table(title=f"{result.model}: as it is → with SpuFix{more}", title_justify="left")
-    table.add_column("class", no_wrap=True)
-    table.add_column("component (harm)", no_wrap=True)
-    for name in ("accuracy", "triggered", "AUC"):
+    fixed = result.chosen_by != "nothing"
+    change = ": as it is → with SpuFix" if fixed else ""
+    table = Table(title=f"{result.model}{change}{more}", title_justify="left")
+    table.add_column("class", overflow="fold")
+    table.add_column("component (harm)", overflow="fold")
+    table.add_column("accuracy", justify="right", no_wrap=True)
+    scored = any(e.under().spurious for e in result.entries)
+    for name in ("triggered", "AUC") if scored else ():
         table.add_column(name, justify="right", no_wrap=True)
     for entry in order[:most]:
         top = entry.components[0] if entry.components else None
-        first, second = entry.scores, entry.scores_fixed
+        first, second = entry.under(), entry.under(mitigated=True)
+        one, two = first.spurious, second.spurious
+        cells = [entry.name, f"{top.component} ({top.harm:.2f})" if top else "–"]
+        cells.append(_arrow(first.accuracy, second.accuracy if fixed else None, _rate))
+        if scored:
+            cells.append(_arrow(one.triggered if one else None, two.triggered if two else None, _rate))
+            cells.append(_arrow(one.auc if one else None, two.auc if two else None, _plain))
+        table.add_row(*cells, end_section=entry is order[:most][-1])
+    for name in list(result.conditions)[1:]:
+        before, after = result.under(name), result.under(name, mitigated=True)
+        gain = before.gains[0].name if before.gains else "–"
         table.add_row(
-            f"{entry.index} {entry.name}",
-            f"{top.component} ({top.harm:.2f})" if top else "–",
-            _arrow(entry.accuracy, entry.accuracy_fixed, _rate),
-            _arrow(first.triggered if first else None, second.triggered if second else None, _rate),
-            _arrow(first.auc if first else None, second.auc if second else None, _plain),
+            f"all, {name}", f"→ {gain}", _arrow(before.accuracy, after.accuracy if fixed else None, _rate)
         )
     return table
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from pfungst.errors import DataError
@@ -26,9 +27,21 @@ def visible(path: Path, root: Path) -> bool:
 
 
 def images_in(folder: Path, recursive: bool = False) -> list[Path]:
-    """The image files of a folder by their ending, sorted, hidden ones left out."""
-    found = folder.rglob("*") if recursive else folder.iterdir()
+    """The image files of a folder by their ending, sorted, hidden ones left out; links to folders are
+    followed."""
+    found = _below(folder) if recursive else folder.iterdir()
     return sorted(p for p in found if p.suffix.lower() in EXTENSIONS and visible(p, folder) and p.is_file())
+
+
+def _below(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
+    """All files below a folder; a link back to a folder above itself is not followed again."""
+    real = folder.resolve()
+    if real not in above:
+        for child in folder.iterdir():
+            if child.is_dir():
+                yield from _below(child, (*above, real))
+            else:
+                yield child
 
 
 def subfolders(folder: Path) -> list[Path]:

@@ -74,3 +74,11 @@ TELLS_APART = Limit(0.8, "2026-07-01", "AUROC from which similarity tells relati
 # --- classifier ------------------------------------------------------------------------------------------
 TRIGGERED = Limit(0.25, "2026-07-01", "share of images with only the feature that are taken for the class")
 CURED = Limit(0.25, "2026-07-01", "share of these that the mended model answers otherwise")
+SUSPECT = Limit(0.5, "2026-07-01", "harm from which a component is called suspicious")
+SPURIOUS_IMAGES = Limit(
+    5, "2026-11-26", "of a class, from which its share can be told from a quarter: 95 % Wilson"
+)
+TAKEN = Limit(0.25, "2026-11-26", "share of a fall that one class gains, from which it is said to take over")
+REORDERED = Limit(
+    0.2, "2026-11-26", "by which another order of classes, chosen on half of the images, fits the rest better"
+)

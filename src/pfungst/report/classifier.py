@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
-from pfungst.audit.classifier.result import ClassEntry, ClassifierResult, SpuriousScores
+from pfungst.audit.classifier.result import ClassEntry, ClassifierResult, Scores
 from pfungst.audit.result import Interval, Result
-from pfungst.report import closing, text
+from pfungst.report import parts, plots, text
 from pfungst.report.classifier_gallery import Budget, class_id, class_note, component_gallery
 from pfungst.report.page import (
     Block,
     Cell,
     Column,
-    Columns,
     Details,
     Facts,
+    Figure,
     Finder,
+    Key,
     Lazy,
     Page,
     Prose,
@@ -24,13 +26,14 @@ from pfungst.report.page import (
     Stat,
     Step,
     Table,
-    Tone,
     expect,
 )
 
 _LINKED = 24  # classes named in the table of contents
-_REFERENCE = {"mean": "the mean of the class", "absent": "the class's images without the feature"}
+_SEARCHED = 8  # classes up to which no search box is needed
 _PLAIN = 40  # classes up to which nothing is held back until it is opened
+_REFERENCE = {"mean": "the mean of the class", "absent": "the class's images without the feature"}
+_CHOSEN = {"people": ", chosen by people", "ranking": ", chosen by the blind ranking", "nothing": ""}
 
 
 def page(result: Result, folder: Path) -> Page:
@@ -44,14 +47,26 @@ def page(result: Result, folder: Path) -> Page:
         DataError: images are missing or damaged, or it is another kind of result.
     """
     result = expect(result, ClassifierResult)
-    components = sum(len(e.components) for e in result.entries)
-    facts = [("Model", result.model), ("Classes audited", f"{len(result.entries):,} of {result.n_classes:,}")]
-    facts += [("Components shown", f"{components:,}"), ("Validation images", f"{result.n_validation:,}")]
-    facts += [("Switched off", _chosen(result))]
+    fixed = sum(len(e.fixed) for e in result.entries)
     return Page.of(
         result,
-        facts=facts,
-        sections=[_classes(result), _components(result, folder), closing.skipped(result), _method(result)],
+        facts=[
+            ("Model", result.model),
+            ("Classes audited", f"{len(result.entries):,} of {result.n_classes:,}"),
+            ("Components shown", f"{sum(len(e.components) for e in result.entries):,}"),
+            ("Validation images", f"{result.n_validation:,}"),
+            (
+                "Switched off",
+                f"{text.plural(fixed, 'component')}{_CHOSEN[result.chosen_by]}" if fixed else "nothing",
+            ),
+        ],
+        sections=[
+            _conditions(result),
+            _classes(result),
+            _components(result, folder),
+            parts.skipped(result),
+            _method(result),
+        ],
         stats=_headline(result),
         stats_note=_headline_note(result),
     )
@@ -60,61 +75,52 @@ def page(result: Result, folder: Path) -> Page:
 # --- head ------------------------------------------------------------------------------------------------
 
 
-def _chosen(result: ClassifierResult) -> str:
-    count = sum(len(e.fixed) for e in result.entries)
-    who = {"people": "chosen by people", "ranking": "chosen by the blind ranking", "nothing": ""}[
-        result.chosen_by
-    ]
-    return f"{text.plural(count, 'component')}{', ' if who else ''}{who}" if count else "nothing"
-
-
-def _steps(before: float, after: float | None, write: object = text.percent) -> list[Step]:
-    assert callable(write)
+def _steps(before: float, after: float | None, write: Callable[[float], str] = text.percent) -> list[Step]:
     steps = [Step("as it is", write(before), "original")]
     return steps if after is None else [*steps, Step("with SpuFix", write(after), "mitigated")]
 
 
 def _headline(result: ClassifierResult) -> list[Stat]:
-    fixed = result.chosen_by != "nothing"
+    first = result.under()
+    second = result.under(mitigated=True) if result.chosen_by != "nothing" else None
     stats = []
-    if result.triggered is not None and result.mauc is not None:
-        after = result.triggered_fixed if fixed else None
+    if first.triggered is not None and first.mauc is not None:
         note = "Images that show only the feature, mean over classes."
-        stats.append(Stat("Taken for the class", _steps(result.triggered, after), note))
-        after = result.mauc_fixed.value if fixed and result.mauc_fixed else None
-        stats.append(
-            Stat(
-                "Spurious score (mAUC)",
-                _steps(result.mauc.value, after, text.ratio),
-                "1 is no reliance; 0.50 is chance.",
-            )
-        )
-    after = result.accuracy_fixed.value if fixed else None
-    stats.append(Stat("Accuracy", _steps(result.accuracy.value, after, _fine), "On the validation images."))
-    suspects = sum(c.suspect for e in result.entries for c in e.components)
-    classes = sum(any(c.suspect for c in e.components) for e in result.entries)
-    note = f"In {text.plural(classes, 'class', 'classes')}, ranked blind."
+        after = second.triggered if second else None
+        stats.append(Stat("Taken for the class", _steps(first.triggered, after), note))
+        after = second.mauc.value if second and second.mauc else None
+        note = "1 is no reliance; 0.50 is chance."
+        stats.append(Stat("Spurious score (mAUC)", _steps(first.mauc.value, after, text.ratio), note))
+    after = second.accuracy.value if second else None
+    stats.append(Stat("Accuracy", _steps(first.accuracy.value, after, _fine), "On the validation images."))
+    condition = result.verdict.about.condition
+    if condition:
+        after = result.under(condition, mitigated=True).accuracy.value if second else None
+        value = result.under(condition).accuracy.value
+        stats.append(Stat(f"Accuracy under {condition}", _steps(value, after, _fine), "On the same images."))
+    suspects = sum(len(e.suspects) for e in result.entries)
+    classes = sum(bool(e.suspects) for e in result.entries)
+    note = f"In {text.plural(classes, 'class', 'classes')}."
     stats.append(Stat("Components that look spurious", [Step("of those shown", f"{suspects:,}")], note))
     return stats
 
 
 def _headline_note(result: ClassifierResult) -> str:
-    if result.mauc is None:
-        return "No images with only a spurious feature were given (--spurious), so what triggers a class is not measured."
-    words = []
-    for name, value in (
-        ("mAUC", result.mauc),
-        ("with SpuFix", result.mauc_fixed),
-        ("gain", result.mauc_gain),
-    ):
-        if value is not None:
-            words.append(
-                f"{name} {text.ratio(value.value)} ({text.interval(value.low, value.high, text.ratio)})"
-            )
-    if result.published_map is not None and result.published_map_fixed is not None:
-        words.append(
-            f"published mAP (average precision) {text.ratio(result.published_map)} → {text.ratio(result.published_map_fixed)}"
+    first, second = result.under(), result.under(mitigated=True)
+    if first.mauc is None:
+        return (
+            "No images with only a spurious feature were given (--spurious), so what triggers a class is not "
+            "measured."
         )
+    values = {"mAUC": first.mauc, "with SpuFix": second.mauc, "gain": result.mauc_gain}
+    words = [
+        f"{name} {text.ratio(value.value)} ({text.interval(value.low, value.high, text.ratio)})"
+        for name, value in values.items()
+        if value is not None
+    ]
+    if first.published_map is not None and second.published_map is not None:
+        change = f"{text.ratio(first.published_map)} → {text.ratio(second.published_map)}"
+        words.append(f"published mAP (average precision) {change}")
     return f"{'; '.join(words)}. 95 % intervals."
 
 
@@ -122,80 +128,127 @@ def _fine(value: float) -> str:
     return f"{100 * value:.1f}{text.THIN}%"
 
 
-# --- classes ---------------------------------------------------------------------------------------------
+# --- conditions ------------------------------------------------------------------------------------------
 
 
-def _classes(result: ClassifierResult) -> Section:
-    scored = any(e.scores for e in result.entries)
-    columns = [
-        Column("Class", numeric=False),
-        Column("Harm", "most suspicious"),
-        Column("Accuracy", "validation"),
+def _conditions(result: ClassifierResult) -> Section | None:
+    """What each condition costs, and which class takes over; None with the original condition only."""
+    if len(result.conditions) < 2:
+        return None
+    groups = [
+        Rows([_condition_row(s, result) for s in result.scores if s.variant.condition == name])
+        for name in result.conditions
     ]
-    if scored:
-        columns += [
-            Column("Taken for the class", "spurious images"),
-            Column("AUC", "higher is better"),
-            Column("Average precision", "published score"),
-        ]
-    order = sorted(result.entries, key=_seriousness, reverse=True)
-    groups = [Rows(_rows(e, scored)) for e in order]
+    columns = [Column("Condition", numeric=False), Column("Accuracy"), Column("Fall", "on the same images")]
+    columns += [Column("Gains most", numeric=False), Column("Taken for it", "before → after")]
+    columns += [Column("Its probability", "median, times")]
     table = Table(
         columns=columns,
         groups=groups,
-        name="Results by class",
-        caption="Worst first. Small figures are 95 % intervals. A class without images that show only its feature has no "
-        "spurious score." if scored else "Most suspicious first. Small figures are 95 % intervals.",
-    )  # fmt: skip
-    blocks: list[Block] = [table]
-    if len(order) > 8:
-        blocks.insert(
-            0, Finder(label="Find a class", target="#classes tbody", count=len(order), noun="classes")
+        name="Accuracy by condition",
+        caption="Small figures are 95 % intervals; of the fall by a paired bootstrap over the images.",
+    )
+    facts = Facts(title="Conditions", facts=list(result.conditions.items()))
+    lead = "The validation images as the model's images are prepared, and with each condition added."
+    return Section(
+        id="conditions", title="Other conditions", lead=lead, blocks=[_condition_plot(result), table, facts]
+    )
+
+
+def _condition_row(scores: Scores, result: ClassifierResult) -> list[Cell]:
+    variant, colour = scores.variant, parts.tone(scores.variant)
+    name = Cell("with SpuFix", tone=colour) if variant.mitigated else Cell(variant.condition)
+    cells = [name, parts.cell(scores.accuracy, text.percent, tone=colour)]
+    cells.append(parts.cell(scores.fall, text.percent, tone=colour, missing="the condition compared with"))
+    if not scores.gains:
+        return [*cells, Cell("–", title="no class gains"), Cell("–"), Cell("–")]
+    gain = scores.gains[0]
+    shares = " → ".join(text.percent(n / result.n_validation) for n in gain.predicted)
+    return [*cells, Cell(gain.name), Cell(shares), Cell(f"× {text.number(gain.times)}")]
+
+
+def _condition_plot(result: ClassifierResult) -> Figure:
+    first, *others = [result.under(name).accuracy for name in result.conditions]
+    shown: dict[str, list[Interval | None]] = {
+        "original": [first, *[None] * len(others)],
+        "deployed": [None, *others],
+    }
+    keys = [Key(label="As its images are prepared", colour="original", shape="circle")]
+    keys += [Key(label="Under a condition", colour="deployed", shape="diamond")]
+    if result.chosen_by != "nothing":
+        shown["mitigated"] = [result.under(name, True).accuracy for name in result.conditions]
+        keys.append(Key(label="With SpuFix", colour="mitigated", shape="square"))
+    panels = [plots.Panel("Accuracy", shown, percent=True)]
+    label = "Dot plot of accuracy under each condition, with 95 % intervals"
+    rows = [text.shorten(name) for name in result.conditions]
+    return Figure(
+        title="What each condition costs",
+        picture=plots.dots(rows, panels, label),
+        narrow=plots.dots(rows, panels, label, width=344),
+        legend=keys,
+        caption="One row per condition, on the same validation images. Bars are 95 % intervals.",
+    )
+
+
+# --- classes ---------------------------------------------------------------------------------------------
+
+
+def _ordered(result: ClassifierResult) -> list[ClassEntry]:
+    return sorted(result.entries, key=lambda e: e.seriousness, reverse=True)
+
+
+def _classes(result: ClassifierResult) -> Section:
+    scored = any(e.under().spurious for e in result.entries)
+    columns = [Column("Class", numeric=False), Column("Harm", "most suspicious")]
+    columns.append(Column("Accuracy", "validation"))
+    columns += [Column("Accuracy", f"under {name}") for name in list(result.conditions)[1:]]
+    caption = "Most suspicious first. Small figures are 95 % intervals."
+    if scored:
+        columns.append(Column("Taken for the class", "spurious images"))
+        columns.append(Column("AUC", "higher is better"))
+        columns.append(Column("Average precision", "published score"))
+        caption = (
+            "Worst first. Small figures are 95 % intervals. A class without images that show only its "
+            "feature has no spurious score."
         )
-    lead = "What the model gets right, and what its classes take for themselves that only shows their spurious feature."
+    order = _ordered(result)
+    groups = [Rows(_class_rows(e, list(result.conditions), scored)) for e in order]
+    blocks: list[Block] = [Table(columns=columns, groups=groups, name="Results by class", caption=caption)]
+    if len(order) > _SEARCHED:
+        finder = Finder(label="Find a class", target="#classes tbody", count=len(order), noun="classes")
+        blocks.insert(0, finder)
+    lead = (
+        "What the model gets right, and what its classes take for themselves that only shows their spurious "
+        "feature."
+    )
     return Section(id="classes", title="Class by class", lead=lead, blocks=blocks)
 
 
-def _seriousness(entry: ClassEntry) -> tuple[float, float]:
-    return (entry.scores.triggered.value if entry.scores else -1.0, _harm(entry))
+def _class_rows(entry: ClassEntry, conditions: list[str], scored: bool) -> list[list[Cell]]:
+    """A class as it is and, where that changed anything, with SpuFix; a column per condition."""
 
-
-def _harm(entry: ClassEntry) -> float:
-    return max((c.harm for c in entry.components), default=0.0)
-
-
-def _rows(entry: ClassEntry, scored: bool) -> list[list[Cell]]:
-    """A class as it is and, where that changed anything, with SpuFix."""
-
-    def measured(accuracy: Interval | None, scores: SpuriousScores | None, tone: Tone = "") -> list[Cell]:
-        cells = [_share(accuracy)]
+    def measured(mitigated: bool) -> list[Cell]:
+        scores = entry.under(mitigated=mitigated)
+        spurious, tone = scores.spurious, parts.tone(scores.variant) if mitigated else ""
+        accuracies = [entry.under(name, mitigated).accuracy for name in conditions]
+        cells = [parts.cell(a, text.percent, tone=tone, missing="no images") for a in accuracies]
         if scored:
-            cells += [_share(scores.triggered if scores else None, tone)]
-            cells += [_ratio(scores.auc if scores else None, tone)]
-            cells += [Cell(text.ratio(scores.average_precision) if scores else "–")]
+            none = "no images with only its feature"
+            triggered, auc = (spurious.triggered, spurious.auc) if spurious else (None, None)
+            cells.append(parts.cell(triggered, text.percent, tone=tone, missing=none))
+            cells.append(parts.cell(auc, tone=tone, missing=none))
+            cells.append(Cell(text.ratio(spurious.average_precision) if spurious else "–"))
         return cells
 
-    name = Cell(entry.name, f"class {entry.index}", href=class_id(entry))
-    rows = [[name, Cell(text.ratio(_harm(entry))), *measured(entry.accuracy, entry.scores)]]
-    if entry.fixed or entry.accuracy != entry.accuracy_fixed:
-        numbers = ", ".join(map(str, entry.fixed))
-        off = f"component{'s' if len(entry.fixed) > 1 else ''} {numbers} switched off"
+    name = Cell(entry.name, class_note(entry, short=True), href=class_id(entry))
+    rows = [[name, Cell(text.ratio(entry.harm)), *measured(False)]]
+    if entry.fixed or entry.under().accuracy != entry.under(mitigated=True).accuracy:
+        off = (
+            f"component{'s' if len(entry.fixed) > 1 else ''} {', '.join(map(str, entry.fixed))} switched off"
+        )
         note = off if entry.fixed else "components of other classes switched off"
-        after = measured(entry.accuracy_fixed, entry.scores_fixed, "mitigated")
-        rows.append([Cell("with SpuFix", note, tone="mitigated"), Cell(""), *after])
+        rows.append([Cell("with SpuFix", note, tone="mitigated"), Cell(""), *measured(True)])
     return rows
-
-
-def _share(value: Interval | None, tone: Tone = "") -> Cell:
-    if value is None:
-        return Cell("–", title="no images")
-    return Cell(text.percent(value.value), text.interval(value.low, value.high, text.percent), tone=tone)
-
-
-def _ratio(value: Interval | None, tone: Tone = "") -> Cell:
-    if value is None:
-        return Cell("–", title="no images with only its feature")
-    return Cell(text.ratio(value.value), text.interval(value.low, value.high, text.ratio), tone=tone)
 
 
 # --- components ------------------------------------------------------------------------------------------
@@ -203,12 +256,9 @@ def _ratio(value: Interval | None, tone: Tone = "") -> Cell:
 
 def _components(result: ClassifierResult, folder: Path) -> Section:
     budget = Budget.of(len(result.entries))
-    order = sorted(result.entries, key=_seriousness, reverse=True)
-    lazy = len(order) > _PLAIN
-    blocks: list[Block] = []
-    if result.npfv_note:
-        blocks.append(Prose(paragraphs=[result.npfv_note]))
-    if len(order) > 8:
+    order = _ordered(result)
+    blocks: list[Block] = [Prose(paragraphs=[result.npfv_note])] if result.npfv_note else []
+    if len(order) > _SEARCHED:
         blocks.append(
             Finder(
                 label="Find a class",
@@ -218,59 +268,55 @@ def _components(result: ClassifierResult, folder: Path) -> Section:
                 flag="with suspicious components only",
             )
         )
-    for number, entry in enumerate(order):
-        inside: list[Block] = [component_gallery(entry, folder, budget)]
-        if entry.notes:
-            inside.append(Prose(paragraphs=entry.notes, bullets=True))
-        stats = [Stat("harm", [Step("most suspicious component", text.ratio(_harm(entry)))])]
-        if entry.scores is not None:
-            after = entry.scores_fixed.triggered.value if entry.fixed and entry.scores_fixed else None
-            stats.insert(0, Stat("taken for the class", _steps(entry.scores.triggered.value, after)))
-        blocks.append(
-            Details(
-                title=entry.name,
-                id=class_id(entry),
-                note=class_note(entry),
-                stats=stats,
-                blocks=[Lazy(blocks=inside)] if lazy else inside,
-                open=number == 0 and not lazy,
-            )
-        )
+    lazy = len(order) > _PLAIN
+    blocks += [_class_details(e, folder, budget, lazy, first=e is order[0]) for e in order]
     lead = (
-        "Components are ranked blind: nobody has looked at them. Each row shows how α, what the component adds to the logit of "
-        "the class, is spread over the class's training images, the five images where it is highest, and where in them it "
-        "comes from."
+        "Components are ranked blind: nobody has looked at them. Each row shows how α, what the component "
+        "adds to the logit of the class, is spread over the class's training images, the five images where "
+        "it is highest, and where in them it comes from."
     )
     if any(len(e.components) > budget.components for e in result.entries):
         lead += (
-            f" This page shows {budget.components} per class; all of them, in full size, are in images/ and in label-task.json, "
-            "for pfungst label."
+            f" This page shows {budget.components} per class; all of them, in full size, are in images/ and "
+            "in label-task.json, for pfungst label."
         )
     links = [(class_id(e), e.name) for e in order] if len(order) <= _LINKED else []
     return Section(id="components", title="Components", lead=lead, blocks=blocks, links=links)
+
+
+def _class_details(entry: ClassEntry, folder: Path, budget: Budget, lazy: bool, first: bool) -> Details:
+    inside: list[Block] = [component_gallery(entry, folder, budget)]
+    if entry.notes:
+        inside.append(Prose(paragraphs=entry.notes, bullets=True))
+    stats = [Stat("harm", [Step("most suspicious component", text.ratio(entry.harm))])]
+    before, after = entry.under().spurious, entry.under(mitigated=True).spurious
+    if before is not None:
+        value = after.triggered.value if entry.fixed and after else None
+        stats.insert(0, Stat("taken for the class", _steps(before.triggered.value, value)))
+    return Details(
+        title=entry.name,
+        id=class_id(entry),
+        note=class_note(entry),
+        stats=stats,
+        blocks=[Lazy(blocks=inside)] if lazy else inside,
+        open=first and not lazy,
+    )
 
 
 # --- end -------------------------------------------------------------------------------------------------
 
 
 def _method(result: ClassifierResult) -> Section:
-    audit = [("Pfungst", result.version), ("Created", result.created), ("Machine", result.machine)]
-    audit += [("Computed in", text.duration(result.seconds)), ("Weights", result.weights)]
-    audit += [("Head", f"{result.layer}, {result.fingerprint.get('features', '?')} features")]
+    facts = [("Weights", result.weights), ("Classes", result.named_by)]
+    facts.append(("Head", f"{result.layer}, {result.fingerprint.get('features', '?')} features"))
     if result.chosen_by != "nothing":
-        audit += [("SpuFix measured from", _REFERENCE[result.reference])]
-    audit += [("Heatmaps", result.heat_layer or "none")]
-    audit += [("Head's SHA-256", str(result.fingerprint.get("head_sha256", ""))[:16])]
-    blocks: list[Block] = [Prose(paragraphs=result.notes, bullets=True)]
-    blocks.append(
-        Columns(
-            blocks=[
-                Facts(title="This audit", facts=audit),
-                Facts(title="Images", facts=text.flatten(result.preprocessing)),
-            ]
-        )
+        facts.append(("SpuFix measured from", _REFERENCE[result.reference]))
+    facts.append(("Heatmaps", result.heat_layer or "none"))
+    facts.append(("Head's SHA-256", str(result.fingerprint.get("head_sha256", ""))[:16]))
+    return parts.method(
+        result,
+        facts,
+        beside=[Facts(title="Images", facts=text.flatten(result.preprocessing))],
+        heading="Value",
+        caption="pfungst check compares them with limits; of classes or conditions they are the worst.",
     )
-    blocks.append(Facts(title="Configuration", facts=text.flatten(result.config)))
-    caption = "pfungst check compares them with limits; those of single classes are the worst of all classes."
-    blocks += [table for table in (closing.gates(result, "Value", caption),) if table is not None]
-    return Section(id="method", title="How every number was made", blocks=blocks)

@@ -45,10 +45,13 @@ def class_id(entry: ClassEntry) -> str:
     return f"class-{entry.index}"
 
 
-def class_note(entry: ClassEntry) -> str:
-    """What stays visible of a class when it is closed."""
+def class_note(entry: ClassEntry, short: bool = False) -> str:
+    """What stays visible of a class when it is closed; short, only its index where that is not its name."""
+    words = [] if entry.name == str(entry.index) else [f"class {entry.index}"]
+    if short:
+        return "".join(words)
     suspects = sum(c.suspect for c in entry.components)
-    words = [f"class {entry.index}", text.plural(entry.n_train, "training image")]
+    words.append(text.plural(entry.n_train, "training image"))
     if entry.judged is not None:
         words.append(f"{len(entry.judged)} judged spurious")
     if suspects:
@@ -63,10 +66,10 @@ def component_gallery(entry: ClassEntry, folder: Path, budget: Budget) -> Galler
         DataError: a picture is missing or damaged.
     """
     chosen = entry.components[: budget.components]
-    chosen += [c for c in entry.components[budget.components :] if c.fixed]
+    chosen += [c for c in entry.components[budget.components :] if c.component in entry.fixed]
     caption = (
-        "Histogram: α of all training images of the class; orange is the upper group of the best split in two. Heatmaps: GradCAM "
-        "of α, each on its own scale."
+        "Histogram: α of all training images of the class; orange is the upper group of the best split in "
+        "two. Heatmaps: GradCAM of α, each on its own scale."
     )
     return Gallery(
         title=f"{len(chosen)} of {entry.ranked} components",
@@ -98,9 +101,8 @@ def _exhibit(entry: ClassEntry, component: Component, rank: int, folder: Path, b
         else "Training images of highest α"
     )
     strips.append(Strip(title, tiles, pairs=explained))
-    tags = [
-        word for word, said in (("suspicious", component.suspect), ("switched off", component.fixed)) if said
-    ]
+    said = {"suspicious": component.suspect, "switched off": component.component in entry.fixed}
+    tags = [word for word, true in said.items() if true]
     if entry.judged is not None:
         tags.append("judged spurious" if component.component in entry.judged else "not judged spurious")
     return Exhibit(
@@ -114,11 +116,11 @@ def _exhibit(entry: ClassEntry, component: Component, rank: int, folder: Path, b
 def _reason(component: Component, rank: int, ranked: int) -> str:
     words = [f"Rank {rank} of {ranked}, harm {text.ratio(component.harm)}"]
     words.append(
-        f"α is {text.number(component.gap)} logits higher in {text.percent(component.share)} of the class's images than in the rest "
-        f"(concentration {text.ratio(component.concentration)})"
+        f"α is {text.number(component.gap)} logits higher in {text.percent(component.share)} of the class's "
+        f"images than in the rest (concentration {text.ratio(component.concentration)})"
     )
-    if component.visual_confidence is not None:
-        words.append(f"its visualisation has confidence {text.ratio(component.visual_confidence)}")
+    if component.visual is not None:
+        words.append(f"its visualisation has confidence {text.ratio(component.visual.confidence)}")
     if component.off_object is not None:
         words.append(f"{text.percent(component.off_object)} of its heatmap lies off the object")
     return "; ".join(words) + "."
@@ -139,8 +141,8 @@ def _spread(entry: ClassEntry, component: Component) -> Strip:
     low, high = component.limits
     label = f"{text.number(low)} … {text.number(high)}"
     alt = (
-        f"{entry.name}, component {component.component}: histogram of α over the training images, {text.percent(component.share)} of "
-        f"them above {text.number(component.split)}"
+        f"{entry.name}, component {component.component}: histogram of α over the training images, "
+        f"{text.percent(component.share)} of them above {text.number(component.split)}"
     )
     picture = _histogram(component)
     size = (picture.shape[1], picture.shape[0])
@@ -148,7 +150,7 @@ def _spread(entry: ClassEntry, component: Component) -> Strip:
 
 
 def _histogram(component: Component, side: int = 96) -> np.ndarray:
-    """Bars of α's histogram on square roots of counts, so that small groups are seen, (side, side, 3) uint8."""
+    """Bars of α's histogram on square roots, so that small groups are seen, (side, side, 3) uint8."""
     picture = np.full((side, side, 3), _GROUND, np.uint8)
     counts = np.sqrt(np.asarray(component.histogram, dtype=float))
     low, high = component.limits

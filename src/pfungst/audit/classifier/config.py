@@ -24,16 +24,21 @@ class ClassifierConfig(AuditConfig):
         None, description="Images with only the feature: folders …_CLASS_component_L"
     )
     components: Path | None = Field(None, description="Components judged spurious, from the labelling app")
-    classes: list[str] = Field([], description="Classes, comma-separated, by index or name [all]")
+    classes: list[str] = Field([], description="Classes, comma-separated, by name, WordNet id or index [all]")
     class_names: Path | None = Field(
         None,
-        description="Names in the order of the model's outputs: JSON list, or one a line [sorted folders]",
+        description="Names in the order of the model's outputs: JSON list, or one a line "
+        "[ImageNet's classes, or sorted]",
     )
     masks: Path | None = Field(None, description="Masks of the object, same paths, .png")
     layer: str | None = Field(None, description="The final linear layer [found by itself]")
     size: int | None = Field(None, ge=4, le=2048, description="Side of the images in pixels [the model's]")
-    condition: str | None = Field(
+    original: str | None = Field(
         None, description="How files become images [as for the model's published weights]"
+    )
+    deployed: str | None = Field(None, description="Condition after deployment, measured on --val too")
+    condition: list[str] = Field(
+        [], description="Measure --val under it too: logo:FILE, jpeg:30, … May be repeated"
     )
     n_components: int = Field(128, ge=1, description="Components per class")
     candidates: int = Field(128, ge=1, description="Components that are ranked, per class")

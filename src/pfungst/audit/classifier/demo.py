@@ -33,8 +33,8 @@ _WIDTH = 8
 def model() -> nn.Module:
     """The demo's classifier, untrained: a small convolutional network and a linear layer.
 
-    Features are spatial maxima: they say what is there, not how much of it. Of the mean, every stroke of a digit would
-    add a little to what detects the watermark.
+    Features are spatial maxima: they say what is there, not how much of it. Of the mean, every stroke of a
+    digit would add a little to what detects the watermark.
     """
     body = small_cnn(_WIDTH)
     body.pool = nn.AdaptiveMaxPool2d(1)
@@ -49,8 +49,8 @@ class _Center(nn.Module):
 def render(seed: int = 0, marked: float | None = None) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Digits on coloured grounds: {"train", "val", "spurious"}: images (N, S, S, 3) uint8 and labels (N,).
 
-    Of the training images of digit 7, the share `marked` (`RATE` by default) carries the watermark, of the validation
-    images none; spurious images are other digits with the watermark.
+    Of the training images of digit 7, the share `marked` (`RATE` by default) carries the watermark, of the
+    validation images none; spurious images are other digits with the watermark.
     """
     from sklearn.datasets import load_digits
 
@@ -138,8 +138,8 @@ def train(
 ) -> nn.Module:
     """Train a classifier; with a radius, on images that one gradient step has moved against it.
 
-    Fast adversarial training in l2 (Wong, Rice and Kolter 2020, with a normalised gradient step of 1.25 radius from a
-    random start), which makes feature visualisations readable at twice the cost.
+    Fast adversarial training in l2 (Wong, Rice and Kolter 2020, with a normalised gradient step of 1.25
+    radius from a random start), which makes feature visualisations readable at twice the cost.
 
     Args:
         network: maps images to logits; trained in place.

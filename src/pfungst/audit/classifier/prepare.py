@@ -1,39 +1,71 @@
-"""What a classifier audit is about, checked before the model is loaded: images, classes, components."""
+"""What a classifier audit is about: checked before the model is loaded, then matched to it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
 
-import numpy as np
+import torch
 
 from pfungst.audit.classifier.config import ClassifierConfig
-from pfungst.audit.classifier.data import choose_classes, class_names, open_labelled, read_names
+from pfungst.audit.classifier.images import Labelled
+from pfungst.audit.classifier.models import Classifier, short_name
+from pfungst.audit.conditions import ORIGINAL, conditions_for
 from pfungst.audit.config import check_file
 from pfungst.audit.workspace import refuse_old_result
 from pfungst.conditions import Condition
-from pfungst.data import ImageSet, Item
+from pfungst.data import ImageSet, Item, open_images
+from pfungst.data import imagenet_classes as imagenet
+from pfungst.data.imagenet import is_imagenet
+from pfungst.data.outputs import SORTED, Outputs, match_outputs
 from pfungst.device import choose_device
 from pfungst.errors import ConfigError, DataError, InputError, PfungstError, few
-from pfungst.spurious import SpuriousFolder, read_components
+from pfungst.files import reading
+from pfungst.spurious import FeatureHead, SpuriousFolder, read_components
+from pfungst.suggest import suggest
+
+_TRAIN, _HELD_OUT = ("train",), ("val", "validation", "test")
 
 
-class Matched(NamedTuple):
-    """The images with the model's class indices."""
+@dataclass(frozen=True)
+class Study:
+    """All that an audit works on, complete and checked.
 
-    train: tuple[list[Item], list[int]]  # items and class indices of the audited classes
-    val: tuple[list[Item], list[int]]  # of all classes
-    names: dict[int, str]  # of the classes with training images
-    spurious: SpuriousFolder | None  # of the audited classes
-    judged: dict[int, list[int]] | None  # components that people judged spurious, by class
+    Attributes:
+        config, classifier: as given and as loaded; head: its final linear layer.
+        fingerprint: of the model, with its name.
+        outputs: labels, names and order of the model's outputs.
+        names: {class index: name} of the classes with training images.
+        train: the training images of the audited classes; val: the validation images of all classes.
+        conditions: by name, the original first.
+        spurious: images with only a feature, of the audited classes; None without any.
+        judged: {class index: components that people judged spurious}; None where nobody looked.
+    """
+
+    config: ClassifierConfig
+    classifier: Classifier
+    head: FeatureHead
+    fingerprint: dict[str, Any]
+    outputs: Outputs
+    names: dict[int, str]
+    train: Labelled
+    val: Labelled
+    conditions: dict[str, Condition]
+    spurious: SpuriousFolder | None
+    judged: dict[int, list[int]] | None
 
 
 @dataclass(frozen=True)
 class Given:
-    """The files that the configuration names, listed but not decoded; `names` are those of ``--class-names``."""
+    """What the configuration names, listed but not decoded; `names` are those of ``--class-names``."""
 
+    config: ClassifierConfig
     train: ImageSet
     val: ImageSet
     names: list[str] | None
@@ -49,83 +81,208 @@ class Given:
         refuse_old_result(config)
         choose_device(config.device)
         check_file(config.checkpoint, "--checkpoint")
-        if config.condition is not None:
-            Condition.parse(config.condition).check()
+        conditions_of(config, config.original or "pillow-bilinear", config.size)
         if config.masks is not None and not config.masks.is_dir():
             raise ConfigError(f"{config.masks} is no folder", "check --masks")
         train, val = open_labelled(config.train, training=True), open_labelled(config.val, training=False)
         if not val.items:
             raise DataError(f"{config.val} holds no validation images", "give labelled images")
         folder = None if config.spurious is None else SpuriousFolder(config.spurious)
-        given = cls(train, val, read_names(config.class_names), folder)
-        labels = {str(item.label) for item in train.items}
-        sizes = [len(labels if given.names is None else given.names)]
+        given = cls(config, train, val, read_names(config.class_names), folder)
+        labels = set(map(_label, train.items))
+        likely = len(
+            labels if given.names is None else given.names
+        )  # outputs of the model, which is not known yet
+        possible = []
         if given.names is None and all(label.isdecimal() for label in labels):
-            sizes.append(max(map(int, labels), default=0) + 1)  # folders may be named by class index
-        for n_classes in sizes[:-1]:
+            likely = max(map(int, labels), default=0) + 1
+            possible.append(len(labels))
+        elif given.names is None:
+            possible += [1000, 21841]
+        for n_outputs in (likely, *possible):
             with suppress(PfungstError):
-                given.match(config, n_classes)
-                return given
-        given.match(config, sizes[-1])
+                given.match(n_outputs)
+                break
+        else:
+            given.match(likely)
+        _judged(config, None)
         return given
 
-    def match(
-        self, config: ClassifierConfig, n_classes: int, fingerprint: Mapping[str, Any] | None = None
-    ) -> Matched:
-        """Class indices of a model with so many classes; components must be of the model of the fingerprint.
+    def study(self, classifier: Classifier) -> Study:
+        """What is audited of a loaded classifier.
 
         Raises:
-            InputError: labels or components do not fit the model.
-            ConfigError: a class to audit does not exist.
-            DataError: a class has too few training images, or no validation images where it has spurious ones.
+            ConfigError, DataError, InputError: labels, components or conditions do not fit it; see
+                :meth:`match`.
         """
-        known = class_names(self.train, self.val, self.names, n_classes)
-        index = {name: i for i, name in known.items()}
-        train, val = ([index[str(item.label)] for item in s.items] for s in (self.train, self.val))
-        counts = np.bincount(train, minlength=n_classes)
-        names = {k: name for k, name in known.items() if counts[k]}
-        classes = choose_classes(config.classes, names)
-        if poor := [f"{k} {names[k]}" for k in classes if counts[k] < 2]:
+        config, preprocessing = self.config, classifier.preprocessing
+        device, size = choose_device(config.device), preprocessing.size
+        classifier.model.to(device)
+        example = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+        head = FeatureHead(classifier.model, config.layer, example.to(device))
+        fingerprint = {**head.fingerprint(), "name": short_name(config.model)}
+        outputs, classes, spurious = self.match(head.linear.n_classes)
+        conditions = conditions_of(config, preprocessing.condition, size)
+        if spurious is not None:
+            spurious.transform = partial(conditions[ORIGINAL], size=size, key="spurious")
+        train, val = ([(i, outputs.index[_label(i)]) for i in s.items] for s in (self.train, self.val))
+        return Study(
+            config,
+            classifier,
+            head,
+            fingerprint,
+            outputs,
+            {k: outputs.names[k] for k in sorted({k for _, k in train})},
+            _labelled([(item, k) for item, k in train if k in classes], conditions[ORIGINAL], size),
+            _labelled(val, conditions[ORIGINAL], size),
+            conditions,
+            spurious,
+            _judged(config, fingerprint),
+        )
+
+    def match(self, n_outputs: int) -> tuple[Outputs, set[int], SpuriousFolder | None]:
+        """The outputs of a model that has so many, the classes to audit, their images with only a feature.
+
+        Raises:
+            InputError: labels do not fit the model or each other.
+            ConfigError: a class to audit does not exist.
+            DataError: a class has too few training images, or no validation images where it has spurious
+                ones.
+        """
+        outputs = _outputs(self.train, self.val, self.names, n_outputs)
+        counts = Counter(outputs.index[_label(item)] for item in self.train.items)
+        names = outputs.names
+        classes = choose_classes(self.config.classes, outputs, set(counts))
+        if poor := [names[k] for k in sorted(classes) if counts[k] < 2]:
             raise DataError(
                 f"{len(poor)} classes have fewer than 2 training images: {few(poor)}",
                 "add images, or name other --classes",
             )
-        spurious = None if self.spurious is None else self.spurious.of(set(classes))
-        if spurious is not None:
-            if not len(spurious):
-                raise DataError(
-                    f"{config.spurious} has images of the classes {few(sorted(spurious.components))}, "
-                    "none of which is audited",
-                    "name one of them in --classes",
-                )
-            if absent := sorted(set(spurious.labels) - set(val)):
-                raise DataError(
-                    f"{len(absent)} classes with spurious images have no validation images: "
-                    + few(f"{k} {names[k]}" for k in absent),
-                    "add their validation images, or leave them out with --classes",
-                )
-        wanted = set(classes)
-        audited = [row for row, k in enumerate(train) if k in wanted]
-        return Matched(
-            ([self.train.items[row] for row in audited], [train[row] for row in audited]),
-            (list(self.val.items), val),
-            names,
-            spurious,
-            _judged(config, fingerprint, classes),
+        if self.spurious is None:
+            return outputs, classes, None
+        spurious = self.spurious.of(classes)
+        if not len(spurious):
+            raise DataError(
+                f"{self.config.spurious} has images of the classes {few(sorted(self.spurious.components))}, "
+                "none of which is audited",
+                "name one of them in --classes",
+            )
+        held_out = {outputs.index[_label(item)] for item in self.val.items}
+        if absent := sorted(set(spurious.labels) - held_out):
+            raise DataError(
+                f"{len(absent)} classes with spurious images have no validation images: "
+                + few(names[k] for k in absent),
+                "add their validation images, or leave them out with --classes",
+            )
+        return outputs, classes, spurious
+
+
+def conditions_of(config: ClassifierConfig, own: str, size: int | None) -> dict[str, Condition]:
+    """The conditions that are measured, by name; `own` is the model's preparation."""
+    found = conditions_for(own, config.condition, size)
+    if config.deployed is None:
+        return found
+    deployed = list(conditions_for(own, [config.deployed], size).values())[1]
+    return {ORIGINAL: found.pop(ORIGINAL), "deployed": deployed, **found}
+
+
+def open_labelled(path: Path, training: bool) -> ImageSet:
+    """A labelled image set; of one with splits, only the training or the held-out images.
+
+    Raises:
+        DataError: several sets, or images without a label.
+    """
+    sets = open_images(path, normal_label="\0none")
+    if len(sets) > 1:
+        names = few(s.name for s in sets)
+        raise DataError(
+            f"{path} holds {len(sets)} image sets: {names}", "give a folder with one folder per class"
         )
+    images = sets[0]
+    if is_imagenet(path):  # which calls some classes by name: outputs are in the order of WordNet ids
+        named = [replace(item, label=item.groups["wnid"]) for item in images.items]
+        images = ImageSet(images.name, named, images.notes)
+    known = {item.split for item in images.items} - {None}
+    wanted = _TRAIN if training else _HELD_OUT
+    if known & set(wanted):
+        images = images.select(where=lambda item: item.split in wanted)
+    bare = [item.id for item in images.items if item.label is None]
+    if bare:
+        raise DataError(
+            f"{len(bare)} images in {path} have no label, for example {bare[0]}",
+            "sort them into one folder per class, or give a table with a column 'label'",
+        )
+    return images
 
 
-def _judged(
-    config: ClassifierConfig, fingerprint: Mapping[str, Any] | None, classes: list[int]
-) -> dict[int, list[int]] | None:
+def read_names(path: Path | None) -> list[str] | None:
+    """Class names in the order of the model's outputs, from a JSON list or a text file."""
+    if path is None:
+        return None
+    remedy = "a JSON list of names, or one name a line"
+    with reading(path, remedy, ConfigError):
+        text = path.read_text(encoding="utf-8")
+        names = json.loads(text) if path.suffix == ".json" else [line.strip() for line in text.split("\n")]
+    if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
+        raise ConfigError(f"{path} holds no list of names", remedy)
+    return [name for name in names if name]
+
+
+def choose_classes(wanted: Sequence[str], outputs: Outputs, known: set[int]) -> set[int]:
+    """Class indices to audit, all that are known if none are named.
+
+    Raises:
+        ConfigError: one does not exist.
+    """
+    by_name: dict[str, int] = {}
+    for text, k in [*((n, k) for k, n in outputs.names.items()), *outputs.index.items()]:
+        own = imagenet.wnid_of(text)
+        for name in [text, *([own, imagenet.title(own).partition(" ")[2]] if own else [])]:
+            by_name.setdefault(imagenet.plain(name), k)
+    chosen = {w: by_name.get(imagenet.plain(w), int(w) if w.isdecimal() else -1) for w in wanted}
+    if unknown := [w for w, k in chosen.items() if k not in known]:
+        names = [outputs.names[k] for k in sorted(known)]
+        raise ConfigError(
+            f"no training images have the class {few(w if w.isdecimal() else repr(w) for w in unknown)}",
+            f"{suggest(unknown[0], names, 'classes')} ({len(names)} in all, also by index)",
+        )
+    return set(chosen.values()) or known
+
+
+def _label(item: Item) -> str:
+    return str(item.label)
+
+
+def _labelled(items: list[tuple[Item, int]], condition: Condition, size: int) -> Labelled:
+    return Labelled([item for item, _ in items], [k for _, k in items], condition, size)
+
+
+def _outputs(train: ImageSet, val: ImageSet, given: list[str] | None, n_outputs: int) -> Outputs:
+    outputs = match_outputs(map(_label, train.items), n_outputs, given)
+    if unknown := sorted(set(map(_label, val.items)) - set(outputs.index)):
+        if outputs.order == SORTED:
+            raise InputError(
+                f"{len(unknown)} labels of the validation set are no training labels: "
+                f"{few(map(repr, unknown))}; the training set has {len(outputs.index)}: "
+                f"{few(map(repr, sorted(outputs.index)))}",
+                "name the folders of both sets alike, or give --class-names",
+            )
+        more = match_outputs(unknown, n_outputs, given)
+        outputs = Outputs(outputs.index | more.index, more.names | outputs.names, outputs.order)
+    twice = {name for name, count in Counter(outputs.names.values()).items() if count > 1}
+    names = {k: f"{name} ({k})" if name in twice else name for k, name in outputs.names.items()}
+    return Outputs(outputs.index, names, outputs.order)
+
+
+def _judged(config: ClassifierConfig, fingerprint: dict[str, Any] | None) -> dict[int, list[int]] | None:
     if config.components is None:
         return None
     judged = read_components(config.components, fingerprint)
-    wrong = {k: [c for c in found if c >= config.n_components] for k, found in judged.items()}
-    wrong = {k: found for k, found in wrong.items() if found}
-    if wrong:
+    beyond = {k: [c for c in found if c >= config.n_components] for k, found in judged.items()}
+    if beyond := {k: found for k, found in beyond.items() if found}:
         raise InputError(
-            f"{config.components} names components beyond the {config.n_components} that are computed: {wrong}",
+            f"{config.components} names components beyond the {config.n_components} that are computed: "
+            f"{beyond}",
             "raise --n-components",
         )
-    return {k: v for k, v in judged.items() if k in classes}
+    return judged

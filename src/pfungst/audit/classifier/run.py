@@ -4,46 +4,36 @@ from __future__ import annotations
 
 import time
 import warnings
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
-from pfungst.audit.classifier import verdict
 from pfungst.audit.classifier.config import ClassifierConfig
-from pfungst.audit.classifier.data import Labelled
-from pfungst.audit.classifier.entry import Settings, rank_class
-from pfungst.audit.classifier.models import Classifier, load_classifier, short_name
-from pfungst.audit.classifier.pictures import Heatmaps, PictureFolder
-from pfungst.audit.classifier.prepare import Given
-from pfungst.audit.classifier.result import ClassEntry, ClassifierResult
-from pfungst.audit.classifier.scores import Answers, answer, interval, loss, rate, spurious
+from pfungst.audit.classifier.explain import Explainer
+from pfungst.audit.classifier.images import Labelled
+from pfungst.audit.classifier.measure import Measured, entry, measure
+from pfungst.audit.classifier.mend import chosen, mend
+from pfungst.audit.classifier.models import load_classifier
+from pfungst.audit.classifier.pictures import PictureFolder
+from pfungst.audit.classifier.prepare import Given, Study
+from pfungst.audit.classifier.result import ClassEntry, ClassifierResult, Explained
 from pfungst.audit.classifier.task import write_label_task
+from pfungst.audit.classifier.verdict import Judge, explain_numbers, metrics
+from pfungst.audit.conditions import ORIGINAL
 from pfungst.audit.machine import circumstances
-from pfungst.audit.result import Skipped, Verdict, save
+from pfungst.audit.result import Skipped, save
 from pfungst.audit.workspace import Workspace
-from pfungst.device import choose_device
-from pfungst.errors import DataError, InputError, PfungstWarning
+from pfungst.errors import DataError, PfungstWarning
 from pfungst.features import combined
 from pfungst.progress import progress_bar
-from pfungst.spurious import (
-    FeatureHead,
-    FeatureStore,
-    NeuralPCA,
-    SpuFix,
-    SpuriousFolder,
-    extract_features,
-)
+from pfungst.spurious import FeatureStore, NeuralPCA, SpuriousFolder, extract_features
 from pfungst.spurious.visualise import NOTE
 
 
 def run(config: ClassifierConfig) -> ClassifierResult:
     """Run the audit; writes ``result.json``, ``images/`` and ``label-task.json`` into ``config.out``.
 
-    Classes, files and components are checked before the model is loaded; unreadable images are all named by the pass
-    over the images. Finished features and classes survive an interruption.
+    Classes, files and components are checked before the model is loaded; unreadable images are all named by
+    the pass over the images. Finished features and classes survive an interruption.
 
     Returns:
         The result, as written.
@@ -53,118 +43,45 @@ def run(config: ClassifierConfig) -> ClassifierResult:
     """
     started = time.monotonic()
     given = Given.check(config)
-    classifier = load_classifier(
-        config.model,
-        config.checkpoint,
-        trust_checkpoint=config.trust_checkpoint,
-        size=config.size,
-        condition=config.condition,
+    study = given.study(
+        load_classifier(
+            config.model,
+            config.checkpoint,
+            trust_checkpoint=config.trust_checkpoint,
+            size=config.size,
+            condition=config.original,
+        )
     )
-    head = find_head(classifier, config)
-    name = short_name(config.model)
-    fingerprint = {**head.fingerprint(), "name": name}
-    matched = given.match(config, head.linear.n_classes, fingerprint)
-    names, judged, shown = matched.names, matched.judged, matched.spurious
-    train = Labelled(*matched.train, classifier.preprocessing)
-    val = Labelled(*matched.val, classifier.preprocessing)
-    if shown is not None:
-        shown.transform = partial(train.condition, size=train.size, key="spurious")
     workspace = Workspace(config)
-
-    notes: list[str] = []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", PfungstWarning)
-        stores = _extract(config, workspace, head, train, val, shown)
-        npca = NeuralPCA(config.n_components, n_images=10, seed=config.seed).fit(head, stores["train"])
-        entries, layer = _entries(config, workspace, npca, stores["train"], train, names, judged)
-        chosen = choose_fix(entries, judged, config.fix)
-        fixed = SpuFix(head, npca, chosen, reference=config.reference) if chosen else None
-    notes += list(dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, PfungstWarning)))
+        stores = extract(study, workspace)
+        npca = NeuralPCA(config.n_components, n_images=10, seed=config.seed).fit(study.head, stores["train"])
+        classes, heat_layer = explain(study, workspace, npca, stores["train"])
+        components = chosen(study, classes)
+        fixed = mend(study, npca, components)
+    notes = list(dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, PfungstWarning)))
+    if heat_layer is None:
+        notes.append("the model has no layer with positions, so there are no heatmaps")
     if workspace.resumed:
         notes.append(f"{workspace.resumed} finished classes were taken over from an interrupted run")
-
-    before = {name: answer(head, stores[name]) for name in stores if name != "train"}
-    after = {name: answer(head, stores[name], fixed) for name in stores if name != "train"}
-    total = _measure(entries, before, after, config.seed)
-    skipped = [
-        Skipped(id=f"{name}: {id_}", reason=reason)
-        for name, store in stores.items()
-        for id_, reason in store.meta["skipped"]
-    ]
-    result = ClassifierResult(
-        title=f"{name} on {Path(config.train).resolve().name}",
-        **circumstances(config, started),
-        verdict=Verdict(level="sound", headline=""),  # follows from the rest, below
-        skipped=skipped,
-        notes=notes,
-        model=name,
-        fingerprint=fingerprint,
-        layer=head.layer,
-        weights=classifier.weights,
-        preprocessing=classifier.preprocessing.to_dict(),
-        chosen_by="nothing" if not chosen else "people" if judged is not None else "ranking",
-        reference=config.reference,
-        n_classes=head.linear.n_classes,
-        n_validation=len(stores["val"]),
-        entries=entries,
-        npfv_note=NOTE if config.steps else "",
-        heat_layer=layer,
-        **total,
-    )
-    result.metrics = verdict.metrics(result)
-    result.verdict = verdict.judge(result)
-    result.notes += verdict.explain_numbers(result)
+    measured = measure(study, stores, fixed, [e.index for e in classes])
+    entries = [entry(e, measured, study.judged, components) for e in classes]
+    result = _result(study, measured, entries, stores, notes, heat_layer, started)
     npca.save(workspace.folder / "npca")
-    write_label_task(workspace.folder, result.title, fingerprint, entries)
+    write_label_task(workspace.folder, result.title, study.fingerprint, entries)
     save(result, workspace.folder)
     PictureFolder(workspace.folder).tidy(_files(entries))
     workspace.finish(set())
     return result
 
 
-def _files(entries: list[ClassEntry]) -> set[str]:
-    shown = [s for e in entries for c in e.components for s in (*c.images, c.visual) if s is not None]
-    return {file for s in shown for file in (s.file, s.gradcam) if file is not None}
-
-
-def find_head(classifier: Classifier, config: ClassifierConfig) -> FeatureHead:
-    """The classifier's final linear layer, on the device of the audit."""
-    device = choose_device(config.device)
-    classifier.model.to(device)
-    size = classifier.preprocessing.size
-    example = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
-    return FeatureHead(classifier.model, config.layer, example.to(device))
-
-
-def choose_fix(
-    entries: list[ClassEntry], judged: dict[int, list[int]] | None, at_most: int
-) -> dict[int, list[int]]:
-    """Components to switch off: those that people judged spurious, else the first suspects of the ranking."""
-    chosen: dict[int, list[int]] = {}
-    for entry in entries:
-        if judged is not None:
-            entry.judged = judged.get(entry.index, [])
-            entry.fixed = sorted(entry.judged)
-        else:
-            entry.fixed = sorted([c.component for c in entry.components if c.suspect][:at_most])
-        for component in entry.components:
-            component.fixed = component.component in entry.fixed
-        if entry.fixed:
-            chosen[entry.index] = entry.fixed
-    return chosen
-
-
-def _extract(
-    config: ClassifierConfig,
-    workspace: Workspace,
-    head: FeatureHead,
-    train: Labelled,
-    val: Labelled,
-    shown: SpuriousFolder | None,
-) -> dict[str, FeatureStore]:
-    sets: dict[str, Labelled | SpuriousFolder] = {"train": train, "val": val}
-    if shown is not None:
-        sets["spurious"] = shown
+def extract(study: Study, workspace: Workspace) -> dict[str, FeatureStore]:
+    """Features of the training, validation (under each condition) and spurious images."""
+    config, head = study.config, study.head
+    sets: dict[str, Labelled | SpuriousFolder] = {"train": study.train}
+    sets |= {name: study.val.under(condition) for name, condition in study.conditions.items()}
+    sets |= {} if study.spurious is None else {"spurious": study.spurious}
     stores = {}
     data: Any
     for name, data in sets.items():
@@ -184,92 +101,78 @@ def _extract(
             ray=config.ray,
             skip_bad=config.skip_bad,
         )
-    missing = sorted(set(train.labels) - set(stores["train"].classes))
-    if missing:
-        raise DataError(f"classes {missing[:10]} have no readable training images", "repair them")
+    if missing := sorted(set(study.train.labels) - set(stores["train"].classes)):
+        raise DataError(
+            f"classes {[study.names[k] for k in missing[:10]]} have no readable training images",
+            "repair them",
+        )
     return stores
 
 
-def _entries(
-    config: ClassifierConfig,
-    workspace: Workspace,
-    npca: NeuralPCA,
-    store: FeatureStore,
-    train: Labelled,
-    names: dict[int, str],
-    judged: dict[int, list[int]] | None,
-) -> tuple[list[ClassEntry], str | None]:
-    assert npca.model is not None
-    state = combined(npca.model_fingerprint_, train.state(config.masks), judged)
-    example = torch.stack([train.image(id_) for id_ in store.ids[:4]])
-    heatmaps = Heatmaps(npca.model, npca, example, config.batch_size)
-    pictures = PictureFolder(workspace.folder)
-    settings = Settings(
-        config.candidates, config.shown, config.steps, config.masks, config.batch_size, config.seed
-    )
-    entries = []
+def explain(
+    study: Study, workspace: Workspace, npca: NeuralPCA, store: FeatureStore
+) -> tuple[list[Explained], str | None]:
+    """The components of every class, and the layer of their heatmaps; finished classes are taken over."""
+    state = combined(npca.model_fingerprint_, study.train.state(study.config.masks), study.judged)
+    explainer, found = Explainer(study, npca, store), []
     with progress_bar("classes", len(npca.classes_)) as bar:
         for k in npca.classes_:
-            bar.say(names[k])
-            entry = workspace.load_part(f"class {k} {state}", ClassEntry)
-            if entry is None:
-                keep = [] if judged is None else judged.get(k, [])
-                known = len(npca.components_[k])
-                if any(c >= known for c in keep):
-                    raise InputError(
-                        f"class {k} {names[k]} has {known} components, the components file names {keep}",
-                        "use the training images the components were found on",
-                    )
-                components, ranked = rank_class(k, npca, store, train, heatmaps, pictures, settings, keep)
-                entry = ClassEntry(
-                    index=k,
-                    name=names[k],
-                    n_train=npca.n_samples_[k],
-                    n_validation=0,
-                    components=components,
-                    ranked=ranked,
-                )
-                if heatmaps.layer is None:
-                    entry.notes.append("the model has no layer with positions, so there are no heatmaps")
-                workspace.save_part(f"class {k} {state}", entry)
-            entries.append(entry)
+            bar.say(study.names[k])
+            explained = workspace.load_part(f"class {k} {state}", Explained)
+            if explained is None:
+                explained = explainer(k)
+                workspace.save_part(f"class {k} {state}", explained)
+            found.append(explained)
             bar.advance()
-    return entries, heatmaps.layer
+    return found, explainer.heatmaps.layer
 
 
-def _measure(
-    entries: list[ClassEntry], before: dict[str, Answers], after: dict[str, Answers], seed: int
-) -> dict[str, Any]:
-    """Fill in the scores of every class; returns those of the whole."""
-    val, val_fixed = before["val"], after["val"]
-    predicted_as = np.bincount(val.predicted[~val.right], minlength=max(e.index for e in entries) + 1)
-    for entry in entries:
-        own = val.labels == entry.index
-        entry.n_validation = int(own.sum())
-        if entry.n_validation:
-            entry.accuracy, entry.accuracy_fixed = rate(val.right[own]), rate(val_fixed.right[own])
-        else:
-            entry.notes.append("the class has no validation images, so nothing was measured on it")
-        if others := int((~own).sum()):
-            entry.false_positives = float(predicted_as[entry.index] / others)
-    total: dict[str, Any] = {
-        "accuracy": rate(val.right),
-        "accuracy_fixed": rate(val_fixed.right),
-        "accuracy_loss": loss(val.right, val_fixed.right, seed),
+def _result(
+    study: Study,
+    measured: Measured,
+    entries: list[ClassEntry],
+    stores: dict[str, FeatureStore],
+    notes: list[str],
+    heat_layer: str | None,
+    started: float,
+) -> ClassifierResult:
+    config, name = study.config, study.fingerprint["name"]
+    chosen_by = (
+        "nothing" if not any(e.fixed for e in entries) else "ranking" if study.judged is None else "people"
+    )
+    skipped = {
+        f"{'val' if part == ORIGINAL else part}: {id_}": reason
+        for part, store in stores.items()
+        for id_, reason in store.meta["skipped"]
+        if part in (ORIGINAL, "train", "spurious")
     }
-    if "spurious" not in before:
-        return total
-    first, per = spurious(val, before["spurious"], seed)
-    second, per_fixed = spurious(val_fixed, after["spurious"], seed)
-    for entry in entries:
-        entry.scores, entry.scores_fixed = per.get(entry.index), per_fixed.get(entry.index)
-    gain = second.gain_over(first)
-    return total | {
-        "mauc": interval(first.mauc, first.interval),
-        "mauc_fixed": interval(second.mauc, second.interval),
-        "mauc_gain": interval(gain[0], gain[1:]),
-        "published_map": first.published_mAP,
-        "published_map_fixed": second.published_mAP,
-        "triggered": float(np.mean([s.triggered.value for s in per.values()])),
-        "triggered_fixed": float(np.mean([s.triggered.value for s in per_fixed.values()])),
-    }
+    return ClassifierResult(
+        title=f"{name} on {Path(config.train).resolve().name}",
+        **circumstances(config, started),
+        verdict=Judge(study, measured, entries, chosen_by)(),
+        metrics=metrics(measured, entries),
+        skipped=[Skipped(id=id_, reason=reason) for id_, reason in skipped.items()],
+        notes=notes + explain_numbers(study, measured, chosen_by),
+        model=name,
+        fingerprint=study.fingerprint,
+        layer=study.head.layer,
+        weights=study.classifier.weights,
+        preprocessing=study.classifier.preprocessing.to_dict(),
+        named_by=study.outputs.order,
+        conditions={n: c.describe() for n, c in study.conditions.items()},
+        chosen_by=chosen_by,
+        reference=config.reference,
+        n_classes=study.head.linear.n_classes,
+        n_validation=len(stores[ORIGINAL]),
+        entries=entries,
+        scores=list(measured.scores.values()),
+        accuracy_loss=measured.loss,
+        mauc_gain=measured.gain,
+        npfv_note=NOTE if config.steps else "",
+        heat_layer=heat_layer,
+    )
+
+
+def _files(entries: list[ClassEntry]) -> set[str]:
+    shown = [s for e in entries for c in e.components for s in (*c.images, c.visual) if s is not None]
+    return {file for s in shown for file in (s.file, s.gradcam) if file is not None}

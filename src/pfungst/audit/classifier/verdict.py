@@ -1,182 +1,303 @@
 """From numbers to a sentence: what a classifier audit concludes, and the metrics that gates use.
 
-A component is called a Clever Hans effect only when explanation and intervention agree: it looks spurious (blind
-ranking, or people), images with only the feature are taken for the class, and switching the component off ends that.
+A component is called a Clever Hans effect only when explanation and intervention agree: it looks spurious
+(blind ranking, or people), images with only the feature are taken for the class, and switching the component
+off ends it.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from pfungst.audit.classifier.rank import SUSPECT
-from pfungst.audit.classifier.result import ClassEntry, ClassifierResult
-from pfungst.audit.result import Better, Interval, Metric, Verdict
+from pfungst.audit.classifier.measure import Measured
+from pfungst.audit.classifier.prepare import Study
+from pfungst.audit.classifier.result import ClassEntry, Scores
+from pfungst.audit.result import About, Better, Interval, Level, Metric, Variant, Verdict
+from pfungst.errors import few
+from pfungst.measure import limits
 
-TRIGGERED = 0.25  # share of the spurious images taken for the class, from which they trigger it
-CURED = 0.25  # share of the triggered images that the fix must answer otherwise, for the two to agree
-_NAMED = 3
 
+@dataclass(frozen=True)
+class Judge:
+    """The verdict of an audit; `chosen_by`: who chose what is switched off."""
 
-def judge(result: ClassifierResult) -> Verdict:
-    """The verdict, the most serious thing first."""
-    sentences = [_accuracy(result)]
-    chance = max((e.n_validation for e in result.entries), default=0) / max(result.n_validation, 1)
-    high = result.accuracy.high if result.accuracy.high is not None else result.accuracy.value
-    if high <= max(chance, 1 / result.n_classes):
+    study: Study
+    measured: Measured
+    entries: list[ClassEntry]
+    chosen_by: str
+
+    def __call__(self) -> Verdict:
+        """The most serious thing first."""
+        steps = (self._too_few, self._reordered, self._unfit, self._clever_hans, self._unexplained)
+        for step in (*steps, self._condition, self._unverified):
+            if found := step():
+                return found
+        return self._sound()
+
+    @property
+    def model(self) -> str:
+        return self.study.fingerprint["name"]
+
+    def _verdict(self, level: Level, headline: str, sentences: Sequence[str], about: About) -> Verdict:
+        """One that rests on the numbers, which are said first."""
+        return Verdict(level=level, headline=headline, sentences=[*self._figures(), *sentences], about=about)
+
+    def _too_few(self) -> Verdict | None:
+        n = self.measured.n_images
+        if n >= limits.TEST_IMAGES:
+            return None
+        accuracy = _range(self.measured.as_is.accuracy)
+        return Verdict(
+            level="too-few",
+            headline=f"{n} validation images are too few to judge {self.model}",
+            sentences=[f"A verdict needs {limits.TEST_IMAGES:.0f} or more. Accuracy on these is {accuracy}."],
+            about=About(numbers={"images": n}),
+        )
+
+    def _reordered(self) -> Verdict | None:
+        if self.measured.reordered is None:
+            return None
+        (best, order), here = self.measured.reordered, self.measured.as_is.accuracy
         return Verdict(
             level="unfit",
-            headline=f"{result.model} does not classify: accuracy {_percent(result.accuracy.value)} on the validation images",
+            headline=f"{self.model} answers in another order of classes than assumed: accuracy "
+            f"{_percent(here.value)} in this one, {_percent(best.value)} in the one that fits best",
+            sentences=[
+                f"Assumed: {self.study.outputs.order}. What fits best, found on half of the validation images "
+                f"and measured on the rest: {self.study.outputs.describe(order)}.",
+                "Give the names in the order of the model's outputs (--class-names) and audit again; no "
+                "other number here means anything.",
+            ],
+            about=About(numbers={"accuracy": here.value, "accuracy in the best order": best.value}),
+        )
+
+    def _unfit(self) -> Verdict | None:
+        accuracy, chance = self.measured.as_is.accuracy, self.measured.chance
+        assert accuracy.low is not None
+        if accuracy.low > chance:
+            return None
+        return Verdict(
+            level="unfit",
+            headline=f"{self.model} is not shown to classify: accuracy {_range(accuracy)} on the validation "
+            f"images, where a constant answer has {_percent(chance)}",
             sentences=[
                 "Check that its classes are in the order of the folders, and how its images are prepared."
             ],
+            about=About(numbers={"accuracy": accuracy.value, "low": accuracy.low, "chance": chance}),
         )
-    if result.mauc is not None and result.mauc_fixed is not None:
-        sentences.append(_scores(result))
-    suspicious = [e for e in result.entries if suspects(e)]
-    triggered = [e for e in result.entries if is_triggered(e)]
-    proven = sorted((e for e in triggered if suspects(e) and is_cured(e)), key=_cut, reverse=True)
-    if proven:
-        first = proven[0]
-        assert first.scores is not None
-        assert first.scores_fixed is not None
+
+    def _clever_hans(self) -> Verdict | None:
+        proven = [e for e in self.entries if is_triggered(e) and e.suspects and is_cured(e)]
+        if not proven:
+            return None
+        first = max(proven, key=lambda e: triggered_share(e) - triggered_share(e, mitigated=True))
+        before, after = triggered_share(first), triggered_share(first, mitigated=True)
+        loss = self.measured.loss.value
         names = ", ".join(str(c) for c in first.fixed)
         more = f" and {len(proven) - 1} more classes" if len(proven) > 1 else ""
-        headline = (
-            f"{result.model} takes {_percent(first.scores.triggered.value)} of the images with only a spurious feature "
-            f"for {first.name}{more}; SpuFix leaves {_percent(first.scores_fixed.triggered.value)} at "
-            f"{_percent(abs(result.accuracy_loss.value))} {'loss' if result.accuracy_loss.value >= 0 else 'gain'} of accuracy"
-        )
-        sentences.append(
-            f"{first.name}, component{'s' if len(first.fixed) > 1 else ''} {names}: {_component_words(first)}. Explanation "
-            "and intervention agree: this is a Clever Hans effect."
-        )
-        return Verdict(level="clever-hans", headline=headline, sentences=sentences)
-    if triggered:
-        worst = max(triggered, key=lambda e: e.scores.triggered.value if e.scores else 0.0)
-        assert worst.scores is not None
-        why = (
-            "switching off the components that look spurious does not end it"
-            if suspects(worst)
-            else "no component of the class looks spurious by itself"
-        )
-        return Verdict(
-            level="fragile",
-            headline=f"{_percent(worst.scores.triggered.value)} of the images with only a spurious feature are taken for "
-            f"{worst.name}, but {why}",
-            sentences=[
-                *sentences,
-                "Label the components of this class (pfungst label) and run the audit again.",
+        return self._verdict(
+            "clever-hans",
+            f"{self.model} takes {_percent(before)} of the images with only a spurious feature for "
+            f"{first.name}{more}; SpuFix leaves {_percent(after)} at {_percent(abs(loss))} "
+            f"{'loss' if loss >= 0 else 'gain'} of accuracy",
+            [
+                f"{first.name}, component{'s' if len(first.fixed) > 1 else ''} {names}: "
+                f"{_component_words(first)}. Explanation and intervention agree: this is a Clever Hans "
+                "effect."
             ],
+            About(
+                entry=first.name,
+                numbers={"triggered": before, "triggered, mended": after, "accuracy loss": loss},
+            ),
         )
-    unverified = [e for e in suspicious if e.scores is None]
-    if unverified:
-        count = sum(len(suspects(e)) for e in unverified)
-        listed = ", ".join(e.name for e in unverified[:_NAMED]) + (" …" if len(unverified) > _NAMED else "")
-        kind = "judged" if result.chosen_by == "people" else "looks" if count == 1 else "look"
-        headline = f"{count} component{'s' if count > 1 else ''} {kind} spurious ({listed}); nothing has shown yet that they do harm"
-        advice = "Collect images with only the feature (pfungst pool) and pass them as --spurious."
-        if result.chosen_by != "people":
-            advice = f"Look at them (pfungst label). {advice}"
-        return Verdict(level="fragile", headline=headline, sentences=[*sentences, advice])
-    headline = f"{result.model} shows no reliance on a spurious feature"
-    if suspicious:
-        sentences.append(
-            f"{sum(len(suspects(e)) for e in suspicious)} components look spurious, but images with only the feature do not "
-            "trigger their class."
+
+    def _unexplained(self) -> Verdict | None:
+        triggered = [e for e in self.entries if is_triggered(e)]
+        if not triggered:
+            return None
+        worst = max(triggered, key=triggered_share)
+        why = "no component of the class looks spurious by itself"
+        if worst.suspects:
+            why = "switching off the components that look spurious does not end it"
+        share = triggered_share(worst)
+        return self._verdict(
+            "fragile",
+            f"{_percent(share)} of the images with only a spurious feature are taken for {worst.name}, but "
+            f"{why}",
+            ["Label the components of this class (pfungst label) and run the audit again."],
+            About(entry=worst.name, numbers={"triggered": share}),
         )
-    elif result.mauc is None:
-        sentences.append(
-            "No images with only a spurious feature were given, so this rests on the ranking alone."
+
+    def _condition(self) -> Verdict | None:
+        if not (fallen := self._fallen()):
+            return None
+        worst = fallen[0]
+        assert worst.fall is not None
+        before, after = self.measured.as_is.accuracy.value, worst.accuracy.value
+        numbers = {"accuracy": after, "fall": worst.fall.value}
+        headline = (
+            f"{self.model} falls from {_percent(before)} to {_percent(after)} accuracy under "
+            f"{worst.variant.condition}"
         )
-    return Verdict(level="sound", headline=headline, sentences=sentences)
+        name = ""
+        if worst.gains:
+            gain = worst.gains[0]
+            name = gain.name
+            taken = (gain.predicted[1] - gain.predicted[0]) / self.measured.n_images
+            headline += (
+                f"; {name} {'takes over' if taken >= limits.TAKEN * worst.fall.value else 'gains most'}"
+            )
+            numbers |= {"times": gain.times, "taken": taken}
+        about = About(entry=name, condition=worst.variant.condition, numbers=numbers)
+        return self._verdict("fragile", headline, [], about)
+
+    def _unverified(self) -> Verdict | None:
+        found = [e for e in self.entries if e.suspects and e.under().spurious is None]
+        if not found:
+            return None
+        count = sum(len(e.suspects) for e in found)
+        kind = "judged" if self.chosen_by == "people" else "looks" if count == 1 else "look"
+        advice = "" if self.chosen_by == "people" else "Look at them (pfungst label). "
+        return self._verdict(
+            "fragile",
+            f"{count} component{'s' if count > 1 else ''} {kind} spurious "
+            f"({few((e.name for e in found), 3)}); nothing has shown yet that they do harm",
+            [f"{advice}Collect images with only the feature (pfungst pool) and pass them as --spurious."],
+            About(entry=found[0].name, numbers={"suspects": count}),
+        )
+
+    def _sound(self) -> Verdict:
+        count = sum(len(e.suspects) for e in self.entries)
+        sentences = []
+        if count:
+            sentences.append(
+                f"{count} components look spurious, but images with only the feature do not trigger their "
+                "class."
+            )
+        elif self.measured.as_is.mauc is None:
+            sentences.append(
+                "No images with only a spurious feature were given, so this rests on the ranking alone."
+            )
+        about = About(numbers={"accuracy": self.measured.as_is.accuracy.value})
+        return self._verdict(
+            "sound", f"{self.model} shows no reliance on a spurious feature", sentences, about
+        )
+
+    def _fallen(self) -> list[Scores]:
+        """Conditions under which the model as it is loses accuracy, the largest fall first."""
+        fallen = [s for s in self.measured.scores.values() if not s.variant.mitigated and is_fallen(s)]
+        return sorted(fallen, key=lambda s: s.accuracy.value)
+
+    def _figures(self) -> list[str]:
+        """Accuracy, spurious score and falls, in sentences."""
+        as_is, mended, n = self.measured.as_is, self.measured.mended, self.measured.n_images
+        text = f"Accuracy {_percent(as_is.accuracy.value)} on {n:,} validation images"
+        found = [f"{text}; nothing was switched off."]
+        if self.chosen_by != "nothing":
+            count = sum(len(e.fixed) for e in self.entries)
+            who = f"{'looks' if count == 1 else 'look'} most suspicious"
+            found = [
+                f"{text}, {_percent(mended.accuracy.value)} with the {count} component"
+                f"{'s' if count > 1 else ''} switched off that "
+                f"{'people judged spurious' if self.chosen_by == 'people' else who}."
+            ]
+        if as_is.mauc is not None and mended.mauc is not None:
+            tested = sum(e.under().spurious is not None for e in self.entries)
+            found.append(
+                f"Spurious score (mAUC) {_plain(as_is.mauc)} before and {_plain(mended.mauc)} after, over "
+                f"{tested} class{'es' if tested > 1 else ''}; {_percent(as_is.triggered or 0.0)} and "
+                f"{_percent(mended.triggered or 0.0)} of the images with only the feature are taken for the "
+                "class."
+            )
+        return found + [self._fall_words(s) for s in self._fallen()]
+
+    def _fall_words(self, scores: Scores) -> str:
+        assert scores.fall is not None
+        name, n = scores.variant.condition, self.measured.n_images
+        text = (
+            f"Under {name} accuracy falls by {_range(scores.fall)}, to {_percent(scores.accuracy.value)} of "
+            "the same images"
+        )
+        if scores.gains:
+            gain = scores.gains[0]
+            before, after = (_percent(count / n) for count in gain.predicted)
+            times = f"{gain.times:.0f}" if gain.times >= 9.5 else f"{gain.times:.1f}"
+            text += (
+                f"; {gain.name} gains most: {before} of the images are taken for it before, {after} after, "
+                f"its probability × {times} in the median"
+            )
+        mended = self.measured.scores.get(Variant(condition=name, mitigated=True))
+        return f"{text}; SpuFix leaves {_percent(mended.accuracy.value)}." if mended else f"{text}."
 
 
-def suspects(entry: ClassEntry) -> list[int]:
-    """Components that people judged spurious, or, where nobody looked, that the ranking suspects."""
-    if entry.judged is not None:
-        return entry.judged
-    return [c.component for c in entry.components if c.suspect]
+def triggered_share(entry: ClassEntry, mitigated: bool = False) -> float:
+    """Share of the images with only its feature that are taken for the class; 0 where there are none."""
+    spurious = entry.under(mitigated=mitigated).spurious
+    return 0.0 if spurious is None else spurious.triggered.value
 
 
 def is_triggered(entry: ClassEntry) -> bool:
     """Whether the spurious images are taken for the class, far more often than other classes' images are."""
-    if entry.scores is None:
+    spurious = entry.under().spurious
+    if spurious is None or spurious.n_spurious < limits.SPURIOUS_IMAGES:
         return False
-    rate = entry.scores.triggered
+    rate = spurious.triggered
     low = rate.low if rate.low is not None else rate.value
-    return rate.value >= TRIGGERED and low > (entry.false_positives or 0.0)
+    return rate.value >= limits.TRIGGERED and low > (entry.false_positives or 0.0)
 
 
 def is_cured(entry: ClassEntry) -> bool:
     """Whether switching components off makes the spurious images lose the class."""
-    if entry.scores is None or entry.scores_fixed is None or not entry.fixed:
+    before, after = (entry.under(mitigated=m).spurious for m in (False, True))
+    if before is None or after is None or not entry.fixed:
         return False
-    before, after = entry.scores.triggered.value, entry.scores_fixed.triggered.value
-    return before - after >= CURED * before and entry.scores_fixed.auc.value >= entry.scores.auc.value
+    share = before.triggered.value
+    return share - after.triggered.value >= limits.CURED * share and after.auc.value >= before.auc.value
 
 
-def _cut(entry: ClassEntry) -> float:
-    assert entry.scores is not None
-    assert entry.scores_fixed is not None
-    return entry.scores.triggered.value - entry.scores_fixed.triggered.value
+def is_fallen(scores: Scores) -> bool:
+    """Whether a condition costs accuracy: a fall worth a mark, whose interval excludes none."""
+    return scores.fall is not None and scores.fall.value >= limits.FALL and (scores.fall.low or 0.0) > 0
 
 
 def _component_words(entry: ClassEntry) -> str:
-    found = [c for c in entry.components if c.fixed]
+    found = [c for c in entry.components if c.component in entry.fixed]
     if entry.judged is not None or not found:
         return "people judged its components spurious"
     first = found[0]
     rank = entry.components.index(first) + 1
-    words = f"α is {first.gap:.1f} logits higher in {_percent(first.share)} of its training images than in the rest"
+    share = _percent(first.share)
+    words = f"α is {first.gap:.1f} logits higher in {share} of its training images than in the rest"
     if first.off_object is not None:
         words += f", and {_percent(first.off_object)} of the heatmap lies off the object"
     return f"{words} (rank {rank} of {entry.ranked})"
-
-
-def _accuracy(result: ClassifierResult) -> str:
-    text = f"Accuracy {_percent(result.accuracy.value)} on {result.n_validation:,} validation images"
-    if result.chosen_by == "nothing":
-        return f"{text}; nothing was switched off."
-    count = sum(len(e.fixed) for e in result.entries)
-    look = "looks" if count == 1 else "look"
-    who = "people judged spurious" if result.chosen_by == "people" else f"{look} most suspicious"
-    return (
-        f"{text}, {_percent(result.accuracy_fixed.value)} with the {count} component{'s' if count > 1 else ''} switched off "
-        f"that {who}."
-    )
-
-
-def _scores(result: ClassifierResult) -> str:
-    assert result.mauc is not None
-    assert result.mauc_fixed is not None
-    tested = [e for e in result.entries if e.scores is not None]
-    return (
-        f"Spurious score (mAUC) {_interval(result.mauc)} before and {_interval(result.mauc_fixed)} after, over "
-        f"{len(tested)} class{'es' if len(tested) > 1 else ''}; {_percent(result.triggered or 0.0)} and "
-        f"{_percent(result.triggered_fixed or 0.0)} of the images with only the feature are taken for the class."
-    )
 
 
 def _percent(value: float) -> str:
     return f"{value:.1%}" if 0 < abs(value) < 0.0995 else f"{value:.0%}"
 
 
-def _interval(value: Interval) -> str:
-    return (
-        f"{value.value:.2f} ({value.low:.2f}–{value.high:.2f})"
-        if value.low is not None
-        else f"{value.value:.2f}"
-    )
+def _range(value: Interval) -> str:
+    ends = [v for v in (value.low, value.high) if v is not None]
+    return _percent(value.value) + (f" ({' to '.join(map(_percent, ends))})" if ends else "")
+
+
+def _plain(value: Interval) -> str:
+    ends = "" if value.low is None else f" ({value.low:.2f}–{value.high:.2f})"
+    return f"{value.value:.2f}{ends}"
 
 
 # --- gates -----------------------------------------------------------------------------------------------
 
 
-def metrics(result: ClassifierResult) -> dict[str, Metric]:
-    """The metrics that ``pfungst check`` can gate on: of the whole, and of the worst class."""
+def metrics(measured: Measured, entries: list[ClassEntry]) -> dict[str, Metric]:
+    """The metrics that ``pfungst check`` can gate on: of the whole, and of the worst class or condition."""
     table: dict[str, Metric] = {}
 
-    def whole(name: str, better: Better, meaning: str, value: float | None) -> None:
+    def whole(name: str, better: Better, meaning: str, value: float | Interval | None) -> None:
+        value = value.value if isinstance(value, Interval) else value
         if value is not None and math.isfinite(value):
             table[name] = Metric(value=value, where="all classes", meaning=meaning, better=better)
 
@@ -184,101 +305,79 @@ def metrics(result: ClassifierResult) -> dict[str, Metric]:
         if per:
             table[name] = Metric.worst(per, better, meaning)
 
-    whole("accuracy", "higher", "accuracy on the validation images", result.accuracy.value)
-    whole("accuracy-fixed", "higher", "the same with SpuFix", result.accuracy_fixed.value)
-    whole("accuracy-loss", "lower", "accuracy minus that with SpuFix", result.accuracy_loss.value)
-    whole(
-        "mauc",
-        "higher",
-        "mean ROC AUC, images of a class against its spurious feature alone",
-        _value(result.mauc),
-    )
-    whole("mauc-fixed", "higher", "the same with SpuFix", _value(result.mauc_fixed))
-    whole("mauc-gain", "higher", "mAUC with SpuFix minus without", _value(result.mauc_gain))
-    whole(
-        "published-map",
-        "higher",
-        "mean average precision, as the published code computes",
-        result.published_map,
-    )
-    whole("published-map-fixed", "higher", "the same with SpuFix", result.published_map_fixed)
-
-    names = {e.index: f"{e.index} {e.name}" for e in result.entries}
-    scored = [(names[e.index], e.scores, e.scores_fixed) for e in result.entries if e.scores]
-    worst("class-auc", "higher", "ROC AUC of one class", {n: s.auc.value for n, s, _ in scored})
-    worst("class-auc-fixed", "higher", "the same with SpuFix", {n: f.auc.value for n, _, f in scored if f})
-    worst(
-        "triggered",
-        "lower",
-        "share of images with only the spurious feature that are taken for the class",
-        {n: s.triggered.value for n, s, _ in scored},
-    )
-    worst(
-        "triggered-fixed", "lower", "the same with SpuFix", {n: f.triggered.value for n, _, f in scored if f}
-    )
-    worst(
-        "class-accuracy-loss",
-        "lower",
-        "accuracy minus that with SpuFix, of one class",
-        {
-            names[e.index]: e.accuracy.value - e.accuracy_fixed.value
-            for e in result.entries
-            if e.accuracy and e.accuracy_fixed
-        },
-    )
-    worst(
-        "harm",
-        "lower",
-        "how harmful the most suspicious component looks, blind",
-        {names[e.index]: max(c.harm for c in e.components) for e in result.entries if e.components},
-    )
-    suspicious = {names[e.index]: float(len(suspects(e))) for e in result.entries}
-    worst("suspects", "lower", f"components with harm of {SUSPECT} or more, or judged spurious", suspicious)
+    for end, mitigated in (("", False), ("-fixed", True)):
+        scores = measured.mended if mitigated else measured.as_is
+        also = ", with SpuFix" * mitigated
+        whole(f"accuracy{end}", "higher", f"accuracy on the validation images{also}", scores.accuracy)
+        mauc = f"mean ROC AUC, images of a class against its spurious feature alone{also}"
+        whole(f"mauc{end}", "higher", mauc, scores.mauc)
+        published = f"mean average precision, as the published code computes{also}"
+        whole(f"published-map{end}", "higher", published, scores.published_map)
+        spurious = {e.name: s for e in entries if (s := e.under(mitigated=mitigated).spurious)}
+        auc = {name: s.auc.value for name, s in spurious.items()}
+        worst(f"class-auc{end}", "higher", f"ROC AUC of one class{also}", auc)
+        taken = f"share of images with only the spurious feature that are taken for the class{also}"
+        worst(f"triggered{end}", "lower", taken, {n: s.triggered.value for n, s in spurious.items()})
+        under = {v.condition: s for v, s in measured.scores.items() if v.mitigated is mitigated and s.fall}
+        accuracies = {name: s.accuracy.value for name, s in under.items()}
+        worst(f"condition-accuracy{end}", "higher", f"accuracy under a condition{also}", accuracies)
+        falls = {name: s.fall.value for name, s in under.items() if s.fall}
+        worst(f"fall{end}", "lower", f"accuracy minus that under a condition{also}", falls)
+    whole("accuracy-loss", "lower", "accuracy minus that with SpuFix", measured.loss)
+    whole("mauc-gain", "higher", "mAUC with SpuFix minus without", measured.gain)
+    pairs = {e.name: (e.under().accuracy, e.under(mitigated=True).accuracy) for e in entries}
+    losses = {name: a.value - b.value for name, (a, b) in pairs.items() if a and b}
+    worst("class-accuracy-loss", "lower", "accuracy minus that with SpuFix, of one class", losses)
+    blind = "how harmful the most suspicious component looks, blind"
+    worst("harm", "lower", blind, {e.name: e.harm for e in entries if e.components})
+    suspects = f"components with harm of {limits.SUSPECT:g} or more, or judged spurious"
+    worst("suspects", "lower", suspects, {e.name: float(len(e.suspects)) for e in entries})
     return table
 
 
-def _value(interval: Interval | None) -> float | None:
-    return None if interval is None else interval.value
+_SPUFIX = {
+    "mean": "SpuFix subtracts the positive α of the chosen components from the logit of their class, as "
+    "published; no weight is changed. Of a feature in a share of the class's training images, that share of "
+    "what it adds stays (--reference absent removes it whole).",
+    "absent": "SpuFix subtracts from the logit of a class what α of its chosen components exceeds α of the "
+    "training images that lack the feature: their mean, the lower group of the best split in two. No weight "
+    "is changed. The published method (--reference mean) measures from the mean of all images, and so leaves "
+    "the more of a feature the more of them have it.",
+}
 
 
-def _spufix(result: ClassifierResult) -> str:
-    if result.reference == "mean":
-        return (
-            "SpuFix subtracts the positive α of the chosen components from the logit of their class, as published; no weight is "
-            "changed. Of a feature in a share of the class's training images, that share of what it adds stays (--reference absent "
-            "removes it whole)."
-        )
-    return (
-        "SpuFix subtracts from the logit of a class what α of its chosen components exceeds α of the training images that lack the "
-        "feature: their mean, the lower group of the best split in two. No weight is changed. The published method (--reference "
-        "mean) measures from the mean of all images, and so leaves the more of a feature the more of them have it."
-    )
-
-
-def explain_numbers(result: ClassifierResult) -> list[str]:
+def explain_numbers(study: Study, measured: Measured, chosen_by: str) -> list[str]:
     """How the numbers were made, for the reader of the report."""
     notes = [
-        f"Components: neural PCA of each class's weighted penultimate features (layer {result.layer}), all training images "
-        "of the class, no prediction filter (Neuhaus et al. 2023).",
-        "α is what a component adds to the logit of its class, relative to the mean over the class's training images.",
-        "Harm: geometric mean of two or three cues. Concentration: how far the best split of α into two groups explains more of its "
-        "variance than it would for a bell curve by chance, times the share by which the gap between the groups changes the odds of the "
-        "class. Reach: that share, or the confidence of the feature visualisation if it is higher. Share of the heatmap off the "
-        "object, where masks exist. "
-        f"From {SUSPECT} a component is called suspicious. Nobody looked at the images for that.",
-        _spufix(result),
-        "Class intervals: Wilson for shares, Newcombe for AUC. Whole: paired bootstrap, 2,000 draws of images within classes.",
+        f"Classes: {study.outputs.order}.",
+        f"Components: neural PCA of each class's weighted penultimate features (layer {study.head.layer}), "
+        "all training images of the class, no prediction filter (Neuhaus et al. 2023).",
+        "α is what a component adds to the logit of its class, relative to the mean over its training "
+        "images.",
+        "Harm: geometric mean of two or three cues. Concentration: how far the best split of α into two "
+        "groups explains more of its variance than it would for a bell curve by chance, times the share by "
+        "which the gap between the groups changes the odds of the class. Reach: that share, or, of the "
+        "components shown, the confidence of the feature visualisation if it is higher. Share of the heatmap "
+        f"off the object, where masks exist. From {limits.SUSPECT:g} a component is called suspicious. "
+        "Nobody looked at the images for that.",
+        _SPUFIX[study.config.reference],
+        "Intervals: Wilson for shares, Newcombe for AUC of a class; for mAUC, gains, losses and falls paired "
+        "bootstrap, 2,000 draws of images within classes.",
     ]
-    if result.mauc is not None:
+    if len(study.conditions) > 1:
         notes.append(
-            "mAUC is the ROC AUC that the paper defines; the average precision that its published code computes is named "
-            "published mAP. The two are not comparable."
+            f"A condition counts as a fall from {_percent(limits.FALL)} of accuracy on the same images, "
+            "where the interval excludes none. Times: the probability of a class after over before, median "
+            "over the images."
         )
-    if result.chosen_by == "ranking":
+    if measured.gain is not None:
         notes.append(
-            "The components that SpuFix switches off were chosen by the blind ranking, which can be wrong: look at them before "
-            "using the fix."
+            "mAUC is the ROC AUC that the paper defines; the average precision that its published code "
+            "computes is named published mAP. The two are not comparable."
         )
-    if result.npfv_note:
-        notes.append(result.npfv_note)
+    if chosen_by == "ranking":
+        notes.append(
+            "The components that SpuFix switches off were chosen by the blind ranking, which can be wrong: "
+            "look at them before using the fix."
+        )
     return notes

@@ -1,0 +1,24 @@
+"""What SpuFix switches off: components that people judged spurious, else the first suspects."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pfungst.audit.classifier.prepare import Study
+from pfungst.audit.classifier.result import Explained
+from pfungst.spurious import NeuralPCA, SpuFix
+
+
+def chosen(study: Study, classes: Sequence[Explained]) -> dict[int, list[int]]:
+    """{class index: components to switch off}, of the classes with any."""
+    if study.judged is not None:
+        found = {e.index: sorted(study.judged.get(e.index, [])) for e in classes}
+    else:
+        most = study.config.fix
+        found = {e.index: sorted([c.component for c in e.components if c.suspect][:most]) for e in classes}
+    return {k: components for k, components in found.items() if components}
+
+
+def mend(study: Study, npca: NeuralPCA, components: dict[int, list[int]]) -> SpuFix | None:
+    """The model with these components switched off; None where there are none."""
+    return SpuFix(study.head, npca, components, reference=study.config.reference) if components else None
