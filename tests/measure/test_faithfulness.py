@@ -138,15 +138,34 @@ def test_results_do_not_depend_on_the_batch_and_repeat_with_the_seed():
     np.testing.assert_allclose((a.value, a.low, a.high), (b.value, b.low, b.high))
 
 
+def test_each_image_has_its_own_score():
+    """Two opposite scores, one for each half of the images: as measured one by one."""
+    score, x, exact = linear(n=16)
+    target = torch.arange(16) % 2
+    sign = 1.0 - 2 * target.double()
+
+    def both(z):
+        return torch.stack([score(z), -score(z)], 1)
+
+    maps = gradient_times_input(both, x, target, baseline=x.mean((2, 3), keepdim=True))
+    torch.testing.assert_close(maps, exact * sign[:, None, None])
+    found = faithfulness(both, x, maps, patch=PATCH, target=target, fill="mean", batch_size=7)
+    plain = faithfulness(score, x, exact, patch=PATCH, fill="mean")
+    assert found.beats_random
+    np.testing.assert_allclose(found.gaps[::2], plain.gaps[::2])
+    with pytest.raises(InputError, match=r"not \(B, K\)"):
+        faithfulness(score, x, exact, patch=PATCH, target=target)
+
+
 def test_errors_name_the_value():
     score, x, exact = linear()
     with pytest.raises(InputError, match="3 images are too few"):
         faithfulness(score, x[:3], exact[:3], patch=PATCH)
     with pytest.raises(InputError, match="never changes the score"):
         faithfulness(lambda z: torch.ones(len(z)), x, exact, patch=PATCH)
-    with pytest.raises(InputError, match=r"\(64, 1\)|\(\d+, 1\)"):
+    with pytest.raises(InputError, match=r"\(64, 1\), not \(B,\)"):
         faithfulness(lambda z: score(z)[:, None], x, exact, patch=PATCH)
-    with pytest.raises(InputError, match="not finite"):
+    with pytest.raises(InputError, match="NaN or infinite"):
         faithfulness(lambda z: score(z) * torch.nan, x, exact, patch=PATCH)
     with pytest.raises(InputError, match="maps"):
         faithfulness(score, x, exact[:, :6], patch=PATCH)
@@ -169,13 +188,13 @@ def test_baselines_are_captums():
     def score(z):
         return model(z)[:, 2]
 
-    ours = integrated_gradients(score, x, 0.2, steps=24)
+    ours = integrated_gradients(score, x, baseline=0.2, steps=24)
     theirs = IntegratedGradients(model).attribute(
         x, baselines=0.2, target=2, n_steps=24, method="riemann_middle"
     )
     torch.testing.assert_close(ours, theirs.sum(1))
     torch.testing.assert_close(
-        integrated_gradients(score, x, 0.2, steps=400).sum((1, 2)),
+        integrated_gradients(score, x, baseline=0.2, steps=400).sum((1, 2)),
         score(x).detach() - score(torch.full_like(x, 0.2)).detach(),
         rtol=1e-5,
         atol=1e-6,
@@ -183,6 +202,14 @@ def test_baselines_are_captums():
     torch.testing.assert_close(
         gradient_times_input(score, x), InputXGradient(model).attribute(x, target=2).sum(1)
     )
+
+
+def test_gradients_of_tensors_from_inference_mode():
+    model, x = net(), torch.rand(5, 3, SIDE, SIDE, dtype=torch.float64)
+    with torch.inference_mode():
+        target, same = model(x).argmax(1), x * 1
+        inside = gradient_times_input(model, x, target)
+    torch.testing.assert_close(gradient_times_input(model, same, target), inside)
 
 
 def test_weight_randomisation_tells_a_map_of_the_model_from_one_of_the_image():

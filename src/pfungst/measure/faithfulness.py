@@ -90,8 +90,10 @@ class Flipping:
     """Replaces patches of images and keeps what all maps are compared with: the same random orders, the same replacement.
 
     Args:
-        score: images (N, C, H, W) → (N,), larger where relevance says more.
+        score: images (B, C, H, W) → (B,), larger where relevance says more; with `target` → (B, K).
         images: (N, C, H, W), finite; at least 6, 12 to 24 are enough for a clear answer.
+        target: (N,) which of the K scores each image is explained for: its class, or its number where score gives the
+            products with all N partners.
         patch: side of the patches in pixels; those at the right and bottom may be smaller. At most 64 patches keep it cheap.
         fill: inpaint (smooth continuation of what is left; the image's mean where nothing is), blur (Gaussian, σ = half the
             patch) or mean (of the image, per channel).
@@ -110,6 +112,7 @@ class Flipping:
         images: Tensor,
         *,
         patch: int,
+        target: Tensor | None = None,
         fill: Fill = "inpaint",
         steps: int = 16,
         orders: int = 4,
@@ -132,7 +135,8 @@ class Flipping:
                 f"patch={patch} on {height} × {width} px, steps={steps}, orders={orders}",
                 "take patches that make at least 4, at least 2 steps and 1 order",
             )
-        self.score, self.images, self.fill, self.batch_size, self.seed = score, images, fill, batch_size, seed
+        self.score, self.target, self.images = score, target, images
+        self.fill, self.batch_size, self.seed = fill, batch_size, seed
         self.patches = rows * columns
         at = torch.arange(height)[:, None] // patch * columns + torch.arange(width) // patch
         self.index = at.to(images.device)
@@ -198,7 +202,7 @@ class Flipping:
                 job = torch.arange(start, min(start + self.batch_size, n * len(inner)), device=rank.device)
                 rows, count = job % n, torch.tensor(inner, device=rank.device)[job // n]
                 gone = (rank[rows] < count[:, None])[:, self.index]  # (B, H, W)
-                found.append(self._scored(self._replace(rows, gone[:, None])))
+                found.append(self._scored(self._replace(rows, gone[:, None]), rows))
         curve = np.concatenate(found).reshape(len(inner), n).T
         if self._ends is None:
             self._ends = curve[:, 0], curve[:, -1]
@@ -210,14 +214,12 @@ class Flipping:
         other = _inpainted(x, gone, self.mean[rows]) if self.fill == "inpaint" else self.reference[rows]
         return torch.where(gone, other, x)
 
-    def _scored(self, x: Tensor) -> Array:
-        out = self.score(x)
-        if out.shape != (len(x),) or not bool(torch.isfinite(out).all()):
-            raise InputError(
-                f"the score of {len(x)} images is {tuple(out.shape)}"
-                + (", not finite" if out.shape == (len(x),) else ""),
-                "pass a function that returns one finite number per image, (N,)",
-            )
+    def _scored(self, x: Tensor, rows: Tensor) -> Array:
+        out = _picked(
+            self.score(x), None if self.target is None else self.target[rows.to(self.target.device)]
+        )
+        if not bool(torch.isfinite(out).all()):
+            raise InputError("the score is NaN or infinite", "check the model, or use float32")
         return out.double().cpu().numpy()
 
 
@@ -227,8 +229,7 @@ def faithfulness(
     """Whether maps of a score beat a random order of patches: one number with its interval.
 
     Args:
-        score: images (N, C, H, W) → (N,). For a pair, the product with its fixed partner: pass a function that knows the
-            partners, and one image of one partner.
+        score: images (B, C, H, W) → (B,), or → (B, K) with `target` (N,), see :class:`Flipping`.
         images: (N, C, H, W). maps: (N, H, W), higher = speaks for a higher score.
         patch: side of a patch in pixels. options: those of :class:`Flipping`, which several maps of the same images share.
 
@@ -236,6 +237,17 @@ def faithfulness(
         InputError: see :class:`Flipping`.
     """
     return Flipping(score, images, patch=patch, **options).of(maps)  # type: ignore[arg-type]
+
+
+def _picked(out: Tensor, target: Tensor | None) -> Tensor:
+    """(B,) of a score's output."""
+    wanted = "(B,)" if target is None else "(B, K)"
+    if out.ndim != (1 if target is None else 2) or (target is not None and len(target) != len(out)):
+        raise InputError(
+            f"the score is {tuple(out.shape)}, not {wanted}",
+            "return one number per image, or scores (B, K) with target= saying which is meant",
+        )
+    return out if target is None else out.gather(1, target.to(out.device)[:, None])[:, 0]
 
 
 def _relative(gaps: Array, ranges: Array, seed: int) -> Interval:
@@ -292,13 +304,19 @@ def random_maps(images: Tensor, seed: int = 0) -> Tensor:
     return torch.rand(n, height, width, generator=torch.Generator().manual_seed(seed))
 
 
-def gradient_times_input(score: Score, images: Tensor, baseline: Tensor | float = 0.0) -> Tensor:
-    """∇score · (x − baseline), summed over channels: (N, H, W)."""
-    return ((images - baseline) * _gradient(score, images)).sum(1)
+def gradient_times_input(
+    score: Score, images: Tensor, target: Tensor | None = None, baseline: Tensor | float = 0.0
+) -> Tensor:
+    """∇score · (x − baseline), summed over channels: (N, H, W). Score and target as in :class:`Flipping`."""
+    return ((images - baseline) * _gradient(score, images, target)).sum(1)
 
 
 def integrated_gradients(
-    score: Score, images: Tensor, baseline: Tensor | float = 0.0, steps: int = 32
+    score: Score,
+    images: Tensor,
+    target: Tensor | None = None,
+    baseline: Tensor | float = 0.0,
+    steps: int = 32,
 ) -> Tensor:
     """Mean gradient on the way from the baseline, times (x − baseline), by the midpoint rule: (N, H, W).
 
@@ -307,14 +325,15 @@ def integrated_gradients(
     way = images - baseline
     total = torch.zeros_like(images)
     for k in range(steps):
-        total += _gradient(score, images - way * (1 - (k + 0.5) / steps))
+        total += _gradient(score, images - way * (1 - (k + 0.5) / steps), target)
     return (way * total / steps).sum(1)
 
 
-def _gradient(score: Score, x: Tensor) -> Tensor:
-    with torch.enable_grad():
-        leaf = x.detach().requires_grad_()
-        return torch.autograd.grad(score(leaf).sum(), leaf)[0]
+def _gradient(score: Score, x: Tensor, target: Tensor | None) -> Tensor:
+    with torch.inference_mode(False), torch.enable_grad():  # clones: what inference mode made has no gradient
+        leaf = x.detach().clone().requires_grad_()
+        where = None if target is None else target.clone()
+        return torch.autograd.grad(_picked(score(leaf), where).sum(), leaf)[0]
 
 
 # --- weight randomisation ----------------------------------------------------------------------------------
