@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python benchmarks/faithfulness.py [--model robust|standard] [--fill inpaint] [--data ../shared/data]
 
-Photographs are drawn by seed, as many of each class; explained is the logit of the class that the network answers. All maps of
+Photographs are drawn by seed, all classes in turn; explained is the logit of the class that the network answers. All maps of
 a network are measured on the same images, patches, replacement and random orders. `over grad × input` is the paired difference.
 """
 
@@ -57,14 +57,13 @@ def network(file: Path) -> nn.Module:
     )
 
 
-def photographs(file: Path, per_class: int, seed: int) -> Tensor:
-    """(N, 3, 128, 128), as many of each class."""
+def photographs(file: Path, count: int, seed: int) -> Tensor:
+    """(N, 3, 128, 128), of all classes in turn."""
     table = pq.read_table(file)
     labels = np.array(table["label"].to_pylist())
     rng = np.random.default_rng(seed)
-    rows = np.concatenate(
-        [rng.permutation(np.flatnonzero(labels == k))[:per_class] for k in np.unique(labels)]
-    )
+    drawn = [rng.permutation(np.flatnonzero(labels == k)) for k in np.unique(labels)]
+    rows = np.stack([d[: min(map(len, drawn))] for d in drawn], 1).ravel()[:count]
     made = []
     for r in rows.tolist():
         image = Image.open(io.BytesIO(table["image"][r].as_py()["bytes"])).convert("RGB").resize((128, 128))
@@ -84,8 +83,7 @@ def methods(x: Tensor, target: Tensor) -> dict[str, Explain]:
         "GradCAM layer3": lambda m: gradcam(m, x, "1.layer3", target),
         "gradient × input": lambda m: gradient_times_input(m, x, target),
         "gradient × (input − mean)": lambda m: gradient_times_input(m, x, target, mean),
-        "integrated gradients, from black": lambda m: integrated_gradients(m, x, target),
-        "integrated gradients, from the mean": lambda m: integrated_gradients(m, x, target, mean),
+        "integrated gradients from the mean": lambda m: integrated_gradients(m, x, target, mean, steps=16),
         "contrast of the image (no model)": lambda m: (x - mean).abs().sum(1),
         "random": lambda m: random_maps(x, 1),
     }
@@ -99,10 +97,11 @@ def main() -> None:
     parser.add_argument("--model", choices=["robust", "standard"], default="robust")
     parser.add_argument("--fill", choices=["inpaint", "blur", "mean"], default="inpaint")
     parser.add_argument("--patch", type=int, default=16)
-    parser.add_argument("--per-class", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=8, help="points of a curve after the first")
+    parser.add_argument("--images", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--randomise", action="store_true", help="and the weight randomisation, on the first 10 images"
+        "--randomise", action="store_true", help="and the weight randomisation, on 8 of the images"
     )
     parser.add_argument(
         "--data", type=Path, default=Path(os.environ.get("PFUNGST_SHARED", "../shared")) / "data"
@@ -115,12 +114,21 @@ def main() -> None:
     print(describe_machine())
     model, x = (
         network(file),
-        photographs(options.data / "imagenette" / "val.parquet", options.per_class, options.seed),
+        photographs(options.data / "imagenette" / "val.parquet", options.images, options.seed),
     )
     with torch.inference_mode():
         target = model(x).argmax(1)
     started = time.monotonic()
-    flipping = Flipping(model, x, patch=options.patch, target=target, fill=options.fill, seed=options.seed)
+    flipping = Flipping(
+        model,
+        x,
+        patch=options.patch,
+        target=target,
+        fill=options.fill,
+        steps=options.steps,
+        orders=2,
+        seed=options.seed,
+    )
     measured = {name: flipping.of(explain(model)) for name, explain in methods(x, target).items()}
     base = measured["gradient × input"]
     first, last = flipping.random[:, 0].mean(), flipping.random[:, -1].mean()
@@ -133,7 +141,7 @@ def main() -> None:
         print(f"| {name} | {f.value:+.3f} ({f.low:+.3f} to {f.high:+.3f}) | {'yes' if f.beats_random else 'no'} | {f.most.value:+.3f} "
               f"| {f.least.value:+.3f} | {over.value:+.3f} ({over.low:+.3f} to {over.high:+.3f}) |")  # fmt: skip
     if options.randomise:
-        few, wanted = x[::2][:10], target[::2][:10]
+        few, wanted = x[:8], target[:8]
         print(f"\n| map | all weights at random | {' | '.join(layer[2:] for layer in LAYERS)} |")
         print("| --- | --- | --- | --- | --- |")
         for name, explain in methods(few, wanted).items():
