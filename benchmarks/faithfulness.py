@@ -93,7 +93,7 @@ def methods(x: Tensor, target: Tensor) -> dict[str, Explain]:
 
 def randomise(name: str, model: nn.Module, x: Tensor, target: Tensor) -> None:
     """Print how alike maps stay when all weights, or those of a layer, are in random order."""
-    print(f"\n{name} ResNet-18, {len(x)} photographs: rank correlation of maps before and after\n")
+    print(f"\n{name} ResNet-18, {len(x)} photographs: |rank correlation| of maps before and after\n")
     print(f"| map | all weights | {' | '.join(f'only {layer[2:]}' for layer in LAYERS)} |")
     print("| --- | --- | --- | --- | --- |")
     for method, explain in methods(x, target).items():

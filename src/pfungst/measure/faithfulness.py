@@ -363,9 +363,10 @@ def weight_randomisation(
     layers: Sequence[str] = (),
     seed: int = 0,
 ) -> dict[str, Interval]:
-    """How alike maps stay when the weights lose their meaning (Adebayo et al. 2018): Spearman's rank correlation.
+    """How alike maps stay when the weights lose their meaning (Adebayo et al. 2018): |ρ|, Spearman's rank correlation.
 
-    A map that explains a model must change with it; from ``limits.SAME_MAP`` on it is rather one of the image.
+    A map that explains a model must change with it; from ``limits.SAME_MAP`` on it is rather one of the image. Up to sign, as
+    random weights turn the sign of the score: a map that only turns with it has kept its shape.
 
     Args:
         explain: a model → maps (N, H, W) of the same images and outputs.
@@ -373,8 +374,8 @@ def weight_randomisation(
         layers: modules that are also randomised alone.
 
     Returns:
-        "all" and each layer: mean over images of the correlation with the maps of the model as it is, with 95 % bootstrap
-        interval. A map that became constant has correlation 0.
+        "all" and each layer: mean over images of |ρ| with the maps of the model as it is, with 95 % bootstrap
+        interval. A map that became constant has 0.
 
     Raises:
         InputError: an unknown layer; constant or not finite maps of the model as it is.
@@ -394,4 +395,4 @@ def _rank_correlation(a: Array, b: Array) -> float:
     ra, rb = (rankdata(v.ravel()) for v in (a, b))
     ra, rb = ra - ra.mean(), rb - rb.mean()
     norm = math.sqrt((ra @ ra) * (rb @ rb))
-    return float(ra @ rb / norm) if norm > 0 else 0.0
+    return abs(float(ra @ rb / norm)) if norm > 0 else 0.0

@@ -66,5 +66,5 @@ FAITHFUL_IMAGES = Limit(
 SAME_MAP = Limit(
     0.5,
     "2026-11-26",
-    "rank correlation of maps with those of a model whose weights say nothing; half of agreement",
+    "|rank correlation| of maps with those of a model whose weights say nothing; half of agreement",
 )
