@@ -450,7 +450,7 @@ def curve_table(lines: list[dict[str, Any]], of: str) -> str:
 def tables(lines: list[dict[str, Any]], half: str) -> str:
     """All tables as Markdown."""
     parts = {p: [line for line in lines if line["part"] == p] for p in PARTS}
-    text = f"Half: {half}. {len(lines)} runs, {sum(line['seconds'] for line in lines) / 60:.0f} minutes of one core"
+    text = f"Half: {half}. {len(lines)} runs, {sum(line['seconds'] for line in lines) / 60:.0f} minutes on one core beside other work"
     text += f", {max((line['date'] for line in lines), default='none')}, source {', '.join(sorted({line['source'] for line in lines}))}.\n"
     if parts["clean"]:
         text += f"\n### Clean models\n\n{clean_table(parts['clean'] + parts['untrained'])}"
