@@ -18,6 +18,7 @@ from pfungst.audit.classifier.images import Labelled
 from pfungst.audit.classifier.models import load_classifier
 from pfungst.audit.similarity.config import SimilarityConfig
 from pfungst.audit.similarity.embeddings import Source, conditions_for, embed
+from pfungst.conditions import Condition
 from pfungst.data import Item
 from pfungst.encoders import Encoder, Preprocessing
 from pfungst.errors import ConfigError, DataError, InputError, PfungstWarning, UnreadableImages
@@ -37,7 +38,7 @@ def items(root, count=50, bad=BAD):
 
 
 def labelled(found):
-    return Labelled(found, [i % 3 for i in range(len(found))], SMALL)
+    return Labelled(found, [i % 3 for i in range(len(found))], Condition.parse(SMALL.condition), SMALL.size)
 
 
 def head_of(net):

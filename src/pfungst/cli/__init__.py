@@ -10,6 +10,7 @@ import typer
 
 from pfungst import __version__
 from pfungst.cli.audit import audit
+from pfungst.cli.claims import claims
 from pfungst.cli.common import group
 from pfungst.cli.label import label
 from pfungst.cli.pool import pool
@@ -24,7 +25,7 @@ app = group(
 app.add_typer(audit, name="audit")
 app.command()(label)
 app.add_typer(pool, name="pool")
-for command in (demo, check, report, conditions):
+for command in (demo, check, report, conditions, claims):
     app.command()(command)
 
 

@@ -82,3 +82,13 @@ TAKEN = Limit(0.25, "2026-11-26", "share of a fall that one class gains, from wh
 REORDERED = Limit(
     0.2, "2026-11-26", "by which another order of classes, chosen on half of the images, fits the rest better"
 )
+
+# --- faithfulness ----------------------------------------------------------------------------------------
+FAITHFUL_IMAGES = Limit(
+    6, "2026-11-26", "fewer images cannot show it: five that agree have P = 0.06, two-sided"
+)
+SAME_MAP = Limit(
+    0.5,
+    "2026-11-26",
+    "|rank correlation| of maps with those of a model whose weights say nothing; half of agreement",
+)
