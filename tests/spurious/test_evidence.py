@@ -126,7 +126,9 @@ def test_blur_and_inpainting():
 def made(p=0.001, low=0.5, retained=0.8, necessity=(1.0, 1.0)):
     falls = tuple(Interval(n, n - 0.1, n + 0.1) for n in necessity)
     rise = Interval(low + 0.5, low, low + 1)
-    return Evidence(0, 1, (0,), 1.0, falls, (rise, rise), rise, (0.4, 0.1), Interval(0.9, retained, 1.0), p)
+    return Evidence(
+        0, 1, (0,), 1.0, falls, (rise, rise), rise, (0.4, 0.1), Interval(0.9, retained, 1.0), p, p
+    )
 
 
 def test_words_and_holm():
@@ -137,8 +139,9 @@ def test_words_and_holm():
     assert made(low=-0.1, necessity=(0.0,)).word == "unclear"
     assert "no proof either way" in made(p=0.2, necessity=(0.0,)).reason
     many = correct([made(p) for p in (0.01, 0.04, 0.03, 0.005)])
-    assert [e.p for e in many] == pytest.approx([0.03, 0.06, 0.06, 0.02])  # as R's p.adjust("holm")
-    assert correct([replace(made(), p=0.9)])[0].p == 0.9
+    assert [e.corrected for e in many] == pytest.approx([0.03, 0.06, 0.06, 0.02])  # as R's p.adjust("holm")
+    assert correct([replace(made(), p=0.9)])[0].word == "core"
+    assert [e.corrected for e in correct(many)] == [e.corrected for e in many]
 
 
 def test_the_papers_rule_is_the_confidence_of_visualisations():

@@ -58,7 +58,5 @@ TELLS_APART = Limit(0.8, "2026-07-01", "AUROC from which similarity tells relati
 # --- classifier ------------------------------------------------------------------------------------------
 TRIGGERED = Limit(0.25, "2026-07-01", "share of images with only the feature that are taken for the class")
 CURED = Limit(0.25, "2026-07-01", "share of these that the mended model answers otherwise")
-P_SPURIOUS = Limit(0.05, "2026-11-26", "that pasting a component's region raises the class, Holm over what was tried")
-RETAINED = Limit(
-    0.5, "2026-11-26", "share of images still recognised without the region, lower end: most of the object is elsewhere"
-)
+P_SPURIOUS = Limit(0.05, "2026-11-26", "that pasting what a component reads raises the class; Holm")
+RETAINED = Limit(0.5, "2026-11-26", "lower end of the share still recognised: the object is elsewhere")

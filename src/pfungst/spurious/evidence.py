@@ -64,7 +64,8 @@ class Evidence:
         flips: share of these images that the audited model then takes for the class, and that with other content.
         retained: share of the images in which the class is still recognised without that part, by the witnesses that
             recognised it before (by the audited model where there are none).
-        p: of excess ≤ 0 or sufficiency ≤ 0 (Wilcoxon signed ranks, the largest); after :func:`correct`, times Holm's factor.
+        p: of excess ≤ 0 or sufficiency ≤ 0 (Wilcoxon signed ranks, the larger).
+        corrected: p times Holm's factor for all that were tried, see :func:`correct`.
     """
 
     class_: int
@@ -77,11 +78,12 @@ class Evidence:
     flips: tuple[float, float]
     retained: Interval
     p: float
+    corrected: float = 1.0
 
     @property
     def sufficient(self) -> bool:
         """Whether the part that is not the object raises the class elsewhere, beyond chance and beyond the witnesses."""
-        return self.sufficiency[0].low > 0 and self.excess.low > 0 and self.p <= P_SPURIOUS
+        return self.sufficiency[0].low > 0 and self.excess.low > 0 and self.corrected <= P_SPURIOUS
 
     @property
     def word(self) -> Word:
@@ -96,7 +98,7 @@ class Evidence:
         raised = f"pasted elsewhere carries {s.value:.0%} of the class [{s.low:.0%}, {s.high:.0%}]"
         if len(self.sufficiency) > 1:
             raised += f", {x.value:+.0%} [{x.low:+.0%}, {x.high:+.0%}] against other models"
-        raised += f" (p {self.p:.2g})"
+        raised += f" (corrected p {self.corrected:.2g})"
         left = f"without it {r.value:.0%} of the images are still recognised [{r.low:.0%}, {r.high:.0%}]"
         if self.word == "spurious":
             return f"what it reads off the object {raised}, and {left}"
@@ -179,12 +181,12 @@ def evidence(
 
 
 def correct(found: Sequence[Evidence]) -> list[Evidence]:
-    """The same with p corrected for all that were tried (Holm 1979). From p of single calls: pass each only once."""
+    """The same with p corrected for all of them together (Holm 1979): call it on the evidence of all classes."""
     order = sorted(range(len(found)), key=lambda i: found[i].p)
     out, least = list(found), 0.0
     for place, i in enumerate(order):
         least = max(least, min(1.0, found[i].p * (len(found) - place)))
-        out[i] = replace(found[i], p=least)
+        out[i] = replace(found[i], corrected=least)
     return out
 
 
