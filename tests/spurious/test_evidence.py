@@ -133,14 +133,17 @@ def made(p=0.001, low=0.5, retained=0.8, necessity=(1.0, 1.0)):
 
 def test_words_and_holm():
     assert made().word == "spurious"
-    assert made(retained=0.4).word == "core"  # the class goes with the region
-    assert made(p=0.2).word == "core"
-    assert made(p=0.2, necessity=(1.0, -1.0)).word == "unclear"
+    assert made(retained=0.4).word == "unclear"  # the class goes with the region
+    assert "may be the object" in made(retained=0.4).reason
+    assert "models share" in made(p=0.2).reason
+    assert made(low=-0.1).word == "core"
+    assert "each of 2 models" in made(low=-0.1).reason
+    assert made(low=-0.1, necessity=(1.0, -1.0)).word == "unclear"
     assert made(low=-0.1, necessity=(0.0,)).word == "unclear"
-    assert "no proof either way" in made(p=0.2, necessity=(0.0,)).reason
+    assert "no proof either way" in made(low=-0.1, necessity=(0.0,)).reason
     many = correct([made(p) for p in (0.01, 0.04, 0.03, 0.005)])
     assert [e.corrected for e in many] == pytest.approx([0.03, 0.06, 0.06, 0.02])  # as R's p.adjust("holm")
-    assert correct([replace(made(), p=0.9)])[0].word == "core"
+    assert correct([replace(made(), p=0.9)])[0].word == "unclear"
     assert [e.corrected for e in correct(many)] == [e.corrected for e in many]
 
 

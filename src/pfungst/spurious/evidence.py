@@ -89,7 +89,8 @@ class Evidence:
     def word(self) -> Word:
         if self.sufficient and self.retained.low >= RETAINED:
             return "spurious"
-        return "core" if all(n.low > 0 for n in self.necessity) else "unclear"
+        needed = all(n.low > 0 for n in self.necessity)
+        return "core" if needed and not any(s.low > 0 for s in self.sufficiency) else "unclear"
 
     @property
     def reason(self) -> str:
@@ -106,15 +107,19 @@ class Evidence:
             least = min(self.necessity, key=lambda n: n.low)
             models = f"each of {len(self.necessity)} models" if len(self.necessity) > 1 else "the model"
             fall = f"{least.value:.2f} nats [{least.low:.2f}, {least.high:.2f}]"
-            return f"{models} loses evidence without its region, at least {fall}"
+            return f"{models} loses evidence without its region, at least {fall}, and the rest carries nothing elsewhere"
         if not self.sufficient:
-            return f"no proof either way: what it reads off the object {raised}"
+            shared = len(self.sufficiency) > 1 and self.sufficiency[0].low > 0
+            why = (
+                "a piece of the object, or a habit that the models share" if shared else "no proof either way"
+            )
+            return f"{why}: what it reads off the object {raised}"
         return f"it {raised}, but {left}, so the region may be the object"
 
     @property
     def rank(self) -> tuple[bool, float]:
-        """Sorts suspects first when sorted in falling order: the word, then the excess that is certain."""
-        return self.word == "spurious", self.excess.low
+        """Sorts suspects first when sorted in falling order: the word, then the sufficiency that is certain."""
+        return self.word == "spurious", self.sufficiency[0].low
 
 
 def evidence(
