@@ -82,6 +82,8 @@ TAKEN = Limit(0.25, "2026-11-26", "share of a fall that one class gains, from wh
 REORDERED = Limit(
     0.2, "2026-11-26", "by which another order of classes, chosen on half of the images, fits the rest better"
 )
+P_SPURIOUS = Limit(0.05, "2026-11-26", "that pasting what a component reads raises the class; Holm")
+RETAINED = Limit(0.5, "2026-11-26", "lower end of the share still recognised: the object is elsewhere")
 
 # --- faithfulness ----------------------------------------------------------------------------------------
 FAITHFUL_IMAGES = Limit(

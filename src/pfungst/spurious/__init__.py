@@ -3,6 +3,7 @@
 from pfungst.spurious.components import read_components, write_components
 from pfungst.spurious.counterfactual import Counterfactual, Diffusion, counterfactual
 from pfungst.spurious.diversity import Diversity, diversity
+from pfungst.spurious.evidence import Evidence, Witness, correct, evidence, paper_rule
 from pfungst.spurious.features import FeatureStore, extract_features, match_classes
 from pfungst.spurious.heads import FeatureHead, LinearHead
 from pfungst.spurious.neurons import majority, neuron_importance, rank_neurons
@@ -23,6 +24,7 @@ __all__ = [
     "Counterfactual",
     "Diffusion",
     "Diversity",
+    "Evidence",
     "FeatureHead",
     "FeatureStore",
     "LinearHead",
@@ -31,14 +33,18 @@ __all__ = [
     "SpuriousFolder",
     "SpuriousScore",
     "Visualisation",
+    "Witness",
     "apgd",
     "class_probabilities",
+    "correct",
     "counterfactual",
     "diversity",
+    "evidence",
     "extract_features",
     "majority",
     "match_classes",
     "neuron_importance",
+    "paper_rule",
     "rank_neurons",
     "read_components",
     "score_probabilities",

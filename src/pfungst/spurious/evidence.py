@@ -1,0 +1,352 @@
+"""Is a component spurious? By intervention: its region is taken away, and put where the class is not.
+
+Correlation ranks (the bimodality of α, the confidence of a visualisation) find what a component is active on; only an
+intervention tells whether that decides, and only what is left without it tells whether it was the object.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import torch
+from scipy import stats
+from torch import Tensor, nn
+
+from pfungst.errors import InputError
+from pfungst.measure import Interval, bootstrap
+from pfungst.measure.limits import P_SPURIOUS, RETAINED
+from pfungst.spurious.heads import FeatureHead, logits_of
+from pfungst.spurious.inpaint import gaussian, inpaint, soften
+from pfungst.spurious.npca import NeuralPCA
+from pfungst.spurious.visualise import select
+
+Word = Literal["spurious", "core", "unclear"]
+Score = Callable[[Tensor], Tensor]  # images (N, C, H, W) → (N,)
+_SHARE, _LARGEST = (
+    0.75,
+    0.4,
+)  # of the positive relevance that the region holds; of the image that it may cover
+
+
+@dataclass(frozen=True)
+class Witness:
+    """Another model that knows the class.
+
+    Attributes:
+        model: images (N, C, H, W) in [0, 1] → logits (N, K).
+        class_: index of the class in its logits.
+    """
+
+    model: nn.Module
+    class_: int
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What interventions on a component's region did. Evidence for a class is its log odds, log p − log(1 − p), in nats.
+
+    Intervals are 95 % bootstrap over the component's images.
+
+    Attributes:
+        class_, component: which.
+        rows: the images it was measured on, rows of what was passed.
+        alpha: their mean α.
+        necessity: fall of the evidence when the region is painted over, beyond that of an equal region elsewhere in the
+            same images, for the audited model and then each witness.
+        sufficiency: rise of the evidence in images of other classes when the part of the region that is not the object is
+            pasted into them, beyond that of other content of the same images at the same place, for each model; as a
+            share of the way from the model's evidence for the class in other classes to that in the class.
+        excess: sufficiency of the audited model beyond that of the witness where this is least; without witnesses
+            sufficiency itself. What every model takes for the class is a piece of it, or a habit that all share.
+        flips: share of these images that the audited model then takes for the class, and that with other content.
+        retained: share of the images in which the class is still recognised without that part, by the witnesses that
+            recognised it before (by the audited model where there are none).
+        p: of excess ≤ 0 or sufficiency ≤ 0 (Wilcoxon signed ranks, the larger).
+        corrected: p times Holm's factor for all that were tried, see :func:`correct`.
+    """
+
+    class_: int
+    component: int
+    rows: tuple[int, ...]
+    alpha: float
+    necessity: tuple[Interval, ...]
+    sufficiency: tuple[Interval, ...]
+    excess: Interval
+    flips: tuple[float, float]
+    retained: Interval
+    p: float
+    corrected: float = 1.0
+
+    @property
+    def sufficient(self) -> bool:
+        """Whether the part that is not the object raises the class elsewhere, beyond chance and beyond the witnesses."""
+        return self.sufficiency[0].low > 0 and self.excess.low > 0 and self.corrected <= P_SPURIOUS
+
+    @property
+    def word(self) -> Word:
+        if self.sufficient and self.retained.low >= RETAINED:
+            return "spurious"
+        needed = all(n.low > 0 for n in self.necessity)
+        return "core" if needed and not any(s.low > 0 for s in self.sufficiency) else "unclear"
+
+    @property
+    def reason(self) -> str:
+        """Why that word, in one sentence."""
+        s, x, r = self.sufficiency[0], self.excess, self.retained
+        raised = f"pasted elsewhere carries {s.value:.0%} of the class [{s.low:.0%}, {s.high:.0%}]"
+        if len(self.sufficiency) > 1:
+            raised += f", {x.value:+.0%} [{x.low:+.0%}, {x.high:+.0%}] against other models"
+        raised += f" (corrected p {self.corrected:.2g})"
+        left = f"without it {r.value:.0%} of the images are still recognised [{r.low:.0%}, {r.high:.0%}]"
+        if self.word == "spurious":
+            return f"what it reads off the object {raised}, and {left}"
+        if self.word == "core":
+            least = min(self.necessity, key=lambda n: n.low)
+            models = f"each of {len(self.necessity)} models" if len(self.necessity) > 1 else "the model"
+            fall = f"{least.value:.2f} nats [{least.low:.2f}, {least.high:.2f}]"
+            return f"{models} loses evidence without its region, at least {fall}, and the rest carries nothing elsewhere"
+        if not self.sufficient:
+            shared = len(self.sufficiency) > 1 and self.sufficiency[0].low > 0
+            why = (
+                "a piece of the object, or a habit that the models share" if shared else "no proof either way"
+            )
+            return f"{why}: what it reads off the object {raised}"
+        return f"it {raised}, but {left}, so the region may be the object"
+
+    @property
+    def rank(self) -> tuple[bool, float]:
+        """Sorts suspects first when sorted in falling order: the word, then the sufficiency that is certain."""
+        return self.word == "spurious", self.sufficiency[0].low
+
+
+def evidence(
+    npca: NeuralPCA,
+    class_: int,
+    components: Sequence[int],
+    images: Tensor,
+    others: Tensor,
+    witnesses: Sequence[Witness] = (),
+    *,
+    n_images: int = 12,
+    n_targets: int = 2,
+    batch_size: int = 8,
+    seed: int = 0,
+) -> list[Evidence]:
+    """Intervene on the regions that components read.
+
+    The region of a component in an image holds most of the positive relevance of α: integrated gradients from the blurred
+    image, which on real networks found regions whose loss lowers α more than those of any composite of LRP
+    (docs/evidence.md). The part that is not the object is that where α has more relevance than the class has in any witness.
+
+    Args:
+        npca: fitted, with its model attached.
+        class_: class index.
+        components: which of its components.
+        images: (N, C, H, W) in [0, 1] of the class, best such that the model was not trained on; for each component the
+            n_images of highest α are used.
+        others: (M, C, H, W) of other classes.
+        witnesses: other models that know the class. Without any, the object is what the audited model itself still
+            recognises, and the whole region is pasted.
+        n_images: per component.
+        n_targets: images of other classes that each region is pasted into.
+        batch_size: images at a time.
+        seed: of places, targets and the bootstrap.
+
+    Returns:
+        One for each component, in their order, p corrected for their number (:func:`correct` for several classes).
+
+    Raises:
+        InputError: fewer than 6 images or no others (n of 5 cannot reach p < 0.05 with any correction).
+    """
+    head = npca.model
+    if head is None:
+        raise InputError("no model is attached", "fit with a FeatureHead, or call attach(model)")
+    if len(images) < 6 or not len(others):
+        raise InputError(
+            f"{len(images)} images of the class and {len(others)} of others prove nothing",
+            "pass at least 6 and 1",
+        )
+    with torch.no_grad():
+        phi = torch.cat([head.features(part) for part in images.split(batch_size)])
+    alpha = npca.alpha_features(phi, class_)
+    lab = _Lab(head, class_, images, others, witnesses, batch_size)
+    out = []
+    for component in components:
+        npca._known(class_, component)
+        rows = alpha[:, component].topk(min(n_images, len(images))).indices
+        rng = np.random.default_rng((seed, class_, component))
+        project = npca.alpha_of(class_, component)
+        found = lab.intervene(lambda x, f=project: f(head.features(x)), rows, n_targets, rng, seed)  # type: ignore[misc]
+        mean = float(alpha[rows, component].mean())
+        out.append(Evidence(class_, component, tuple(rows.tolist()), mean, *found))
+    return correct(out)
+
+
+def correct(found: Sequence[Evidence]) -> list[Evidence]:
+    """The same with p corrected for all of them together (Holm 1979): call it on the evidence of all classes."""
+    order = sorted(range(len(found)), key=lambda i: found[i].p)
+    out, least = list(found), 0.0
+    for place, i in enumerate(order):
+        least = max(least, min(1.0, found[i].p * (len(found) - place)))
+        out[i] = replace(found[i], corrected=least)
+    return out
+
+
+def paper_rule(
+    npca: NeuralPCA, class_: int, n: int = 10, candidates: int = 128, **options: object
+) -> list[int]:
+    """The published selection (Neuhaus et al. 2023, section 4): of the `candidates` components of highest variance the n
+    whose feature visualisation has the highest confidence, most confident first. For adversarially robust networks.
+
+    Args:
+        options: for :func:`pfungst.spurious.visualise`.
+    """
+    return [component for _, component in select(npca, class_, n, candidates, **options).pairs]
+
+
+def relevance(score: Score, x: Tensor, steps: int = 4, batch_size: int = 8) -> Tensor:
+    """Integrated gradients of a score from the blurred image to the image (Sundararajan et al. 2017), summed over
+    channels and smoothed, (N, H, W); midpoint rule.
+
+    Args:
+        score: images (N, C, H, W) → (N,), each from its own image.
+        x: (N, C, H, W).
+    """
+    parts = []
+    for part in x.split(batch_size):
+        start = gaussian(part, part.shape[-1] / 16)
+        total = torch.zeros_like(part)
+        for step in range(steps):
+            z = (start + (step + 0.5) / steps * (part - start)).requires_grad_(True)
+            total += torch.autograd.grad(score(z).sum(), z)[0]
+        parts.append((total / steps * (part - start)).sum(1, keepdim=True))
+    return gaussian(torch.cat(parts), x.shape[-1] / 32)[:, 0]
+
+
+def region(heat: Tensor, share: float = _SHARE, largest: float = _LARGEST) -> Tensor:
+    """Where the strongest positive values hold `share` of all positive ones, at most the part `largest` of the image.
+
+    Args:
+        heat: (N, H, W).
+
+    Returns:
+        (N, H, W) of 0 and 1.
+    """
+    flat = heat.clamp_min(0).flatten(1)
+    values, order = flat.sort(1, descending=True)
+    held = values.cumsum(1) - values < share * values.sum(1, keepdim=True)
+    held[:, int(largest * flat.shape[1]) :] = False
+    return torch.zeros_like(flat).scatter(1, order, held.to(flat)).view_as(heat)
+
+
+class _Lab:
+    """The models and images of one class, with what several components need kept."""
+
+    def __init__(
+        self,
+        head: FeatureHead,
+        class_: int,
+        images: Tensor,
+        others: Tensor,
+        witnesses: Sequence[Witness],
+        batch_size: int,
+    ) -> None:
+        self.models = [Witness(head.model, class_), *witnesses]
+        self.images, self.others, self.batch_size = images, others, batch_size
+        self._seen: dict[int, Tensor] = {}
+        some = images[:: max(1, len(images) // 32)], others[:: max(1, len(others) // 32)]
+        ways = [[self.answer(i, x)[0].mean() for x in some] for i in range(len(self.models))]
+        self.way = [max(own - rest, 0.1) for own, rest in ways]  # nats between the class and the others
+
+    def answer(self, number: int, x: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """Log odds of the class, and whether it is the answer, of images (..., C, H, W) by one model."""
+        model, k = self.models[number].model, self.models[number].class_
+        with torch.no_grad():
+            flat = [logits_of(model(part)).float() for part in x.flatten(0, -4).split(self.batch_size)]
+        logits = torch.cat(flat)
+        own = logits[:, k]
+        rest = torch.cat([logits[:, :k], logits[:, k + 1 :]], 1)
+        lead = x.shape[:-3]
+        odds, hit = own - rest.logsumexp(1), own > rest.max(1).values
+        return odds.double().view(lead).cpu().numpy(), hit.view(lead).cpu().numpy()
+
+    def elsewhere(self, rows: Tensor) -> Tensor:
+        """Most relevance that the class has in any witness, each map summing to 1, (n, H, W)."""
+        for row in rows.tolist():
+            if row not in self._seen:
+                maps = []
+                for number in range(1, len(self.models)):
+                    witness = self.models[number]
+
+                    def odds(x: Tensor, w: Witness = witness) -> Tensor:
+                        logits = logits_of(w.model(x))
+                        return logits[:, w.class_] - logits.logsumexp(1)
+
+                    heat = relevance(odds, self.images[row][None], 2).clamp_min(0)
+                    maps.append(heat / heat.sum().clamp_min(1e-12))
+                self._seen[row] = torch.cat(maps).max(0).values
+        return torch.stack([self._seen[row] for row in rows.tolist()])
+
+    def intervene(
+        self, score: Score, rows: Tensor, n_targets: int, rng: np.random.Generator, seed: int
+    ) -> tuple[tuple[Interval, ...], tuple[Interval, ...], Interval, tuple[float, float], Interval, float]:
+        """Necessity, sufficiency, excess, flips, retained and p of :class:`Evidence`."""
+        x, n = self.images[rows], len(rows)
+        heat = relevance(score, x, batch_size=self.batch_size).clamp_min(0)
+        whole = part = region(heat)
+        if len(self.models) > 1:
+            heat = heat / heat.sum((1, 2), keepdim=True).clamp_min(1e-12)
+            part = region(heat - self.elsewhere(rows))
+        moves = [self._moves(x, rng) for _ in range(2)]
+        soft, soft_part = soften(whole), soften(part)
+        gone = torch.stack(
+            [x, inpaint(x, soft), *(inpaint(x, _moved(soft, m)) for m in moves), inpaint(x, soft_part)]
+        )
+        answers = [self.answer(i, gone) for i in range(len(self.models))]
+        necessity = tuple(_interval(odds[2:4].mean(0) - odds[1], seed) for odds, _ in answers)
+        judges = answers[1:] or answers
+        before = np.stack([hit[0] for _, hit in judges])
+        after = np.stack([hit[4] for _, hit in judges]) & before
+        retained = _ratio(after.sum(0), before.sum(0), seed)
+        picked = rng.choice(len(self.others), (n_targets, n), replace=n_targets * n > len(self.others))
+        targets = self.others[torch.from_numpy(picked).to(self.others.device)].to(x)
+        edge = soft_part[:, None]
+        pasted = targets * (1 - edge) + x * edge
+        control = targets * (1 - edge) + _moved(x, moves[0]) * edge
+        seen = [self.answer(i, torch.stack([pasted, control])) for i in range(len(self.models))]
+        rises = [(odds[0] - odds[1]).mean(0) / way for (odds, _), way in zip(seen, self.way, strict=True)]
+        flips = float(seen[0][1][0].mean()), float(seen[0][1][1].mean())
+        beyond = [rises[0] - rise for rise in rises[1:]]
+        p = max(_above_zero(values) for values in [rises[0], *beyond])
+        excess = min((_interval(values, seed) for values in beyond or rises), key=lambda i: i.low)
+        return necessity, tuple(_interval(r, seed) for r in rises), excess, flips, retained, p
+
+    @staticmethod
+    def _moves(x: Tensor, rng: np.random.Generator) -> list[tuple[int, int]]:
+        """For each image how far a region is moved, round the edges: a quarter to three quarters of the width."""
+        h, w = x.shape[-2:]
+        return [(int(rng.integers(h // 4, h - h // 4)), int(rng.integers(w // 4, w - w // 4))) for _ in x]
+
+
+def _moved(x: Tensor, moves: Sequence[tuple[int, int]]) -> Tensor:
+    return torch.stack([torch.roll(a, move, (-2, -1)) for a, move in zip(x, moves, strict=True)])
+
+
+def _above_zero(values: np.ndarray) -> float:
+    return float(stats.wilcoxon(values, alternative="greater").pvalue) if values.any() else 1.0
+
+
+def _interval(values: np.ndarray, seed: int) -> Interval:
+    return _ratio(values, np.ones(len(values)), seed)
+
+
+def _ratio(top: np.ndarray, bottom: np.ndarray, seed: int) -> Interval:
+    """Σ top / Σ bottom over images with its bootstrap interval; the widest one where the bottom is empty."""
+    if not bottom.any():
+        return Interval(float("nan"), 0.0, 1.0)
+    return bootstrap(
+        lambda w: (w @ top) / np.where(w @ bottom == 0, np.nan, w @ bottom), np.zeros(len(top)), seed=seed
+    )

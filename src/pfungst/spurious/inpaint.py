@@ -1,0 +1,43 @@
+"""What takes a region's place: its surroundings, smoothed in; and regions with soft edges."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def gaussian(x: Tensor, sigma: float) -> Tensor:
+    """Images (N, C, H, W) blurred, edges mirrored where the image is large enough."""
+    reach = max(1, min(round(3 * sigma), min(x.shape[-2:]) - 1))
+    steps = torch.arange(-reach, reach + 1, dtype=x.dtype, device=x.device)
+    weights = torch.exp(-0.5 * (steps / max(sigma, 1e-6)) ** 2)
+    kernel = (weights / weights.sum()).expand(x.shape[1], 1, 1, -1)
+    padded = functional.pad(x, (reach,) * 4, mode="reflect")
+    across = functional.conv2d(padded, kernel, groups=x.shape[1])
+    return functional.conv2d(across, kernel.transpose(2, 3), groups=x.shape[1])
+
+
+def soften(mask: Tensor) -> Tensor:
+    """Regions (N, H, W) of 0 and 1, one pixel wider, with an edge that fades out over about 1/64 of the width."""
+    wide = functional.max_pool2d(mask[:, None], 3, stride=1, padding=1)
+    return gaussian(wide, mask.shape[-1] / 128)[:, 0].clamp(0, 1)
+
+
+def inpaint(x: Tensor, mask: Tensor) -> Tensor:
+    """Images with a region filled from around it, coarse to fine (push-pull; Gortler et al. 1996, section 3.5).
+
+    Args:
+        x: (N, C, H, W).
+        mask: (N, H, W) in [0, 1], 1 where the image goes.
+    """
+    keep = (1 - mask)[:, None]
+    levels = [(x * keep, keep)]
+    while max(levels[-1][0].shape[-2:]) > 1:
+        levels.append(tuple(functional.avg_pool2d(t, 2, ceil_mode=True) for t in levels[-1]))  # type: ignore[arg-type]
+    colour, weight = levels.pop()
+    fill = colour / weight.clamp_min(1e-6)
+    for colour, weight in reversed(levels):
+        fill = functional.interpolate(fill, size=colour.shape[-2:], mode="bilinear", align_corners=False)
+        fill = colour + fill * (1 - weight)
+    return fill
