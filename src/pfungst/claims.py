@@ -1,9 +1,10 @@
 """What Pfungst claims, and what stands behind it: one table, printed by ``pfungst claims``.
 
-*Verified* means compared with something that we did not write (a library, published outputs, finite differences, a formula
-computed by hand in the test). *Measured* means that the effect was measured on the data named, by the test or by the benchmark
-named, without such a comparison. What is neither is *not verified*, and said to be. `missing` says what a reader might take for
-granted and should not. Nothing here is computed; a test holds that every named test exists.
+*Verified* means compared with something that we did not write (a library, published outputs, finite
+differences, a formula computed by hand in the test). *Measured* means that the effect was measured on the
+data named, by the test or by the benchmark named, without such a comparison. What is neither is *not
+verified*, and said to be. `missing` says what a reader might take for granted and should not. Nothing here is
+computed; a test holds that every named test exists.
 """
 
 from __future__ import annotations
