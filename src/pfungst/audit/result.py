@@ -19,7 +19,7 @@ SCHEMA = "pfungst.result/1"
 FILE = "result.json"
 
 Better = Literal["lower", "higher"]
-Level = Literal["unfit", "provenance", "clever-hans", "fragile", "sound"]
+Level = Literal["too-few", "unfit", "provenance", "clever-hans", "fragile", "sound"]
 
 
 class Model(BaseModel):

@@ -13,7 +13,14 @@ from pfungst.audit.classifier.result import ClassifierResult
 from pfungst.audit.result import Interval, Result
 from pfungst.audit.similarity.result import SimilarityResult
 
-COLOURS = {"unfit": "red", "provenance": "red", "clever-hans": "red", "fragile": "yellow", "sound": "green"}
+COLOURS = {
+    "too-few": "yellow",
+    "unfit": "red",
+    "provenance": "red",
+    "clever-hans": "red",
+    "fragile": "yellow",
+    "sound": "green",
+}
 VARIANTS = {"original": "original", "deployed": "deployed", "mitigated": "deployed, mended"}
 
 

@@ -20,7 +20,7 @@ class Change:
 
     Attributes:
         before, after: means over the seeds.
-        p: of the two-sided t-test; None with one seed, where nothing can be tested.
+        p: of the two-sided t-test; None where nothing can be tested: fewer than 3 seeds, or seeds that change nothing.
         mark: "↓" for a fall of 0.03 or more, "↓↓" of 0.06 or more, "↑" for a rise of 0.03 or more, else "".
     """
 
@@ -37,8 +37,8 @@ class Change:
 def degradation(before: ArrayLike, after: ArrayLike, paired: bool = True) -> Change:
     """Mark the change of a measure where higher is better (Kauffmann et al. 2025, tables 1 and 2).
 
-    A mark needs its size and P < 0.001 in a two-sided t-test over the seeds; with one seed the size alone
-    decides, and `p` is None. The published marks: ↓ and ↓↓ for deployment, ↑ for mitigation.
+    A mark needs its size and P < 0.001 in a two-sided t-test over the seeds (:data:`~pfungst.measure.limits.P_MARK`):
+    what was not tested is not marked. The published marks: ↓ and ↓↓ for deployment, ↑ for mitigation.
 
     Args:
         before, after: one value per seed (S,), or single numbers. For FNR or FPR pass one minus them.
@@ -51,16 +51,15 @@ def degradation(before: ArrayLike, after: ArrayLike, paired: bool = True) -> Cha
         raise InputError(f"{len(a)} seeds before, {len(b)} after", "pass the same seeds, or paired=False")
     change = b.mean() - a.mean()
     p = None
-    if min(len(a), len(b)) > 1:
-        spread = (b - a).std() if paired else max(a.std(), b.std())
-        if spread <= _ROUNDING:
+    if min(len(a), len(b)) >= limits.SEEDS_TESTED and max(np.ptp(a), np.ptp(b)) > _ROUNDING:
+        if paired and np.ptp(b - a) <= _ROUNDING:  # the same change with every seed
             p = 1.0 if abs(change) <= _ROUNDING else 0.0
         else:
             from scipy import stats  # takes a third as long as torch
 
             p = float((stats.ttest_rel(b, a) if paired else stats.ttest_ind(b, a)).pvalue)
     mark = ""
-    if p is None or p < limits.P_MARK:
+    if p is not None and p < limits.P_MARK:
         if change <= -limits.LARGE_FALL + _ROUNDING:
             mark = LARGE_FALL
         elif change <= -limits.FALL + _ROUNDING:

@@ -33,6 +33,15 @@ FALL = Limit(0.03, "2026-07-01", _PAPER)
 LARGE_FALL = Limit(0.06, "2026-07-01", _PAPER)
 P_MARK = Limit(0.001, "2026-07-01", _PAPER)
 
+SEEDS_TESTED = Limit(3, "2026-11-26", "with two repetitions a t-test reaches P < 0.001 only at t > 636")
+
+# --- test sets -------------------------------------------------------------------------------------------
+TEST_IMAGES = Limit(
+    10,
+    "2026-11-26",
+    "of each class; from none wrong of 9 an error rate of 28 % is not excluded (95 %, rule of three)",
+)
+
 # --- provenance ------------------------------------------------------------------------------------------
 PROVENANCE_GAP = Limit(
     0.1, "2026-07-01", "AUROC pooled against within groups; half of what separates 0.8 from chance"
@@ -47,7 +56,9 @@ LOST_SHARE = Limit(
 OUTSIDE = Limit(
     0.5, "2026-07-01", "Clever Hans score from which a sound verdict asks to look at the heatmaps"
 )
-HIGH_BAND = 190  # zigzag index from which a band counts as high, as in the published pictures
+HIGH_BAND = Limit(
+    190, "2026-07-01", "zigzag index from which frequencies count as high, as in the published pictures"
+)
 
 # --- similarity ------------------------------------------------------------------------------------------
 EXCESS = Limit(0.1, "2026-07-01", "by which relevance on a pasted region exceeds its area")

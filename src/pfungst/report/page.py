@@ -23,6 +23,7 @@ Tone = Literal["", "good", "bad", "original", "deployed", "mitigated"]
 
 # How each level of a verdict is named; the icon of the same name is in templates/icons.html.
 WORDS: dict[Level, str] = {
+    "too-few": "Too few images to judge",
     "unfit": "Unfit for use",
     "provenance": "Follows where the data came from",
     "clever-hans": "Clever Hans effect",

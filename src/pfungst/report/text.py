@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+Writer = Callable[[float], str]
 THIN = "\u202f"  # narrow no-break space
 
 
@@ -40,7 +41,7 @@ def number(value: float) -> str:
     return f"{round(value, 2 - size):,.{max(0, 2 - size)}f}".replace("-", "−")
 
 
-def interval(low: float | None, high: float | None, write: Callable[[float], str]) -> str:
+def interval(low: float | None, high: float | None, write: Writer) -> str:
     """The two ends, the unit once: 22–41; empty where there is no interval."""
     if low is None or high is None:
         return ""

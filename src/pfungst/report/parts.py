@@ -1,0 +1,201 @@
+"""What the pages of all audits share: marks, cells, variants, where a score comes from, and how a page ends."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from pfungst.audit.result import Interval, Result, Variant
+from pfungst.measure import limits
+from pfungst.measure.degradation import FALL, LARGE_FALL, RISE
+from pfungst.report import text
+from pfungst.report.page import (
+    Block,
+    Cell,
+    Column,
+    Columns,
+    Facts,
+    Prose,
+    Rows,
+    Section,
+    Stat,
+    Step,
+    Table,
+    Tone,
+)
+
+# --- marks -----------------------------------------------------------------------------------------------
+
+
+def marks(measure: str, mended: str = "mitigation") -> dict[str, str]:
+    """What each mark of a measure says; `mended` is what raised it, for example "pruning"."""
+    return {
+        FALL: f"{FALL} {measure} fell by {limits.FALL:.2f} or more",
+        LARGE_FALL: f"{LARGE_FALL} by {limits.LARGE_FALL:.2f} or more",
+        RISE: f"{RISE} {mended} raised it by {limits.FALL:.2f} or more",
+    }
+
+
+def legend(meanings: Mapping[str, str]) -> str:
+    """The caption below a table with intervals and marks."""
+    return (
+        f"Small figures are 95 % intervals. {'; '.join(meanings.values())}; only where a t-test over at least "
+        f"{limits.SEEDS_TESTED:g} repetitions gives P < {limits.P_MARK:g}."
+    )
+
+
+# --- cells and steps -------------------------------------------------------------------------------------
+
+
+def cell(
+    value: Interval | None,
+    write: text.Writer = text.ratio,
+    mark: str = "",
+    meanings: Mapping[str, str] | None = None,
+    tone: Tone = "",
+    missing: str = "",
+) -> Cell:
+    """A value with its interval and mark; a dash where there is none, which `missing` explains."""
+    if value is None:
+        return Cell("–", title=missing)
+    return Cell(
+        write(value.value),
+        text.interval(value.low, value.high, write),
+        mark,
+        (meanings or {}).get(mark, ""),
+        tone or ("mitigated" if mark == RISE else ""),
+    )
+
+
+def label(variant: Variant) -> str:
+    """A variant as a heading: "Deployed, mended"."""
+    name = str(variant)
+    return name[:1].upper() + name[1:]
+
+
+def tone(variant: Variant) -> Tone:
+    """The colour of a variant."""
+    if variant.mitigated:
+        return "mitigated"
+    return "original" if variant.condition == "original" else "deployed"
+
+
+def step(
+    variant: Variant,
+    value: Interval,
+    write: text.Writer = text.ratio,
+    mark: str = "",
+    meanings: Mapping[str, str] | None = None,
+    name: str = "",
+) -> Step:
+    """One value of a sequence such as original → deployed → mended; `name` replaces that of the variant."""
+    return Step(name or str(variant), write(value.value), tone(variant), mark, (meanings or {}).get(mark, ""))
+
+
+# --- where a score comes from ----------------------------------------------------------------------------
+
+
+class Finding(Protocol):
+    """What the provenance of an audit has."""
+
+    column: str
+    eta2_group: float
+    eta2_label: float
+    auroc_pooled: float
+    auroc_within: float | None
+
+
+def provenance_stats(finding: Finding, what: str = "the label") -> list[Stat]:
+    """How much of the score the column and the label explain, and how well it ranks within the groups.
+
+    Args:
+        what: the label, as it is called on the page, for example "the defect".
+    """
+    within = "–" if finding.auroc_within is None else text.ratio(finding.auroc_within)
+    return [
+        Stat(
+            "Variance of the score explained (η²)",
+            [
+                Step(f"by {finding.column}", text.percent(finding.eta2_group)),
+                Step(f"by {what}", text.percent(finding.eta2_label)),
+            ],
+            f"A score that follows {what} has the larger share on the right.",
+        ),
+        Stat(
+            "AUROC",
+            [
+                Step("all together", text.ratio(finding.auroc_pooled)),
+                Step(f"within {finding.column}", within),
+            ],
+            "Far apart: the ranking depends on where an image comes from. 0.50 is chance.",
+        ),
+    ]
+
+
+# --- the end of a page -----------------------------------------------------------------------------------
+
+WORST = "Each gate takes the worst value over all that was audited; pfungst check compares it with a limit."
+
+
+def skipped(result: Result) -> Section | None:
+    """Inputs that were left out, with the reason; None where there are none."""
+    if not result.skipped:
+        return None
+    count = text.plural(len(result.skipped), "image")
+    table = Table(
+        columns=[Column("Image", numeric=False), Column("Why", numeric=False)],
+        groups=[Rows([[Cell(s.id), Cell(s.reason)] for s in result.skipped])],
+        name="Images left out",
+        caption=f"{count} could not be used and count nowhere on this page.",
+    )
+    return Section(id="skipped", title="Images left out", blocks=[table])
+
+
+def gates(result: Result, heading: str = "Worst value", caption: str = WORST) -> Table:
+    """The metrics of ``pfungst check``."""
+    rows = [
+        [
+            Cell(name, f"{metric.better} is better"),
+            Cell(f"{metric.value:.3f}".replace("-", "−")),
+            Cell(metric.where),
+            Cell(metric.meaning),
+        ]
+        for name, metric in result.metrics.items()
+    ]
+    heads = [Column("Gate", numeric=False), Column(heading)]
+    heads += [Column("Where", numeric=False), Column("Meaning", numeric=False)]
+    return Table(
+        columns=heads,
+        groups=[Rows(rows)],
+        name="Values that pfungst check can hold to a limit",
+        caption=caption,
+    )
+
+
+def method(
+    result: Result,
+    facts: Sequence[tuple[str, str]] = (),
+    notes: Sequence[str] = (),
+    beside: Sequence[Facts] = (),
+    heading: str = "Worst value",
+    caption: str = WORST,
+) -> Section:
+    """The last section: how the numbers were made, the circumstances, the configuration, the gates.
+
+    Args:
+        facts: of this audit, after those that every result has.
+        notes: before those of the result.
+        beside: lists of facts beside the first one.
+        heading, caption: of the table of gates, see :func:`gates`.
+    """
+    audit = [("Pfungst", result.version), ("Created", result.created), ("Machine", result.machine)]
+    audit += [("Computed in", text.duration(result.seconds)), *facts]
+    blocks: list[Block] = [
+        Prose(paragraphs=[*notes, *result.notes], bullets=True),
+        Columns(blocks=[Facts(title="This audit", facts=audit), *beside]),
+    ]
+    if result.config:
+        blocks.append(Facts(title="Configuration", facts=text.flatten(result.config)))
+    if result.metrics:
+        blocks.append(gates(result, heading, caption))
+    return Section(id="method", title="How every number was made", blocks=blocks)
