@@ -16,6 +16,7 @@ from pfungst.data import ImageSet, Item, open_images
 from pfungst.encoders import Encoder
 from pfungst.errors import ConfigError, DataError, InputError, few
 from pfungst.features import Store, combined
+from pfungst.suggest import suggest
 
 ORIGINAL = "original"
 _CHUNK = 256  # images in memory at a time
@@ -51,6 +52,11 @@ def open_set(config: SimilarityConfig) -> ImageSet:
     notes = list(images.notes)
     if len(labelled) < len(items):
         notes.append(f"{len(items) - len(labelled)} images have no label and were left out")
+    if unknown := set(config.classes) - {item.label for item in labelled}:
+        known = dict.fromkeys(item.label or "" for item in labelled)
+        raise ConfigError(f"no image has the label {min(unknown)!r}", suggest(min(unknown), known, "labels"))
+    if config.classes:
+        labelled = [item for item in labelled if item.label in config.classes]
     if config.limit is not None and config.limit < len(labelled):
         chosen = np.random.default_rng(config.seed).choice(len(labelled), config.limit, replace=False)
         notes.append(f"{config.limit} of {len(labelled)} images were drawn at random")
