@@ -86,7 +86,10 @@ def _similarity_table(result: SimilarityResult) -> Table:
     if binary:
         table.add_column("FPR", justify="right")
     places = list(dict.fromkeys((s.column, s.group) for s in result.scores))
-    marks = {(g.column, g.group): g.mark if g.compared else "?" for g in result.subgroups}
+    marks = {
+        (g.column, g.group): (g.falls[0].mark if g.falls else "") if g.whole else "?"
+        for g in result.subgroups
+    }
     for number, (column, group) in enumerate(places):
         found = {s.variant: s for s in result.scores if (s.column, s.group) == (column, group)}
         first = found[result.variants[0]]

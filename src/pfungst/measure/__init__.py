@@ -24,13 +24,14 @@ from pfungst.measure.scores import (
     trivial_f1,
 )
 from pfungst.measure.split import Split, best_split
-from pfungst.measure.subgroups import SubgroupFall, holm, subgroup_fall
+from pfungst.measure.subgroups import Fall, SubgroupFall, holm, subgroup_fall
 from pfungst.measure.thresholds import best_f1_threshold, choose_threshold, held_out_threshold
 
 __all__ = [
     "Change",
     "Confusion",
     "ConfusionShare",
+    "Fall",
     "GroupScores",
     "Interval",
     "Provenance",

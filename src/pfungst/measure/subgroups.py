@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -15,15 +16,14 @@ from pfungst.measure.scores import Array
 
 
 @dataclass(frozen=True)
-class SubgroupFall:
-    """Accuracy inside and outside a group, with the same mix of classes on both sides.
+class Fall:
+    """Accuracy inside and outside a group.
 
     Attributes:
-        inside, outside: accuracies, weighted alike over `classes`.
+        inside, outside: accuracies.
         fall: outside − inside, with its bootstrap interval over units.
         p: two-sided, by permutation of the group among the units of each class.
-        n, others: images inside and outside, of `classes`.
-        classes: those that are compared: with at least `least` images on either side.
+        n, others: images inside and outside.
     """
 
     inside: float
@@ -32,7 +32,20 @@ class SubgroupFall:
     p: float
     n: int
     others: int
-    classes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class SubgroupFall:
+    """A group against all other images of the same classes.
+
+    Attributes:
+        whole: class-balanced, so that both sides have the same mix of classes: a group that merely holds the harder
+            classes does not fall.
+        classes: each class that was compared; a group that raises one class and lowers another shows here only.
+    """
+
+    whole: Fall
+    classes: dict[str, Fall]
 
 
 def subgroup_fall(
@@ -45,9 +58,6 @@ def subgroup_fall(
     seed: int = 0,
 ) -> SubgroupFall | None:
     """Compare a group with all other images, over images and not over repeated fits.
-
-    Classes are weighted by n₁n₀ / (n₁ + n₀) on both sides (Mantel and Haenszel 1959), the mix for which the difference
-    is known best; a group that merely has the harder classes does not fall.
 
     Args:
         correct: (N,) in [0, 1]; over repeated fits the share that was right.
@@ -65,45 +75,41 @@ def subgroup_fall(
         raise InputError(
             f"{len(c)} outcomes, {len(y)} labels, {len(g)} flags, {len(u)} units", "pass one each"
         )
-    classes = [k for k in np.unique(y).tolist() if min((g & (y == k)).sum(), (~g & (y == k)).sum()) >= least]
-    if not classes:
-        return None
     rng = np.random.default_rng(seed)
-    sides, weights = [], []
-    drawn, shuffled = np.zeros(resamples), np.zeros(resamples)
-    for k in classes:
+    falls, drawn, shuffled = {}, [], []
+    for k in np.unique(y).tolist():
         mine = y == k
-        _, code = np.unique(
-            np.stack([np.unique(u[mine], return_inverse=True)[1], g[mine]]), axis=1, return_inverse=True
-        )
-        size, total = np.bincount(code.ravel()), np.bincount(code.ravel(), c[mine])
-        flag = np.bincount(code.ravel(), g[mine]) > 0
-        count = np.array([size[flag].sum(), size[~flag].sum()])
-        weight = count.prod() / count.sum()
-        weights.append(weight)
-        sides.append([total[flag].sum() / count[0], total[~flag].sum() / count[1]])
-        means = [_drawn_means(size[f], total[f], resamples, rng) for f in (~flag, flag)]
-        drawn += weight * (means[0] - means[1])
+        if min((g & mine).sum(), (~g & mine).sum()) < least:
+            continue
+        # Units are counted apart inside and outside: size, sum of what was right, and side of each.
+        pairs = np.stack([np.unique(u[mine], return_inverse=True)[1], g[mine]])
+        code = np.unique(pairs, axis=1, return_inverse=True)[1].ravel()
+        size, total = np.bincount(code).astype(float), np.bincount(code, c[mine])
+        flag = np.bincount(code, g[mine]) > 0
+        draws = [_drawn_means(size[f], total[f], resamples, rng) for f in (~flag, flag)]
         flags = rng.permuted(np.tile(flag, (resamples, 1)), axis=1)
-        means = [(f @ total) / (f @ size) for f in (~flags, flags)]
-        shuffled += weight * (means[0] - means[1])
-    whole = sum(weights)
-    within, without = np.average(sides, axis=0, weights=weights).tolist()
-    fall = without - within
-    extreme = (np.abs(shuffled / whole) >= abs(fall) - 1e-12).sum()
-    used = np.isin(y, classes)
-    return SubgroupFall(
-        inside=within,
-        outside=without,
-        fall=interval(fall, drawn / whole),
-        p=float((1 + extreme) / (1 + resamples)),
-        n=int((used & g).sum()),
-        others=int((used & ~g).sum()),
-        classes=tuple(map(str, classes)),
+        drawn.append(draws[0] - draws[1])
+        shuffled.append((~flags @ total) / (~flags @ size) - (flags @ total) / (flags @ size))
+        within, without = (float(c[mine & side].mean()) for side in (g, ~g))
+        counts = int((g & mine).sum()), int((~g & mine).sum())
+        falls[str(k)] = _fall(within, without, drawn[-1], shuffled[-1], *counts)
+    if not falls:
+        return None
+    within, without = (
+        float(np.mean([getattr(f, side) for f in falls.values()])) for side in ("inside", "outside")
     )
+    counts = sum(f.n for f in falls.values()), sum(f.others for f in falls.values())
+    whole = _fall(within, without, np.mean(drawn, axis=0), np.mean(shuffled, axis=0), *counts)
+    return SubgroupFall(whole, falls)
 
 
-def _drawn_means(size: Array, total: Array, resamples: int, rng: np.random.Generator) -> Array:
+def _fall(inside: float, outside: float, drawn: Array, shuffled: Array, n: int, others: int) -> Fall:
+    fall = outside - inside
+    extreme = (np.abs(shuffled) >= abs(fall) - 1e-12).sum()
+    return Fall(inside, outside, interval(fall, drawn), float((1 + extreme) / (1 + len(shuffled))), n, others)
+
+
+def _drawn_means(size: Any, total: Any, resamples: int, rng: np.random.Generator) -> Array:
     """Means of images when units are drawn again: (R,)."""
     times = rng.multinomial(len(size), np.full(len(size), 1 / len(size)), size=resamples)
     return (times @ total) / (times @ size)

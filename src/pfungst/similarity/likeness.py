@@ -119,7 +119,8 @@ def pasted_likeness(
     share = np.array([[r.on(region, region) for r in rs] for rs in both])
     similarity = np.array([[float(r.score[0]) for r in rs] for rs in both])
     most = int((similarity[:, 0] - similarity[:, 1]).argmax())
-    return PastedLikeness(*share.mean(0).tolist(), *similarity.mean(0).tolist(), pairs[most])
+    (on, on_without), (alike, alike_without) = share.mean(0).tolist(), similarity.mean(0).tolist()
+    return PastedLikeness(on, on_without, alike, alike_without, pairs[most])
 
 
 @dataclass(frozen=True)

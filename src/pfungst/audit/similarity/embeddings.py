@@ -53,8 +53,8 @@ def open_set(config: SimilarityConfig) -> ImageSet:
     if len(labelled) < len(items):
         notes.append(f"{len(items) - len(labelled)} images have no label and were left out")
     if unknown := set(config.classes) - {item.label for item in labelled}:
-        known = dict.fromkeys(item.label or "" for item in labelled)
-        raise ConfigError(f"no image has the label {min(unknown)!r}", suggest(min(unknown), known, "labels"))
+        labels = dict.fromkeys(item.label or "" for item in labelled)
+        raise ConfigError(f"no image has the label {min(unknown)!r}", suggest(min(unknown), labels, "labels"))
     if config.classes:
         labelled = [item for item in labelled if item.label in config.classes]
     if config.limit is not None and config.limit < len(labelled):

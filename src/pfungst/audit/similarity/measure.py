@@ -12,7 +12,7 @@ from pfungst import measure
 from pfungst.audit.result import Interval, Variant
 from pfungst.audit.similarity.embeddings import ORIGINAL
 from pfungst.audit.similarity.prepare import AS_IS, Study
-from pfungst.audit.similarity.result import Confusion, ProbeScores, Provenance, Subgroup
+from pfungst.audit.similarity.result import Confusion, Fall, ProbeScores, Provenance, Subgroup
 from pfungst.measure import limits
 from pfungst.measure.intervals import interval
 from pfungst.probes import Plan, predict
@@ -126,54 +126,76 @@ def confusion(study: Study, variant: Variant) -> Confusion:
 
 
 def subgroups(study: Study) -> list[Subgroup]:
-    """Every group against all other tested images, with the same mix of classes on both sides.
+    """Every group against all other tested images of the same classes, whole and class by class.
 
-    Tests are over images; P values are adjusted over all that are tested (Holm), of two groups of a column once.
+    Tests are over images; P values are adjusted over all that are made (Holm), of two groups of a column once.
     """
     tested = study.plan.tested
     labels, units = study.plan.labels[tested], study.plan.units[tested]
     said = study.found.predicted[AS_IS][:, tested]
     correct = (said == labels).mean(0)
     places = [(column, name, np.isin(tested, index)) for column, name, index in _places(study) if column]
-    falls = [measure.subgroup_fall(correct, labels, inside, units) for _, _, inside in places]
+    found = [measure.subgroup_fall(correct, labels, inside, units) for _, _, inside in places]
     two = {c for c, v in study.columns.items() if len(set(v[tested].tolist())) == 2}
-    once: dict[tuple[str, str], float] = {}
-    for (column, name, _), fall in zip(places, falls, strict=True):
-        if fall is not None:
-            once.setdefault((column, "" if column in two else name), fall.p)
-    adjusted = dict(zip(once, measure.holm(list(once.values())), strict=True))
+    raw: dict[tuple[str, str, str], float] = {}
+    for (column, name, _), falls in zip(places, found, strict=True):
+        for label, fall in {"": falls.whole, **falls.classes}.items() if falls else ():
+            raw.setdefault((column, "" if column in two else name, label), fall.p)
+    adjusted = dict(zip(raw, measure.holm(list(raw.values())), strict=True))
     result = []
-    for (column, name, inside), fall in zip(places, falls, strict=True):
-        if fall is None:
-            result.append(Subgroup(column=column, group=name, n=int(inside.sum())))
-            continue
-        p = adjusted[column, "" if column in two else name]
-        marked = p < limits.P_GROUP and fall.fall.value >= limits.FALL
-        large = "↓↓" if fall.fall.value >= limits.LARGE_FALL else "↓"
-        wrong = [said[0][side & (said[0] != labels)] for side in (inside, ~inside)]
-        into = Counter(wrong[0].tolist()).most_common(1)
-        alike = shared_likeness(study.original[tested], labels, inside) if marked else None
-        result.append(
-            Subgroup(
-                column=column,
-                group=name,
-                n=int(inside.sum()),
-                compared=fall.n,
-                classes=list(fall.classes),
-                inside=fall.inside,
-                outside=fall.outside,
-                fall=Interval(**fall.fall._asdict()),
-                p_value=p,
-                mark=large if marked else "",
-                into=into[0][0] if into else None,
-                into_share=float((wrong[0] == into[0][0]).mean()) if into else 0.0,
-                into_outside=float((wrong[1] == into[0][0]).mean()) if into and len(wrong[1]) else 0.0,
-                alike=None if alike is None else alike.inside,
-                alike_outside=None if alike is None else alike.outside,
-                alike_excess=None if alike is None else Interval(**alike.excess._asdict()),
+    for (column, name, inside), falls in zip(places, found, strict=True):
+        whole, classes = None, []
+        if falls is not None:
+            key = column, "" if column in two else name
+            mixed = np.isin(labels, list(falls.classes))
+            whole = _fall(falls.whole, list(falls.classes), adjusted[*key, ""], said, labels, inside, mixed)
+            classes = [
+                _fall(f, [c], adjusted[*key, c], said, labels, inside, labels == c)
+                for c, f in falls.classes.items()
+            ]
+        group = Subgroup(column=column, group=name, n=int(inside.sum()), whole=whole, classes=classes)
+        alike = shared_likeness(study.original[tested], labels, inside) if group.falls else None
+        if alike is not None:
+            group = group.model_copy(
+                update={
+                    "alike": alike.inside,
+                    "alike_outside": alike.outside,
+                    "alike_excess": Interval(**alike.excess._asdict()),
+                }
             )
-        )
+        result.append(group)
     return result
+
+
+def _fall(
+    found: measure.Fall,
+    classes: list[str],
+    p: float,
+    said: np.ndarray,
+    labels: np.ndarray,
+    inside: np.ndarray,
+    used: np.ndarray,
+) -> Fall:
+    """A fall with its mark, and the class that images of the group are wrongly taken for more than others."""
+    large = "↓↓" if found.fall.value >= limits.LARGE_FALL else "↓"
+    rates = {
+        c: [float(((said == c) & (labels != c))[:, used & side].mean()) for side in (inside, ~inside)]
+        for c in np.unique(labels).tolist()
+    }
+    into = max(rates, key=lambda c: rates[c][0] - rates[c][1])
+    more = rates[into][0] > rates[into][1]
+    return Fall(
+        classes=classes,
+        n=found.n,
+        inside=found.inside,
+        outside=found.outside,
+        fall=Interval(**found.fall._asdict()),
+        p_value=p,
+        mark=large if p < limits.P_GROUP and found.fall.value >= limits.FALL else "",
+        into=into if more else None,
+        into_inside=rates[into][0] if more else 0.0,
+        into_outside=rates[into][1] if more else 0.0,
+    )
 
 
 # --- provenance ------------------------------------------------------------------------------------------

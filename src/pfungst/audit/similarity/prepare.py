@@ -83,8 +83,8 @@ class Study:
                 columns[name] = np.array([v or "(none)" for v in values.tolist()])
         bar.turn(f"embedding with {encoder.name}", len(source.items))
         cache = config.cache or workspace.folder / "embeddings"
-        values = embed(encoder, source, cache, config.device, bar.advance)
-        embeddings = {Variant(condition=name): x for name, x in values.items()}
+        found = embed(encoder, source, cache, config.device, bar.advance)
+        embeddings = {Variant(condition=name): x for name, x in found.items()}
         bar.turn("probing")
         return cls(
             config=config,

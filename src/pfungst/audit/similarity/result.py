@@ -41,29 +41,46 @@ class ProbeScores(Model):
     p_value: float | None = None
 
 
+class Fall(Model):
+    """The probe on a group of the original images against the others, of one class or class-balanced over several."""
+
+    classes: list[str]
+    n: int = Field(description="images of the group, of these classes")
+    inside: float = Field(description="accuracy in the group")
+    outside: float = Field(description="accuracy of the other images")
+    fall: Interval = Field(description="outside less inside; bootstrap over images or their units")
+    p_value: float = Field(
+        description="permutation over images or their units, adjusted over all of the audit (Holm)"
+    )
+    mark: Literal["", "↓", "↓↓"] = ""
+    into: str | None = Field(
+        None, description="the class that images of the group are taken for more than others"
+    )
+    into_inside: float = Field(0.0, description="share of the group's images taken for it")
+    into_outside: float = 0.0
+
+
 class Subgroup(Model):
-    """The probe on one group of the original images against all others, the classes mixed alike on both sides."""
+    """One group against all other images of the same classes."""
 
     column: str
     group: str
     n: int = Field(description="tested images of the group")
-    compared: int = Field(0, description="of these, in classes with enough images on both sides; 0: too few")
-    classes: list[str] = Field([], description="those classes")
-    inside: float | None = Field(None, description="accuracy in the group, weighted over these classes")
-    outside: float | None = Field(None, description="accuracy of the others, weighted alike")
-    fall: Interval | None = Field(
-        None, description="outside less inside; bootstrap over images or their units"
+    whole: Fall | None = Field(
+        None, description="class-balanced; None: no class has enough images on both sides"
     )
-    p_value: float | None = Field(None, description="permutation over images or their units, after Holm")
-    mark: Literal["", "↓", "↓↓"] = ""
-    into: str | None = Field(None, description="the class most errors in the group fall into")
-    into_share: float = Field(0.0, description="of the errors in the group")
-    into_outside: float = Field(0.0, description="of the errors of the others")
+    classes: list[Fall] = Field([], description="each class by itself")
     alike: float | None = Field(
         None, description="marked groups: mean similarity of images of different classes, both in the group"
     )
     alike_outside: float | None = Field(None, description="the same of the others")
     alike_excess: Interval | None = None
+
+    @property
+    def falls(self) -> list[Fall]:
+        """What is marked, the whole first, then classes, the largest fall first."""
+        every = sorted(self.classes, key=lambda f: -f.fall.value)
+        return [f for f in [self.whole, *every] if f is not None and f.mark]
 
 
 class Provenance(Model):
@@ -216,8 +233,8 @@ class Findings(Model):
 
     @property
     def falling(self) -> list[Subgroup]:
-        """The groups that fall, the largest fall first."""
-        return sorted((g for g in self.subgroups if g.mark), key=lambda g: -(g.fall.value if g.fall else 0))
+        """The groups with a mark, the largest fall first."""
+        return sorted((g for g in self.subgroups if g.falls), key=lambda g: -g.falls[0].fall.value)
 
 
 class SimilarityResult(Result, Findings):

@@ -134,7 +134,7 @@ def _findings(study: Study, wish: Wish | None, bar: Bar) -> tuple[Findings, dict
     groups = subgroups(study)
     provenance = follow(study)
     bar.turn("explaining similarities")
-    explained = explain(study, errors, [g for g in groups if g.mark])
+    explained = explain(study, errors, [g for g in groups if g.falls])
     bar.turn("drawing the map")
     found = Findings(
         encoder=study.encoder.name,

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pfungst.audit.result import About, Better, Interval, Metric, Variant, Verdict
 from pfungst.audit.similarity.config import SimilarityConfig
 from pfungst.audit.similarity.prepare import AS_IS
-from pfungst.audit.similarity.result import Artefact, Findings, ProbeScores, Provenance, Subgroup
+from pfungst.audit.similarity.result import Artefact, Fall, Findings, ProbeScores, Provenance, Subgroup
 from pfungst.measure import limits
 
 
@@ -72,9 +72,10 @@ def _judge_images(result: Findings) -> Verdict:
         about = About(condition=worst.condition, numbers={**numbers, "after": after})
     elif result.falling:
         g, level = result.falling[0], "fragile"
-        headline = f"A probe on {what} falls on {_named(g)}: accuracy {g.outside:.2f} → {g.inside:.2f} with the same mix of classes"
-        found = {"inside": g.inside or 0.0, "outside": g.outside or 0.0, "p": g.p_value or 0.0}
-        about = About(entry=g.group, column=g.column, numbers={**numbers, **found, "n": g.compared})
+        f = g.falls[0]
+        headline = f"A probe on {what} falls on {_named(g)}: {_told(f)}"
+        found = {"inside": f.inside, "outside": f.outside, "p": f.p_value, "n": f.n}
+        about = About(entry=g.group, column=g.column, numbers={**numbers, **found})
     else:
         level = "sound"
         held = [str(c) for c in result.conditions]
@@ -84,14 +85,14 @@ def _judge_images(result: Findings) -> Verdict:
     if level != "provenance":
         sentences += [s for p in follows for s in _provenance(p)]
     sentences += _regions(result, every=level == "provenance")
-    if untested := [_named(g) for g in result.subgroups if not g.compared]:
+    if untested := [_named(g) for g in result.subgroups if g.whole is None]:
         sentences.append(
             f"Not tested, as no class has {limits.TEST_IMAGES:g} images in it and as many outside: {', '.join(untested[:8])}"
             f"{f' and {len(untested) - 8} more' if len(untested) > 8 else ''}."
         )
     if not result.trained:
         sentences.append("The encoder has random weights: it is a baseline, not a model anyone trained.")
-    return Verdict(level=level, headline=headline, sentences=sentences, about=about)  # type: ignore[arg-type]
+    return Verdict(level=level, headline=headline, sentences=sentences, about=about)
 
 
 def _scores(result: Findings, variant: Variant) -> ProbeScores:
@@ -169,30 +170,32 @@ def _hans(result: Findings, condition: Variant) -> Iterator[str]:
     yield "Explanation and intervention agree: this is a Clever Hans effect."
 
 
+def _told(f: Fall) -> str:
+    """Whose accuracy goes from where to where."""
+    who = f"accuracy for {f.classes[0]!r}" if len(f.classes) == 1 else "class-balanced accuracy"
+    return f"{who} {f.outside:.2f} → {f.inside:.2f}"
+
+
 def _group(g: Subgroup) -> Iterator[str]:
-    """A fall on a group: how large, over which images, where the errors go, and what the images share."""
-    if g.fall is None or g.inside is None or g.outside is None:
-        return
-    yield (
-        f"On the {g.compared} images of {_named(g)} the accuracy is {g.inside:.2f}, on the others {g.outside:.2f} with the same mix of "
-        f"{', '.join(g.classes[:4])}{' …' if len(g.classes) > 4 else ''}: a fall of {g.fall.value:.2f}{_between(g.fall)}, "
-        f"P = {g.p_value:.2g} over images."
-    )
-    if g.into is not None and g.into_share >= g.into_outside + limits.EXCESS:
-        yield f"{g.into_share:.0%} of its errors fall into {g.into!r}, of those of the others {g.into_outside:.0%}."
+    """Falls on a group: how large, over which images, what they are taken for, and what they share."""
+    for f in g.falls[:4]:
+        yield (
+            f"{_named(g)}: {_told(f)} against the other images of {'these classes' if len(f.classes) > 1 else 'the class'}, over "
+            f"{f.n} images: a fall of {f.fall.value:.2f}{_between(f.fall)}, P = {f.p_value:.2g}."
+        )
+        if f.into is not None:
+            yield f"{f.into_inside:.0%} of them are wrongly taken for {f.into!r}, of the others {f.into_outside:.0%}."
     excess = g.alike_excess
     if excess is None or excess.low is None or g.alike is None or g.alike_outside is None:
         return
-    told = f"{g.alike:.2f}, of the others {g.alike_outside:.2f}: {excess.value:+.2f}{_between(excess)}"
+    told = f"{g.alike:.2f}, of the others {g.alike_outside:.2f}, {excess.value:+.2f}{_between(excess)}"
     if excess.low > 0:
         yield (
-            f"The encoder sees what they share: two of its images of different classes have a mean similarity of {told}. That "
-            "goes with the fall, and is no proof of its cause."
+            f"The encoder sees what they share: two images of different classes in {_named(g)} have a mean similarity of {told}. "
+            "That goes with the fall and is no proof of its cause."
         )
     else:
-        yield (
-            f"Two of its images of different classes are no more alike than others ({told}): why it falls is not explained."
-        )
+        yield f"Images of different classes in it are no more alike than others ({told}): why it falls is not explained."
 
 
 def _mended(result: Findings) -> Iterator[str]:
@@ -300,14 +303,10 @@ def _image_rows(result: Findings) -> Iterator[_ROW]:
             fpr = None if s.fpr is None else s.fpr.value
             yield f"fpr{end}", "lower", f"false positive rate{inside}", where, fpr
     for g in result.subgroups:
-        meaning = "accuracy of the other images minus that of the group, same mix of classes"
-        yield (
-            "group-drop",
-            "lower",
-            meaning,
-            f"{g.column} {g.group}",
-            None if g.fall is None else g.fall.value,
-        )
+        for f in [g.whole, *g.classes] if g.whole is not None else []:
+            meaning = "accuracy of the other images of the same classes minus that of the group"
+            where = f"{g.column} {g.group}" + ("" if f is g.whole else f", {f.classes[0]}")
+            yield "group-drop", "lower", meaning, where, f.fall.value
     for condition in result.conditions:
         where = condition.condition
         meaning = "accuracy on the original images minus accuracy under the condition"
@@ -381,9 +380,10 @@ def explain_numbers(result: Findings, config: SimilarityConfig) -> list[str]:
     }[config.probe]
     unit = result.kept_together or "image"
     groups = (
-        f"Groups are held against all other images, classes weighted alike on both sides (Mantel and Haenszel; classes with "
-        f"{limits.TEST_IMAGES:g} images on either side). ↓ and ↓↓ of a group need P < {limits.P_GROUP:g} by permutation over "
-        f"{unit}s, adjusted over all groups (Holm). Images of different classes are compared in similarity in the same way."
+        f"Groups are held against all other images, class by class and class-balanced over these classes (of {limits.TEST_IMAGES:g} "
+        f"images or more on either side). ↓ and ↓↓ of a group need P < {limits.P_GROUP:g} by permutation over {unit}s, adjusted "
+        "over all groups and classes (Holm). Similarity of images of different classes: the same mix of pairs of classes on "
+        "either side."
     )
     return [
         f"Probe: {probe}. Split: {split}{kept}.",
