@@ -104,7 +104,7 @@ def test_a_group_that_falls_makes_the_verdict_fragile(tmp_path, monkeypatch):
     assert group.whole.inside < 0.8 < 0.95 < group.whole.outside
     assert group.alike_excess.low > 0.5
     assert any("The encoder sees what they share" in s for s in result.verdict.sentences)
-    assert any(p.title == "hats>0 hats>0" and p.tags[0][0] != p.tags[1][0] for p in result.pairs)
+    assert any(p.title == "hats>0" and p.tags[0][0] != p.tags[1][0] for p in result.pairs)
 
 
 def test_columns_of_another_file_are_joined_by_path(tmp_path):

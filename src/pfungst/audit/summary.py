@@ -11,7 +11,7 @@ from rich.table import Table
 from pfungst.audit.anomaly.result import AnomalyResult
 from pfungst.audit.classifier.result import ClassifierResult
 from pfungst.audit.result import Interval, Result
-from pfungst.audit.similarity.result import SimilarityResult
+from pfungst.audit.similarity.result import SimilarityResult, named
 
 COLOURS = {
     "too-few": "yellow",
@@ -98,9 +98,11 @@ def _similarity_table(result: SimilarityResult) -> Table:
         if binary:
             cells.append(_rate(first.fpr) if first.fpr else "–")
         last = number + 1 == len(places) or places[number + 1][0] != column
-        table.add_row(f"{column} {group}".strip() or "all", str(first.n), *cells, end_section=last)
-    if "?" in marks.values():
-        table.caption = "?: too few images of any class in the group, or outside it, to compare"
+        table.add_row(named(column, group) or "all", str(first.n), *cells, end_section=last)
+    if marks:
+        table.caption = (
+            "↓ of a group: of a class or class-balanced, against the other images; ?: too few to compare"
+        )
     return table
 
 

@@ -9,7 +9,15 @@ import cv2
 import numpy as np
 
 from pfungst.audit.result import Result, Variant
-from pfungst.audit.similarity.result import Fall, Mitigation, Pair, ProbeScores, SimilarityResult, Trial
+from pfungst.audit.similarity.result import (
+    Fall,
+    Mitigation,
+    Pair,
+    ProbeScores,
+    SimilarityResult,
+    Trial,
+    named,
+)
 from pfungst.files import read
 from pfungst.measure import limits
 from pfungst.report import parts, text
@@ -208,13 +216,15 @@ def _groups(result: SimilarityResult) -> Section | None:
         likeness = ""
         if g.alike_excess is not None:
             ends = text.interval(g.alike_excess.low, g.alike_excess.high, text.ratio)
-            likeness = f"images of different classes: similarity {_ratio(g.alike)}, of the others {_ratio(g.alike_outside)} (+{ends})"
-        label = g.group if g.group.startswith(g.column.partition(">")[0]) else f"{g.column}: {g.group}"
+            likeness = (
+                f"images of different classes: similarity {_ratio(g.alike)}, of the others {_ratio(g.alike_outside)} "
+                f"(difference {ends})"
+            )
         if g.whole is None:
             rows = [[Cell("too few"), Cell(f"{g.n:,}"), *[Cell("–")] * 5]]
         else:
             rows = [_group_row(f) for f in [g.whole, *g.classes]]
-        blocks.append(Rows(rows, label, likeness))
+        blocks.append(Rows(rows, str(g), likeness))
     caption = (
         f"Small figures are 95 % intervals. ↓ the accuracy is lower by {limits.FALL:.2f} or more than that of the other images of "
         f"the class, ↓↓ by {limits.LARGE_FALL:.2f} or more, only where P < {limits.P_GROUP:g} over images, adjusted over all rows "
@@ -386,7 +396,7 @@ def _pairs(result: SimilarityResult, arrays: dict[str, np.ndarray]) -> Section |
     if not result.pairs:
         return None
     about = result.verdict.about
-    first = (about.entry, f"with {about.condition}", f"{about.column} {about.entry}")
+    first = (about.entry, f"with {about.condition}", named(about.column, about.entry))
     titles = sorted(dict.fromkeys(p.title for p in result.pairs), key=lambda title: title not in first)
     blocks: list[Block] = []
     for number, title in enumerate(titles):

@@ -136,10 +136,11 @@ def _shown(
 ) -> Iterator[tuple[str, int, int, float]]:
     """Title, images and similarity of the pairs to show: across classes in marked groups, then within classes."""
     labels, units, count = study.plan.labels, study.plan.units, study.config.pairs
-    for g in falling[:_FALLING]:
+    sharing = [g for g in falling if g.alike_excess is None or (g.alike_excess.high or 0) >= 0]
+    for g in sharing[:_FALLING]:
         inside = candidates[study.columns[g.column][candidates] == g.group]
         for pair in similar_pairs(study.original, inside, units, count, apart=labels):
-            yield (f"{g.column} {g.group}", *pair)
+            yield (str(g), *pair)
     for label in study.plan.classes[:_CLASSES]:
         for pair in similar_pairs(study.original, candidates[labels[candidates] == label], units, count):
             yield (label, *pair)

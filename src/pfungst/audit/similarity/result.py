@@ -11,6 +11,11 @@ from pfungst.audit.result import Interval, Model, Result, Variant
 Mark = Literal["", "↓", "↓↓", "↑"]
 
 
+def named(column: str, group: str) -> str:
+    """A group in words: its column is named where the group does not."""
+    return group if not column or group.startswith(column.partition(">")[0].strip()) else f"{column} {group}"
+
+
 class Confusion(Model):
     """Which class attracts errors; `matrix` has a row per true and a column per predicted class, first repetition."""
 
@@ -75,6 +80,9 @@ class Subgroup(Model):
     )
     alike_outside: float | None = Field(None, description="the same of the others")
     alike_excess: Interval | None = None
+
+    def __str__(self) -> str:
+        return named(self.column, self.group)
 
     @property
     def falls(self) -> list[Fall]:

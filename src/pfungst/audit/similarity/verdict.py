@@ -73,19 +73,19 @@ def _judge_images(result: Findings) -> Verdict:
     elif result.falling:
         g, level = result.falling[0], "fragile"
         f = g.falls[0]
-        headline = f"A probe on {what} falls on {_named(g)}: {_told(f)}"
+        headline = f"A probe on {what} falls on {g}: {_told(f)}"
         found = {"inside": f.inside, "outside": f.outside, "p": f.p_value, "n": f.n}
         about = About(entry=g.group, column=g.column, numbers={**numbers, **found})
     else:
         level = "sound"
         held = [str(c) for c in result.conditions]
         headline = f"A probe on {what} reaches {told}{' and holds under ' + ', '.join(held) if held else ''}"
-    sentences += [s for g in result.falling for s in _group(g)]
+    sentences += [s for g in result.falling for s in _group(g, result.falling)]
     sentences += _mended(result)
     if level != "provenance":
         sentences += [s for p in follows for s in _provenance(p)]
     sentences += _regions(result, every=level == "provenance")
-    if untested := [_named(g) for g in result.subgroups if g.whole is None]:
+    if untested := [str(g) for g in result.subgroups if g.whole is None]:
         sentences.append(
             f"Not tested, as no class has {limits.TEST_IMAGES:g} images in it and as many outside: {', '.join(untested[:8])}"
             f"{f' and {len(untested) - 8} more' if len(untested) > 8 else ''}."
@@ -103,11 +103,6 @@ def _scores(result: Findings, variant: Variant) -> ProbeScores:
 
 def _between(value: Interval | None) -> str:
     return "" if value is None or value.low is None else f" ({value.low:.2f} to {value.high:.2f})"
-
-
-def _named(g: Subgroup) -> str:
-    """A group in words: its column is named where the group does not."""
-    return g.group if g.group.startswith(g.column.partition(">")[0].strip()) else f"{g.column} {g.group}"
 
 
 def falls(result: Findings) -> list[Variant]:
@@ -176,26 +171,30 @@ def _told(f: Fall) -> str:
     return f"{who} {f.outside:.2f} → {f.inside:.2f}"
 
 
-def _group(g: Subgroup) -> Iterator[str]:
+def _group(g: Subgroup, falling: list[Subgroup]) -> Iterator[str]:
     """Falls on a group: how large, over which images, what they are taken for, and what they share."""
     for f in g.falls[:4]:
         yield (
-            f"{_named(g)}: {_told(f)} against the other images of {'these classes' if len(f.classes) > 1 else 'the class'}, over "
+            f"{g}: {_told(f)} against the other images of {'these classes' if len(f.classes) > 1 else 'the class'}, over "
             f"{f.n} images: a fall of {f.fall.value:.2f}{_between(f.fall)}, P = {f.p_value:.2g}."
         )
         if f.into is not None:
             yield f"{f.into_inside:.0%} of them are wrongly taken for {f.into!r}, of the others {f.into_outside:.0%}."
+            others = [o for o in falling if o.column == g.column and o.group != g.group]
+            first = all(falling.index(g) < falling.index(o) for o in others)
+            if first and any(other.classes == [f.into] for o in others for other in o.falls):
+                yield f"Images of {f.into!r} outside {g} fall too: the probe reads {g} as a sign of {f.into!r}."
     excess = g.alike_excess
-    if excess is None or excess.low is None or g.alike is None or g.alike_outside is None:
+    if excess is None or excess.low is None or excess.high is None:
         return
     told = f"{g.alike:.2f}, of the others {g.alike_outside:.2f}, {excess.value:+.2f}{_between(excess)}"
     if excess.low > 0:
         yield (
-            f"The encoder sees what they share: two images of different classes in {_named(g)} have a mean similarity of {told}. "
+            f"The encoder sees what they share: two images of different classes in {g} have a mean similarity of {told}. "
             "That goes with the fall and is no proof of its cause."
         )
-    else:
-        yield f"Images of different classes in it are no more alike than others ({told}): why it falls is not explained."
+    elif excess.high >= 0:
+        yield f"Images of different classes in {g} are no more alike than others ({told}): why it falls is not explained."
 
 
 def _mended(result: Findings) -> Iterator[str]:
