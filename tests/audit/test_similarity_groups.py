@@ -9,9 +9,8 @@ from PIL import Image
 
 from pfungst.audit.similarity import prepare
 from pfungst.audit.similarity.embeddings import open_set
-from pfungst.audit.similarity.prepare import join_columns
 from pfungst.audit.similarity.run import run
-from pfungst.data import Item
+from pfungst.data import Item, join_columns
 from pfungst.errors import ConfigError, DataError
 from similarity_factory import config, mini_images
 
@@ -90,7 +89,9 @@ def test_a_group_that_falls_makes_the_verdict_fragile(tmp_path, monkeypatch):
     def embed(encoder, source, *rest):
         known = dict(zip([n for n, _ in rows], code, strict=True))
         x = np.array([known[i.id] for i in source.items], float)
-        values = np.stack([(2 * x[:, 0] - 1) * (1 - 0.9 * x[:, 1]), x[:, 1]], 1) + rng.normal(0, 0.3, (len(x), 2))
+        values = np.stack([(2 * x[:, 0] - 1) * (1 - 0.9 * x[:, 1]), x[:, 1]], 1) + rng.normal(
+            0, 0.3, (len(x), 2)
+        )
         return {"original": np.hstack([values, np.zeros((len(x), 126))]).astype(np.float32)}
 
     monkeypatch.setattr(prepare, "embed", embed)

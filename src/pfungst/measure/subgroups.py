@@ -14,6 +14,8 @@ from pfungst.measure import limits
 from pfungst.measure.intervals import Interval, interval
 from pfungst.measure.scores import Array
 
+_BLOCK = 1 << 23  # draws held at once
+
 
 @dataclass(frozen=True)
 class Fall:
@@ -87,9 +89,8 @@ def subgroup_fall(
         size, total = np.bincount(code).astype(float), np.bincount(code, c[mine])
         flag = np.bincount(code, g[mine]) > 0
         draws = [_drawn_means(size[f], total[f], resamples, rng) for f in (~flag, flag)]
-        flags = rng.permuted(np.tile(flag, (resamples, 1)), axis=1)
         drawn.append(draws[0] - draws[1])
-        shuffled.append((~flags @ total) / (~flags @ size) - (flags @ total) / (flags @ size))
+        shuffled.append(_shuffled(size, total, flag, resamples, rng))
         within, without = (float(c[mine & side].mean()) for side in (g, ~g))
         counts = int((g & mine).sum()), int((~g & mine).sum())
         falls[str(k)] = _fall(within, without, drawn[-1], shuffled[-1], *counts)
@@ -111,8 +112,26 @@ def _fall(inside: float, outside: float, drawn: Array, shuffled: Array, n: int, 
 
 def _drawn_means(size: Any, total: Any, resamples: int, rng: np.random.Generator) -> Array:
     """Means of images when units are drawn again: (R,)."""
-    times = rng.multinomial(len(size), np.full(len(size), 1 / len(size)), size=resamples)
-    return (times @ total) / (times @ size)
+    means = []
+    for count in _blocks(resamples, len(size)):
+        times = rng.multinomial(len(size), np.full(len(size), 1 / len(size)), size=count)
+        means.append((times @ total) / (times @ size))
+    return np.concatenate(means)
+
+
+def _shuffled(size: Any, total: Any, flag: Any, resamples: int, rng: np.random.Generator) -> Array:
+    """Outside less inside when the group is dealt anew among the units: (R,)."""
+    falls = []
+    for count in _blocks(resamples, len(size)):
+        flags = rng.permuted(np.tile(flag, (count, 1)), axis=1).astype(float)
+        images, right = flags @ size, flags @ total
+        falls.append((total.sum() - right) / (size.sum() - images) - right / images)
+    return np.concatenate(falls)
+
+
+def _blocks(resamples: int, width: int) -> list[int]:
+    step = max(1, _BLOCK // width)
+    return [min(step, resamples - start) for start in range(0, resamples, step)]
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -5,6 +5,7 @@ from pfungst.similarity.factors import Factors
 from pfungst.similarity.likeness import (
     PastedLikeness,
     SharedLikeness,
+    flat_map,
     pasted_likeness,
     relevance_on,
     shared_likeness,
@@ -23,6 +24,7 @@ __all__ = [
     "SharedLikeness",
     "SimilarityExplainer",
     "Sketch",
+    "flat_map",
     "line_strength",
     "pasted_likeness",
     "relevance_on",

@@ -187,3 +187,18 @@ def shared_likeness(
         excess=interval(float(excess[0]), excess[1:]),
         classes=tuple(str(np.unique(labels)[i]) for i in used),
     )
+
+
+def flat_map(embeddings: np.ndarray, seed: int = 0) -> np.ndarray:
+    """t-SNE of unit representations (N, K): float32 (N, 2), or their first two values where there are fewer than four."""
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import TSNE
+
+    x = _unit(embeddings)
+    if len(x) >= 4:
+        x = PCA(min(50, *x.shape), random_state=seed).fit_transform(x)
+        perplexity = min(30.0, (len(x) - 1) / 3)
+        # Distances are scaled by the data's spread: representations of random networks differ little.
+        x = x / max(float(x[:, 0].std()), 1e-12)
+        x = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(x)
+    return x[:, :2].astype(np.float32)

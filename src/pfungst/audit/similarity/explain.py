@@ -19,11 +19,12 @@ from pfungst.similarity import (
     Factors,
     PairRelevance,
     SimilarityExplainer,
+    flat_map,
     pasted_likeness,
     relevance_on,
     similar_pairs,
 )
-from pfungst.similarity.regions import border, burnt_in, in_patches
+from pfungst.similarity.regions import border, burnt_in, changed, in_patches
 
 _PAIRS = 150  # averaged per group
 _STAMPED = 12  # images explained with and without what a condition pastes
@@ -31,7 +32,6 @@ _CLASSES = 12  # classes of which pairs are shown
 _FALLING = 3  # marked groups of which a pair is shown
 _CANDIDATES = 2000  # images that the most similar pairs are looked for among
 _SHARP = 512  # pixels at most that burnt-in marks are looked for at
-_CHANGE = 0.1  # of the largest change by pasting: images changed less hold the artefact already
 _MAP = 2000  # points of the map
 
 
@@ -284,7 +284,7 @@ def _artefact(
         return None
     study, name = work.study, variant.condition
     labels = study.plan.labels[work.sample]
-    rows = _mixed(labels, _changed(images[ORIGINAL], images[name], region, work.patch), _STAMPED)
+    rows = _mixed(labels, changed(images[ORIGINAL], images[name], region, work.patch), _STAMPED)
     if len(set(labels[rows].tolist())) < 2:
         return None
     pictures = images[name][torch.tensor(rows)]
@@ -324,14 +324,6 @@ def _evidence(contrasts: Tensor, factors: Factors, region: Tensor) -> float:
     return float(np.mean(shares)) if shares else 0.0
 
 
-def _changed(before: Tensor, after: Tensor, region: Tensor, patch: int) -> np.ndarray:
-    """The images that pasting changes: those that hold the artefact already stay nearly as they are."""
-    size = before.shape[-1]
-    mask = region.repeat_interleave(patch, 0).repeat_interleave(patch, 1)[:size, :size]
-    change = (after - before).abs().mean(1)[:, mask].mean(1)
-    return (change >= _CHANGE * change.max().clamp(min=1e-6)).numpy()
-
-
 def _mixed(labels: np.ndarray, usable: np.ndarray, count: int) -> list[int]:
     """Numbers of some usable images, in turn from all classes."""
     queues = [np.flatnonzero((labels == c) & usable).tolist() for c in np.unique(labels)]
@@ -348,22 +340,11 @@ def _mixed(labels: np.ndarray, usable: np.ndarray, count: int) -> list[int]:
 
 def draw_map(study: Study) -> dict[str, np.ndarray]:
     """t-SNE of the representations, at most 2,000 points."""
-    from sklearn.decomposition import PCA
-    from sklearn.manifold import TSNE
-
     seed, index = study.config.seed, np.arange(len(study.original))
     if len(index) > _MAP:
         index = np.sort(np.random.default_rng(seed).choice(len(index), _MAP, replace=False))
-    x = study.original[index].astype(np.float64)
-    x = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
-    if len(x) >= 4:
-        x = PCA(min(50, *x.shape), random_state=seed).fit_transform(x)
-        perplexity = min(30.0, (len(x) - 1) / 3)
-        # Distances are scaled by the data's spread: representations of random networks differ little.
-        x = x / max(float(x[:, 0].std()), 1e-12)
-        x = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(x)
     return {
-        "embedding": x[:, :2].astype(np.float32),
+        "embedding": flat_map(study.original[index], seed),
         "ids": np.array([study.source.items[i].id for i in index]),
         "labels": study.plan.labels[index],
         "predicted": study.found.predicted[next(iter(study.found.predicted))][0][index],

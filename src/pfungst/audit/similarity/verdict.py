@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pfungst.audit.result import About, Better, Interval, Metric, Variant, Verdict
 from pfungst.audit.similarity.config import SimilarityConfig
 from pfungst.audit.similarity.prepare import AS_IS
-from pfungst.audit.similarity.result import Artefact, Fall, Findings, ProbeScores, Provenance, Subgroup
+from pfungst.audit.similarity.result import Artefact, Fall, Findings, ProbeScores, Provenance, Subgroup, named
 from pfungst.measure import limits
 
 
@@ -296,7 +296,7 @@ def _image_rows(result: Findings) -> Iterator[_ROW]:
     accuracy = base.accuracy.value
     for s in result.scores:
         if s.variant == AS_IS and (not s.column or len(s.counts) > 1):
-            end, where = ("-group", f"{s.column} {s.group}") if s.column else ("", "all images")
+            end, where = ("-group", named(s.column, s.group)) if s.column else ("", "all images")
             inside = " within a group" if s.column else " of the probe"
             yield f"accuracy{end}", "higher", f"class-balanced accuracy{inside}", where, s.accuracy.value
             fpr = None if s.fpr is None else s.fpr.value
@@ -304,7 +304,7 @@ def _image_rows(result: Findings) -> Iterator[_ROW]:
     for g in result.subgroups:
         for f in [g.whole, *g.classes] if g.whole is not None else []:
             meaning = "accuracy of the other images of the same classes minus that of the group"
-            where = f"{g.column} {g.group}" + ("" if f is g.whole else f", {f.classes[0]}")
+            where = str(g) + ("" if f is g.whole else f", {f.classes[0]}")
             yield "group-drop", "lower", meaning, where, f.fall.value
     for condition in result.conditions:
         where = condition.condition
