@@ -17,6 +17,7 @@ from pfungst.audit.result import About, Better, Interval, Metric, Variant, Verdi
 from pfungst.audit.similarity.config import SimilarityConfig
 from pfungst.audit.similarity.prepare import AS_IS
 from pfungst.audit.similarity.result import Artefact, Fall, Findings, ProbeScores, Provenance, Subgroup, named
+from pfungst.errors import few
 from pfungst.measure import limits
 
 
@@ -34,11 +35,10 @@ def _judge_images(result: Findings) -> Verdict:
     fallen = falls(result)
     hans = [c for c in fallen if _agrees(result, c)]
     follows = sorted((p for p in result.provenance if p.follows), key=lambda p: p.eta2_label - p.eta2_group)
-    few = base.n < 2 * limits.TEST_IMAGES
     numbers = {"accuracy": accuracy.value, "n": base.n, "chance": chance}
     about = About(numbers=numbers)
     sentences: list[str] = []
-    if few:
+    if base.n < 2 * limits.TEST_IMAGES:
         level = "too-few"
         headline = (
             f"{base.n} tested images are too few to judge {what}: fewer than {2 * limits.TEST_IMAGES:g}"
@@ -80,19 +80,25 @@ def _judge_images(result: Findings) -> Verdict:
         level = "sound"
         held = [str(c) for c in result.conditions]
         headline = f"A probe on {what} reaches {told}{' and holds under ' + ', '.join(held) if held else ''}"
-    sentences += [s for g in result.falling for s in _group(g, result.falling)]
-    sentences += _mended(result)
-    if level != "provenance":
-        sentences += [s for p in follows for s in _provenance(p)]
-    sentences += _regions(result, every=level == "provenance")
+    sentences += _more(result, level == "provenance")
+    return Verdict(level=level, headline=headline, sentences=sentences, about=about)
+
+
+def _more(result: Findings, provenance: bool) -> Iterator[str]:
+    """What is said with every verdict; `provenance` has said where the score comes from already."""
+    for g in result.falling:
+        yield from _group(g, result.falling)
+    yield from _mended(result)
+    for p in result.provenance if not provenance else []:
+        if p.follows:
+            yield from _provenance(p)
+    yield from _regions(result, every=provenance)
     if untested := [str(g) for g in result.subgroups if g.whole is None]:
-        sentences.append(
-            f"Not tested, as no class has {limits.TEST_IMAGES:g} images in it and as many outside: {', '.join(untested[:8])}"
-            f"{f' and {len(untested) - 8} more' if len(untested) > 8 else ''}."
+        yield (
+            f"Not tested, as no class has {limits.TEST_IMAGES:g} images in it and as many outside: {few(untested)}."
         )
     if not result.trained:
-        sentences.append("The encoder has random weights: it is a baseline, not a model anyone trained.")
-    return Verdict(level=level, headline=headline, sentences=sentences, about=about)
+        yield "The encoder has random weights: it is a baseline, not a model anyone trained."
 
 
 def _scores(result: Findings, variant: Variant) -> ProbeScores:
