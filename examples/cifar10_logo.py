@@ -33,7 +33,7 @@ from pfungst.audit.similarity.config import SimilarityConfig
 from pfungst.audit.similarity.result import SimilarityResult
 from pfungst.audit.similarity.run import run
 from pfungst.audit.summary import print_summary
-from pfungst.conditions.logo import Logo
+from pfungst.conditions import Logo
 from pfungst.data import ImageSet, open_images
 from pfungst.encoders.training import train_small
 from pfungst.errors import InputError

@@ -13,8 +13,20 @@ import numpy as np
 from scipy.fft import dctn, idctn
 from sklearn.metrics import roc_auc_score
 
-from pfungst.audit.anomaly.result import AnomalyResult, Entry, Example, Group, Provenance, Scores, Spectrum
-from pfungst.audit.result import Interval, Metric, Skipped, Verdict, save
+from pfungst.audit.anomaly.measure import DEPLOYED, MENDED, MENDED_ORIGINAL, ORIGINAL
+from pfungst.audit.anomaly.result import (
+    AnomalyResult,
+    Answer,
+    Entry,
+    Example,
+    Exposure,
+    Group,
+    Provenance,
+    Scored,
+    Scores,
+    Spectrum,
+)
+from pfungst.audit.result import About, Interval, Metric, Skipped, Variant, Verdict, save
 
 PARTS = ("ring", "capsule", "plate", "stripes", "bristles")
 EDGES = [
@@ -117,7 +129,7 @@ def _bytes(image: np.ndarray) -> np.ndarray:
     return np.round(255 * np.clip(image, 0, 1)).astype(np.uint8)
 
 
-def _scores(labels: np.ndarray, scores: np.ndarray, threshold: float, rng: np.random.Generator, mark: str = "", ch: float | None = None) -> Scores:  # fmt: skip
+def _scores(variant: Variant, labels: np.ndarray, scores: np.ndarray, threshold: float, rng: np.random.Generator, mark: str = "", ch: float | None = None) -> Scores:  # fmt: skip
     def measure(y: np.ndarray, s: np.ndarray) -> tuple[float, ...]:
         flag = s > threshold
         tp, fn = (flag & (y == 1)).sum(), (~flag & (y == 1)).sum()
@@ -134,15 +146,15 @@ def _scores(labels: np.ndarray, scores: np.ndarray, threshold: float, rng: np.ra
     names = ("auroc", "f1", "f1_balanced", "fnr", "fpr", "balanced_accuracy")
     values = measure(labels, scores)
     parts = {n: Interval(value=float(v), low=float(a), high=float(b)) for n, v, a, b in zip(names, values, low, high, strict=True)}  # fmt: skip
-    return Scores(**parts, clever_hans=None if ch is None else Interval(value=ch), mark=mark)  # type: ignore[arg-type]
+    return Scores(variant=variant, **parts, clever_hans=None if ch is None else Interval(value=ch), mark=mark)  # type: ignore[arg-type]
 
 
-def _mark(name: str, scores: Scores, before: dict[str, Scores]) -> str:
-    if name == "deployed":
-        fall = before["original"].f1.value - scores.f1.value
+def _mark(scores: Scores, before: dict[Variant, Scores]) -> str:
+    if scores.variant == DEPLOYED:
+        fall = before[ORIGINAL].f1.value - scores.f1.value
         return "↓↓" if fall >= 0.06 else "↓" if fall >= 0.03 else ""
-    if name == "mitigated":
-        return "↑" if scores.f1.value - before["deployed"].f1.value >= 0.03 else ""
+    if scores.variant == MENDED:
+        return "↑" if scores.f1.value - before[DEPLOYED].f1.value >= 0.03 else ""
     return ""
 
 
@@ -176,7 +188,7 @@ def entry(folder: Path, category: str, model: str, *, size: int = 224, examples:
     alarms = [i for i in np.flatnonzero(labels == 0) if original[i] > limit]
     rest = [i for i in defects if i not in missed]
     chosen = (missed[: examples - 2] + alarms[:1] + rest)[:examples]
-    pictures: dict[str, list[np.ndarray]] = {k: [] for k in ("image", "image_deployed", "mask", "heat", "heat_mitigated", "joint")}  # fmt: skip
+    pictures: dict[str, list[np.ndarray]] = {k: [] for k in ("image", "image_deployed", "mask", "heat", "heat_mended", "joint")}  # fmt: skip
     y, x = np.mgrid[:size, :size]
     order = np.argsort(np.argsort((x + y).ravel() * 4.0 * size + x.ravel())).reshape(size, size)
     shown = []
@@ -203,15 +215,20 @@ def entry(folder: Path, category: str, model: str, *, size: int = 224, examples:
             Example(
                 id=str(ids[i]), row=row, label=str(kind[i]), defect=bad, why=why,
                 groups={"session": str(group[i])} if group is not None else {},
-                score_original=float(original[i]), score_deployed=float(deployed[i]), score_mitigated=float(mitigated[i]),
-                flagged_original=bool(original[i] > limit), flagged_deployed=now, flagged_mitigated=bool(mitigated[i] > limit_m),
+                answers=[
+                    Answer(variant=v, score=values[i], flagged=bool(values[i] > cut))
+                    for v, values, cut in ((ORIGINAL, original, limit), (DEPLOYED, deployed, limit), (MENDED, mitigated, limit_m))
+                ],
             )
         )  # fmt: skip
     arrays: dict[str, np.ndarray] = {
-        "labels": labels, "kinds": kind, "ids": ids,
-        "scores_original": original, "scores_deployed": deployed, "scores_mitigated": mitigated,
-        "threshold_original": np.array(limit), "threshold_deployed": np.array(limit), "threshold_mitigated": np.array(limit_m),
-    }  # fmt: skip
+        "labels": labels,
+        "kinds": kind,
+        "ids": ids,
+    }
+    variants = {ORIGINAL: (original, limit), DEPLOYED: (deployed, limit), MENDED_ORIGINAL: (mitigated, limit_m), MENDED: (mitigated, limit_m)}  # fmt: skip
+    for variant, (values, cut) in variants.items():
+        arrays |= {f"scores_{variant.key}": values, f"threshold_{variant.key}": np.array(cut)}
     for key, values in pictures.items():
         arrays[key] = np.stack(values).astype(np.uint8 if values[0].dtype == np.uint8 else np.float16)
     provenance = []
@@ -227,32 +244,32 @@ def entry(folder: Path, category: str, model: str, *, size: int = 224, examples:
     file = f"arrays/{seed:04d}.npz"
     (folder / "arrays").mkdir(parents=True, exist_ok=True)
     np.savez_compressed(folder / file, **arrays)
-    results: dict[str, Scores] = {}
-    for name, values, cut in (("original", original, limit), ("deployed", deployed, limit), ("mitigated_original", mitigated, limit_m), ("mitigated", mitigated, limit_m)):  # fmt: skip
-        ch = {"original": 0.61, "deployed": 0.58}.get(name, 0.34) + 0.05 * float(rng.standard_normal())
-        scores = _scores(labels, values, cut, rng, "", ch)
-        results[name] = scores.model_copy(update={"mark": _mark(name, scores, results)})
+    results: dict[Variant, Scores] = {}
+    for variant, (values, cut) in variants.items():
+        ch = {ORIGINAL: 0.61, DEPLOYED: 0.58}.get(variant, 0.34) + 0.05 * float(rng.standard_normal())
+        scores = _scores(variant, labels, values, cut, rng, "", ch)
+        results[variant] = scores.model_copy(update={"mark": _mark(scores, results)})
     bands = np.arange(20)
     spread = np.exp(-((bands - 3) ** 2) / 9) * 0.5 + 0.5 * np.exp((bands - 20) / 5)
     cut_off = np.exp(-((bands - 4) ** 2) / 8)
     return Entry(
-        category=category, model=model, n_train=60, n_good=n_good, n_defect=n_defect, kinds=kinds, variants=results,
+        category=category, model=model, n_train=60, n_good=n_good, n_defect=n_defect, kinds=kinds, scores=list(results.values()),
         trivial_f1=2 * n_defect / (2 * n_defect + n_good), threshold=limit,
         spectrum=Spectrum(edges=EDGES, original=list(spread / spread.sum()), mitigated=list(cut_off / cut_off.sum()), kept=list(1 / (1 + np.exp((bands - 13.5) / 1.4)))),
-        exposure={"high": 0.71, "outside_mask": 0.83, "lost_in_deployment": 0.44},
+        exposure=Exposure(high=0.71, outside_mask=0.83, lost_in_deployment=0.44),
         provenance=provenance, examples=shown, arrays=file,
     )  # fmt: skip
 
 
-def _mean(entries: list[Entry], variant: str) -> Scores:
+def _mean(entries: list[Entry], index: int) -> Scores:
     def mean(name: str) -> Interval:
-        found = [getattr(e.variants[variant], name) for e in entries]
+        found = [getattr(e.scores[index], name) for e in entries]
         ends = {end: float(np.mean([getattr(i, end) for i in found])) for end in ("low", "high") if found[0].low is not None}  # fmt: skip
         return Interval(value=float(np.mean([i.value for i in found])), **ends)
 
     names = ("auroc", "f1", "f1_balanced", "fnr", "fpr", "balanced_accuracy", "clever_hans")
-    mark = entries[0].variants[variant].mark
-    return Scores(**{n: mean(n) for n in names}, mark=mark)  # type: ignore[arg-type]
+    first = entries[0].scores[index]
+    return Scores(variant=first.variant, **{n: mean(n) for n in names}, mark=first.mark)  # type: ignore[arg-type]
 
 
 def make(folder: Path, *, categories: int = 3, models: int = 1, level: str = "clever-hans", examples: int = 4, size: int = 224, nasty: bool = False) -> AnomalyResult:  # fmt: skip
@@ -270,36 +287,41 @@ def make(folder: Path, *, categories: int = 3, models: int = 1, level: str = "cl
             ids = "test/{kind}/<script>alert(1)</script>" + "a-very-long-file-name_" * 8 + "{number}.png"
         for m, model in enumerate(names):
             entries.append(entry(folder, category, model, size=size, examples=examples, seed=100 * c + m, look=PARTS[c % 5], groups=level == "provenance" or nasty, unfit=level == "unfit", names=ids))  # fmt: skip
-    variants = ("original", "deployed", "mitigated_original", "mitigated")
-    mean = {m: {v: _mean([e for e in entries if e.model == m], v) for v in variants} for m in names}
+    mean = {
+        m: Scored(scores=[_mean([e for e in entries if e.model == m], i) for i in range(4)]) for m in names
+    }
     first = mean[names[0]]
-    fnr = [f"{100 * first[v].fnr.value:.0f}\u202f%" for v in ("original", "deployed", "mitigated")]
+    fnr = [f"{100 * s.fnr.value:.0f}\u202f%" for s in (first.original, first.deployed, first.mended) if s]
     headline, sentences = {
         "unfit": (
-            f"The detector does not work on these data: AUROC {first['original'].auroc.value:.2f}, where 0.90 is asked and 0.50 is chance.",
+            f"The detector does not work on these data: AUROC {first.original.auroc.value:.2f}, where 0.90 is asked and 0.50 is chance.",
             ["No conclusion about its strategy is drawn from a detector that does not detect."],
         ),
         "provenance": (
             "The score follows the acquisition session, not the defect.",
             [f"The session explains {100 * entries[0].provenance[0].eta2_group:.0f}\u202f% of the score's variance, the defect {100 * entries[0].provenance[0].eta2_label:.0f}\u202f%." if entries[0].provenance else ""],
         ),
+        "too-few": ("4 defective test images: too few to judge a detector", []),
         "sound": ("Nothing was found: the detector keeps its accuracy after deployment.", []),
         "fragile": (f"The detector loses accuracy in deployment (FNR {fnr[0]} → {fnr[1]}).", ["Its relevance lies on the defects."]),
     }.get(level, (
         f"The detector relies on frequencies that antialiasing removes: FNR {fnr[0]} → {fnr[1]} in deployment; blurred: {fnr[2]}.",
         [
             "44\u202f% of the relevance lies on energy that the deployed condition removes; 83\u202f% lies outside the marked defects.",
-            f"F1 falls from {first['original'].f1.value:.2f} to {first['deployed'].f1.value:.2f}, worst for {entries[0].category}.",
+            f"F1 falls from {first.original.f1.value:.2f} to {first.deployed.f1.value:.2f}, worst for {entries[0].category}.",
             "An 11 × 11 Gaussian blur inside the detector, before fitting, recovers it.",
         ],
     ))  # fmt: skip
+    about = About(entry=names[0], condition="deployed")
+    if level == "provenance":
+        about = About(entry=entries[0].name, column="session", condition="original")
     result = AnomalyResult(
         title="<script>alert('title')</script> parts" if nasty else "Synthetic parts",
         version="0.1.0", created="2026-03-04T09:12:44Z", seconds=83.4, machine="2 cores, 8 GB, CPU",
         config={"data": {"path": "parts", "category": [e.category for e in entries[:2]]}, "model": {"name": names[0], "p": 2, "perplexity": 0.25, "features": None}, "original": "opencv-nearest", "deployed": "pillow-bilinear", "mitigate": "blur", "size": size, "skip_bad": True},
-        verdict=Verdict(level=level, headline=headline, sentences=sentences),  # type: ignore[arg-type]
+        verdict=Verdict(level=level, headline=headline, sentences=sentences, about=about),  # type: ignore[arg-type]
         metrics={
-            "f1-drop": Metric(value=max(e.variants["original"].f1.value - e.variants["deployed"].f1.value for e in entries), where=entries[0].category, meaning="fall of F1 from original to deployed"),
+            "f1-drop": Metric(value=max(e.fall for e in entries), where=entries[0].category, meaning="fall of F1 from original to deployed"),
             "clever-hans-score": Metric(value=0.64, where=entries[-1].category, meaning="AUROC minus agreement of relevance and mask"),
             "auroc": Metric(value=0.91, where=entries[-1].category, meaning="AUROC on original images", better="higher"),
         },

@@ -1,3 +1,5 @@
+"""``python -m pfungst``."""
+
 from pfungst.cli import main
 
 main()

@@ -14,7 +14,8 @@ _KINDS = ("auto", "cpu", "cuda", "mps", "xpu")
 
 
 def check_device(name: str) -> None:
-    """Raise ConfigError unless the name has the form of a device; whether this machine has it is not asked."""
+    """Raise ConfigError unless the name has the form of a device; whether this machine has it is not
+    asked."""
     kind, colon, index = str(name).partition(":")
     if kind not in _KINDS or (colon and (kind == "auto" or not index.isdecimal())):
         raise ConfigError(f"unknown device {str(name)!r}", suggest(kind, (*_KINDS, "cuda:1")))
@@ -44,7 +45,8 @@ def choose_device(name: str | torch.device = "auto") -> torch.device:
         count = backend.device_count() if backend.is_available() else 0
     if count == 0:
         raise ConfigError(
-            f"device {str(name)!r} is not available: this machine has no {device.type} device that torch can use",
+            f"device {str(name)!r} is not available: this machine has no {device.type} device that torch "
+            "can use",
             "use auto or cpu; for a GPU install its driver and the torch build made for it",
         )
     if (device.index or 0) >= count:

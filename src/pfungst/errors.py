@@ -53,7 +53,8 @@ class UnreadableImages(DataError):
         self.problems = list(problems)
         count = len(self.problems)
         super().__init__(
-            f"{count} image{'s' if count > 1 else ''} cannot be read:{lines(f'{p}: {w}' for p, w in self.problems)}",
+            f"{count} image{'s' if count > 1 else ''} cannot be "
+            f"read:{lines(f'{p}: {w}' for p, w in self.problems)}",
             "repair or remove them, or pass --skip-bad to leave them out and count them",
         )
 

@@ -1,4 +1,5 @@
-"""Files: written whole or not at all, read with damage named, locked between processes, known by their content."""
+"""Files: written whole or not at all, read with damage named, locked between processes, known by their
+content."""
 
 from __future__ import annotations
 
@@ -31,11 +32,12 @@ Pathlike = str | os.PathLike[str]
 
 @contextlib.contextmanager
 def whole(path: Pathlike) -> Iterator[Path]:
-    """A temporary path in the same folder that becomes `path` when the block ends well, and disappears otherwise.
+    """A temporary path in the same folder that becomes `path` when the block ends well, and disappears
+    otherwise.
 
-    The block writes a file there, or makes a folder. Whoever reads `path` finds the old one or the new one, also after
-    a kill or a power cut (of folders, between two renames, neither: the old one then ends in ``.part``). Missing
-    parents are made.
+    The block writes a file there, or makes a folder. Whoever reads `path` finds the old one or the new one,
+    also after a kill or a power cut (of folders, between two renames, neither: the old one then ends in
+    ``.part``). Missing parents are made.
 
     Raises:
         DataError: the disk is full or cannot be written.
@@ -111,7 +113,8 @@ def remove_leftovers(folder: Pathlike) -> None:
 
 @contextlib.contextmanager
 def reading(path: Pathlike, remedy: str, error: type[PfungstError] = DataError) -> Iterator[None]:
-    """Raise `error`, naming the file and the remedy, for whatever a missing or damaged file makes a reader raise."""
+    """Raise `error`, naming the file and the remedy, for whatever a missing or damaged file makes a reader
+    raise."""
     try:
         yield
     except (PfungstError, ImportError):
@@ -164,10 +167,11 @@ def read(
 
 
 class Lock:
-    """Keeps other processes out, from its construction to :meth:`release`, the end of a ``with`` block or of the process.
+    """Keeps other processes out, from its construction to :meth:`release`, the end of a ``with`` block or of
+    the process.
 
-    The system holds it (POSIX record lock), so that of a killed process is free at once. Threads and later calls of
-    the same process are let in.
+    The system holds it (POSIX record lock), so that of a killed process is free at once. Threads and later
+    calls of the same process are let in.
 
     Args:
         path: a file made for this purpose, removed on release.
@@ -258,5 +262,6 @@ def stamp(path: Pathlike) -> str:
 
 
 def mixed(text: str) -> int:
-    """A number below 2⁶⁴ that looks random and depends on the text alone: for seeds and for orders without a bias."""
+    """A number below 2⁶⁴ that looks random and depends on the text alone: for seeds and for orders without a
+    bias."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")

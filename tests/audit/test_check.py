@@ -4,8 +4,8 @@ from xml.etree import ElementTree
 import pytest
 
 from pfungst.audit.check import Gate, check, write_junit
-from pfungst.audit.result import Metric, Result, Verdict
-from pfungst.errors import ConfigError
+from pfungst.audit.result import Metric, Result, Verdict, load, save
+from pfungst.errors import ConfigError, DataError
 
 
 def result_with(**values: float) -> Result:
@@ -49,3 +49,16 @@ def test_wrong_gates_name_the_right_ones():
     for text in ("f1-drop", "=3", "f1-drop=x"):
         with pytest.raises(ConfigError, match="not a gate"):
             Gate.parse(text, "max")
+
+
+def test_a_result_of_an_earlier_version_is_told_from_a_damaged_one(tmp_path):
+    result = result_with(auroc=0.9)
+    save(result, tmp_path)
+    file = tmp_path / "result.json"
+    file.write_text(file.read_text().replace("pfungst.result/2", "pfungst.result/1"))
+    with pytest.raises(DataError, match="another version of Pfungst") as caught:
+        load(tmp_path)
+    assert "run the audit again" in caught.value.remedy
+    file.write_text("{}")
+    with pytest.raises(DataError, match="has schema None"):
+        load(tmp_path)

@@ -309,7 +309,7 @@ def test_libraries_need_a_checkpoint_that_fits(tmp_path):
 
     with pytest.raises(ConfigError, match="downloads nothing"):
         load_classifier("torchvision:shufflenet_v2_x0_5")
-    with pytest.raises(ConfigError, match="no classifier"):
+    with pytest.raises(ConfigError, match="no model 'resnet5'"):
         load_classifier("torchvision:resnet5", tmp_path / "none.pt")
     network = models.shufflenet_v2_x0_5(num_classes=7).eval()
     torch.save(

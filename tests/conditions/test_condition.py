@@ -1,3 +1,4 @@
+import dataclasses
 import io
 
 import cv2
@@ -6,10 +7,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageFilter
+from PIL import Image, ImageEnhance, ImageFilter
 
-from pfungst.conditions import RESIZERS, STEPS, Condition, Step
+from pfungst.conditions import RESIZERS, Condition
+from pfungst.conditions.step import Range, Resize
 from pfungst.errors import ConfigError, DataError
+from pfungst.registry import CONDITIONS
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (97, 131, 3), dtype=np.uint8)
 PHOTO = Image.fromarray(PIXELS)
@@ -92,6 +95,21 @@ def test_sharpening_agrees_with_pillow_up_to_its_approximation():
     assert got.std() > to_tensor(np.asarray(smooth)).std()
 
 
+@pytest.mark.parametrize(
+    ("name", "theirs"),
+    [
+        ("brightness", ImageEnhance.Brightness),
+        ("contrast", ImageEnhance.Contrast),
+        ("saturation", ImageEnhance.Color),
+    ],
+)
+@pytest.mark.parametrize("factor", [0, 0.4, 1, 1.7])
+def test_tones_agree_with_pillow(name, theirs, factor):
+    expected = to_tensor(np.asarray(theirs(PHOTO).enhance(factor)))
+    got = Condition.parse(f"none+{name}:{factor}")(PHOTO)
+    assert (got - expected).abs().max() <= (1 + abs(1 - factor)) / 255  # Pillow rounds the grey too
+
+
 def test_noise_has_its_strength_and_follows_the_key():
     grey = Image.new("RGB", (128, 128), (128, 128, 128))
     c = Condition.parse("none+noise:0.05")
@@ -138,21 +156,19 @@ def test_none_refuses_another_size():
         Condition.parse("none")(PHOTO, 40)
 
 
-steps = st.one_of(
-    *[
-        st.builds(
-            Step,
-            st.just(name),
-            st.integers(int(k.low), int(min(k.high, 1000)))
-            if k.whole
-            else st.floats(k.low, min(k.high, 1e6), allow_nan=False),
-        )
-        for name, k in STEPS.items()
-    ]
-)
+def values(allowed: Range):
+    if allowed.whole:
+        return st.integers(int(allowed.low), int(min(allowed.high, 1000)))
+    return st.floats(allowed.low, min(allowed.high, 1e6), exclude_min=allowed.above)
 
 
-later_steps = steps.filter(lambda step: step.name != "crop")  # a crop comes before the resizer
+NUMERIC = {  # the steps of one number
+    name: (cls, fields[0].metadata["allowed"])
+    for name, cls in CONDITIONS.items()
+    if len(fields := dataclasses.fields(cls)) == 1 and isinstance(fields[0].metadata["allowed"], Range)
+}
+steps = st.one_of(*[st.builds(cls, values(allowed)) for cls, allowed in NUMERIC.values()])
+later_steps = steps.filter(lambda step: not step.crops)  # a crop comes before the resizer
 
 
 @given(
@@ -162,7 +178,7 @@ later_steps = steps.filter(lambda step: step.name != "crop")  # a crop comes bef
 )
 @settings(deadline=None, max_examples=60)
 def test_text_and_dictionary_read_back(before, resizer, after):
-    c = Condition((*before, Step(resizer), *after), name="deployed")
+    c = Condition((*before, Resize(resizer), *after), name="deployed")
     assert Condition.parse(str(c)) == c
     assert Condition.from_dict(c.to_dict()) == c
     assert Condition.from_dict(c.to_dict()).name == "deployed"
@@ -174,7 +190,7 @@ def test_text_and_dictionary_read_back(before, resizer, after):
 @given(text=st.lists(later_steps, max_size=3), size=st.integers(4, 24))
 @settings(deadline=None, max_examples=40)
 def test_every_chain_stays_in_range(text, size):
-    x = Condition((Step("torch-bicubic"), *text))(PHOTO, size)
+    x = Condition((Resize("torch-bicubic"), *text))(PHOTO, size)
     assert x.shape == (3, size, size)
     assert x.dtype == torch.float32
     assert 0 <= float(x.min()) <= float(x.max()) <= 1
@@ -205,6 +221,10 @@ def test_whitespace_case_and_instances_are_accepted():
         ("none+noise:-1", "got -1"),
         ("none+saltpepper:1.5", "from 0 to 1"),
         ("none+jpeg:high", "is not a number"),
+        ("none+jpeg:none", "got None"),
+        ("none+jpeg:50,size=3", "is no option"),
+        ("none+logo:a.png,at=middle", "at needs one of bottom-left"),
+        ("nowhere.py:gamma:2+none", "there is no file"),
         ("opencv-nearest:3", "takes no value"),
         ("", "is empty"),
     ],

@@ -188,7 +188,7 @@ def test_checkpoints_of_unknown_networks(tmp_path):
         load(f"vissl:{tmp_path / 'mlp.pth'}")
     with pytest.raises(CheckpointError, match="no CLIP image encoder"):
         load(f"pubmedclip:{tmp_path / 'mlp.pth'}")
-    with pytest.raises(ConfigError, match="takes its checkpoint in the specification"):
+    with pytest.raises(ConfigError, match="brings its weights"):
         load(f"vissl:{tmp_path / 'mlp.pth'}", checkpoint="x.pth")
 
 

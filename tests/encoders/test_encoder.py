@@ -67,7 +67,6 @@ def test_random_weights_come_from_the_seed_and_leave_the_generator_alone():
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("resnet50", "names no encoder"),
         ("torchvision:resnet5O", "did you mean 'resnet50'"),
         ("timm:vit_tiny_patch16_242", "vit_tiny_patch16_224"),
         ("open_clip:RN5", "RN50"),

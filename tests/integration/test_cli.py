@@ -46,7 +46,7 @@ def test_audit_report_and_gates(data, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "F1" in done.stdout
     assert (out / "report.html").stat().st_size > 10_000
-    assert json.loads((out / "result.json").read_text())["schema_version"] == "pfungst.result/1"
+    assert json.loads((out / "result.json").read_text())["schema_version"] == "pfungst.result/2"
 
     good = pfungst("check", out, "--min", "auroc=0.5", "--max", "f1-drop=1", "--junit", tmp_path / "j.xml")
     assert good.returncode == 0, good.stderr

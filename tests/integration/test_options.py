@@ -10,7 +10,7 @@ from pfungst.audit.similarity.config import SimilarityConfig
 from pfungst.cli import app
 from pfungst.cli.options import from_config
 
-SHARED = "--config --out --seed --skip-bad --resume --overwrite --device --help"
+SHARED = "--config --out --seed --skip-bad --resume --overwrite --device --workers --ray --help"
 # The options when they were written by hand, without those above; and fields that only TOML files could set.
 OPTIONS = {
     "anomaly": "--category --deployed --groups --mitigate --model --original --protocol --seeds --size",
@@ -19,7 +19,7 @@ OPTIONS = {
     "--sweep --texts --trust-checkpoint",
     "classifier": "--batch-size --candidates --checkpoint --class-names --classes --components --condition "
     "--features --fix --layer --masks --model --n-components --reference --shown --size --spurious --steps "
-    "--train --trust-checkpoint --val --workers",
+    "--train --trust-checkpoint --val",
 }
 ADDED = {"anomaly": {"--quantile", "--examples"}}
 

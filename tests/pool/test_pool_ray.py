@@ -1,7 +1,6 @@
 """Scoring on Ray: on one machine, and on a local cluster of two nodes, one of which is killed in the middle."""
 
 import os
-import sys
 import threading
 import time
 from pathlib import Path
@@ -50,7 +49,7 @@ def pools(root, count, shard_rows, bad=()):
 
 
 def test_without_ray_the_extra_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys.modules[score.__module__], "find_spec", lambda name: None)
+    monkeypatch.setattr("pfungst.features.workers.find_spec", lambda name: None)
     pool = index(folder_pool(tmp_path / "source", 2), tmp_path / "pool")
     with pytest.raises(InputError, match=r"pfungst\[ray\]"):
         score(pool.folder, MODELS, ray="auto", **OPTIONS)

@@ -121,7 +121,15 @@ def test_from_search_over_labels_to_a_data_set(world, tmp_path):
     reference = tmp_path / "reference.png"
     picture(reference, 0)
     task = to_label_task(
-        pool.folder, hits, tmp_path / "task", k, "=evil<b>", component, "tiny", {0: "a", 1: "b"}, [reference]
+        pool.folder,
+        hits,
+        tmp_path / "task",
+        k,
+        "=evil<b>",
+        component,
+        "tiny",
+        class_names={0: "a", 1: "b"},
+        reference=[reference],
     )
     assert read_task(tmp_path / "task") == task
     assert [i.id for i in task.items] == [h.id for h in hits]

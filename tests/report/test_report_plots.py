@@ -22,11 +22,12 @@ HOSTILE = "<b>$x^2$</b> & co"
 
 def drawings() -> dict[str, str]:
     cells = [Interval(value=0.9, low=0.8, high=0.95), Interval(value=0.4), None]
+    sample = plots.Sample(HOSTILE, SCORES, DEFECT, 0.5)
     return {
         "dots": plots.dots([HOSTILE, "b", "c"], [plots.Panel("F1", {"original": cells})], HOSTILE),
         "spectrum": plots.spectrum([0, 3, 9, 64], [0.5, 0.3, 0.2], [0.8, 0.2, 0.0], [1, 0.9, 0.1], HOSTILE),
-        "histograms": plots.histograms([plots.Sample(HOSTILE, SCORES, DEFECT, 0.5)], HOSTILE),
-        "groups": plots.groups(SCORES, DEFECT, np.where(SCORES > 0, HOSTILE, "b"), 0.5, "session", HOSTILE),
+        "histograms": plots.histograms([sample], HOSTILE),
+        "groups": plots.groups(sample, np.where(SCORES > 0, HOSTILE, "b"), HOSTILE),
         "scatter": plots.scatter([plots.Point(HOSTILE, 0.4, 0.9), plots.Point("b", 0.2, 0.8)], "x", "y", HOSTILE),
     }  # fmt: skip
 
@@ -52,7 +53,8 @@ def test_definitions_of_two_charts_do_not_clash():
 
 def test_sessions_are_in_natural_order():
     names = np.array([f"session {n}" for n in (10, 2, 1)] * 10)
-    text = words(plots.groups(RNG.normal(size=30), np.zeros(30, bool), names, 0.0, "session", "x"))
+    sample = plots.Sample("session", RNG.normal(size=30), np.zeros(30, bool), 0.0)
+    text = words(plots.groups(sample, names, "x"))
     assert text.index("session 1 ") < text.index("session 2") < text.index("session 10")
 
 
@@ -61,5 +63,6 @@ def test_sessions_are_in_natural_order():
 )
 def test_scores_of_any_range_can_be_drawn(scores):
     defect = np.array([True, False, True, False])
-    assert "<svg" in plots.histograms([plots.Sample("a", scores, defect, float(scores[1]))], "x")
-    assert "<svg" in plots.groups(scores, defect, np.array(list("aabb")), 0.0, "g", "x")
+    sample = plots.Sample("a", scores, defect, float(scores[1]))
+    assert "<svg" in plots.histograms([sample], "x")
+    assert "<svg" in plots.groups(sample, np.array(list("aabb")), "x")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,12 @@ from pfungst.anomaly.base import Detector
 from pfungst.anomaly.features import load_named_weights, named_weights
 from pfungst.anomaly.inputs import check_finite
 from pfungst.device import choose_device
-from pfungst.errors import ConfigError, InputError
+from pfungst.encoders import Encoder, load
+from pfungst.encoders.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Normalise
+from pfungst.errors import ConfigError, InputError, PfungstWarning
 from pfungst.relevance import Basis, Composite, Gradient, Relevance, attribute, composite
 
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+IMAGENET = (IMAGENET_MEAN, IMAGENET_STD)
 
 
 class NetworkDetector(Detector):
@@ -94,31 +97,6 @@ class BackboneDetector(NetworkDetector):
 _TOO_SMALL = ("Output size is too small", "Kernel size can't be greater", "mat1 and mat2 shapes")
 
 
-class Normalise(nn.Module):
-    """(x − mean) / std per channel; a grey image serves a network of three channels."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, mean: float | Sequence[float], std: float | Sequence[float]) -> None:
-        super().__init__()
-        for name, value in (("mean", mean), ("std", std)):
-            tensor = torch.as_tensor(value, dtype=torch.float32).reshape(-1, 1, 1)
-            self.register_buffer(name, tensor, persistent=False)
-        if not bool((self.std > 0).all()):
-            raise InputError(f"std {std} is not positive", "use the standard deviation of the pixels")
-
-    def forward(self, x: Tensor) -> Tensor:
-        channels = max(len(self.mean), len(self.std))
-        if x.shape[1] == 1 and channels == 3:
-            x = x.expand(-1, 3, -1, -1)
-        if channels not in (1, x.shape[1]):
-            raise InputError(
-                f"images of {x.shape[1]} channels, normalised as {channels}", "give mean and std per channel"
-            )
-        return (x - self.mean.to(x)) / self.std.to(x)
-
-
 class Chain(nn.Module):
     """normalise · front · network: what runs between an image in [0, 1] and its features."""
 
@@ -153,32 +131,29 @@ def load_backbone(
 
     Args:
         backbone: a module that reads images normalised as ImageNet's; an `Encoder` (which knows its own
-            normalisation); or a name: "resnet18" of torchvision, what `pfungst.encoders.load` understands, or
-            "letters", the CNN of the digit recipe, trained here and now on rendered letters (28 px).
-        checkpoint: weights; without them those of a named network are random, drawn from `seed`.
+            normalisation); or a name, what `pfungst.encoders.load` understands ("resnet18", "efficientnet-lite0")
+            or "letters", the CNN of the digit recipe, trained here and now on rendered letters (28 px).
+        checkpoint: weights; without them those of a library's network are random, drawn from `seed`.
+        weights: False leaves them random where they are to be filled in later.
     """
-    from pfungst.encoders import Encoder, load
-
     if backbone == "letters":
         from pfungst.anomaly.letters import letters_backbone
 
         return letters_backbone(checkpoint, weights), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
     if isinstance(backbone, str):
-        backbone = load(
-            backbone if ":" in backbone else f"torchvision:{backbone}", checkpoint=checkpoint, seed=seed
-        )
+        network: nn.Module = load(backbone, "backbone", checkpoint=checkpoint, seed=seed, weights=weights)
+        if weights and not network.trained:
+            message = f"{backbone} without a checkpoint has random weights: a baseline"
+            warnings.warn(message, PfungstWarning, stacklevel=6)
     elif checkpoint is not None:
         raise ConfigError(
             "a checkpoint for a backbone that is a module", "load the module's weights yourself"
         )
-    if not isinstance(backbone, nn.Module):
-        raise ConfigError(
-            f"{type(backbone).__name__} is no network for images", "name a convolutional network"
-        )
-    if isinstance(backbone, Encoder):
-        settings = backbone.preprocessing
-        return copy.deepcopy(backbone.features).eval(), settings.mean, settings.std
-    return copy.deepcopy(backbone).eval(), *IMAGENET
+    else:
+        network = copy.deepcopy(backbone)
+    if isinstance(network, Encoder):
+        return network.features.eval(), network.preprocessing.mean, network.preprocessing.std
+    return network.eval(), *IMAGENET
 
 
 def attribute_weighted(

@@ -100,8 +100,7 @@ class DeepOneClass(BackboneDetector):
     pooling, trained on EMNIST letters); ``DeepOneClass("letters")`` trains it on rendered letters instead.
 
     Args:
-        backbone: a name of torchvision, a specification of `pfungst.encoders.load`, an `Encoder`, or a module
-            from normalised images to (N, K).
+        backbone: what `pfungst.encoders.load` understands, an `Encoder`, or a module from normalised images to (N, K).
         checkpoint: weights of a named backbone. Without them they are random: a baseline.
         regularisation: the ridge as a share of the features' mean variance, or "validation": chosen on
             held-out normal samples by their likelihood, or by the AUROC where `fit` is given some outliers.

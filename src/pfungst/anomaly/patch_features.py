@@ -9,8 +9,10 @@ length. Pooling and interpolation are linear along different axes, so they are d
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -77,6 +79,41 @@ class LayerTap(nn.Module):
         finally:
             for handle in handles:
                 handle.remove()
+
+
+def middle_layers(network: nn.Module, side: int = 224) -> tuple[str, str]:
+    """The last layers whose maps have an eighth and a sixteenth of the image's side: the paper's levels 2 and 3.
+
+    Args:
+        network: looked at in one pass over an image of zeros; its modules and the parts of its sequences count.
+        side: of that image, in pixels.
+
+    Raises:
+        ConfigError: it has none.
+    """
+    found: dict[int, str] = {}
+
+    def note(name: str, _module: nn.Module, _inputs: object, output: object) -> None:
+        if isinstance(output, Tensor) and output.ndim == 4 and output.shape[-1] > 1:
+            found[round(math.log2(side / output.shape[-1]))] = name
+
+    known = dict(network.named_modules())
+    chained = lambda n: "." not in n or isinstance(known[n.rpartition(".")[0]], nn.Sequential)
+    names = [(n, m) for n, m in known.items() if n and n.count(".") < 2 and chained(n)]
+    handles = [m.register_forward_hook(partial(note, n)) for n, m in names]
+    try:
+        with torch.no_grad(), suppress(RuntimeError, AssertionError, ValueError):
+            network(torch.zeros(1, 3, side, side))
+    finally:
+        for handle in handles:
+            handle.remove()
+    if 3 not in found or 4 not in found:
+        top = ", ".join(n for n, _ in names if "." not in n)
+        raise ConfigError(
+            f"{type(network).__name__} has no layers that divide images by 8 and by 16",
+            f"name layers; top layers: {top}",
+        )
+    return found[3], found[4]
 
 
 class PatchFeatures(nn.Module):

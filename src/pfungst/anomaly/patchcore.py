@@ -19,7 +19,7 @@ from pfungst.anomaly.network import (
     attribute_weighted,
     slopes,
 )
-from pfungst.anomaly.patch_features import PatchFeatures
+from pfungst.anomaly.patch_features import PatchFeatures, middle_layers
 from pfungst.errors import InputError, PfungstWarning
 from pfungst.progress import progress_bar
 from pfungst.relevance import Basis, Composite, Relevance
@@ -40,9 +40,11 @@ class PatchCore(BackboneDetector):
     that patch (φ_k = 0) but on in u have no way back to the input: their part is reported as bias.
 
     Args:
-        backbone: a name of torchvision ("resnet18", "wide_resnet50_2"), a specification of
-            `pfungst.encoders.load`, an `Encoder`, or a module that reads images normalised as ImageNet's.
-        layers: names of layers, as a sequence or joined by "+". The first sets the grid of patches.
+        backbone: what `pfungst.encoders.load` understands ("efficientnet-lite0" is trained, "resnet18" random
+            without a checkpoint), an `Encoder`, or a module that reads images normalised as ImageNet's.
+        layers: names of layers, as a sequence or joined by "+". The first sets the grid of patches. By default the
+            last that divide the image by 8 and by 16: layer2 and layer3 of ResNets, blocks.2 and blocks.4 of
+            efficientnet-lite0.
         checkpoint: weights of a named backbone. Without them they are random: a baseline.
         coreset: share of the training patches kept in the bank, chosen farthest-first; 1 keeps all.
         neighbours: nearest rows of the bank whose distances are averaged.
@@ -75,7 +77,7 @@ class PatchCore(BackboneDetector):
     def __init__(
         self,
         backbone: str | nn.Module = "resnet18",
-        layers: str | Sequence[str] = ("layer2", "layer3"),
+        layers: str | Sequence[str] | None = None,
         checkpoint: str | Path | None = None,
         coreset: float = 0.1,
         neighbours: int = 1,
@@ -138,7 +140,8 @@ class PatchCore(BackboneDetector):
     # features
 
     def _head(self, network: nn.Module) -> nn.Module:
-        names = self.layers.split("+") if isinstance(self.layers, str) else list(self.layers)
+        given = self.layers or middle_layers(network)
+        names = given.split("+") if isinstance(given, str) else list(given)
         return PatchFeatures(network, names, self.patch, self.stride, self.layer_dim, self.dim)
 
     def _maps(self, x: Tensor) -> Tensor:
@@ -156,12 +159,6 @@ class PatchCore(BackboneDetector):
 
     def _fit(self, x: Tensor) -> Tensor:
         self._check_params()
-        if isinstance(self.backbone, str) and self.checkpoint is None and ":" not in self.backbone:
-            warnings.warn(
-                f"{self.backbone} without a checkpoint has random weights: a baseline",
-                PfungstWarning,
-                stacklevel=4,
-            )
         self._build()
         first = self._maps(x[:1])
         self.grid_ = (first.shape[2], first.shape[3])

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import inspect
-import runpy
 from collections.abc import Iterable
-from contextlib import suppress
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 from pfungst.anomaly.base import Detector
 from pfungst.errors import ConfigError
-from pfungst.registry import DETECTORS
-from pfungst.suggest import suggest
+from pfungst.registry import DETECTORS, read_parameters
 
 
 def detector_from_spec(spec: str, **common: Any) -> Detector:
@@ -29,25 +24,15 @@ def detector_from_spec(spec: str, **common: Any) -> Detector:
     Raises:
         ConfigError: an unknown name or parameter, or a value of the wrong type.
     """
-    name, _, rest = spec.partition(":")
-    if name.endswith(".py"):
-        _run(Path(name).resolve())
-        name, _, rest = rest.partition(":")
-    cls = DETECTORS.get(name)
+    cls, name, rest = DETECTORS.find(spec)
     known = inspect.signature(cls).parameters
     params: dict[str, Any] = {k: v for k, v in common.items() if k in known}
     if cls.nested:
-        own, colon, inner = rest.partition(":")
-        rest, inner = (own, inner) if colon and "=" in own else ("", rest)
+        before, colon, inner = rest.partition(":")
+        rest, inner = (before, inner) if colon and "=" in before else ("", rest)
         params[cls.nested] = _nested(cls, spec, inner, common)
-    for part in filter(None, rest.split(",")):
-        key, equals, text = part.partition("=")
-        if not equals or key not in known or key in ("features", cls.nested):
-            names = [k for k in known if k not in ("features", cls.nested)]
-            raise ConfigError(
-                f"unknown parameter {key!r} of detector {name!r} in {spec!r}", suggest(key, names)
-            )
-        params[key] = _value(text, known[key].default, part)
+    own = {k: p.default for k, p in known.items() if k not in ("features", cls.nested)}
+    params |= read_parameters(rest, own, f"detector {name!r} in {spec!r}")
     return cls(**params)
 
 
@@ -62,13 +47,6 @@ def detector_table(names: Iterable[str] | None = None) -> str:
     return "\n".join(rows)
 
 
-@cache
-def _run(file: Path) -> None:
-    if not file.is_file():
-        raise ConfigError(f"there is no file {file}", "write FILE.py:NAME, where the file registers NAME")
-    runpy.run_path(str(file))
-
-
 def _nested(cls: type[Detector], spec: str, text: str, common: dict[str, Any]) -> Any:
     members = [(m, detector_from_spec(m, **common)) for m in text.split("+") if m]
     one = inspect.signature(cls).parameters[str(cls.nested)].default is None
@@ -79,18 +57,3 @@ def _nested(cls: type[Detector], spec: str, text: str, common: dict[str, Any]) -
             "for example bag:kde+autoencoder or tiled:kde",
         )
     return members[0][1] if one else members
-
-
-def _value(text: str, default: Any, part: str) -> Any:
-    if text.lower() in ("none", ""):
-        return None
-    if isinstance(default, bool):
-        if text.lower() not in ("true", "false", "yes", "no", "1", "0"):
-            raise ConfigError(f"{part!r} is not yes or no", "write true or false")
-        return text.lower() in ("true", "yes", "1")
-    for kind in (float,) if isinstance(default, float) else (int, float):
-        with suppress(ValueError):
-            return kind(text)
-    if isinstance(default, int | float):
-        raise ConfigError(f"{part!r} is not a number", f"for example {part.partition('=')[0]}={default}")
-    return text

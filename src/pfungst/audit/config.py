@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import json
 import tomllib
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, ClassVar, Self, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from pfungst.errors import ConfigError
 from pfungst.files import digest
@@ -28,9 +37,29 @@ class AuditConfig(BaseModel):
     resume: bool = Field(False, description="Go on with an interrupted audit")
     overwrite: bool = Field(False, description="Replace an earlier result")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, …")
+    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
+        "auto",
+        description="Processes that load images; 0: this one, auto: one per core but one for many images",
+    )
+    ray: str | None = Field(None, description="Run the model on a Ray cluster: HOST:PORT, or auto [no]")
 
     # What does not change the numbers, so that a resumed run may differ in it.
-    _irrelevant: ClassVar[tuple[str, ...]] = ("out", "resume", "overwrite", "device")
+    _irrelevant: ClassVar[tuple[str, ...]] = ("out", "resume", "overwrite", "device", "workers", "ray")
+
+    def no_pass(self) -> str:
+        """Why there is no pass of a model over images that workers or a cluster could share; "" where there is."""
+        return ""
+
+    @model_validator(mode="after")
+    def _applicable(self) -> Self:
+        given = [
+            name for name, of in (("workers", "auto"), ("ray", None)) if getattr(self, name) not in (of, 0)
+        ]
+        if given and (why := self.no_pass()):
+            raise ValueError(f"--{given[0]} does nothing here: {why}; leave it out")
+        if self.ray is not None and find_spec("ray") is None:
+            raise ValueError("--ray needs Ray, which is not installed: pip install 'pfungst[ray]'")
+        return self
 
     @field_validator("*", mode="before")
     @classmethod

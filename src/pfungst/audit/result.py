@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pfungst.errors import DataError
 from pfungst.files import read, write
 
-SCHEMA = "pfungst.result/1"
+SCHEMA = "pfungst.result/2"
 FILE = "result.json"
 
 Better = Literal["lower", "higher"]
@@ -100,7 +100,7 @@ class Skipped(Model):
 class Result(Model):
     """What every audit has."""
 
-    schema_version: Literal["pfungst.result/1"] = "pfungst.result/1"
+    schema_version: Literal["pfungst.result/2"] = "pfungst.result/2"
     kind: str
     title: str
     version: str
@@ -142,8 +142,14 @@ def load(folder: str | Path) -> Result:
     data = read(path, "run the audit again")
     if not isinstance(data, dict) or data.get("schema_version") != SCHEMA:
         found = data.get("schema_version") if isinstance(data, dict) else type(data).__name__
+        told = (
+            "was written by another version of Pfungst:"
+            if str(found).startswith("pfungst.result/")
+            else "has"
+        )
         raise DataError(
-            f"{path} has schema {found!r}, not {SCHEMA!r}", "run the audit again with this version"
+            f"{path} {told} schema {found!r}, not {SCHEMA!r}",
+            "run the audit again, with --overwrite to replace it",
         )
     if data.get("kind") not in KINDS:
         raise DataError(f"{path} has kind {data.get('kind')!r}", f"known kinds: {', '.join(KINDS)}")

@@ -10,6 +10,7 @@ from pathlib import PurePosixPath
 import numpy as np
 
 from pfungst.data import Item
+from pfungst.data.traits import file_columns
 from pfungst.errors import ConfigError
 from pfungst.suggest import suggest
 
@@ -24,7 +25,7 @@ def group_columns(items: Sequence[Item], wanted: Sequence[str]) -> dict[str, np.
         items: the images.
         wanted: column names; ``COLUMN>NUMBER`` for two groups, ``faces>0`` and ``faces≤0``; ``auto`` for every column
             with a reasonable number of values and for prefixes of the file names (exp1_…, scannerA-…) where they form
-            groups; ``none``.
+            groups; ``files`` for what the files themselves tell (:func:`pfungst.data.traits.file_columns`); ``none``.
 
     Raises:
         ConfigError: a named column does not exist, or has other values than numbers where they are compared.
@@ -42,6 +43,8 @@ def group_columns(items: Sequence[Item], wanted: Sequence[str]) -> dict[str, np.
             found = file_prefixes([item.id for item in items])
             if found is not None and not any(_same_partition(found, values) for values in columns.values()):
                 columns[PREFIX] = found
+        elif name == "files":
+            columns |= file_columns(items)
         elif name == PREFIX:
             found = file_prefixes([item.id for item in items])
             if found is None:

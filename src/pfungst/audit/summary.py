@@ -8,7 +8,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from pfungst.audit.anomaly.result import AnomalyResult
+from pfungst.audit.anomaly.result import AnomalyResult, Scored
 from pfungst.audit.classifier.result import ClassifierResult
 from pfungst.audit.result import Interval, Result
 from pfungst.audit.similarity.result import SimilarityResult, named
@@ -21,7 +21,6 @@ COLOURS = {
     "fragile": "yellow",
     "sound": "green",
 }
-VARIANTS = {"original": "original", "deployed": "deployed", "mitigated": "deployed, mended"}
 
 
 def print_summary(result: Result, console: Console | None = None) -> None:
@@ -58,20 +57,24 @@ def _anomaly_table(result: AnomalyResult) -> Table:
     table.add_column("images", no_wrap=True)
     for name in ("AUROC", "F1", "FNR", "FPR", "CH score"):
         table.add_column(name, justify="right", no_wrap=True)
-    rows = [(entry.category, entry.model, entry.variants) for entry in result.entries]
+    rows: list[tuple[str, str, Scored]] = [(entry.category, entry.model, entry) for entry in result.entries]
     if len({category for category, *_ in rows}) > 1:
-        rows += [("mean", model, variants) for model, variants in result.mean.items()]
-    for category, model, variants in rows:
-        shown = [name for name in VARIANTS if name in variants]
-        for name in shown:
-            s = variants[name]
-            names = (
-                ([category, model] if several else [category]) if name == shown[0] else [""] * (1 + several)
-            )
+        rows += [("mean", model, mean) for model, mean in result.mean.items()]
+    for category, model, scored in rows:
+        names = [category, model] if several else [category]
+        shown = [s for s in (scored.original, scored.deployed, scored.mended) if s is not None]
+        for s in shown:
             hans = _plain(s.clever_hans) if s.clever_hans else "–"
-            f1 = f"{_plain(s.f1)} {s.mark:<2}"
-            cells = [VARIANTS[name], _plain(s.auroc), f1, _rate(s.fnr), _rate(s.fpr), hans]
-            table.add_row(*names, *cells, end_section=name == shown[-1])
+            cells = [
+                str(s.variant),
+                _plain(s.auroc),
+                f"{_plain(s.f1)} {s.mark:<2}",
+                _rate(s.fnr),
+                _rate(s.fpr),
+                hans,
+            ]
+            table.add_row(*names, *cells, end_section=s is shown[-1])
+            names = [""] * len(names)
     return table
 
 

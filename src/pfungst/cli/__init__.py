@@ -1,4 +1,5 @@
-"""The command line. Only light imports at the top of its modules: ``pfungst --help`` must not import torch."""
+"""The command line. Only light imports at the top of its modules: ``pfungst --help`` must not import
+torch."""
 
 from __future__ import annotations
 
@@ -12,9 +13,10 @@ from pfungst.cli.audit import audit
 from pfungst.cli.common import group
 from pfungst.cli.label import label
 from pfungst.cli.pool import pool
-from pfungst.cli.tools import check, demo, report
+from pfungst.cli.tools import check, conditions, demo, report
 from pfungst.errors import PfungstError
 from pfungst.memory import keep_freed_memory
+from pfungst.threads import share_the_machine
 
 app = group(
     "Find out what a model really looks at, measure what that costs after deployment, and mend the model."
@@ -22,7 +24,7 @@ app = group(
 app.add_typer(audit, name="audit")
 app.command()(label)
 app.add_typer(pool, name="pool")
-for command in (demo, check, report):
+for command in (demo, check, report, conditions):
     app.command()(command)
 
 
@@ -44,6 +46,7 @@ def _root(
 def main() -> None:
     """Entry point: our own errors become one message and exit code 2."""
     keep_freed_memory()
+    share_the_machine()
     try:
         app()
     except PfungstError as error:

@@ -20,11 +20,12 @@ _SHORT = {"out": ["-o"]}
 def from_config(
     config: type[Config], argument: str | None = None
 ) -> Callable[[Callable[[Config], None]], Callable[..., None]]:
-    """Make a command of a function of a configuration: an option for each field, and ``--config`` for a TOML file.
+    """Make a command of a function of a configuration: an option for each field, and ``--config`` for a TOML
+    file.
 
     Args:
-        config: its fields are the options, those of the class itself before those that all audits have. A list is an
-            option that can be repeated; a flag can only be switched on.
+        config: its fields are the options, those of the class itself before those that all audits have. A
+            list is an option that can be repeated; a flag can only be switched on.
         argument: the field that is given by position.
     """
     names = dict.fromkeys(name for base in config.__mro__ for name in get_annotations(base))

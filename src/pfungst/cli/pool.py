@@ -37,8 +37,9 @@ def pool_score(
     model: Annotated[
         list[str],
         typer.Option(
-            help="[NAME=]SPEC[,checkpoint=FILE][,condition=CONDITION][,size=PIXELS]; may be repeated. SPEC as for "
-            "`audit classifier`; images are prepared as for the published weights unless told otherwise."
+            help="[NAME=]SPEC[,checkpoint=FILE][,condition=CONDITION][,size=PIXELS]; may be repeated. "
+            "SPEC as for `audit classifier`; images are prepared as for the published weights unless told "
+            "otherwise."
         ),
     ],
     workers: Annotated[
@@ -105,7 +106,17 @@ def pool_search(
     typer.echo(f"{len(hits)} images found" + (", the first 10 are shown" if len(hits) > 10 else ""))
     if out is not None:
         index, name = wanted.direction.class_index, wanted.class_name
-        to_label_task(folder, hits, out, index, name, component, model, wanted.names, wanted.reference)
+        to_label_task(
+            folder,
+            hits,
+            out,
+            index,
+            name,
+            component,
+            model,
+            class_names=wanted.names,
+            reference=wanted.reference,
+        )
         typer.echo(f"to judge them: pfungst label {out} --labeller NAME")
 
 

@@ -1,4 +1,4 @@
-"""``pfungst demo``, ``check`` and ``report``."""
+"""``pfungst demo``, ``check``, ``report`` and ``conditions``."""
 
 from __future__ import annotations
 
@@ -49,3 +49,10 @@ def report(folder: Annotated[Path, typer.Argument(help="Folder of an audit.")]) 
     from pfungst.report import write
 
     typer.echo(write(folder))
+
+
+def conditions() -> None:
+    """List the conditions under which images can reach a model: steps, their parameters, resizers."""
+    from pfungst.conditions import condition_page
+
+    typer.echo(condition_page(), nl=False)

@@ -1,8 +1,19 @@
 """How images reach the model: resizing, compression, noise, sharpening; named, composable, recorded."""
 
-from .condition import Condition, Step
-from .logo import Logo
+from .condition import Condition
+from .pasted import Logo, Watermark
 from .resize import RESIZERS
-from .steps import STEPS
+from .step import Step, choice, condition_page, number, register, string
 
-__all__ = ["RESIZERS", "STEPS", "Condition", "Logo", "Step"]
+__all__ = [
+    "RESIZERS",
+    "Condition",
+    "Logo",
+    "Step",
+    "Watermark",
+    "choice",
+    "condition_page",
+    "number",
+    "register",
+    "string",
+]

@@ -11,98 +11,20 @@ import torch
 from PIL import Image
 
 from pfungst.errors import ConfigError
-from pfungst.files import mixed
-from pfungst.suggest import suggest
+from pfungst.files import mixed, stamp
 
-from .logo import Logo
+from .pasted import Pasted
 from .resize import RESIZERS, as_float
-from .steps import STEPS
-
-
-@dataclass(frozen=True)
-class Step:
-    """One step of a condition.
-
-    Args:
-        name: a resizer or the name of a step.
-        value: its parameter; None for resizers, a :class:`Logo` for the step logo.
-    """
-
-    name: str
-    value: float | Logo | None = None
-
-    def __post_init__(self) -> None:
-        if self.name == "logo" or isinstance(self.value, Logo):
-            if self.name != "logo" or not isinstance(self.value, Logo):
-                raise ConfigError(f"the step {self.name!r} got {self.value!r}", "write logo:FILE")
-            return
-        if self.name in RESIZERS:
-            if self.value is not None:
-                raise ConfigError(
-                    f"the resizer {self.name!r} takes no value, got {self.value!r}", "leave it out"
-                )
-            return
-        if self.name not in STEPS:
-            raise ConfigError(
-                f"unknown condition {self.name!r}",
-                suggest(self.name, [*RESIZERS, *STEPS, "logo"], "resizers and steps (as STEP:VALUE)"),
-            )
-        kind = STEPS[self.name]
-        if self.value is None or not kind.allows(self.value):
-            got = "nothing" if self.value is None else format_number(self.value)
-            raise ConfigError(
-                f"{self.name!r} needs {kind.range}, got {got}",
-                f"write {self.name}:VALUE, for example {_EXAMPLE[self.name]}",
-            )
-        object.__setattr__(self, "value", float(self.value))
-
-    @classmethod
-    def parse(cls, text: str) -> Step:
-        """Read ``name`` or ``name:value``."""
-        name, colon, value = text.strip().partition(":")
-        if not colon:
-            return cls(name.strip().lower())
-        if name.strip().lower() == "logo":
-            return cls("logo", Logo.parse(value))
-        try:
-            number = float(value)
-        except ValueError:
-            raise ConfigError(
-                f"{value!r} in the condition step {text!r} is not a number", "write for example jpeg:50"
-            ) from None
-        return cls(name.strip().lower(), number)
-
-    def __str__(self) -> str:
-        if self.value is None:
-            return self.name
-        return f"{self.name}:{self.value if isinstance(self.value, Logo) else format_number(self.value)}"
-
-
-_EXAMPLE = {
-    "crop": "crop:0.875",
-    "jpeg": "jpeg:50",
-    "noise": "noise:0.02",
-    "blur": "blur:1.5",
-    "sharpen": "sharpen:0.5",
-    "saltpepper": "saltpepper:0.01",
-    "quantize": "quantize:16",
-    "dither": "dither:16",
-}
-
-
-def format_number(value: float) -> str:
-    """The shortest text that reads back as the same float, whole numbers without a point."""
-    return (
-        str(int(value)) if np.isfinite(value) and value == int(value) and abs(value) < 1e15 else repr(value)
-    )
+from .step import Resize, Step
 
 
 @dataclass(frozen=True)
 class Condition:
     """How an image gets from its original resolution into a model.
 
-    Exactly one step is a resizer. Steps written before it act on the original resolution (a JPEG camera), steps after it
-    on the resized image. Two conditions are equal when their steps are, whatever they are called.
+    Exactly one step is a resizer. Steps written before it act on the original resolution (a JPEG camera),
+    steps after it on the resized image. Two conditions are equal when their steps are, whatever they are
+    called.
 
     Args:
         steps: the steps in order.
@@ -118,15 +40,14 @@ class Condition:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "steps", tuple(self.steps))
-        resizers = [s.name for s in self.steps if s.name in RESIZERS]
+        resizers = [s.name for s in self.steps if isinstance(s, Resize)]
         if len(resizers) != 1:
             got = "none" if not resizers else ", ".join(resizers)
             raise ConfigError(
                 f"the condition {'+'.join(map(str, self.steps))!r} must name exactly one resizer, got {got}",
                 f"write for example pillow-bilinear+jpeg:50. Resizers: {', '.join(RESIZERS)}",
             )
-        names = [s.name for s in self.steps]
-        if "crop" in names[names.index(resizers[0]) :]:
+        if any(s.crops for s in self.steps[self._place :]):
             raise ConfigError(
                 f"the condition {'+'.join(map(str, self.steps))!r} crops after resizing",
                 "write the crop first, for example crop:0.875+pillow-bilinear",
@@ -171,9 +92,13 @@ class Condition:
         return cls(tuple(Step.parse(s) for s in data["steps"]), data.get("name"))
 
     @property
+    def _place(self) -> int:
+        return next(i for i, s in enumerate(self.steps) if isinstance(s, Resize))
+
+    @property
     def resizer(self) -> str:
         """The name of its resizer."""
-        return next(s.name for s in self.steps if s.name in RESIZERS)
+        return self.steps[self._place].name
 
     @property
     def antialias(self) -> bool:
@@ -183,16 +108,14 @@ class Condition:
     def check(self, size: int | None = None) -> None:
         """Raise ConfigError where a logo cannot be read, or does not fit where it is pasted at this size."""
         for step in self.steps:
-            if isinstance(step.value, Logo):
-                step.value.check()
+            step.check()
         if size is not None:
             self.logo_box(size)
 
     @property
-    def logo(self) -> Logo | None:
-        """The logo that is pasted on the resized image, or None."""
-        resized = self.steps[[s.name for s in self.steps].index(self.resizer) :]
-        return next((s.value for s in resized if isinstance(s.value, Logo)), None)
+    def logo(self) -> Pasted | None:
+        """The logo or watermark that is pasted on the resized image, or None."""
+        return next((s for s in self.steps[self._place :] if isinstance(s, Pasted)), None)
 
     def logo_box(self, size: int) -> tuple[int, int, int, int] | None:
         """Where it lies in images of this size: top, left, bottom, right; None without one."""
@@ -200,17 +123,13 @@ class Condition:
 
     def describe(self) -> str:
         """The condition in words."""
-        words = []
-        for s in self.steps:
-            if s.name in RESIZERS:
-                r = RESIZERS[s.name]
-                with_alias = r.antialias and "antialias" not in r.title
-                words.append(r.title + (" (antialiases)" if with_alias else ""))
-            elif isinstance(s.value, Logo):
-                words.append(f"the logo {s.value.file} at the {s.value.at}, {s.value.width:.0%} of the width")
-            else:
-                words.append(STEPS[s.name].title.format(format_number(s.value or 0.0)))
-        return ", then ".join(words)
+        return ", then ".join(s.describe() for s in self.steps)
+
+    def identity(self) -> str:
+        """What its images depend on: the text, and what is in the files that it names, by size and time, as
+        they are now."""
+        files = [file for s in self.steps for file in s.files()]
+        return "/".join([str(self), *(stamp(file) for file in files)])
 
     def __call__(
         self, image: Image.Image | np.ndarray, size: int | None = None, key: str = "", seed: int = 0
@@ -219,9 +138,10 @@ class Condition:
 
         Args:
             image: a Pillow image of mode RGB (others are converted) or a uint8 array (H, W, 3).
-            size: edge S of the square result in pixels; images that are not square are squeezed, as in the paper.
-                None keeps the size of the image: no resizing takes place.
-            key: usually the id of the item: random steps draw the same for the same key, seed and place in the chain.
+            size: edge S of the square result in pixels; images that are not square are squeezed, as in the
+                paper. None keeps the size of the image: no resizing takes place.
+            key: usually the id of the item: random steps draw the same for the same key, seed and place in
+                the chain.
             seed: changes all random steps.
 
         Returns:
@@ -229,11 +149,8 @@ class Condition:
         """
         x: np.ndarray = np.asarray(image.convert("RGB") if isinstance(image, Image.Image) else image)
         for place, step in enumerate(self.steps):
-            if step.name in RESIZERS:
+            if isinstance(step, Resize):
                 x = x if size is None else RESIZERS[step.name].apply(x, size)
-            elif isinstance(step.value, Logo):
-                x = step.value.paste(x)
             else:
-                rng = np.random.default_rng(mixed(f"{seed}/{place}/{step.name}/{key}"))
-                x = STEPS[step.name].apply(x, step.value or 0.0, rng)
+                x = step(x, np.random.default_rng(mixed(f"{seed}/{place}/{step.name}/{key}")))
         return torch.from_numpy(np.ascontiguousarray(as_float(x).transpose(2, 0, 1)))

@@ -1,7 +1,7 @@
 """Resizers, each exactly what its library does with an 8-bit RGB image.
 
-OpenCV and Pillow read and write 8 bits. torch resizes floats (the usual ``ToTensor`` then ``interpolate``) and its
-result stays a float, clipped to [0, 1] because cubic kernels overshoot.
+OpenCV and Pillow read and write 8 bits. torch resizes floats (the usual ``ToTensor`` then ``interpolate``)
+and its result stays a float, clipped to [0, 1] because cubic kernels overshoot.
 """
 
 from __future__ import annotations
@@ -66,7 +66,8 @@ def _torch(mode: str, antialias: bool) -> Callable[[Array, int], Array]:
 def _none(x: Array, size: int) -> Array:
     if x.shape[:2] != (size, size):
         raise DataError(
-            f"an image of {x.shape[1]} × {x.shape[0]} pixels came to the condition 'none', but {size} × {size} were asked for",
+            f"an image of {x.shape[1]} × {x.shape[0]} pixels came to the condition 'none', but {size} × "
+            f"{size} were asked for",
             "name a resizer, for example opencv-nearest or pillow-bilinear, or ask for no size",
         )
     return x

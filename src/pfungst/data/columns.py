@@ -13,7 +13,7 @@ from .item import Item
 
 
 def join_columns(items: Sequence[Item], file: Path) -> tuple[list[Item], list[str]]:
-    """Items with the columns of a CSV added to their groups, matched by its column path (or id), and notes.
+    """Items with the columns of a CSV added to their groups, matched by its column path or id, and notes.
 
     Its column split is taken where the data name no split.
 

@@ -1,7 +1,7 @@
 """Chest X-rays: the GitHub COVID-19 image data collection, NIH CXR8, and both together as in the main paper.
 
-Kauffmann et al. 2025, methods, "Datasets": frontal X-rays of the collection split 80:20 by patient; NIH images,
-all negative, bring the training set to ten negatives per positive and balance the test set.
+Kauffmann et al. 2025, methods, "Datasets": frontal X-rays of the collection split 80:20 by patient; NIH
+images, all negative, bring the training set to ten negatives per positive and balance the test set.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ def open_collection(
 
     Args:
         folder: where metadata.csv lies.
-        label: a column to take the label from instead of the finding; 1 and 0 become "icu" and "not icu" for the
-            column `icu`, images without a value are left out. By default "COVID-19" where the finding contains it,
-            else "other".
+        label: a column to take the label from instead of the finding; 1 and 0 become "icu" and "not icu" for
+            the column `icu`, images without a value are left out. By default "COVID-19" where the finding
+            contains it, else "other".
         views: views that are kept; modalities other than X-ray never are.
         test_share: share of the patients whose images are test images. No patient is in both.
         seed: of the choice of patients, which does not depend on their order or on other patients' images.
@@ -103,8 +103,8 @@ def open_collection(
         )
     if absent:
         raise DataError(
-            f"{len(absent)} of {len(items)} images listed in {root / 'metadata.csv'} do not exist, the first is "
-            f"{absent[0]}",
+            f"{len(absent)} of {len(items)} images listed in {root / 'metadata.csv'} do not exist, the "
+            f"first is {absent[0]}",
             "download the images folder completely",
         )
     return ImageSet(root.name, items, notes)
@@ -114,7 +114,8 @@ def open_nih(folder: str | Path, test_share: float = 0.2, seed: int = 0) -> Imag
     """NIH CXR8: the images that are there, of those in `Data_Entry_2017_v2020.csv`; all are negative.
 
     Args:
-        folder: where the table lies, beside `images/`, `images-224/` or the downloaded `images_001/images` to `_012`.
+        folder: where the table lies, beside `images/`, `images-224/` or the downloaded `images_001/images` to
+            `_012`.
         test_share: share of the patients whose images are test images.
         seed: of the choice of patients.
 
@@ -166,8 +167,8 @@ def open_covid(
 ) -> ImageSet:
     """The paper's aggregate: the collection, and NIH images that fill up the negatives.
 
-    Training gets 10 × positives − negatives NIH images, the test set positives − negatives, so that it is balanced.
-    With the paper's 272 + 168 and 70 + 25 images these are 2,552 and 45.
+    Training gets 10 × positives − negatives NIH images, the test set positives − negatives, so that it is
+    balanced. With the paper's 272 + 168 and 70 + 25 images these are 2,552 and 45.
 
     Args:
         collection: folder of the GitHub collection.

@@ -1,8 +1,8 @@
 """Decode any image file into 8-bit RGB, refusing what is too large before it is decoded.
 
-What becomes of unusual images: 16-bit values are scaled by 255/65535 (never clipped), palettes and 1-bit images are
-expanded, transparent images are composited on white, CMYK is converted, EXIF rotation is applied, and of several
-frames the first is taken.
+What becomes of unusual images: 16-bit values are scaled by 255/65535 (never clipped), palettes and 1-bit
+images are expanded, transparent images are composited on white, CMYK is converted, EXIF rotation is applied,
+and of several frames the first is taken.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ from PIL import Image, ImageOps
 
 MAX_PIXELS = 178_000_000
 """Largest width × height that is decoded unless told otherwise; just below Pillow's own limit."""
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
+"""What a file may hold, whatever its name says: Pillow would also hand PostScript to an interpreter."""
 
 EXTENSIONS = frozenset(
     {".png", ".jpg", ".jpeg", ".jpe", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
@@ -42,13 +45,15 @@ def _bytes(source: Path | str | bytes) -> bytes:
         raise Undecodable(e.strerror or str(e)) from None
 
 
-def _open(data: bytes, max_pixels: int) -> Image.Image:
+def open_image(source: Path | str | bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """An image file whose header is read and whose pixels are not, as Pillow gives it. Raises as :func:`read_image`."""
+    data = _bytes(source)
     if not data:
         raise Undecodable("the file is empty (0 bytes)")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data))
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError:
         raise Undecodable(f"more than the limit of {max_pixels:,} pixels (max_pixels)") from None
     except Image.UnidentifiedImageError:
@@ -57,7 +62,8 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
         raise Undecodable(_reason(e)) from None
     if image.width * image.height > max_pixels:
         raise Undecodable(
-            f"{image.width:,} × {image.height:,} pixels are more than the limit of {max_pixels:,} (max_pixels)"
+            f"{image.width:,} × {image.height:,} pixels are more than the limit of {max_pixels:,} "
+            "(max_pixels)"
         )
     return image
 
@@ -81,7 +87,8 @@ def _reason(error: Exception) -> str:
     return f"the file is truncated ({text})" if cut else text
 
 
-def _load(image: Image.Image) -> Image.Image:
+def load(image: Image.Image) -> Image.Image:
+    """The pixels of an opened image, turned as its EXIF data says. Raises ``Undecodable``."""
     try:
         image.load()
         return ImageOps.exif_transpose(image)
@@ -119,8 +126,8 @@ def read_image(source: Path | str | bytes, max_pixels: int = MAX_PIXELS) -> Imag
 
     Args:
         source: a path, or the bytes of the file.
-        max_pixels: images with more are refused by their header, before decoding. Beyond 357 million pixels Pillow's
-            own limit (``PIL.Image.MAX_IMAGE_PIXELS``) has to be raised as well.
+        max_pixels: images with more are refused by their header, before decoding. Beyond 357 million pixels
+            Pillow's own limit (``PIL.Image.MAX_IMAGE_PIXELS``) has to be raised as well.
 
     Returns:
         A Pillow image of mode RGB, rotated as its EXIF data says.
@@ -128,15 +135,16 @@ def read_image(source: Path | str | bytes, max_pixels: int = MAX_PIXELS) -> Imag
     Raises:
         Undecodable: truncated, empty, not an image, too large or absent; the message is the reason.
     """
-    return to_rgb(_load(_open(_bytes(source), max_pixels)))
+    return to_rgb(load(open_image(source, max_pixels)))
 
 
 def read_mask(source: Path | str | bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Decode a mask.
 
-    Labels (0 and 1, 0 and 255, class numbers, palettes, 16 bit): True where any colour channel, or the index into the
-    palette, is not zero. Masks with soft edges, from JPEG or from resizing: see ``mask_of``. Transparent pixels lie
-    outside, and a black picture whose alpha varies is a mask by its alpha.
+    Labels (0 and 1, 0 and 255, class numbers, palettes, 16 bit): True where any colour channel, or the index
+        into the
+    palette, is not zero. Masks with soft edges, from JPEG or from resizing: see ``mask_of``. Transparent
+    pixels lie outside, and a black picture whose alpha varies is a mask by its alpha.
 
     Args:
         source: a path, or the bytes of the file.
@@ -149,13 +157,13 @@ def read_mask(source: Path | str | bytes, max_pixels: int = MAX_PIXELS) -> np.nd
         Undecodable: as for ``read_image``; or a JPEG so dark that labels cannot be told from its compression.
     """
     data = _bytes(source)
-    image = _open(data, max_pixels)
+    image = open_image(data, max_pixels)
     lossy = (
         image.format in ("JPEG", "MPO")
         or (image.format == "WEBP" and b"VP8 " in data[:4096])
         or image.info.get("compression") in ("jpeg", "tiff_jpeg")
     )
-    levels = _levels(_load(image))
+    levels = _levels(load(image))
     peak = levels.max()
     if lossy and 0 < peak < _FAINT:
         raise Undecodable(
@@ -171,15 +179,15 @@ _SOFT = 0.3  # share of pixels on edges that must lie between their neighbours i
 def mask_of(levels: np.ndarray, soft: bool | None = None) -> np.ndarray:
     """True where a picture of a mask says so.
 
-    All numbers but zero are labels, unless the edges are soft. Then a region (connected, brighter than 1/5 of the
-    brightest pixel) reaches to half of its level: that of its faintest plateau of 5 × 5 equal pixels, or of its
-    brightest pixel where it has none.
+    All numbers but zero are labels, unless the edges are soft. Then a region (connected, brighter than 1/5 of
+    the brightest pixel) reaches to half of its level: that of its faintest plateau of 5 × 5 equal pixels, or
+    of its brightest pixel where it has none.
 
     Args:
         levels: numbers (H, W) or channels (H, W, C), of which the brightest counts.
-        soft: whether the edges are soft. By default that is found out: at least 30 % of the pixels on edges of a region
-            that is not the brightest lie between a darker and a brighter neighbour, or have hardly a neighbour like
-            themselves, whereas labels are flat up to their edge.
+        soft: whether the edges are soft. By default that is found out: at least 30 % of the pixels on edges
+            of a region that is not the brightest lie between a darker and a brighter neighbour, or have
+            hardly a neighbour like themselves, whereas labels are flat up to their edge.
 
     Returns:
         Boolean (H, W).

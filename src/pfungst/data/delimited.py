@@ -33,13 +33,13 @@ class Rows:
 def read_rows(file: Path) -> Rows:
     """Read a CSV or TSV in UTF-8 (or UTF-16 with its mark) with a header line.
 
-    The separator is the one of comma, semicolon and tab that parts the header into most columns. Fields may be quoted
-    and then hold separators, doubled quotes and line breaks; spaces and tabs around a field are dropped, nothing else.
-    Blank lines, and columns without a name, are left out.
+    The separator is the one of comma, semicolon and tab that parts the header into most columns. Fields may
+    be quoted and then hold separators, doubled quotes and line breaks; spaces and tabs around a field are
+    dropped, nothing else. Blank lines, and columns without a name, are left out.
 
     Raises:
-        DataError: the file is absent, empty, or no text in UTF-8; a quote is never closed; two columns have one name;
-            a row has another number of fields than the header.
+        DataError: the file is absent, empty, or no text in UTF-8; a quote is never closed; two columns have
+            one name; a row has another number of fields than the header.
     """
     text = _text(file)
     if csv.field_size_limit() < len(text):  # of the process; a field may be as long as its file
@@ -66,7 +66,8 @@ def read_rows(file: Path) -> Rows:
         line, count = ragged[0]
         others = f"; so have {len(ragged) - 1} more lines" if len(ragged) > 1 else ""
         raise DataError(
-            f"{file}, line {line}: the line has another number of fields than the header: {count}, not {len(names)}{others}",
+            f"{file}, line {line}: the line has another number of fields than the header: {count}, not "
+            f"{len(names)}{others}",
             "quote fields that contain the separator, and give every column a field",
         )
     rows = [{n: c for n, c in zip(names, cells, strict=True) if n} for _, cells in rest]

@@ -47,7 +47,8 @@ class Item:
         return read_image(source, max_pixels)
 
     def identity(self) -> str:
-        """Names the image as it is now: its file with size and times, or its content. Raises OSError if it is not there."""
+        """Names the image as it is now: its file with size and times, or its content. Raises OSError if it is
+        not there."""
         return _identity(self.image)
 
     def mask_identity(self) -> str:
@@ -100,7 +101,8 @@ class Items:
 
     @property
     def labels(self) -> np.ndarray:
-        """1 for anomalous, 0 for normal ("good"), shape (N,). Raises ``DataError`` where a label is not known."""
+        """1 for anomalous, 0 for normal ("good"), shape (N,). Raises ``DataError`` where a label is not
+        known."""
         unknown = [i.id for i in self.items if i.label is None]
         if unknown:
             raise DataError(

@@ -128,7 +128,8 @@ class ImageSet(Items):
 
         Raises:
             UnreadableImages: some images or masks cannot be decoded; all are named.
-            DataError: the set is empty, a mask has another size than its image, or sizes differ with ``size=None``.
+            DataError: the set is empty, a mask has another size than its image, or sizes differ with
+                ``size=None``.
         """
         parsed = [Condition.parse(c) for c in conditions]
         if not self.items:

@@ -12,9 +12,9 @@ from . import covid, folders, imagenet, mvtec, tables
 from .items import ImageSet
 
 LAYOUTS = (
-    "an MVTec folder (CATEGORY/train/good, CATEGORY/test/DEFECT, CATEGORY/ground_truth/DEFECT), one category of it, "
-    "an image folder (CLASS/*.png), the COVID-19 collection (metadata.csv), ImageNet ({train,val}/WNID), "
-    "a flat folder with a CSV, a CSV, or Parquet"
+    "an MVTec folder (CATEGORY/train/good, CATEGORY/test/DEFECT, CATEGORY/ground_truth/DEFECT), one "
+    "category of it, an image folder (CLASS/*.png), the COVID-19 collection (metadata.csv), ImageNet "
+    "({train,val}/WNID), a flat folder with a CSV, a CSV, or Parquet"
 )
 
 
@@ -33,8 +33,8 @@ def open_images(
     """Open a data set on disk; nothing is decoded yet.
 
     Args:
-        path: an MVTec root or category, an image folder ``CLASS/*.png`` or ``SPLIT/CLASS/*.png``, a flat folder with or
-            without a CSV, a CSV file, a Parquet file or a folder of Parquet shards.
+        path: an MVTec root or category, an image folder ``CLASS/*.png`` or ``SPLIT/CLASS/*.png``, a flat
+            folder with or without a CSV, a CSV file, a Parquet file or a folder of Parquet shards.
         category: one category or several; all by default. For tables the value of the column ``category``.
         label_column: column with the label; None where the table has none.
         path_column: column with the path of the image, relative to the CSV (or to ``root``).

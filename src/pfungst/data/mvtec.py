@@ -1,7 +1,7 @@
 """The layout of MVTec AD (also MVTec LOCO, VisA in MVTec form and the public part of MVTec AD 2).
 
-A mask lies at ground_truth/DEFECT/STEM.png or STEM_mask.png; MVTec LOCO has a folder ground_truth/DEFECT/STEM with one
-mask for each place where something is wrong, which are united.
+A mask lies at ground_truth/DEFECT/STEM.png or STEM_mask.png; MVTec LOCO has a folder ground_truth/DEFECT/STEM
+with one mask for each place where something is wrong, which are united.
 """
 
 from __future__ import annotations
@@ -83,15 +83,18 @@ def open_category(folder: Path) -> ImageSet:
     left = sorted(str(p) for (kind, _), paths in masks.items() if kind != "good" for p in paths)
     if left:
         raise DataError(
-            f"{len(left)} mask{'s belong' if len(left) > 1 else ' belongs'} to no image in {test}:{lines(left)}",
-            "a mask, or the folder of the masks of an image, is named like the image, with or without _mask, in the folder of the same defect",
+            f"{len(left)} mask{'s belong' if len(left) > 1 else ' belongs'} to no image in "
+            f"{test}:{lines(left)}",
+            "a mask, or the folder of the masks of an image, is named like the image, with or without "
+            "_mask, in the folder of the same defect",
         )
     notes = []
     if odd:
         notes.append(f"folders in {folder / 'train'} other than good are not read: {', '.join(odd)}")
     if without:
         notes.append(
-            f"{len(without)} defective images have no mask, the first: {without[0].id}; measures that need masks leave them out"
+            f"{len(without)} defective images have no mask, the first: {without[0].id}; measures that need "
+            "masks leave them out"
         )
     return ImageSet(folder.name, items + tested, notes)
 

@@ -1,6 +1,7 @@
 """Whether people are in an image, as a group: by torchvision's Faster R-CNN, or faces by OpenCV.
 
-Kauffmann et al. 2025, methods: an image shows a human when Faster R-CNN finds a person with a score of at least 0.9.
+Kauffmann et al. 2025, methods: an image shows a human when Faster R-CNN finds a person with a score of at
+least 0.9.
 """
 
 from __future__ import annotations
@@ -63,7 +64,8 @@ class FaceCascade:
     """Faces by OpenCV: the frontal-face cascade that OpenCV 4 brings along; other views of people are missed.
 
     Args:
-        file: another cascade (XML), or a YuNet model (ONNX), which OpenCV 5 needs: it has no cascades any more.
+        file: another cascade (XML), or a YuNet model (ONNX), which OpenCV 5 needs: it has no cascades any
+            more.
     """
 
     def __init__(self, file: str | Path | None = None) -> None:
@@ -81,8 +83,8 @@ class FaceCascade:
         if not hasattr(cv2, "CascadeClassifier") or not path.is_file():
             raise ConfigError(
                 f"OpenCV {cv2.__version__} has no face cascade",
-                "give weights of torchvision's Faster R-CNN, a YuNet model (.onnx), a group column, or install "
-                "opencv-python-headless below 5",
+                "give weights of torchvision's Faster R-CNN, a YuNet model (.onnx), a group column, or "
+                "install opencv-python-headless below 5",
             )
         self.name = f"faces by OpenCV's cascade {path.name}"
         self._detector = cv2.CascadeClassifier(str(path))

@@ -1,4 +1,5 @@
-"""Decode and prepare all images of a set with threads, collecting every problem before anything is computed."""
+"""Decode and prepare all images of a set with threads, collecting every problem before anything is
+computed."""
 
 from __future__ import annotations
 
@@ -84,8 +85,8 @@ class Prepared(Items):
 def resize_mask(mask: np.ndarray, size: int | None) -> np.ndarray:
     """A mask at the size of the prepared image.
 
-    A pixel belongs to it when at least half of its area does. A defect so thin that nothing would remain keeps the
-    pixels that hold at least half of the largest share.
+    A pixel belongs to it when at least half of its area does. A defect so thin that nothing would remain
+    keeps the pixels that hold at least half of the largest share.
 
     Args:
         mask: boolean (H, W).
@@ -144,7 +145,8 @@ def run_checked(
         if undecodable:
             raise UnreadableImages([(items[i].file, reason) for i, reason in bad])
         raise DataError(
-            f"{len(bad)} mask{'s do' if len(bad) > 1 else ' does'} not fit:{lines(reason for _, reason in bad)}",
+            f"{len(bad)} mask{'s do' if len(bad) > 1 else ' does'} not "
+            f"fit:{lines(reason for _, reason in bad)}",
             "make each mask the size of its image, or pass --skip-bad to leave these images out",
         )
     return bad

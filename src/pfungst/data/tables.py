@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from pfungst.errors import DataError, lines
 from pfungst.files import reading
 
 from .delimited import read_rows, require, require_distinct
-from .item import Item, MaskSource, Source
+from .item import Item
 from .items import ImageSet
 
 _WHICH = "say which one to use, or that there are no labels (label_column=None)"
@@ -34,6 +34,10 @@ class Columns:
     groups: tuple[str, ...] | None = None
     normal: str = "good"
     category: str = "category"
+
+    def labelled(self, label: str | None) -> str | None:
+        """The label as items have it: "good" for normal images."""
+        return "good" if label == self.normal else label
 
     def grouping(self, available: Iterable[str], taken: Iterable[str], file: Path) -> list[str]:
         """The group columns; all that are not taken unless named."""
@@ -58,7 +62,8 @@ def open_csv(
     """Open a CSV of image paths, one set per value of the column ``category`` if there is one.
 
     Raises:
-        DataError: columns are missing, files do not exist or lie outside the folder, or test images lack a label.
+        DataError: columns are missing, files do not exist or lie outside the folder, or test images lack a
+            label.
     """
     base = (root or file.parent).resolve()
     table = read_rows(file)
@@ -93,8 +98,7 @@ def open_csv(
         mask = locate(mask_path, "", line) if mask_path else None
         if image is None:
             continue
-        label = (row[columns.label] or None) if columns.label else None
-        label = "good" if label == columns.normal else label
+        label = columns.labelled(row[columns.label] or None) if columns.label else None
         split = row.get(columns.split) or None
         if columns.label and split == "test" and label is None:
             unlabelled.append(f"line {line}: {row[columns.path]}")
@@ -180,70 +184,64 @@ class Cell:
 
 
 def open_parquet(files: Sequence[Path], root: Path, name: str, columns: Columns) -> list[ImageSet]:
-    """Open Parquet files with images inside: ``image: {bytes, path}``, or bytes in ``image``, ``jpeg`` or ``bytes``.
+    """Open Parquet files with images inside: ``image: {bytes, path}``, or bytes in ``image``, ``jpeg`` or
+    ``bytes``.
 
-    Integer labels become names where the schema (Hugging Face) or a ``labels.json`` beside the file knows them.
-    Files named train*, test* or validation* give the split where there is no split column.
+    Integer labels become names where the schema (Hugging Face) or a ``labels.json`` beside the file knows
+    them. Files named train*, test* or validation* give the split where there is no split column.
 
     Raises:
         DataError: a file is no Parquet, or there is no image column or a named column is missing.
     """
-    items: list[tuple[str, Item]] = []
     taken: set[str] = set()
-    for file in files:
-        with reading(file, "repair or remove it"):
-            handle = pq.ParquetFile(file)
-        with handle:
-            schema = handle.schema_arrow
-            fields = schema.names
-            require_distinct(file, fields)
-            image = next((c for c in ("image", "jpeg", "bytes") if c in fields), None)
-            if image is None:
-                require(file, fields, ["image"], _WHICH)
-            assert image is not None
-            require(file, fields, [columns.label], _WHICH)
-            mask = columns.mask if columns.mask in fields else None
-            groups = columns.grouping(fields, [image, columns.path], file)
-            names = _label_names(file, schema, columns.label)
-            reader = RowGroups([image] + ([mask] if mask else []))
-            plain = [c for c in fields if c not in (image, mask)]
-            paths = _image_paths(handle, image)
-            start = 0
-            for group in range(handle.num_row_groups):
-                rows = handle.read_row_group(group, columns=plain).to_pylist() if plain else []
-                count = handle.metadata.row_group(group).num_rows
-                rows = rows or [{}] * count
-                for r, row in enumerate(rows):
-                    known = row.get(columns.path) or (paths[start + r] if paths else None)
-                    unique = str(known) if known else f"{file.relative_to(root).as_posix()}#{start + r}"
-                    if unique in taken:
-                        unique = f"{unique}#{file.stem}-{start + r}"
-                    taken.add(unique)
-                    label = row.get(columns.label) if columns.label else None
-                    text = (
-                        names[label]
-                        if names and isinstance(label, int) and 0 <= label < len(names)
-                        else label
-                    )
-                    split = row.get(columns.split) or _split_of(file)
-                    source: Source = Cell(reader, file, group, r, image)
-                    mask_source: MaskSource | None = Cell(reader, file, group, r, mask) if mask else None
-                    item = Item(
-                        unique,
-                        source,
-                        None if text is None else "good" if str(text) == columns.normal else str(text),
-                        mask_source,
-                        split,
-                        {g: "" if row.get(g) is None else str(row[g]) for g in groups},
-                    )
-                    items.append((str(row.get(columns.category, "") or ""), item))
-                start += count
+    items = [found for file in files for found in _parquet_items(file, root, columns, taken)]
     if mask_items := [i for _, i in items if i.mask is not None]:
         empty = {i.id for i in mask_items if not i.mask()}  # type: ignore[operator,misc]
         items = [(c, replace(i, mask=None) if i.id in empty else i) for c, i in items]
     if not items:
         raise DataError(f"{root / name}: the Parquet files hold no rows", "it needs a row per image")
     return _split_sets(name, items, [])
+
+
+def _parquet_items(file: Path, root: Path, columns: Columns, taken: set[str]) -> Iterator[tuple[str, Item]]:
+    """Category and item of each row of a file; ids are added to those `taken`."""
+    with reading(file, "repair or remove it"):
+        handle = pq.ParquetFile(file)
+    with handle:
+        schema = handle.schema_arrow
+        fields = schema.names
+        require_distinct(file, fields)
+        image = next((c for c in ("image", "jpeg", "bytes") if c in fields), "image")
+        require(file, fields, [image, columns.label], _WHICH)
+        mask = columns.mask if columns.mask in fields else None
+        groups = columns.grouping(fields, [image, columns.path], file)
+        names = _label_names(file, schema, columns.label)
+        reader = RowGroups([image] + ([mask] if mask else []))
+        plain = [c for c in fields if c not in (image, mask)]
+        paths = _image_paths(handle, image)
+        start = 0
+        for group in range(handle.num_row_groups):
+            count = handle.metadata.row_group(group).num_rows
+            rows = handle.read_row_group(group, columns=plain).to_pylist() if plain else [{}] * count
+            for r, row in enumerate(rows):
+                number = start + r
+                known = row.get(columns.path) or (paths[number] if paths else None)
+                unique = str(known) if known else f"{file.relative_to(root).as_posix()}#{number}"
+                unique = f"{unique}#{file.stem}-{number}" if unique in taken else unique
+                taken.add(unique)
+                label = row.get(columns.label) if columns.label else None
+                if isinstance(label, int) and 0 <= label < len(names):
+                    label = names[label]
+                item = Item(
+                    unique,
+                    Cell(reader, file, group, r, image),
+                    None if label is None else columns.labelled(str(label)),
+                    Cell(reader, file, group, r, mask) if mask else None,
+                    row.get(columns.split) or _split_of(file),
+                    {g: "" if row.get(g) is None else str(row[g]) for g in groups},
+                )
+                yield str(row.get(columns.category, "") or ""), item
+            start += count
 
 
 def _image_paths(handle: pq.ParquetFile, image: str) -> list[str | None]:

@@ -1,7 +1,9 @@
-"""Digits-C: scikit-learn's digits at 28 px under MNIST-C's 15 corruptions, each with the exact change as mask.
+"""Digits-C: scikit-learn's digits at 28 px under MNIST-C's 15 corruptions, each with the exact change as
+mask.
 
-The names and kinds of the corruptions are those of Mu and Gilmer 2019 ("MNIST-C"); the strengths are ours. It needs
-no download, and every anomaly's true location is known: the absolute difference to the uncorrupted image.
+The names and kinds of the corruptions are those of Mu and Gilmer 2019 ("MNIST-C"); the strengths are ours. It
+needs no download, and every anomaly's true location is known: the absolute difference to the uncorrupted
+image.
 """
 
 from __future__ import annotations
@@ -33,16 +35,16 @@ def _sign(random: np.random.Generator) -> float:
     return float(random.choice((-1.0, 1.0)))
 
 
-def shot_noise(x: np.ndarray, random: np.random.Generator) -> np.ndarray:
+def _shot_noise(x: np.ndarray, random: np.random.Generator) -> np.ndarray:
     return random.poisson(np.clip(x, 0, 1) * 5) / 5
 
 
-def impulse_noise(x: np.ndarray, random: np.random.Generator) -> np.ndarray:
+def _impulse_noise(x: np.ndarray, random: np.random.Generator) -> np.ndarray:
     hit, value = random.random(x.shape) < 0.2, random.integers(0, 2, x.shape)
     return np.where(hit, value, x)
 
 
-def glass_blur(x: np.ndarray, random: np.random.Generator) -> np.ndarray:
+def _glass_blur(x: np.ndarray, random: np.random.Generator) -> np.ndarray:
     y = cv2.GaussianBlur(x, (0, 0), 0.7)
     h, w = y.shape
     for i in range(h - 2, 1, -1):
@@ -52,7 +54,7 @@ def glass_blur(x: np.ndarray, random: np.random.Generator) -> np.ndarray:
     return cv2.GaussianBlur(y, (0, 0), 0.7)
 
 
-def motion_blur(x: np.ndarray, random: np.random.Generator) -> np.ndarray:
+def _motion_blur(x: np.ndarray, random: np.random.Generator) -> np.ndarray:
     length = max(3, x.shape[0] // 3) | 1
     kernel = np.zeros((length, length), dtype=np.float32)
     kernel[length // 2] = 1
@@ -61,37 +63,37 @@ def motion_blur(x: np.ndarray, random: np.random.Generator) -> np.ndarray:
     return cv2.filter2D(x, -1, kernel / kernel.sum(), borderType=cv2.BORDER_CONSTANT)
 
 
-def shear(x: np.ndarray, random: np.random.Generator) -> np.ndarray:
+def _shear(x: np.ndarray, random: np.random.Generator) -> np.ndarray:
     return _affine(x, np.array([[1, _sign(random) * random.uniform(0.4, 0.6)], [0, 1]]))
 
 
-def scale(x: np.ndarray, random: np.random.Generator) -> np.ndarray:
+def _scale(x: np.ndarray, random: np.random.Generator) -> np.ndarray:
     return _affine(x, np.eye(2) * random.uniform(0.5, 0.65))
 
 
-def rotate(x: np.ndarray, random: np.random.Generator) -> np.ndarray:
+def _rotate(x: np.ndarray, random: np.random.Generator) -> np.ndarray:
     a = np.deg2rad(_sign(random) * random.uniform(30, 50))
     return _affine(x, np.array([[np.cos(a), -np.sin(a)], [np.sin(a), np.cos(a)]]))
 
 
-def brightness(x: np.ndarray, random: np.random.Generator) -> np.ndarray:
+def _brightness(x: np.ndarray, random: np.random.Generator) -> np.ndarray:
     return x + random.uniform(0.3, 0.5)
 
 
-def translate(x: np.ndarray, random: np.random.Generator) -> np.ndarray:
+def _translate(x: np.ndarray, random: np.random.Generator) -> np.ndarray:
     reach = x.shape[0] / 28
     shift = [_sign(random) * random.uniform(4, 7) * reach for _ in range(2)]
     return _affine(x, np.eye(2), shift)
 
 
-def stripe(x: np.ndarray, random: np.random.Generator) -> np.ndarray:
+def _stripe(x: np.ndarray, random: np.random.Generator) -> np.ndarray:
     y, w = x.copy(), x.shape[1]
     y[:, : w // 4] = 1
     y[:, w - w // 4 :] = 1
     return y
 
 
-def fog(x: np.ndarray, random: np.random.Generator) -> np.ndarray:
+def _fog(x: np.ndarray, random: np.random.Generator) -> np.ndarray:
     cloud = np.zeros(x.shape)
     for level, cells in enumerate((2, 4, 8)):
         grid = random.random((cells, cells)).astype(np.float32)
@@ -100,7 +102,7 @@ def fog(x: np.ndarray, random: np.random.Generator) -> np.ndarray:
     return (x + 0.9 * cloud) * (max(float(x.max()), 1e-9) / (float(x.max()) + 0.9))
 
 
-def spatter(x: np.ndarray, random: np.random.Generator) -> np.ndarray:
+def _spatter(x: np.ndarray, random: np.random.Generator) -> np.ndarray:
     drops = cv2.GaussianBlur(random.normal(0, 1, x.shape), (0, 0), 1.2)
     mask = cv2.GaussianBlur((drops > np.quantile(drops, 0.9)).astype(np.float32), (0, 0), 0.5)
     return x * (1 - mask) + 0.7 * mask
@@ -113,7 +115,7 @@ def _line(x: np.ndarray, points: np.ndarray) -> np.ndarray:
     return cv2.resize(canvas, x.shape[::-1], interpolation=cv2.INTER_AREA) / 255.0
 
 
-def dotted_line(x: np.ndarray, random: np.random.Generator) -> np.ndarray:
+def _dotted_line(x: np.ndarray, random: np.random.Generator) -> np.ndarray:
     side = x.shape[0]
     start, stop = (np.array([e, random.uniform(0.1, 0.9) * side]) for e in (0.0, float(side)))
     if random.random() < 0.5:
@@ -126,7 +128,7 @@ def dotted_line(x: np.ndarray, random: np.random.Generator) -> np.ndarray:
     return y
 
 
-def zigzag(x: np.ndarray, random: np.random.Generator) -> np.ndarray:
+def _zigzag(x: np.ndarray, random: np.random.Generator) -> np.ndarray:
     side = x.shape[0]
     t = np.linspace(0, side, 9)
     level = random.uniform(0.3, 0.7) * side
@@ -134,15 +136,15 @@ def zigzag(x: np.ndarray, random: np.random.Generator) -> np.ndarray:
     return np.maximum(x, _line(x, points if random.random() < 0.5 else points[:, ::-1]))
 
 
-def canny_edges(x: np.ndarray, random: np.random.Generator) -> np.ndarray:
+def _canny_edges(x: np.ndarray, random: np.random.Generator) -> np.ndarray:
     return cv2.Canny((np.clip(x, 0, 1) * 255).astype(np.uint8), 60, 140) / 255.0
 
 
 CORRUPTIONS: dict[str, Corruption] = {
-    f.__name__: f
+    f.__name__[1:]: f
     for f in (
-        shot_noise, impulse_noise, glass_blur, motion_blur, shear, scale, rotate, brightness, translate,
-        stripe, fog, spatter, dotted_line, zigzag, canny_edges,
+        _shot_noise, _impulse_noise, _glass_blur, _motion_blur, _shear, _scale, _rotate, _brightness,
+        _translate, _stripe, _fog, _spatter, _dotted_line, _zigzag, _canny_edges,
     )
 }  # fmt: skip
 

@@ -103,8 +103,8 @@ def mnist_c(
 ) -> list[ImageSet]:
     """MNIST-C: one set per corruption, with the absolute difference to the identity image as mask.
 
-    Training images are the identity's, test images the identity's (good) and the corruption's; a digit is never
-    good and corrupted in the same test set.
+    Training images are the identity's, test images the identity's (good) and the corruption's; a digit is
+    never good and corrupted in the same test set.
 
     Args:
         folder: holds CORRUPTION/{train,test}_{images,labels}.npy and identity/ beside them.

@@ -1,7 +1,8 @@
-"""Digits from two hospitals, one of which prints its name on the pictures: a Clever Hans effect made to measure.
+"""Digits from two hospitals, one of which prints its name on the pictures: a Clever Hans effect made to
+measure.
 
-scikit-learn's real handwritten digits; the tag goes with one class in training, as burnt-in text went with COVID-19
-and a logo with garbage trucks in the main paper.
+scikit-learn's real handwritten digits; the tag goes with one class in training, as burnt-in text went with
+COVID-19 and a logo with garbage trucks in the main paper.
 """
 
 from __future__ import annotations
@@ -77,8 +78,8 @@ def tagged_digits(
 
 
 def parting_digits(seed: int = 0) -> ImageSet:
-    """In training the tag is on 95 % of the eights and on nothing else; of the test images half of the eights and 30 %
-    of the other digits have it, so that tag and class part."""
+    """In training the tag is on 95 % of the eights and on nothing else; of the test images half of the eights
+    and 30 % of the other digits have it, so that tag and class part."""
     train = tagged_digits(rate=0.95, elsewhere=0.0, seed=seed)
     test = tagged_digits(rate=0.5, elsewhere=0.3, seed=seed)
     items = [a if a.split == "train" else b for a, b in zip(train.items, test.items, strict=True)]

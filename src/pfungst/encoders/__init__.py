@@ -1,16 +1,17 @@
-"""Representation models: from libraries, from published checkpoints, from your own functions."""
+"""Models: from libraries, packages with weights, published checkpoints and your own functions."""
 
 from typing import TYPE_CHECKING, Any
 
 from pfungst.encoders.checkpoints import LoadReport, read_checkpoint
 from pfungst.encoders.encoder import Encoder
-from pfungst.encoders.loading import load
+from pfungst.encoders.models import Classifier, load
 from pfungst.encoders.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
     from pfungst.encoders.text import SentenceEncoder
 
 __all__ = [
+    "Classifier",
     "Encoder",
     "LoadReport",
     "Preprocessing",

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from pfungst.conditions import Condition
-from pfungst.device import choose_device
 from pfungst.encoders.preprocessing import Preprocessing
 from pfungst.errors import ConditionMismatch, ConfigError, InputError, few
-from pfungst.features import Store, content_key, model_key
+from pfungst.features import Batch, Store, Work, content_key, model_key, run
 from pfungst.files import write_json, write_tensors
-from pfungst.progress import track
+from pfungst.progress import progress_bar
 
 _FORMAT = "pfungst.encoder/1"
 
@@ -86,7 +87,6 @@ class Encoder(nn.Module):
         """A name for weights, structure and preprocessing; equal encoders have equal keys."""
         return model_key(self)
 
-    @torch.no_grad()
     def encode(
         self,
         images: Any,
@@ -113,38 +113,72 @@ class Encoder(nn.Module):
                 width changes between batches, or that are not finite (with the images concerned).
         """
         images = self._checked(images)
-        where = choose_device(device)
-        self.eval().to(where)
-        if cache is None:
-            store, keys = Store(), [i.to_bytes(8, "big") for i in range(len(images))]
-        else:
-            store, keys = Store(Path(cache) / self.key()), [content_key(image) for image in images]
-        todo = [i for i, key in enumerate(keys) if key not in store]
-        bad: list[int] = []
-        batches = [todo[i : i + batch_size] for i in range(0, len(todo), batch_size)]
+        folder = None if cache is None else Path(cache) / self.key()
+        keys = [i.to_bytes(8, "big") if cache is None else content_key(x) for i, x in enumerate(images)]
+        with progress_bar(f"encoding with {self.name}", len(images), show=progress) as bar:
+            found = self.rows(
+                Store(folder),
+                {"": keys},
+                partial(_one, images),
+                batch_size,
+                advance=bar.advance,
+                device=device,
+            )
+        return torch.from_numpy(found[""])
+
+    def rows(
+        self,
+        store: Store,
+        keys: Mapping[str, Sequence[bytes]],
+        load: Callable[[int], tuple[Any, dict[str, Tensor]]],
+        batch_size: int = 64,
+        name: Callable[[int], str] = str,
+        advance: Callable[[int], object] = int,
+        **how: Any,
+    ) -> dict[str, np.ndarray]:
+        """Representations (N, K), by condition, of N images, of which those that the store lacks are computed.
+
+        Args:
+            store: where they are kept.
+            keys: of each image, by condition.
+            load: number of an image → (anything, (C, H, W) by condition).
+            batch_size: images at a time.
+            name: number of an image → how errors call it.
+            advance: told how many images are done.
+            how: device, processes and machines, as :func:`pfungst.features.run` takes them.
+
+        Raises:
+            InputError: as :meth:`encode`.
+        """
+        missing = {row for known in keys.values() for row, key in enumerate(known) if key not in store}
+        bad: dict[int, str] = {}
+        work = Work(load, self._compute, self.eval().to, name)
+        advance(max(map(len, keys.values())) - len(missing))
         with store.writing() as write:
-            for index in track(batches, f"encoding with {self.name}", progress and len(batches) > 1):
-                out = self._representations(images[index].to(where))
-                finite = torch.isfinite(out).all(1)
-                bad += [i for i, good in zip(index, finite.tolist(), strict=True) if not good]
-                write([keys[i] for i in index if i not in bad], out[finite].numpy())
+            for done in run(work, sorted(missing), batch_size, **how):
+                for condition, out in (done.result or {}).items():
+                    finite = np.isfinite(out).all(1)
+                    bad |= {r: condition for r, good in zip(done.rows, finite, strict=True) if not good}
+                    write(
+                        [keys[condition][r] for r, g in zip(done.rows, finite, strict=True) if g], out[finite]
+                    )
+                advance(done.count)
         if bad:
             raise InputError(
                 f"{self.name} gives representations that are not finite for {len(bad)} images "
-                f"(numbers {few(bad, 10)})",
+                f"({few(f'{name(row)} {condition}'.strip() for row, condition in bad.items())})",
                 "check the weights and these images",
             )
-        self.check_widths(store, keys)
-        return torch.from_numpy(store.values(keys))
-
-    def check_widths(self, store: Store, keys: Iterable[bytes]) -> None:
-        """Raise InputError unless the representations under these keys have one width."""
-        widths = store.widths(keys)
+        widths = store.widths(key for known in keys.values() for key in known)
         if len(widths) > 1:
             raise InputError(
                 f"{self.name} gives representations of changing width ({widths})",
                 "pool the features so that every image has the same number of values",
             )
+        return {condition: store.values(known) for condition, known in keys.items()}
+
+    def _compute(self, batch: Batch) -> dict[str, np.ndarray]:
+        return {name: self._representations(x.to(self.mean)).numpy() for name, x in batch.images.items()}
 
     def _checked(self, images: Any) -> Tensor:
         condition = getattr(images, "condition", None)
@@ -228,3 +262,7 @@ class Encoder(nn.Module):
         }
         write_json(folder / "encoder.json", description)
         return folder
+
+
+def _one(images: Tensor, row: int) -> tuple[None, dict[str, Tensor]]:
+    return None, {"": images[row]}

@@ -7,8 +7,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
+from torch import Tensor, nn
+
 from pfungst.conditions import Condition
-from pfungst.errors import ConfigError
+from pfungst.errors import ConfigError, InputError
 from pfungst.suggest import suggest
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -73,3 +76,28 @@ def condition_of(interpolation: str, crop: float) -> str:
     name = str(interpolation).rsplit(".", 1)[-1].lower()
     resizer = name if name in ("bilinear", "bicubic", "lanczos", "nearest") else "bilinear"
     return f"crop:{round(crop, 4):g}+pillow-{resizer}"
+
+
+class Normalise(nn.Module):
+    """(x − mean) / std per channel; a grey image serves a network of three channels."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: float | Sequence[float], std: float | Sequence[float]) -> None:
+        super().__init__()
+        for name, value in (("mean", mean), ("std", std)):
+            tensor = torch.as_tensor(value, dtype=torch.float32).reshape(-1, 1, 1)
+            self.register_buffer(name, tensor, persistent=False)
+        if not bool((self.std > 0).all()):
+            raise InputError(f"std {std} is not positive", "use the standard deviation of the pixels")
+
+    def forward(self, x: Tensor) -> Tensor:
+        channels = max(len(self.mean), len(self.std))
+        if x.shape[1] == 1 and channels == 3:
+            x = x.expand(-1, 3, -1, -1)
+        if channels not in (1, x.shape[1]):
+            raise InputError(
+                f"images of {x.shape[1]} channels, normalised as {channels}", "give mean and std per channel"
+            )
+        return (x - self.mean.to(x)) / self.std.to(x)

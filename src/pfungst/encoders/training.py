@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from pfungst.device import choose_device
 from pfungst.encoders import losses
 from pfungst.encoders.encoder import Encoder
-from pfungst.encoders.loading import load
+from pfungst.encoders.models import load
 from pfungst.encoders.small import Projector
 from pfungst.errors import ConfigError, InputError, PfungstWarning
 from pfungst.progress import track

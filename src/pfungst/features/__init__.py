@@ -2,25 +2,28 @@
 
 from typing import TYPE_CHECKING, Any
 
-from pfungst.features.reading import ahead, load_all
-from pfungst.features.store import Store, values_file, write_part, write_table
+from pfungst.features.engine import Batch, Done, Stream, Work, batches, run
+from pfungst.features.store import Store, values_file, write_part
 from pfungst.features.workers import Workers
 
 if TYPE_CHECKING:
     from pfungst.features.fingerprint import combined, content_key, file_key, model_key
 
 __all__ = [
+    "Batch",
+    "Done",
     "Store",
+    "Stream",
+    "Work",
     "Workers",
-    "ahead",
+    "batches",
     "combined",
     "content_key",
     "file_key",
-    "load_all",
     "model_key",
+    "run",
     "values_file",
     "write_part",
-    "write_table",
 ]
 
 

@@ -7,6 +7,7 @@ import enum
 import functools
 import hashlib
 import os
+import re
 import types
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -129,7 +130,7 @@ class _Digest:
             self._class(type(value))
             strange = _foreign(type(value)) and not type(value).__module__.startswith("pfungst.")
             for name, setting in sorted(getattr(value, "__dict__", {}).items()):
-                if not strange or (isinstance(setting, _PLAIN) and not name.startswith("_")):
+                if not strange or (isinstance(setting, (*_PLAIN, list, tuple)) and name[0] != "_"):
                     self._text(name)
                     self.add(setting)
 
@@ -225,21 +226,9 @@ def _written(kind: Any) -> frozenset[str]:
 
 def _foreign(value: Any) -> bool:
     """Of Python or of a library, whose code is taken as fixed."""
-    return str(getattr(value, "__module__", "")).partition(".")[0] in _LIBRARIES
+    return bool(_LIBRARIES.fullmatch(str(getattr(value, "__module__", "")).partition(".")[0]))
 
 
-_LIBRARIES = frozenset(
-    [
-        "builtins",
-        "collections",
-        "functools",
-        "numpy",
-        "open_clip",
-        "pfungst",
-        "sentence_transformers",
-        "timm",
-        "torch",
-        "torchvision",
-        "transformers",
-    ]
+_LIBRARIES = re.compile(
+    "(builtins|collections|functools|numpy|open_clip|pfungst|sentence_transformers|timm|torch|torchvision|transformers)"
 )

@@ -7,10 +7,13 @@ harm: its parts are renamed when they are complete, and are skipped when they ex
 
 from __future__ import annotations
 
+import pickle
 import secrets
 import socket
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from importlib.machinery import PathFinder
 from typing import Any
 
 import numpy as np
@@ -27,7 +30,7 @@ _RETRIES = 3  # of a shard whose worker or machine died
 def on_ray(
     make: Make, shards: Sequence[int], workers: int, device: str, threads: int, address: str
 ) -> Iterator[object]:
-    """Each shard when it is finished on a cluster.
+    """Results of the shards as they are finished on a cluster.
 
     Args:
         make: called once in each process, with its device, for what is then called with shards.
@@ -48,13 +51,9 @@ def on_ray(
         gpus = 1 if device.startswith("cuda") or (device == "auto" and resources.get("GPU")) else 0
         cpus = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
         threads = min([threads, *(n for n in cpus if n)])
-        work = partial(
-            _work,
-            run=secrets.token_hex(8),
-            make=make,
-            device="cuda" if gpus else "cpu",
-            threads=threads,
-        )
+        _send_by_value()
+        shared = ray.put(make)  # once for a machine, however large the models are
+        work = partial(_work, secrets.token_hex(8), [shared], "cuda" if gpus else "cpu", threads)
         ray.data.DataContext.get_current().enable_progress_bars = False
         todo = ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards))
         done = todo.map_batches(
@@ -70,7 +69,7 @@ def on_ray(
             if row["problem"]:
                 raise DataError(f"shard {row['shard']}: {row['problem']}", row["remedy"])
             left -= 1
-            yield row["shard"]
+            yield pickle.loads(row["result"])
     except RayError as error:
         reason = str(error).strip().splitlines()[0]
         raise DataError(
@@ -105,21 +104,32 @@ def _connect(address: str) -> bool:
 _made: tuple[str, Callable[[int], object]] | None = None
 
 
-def _work(batch: dict[str, np.ndarray], run: str, make: Make, device: str, threads: int) -> dict[str, Any]:
+def _work(
+    run: str, make: list[Any], device: str, threads: int, batch: dict[str, np.ndarray]
+) -> dict[str, Any]:
     """Do one shard in a worker process, with the models of this run loaded once."""
     global _made
-    shard = int(batch["shard"][0])
     problem = remedy = ""
+    result: object = None
     try:
         if _made is None or _made[0] != run:
             import torch
 
             torch.set_num_threads(threads)
-            _made = (run, make(device))
-        _made[1](shard)
+            _made = (run, ray.get(make[0])(device))
+        result = _made[1](int(batch["shard"][0]))
     except PfungstError as error:
         problem, remedy = error.message, error.remedy
     except OSError as error:
         problem = str(error)
         remedy = "all machines of the cluster must see the images and the results under the same path"
-    return {"shard": [shard], "problem": [problem], "remedy": [remedy]}
+    found = {"shard": batch["shard"], "result": [pickle.dumps(result)]}
+    return found | {"problem": [problem], "remedy": [remedy]}
+
+
+def _send_by_value() -> None:
+    """Make classes of files that other processes cannot import, such as those of FILE.py:FUNCTION, go with their code."""
+    for name, module in list(sys.modules.items()):
+        own = "." not in name and name != "__main__" and getattr(module, "__file__", None)
+        if own and PathFinder.find_spec(name) is None:
+            ray.cloudpickle.register_pickle_by_value(module)

@@ -1,18 +1,23 @@
-"""Rows of a pass on disk: parts of a Parquet table, what is known of each row, and an array of values beside it."""
+"""Rows of a pass on disk: parts of a Parquet table, what is known of each row, and an array of values beside it.
+
+The values are a file of their own because they are mapped into memory, and read where they are wanted.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import secrets
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from pfungst.errors import DataError, PfungstWarning
 from pfungst.files import read, whole
 
-_DAMAGED = "delete it; its rows are then computed again"
+_BLOCK = 8192  # rows in memory at a time
 
 
 def write_part(table: Path, columns: Any, values: np.ndarray) -> None:
@@ -25,11 +30,10 @@ def write_part(table: Path, columns: Any, values: np.ndarray) -> None:
     """
     with whole(values_file(table)) as part, open(part, "wb") as stream:
         np.save(stream, values)
-    write_table(columns, table)
+    _write_table(table, columns)
 
 
-def write_table(columns: Any, file: Path) -> None:
-    """Write an Arrow table, or its columns by name, whole or not at all."""
+def _write_table(file: Path, columns: Any) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -46,6 +50,7 @@ class Store:
     """A folder of rows that are found by their keys; each call of :meth:`add` makes one part.
 
     What a key does not cover must be the same for the whole folder. A process that is killed leaves its finished parts.
+    Parts that are damaged are removed, with a warning: whoever asks for their rows computes them again.
 
     Args:
         folder: made with the first part; None keeps the rows in memory only.
@@ -57,14 +62,26 @@ class Store:
         self._arrays: list[np.ndarray] = []
         self._rows: dict[bytes, tuple[int, int]] = {}
         for file in [] if self.folder is None else sorted(self.folder.glob("*.parquet")):
-            if values_file(file).is_file():
-                self._append(read(file, _DAMAGED), read(values_file(file), _DAMAGED))
+            try:
+                table, values = read(file, ""), read(values_file(file), "")
+                if len(table) != len(values) or "key" not in table.column_names:
+                    raise DataError(f"{file} and {values_file(file).name} do not fit each other")
+            except DataError as error:
+                for damaged in (file, values_file(file)):
+                    damaged.unlink(missing_ok=True)
+                warnings.warn(f"{error.message}; it is computed again", PfungstWarning, stacklevel=2)
+            else:
+                self._append(table, values)
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __contains__(self, key: bytes) -> bool:
         return key in self._rows
+
+    def keys(self) -> set[bytes]:
+        """The keys of all rows."""
+        return set(self._rows)
 
     @property
     def parts(self) -> list[Path]:
@@ -113,7 +130,7 @@ class Store:
         finally:
             flush()
 
-    def values(self, keys: Iterable[bytes]) -> np.ndarray:
+    def values(self, keys: Sequence[bytes]) -> np.ndarray:
         """(N, D) of N keys that are in the store."""
         places = np.array([self._rows[k] for k in keys], np.int64).reshape(-1, 2)
         parts = np.unique(places[:, 0])
@@ -135,6 +152,22 @@ class Store:
     def widths(self, keys: Iterable[bytes]) -> list[int]:
         """How many values the rows have, each width once."""
         return sorted({self._arrays[self._rows[k][0]].shape[1] for k in keys})
+
+    def merge(self, keys: list[bytes]) -> None:
+        """One part, ``index.parquet`` and ``features.npy``, of these rows in this order, in place of all others."""
+        assert self.folder is not None
+        index = self.folder / "index.parquet"  # the first of all files
+        if not (index.is_file() and self._tables[0]["key"].to_pylist() == keys):
+            table, (width,) = self.table(keys), self.widths(keys)
+            with whole(values_file(index)) as part:
+                out = np.lib.format.open_memmap(part, "w+", self._arrays[0].dtype, (len(keys), width))
+                for start in range(0, len(keys), _BLOCK):
+                    out[start : start + _BLOCK] = self.values(keys[start : start + _BLOCK])
+                out.flush()
+                index.unlink(missing_ok=True)  # a table never stands beside the array of another one
+            _write_table(index, table)
+        for file in self.parts:
+            file.unlink()
 
     def _append(self, table: Any, values: np.ndarray) -> None:
         part = len(self._tables)

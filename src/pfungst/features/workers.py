@@ -6,12 +6,14 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from importlib.util import find_spec
 from typing import Any, Literal
 
-from pfungst.errors import DataError
+from pfungst.errors import DataError, InputError
 
 Workers = int | Literal["auto"]
 Make = Callable[[str], Callable[[int], object]]
@@ -37,6 +39,12 @@ def computers(workers: Workers, device: str, threads: int, shards: int) -> int:
     gpus = torch.cuda.device_count() if device in ("auto", "cuda") else 0
     count = min(gpus or cores() // threads, shards)
     return count if count > 1 else 0
+
+
+def require_ray() -> None:
+    """Raise InputError where Ray is not installed."""
+    if find_spec("ray") is None:
+        raise InputError("Ray is not installed", "pip install 'pfungst[ray]'")
 
 
 def on_processes(
@@ -85,7 +93,7 @@ _made: Callable[[int], object] | None = None
 
 def _start(number: Any, make: Make, device: str, threads: int) -> None:
     global _made
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends workers at once; unfinished parts are no harm
     import torch
 
@@ -97,11 +105,16 @@ def _start(number: Any, make: Make, device: str, threads: int) -> None:
     _made = make(f"cuda:{mine % gpus}" if gpus else device)
 
 
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
+def end_with_parent(*_: object) -> None:
+    """In a process of ours: end at once when the process that started it has ended, however that was."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    parent = os.getppid()
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _work(shard: int) -> object:

@@ -1,4 +1,5 @@
-"""How well people agree: raw agreement and Cohen's κ (Cohen 1960, A coefficient of agreement for nominal scales)."""
+"""How well people agree: raw agreement and Cohen's κ (Cohen 1960, A coefficient of agreement for nominal
+scales)."""
 
 from __future__ import annotations
 

@@ -20,7 +20,8 @@ LABELS_FORMAT = "pfungst.labels/1"
 
 
 def rows(study: Study) -> list[dict[str, Any]]:
-    """One row per item and person, labellers first, the adjudicator where asked; answers that are missing are None."""
+    """One row per item and person, labellers first, the adjudicator where asked; answers that are missing are
+    None."""
     verdicts = study.verdicts()
     people = [*study.labellers, *([ADJUDICATOR] if study.progress(ADJUDICATOR).answers else [])]
     result = []
@@ -50,7 +51,8 @@ def rows(study: Study) -> list[dict[str, Any]]:
 def to_csv(study: Study) -> bytes:
     """The rows as CSV in UTF-8.
 
-    A text that a spreadsheet would run as a formula gets an apostrophe in front; JSON and Parquet keep it as it is.
+    A text that a spreadsheet would run as a formula gets an apostrophe in front; JSON and Parquet keep it as
+    it is.
     """
     table = rows(study)
     text = io.StringIO(newline="")

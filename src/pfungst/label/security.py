@@ -31,7 +31,8 @@ HEADERS = {
 
 
 class Keys:
-    """Everything secret, derived from the one secret in the answers file, so links stay valid after a restart.
+    """Everything secret, derived from the one secret in the answers file, so links stay valid after a
+    restart.
 
     Args:
         secret: 32 random bytes.
@@ -75,41 +76,37 @@ class Guard:
         self.hosts = frozenset(hosts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, or refuse it before the app sees it."""
         if scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
-            return
-        if scope["type"] != "http":
+        elif scope["type"] == "http":
+            await self._answer(scope, receive, send)
+        else:
             await self.app(scope, receive, send)
-            return
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = False
 
         async def guarded_send(message: Message) -> None:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
-                present = {name.lower() for name, _ in message.get("headers", [])}
-                extra = [(k.lower().encode(), v.encode()) for k, v in HEADERS.items()]
-                if b"cache-control" not in present:
-                    extra.append((b"cache-control", b"no-store"))
-                message = {**message, "headers": [*message.get("headers", []), *extra]}
+                message = {**message, "headers": _headers(message.get("headers", []))}
             await send(message)
+
+        async def refuse(status: int, text: str) -> None:
+            await PlainTextResponse(text, status, {"Connection": "close"})(scope, receive, guarded_send)
 
         refusal = self._refusal(scope)
         if refusal is not None:
-            status, text = refusal
-            await PlainTextResponse(text, status, {"Connection": "close"})(scope, receive, guarded_send)
+            await refuse(*refusal)
             return
-        body, more = b"", True
-        while more:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return
-            body += message.get("body", b"")
-            more = message.get("more_body", False)
-            if len(body) > MAX_BODY:
-                response = PlainTextResponse("The request is too large.", 413, {"Connection": "close"})
-                await response(scope, receive, guarded_send)
-                return
+        body = await _body(receive)
+        if body is None:
+            return
+        if len(body) > MAX_BODY:
+            await refuse(413, "The request is too large.")
+            return
         given = False
 
         async def whole_body() -> Message:
@@ -134,7 +131,8 @@ class Guard:
         if len(host) != 1 or host[0] not in self.hosts:
             return (
                 421,
-                "This server does not answer under that host name. Use the link that was printed at its start.",
+                "This server does not answer under that host name. Use the link that was printed at its "
+                "start.",
             )
         origins = [o.decode("latin-1").lower() for o in headers.get(b"origin", [])]
         writes = scope["method"] not in ("GET", "HEAD")
@@ -152,3 +150,23 @@ class Guard:
     def _ours(self, origin: str) -> bool:
         scheme, _, host = origin.partition("://")
         return scheme in ("http", "https") and host in self.hosts
+
+
+def _headers(sent: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """Headers of a response with those that every one has."""
+    extra = [(k.lower().encode(), v.encode()) for k, v in HEADERS.items()]
+    if b"cache-control" not in {name.lower() for name, _ in sent}:
+        extra.append((b"cache-control", b"no-store"))
+    return [*sent, *extra]
+
+
+async def _body(receive: Receive) -> bytes | None:
+    """The body of a request, up to what shows that it is too large; None where the browser has gone."""
+    body, more = b"", True
+    while more and len(body) <= MAX_BODY:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
+        body += message.get("body", b"")
+        more = message.get("more_body", False)
+    return body

@@ -79,14 +79,17 @@ def serve(
     for name in study.left_out:
         count = len(study.progress(name).answers)
         echo(
-            f"  {name} answered {count} items earlier but is not named now: these answers stay stored and do not count"
+            f"  {name} answered {count} items earlier but is not named now: these answers stay stored and "
+            "do not count"
         )
     if not _loopback(host):
         echo(
-            "  The server listens to the network, without encryption: whoever has a link can answer in that name."
+            "  The server listens to the network, without encryption: whoever has a link can answer in that "
+            "name."
         )
     echo(
-        "Every answer is on the disk before the next screen shows. Stop with Ctrl+C; the same command resumes."
+        "Every answer is on the disk before the next screen shows. Stop with Ctrl+C; the same command "
+        "resumes."
     )
     # The first Parquet export should not wait for a large library.
     threading.Thread(target=importlib.import_module, args=("pyarrow.parquet",), daemon=True).start()

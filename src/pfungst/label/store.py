@@ -1,7 +1,8 @@
 """The answers file: an append-only table of events in SQLite.
 
-WAL journal and synchronous=FULL: when :meth:`Store.append` returns, the event has reached the disk, so neither
-``kill -9`` nor a power cut loses an answer that was acknowledged. Rows are never changed: triggers refuse it.
+WAL journal and synchronous=FULL: when :meth:`Store.append` returns, the event has reached the disk, so
+neither ``kill -9`` nor a power cut loses an answer that was acknowledged. Rows are never changed: triggers
+refuse it.
 """
 
 from __future__ import annotations
@@ -115,7 +116,8 @@ class Store:
         """Write one event and wait until it is on the disk.
 
         Returns:
-            False when this person's event of this sequence on this item is there already; then nothing is written.
+            False when this person's event of this sequence on this item is there already; then nothing is
+            written.
 
         Raises:
             NotStored: the file is read-only, locked by another program, or the disk is full.
@@ -124,8 +126,8 @@ class Store:
         try:
             with self._transaction() as db:
                 added = db.execute(
-                    "INSERT INTO events (person, item, sequence, action, answer, time) VALUES (?, ?, ?, ?, ?, ?) "
-                    "ON CONFLICT (person, item, sequence) DO NOTHING",
+                    "INSERT INTO events (person, item, sequence, action, answer, time) "
+                    "VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (person, item, sequence) DO NOTHING",
                     (person, item, sequence, action, answer, time),
                 ).rowcount
         except sqlite3.Error as error:
@@ -142,6 +144,7 @@ class Store:
             raise self._trouble(error) from None
 
     def close(self) -> None:
+        """Close the file; every answer is in it already."""
         with self._lock:
             self._db.close()
 
@@ -162,7 +165,8 @@ class Store:
         if "locked" in text or "busy" in text:
             return NotStored(
                 f"the answers file {self.path.name} is locked by another program",
-                "close the program that has it open (a database viewer, a backup, a second server), then answer again",
+                "close the program that has it open (a database viewer, a backup, a second server), then "
+                "answer again",
             )
         if "readonly" in text or "read-only" in text or isinstance(error, PermissionError):
             return NotStored(

@@ -89,7 +89,8 @@ class Verdict:
 
     Args:
         final: the answer, or None while it is open.
-        decided_by: "agreement", "adjudication", "disagreement" (not settled yet) or "open" (answers are missing).
+        decided_by: "agreement", "adjudication", "disagreement" (not settled yet) or "open" (answers are
+            missing).
     """
 
     final: str | None
@@ -229,11 +230,13 @@ class Study:
             return result
 
     def close(self) -> None:
+        """Close the answers file."""
         self.store.close()
 
 
 def shuffled(person: str, items: Iterator[str] | dict[str, Item]) -> list[str]:
-    """Items in a person's own order, fixed by the name; items added to the task later do not move the others."""
+    """Items in a person's own order, fixed by the name; items added to the task later do not move the
+    others."""
     return sorted(items, key=lambda item: digest(person, "\0", item))
 
 

@@ -1,6 +1,7 @@
 """The task folder: what people are asked to judge, written by the classifier audit and the pool.
 
-``DIR/label-task.json`` names every image by a path relative to ``DIR``; nothing else in the folder is ever served.
+``DIR/label-task.json`` names every image by a path relative to ``DIR``; nothing else in the folder is ever
+served.
 """
 
 from __future__ import annotations
@@ -75,11 +76,13 @@ class ComponentItem(_Strict):
     def _lengths(self) -> ComponentItem:
         if not len(self.alpha) == len(self.confidence) == len(self.images):
             raise ValueError(
-                f"{len(self.images)} images but {len(self.alpha)} alpha and {len(self.confidence)} confidence values"
+                f"{len(self.images)} images but {len(self.alpha)} alpha and {len(self.confidence)} "
+                "confidence values"
             )
         return self
 
     def files(self) -> Iterator[str]:
+        """All images that it names, relative to the task folder."""
         for file in (self.npfv, self.npfv_gradcam):
             if file is not None:
                 yield file
@@ -110,6 +113,7 @@ class ImageItem(_Strict):
     reference: Annotated[list[Text], Field(max_length=12)] = []
 
     def files(self) -> Iterator[str]:
+        """All images that it names, relative to the task folder."""
         yield self.file
         yield from self.reference
 
@@ -124,7 +128,8 @@ class _Common(_Strict):
 
     @property
     def digest(self) -> str:
-        """What the answers belong to: the kind of question and the model, not the list of items, which may grow."""
+        """What the answers belong to: the kind of question and the model, not the list of items, which may
+        grow."""
         text = json.dumps([self.kind, self.model], sort_keys=True, ensure_ascii=False)  # type: ignore[attr-defined]
         return digest(text)
 

@@ -31,6 +31,7 @@ class Change:
 
     @property
     def change(self) -> float:
+        """After less before."""
         return self.after - self.before
 
 

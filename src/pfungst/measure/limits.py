@@ -1,7 +1,8 @@
 """Every threshold that a verdict, a mark or a flag rests on: its value, since when, and why that value.
 
-A :class:`Limit` is a float. Texts quote it (``f"{FALL:.2f}"``) and never repeat the number. A value is written here before
-the benchmark of truth (``benchmarks/truth.py``) runs on its reporting halves; changing one means a new date and reason.
+A :class:`Limit` is a float. Texts quote it (``f"{FALL:.2f}"``) and never repeat the number. A value is
+written here before the benchmark of truth (``benchmarks/truth.py``) runs on its reporting halves; changing
+one means a new date and reason.
 """
 
 from __future__ import annotations
@@ -50,9 +51,13 @@ P_PROVENANCE = Limit(0.01, "2026-07-01", "difference of η² of group and label,
 
 # --- anomaly ---------------------------------------------------------------------------------------------
 FIT_AUROC = Limit(0.8, "2026-07-01", "below it a detector is not called one")
+INVERTED_AUROC = Limit(
+    0.4, "2026-07-01", "below it the score ranks defects lower than good images, not at random"
+)
 LOST_SHARE = Limit(
     0.1, "2026-07-01", "of the relevance on what deployment removes, for explanation and fall to agree"
 )
+RECOVERED = Limit(0.5, "2026-07-01", "of the fall in F1, for the intervention to agree with the explanation")
 OUTSIDE = Limit(
     0.5, "2026-07-01", "Clever Hans score from which a sound verdict asks to look at the heatmaps"
 )

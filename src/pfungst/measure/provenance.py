@@ -55,7 +55,8 @@ class Provenance:
 
     Attributes:
         eta2_group, eta2_label: share of the variance explained by the group column and by the label.
-        eta2_group_within_label: the group's share beyond the label's: Σ variance of group means within labels.
+        eta2_group_within_label: the group's share beyond the label's: Σ variance of group means within
+            labels.
         p_group: of a Kruskal–Wallis test that all groups score alike, within normal samples where they come
             from several groups, else over all samples.
         auroc_pooled: over all samples. auroc_within: mean over the groups that have both classes, or None.

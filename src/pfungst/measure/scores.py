@@ -36,6 +36,7 @@ def as_scores(scores: ArrayLike, count: int) -> Array:
 
 
 def as_weights(weights: ArrayLike | None, count: int) -> Array:
+    """Weights as floats (..., N), ones by default. Raises InputError for another length or negative ones."""
     if weights is None:
         return np.ones(count)
     w = np.asarray(weights, dtype=np.float64)
@@ -94,7 +95,8 @@ class Confusion:
 
     @property
     def f1(self) -> Any:
-        """2 TP / (2 TP + FP + FN); 0 where nothing is flagged and nothing abnormal, as scikit-learn has it."""
+        """2 TP / (2 TP + FP + FN); 0 where nothing is flagged and nothing abnormal, as scikit-learn has
+        it."""
         return np.nan_to_num(_ratio(2 * self.tp, 2 * self.tp + self.fp + self.fn))[()]
 
     @property
@@ -110,6 +112,7 @@ class Confusion:
 
     @property
     def accuracy(self) -> Any:
+        """(TP + TN) / N."""
         return _ratio(self.tp + self.tn, self.tp + self.tn + self.fp + self.fn)
 
 

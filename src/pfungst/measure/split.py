@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 _UNIMODAL = 2 / math.pi  # variance that the best split of a normal distribution explains
-_LUCK = 0.7  # of n normal values it explains up to 2/π + 0.7/√n in 95 % of samples (simulated for n from 2 to 1,300)
+# of n normal values it explains up to 2/π + 0.7/√n in 95 % of samples (simulated for n from 2 to 1,300)
+_LUCK = 0.7
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,8 @@ class Split:
 
     @property
     def separation(self) -> float:
-        """How far the groups are apart, in [0, 1]: 0 for what a bell curve gives by chance, 1 for two points."""
+        """How far the groups are apart, in [0, 1]: 0 for what a bell curve gives by chance, 1 for two
+        points."""
         chance = _UNIMODAL + _LUCK / math.sqrt(max(self.count, 1))
         if chance >= 1:
             return 0.0

@@ -41,9 +41,9 @@ class SubgroupFall:
     """A group against all other images of the same classes.
 
     Attributes:
-        whole: class-balanced, so that both sides have the same mix of classes: a group that merely holds the harder
-            classes does not fall.
-        classes: each class that was compared; a group that raises one class and lowers another shows here only.
+        whole: class-balanced, so that both sides have the same mix of classes: a group that merely holds the
+            harder classes does not fall.
+        classes: each class that was compared; a group that raises one and lowers another shows here only.
     """
 
     whole: Fall
@@ -135,7 +135,7 @@ def _blocks(resamples: int, width: int) -> list[int]:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """P values of several tests, adjusted so that the chance of any false one stays below the level (Holm 1979)."""
+    """P values adjusted so that the chance of any false one stays below the level (Holm 1979)."""
     order = np.argsort(p_values, kind="stable")
     count = len(order)
     raised = np.maximum.accumulate([(count - i) * p_values[j] for i, j in enumerate(order)]).clip(max=1)

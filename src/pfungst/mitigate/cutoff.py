@@ -39,11 +39,11 @@ def propose_cutoff(
     """The lowest band edge below which the model still has what it needs.
 
     Relevance in bands sums to the score, so the sum of the bands below an edge is the part of the score that
-    a low-pass at that edge leaves (weights of the prototypes unchanged). With labels of a validation split, the
-    proposal is the lowest edge at which that part separates abnormal from normal as well as at the best edge,
-    less `tolerance` of AUROC: higher frequencies add exposure but no discrimination. Without labels it is the
-    lowest edge that keeps the share `keep` of the positive relevance: a guess, to be verified by measuring the
-    mended model.
+    a low-pass at that edge leaves (weights of the prototypes unchanged). With labels of a validation split,
+    the proposal is the lowest edge at which that part separates abnormal from normal as well as at the best
+    edge, less `tolerance` of AUROC: higher frequencies add exposure but no discrimination. Without labels it
+    is the lowest edge that keeps the share `keep` of the positive relevance: a guess, to be verified by
+    measuring the mended model.
 
     Args:
         spectrum: relevance in `DCTBands` or `PixelBands` (N, B[, H, W]), or an array (N, B).

@@ -28,6 +28,7 @@ class Layer(nn.Module, ABC):
         """Constructor arguments."""
 
     def to_dict(self) -> dict[str, Any]:
+        """Name and settings as plain data."""
         return {"name": self.name, **self.params()}
 
     def extra_repr(self) -> str:

@@ -1,9 +1,9 @@
 """Filter pruning: switch off the filters of an encoder that respond to an artefact.
 
 Linhardt, Müller and Montavon 2024; Kauffmann et al. 2025, methods, "Details of CH mitigation techniques": the
-response of a filter is its mean activation on images with the artefact minus that on images without; the k filters
-of highest response are set to zero in the region where the artefact lies (there: CLIP ResNet-50 `relu3`, k = 5,
-rows from 90 of 112).
+response of a filter is its mean activation on images with the artefact minus that on images without; the k
+filters of highest response are set to zero in the region where the artefact lies (there: CLIP ResNet-50
+`relu3`, k = 5, rows from 90 of 112).
 """
 
 from __future__ import annotations

@@ -81,8 +81,8 @@ def model_of(pool: Pool, component: Direction) -> str:
     fitting = [n for n in names if component.fits(model_record(pool, n))]
     if len(fitting) != 1:
         raise DataError(
-            f"of the models that scored the pool ({', '.join(names) or 'none'}) {len(fitting)} have the head that the "
-            "component was found on",
+            f"of the models that scored the pool ({', '.join(names) or 'none'}) {len(fitting)} have the "
+            "head that the component was found on",
             "name one with --model" if fitting else "score the pool with the audited model",
         )
     return fitting[0]

@@ -29,6 +29,7 @@ def to_label_task(
     class_name: str,
     component: int,
     model: str,
+    *,
     class_names: Mapping[int, str] | None = None,
     reference: Sequence[str | os.PathLike[str]] = (),
 ) -> ImageTask:

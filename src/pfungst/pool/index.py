@@ -64,6 +64,7 @@ class Pool:
         return [Place(**row) for row in table.to_pylist()]
 
     def shard_path(self, number: int) -> Path:
+        """The file of one index shard."""
         return self.folder / "index" / f"part-{number:06d}.parquet"
 
     def refuse_changed(self, places: Iterable[Place] | None = None) -> None:
@@ -88,8 +89,10 @@ class Pool:
                     changed.append(file)
         if changed:
             raise DataError(
-                f"{len(changed)} source files in {self.source} changed since they were indexed:{lines(changed)}",
-                "restore them, or index and score into another folder: scores belong to the images they were made of",
+                f"{len(changed)} source files in {self.source} changed since they were "
+                f"indexed:{lines(changed)}",
+                "restore them, or index and score into another folder: scores belong to the images they "
+                "were made of",
             )
 
 
@@ -122,8 +125,8 @@ def index(
     """List the images of a folder tree, of tar shards or of Parquet files.
 
     Args:
-        source: a folder, or one ``.tar`` or ``.parquet`` file. A folder with Parquet files is read as Parquet, one
-            with tar files as tar, any other as a tree of image files.
+        source: a folder, or one ``.tar`` or ``.parquet`` file. A folder with Parquet files is read as
+            Parquet, one with tar files as tar, any other as a tree of image files.
         folder: where the pool's files go.
         shard_rows: images per index shard, the unit of work of scoring.
         column: image column of Parquet files: bytes, or a struct with ``bytes``.
@@ -251,7 +254,10 @@ def _refuse_duplicates(folder: Path) -> None:
     import duckdb
 
     with duckdb.connect() as db:
-        query = "SELECT id, count(*) AS n, min(file), max(file) FROM read_parquet(?) GROUP BY id HAVING n > 1 ORDER BY id"
+        query = (
+            "SELECT id, count(*) AS n, min(file), max(file) FROM read_parquet(?) "
+            "GROUP BY id HAVING n > 1 ORDER BY id"
+        )
         twice = db.execute(query, [str(folder / "index" / "part-*.parquet")]).fetchall()
     if twice:
         listing = lines(

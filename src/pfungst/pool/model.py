@@ -20,8 +20,8 @@ class PoolModel:
 
     Args:
         name: short name, also of the folder of its scores.
-        source: ``timm:NAME``, ``torchvision:NAME``, ``package.module:function`` or ``file.py:function``, or a function
-            that worker processes can import; what is made takes images (N, 3, S, S) in [0, 1] and returns logits.
+        source: what `pfungst.encoders.load` understands as a classifier, or a function that worker processes can
+            import; what is made takes images (N, 3, S, S) in [0, 1] and returns logits.
         condition: how files become images, as ``Condition.parse`` reads it; by default as for the published weights
             of libraries, Pillow bilinear for functions.
         size: edge S in pixels; by default that of the published weights, 224 for functions.
@@ -77,25 +77,22 @@ class PoolModel:
         )
 
     def load(self) -> Any:
-        """The classifier with its preprocessing, a ``Classifier`` of the classifier audit.
+        """The classifier with its preprocessing, a `pfungst.encoders.Classifier`.
 
         Raises:
             ConfigError: nothing has that name.
             CheckpointError: the checkpoint does not fit or cannot be loaded safely.
         """
-        from pfungst.audit.classifier.models import Classifier, load_classifier
-        from pfungst.encoders import Preprocessing
+        from pfungst.encoders import load
 
-        if isinstance(self.source, str):
-            return load_classifier(
-                self.source,
-                self.checkpoint,
-                trust_checkpoint=self.trust_checkpoint,
-                size=self.size,
-                condition=self.condition,
-            )
-        preprocessing = Preprocessing(self.size or 224, self.condition or "pillow-bilinear")
-        return Classifier(self.source().eval(), preprocessing, self.name, "as the function returned it")
+        return load(
+            self.source,
+            "classifier",
+            checkpoint=self.checkpoint,
+            trust_checkpoint=self.trust_checkpoint,
+            size=self.size,
+            condition=self.condition,
+        )
 
 
 def _existing(file: str, text: str) -> Path:

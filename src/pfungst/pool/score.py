@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 
 from pfungst.device import check_device, choose_device
 from pfungst.errors import InputError
-from pfungst.features.workers import Workers, computers, on_processes
+from pfungst.features.engine import shards
+from pfungst.features.workers import Workers, require_ray
 from pfungst.files import Lock, digest, remove_leftovers
 from pfungst.pool.index import open_pool
 from pfungst.pool.model import PoolModel
@@ -69,11 +69,10 @@ def score(
     names = [m.name for m in models]
     if not names or len(set(names)) < len(names):
         raise InputError(f"models are named {names}", "give at least one model, each under a name of its own")
-    if ray is not None and find_spec("ray") is None:
-        raise InputError("Ray is not installed", "pip install 'pfungst[ray]'")
     if ray is None:
         choose_device(device)
     else:
+        require_ray()
         check_device(device)  # the machines of the cluster may have other devices than this one
     with contextlib.ExitStack() as locks:
         for name in names:
@@ -82,26 +81,8 @@ def score(
             remove_leftovers(pool.folder / "scores" / name)
         pool.refuse_changed()
         todo = unfinished(pool, names)
-        count = (
-            computers(workers, device, threads, len(todo))
-            if ray is None
-            else 0
-            if workers == "auto"
-            else workers
-        )
         make = partial(Scorer, pool, list(models), batch_size, threads)
-        options = (make, todo, count, device, threads)
-        if ray is None and not count:
-            finished: Iterator[object] = map(make(device), todo)
-        else:
-            make("cpu")
-            if ray is None:
-                finished = on_processes(*options)
-            else:
-                from pfungst.features.on_ray import on_ray
-
-                finished = on_ray(*options, ray)
-        for done, _ in enumerate(finished if todo else (), 1):
+        for done, _ in enumerate(shards(make, todo, workers, device, threads, ray), 1):
             if progress:
                 progress(done, len(todo))
         pool.refuse_changed()

@@ -5,14 +5,16 @@ A part exists only when it is complete, so a job that was stopped goes on where 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pfungst.device import choose_device
-from pfungst.features import ahead, write_part
+from pfungst.errors import DataError
+from pfungst.features import Stream, batches, write_part
 from pfungst.pool.index import Place, Pool
 from pfungst.pool.model import PoolModel
 from pfungst.pool.parts import part_path, record_model
@@ -69,90 +71,75 @@ class Scorer:
         """
         import torch
 
-        models = [m for m in self.models if not part_path(self.pool, m.name, shard).is_file()]
+        models = [m.name for m in self.models if not part_path(self.pool, m.name, shard).is_file()]
         if not models:
             return 0
         places = self.pool.shard(shard)
-        n = len(places)
-        needed = {self.inputs[m.name] for m in models}
-        errors: list[str | None] = [None] * n
-        predicted = {m.name: np.full(n, -1, np.int32) for m in models}
-        confidence = {m.name: np.full(n, np.nan, np.float32) for m in models}
-        features = {
-            m.name: np.full((n, self.heads[m.name].linear.n_features), np.nan, np.float16) for m in models
-        }
-        failed: dict[str, dict[int, str]] = {m.name: {} for m in models}
-        for rows, batches in self._batches(places, needed, errors):
-            for model in models:
-                images = batches[self.inputs[model.name]].to(self.device)
-                with torch.inference_mode():
-                    phi, logits = self.heads[model.name].features_and_logits(images)
-                    best, index = logits.float().softmax(1).max(1)
-                    half = phi.half()
-                    fine = half.isfinite().all(1).cpu().numpy()
-                features[model.name][rows] = half.cpu().numpy()
-                predicted[model.name][rows] = index.cpu().numpy()
-                confidence[model.name][rows] = best.cpu().numpy()
-                for row in np.asarray(rows)[~fine]:
-                    failed[model.name][int(row)] = "features are not finite in float16"
-        for model in models:
-            name = model.name
-            why = [failed[name].get(i) or errors[i] for i in range(n)]
-            bad = [i for i, reason in enumerate(why) if reason]
-            features[name][bad], predicted[name][bad], confidence[name][bad] = np.nan, -1, np.nan
-            self._write(name, shard, places, features[name], predicted[name], confidence[name], why)
-        return sum(reason is not None for reason in errors)
+        contents = Stream(read(self.pool, places))
+        load = partial(self._load, places, contents, {self.inputs[name] for name in models})
+        scores = {name: _Scores(len(places), self.heads[name].linear.n_features) for name in models}
+        errors = 0
+        for batch in batches(load, contents, self.batch_size, threads=self.threads):
+            errors += len(batch.problems)
+            for name, score in scores.items():
+                for row, why in batch.problems:
+                    score.errors[row] = why
+                if batch.rows:
+                    with torch.inference_mode():
+                        score.fill(
+                            batch.rows,
+                            *self.heads[name].features_and_logits(
+                                batch.images[self.inputs[name]].to(self.device)
+                            ),
+                        )
+        for name, score in scores.items():
+            score.write(part_path(self.pool, name, shard), shard, [place.id for place in places])
+        return errors
 
-    def _batches(
-        self, places: list[Place], needed: set[tuple[str, int]], errors: list[str | None]
-    ) -> Iterator[tuple[list[int], dict[tuple[str, int], Any]]]:
-        """Batches of prepared images, decoded by threads while the models compute."""
-        import torch
-
+    def _load(
+        self, places: list[Place], contents: Stream[bytes | str], inputs: set[tuple[str, int]], row: int
+    ) -> tuple[None, dict[tuple[str, int], Any]]:
         from pfungst.data import read_image
 
-        def prepare(place: Place, content: bytes | str) -> dict[tuple[str, int], Any] | str:
-            if isinstance(content, str):
-                return content
-            try:
-                image = read_image(content)
-                return {key: self.conditions[key](image, key[1], key=place.id) for key in needed}
-            except Exception as error:  # whatever a broken file makes a decoder do must not stop the job
-                return f"{type(error).__name__}: {error}".splitlines()[0]
+        content = contents[row]
+        if isinstance(content, str):
+            raise DataError(content)
+        try:
+            image = read_image(content)
+            return None, {k: self.conditions[k](image, k[1], key=places[row].id) for k in inputs}
+        except Exception as error:  # whatever a broken file makes a decoder do must not stop the job
+            raise DataError(f"{type(error).__name__}: {error}") from None
 
-        rows: list[int] = []
-        kept: list[dict[tuple[str, int], Any]] = []
-        tasks = (partial(prepare, p, c) for p, c in zip(places, read(self.pool, places), strict=True))
-        for row, prepared in enumerate(ahead(tasks, self.threads, 3 * self.batch_size)):
-            if isinstance(prepared, str):
-                errors[row] = prepared
-                continue
-            rows.append(row)
-            kept.append(prepared)
-            if len(rows) == self.batch_size:
-                yield rows, {key: torch.stack([p[key] for p in kept]) for key in needed}
-                rows, kept = [], []
-        if kept:
-            yield rows, {key: torch.stack([p[key] for p in kept]) for key in needed}
 
-    def _write(
-        self,
-        name: str,
-        shard: int,
-        places: list[Place],
-        features: np.ndarray,
-        predicted: np.ndarray,
-        confidence: np.ndarray,
-        errors: list[str | None],
-    ) -> None:
+class _Scores:
+    """What one model says of the images of a shard; rows with an error say nothing."""
+
+    def __init__(self, rows: int, width: int) -> None:
+        self.features = np.full((rows, width), np.nan, np.float16)
+        self.predicted = np.full(rows, -1, np.int32)
+        self.confidence = np.full(rows, np.nan, np.float32)
+        self.errors: list[str | None] = [None] * rows
+
+    def fill(self, rows: list[int], phi: Any, logits: Any) -> None:
+        half = phi.half()
+        fine = half.isfinite().all(1).cpu().numpy()
+        good = np.asarray(rows)[fine]
+        best, index = logits.float().softmax(1).max(1)
+        self.features[good] = half.cpu().numpy()[fine]
+        self.predicted[good] = index.cpu().numpy()[fine]
+        self.confidence[good] = best.cpu().numpy()[fine]
+        for row in np.asarray(rows)[~fine]:
+            self.errors[row] = "features are not finite in float16"
+
+    def write(self, file: Path, shard: int, ids: list[str]) -> None:
         import pyarrow as pa
 
         table = {
-            "id": [p.id for p in places],
-            "shard": pa.array([shard] * len(places), pa.int32()),
-            "row": pa.array(range(len(places)), pa.int32()),
-            "predicted": pa.array(predicted, mask=predicted < 0),
-            "confidence": pa.array(confidence, mask=predicted < 0),
-            "error": pa.array(errors, pa.string()),
+            "id": ids,
+            "shard": pa.array([shard] * len(ids), pa.int32()),
+            "row": pa.array(range(len(ids)), pa.int32()),
+            "predicted": pa.array(self.predicted, mask=self.predicted < 0),
+            "confidence": pa.array(self.confidence, mask=self.predicted < 0),
+            "error": pa.array(self.errors, pa.string()),
         }
-        write_part(part_path(self.pool, name, shard), table, features)
+        write_part(file, table, self.features)

@@ -28,7 +28,8 @@ class Direction:
     Args:
         class_index: class k; component: index l.
         d: (D,) float32; c: offset.
-        head_sha256, model_key: head and whole of the model whose features these are, None to trust the caller.
+        head_sha256, model_key: head and whole of the model whose features these are, None to trust the
+            caller.
     """
 
     class_index: int
@@ -108,7 +109,8 @@ def search(
     record = model_record(pool, model)
     if not component.fits(record):
         raise DataError(
-            f"component {component.component} of class {component.class_index} was found on another model than {model!r}",
+            f"component {component.component} of class {component.class_index} was found on another model "
+            f"than {model!r}",
             "name the model that it was found on, or score the pool with that one",
         )
     if record["head"]["features"] != len(component.d):
@@ -183,7 +185,8 @@ def _alphas(pool: Pool, model: str, component: Direction, shards: np.ndarray, ro
 
 
 def _blocks(path: Path, features: np.memmap) -> Iterator[np.ndarray]:
-    """The rows of a stored array in blocks, through one small buffer: page faults of a map would take most of the time."""
+    """The rows of a stored array in blocks, through one small buffer: page faults of a map would take most of
+    the time."""
     buffer = np.empty((min(BLOCK, len(features)), features.shape[1]), features.dtype)
     with path.open("rb", buffering=0) as stream:
         stream.seek(features.offset)
@@ -195,7 +198,8 @@ def _blocks(path: Path, features: np.memmap) -> Iterator[np.ndarray]:
 
 
 def product(blocks: Iterable[np.ndarray], d: np.ndarray) -> np.ndarray:
-    """Features (N, D) float16, in blocks that stay in the cache, times d (D,) float32; computed in float32."""
+    """Features (N, D) float16, in blocks that stay in the cache, times d (D,) float32; computed in
+    float32."""
     import torch
 
     weight = torch.from_numpy(np.ascontiguousarray(d, np.float32))

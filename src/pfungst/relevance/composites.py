@@ -1,20 +1,21 @@
 """Composites: which operation gets which rule.
 
 A composite is an ordered list of (matcher, rule); the first match wins. Linear maps (convolutions, linear
-layers) must match; every other operation has a conservative rule of its own (see ``engine/dispatch.py``) that an
-entry may override by the operation's name.
+layers) must match; every other operation has a conservative rule of its own (see ``engine/dispatch.py``) that
+an entry may override by the operation's name.
 """
 
 from __future__ import annotations
 
 import fnmatch
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from pfungst.errors import ConfigError
+from pfungst.registry import COMPOSITES, read_parameters
 from pfungst.relevance.rules import (
     AlphaBeta,
     Epsilon,
@@ -136,38 +137,13 @@ class Composite:
         return replace(self, entries=((on, rule), *self.entries), name=name)
 
 
-#: Composites by name; filled by :func:`register`.
-COMPOSITES: dict[str, Callable[..., Composite]] = {}
-
-Maker = TypeVar("Maker", bound=Callable[..., Composite])
-
-
-def register(*names: str) -> Callable[[Maker], Maker]:
-    """Decorator: make a function that returns a composite known by name.
-
-    Args:
-        names: what it is called; further names are aliases.
-
-    Raises:
-        ConfigError: a name that is taken, or none.
-    """
-    taken = [name for name in names if name in COMPOSITES]
-    if taken or not names or not all(isinstance(name, str) for name in names):
-        raise ConfigError(
-            f"a composite cannot be registered as {taken[0] if taken else names!r}",
-            "choose a name that is not taken" if taken else 'write @register("name")',
-        )
-
-    def keep(maker: Maker) -> Maker:
-        COMPOSITES.update(dict.fromkeys(names, maker))
-        return maker
-
-    return keep
+register = COMPOSITES.register
 
 
 @register("auto")
 def auto() -> Composite:
-    """The rules that conserve on the network at hand, chosen when it runs; see :mod:`pfungst.relevance.auto`."""
+    """The rules that conserve on the network at hand, chosen when it runs; see
+    :mod:`pfungst.relevance.auto`."""
     return Composite(name="auto", auto=True)
 
 
@@ -250,7 +226,8 @@ def paper_resnet(
 
 @register("transformer")
 def transformer(epsilon: float = 1e-6, gamma: float | None = None, stabilizer: float = 1e-6) -> Composite:
-    """Conservative rules for transformers: Epsilon on linear layers (Gamma if given) and on the patch embedding.
+    """Conservative rules for transformers: Epsilon on linear layers (Gamma if given) and on the patch
+    embedding.
 
     Attention weights and normalisation scales are constants, activations pass (Ali et al. 2022).
     """
@@ -273,12 +250,14 @@ def gradient() -> Composite:
 
 @register("mamba")
 def mamba(epsilon: float = 1e-6, gamma: float | None = None, stabilizer: float = 1e-6) -> Composite:
-    """Rules of Jafari et al. 2024 (MambaLRP) for selective state space models, otherwise those of `transformer`.
+    """Rules of Jafari et al. 2024 (MambaLRP) for selective state space models, otherwise those of
+    `transformer`.
 
-    Constants are what the input decides about the scan: the step Δ (linear maps named "x_proj" or "dt_proj", softplus)
-    and with it the decay exp(ΔA), and in Mamba and FalconMamba the matrices B and C, which "x_proj" computes too.
-    Activations pass; the gate that multiplies the scan's output receives half. In Mamba-2, where B and C come out of
-    the same projection as the signal, they share the relevance of their products with it equally.
+    Constants are what the input decides about the scan: the step Δ (linear maps named "x_proj" or "dt_proj",
+    softplus) and with it the decay exp(ΔA), and in Mamba and FalconMamba the matrices B and C, which "x_proj"
+    computes too. Activations pass; the gate that multiplies the scan's output receives half. In Mamba-2,
+    where B and C come out of the same projection as the signal, they share the relevance of their products
+    with it equally.
     """
     constants = [(On(kind="linear", name=name), Ignore()) for name in ("*x_proj", "*dt_proj")]
     rest = transformer(epsilon, gamma, stabilizer).entries
@@ -288,11 +267,16 @@ def mamba(epsilon: float = 1e-6, gamma: float | None = None, stabilizer: float =
 def composite(spec: str | Composite, **options: Any) -> Composite:
     """The composite of this name, with options; a composite object is returned as it is.
 
+    Args:
+        spec: NAME or NAME:option=value,option=value; ``FILE.py:NAME…`` runs the file first, which registers
+            NAME.
+        options: of the function that makes it.
+
     Raises:
-        ConfigError: no such name.
+        ConfigError: no such name or option.
     """
     if isinstance(spec, Composite):
         return spec
-    if spec not in COMPOSITES:
-        raise ConfigError(f"unknown composite {spec!r}", f"known composites: {', '.join(sorted(COMPOSITES))}")
-    return COMPOSITES[spec](**options)
+    maker, name, rest = COMPOSITES.find(spec)
+    known = {key: parameter.default for key, parameter in inspect.signature(maker).parameters.items()}
+    return maker(**read_parameters(rest, known, f"composite {name!r}") | options)

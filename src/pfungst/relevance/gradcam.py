@@ -1,11 +1,12 @@
-"""GradCAM (Selvaraju et al. 2017) for layers with positions: convolutions in 1, 2 and 3 dimensions, token grids."""
+"""GradCAM (Selvaraju et al. 2017) for layers with positions: convolutions in 1, 2 and 3 dimensions, token
+grids."""
 
 from __future__ import annotations
 
 import dataclasses
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -25,37 +26,13 @@ from pfungst.relevance.outputs import cotangent
 _INTERPOLATION = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 _ELEMENTWISE = (
-    nn.ReLU,
-    nn.ReLU6,
-    nn.SiLU,
-    nn.GELU,
-    nn.Hardswish,
-    nn.LeakyReLU,
-    nn.ELU,
-    nn.Identity,
-    nn.Dropout,
+    *(nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Hardswish, nn.LeakyReLU, nn.ELU),
+    *(nn.Identity, nn.Dropout),
 )
+_REENTRANT = "pass use_reentrant=False to checkpoint, or switch checkpointing off"
+_KINDS = ("Conv", "ConvTranspose", "BatchNorm", "InstanceNorm", "MaxPool", "AvgPool")
 #: Modules whose outputs PyTorch defines as (N, C, *grid), by the number of axes of the grid.
-_CHANNELS_FIRST = {
-    2: (
-        nn.Conv2d,
-        nn.ConvTranspose2d,
-        nn.BatchNorm2d,
-        nn.InstanceNorm2d,
-        nn.MaxPool2d,
-        nn.AvgPool2d,
-        nn.Upsample,
-    ),
-    3: (
-        nn.Conv3d,
-        nn.ConvTranspose3d,
-        nn.BatchNorm3d,
-        nn.InstanceNorm3d,
-        nn.MaxPool3d,
-        nn.AvgPool3d,
-        nn.Upsample,
-    ),
-}
+_CHANNELS_FIRST = {d: (*(getattr(nn, f"{kind}{d}d") for kind in _KINDS), nn.Upsample) for d in (2, 3)}
 
 
 class _Differentiable(TorchFunctionMode):
@@ -64,10 +41,8 @@ class _Differentiable(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch._C._set_grad_enabled and args and not args[0]:
             return None
-        if torch.is_inference_mode_enabled():
-            with torch.inference_mode(False):
-                return func(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
+        with torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext():
+            return func(*args, **(kwargs or {}))
 
 
 class _Reached(BaseException):
@@ -93,41 +68,37 @@ def _pick(out: Any, layer: str) -> tuple[Tensor, Callable[[Tensor], Any]]:
     """The tensor to explain of what a layer returns, and how to put another in its place."""
     if isinstance(out, Tensor):
         return out, lambda t: t
-    if isinstance(out, Mapping) or dataclasses.is_dataclass(out):
-        fields = (
-            dict(out)
-            if isinstance(out, Mapping)
-            else {f.name: getattr(out, f.name) for f in dataclasses.fields(out)}
-        )
-        tensors = [k for k, v in fields.items() if isinstance(v, Tensor)]
-        key = (
-            "last_hidden_state"
-            if "last_hidden_state" in tensors
-            else tensors[0]
-            if len(tensors) == 1
-            else None
-        )
-        if key is None:
-            raise InputError(
-                f"layer {layer} returns {type(out).__name__} with tensors {tensors}",
-                "choose a layer inside it that returns one tensor",
-            )
-        if isinstance(out, Mapping):
-            leaves, spec = pytree.tree_flatten(out)
-            index = next(i for i, leaf in enumerate(leaves) if leaf is fields[key])
-            return fields[key], lambda t: pytree.tree_unflatten(
-                [*leaves[:index], t, *leaves[index + 1 :]], spec
-            )
-        return fields[key], lambda t: dataclasses.replace(out, **{key: t})  # type: ignore[type-var]
-    if isinstance(out, Sequence) and out and isinstance(out[0], Tensor):
-        maps = [t for t in out if isinstance(t, Tensor) and t.ndim == out[0].ndim > 3]
+    if isinstance(out, Mapping):
+        chosen = out[_named(out, out, layer)]
+    elif dataclasses.is_dataclass(out):
+        key = _named({f.name: getattr(out, f.name) for f in dataclasses.fields(out)}, out, layer)
+        return getattr(out, key), lambda t: dataclasses.replace(out, **{key: t})  # type: ignore[type-var]
+    elif isinstance(out, Sequence) and out and isinstance(out[0], Tensor):
+        chosen = out[0]
+        maps = [t for t in out if isinstance(t, Tensor) and t.ndim == chosen.ndim > 3]
         if len(maps) > 1:
             raise InputError(
                 f"layer {layer} returns {len(maps)} maps", "choose a layer inside it that returns one of them"
             )
-        leaves, spec = pytree.tree_flatten(out)
-        return out[0], lambda t: pytree.tree_unflatten([t, *leaves[1:]], spec)
-    raise InputError(f"layer {layer} returns a {type(out).__name__}", "choose a layer that returns a tensor")
+    else:
+        raise InputError(
+            f"layer {layer} returns a {type(out).__name__}", "choose a layer that returns a tensor"
+        )
+    leaves, spec = pytree.tree_flatten(out)
+    return chosen, lambda t: pytree.tree_unflatten([t if v is chosen else v for v in leaves], spec)
+
+
+def _named(fields: Mapping[str, Any], out: Any, layer: str) -> str:
+    """The field to explain of those that a layer returns."""
+    tensors = [key for key, value in fields.items() if isinstance(value, Tensor)]
+    if "last_hidden_state" in tensors:
+        return "last_hidden_state"
+    if len(tensors) != 1:
+        raise InputError(
+            f"layer {layer} returns {type(out).__name__} with tensors {tensors}",
+            "choose a layer inside it that returns one tensor",
+        )
+    return tensors[0]
 
 
 @contextmanager
@@ -165,8 +136,8 @@ def _response(model: nn.Module, module: nn.Module, name: str, call: int) -> Call
                 pass
             except (RuntimeError, ValueError, IndexError, AssertionError) as error:
                 raise InputError(
-                    f"the model cannot process a batch of {len(x)} copies of an input, with which the positions of layer "
-                    f"{name} are found: {error}",
+                    f"the model cannot process a batch of {len(x)} copies of an input, with which the "
+                    f"positions of layer {name} are found: {error}",
                     "pass channels_last=, and for tokens grid= and prefix=",
                 ) from error
         if not kept:
@@ -221,8 +192,8 @@ def _forward_and_gradient(
             )
         if not torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
             raise InputError(
-                f"layer {name} runs inside an autograd.Function (reentrant checkpointing), where it has no gradient",
-                "pass use_reentrant=False to checkpoint, or switch checkpointing off",
+                f"layer {name} runs inside an autograd.Function (reentrant checkpointing): no gradient there",
+                _REENTRANT,
             )
         # other layers may write into what they get, or into what this one got: both keep a copy of their own
         own = first.clone()
@@ -264,8 +235,8 @@ def _gradient(score: Tensor, at: Tensor, name: str) -> Tensor:
             if "use_reentrant" not in str(error) and "checkpoint" not in str(error).lower():
                 raise
             raise InputError(
-                "the model uses reentrant activation checkpointing, through which there is no gradient of a layer",
-                "pass use_reentrant=False to checkpoint, or switch checkpointing off",
+                "the model uses reentrant activation checkpointing, which has no gradient of a layer",
+                _REENTRANT,
             ) from error
     if g is None:
         raise InputError(f"the score does not depend on layer {name}", "choose a layer before the output")
@@ -290,7 +261,8 @@ def _layout(
     wish: Wish,
     resize: bool,
 ) -> positions.Layout:
-    """Where the positions are in the layer's output `a`: as stated, else as found, which is found once for each shape."""
+    """Where the positions are in the layer's output `a`: as stated, else as found, which is found once for
+    each shape."""
     layout = stated(a.shape, x, wish, resize)
     if layout is not None:
         return layout
@@ -316,6 +288,7 @@ def gradcam(
     x: Tensor,
     layer: str | nn.Module,
     output: Any = None,
+    *,
     resize: bool = True,
     relu: bool = True,
     channels_last: bool | None = None,
@@ -325,21 +298,24 @@ def gradcam(
 ) -> Tensor:
     """Where a layer's channels speak for a score: ReLU(Σ_c mean(∂score/∂a_c) a_c), the mean over positions.
 
-    Which axes of the layer's output are positions, how tokens are laid out on the grid and how many class tokens and
-    registers there are is found by the parts of the input that they respond to: the forward pass up to the layer
-    is repeated for one input, disturbed in four stripes along each axis. Where this does not leave one answer,
-    an error names the argument that decides; no layout is guessed.
+    Which axes of the layer's output are positions, how tokens are laid out on the grid and how many class
+    tokens and registers there are is found by the parts of the input that they respond to: the forward pass
+    up to the layer is repeated for one input, disturbed in four stripes along each axis. Where this does not
+    leave one answer, an error names the argument that decides; no layout is guessed.
 
     Args:
-        model: module in evaluation mode; not changed. Gradients are kept where its forward pass switches them off.
-        x: inputs (N, C, H, W), (N, C, T, H, W), (N, C, T), (N, T) or, like text, (N, L, D); floating point, finite.
+        model: module in evaluation mode; not changed. Gradients are kept where its forward pass switches them
+            off.
+        x: inputs (N, C, H, W), (N, C, T, H, W), (N, C, T), (N, T) or, like text, (N, L, D); floating point,
+            finite.
         layer: qualified name or module whose output has positions in any layout, such as (N, C, h, w),
             (N, h, w, C), (N, L, C). Of a tuple its first tensor, of a mapping or dataclass its
             ``last_hidden_state`` or only tensor.
         output: which score, as in :func:`attribute`.
         resize: interpolate linearly to the size of the input; otherwise the grid of the layer.
         relu: drop evidence against the score.
-        channels_last: whether the last axis of the layer's output are channels; otherwise the first after the batch.
+        channels_last: whether the last axis of the layer's output are channels; otherwise the first after the
+            batch.
         grid: rows and columns of tokens, in general the number of positions along each axis of the result.
         prefix: number of tokens before the grid, which have no position.
         call: which call of a layer that runs several times in a forward pass, from 0, negative from the end.
@@ -349,8 +325,8 @@ def gradcam(
         ``resize=False`` (N, *grid).
 
     Raises:
-        InputError: unknown layer, one without positions or without effect on the score, an ambiguous layout, or
-            numbers that are not finite.
+        InputError: unknown layer, one without positions or without effect on the score, an ambiguous layout,
+            or numbers that are not finite.
     """
     model, x = check_model(model), check_input(x)
     module, name = _module(model, layer)

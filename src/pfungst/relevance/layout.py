@@ -14,7 +14,8 @@ from pfungst.relevance.responses import SPATIAL
 
 @dataclass(frozen=True)
 class Part:
-    """An axis of the output that holds positions: after `prefix` tokens the sides of a grid, slowest first."""
+    """An axis of the output that holds positions: after `prefix` tokens the sides of a grid, slowest
+    first."""
 
     axis: int
     sides: tuple[int, ...]

@@ -1,9 +1,10 @@
 """Which axes of a layer's output are positions, found by where in the input they look.
 
-Shapes alone cannot tell: channels may equal height, strides may differ between rows and columns, tokens may come in
-windows or with class tokens. So one input is disturbed in some stripes along each of its axes, and each entry
-of the layer's output gets the centre of the stripes that it responds to. An axis of the output along which these
-centres move holds positions; the grid is the one that explains them. What does not fit is refused.
+Shapes alone cannot tell: channels may equal height, strides may differ between rows and columns, tokens may
+come in windows or with class tokens. So one input is disturbed in some stripes along each of its axes, and
+each entry of the layer's output gets the centre of the stripes that it responds to. An axis of the output
+along which these centres move holds positions; the grid is the one that explains them. What does not fit is
+refused.
 """
 
 from __future__ import annotations
@@ -53,8 +54,8 @@ def find(
     except Unclear:  # one round may be too few where channels prefer parts of the input by chance
         seen.disturb(_ROUNDS)
         layout = search.layout()
-    # windows of s × s tokens that follow each other look like a grid that is denser along one side; stripes as fine as
-    # the tokens tell
+    # windows of s × s tokens that follow each other look like a grid that is denser along one side; stripes
+    # as fine as the tokens tell
     if wish.grid is None and any(len(p.sides) > 1 for p in layout.parts):
         dense = [side / x.shape[s] for s, side in zip(layout.inputs[-2:], layout.grid[-2:], strict=True)]
         if max(dense) > 1.25 * min(dense):
@@ -76,12 +77,14 @@ class _Fit:
     plausible: bool  # noise may explain the rest, and no whole row or column at an edge responds to nothing
 
 
-#: Which axis of the output follows which of the input, the axes of the input that are positions, and the grids.
+#: Which axis of the output follows which of the input, the axes of the input that are positions, and the
+#: grids.
 _Found = tuple[dict[int, int], tuple[int, ...], list[_Fit]]
 
 
 class _Search:
-    """The layout that responses leave, with what the caller says and the tokens beside the grid that a model declares."""
+    """The layout that responses leave, with what the caller says and the tokens beside the grid that a model
+    declares."""
 
     def __init__(self, seen: Responses, what: str, wish: Wish, special: int | None) -> None:
         self.seen, self.x, self.what, self.wish, self.special = seen, seen.x, what, wish, special
@@ -132,7 +135,8 @@ class _Search:
         grid = tuple(sides.get(s, 1) for s in inputs)
         if self.wish.grid not in (None, grid):
             raise InputError(
-                f"{self.what} has the grid {grid} by the parts of the input that it responds to, not {self.wish.grid}",
+                f"{self.what} has the grid {grid} by the parts of the input that it responds to, not "
+                f"{self.wish.grid}",
                 "leave out grid=, or pass prefix= and channels_last= too to insist",
             )
         return Layout(self.seen.batch, inputs, grid, tuple(fit.part for fit in fits))
@@ -182,10 +186,10 @@ class _Search:
             len(channels) > 1 and (collapsed or blurred)
         ):
             raise Unclear(
-                f"{self.what}: its positions respond alike along rows or along columns of the input, so their grid "
-                "cannot be told",
-                "pass channels_last= for outputs (N, C, h, w) or (N, h, w, C), grid= and prefix= for tokens, or choose "
-                "an earlier layer",
+                f"{self.what}: its positions respond alike along rows or along columns of the input, so "
+                "their grid cannot be told",
+                "pass channels_last= for outputs (N, C, h, w) or (N, h, w, C), grid= and prefix= for "
+                "tokens, or choose an earlier layer",
             )
         if chance or not together or not squeezed or (blurred and not (channels and usual)):
             raise Unclear(
@@ -199,7 +203,8 @@ class _Search:
         full = [f for f in full if f[1] == min((f[1] for f in full), key=SPATIAL[self.x.ndim].index)]
         if len(full) > 1:
             raise Unclear(
-                f"{self.what}: several of its axes follow the same axis of the input, so it is unclear which are positions",
+                f"{self.what}: several of its axes follow the same axis of the input, so it is unclear "
+                "which are positions",
                 "pass channels_last=, or choose another layer",
             )
         moves = full[0][0]
@@ -224,8 +229,8 @@ class _Search:
     def _sequence(self, tops: dict[int, int]) -> int | None:
         """Which axis of an input (N, C, T) or (N, L, D) is the sequence, where the output follows both.
 
-        Shifting the input along a sequence shifts the output. Where that is not clear, as after strides, the axis that
-        is followed by far the most, if the other is not followed in order.
+        Shifting the input along a sequence shifts the output. Where that is not clear, as after strides, the
+        axis that is followed by far the most, if the other is not followed in order.
         """
         centres = {s: self.seen.centres(s, a) for s, a in tops.items()}
         first = self.x[:1]
@@ -278,9 +283,10 @@ class _Search:
         enough = 0.75 if len(along) > 1 and fits and fits[0][1].slope < 0.5 else 0.5
         if not fits or fits[0][1].share < enough or (chosen and not fits[0][1].plausible):
             raise Unclear(
-                f"{self.what}: the {n} entries along its axis {axis + 1} are in no order that the rows and columns of "
-                "the input explain (windows, or mixed by the model)",
-                "choose another layer, or pass channels_last=, grid= and prefix= if you know the order, for sequences with resize=False",
+                f"{self.what}: the {n} entries along its axis {axis + 1} are in no order that the rows and "
+                "columns of the input explain (windows, or mixed by the model)",
+                "choose another layer, or pass channels_last=, grid= and prefix= if you know the order, for "
+                "sequences with resize=False",
             )
         near = [fit for loss, fit in fits if loss < fits[0][0] + _CLEAR]
         if len(near) > 1 and self.special is not None:
@@ -305,7 +311,8 @@ class _Search:
     def _grids(
         self, n: int, along: list[int], inputs: tuple[int, ...], most: int
     ) -> Iterator[tuple[int, tuple[int, ...], tuple[int, ...]]]:
-        """Prefix, sides and order of the sides of all grids of n tokens with up to `most` tokens beside the grid."""
+        """Prefix, sides and order of the sides of all grids of n tokens with up to `most` tokens beside the
+        grid."""
         prefix, grid = self.wish.prefix, self.wish.grid
         wished = None
         if grid is not None and len(grid) == len(inputs):

@@ -1,4 +1,5 @@
-"""Where in the input the entries of a layer's output look: the responses to disturbances of stripes of one input."""
+"""Where in the input the entries of a layer's output look: the responses to disturbances of stripes of one
+input."""
 
 from __future__ import annotations
 
@@ -14,8 +15,8 @@ from pfungst.errors import InputError
 _STRIPES = {2: 8, 3: 8, 4: 4, 5: 4}  # along each axis of the input, by its number of axes
 _FINE = 32
 GROUPS = 8  # of channels, whose centres tell the noise
-#: Axes of the input that may be positions, for inputs (N, T), (N, C, T) or (N, L, D) or (N, T, F), (N, C, H, W) or
-#: (N, H, W, C), (N, C, T, H, W) or (N, T, C, H, W); the first that fits.
+#: Axes of the input that may be positions, for inputs (N, T), (N, C, T) or (N, L, D) or (N, T, F), (N, C, H,
+#: W) or (N, H, W, C), (N, C, T, H, W) or (N, T, C, H, W); the first that fits.
 SPATIAL: dict[int, list[tuple[int, ...]]] = {
     2: [(1,)],
     3: [(2,), (1,), (1, 2)],
@@ -42,6 +43,7 @@ class Centres:
 
     @classmethod
     def along(cls, response: Tensor, axis: int) -> Centres:
+        """The centres along an axis of the output of one input, from the responses (stripes, *output)."""
         stripes, n = len(response), response.shape[1 + axis]
         r = response.movedim(1 + axis, 1).reshape(stripes, n, -1)
         groups = min(GROUPS, r.shape[2])
@@ -60,6 +62,7 @@ class Centres:
 
     @property
     def spread(self) -> float:
+        """Variance of the centres."""
         live = self.at[~np.isnan(self.at)]
         return float(live.var()) if len(live) > 1 else 0.0
 
@@ -128,7 +131,8 @@ class Responses:
         return self._known[s, axis]
 
     def disturb(self, rounds: int, fine: bool = False) -> None:
-        """Measure the mean square responses to random disturbances of each stripe; fine stripes tell windows apart."""
+        """Measure the mean square responses to random disturbances of each stripe; fine stripes tell windows
+        apart."""
         x = self.x
         axes = sorted({a for axes in SPATIAL[x.ndim] for a in axes})
         if x.ndim == 4 and x.shape[3] > 4:
@@ -185,11 +189,12 @@ class Responses:
                 return axis
             if shape[axis] * m == other[axis] * n:
                 raise InputError(
-                    f"axis {axis} of the output {shape} of layer {self.layer} holds {shape[axis] // n} windows, or the "
-                    f"like, of each of {n} inputs",
+                    f"axis {axis} of the output {shape} of layer {self.layer} holds {shape[axis] // n} "
+                    f"windows, or the like, of each of {n} inputs",
                     "choose the layer around it, whose output has one entry per input",
                 )
         raise InputError(
-            f"no axis of the output {shape} of layer {self.layer} counts the inputs: {m} of them give {tuple(other)}",
+            f"no axis of the output {shape} of layer {self.layer} counts the inputs: {m} of them give "
+            f"{tuple(other)}",
             "choose another layer",
         )

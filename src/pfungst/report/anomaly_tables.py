@@ -1,25 +1,13 @@
-"""How the scores of an anomaly audit are named and written, in tables and in figures of one line."""
+"""How the scores of an anomaly audit are written, in tables and in figures of one line."""
 
 from __future__ import annotations
 
-from pfungst.audit.anomaly.result import Scores
-from pfungst.audit.result import Interval
-from pfungst.report import text
-from pfungst.report.page import Cell, Step
+from pfungst.audit.anomaly.result import Scored, Scores
+from pfungst.report import parts, text
+from pfungst.report.page import Cell, Column, Rows, Step, Table
 
-VARIANT_KEYS = {
-    "original": "Original",
-    "deployed": "Deployed",
-    "mitigated_original": "Mitigated, original",
-    "mitigated": "Mitigated",
-}
-MARK_MEANINGS = {
-    "↓": "↓ F1 fell by 0.03 or more",
-    "↓↓": "↓↓ by 0.06 or more",
-    "↑": "↑ mitigation raised it by 0.03 or more",
-}
-
-# Measures of the tables: attribute, name, unit written, direction.
+MARKS = parts.marks("F1")
+# Measures of the tables: attribute, name, how it is written, direction.
 MEASURES = (
     ("f1", "F1", text.ratio, "higher is better"),
     ("f1_balanced", "Balanced F1", text.ratio, "higher is better"),
@@ -28,38 +16,39 @@ MEASURES = (
     ("fpr", "FPR", text.percent, "false alarms"),
     ("clever_hans", "Clever Hans score", text.ratio, "lower is better"),
 )
+HEADS = [Column("Images", numeric=False), *[Column(name, hint) for _, name, _, hint in MEASURES]]
 
 
-def row(name: str, scores: Scores) -> list[Cell]:
+def shown(scored: Scored) -> list[Scores]:
+    """Original, deployed and mended, as far as there are."""
+    return [s for s in (scored.original, scored.deployed, scored.mended) if s is not None]
+
+
+def row(scores: Scores) -> list[Cell]:
     """One row of a table of results: the variant, then its measures."""
-    tone = name.split("_")[0]
-    cells = [Cell(VARIANT_KEYS[name], tone=tone)]  # type: ignore[arg-type]
+    cells = [Cell(parts.label(scores.variant), tone=parts.tone(scores.variant))]
     for measure, _, write, _ in MEASURES:
-        cell: Interval | None = getattr(scores, measure)
-        if cell is None:
-            cells.append(Cell("–", title="needs masks of the defects"))
-            continue
         mark = scores.mark if measure == "f1" else ""
-        cells.append(
-            Cell(
-                write(cell.value),
-                text.interval(cell.low, cell.high, write),
-                mark,
-                MARK_MEANINGS.get(mark, ""),
-                tone="mitigated" if mark == "↑" else "",
-            )
-        )
+        missing = "needs masks of the defects"
+        cells.append(parts.cell(getattr(scores, measure), write, mark, MARKS, missing=missing))
     return cells
 
 
-def steps(variants: dict[str, Scores], measure: str) -> list[Step]:
-    """original → deployed → mitigated of one measure."""
+def group(label: str, scored: Scored, note: str = "", href: str = "", strong: bool = False) -> Rows:
+    """The rows of one detector or category."""
+    return Rows([row(s) for s in shown(scored)], label, note, href, strong)
+
+
+def table(groups: list[Rows], name: str, lead: str = "") -> Table:
+    """The table of results, with what its marks say."""
+    return Table(columns=HEADS, groups=groups, name=name, caption=lead + parts.legend(MARKS))
+
+
+def steps(scored: Scored, measure: str) -> list[Step]:
+    """original → deployed → mended of one measure."""
     write = text.percent if measure in ("fnr", "fpr") else text.ratio
     found = []
-    for name in ("original", "deployed", "mitigated"):
-        cell = getattr(variants[name], measure) if name in variants else None
-        if cell is not None:
-            mark = variants[name].mark if measure == "f1" else ""
-            meaning = MARK_MEANINGS.get(mark, "")
-            found.append(Step(VARIANT_KEYS[name].lower(), write(cell.value), name, mark, meaning))
+    for s in shown(scored):
+        mark, name = s.mark if measure == "f1" else "", "mended" if s.variant.mitigated else ""
+        found.append(parts.step(s.variant, getattr(s, measure), write, mark, MARKS, name))
     return found

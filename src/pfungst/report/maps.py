@@ -14,8 +14,17 @@ from pfungst.report.page import Block, Strip
 
 # Told apart with any colour vision for the first eight; beyond ten, groups share a grey.
 COLOURS = (
-    "#3f6fb5", "#d8791b", "#2f9e77", "#a8327a", "#c9a400", "#6a4fb0", "#4aa6c9", "#c0392b", "#7a8b3a", "#8c5a3c",
-)  # fmt: skip
+    "#3f6fb5",
+    "#d8791b",
+    "#2f9e77",
+    "#a8327a",
+    "#c9a400",
+    "#6a4fb0",
+    "#4aa6c9",
+    "#c0392b",
+    "#7a8b3a",
+    "#8c5a3c",
+)
 REST = "#98a2ad"
 _WIDTH, _HEIGHT = 300.0, 230.0
 

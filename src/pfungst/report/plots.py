@@ -8,7 +8,7 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
@@ -33,6 +33,8 @@ _TOKENS = {
 INK, MUTED, LINE, SURFACE = (_TOKENS[n] for n in ("ink", "muted", "line", "surface"))
 MARKERS = {"original": "o", "deployed": "D", "mitigated": "s"}
 SIZES = {"original": 6.0, "deployed": 5.2, "mitigated": 5.4}
+MOSTLY = 0.5  # of a band's energy: with less kept it is shaded
+_THRESHOLD: Any = {"color": INK, "lw": 1.4, "dashes": (3, 2)}
 _RC: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "pfungst",
@@ -100,7 +102,6 @@ class Point:
     name: str
     x: float
     y: float
-    extra: dict[str, float] = field(default_factory=dict)
 
 
 @contextmanager
@@ -114,6 +115,16 @@ def _figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width / 72, height / 72), dpi=72, layout="constrained", facecolor="none")
 
 
+_CLEANED = (
+    (r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", ""),
+    (r'<g id="[^"]*"', "<g"),
+    (r"font-family: [^;\"]*;? ?", ""),
+    ("xlink:href", "href"),
+    (r"(?<=[\d ])(\d*\.\d{2})\d+", r"\1"),
+    (r"\s*\n\s*", " "),
+)
+
+
 def _svg(figure: Figure, label: str, gap: float = 0.02) -> Markup:
     """The figure as SVG to put into HTML: no ids that clash, no style that leaks, no fonts of its own."""
     engine = figure.get_layout_engine()
@@ -124,14 +135,9 @@ def _svg(figure: Figure, label: str, gap: float = 0.02) -> Markup:
     figure.savefig(buffer, format="svg", transparent=True, metadata=dict.fromkeys(keys))
     svg = buffer.getvalue()
     width, height = (float(v) for v in re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg).groups())  # type: ignore[union-attr]
-    svg = svg[svg.index("<svg") :]
-    svg = svg[svg.index(">") + 1 :]
-    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", svg, flags=re.S)
-    svg = re.sub(r'<g id="[^"]*"', "<g", svg)
-    svg = re.sub(r"font-family: [^;\"]*;? ?", "", svg)
-    svg = svg.replace("xlink:href", "href")
-    svg = re.sub(r"(?<=[\d ])(\d*\.\d{2})\d+", r"\1", svg)
-    svg = re.sub(r"\s*\n\s*", " ", svg)
+    svg = re.sub(r"^.*?<svg.*?>", "", svg, flags=re.S)
+    for pattern, instead in _CLEANED:
+        svg = re.sub(pattern, instead, svg, flags=re.S)
     prefix = "p" + digest(svg, length=8)
     svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}", svg)
     for name, colour in _TOKENS.items():
@@ -153,36 +159,41 @@ def dots(rows: Sequence[str], panels: Sequence[Panel], label: str, width: float 
         figure = _figure(width, height * (len(panels) if stacked else 1))
         shape = (len(panels), 1) if stacked else (1, len(panels))
         axes = figure.subplots(*shape, sharey=True, squeeze=False).ravel()
-        y = np.arange(len(rows))
         for ax, panel in zip(axes, panels, strict=True):
-            names = [n for n in MARKERS if n in panel.series]
-            offsets = np.linspace(-0.24, 0.24, len(names)) if len(names) > 1 else [0.0]
-            for name, offset in zip(names, offsets, strict=True):
-                colour = _TOKENS[name]
-                for row, cell in enumerate(panel.series[name]):
-                    if cell is None or not np.isfinite(cell.value):
-                        continue
-                    if cell.low is not None and cell.high is not None:
-                        ax.plot(
-                            [cell.low, cell.high], [row + offset] * 2, color=colour, lw=2, alpha=0.45,
-                            solid_capstyle="round",
-                        )  # fmt: skip
-                    ax.plot(cell.value, row + offset, MARKERS[name], ms=SIZES[name], color=colour, mew=0)
-            ax.set_title(panel.title)
-            low, high = panel.span
-            ax.set_xlim(low - 0.02 * (high - low), high + 0.02 * (high - low))
-            ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
-            if panel.percent:
-                _percent_axis(ax.xaxis)
-            ax.grid(axis="y", visible=False)
-            ax.spines["left"].set_visible(False)
-            for row in y[1:]:
-                ax.axhline(row - 0.5, color=LINE, lw=0.6)
-        axes[0].set_yticks(y, [shorten(r, 16 if stacked else 24) for r in rows])
-        for ax in axes:
-            ax.tick_params(axis="y", labelcolor=INK)
-        axes[0].set_ylim(len(rows) - 0.5, -0.5)
+            _draw_panel(ax, panel)
+            _rows(ax, [shorten(r, 16 if stacked else 24) for r in rows])
         return _svg(figure, label, gap=0.06)
+
+
+def _draw_panel(ax: Axes, panel: Panel) -> None:
+    names = [n for n in MARKERS if n in panel.series]
+    offsets = np.linspace(-0.24, 0.24, len(names)) if len(names) > 1 else [0.0]
+    for name, offset in zip(names, offsets, strict=True):
+        for row, cell in enumerate(panel.series[name]):
+            if cell is None or not np.isfinite(cell.value):
+                continue
+            y, colour = row + offset, _TOKENS[name]
+            if cell.low is not None and cell.high is not None:
+                bar: Any = {"lw": 2, "alpha": 0.45, "solid_capstyle": "round"}
+                ax.plot([cell.low, cell.high], [y, y], color=colour, **bar)
+            ax.plot(cell.value, y, MARKERS[name], ms=SIZES[name], color=colour, mew=0)
+    ax.set_title(panel.title)
+    low, high = panel.span
+    ax.set_xlim(low - 0.02 * (high - low), high + 0.02 * (high - low))
+    ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+    if panel.percent:
+        _percent_axis(ax.xaxis)
+
+
+def _rows(ax: Axes, names: Sequence[str]) -> None:
+    """Named rows from top to bottom, lines between them."""
+    for row in range(1, len(names)):
+        ax.axhline(row - 0.5, color=LINE, lw=0.6)
+    ax.set_yticks(range(len(names)), names)
+    ax.set_ylim(len(names) - 0.5, -0.5)
+    ax.tick_params(axis="y", labelcolor=INK)
+    ax.grid(axis="y", visible=False)
+    ax.spines["left"].set_visible(False)
 
 
 def spectrum(
@@ -205,7 +216,7 @@ def spectrum(
         top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[2.2, 1])
         bands = np.arange(len(original))
         for ax in (top, bottom):
-            for band in bands[np.asarray(kept) < 0.5]:
+            for band in bands[np.asarray(kept) < MOSTLY]:
                 ax.axvspan(band - 0.5, band + 0.5, color=_TOKENS["wash"], lw=0, zorder=0)
             ax.grid(axis="x", visible=False)
             _percent_axis(ax.yaxis)
@@ -214,17 +225,13 @@ def spectrum(
         else:
             top.bar(bands - 0.2, original, 0.38, color=_TOKENS["original"], lw=0)
             top.bar(bands + 0.2, mitigated, 0.38, color=_TOKENS["mitigated"], lw=0)
-        values = np.concatenate([original, mitigated if mitigated is not None else []])
-        if (values < 0).any():
-            top.axhline(0, color=MUTED, lw=0.8)
         top.yaxis.set_major_locator(MaxNLocator(4))
         top.set_title("Share of relevance")
         bottom.plot(bands, kept, color=_TOKENS["deployed"], lw=2, marker="D", ms=3.6, mew=0)
         bottom.set_ylim(0, 1.08 * max(1.0, float(np.nanmax(kept))))
         bottom.yaxis.set_major_locator(MaxNLocator(2))
         bottom.set_title("Energy kept by the deployed condition")
-        step = max(1, round(len(bands) / 5))
-        ticks = list(range(0, len(bands), step))
+        ticks = list(range(0, len(bands), max(1, round(len(bands) / 5))))
         bottom.set_xticks(ticks, [f"{edges[t]:,}" for t in ticks])
         bottom.set_xlim(-0.6, len(bands) - 0.4)
         bottom.set_xlabel("low  ←  frequency band (first zigzag index)  →  high")
@@ -242,9 +249,8 @@ def histograms(samples: Sequence[Sample], label: str, width: float = 430) -> Mar
         for ax, sample in zip(axes, samples, strict=True):
             alike = [s for s in samples if s.threshold == sample.threshold]
             values = np.concatenate([[*s.scores, s.threshold] for s in alike])
-            values = values[np.isfinite(values)]
-            low, high = float(values.min()), float(values.max())
-            log = low > 0 and high / float(np.median(values)) > 12
+            log = _score_axis(ax, values)
+            low, high = np.nanmin(values), np.nanmax(values)
             if high <= low:
                 low, high = low - 0.5, high + 0.5
             edges = np.geomspace(low, high, 37) if log else np.linspace(low, high, 37)
@@ -253,14 +259,7 @@ def histograms(samples: Sequence[Sample], label: str, width: float = 430) -> Mar
             ax.stairs(bad, edges, fill=True, color=_TOKENS["defect"], lw=0)
             ax.stairs(-good, edges, fill=True, color=_TOKENS["good"], lw=0)
             ax.axhline(0, color=MUTED, lw=0.8)
-            ax.axvline(sample.threshold, color=INK, lw=1.4, dashes=(3, 2))
-            if log:
-                ax.set_xscale("log")
-                ax.xaxis.set_minor_locator(NullLocator())
-                ax.xaxis.set_minor_formatter(NullFormatter())
-            else:
-                ax.xaxis.set_major_locator(MaxNLocator(5))
-            ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: number(v)))
+            ax.axvline(sample.threshold, **_THRESHOLD)
             reach = 1.12 * max(1, bad.max(initial=0), good.max(initial=0))
             ax.set_ylim(-reach, reach)
             ax.yaxis.set_major_locator(MaxNLocator(3, integer=True))
@@ -273,63 +272,49 @@ def histograms(samples: Sequence[Sample], label: str, width: float = 430) -> Mar
         return _svg(figure, label)
 
 
-def groups(
-    scores: np.ndarray,
-    defect: np.ndarray,
-    names: np.ndarray,
-    threshold: float,
-    column: str,
-    label: str,
-    width: float = 640,
-    seed: int = 0,
-) -> Markup:
+def _score_axis(ax: Axes, values: np.ndarray) -> bool:
+    """Write the axis of scores, logarithmic where they spread widely; returns whether it is."""
+    values = values[np.isfinite(values)]
+    log = bool(values.min() > 0 and values.max() / np.median(values) > 12)
+    if log:
+        ax.set_xscale("log")
+        ax.xaxis.set_minor_locator(NullLocator())
+        ax.xaxis.set_minor_formatter(NullFormatter())
+    else:
+        ax.xaxis.set_major_locator(MaxNLocator(5))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: number(v)))
+    return log
+
+
+def groups(sample: Sample, names: np.ndarray, label: str, width: float = 640, seed: int = 0) -> Markup:
     """Every image's score by group, good and defect apart, with quartile boxes and the threshold.
 
     Args:
-        scores: (N,).
-        defect: (N,) bool.
+        sample: the scores; its title names the groups.
         names: (N,) group of each image.
         seed: of the vertical jitter.
     """
     order = sorted(set(names.tolist()), key=_natural)
-    jitter = np.random.default_rng(seed).uniform(-0.13, 0.13, len(scores))
+    jitter = np.random.default_rng(seed).uniform(-0.13, 0.13, len(names))
+    known = np.isfinite(sample.scores)
     with _drawing():
         figure = _figure(width, 70 + 46 * len(order))
         ax = figure.subplots()
         for row, name in enumerate(order):
-            for flag, offset, token in ((False, -0.2, "good"), (True, 0.2, "defect")):
-                here = (names == name) & (defect == flag) & np.isfinite(scores)
-                if not here.any():
-                    continue
-                colour, values = _TOKENS[token], scores[here]
-                ax.plot(
-                    values, row + offset + jitter[here], "D" if flag else "o", ms=4.2,
-                    color=colour, alpha=0.6, mew=0,
-                )  # fmt: skip
+            for flag, offset, marker, token in ((False, -0.2, "o", "good"), (True, 0.2, "D", "defect")):
+                here = (names == name) & (sample.defect == flag) & known
+                values, y = sample.scores[here], row + offset
+                ax.plot(values, y + jitter[here], marker, ms=4.2, color=_TOKENS[token], alpha=0.6, mew=0)
                 if len(values) >= 5:
                     q1, median, q3 = np.percentile(values, [25, 50, 75])
-                    ax.plot([q1, q3], [row + offset] * 2, color=INK, lw=1.6, solid_capstyle="butt")
-                    ax.plot(
-                        [median] * 2, [row + offset - 0.15, row + offset + 0.15], color=INK, lw=2.2,
-                        solid_capstyle="butt",
-                    )  # fmt: skip
-            if row:
-                ax.axhline(row - 0.5, color=LINE, lw=0.6)
-        ax.axvline(threshold, color=INK, lw=1.4, dashes=(3, 2))
-        ax.set_yticks(range(len(order)), [shorten(str(n), 24) for n in order])
-        ax.tick_params(axis="y", labelcolor=INK)
-        ax.set_ylim(len(order) - 0.5, -0.5)
-        finite = scores[np.isfinite(scores)]
-        if finite.min() > 0 and finite.max() / np.median(finite) > 12:
-            ax.set_xscale("log")
-            ax.xaxis.set_minor_locator(NullLocator())
-        else:
-            ax.xaxis.set_major_locator(MaxNLocator(6))
-        ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: number(v)))
-        ax.grid(axis="y", visible=False)
-        ax.spines["left"].set_visible(False)
+                    line: Any = {"color": INK, "solid_capstyle": "butt"}
+                    ax.plot([q1, q3], [y, y], lw=1.6, **line)
+                    ax.plot([median, median], [y - 0.15, y + 0.15], lw=2.2, **line)
+        ax.axvline(sample.threshold, **_THRESHOLD)
+        _rows(ax, [shorten(str(n), 24) for n in order])
+        _score_axis(ax, sample.scores)
         ax.set_xlabel("anomaly score")
-        ax.set_ylabel(shorten(column, 24))
+        ax.set_ylabel(shorten(sample.title, 24))
         return _svg(figure, label)
 
 
@@ -355,10 +340,8 @@ def scatter(
         ax = figure.subplots()
         for start, stop in arrows:
             a, b = points[start], points[stop]
-            ax.annotate(
-                "", (b.x, b.y), (a.x, a.y),
-                arrowprops={"arrowstyle": "->", "color": MUTED, "lw": 1.1, "shrinkA": 6, "shrinkB": 6},
-            )  # fmt: skip
+            style = {"arrowstyle": "->", "color": MUTED, "lw": 1.1, "shrinkA": 6, "shrinkB": 6}
+            ax.annotate("", (b.x, b.y), (a.x, a.y), arrowprops=style)
         targets = {stop for _, stop in arrows}
         for index, point in enumerate(points):
             variant = "mitigated" if index in targets else "original"
@@ -392,16 +375,9 @@ def _name_points(ax: Axes, points: Sequence[Point], silent: set[int]) -> None:
             if left < other[1] and other[0] < left + span and abs(bottom - other[2]) < line:
                 bottom = other[2] + line
         taken.append((left, left + span, bottom))
-        ax.annotate(
-            name,
-            (point.x, point.y),
-            (-4 if right else 4, bottom - y),
-            textcoords="offset points",
-            ha="left" if right else "right",
-            va="bottom",
-            fontsize=11,
-            color=INK,
-        )
+        shift, side = (-4 if right else 4, bottom - y), "left" if right else "right"
+        style: Any = {"textcoords": "offset points", "va": "bottom", "fontsize": 11, "color": INK}
+        ax.annotate(name, (point.x, point.y), shift, ha=side, **style)
 
 
 def _natural(name: str) -> list[tuple[int, int | str]]:

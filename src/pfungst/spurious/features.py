@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import cached_property, partial
 from pathlib import Path
@@ -12,16 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pfungst.device import choose_device
-from pfungst.errors import DataError, InputError, UnreadableImages, few
-from pfungst.features import Store, Workers, combined, content_key, load_all, values_file, write_table
-from pfungst.files import Lock, read, whole, write_json
+from pfungst.device import check_device, choose_device
+from pfungst.errors import DataError, InputError, few
+from pfungst.features import Batch, Store, Stream, Work, Workers, combined, content_key, run
+from pfungst.files import Lock, read, write_json
 from pfungst.progress import progress_bar
 from pfungst.spurious.heads import FeatureHead
 
 FORMAT = "pfungst.features/2"
 _DAMAGED = "delete the folder and call extract_features again"
-_BLOCK = 8192  # rows in memory at a time
 
 
 class FeatureStore:
@@ -47,6 +46,8 @@ class FeatureStore:
                 "call extract_features with the same arguments to finish it",
             )
         self.features = read(self.path / "features.npy", _DAMAGED)
+        if len(self._index) != len(self.features):
+            raise DataError(f"{self.path} has an index of other features", _DAMAGED)
 
     def __len__(self) -> int:
         return len(self.features)
@@ -100,18 +101,20 @@ def extract_features(
     dtype: str = "float16",
     device: str = "auto",
     workers: Workers = 0,
+    ray: str | None = None,
     skip_bad: bool = False,
     commit_every: int = 50,
     progress: bool = True,
 ) -> FeatureStore:
     """Run the model once over (id, image, label) and store the features; an interrupted pass continues.
 
-    A store holds what a pass into an empty folder would: rows of images or labels that changed are computed again.
+    A store holds what a pass into an empty folder would: rows of images or labels that changed are computed again, as
+    are those whose files are damaged.
 
     Args:
         model: the classifier, or its :class:`FeatureHead`.
-        data: gives (id, image (C, H, W) in [0, 1], class index). With `__len__` and `__getitem__`, `workers` processes
-            can load. Images are known by their content. If `data.identity(i)` tells what the image i, its preparation and
+        data: gives (id, image (C, H, W) in [0, 1], class index). With `__len__` and `__getitem__`, other processes can
+            load. Images are known by their content. If `data.identity(i)` tells what the image i, its preparation and
             its label depend on (plain values, such as :func:`pfungst.features.file_key`), those in the store are not
             even read; that needs `data.ids` too.
         path: folder of the store.
@@ -119,6 +122,7 @@ def extract_features(
         dtype: "float16" (half the disk) or "float32".
         device: "auto", "cpu", "cuda", …
         workers: loading processes; "auto": one per core but one where there are many images.
+        ray: compute on a Ray cluster: "auto", or its ``host:port``.
         skip_bad: leave unreadable images out and count them in `store.meta["skipped"]`; otherwise they are all named.
         commit_every: batches between commits; at most this many are computed again after a kill.
         progress: show a bar.
@@ -129,60 +133,88 @@ def extract_features(
         DataError: an identifier occurs twice; another process is writing into the folder.
         ConfigError: the device does not exist.
     """
-    target = choose_device(device)
+    choose_device(device) if ray is None else check_device(device)
     head = head_for(model, data)
-    head.model.to(target)
     path = Path(path)
     with Lock(path / ".lock", str(path)):
         meta = _open(path, head, dtype)
         store = Store(path)
-        before = (meta["complete"], meta["skipped"])
-        keys, names = _known(data)
-        todo = None if keys is None else [i for i, key in enumerate(keys) if key not in store]
+        keys = _known(data)
+        reading = _Labelled(head, data, dtype, keys, set() if keys else store.keys())
+        rows = reading.rows if keys is None else [i for i, key in enumerate(keys) if key not in store]
         wanted: dict[int, bytes] = {} if keys is None else {i: k for i, k in enumerate(keys) if k in store}
-        problems: list[tuple[str, str]] = []
+        names, problems = set[str](), list[tuple[int, str]]()
+        if keys is None or rows:
+            write_json(path / "store.json", meta | {"complete": False})
+        work = Work(partial(read_item, reading.data), reading.compute, reading.to, reading.name)
+        options: Any = {"device": device, "workers": workers, "ray": ray, "skip_bad": skip_bad}
         total = len(data) if hasattr(data, "__len__") else None  # type: ignore[arg-type]
-        parameter = next(head.model.parameters())
         shown = progress_bar("features", total, show=progress, done=len(wanted))
-        with shown as bar, torch.inference_mode(), store.writing(commit_every * batch_size) as write:
-            for batch in _batches(read_items(data, todo, workers, problems), batch_size):
-                bar.advance(len(batch))
-                if problems and not skip_bad:
-                    continue  # nothing is computed any more, but every unreadable image gets named
-                good = [item for item in batch if item[2] is not None]
-                labels = _check_labels([item[3] for item in good], [item[1] for item in good], head)
-                fresh = []
-                for (row, name, image, _), label in zip(good, labels, strict=True):
-                    assert image is not None
+        with shown as bar, store.writing(commit_every * batch_size) as write:
+            for done in run(work, rows, batch_size, **options):
+                bar.advance(done.count)
+                problems += done.problems
+                if done.result is not None:
+                    ids, found, fresh = done.result
                     if keys is None:
-                        _once(name, names)
-                    known = b"" if keys is None else keys[row]
-                    wanted[row] = known or bytes.fromhex(combined(name, content_key(image), label))
-                    if wanted[row] not in store:
-                        fresh.append((wanted[row], name, image, label))
-                if not fresh:
-                    continue
-                if meta["complete"]:
-                    meta["complete"] = False
-                    write_json(path / "store.json", meta)
-                own = torch.tensor([label for *_, label in fresh], device=target)
-                images = torch.stack([image for _, _, image, _ in fresh])
-                phi, logits = head.features_and_logits(images.to(target, parameter.dtype))
-                write(
-                    [key for key, *_ in fresh],
-                    _rounded(phi, dtype, fresh[0][1]),
-                    id=np.array([name for _, name, _, _ in fresh], object),
-                    label=own.int().cpu().numpy(),
-                    predicted=logits.argmax(1).int().cpu().numpy(),
-                    confidence=logits.float().softmax(1).gather(1, own[:, None])[:, 0].cpu().numpy(),
-                )
-        if problems and not skip_bad:
-            raise UnreadableImages(problems)
+                        _once(ids, names)
+                    wanted.update(zip(done.rows, found, strict=True))
+                    if fresh:
+                        write(*fresh[:2], **fresh[2])
         if not wanted:
             raise DataError("the image set is empty", "pass at least one readable labelled image")
-        meta["skipped"] = [list(problem) for problem in problems]
-        _finish(path, store, [wanted[row] for row in sorted(wanted)], meta, before)
+        store.merge([wanted[row] for row in sorted(wanted)])
+        meta["skipped"] = [[reading.name(row), why] for row, why in problems]
+        write_json(path / "store.json", meta | {"complete": True})
     return FeatureStore(path)
+
+
+class _Labelled:
+    """What a pass reads, (id, image, label), and what its rows are: features, prediction, confidence.
+
+    Args:
+        keys: of the rows, where the data tell what their images are; empty where they cannot.
+        have: keys of rows that need not be computed; for images that are known by their content.
+    """
+
+    def __init__(
+        self, head: FeatureHead, data: Any, dtype: str, keys: list[bytes] | None, have: set[bytes]
+    ) -> None:
+        self.head, self.dtype, self.keys, self.have = head, dtype, keys, have
+        self.ids = getattr(data, "ids", None)
+        listed = hasattr(data, "__getitem__") and hasattr(data, "__len__")
+        self.data: Any = data if listed else Stream(data)
+        self.rows: Iterable[int] = range(len(data)) if listed else self.data
+
+    def to(self, device: Any) -> None:
+        self.head.model.to(device)
+
+    def name(self, row: int) -> str:
+        return str(row if self.ids is None else self.ids[row])
+
+    def compute(self, batch: Batch) -> tuple[list[str], list[bytes], Any]:
+        """Identifiers and keys of the rows, and what is to be stored: keys, features and columns."""
+        ids = [name for name, _ in batch.known]
+        labels = _check_labels([label for _, label in batch.known], ids, self.head)
+        known = [b""] * len(ids) if self.keys is None else [self.keys[row] for row in batch.rows]
+        found = [
+            key or bytes.fromhex(combined(name, content_key(image), label))
+            for key, name, image, label in zip(known, ids, batch.images, labels, strict=True)
+        ]
+        fresh = [i for i, key in enumerate(found) if key not in self.have]
+        if not fresh:
+            return ids, found, None
+        parameter = next(self.head.model.parameters())
+        own = torch.tensor([labels[i] for i in fresh], device=parameter.device)
+        images = batch.images if len(fresh) == len(found) else batch.images[fresh]
+        phi, logits = self.head.features_and_logits(images.to(parameter))
+        columns = {
+            "id": np.array([ids[i] for i in fresh], object),
+            "label": own.int().cpu().numpy(),
+            "predicted": logits.argmax(1).int().cpu().numpy(),
+            "confidence": logits.float().softmax(1).gather(1, own[:, None])[:, 0].cpu().numpy(),
+        }
+        return ids, found, ([found[i] for i in fresh], _rounded(phi, self.dtype, ids[fresh[0]]), columns)
 
 
 def _open(path: Path, head: FeatureHead, dtype: str) -> dict[str, Any]:
@@ -215,28 +247,35 @@ def _open(path: Path, head: FeatureHead, dtype: str) -> dict[str, Any]:
     return meta
 
 
-def _known(data: Any) -> tuple[list[bytes] | None, set[str]]:
-    """The key of each row where the data tell what their images are, empty where they cannot; and the identifiers."""
-    identity, names = getattr(data, "identity", None), set[str]()
+def read_item(data: Any, row: int) -> tuple[tuple[str, Any], Tensor]:
+    """((id, label), image) of a row."""
+    name, image, label = data[row]
+    return (str(name), label), image
+
+
+def _known(data: Any) -> list[bytes] | None:
+    """The key of each row where the data tell what their images are, empty where they cannot."""
+    identity = getattr(data, "identity", None)
     if identity is None:
-        return None, names
-    keys: list[bytes] = []
+        return None
+    _once(map(str, data.ids), set())
+    keys = []
     for i, name in enumerate(data.ids):
-        _once(str(name), names)
         try:
             keys.append(bytes.fromhex(combined(str(name), identity(i))))
         except OSError:  # reading it will tell
             keys.append(b"")
-    return keys, names
+    return keys
 
 
-def _once(name: str, names: set[str]) -> None:
-    if name in names:
-        raise DataError(
-            f"the identifier {name!r} occurs twice",
-            "identifiers match images across models: make them unique",
-        )
-    names.add(name)
+def _once(ids: Iterable[str], names: set[str]) -> None:
+    for name in ids:
+        if name in names:
+            raise DataError(
+                f"the identifier {name!r} occurs twice",
+                "identifiers match images across models: make them unique",
+            )
+        names.add(name)
 
 
 def _rounded(phi: Tensor, dtype: str, near: str) -> np.ndarray:
@@ -248,33 +287,6 @@ def _rounded(phi: Tensor, dtype: str, near: str) -> np.ndarray:
             "store them with dtype='float32'; if they are not finite, the model or the images are broken",
         )
     return rows
-
-
-def _finish(
-    path: Path, store: Store, keys: list[bytes], meta: dict[str, Any], before: tuple[bool, list[Any]]
-) -> None:
-    """One array and one table of all rows in the order of the data, in place of the parts."""
-    index = path / "index.parquet"
-    same = index.is_file() and read(index, _DAMAGED)["key"].to_pylist() == keys
-    if same and before == (True, meta["skipped"]):
-        return
-    if not same:
-        meta["complete"] = False
-        write_json(path / "store.json", meta)
-        table = store.table(keys)
-        with whole(values_file(index)) as part:
-            out = np.lib.format.open_memmap(
-                part, "w+", np.dtype(meta["dtype"]), (len(keys), store.widths(keys)[0])
-            )
-            for start in range(0, len(keys), _BLOCK):
-                out[start : start + _BLOCK] = store.values(keys[start : start + _BLOCK])
-            out.flush()
-            index.unlink(missing_ok=True)  # a table never stands beside the array of another one
-        write_table(table, index)
-    meta["complete"] = True
-    write_json(path / "store.json", meta)
-    for file in store.parts:
-        file.unlink()
 
 
 def head_for(model: nn.Module | FeatureHead, data: Iterable[tuple[Any, Tensor, int]]) -> FeatureHead:
@@ -336,51 +348,3 @@ def _check_labels(labels: Sequence[Any], ids: Sequence[str], head: FeatureHead) 
             )
         out.append(number)
     return out
-
-
-Item = tuple[int, str, Tensor | None, Any]
-
-
-def read_items(
-    data: Any, rows: Sequence[int] | None, workers: Workers, problems: list[tuple[str, str]]
-) -> Iterator[Item]:
-    """(row, id, image, label) of some rows, or of all; an unreadable one has no image and is added to `problems`."""
-    if hasattr(data, "__getitem__") and hasattr(data, "__len__"):
-        rows = range(len(data)) if rows is None else rows
-        guarded = load_all(partial(_guarded, data), rows, workers)
-    else:
-        guarded = (_guard(partial(_same, item), i, str(i)) for i, item in enumerate(data))
-    for row, name, image, label, why in guarded:
-        if why:
-            problems.append((name, why))
-        yield row, name, image, label
-
-
-def _same(item: Any) -> Any:
-    return item
-
-
-def _guarded(data: Any, row: int) -> tuple[int, str, Tensor | None, Any, str]:
-    ids = getattr(data, "ids", None)
-    return _guard(lambda: data[row], row, str(row if ids is None else ids[row]))
-
-
-def _guard(load: Callable[[], Any], row: int, name: str) -> tuple[int, str, Tensor | None, Any, str]:
-    try:
-        item, image, label = load()
-    except UnreadableImages as error:
-        return row, name, None, -1, error.problems[0][1]
-    except (OSError, SyntaxError, DataError) as error:  # Pillow raises SyntaxError for broken PNG chunks
-        return row, name, None, -1, str(error).splitlines()[0] if str(error) else type(error).__name__
-    return row, str(item), image, label, ""
-
-
-def _batches(items: Iterator[Item], size: int) -> Iterator[list[Item]]:
-    batch: list[Item] = []
-    for item in items:
-        batch.append(item)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch

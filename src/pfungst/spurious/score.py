@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from torch import Tensor, nn
 
 from pfungst.device import choose_device
 from pfungst.errors import DataError, InputError, UnreadableImages
-from pfungst.spurious.features import read_items
+from pfungst.features import Batch, Stream, Work, combined, file_key, run
+from pfungst.spurious.features import read_item
 from pfungst.spurious.heads import logits_of
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
@@ -170,38 +172,40 @@ def class_probabilities(
         UnreadableImages: all that cannot be read.
         InputError: labels outside the model's classes.
     """
-    target = choose_device(device)
-    model = model.to(target).eval()
     dtype = next((p.dtype for p in model.parameters()), torch.float32)
+    target = choose_device(device)
+    listed = hasattr(data, "__getitem__") and hasattr(data, "__len__")
+    source: Any = data if listed else Stream(data)
+    rows: Any = range(len(source)) if listed else source
+    known, ids = getattr(data, "labels", None), getattr(data, "ids", None)
+    if listed and classes is not None and known is not None:
+        rows = [row for row in rows if int(known[row]) in classes]
     out: dict[int, list[float]] = {}
-    images: list[Tensor] = []
-    labels: list[int] = []
 
-    def flush() -> None:
-        with torch.inference_mode():
-            logits = logits_of(model(torch.stack(images).to(target, dtype))).float()
+    def compute(batch: Batch) -> tuple[list[int], list[float]]:
+        labels, images = [int(label) for _, label in batch.known], batch.images.to(target, dtype)
+        if classes is not None:
+            mine = [i for i, label in enumerate(labels) if label in classes]
+            labels, images = [labels[i] for i in mine], images[mine]
+        if not labels:
+            return [], []
+        logits = logits_of(model(images)).float()
         if max(labels) >= logits.shape[1] or min(labels) < 0:
             raise InputError(
                 f"labels {min(labels)} … {max(labels)} do not fit a model of {logits.shape[1]} classes",
                 "map the labels to the model's classes with match_classes",
             )
-        own = logits.softmax(1)[torch.arange(len(labels)), torch.tensor(labels)]
-        for label, p in zip(labels, own.tolist(), strict=True):
-            out.setdefault(label, []).append(p)
-        images.clear()
-        labels.clear()
+        return labels, logits.softmax(1)[torch.arange(len(labels)), torch.tensor(labels)].tolist()
 
-    problems: list[tuple[str, str]] = []
-    for _, _, image, label in read_items(data, None, workers, problems):
-        if image is not None and not problems and (classes is None or int(label) in classes):
-            images.append(image)
-            labels.append(int(label))
-            if len(images) == batch_size:
-                flush()
-    if problems:
-        raise UnreadableImages(problems)
-    if images:
-        flush()
+    work = Work(
+        partial(read_item, source),
+        compute,
+        model.eval().to,
+        lambda row: str(row if ids is None else ids[row]),
+    )
+    for done in run(work, rows, batch_size, device=target, workers=workers):
+        for label, p in zip(*(done.result or ([], [])), strict=True):
+            out.setdefault(label, []).append(p)
     return {k: np.asarray(v, dtype=np.float32) for k, v in out.items()}
 
 
@@ -249,6 +253,14 @@ class SpuriousFolder:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def identity(self, i: int) -> tuple[object, ...]:
+        """What the features of an image and its label depend on, beside the model. Raises OSError if it is not there."""
+        return file_key(self.root / self.ids[i]), self.transform, self.labels[i]
+
+    def key(self) -> str:
+        """Names the list of images, whatever they show now."""
+        return combined(str(self.root.resolve()), self.ids, self.transform)
 
     def __getitem__(self, i: int) -> tuple[str, Tensor, int]:
         from PIL import Image

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from pfungst.audit.config import Repeated
-from pfungst.registry import DETECTORS
+from pfungst.registry import CONDITIONS, DETECTORS
 
 
 class AnomalyConfig(Repeated):
@@ -22,7 +22,10 @@ class AnomalyConfig(Repeated):
         description=f"Detectors, comma-separated, such as kde or bag:A+B: {', '.join(DETECTORS.names())}",
     )
     original: str = Field("opencv-nearest", description="Condition before deployment")
-    deployed: str = Field("pillow-bilinear", description="Condition after deployment")
+    deployed: str = Field(
+        "pillow-bilinear",
+        description=f"Condition after deployment, such as pillow-bilinear+jpeg:50 ({', '.join(CONDITIONS)})",
+    )
     mitigate: str = Field("blur", description="blur, blur:KERNEL,SIGMA, lowpass, lowpass:CUTOFF or none")
     size: int = Field(224, ge=8, le=2048, description="Side of the prepared images in pixels")
     category: list[str] = Field([], description="Categories, comma-separated [all]")
@@ -33,6 +36,9 @@ class AnomalyConfig(Repeated):
     )
     quantile: float = Field(0.95, gt=0, lt=1, description="Of held-out normal scores, for the threshold")
     examples: int = Field(6, ge=1, le=50, description="Images shown per category and detector")
+
+    def no_pass(self) -> str:
+        return "detectors are fitted in this process, whose threads prepare images on all cores"
 
     @field_validator("model")
     @classmethod

@@ -1,75 +1,87 @@
-"""Which test images an audit shows, and why."""
+"""Which test images an audit shows, why, and their pictures."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from pfungst.audit.anomaly.result import Example
-from pfungst.data import Prepared
+from pfungst.audit.anomaly.measure import DEPLOYED, MENDED, MENDED_ORIGINAL, ORIGINAL, Run
+from pfungst.audit.anomaly.prepare import Study
+from pfungst.audit.anomaly.result import Answer, Example
+from pfungst.audit.result import Variant
+from pfungst.relevance import PixelBands
+
+Chosen = list[tuple[int, str]]
 
 
-def choose_examples(test: Prepared, runs: dict[str, Any], count: int) -> list[Example]:
+def choose(labels: np.ndarray, original: Run, deployed: Run, count: int) -> Chosen:
     """Up to `count` test images, most telling first: what deployment breaks, then the typical, then the wrong.
 
-    Args:
-        test: the test images.
-        runs: per variant what has `scores` (N,) and `threshold`.
-        count: how many.
-
     Returns:
-        Examples whose `row` is the index of the image in `test`.
+        The index of each image in the test set, and why it was chosen.
     """
-    labels = test.labels.astype(bool)
-    original, deployed, mended = (runs.get(name) for name in ("original", "deployed", "mitigated"))
-    assert original is not None
-    assert deployed is not None
-    flagged = original.scores > original.threshold
-    flagged_later = deployed.scores > deployed.threshold
-    margin = (original.scores - deployed.scores) / max(abs(original.threshold), 1e-12)
+    defect, flagged, later = labels.astype(bool), original.flagged, deployed.flagged
+    fall = original.scores - deployed.scores
     reasons: list[tuple[str, np.ndarray, np.ndarray]] = [
-        ("defect missed after deployment", labels & flagged & ~flagged_later, -margin),
-        ("defect found, highest score", labels & flagged & flagged_later, -original.scores),
-        ("defect missed before and after", labels & ~flagged & ~flagged_later, original.scores),
-        ("false alarm", ~labels & flagged, -original.scores),
-        ("false alarm only after deployment", ~labels & ~flagged & flagged_later, -deployed.scores),
-        ("good, as it should be", ~labels & ~flagged, original.scores),
+        ("defect missed after deployment", defect & flagged & ~later, -fall),
+        ("defect found, highest score", defect & flagged & later, -original.scores),
+        ("defect missed before and after", defect & ~flagged & ~later, original.scores),
+        ("false alarm", ~defect & flagged, -original.scores),
+        ("false alarm only after deployment", ~defect & ~flagged & later, -deployed.scores),
+        ("good, as it should be", ~defect & ~flagged, original.scores),
     ]
-    queues = [
-        (why, rows[np.argsort(key[rows], kind="stable")].tolist())
-        for why, mask, key in reasons
-        if len(rows := np.flatnonzero(mask))
-    ]
-    chosen: list[tuple[int, str]] = []
-    taken: set[int] = set()
+    queues = []
+    for why, mask, key in reasons:
+        rows = np.flatnonzero(mask)
+        queues.append((why, rows[np.argsort(key[rows], kind="stable")].tolist()))
+    chosen: Chosen = []
     while len(chosen) < count and any(queue for _, queue in queues):
         for why, queue in queues:
             if queue and len(chosen) < count:
                 row = queue.pop(0)
-                if row not in taken:
-                    taken.add(row)
+                if row not in {taken for taken, _ in chosen}:
                     chosen.append((row, why))
-    order = {why: i for i, (why, _, _) in enumerate(reasons)}
-    chosen.sort(key=lambda pair: order[pair[1]])
+    order = [why for why, _, _ in reasons]
+    return sorted(chosen, key=lambda pair: order.index(pair[1]))
+
+
+def examples(study: Study, runs: dict[Variant, Run], chosen: Chosen) -> list[Example]:
+    """The chosen images, with what each variant says of them."""
     return [
         Example(
-            id=test.ids[row],
+            id=study.test.ids[index],
             row=row,
-            label=test.classes[row] or "",
-            defect=bool(labels[row]),
-            groups=test.items[row].groups,
-            score_original=float(original.scores[row]),
-            score_deployed=float(deployed.scores[row]),
-            score_mitigated=None if mended is None else float(mended.scores[row]),
-            flagged_original=bool(flagged[row]),
-            flagged_deployed=bool(flagged_later[row]),
-            flagged_mitigated=None if mended is None else bool(mended.scores[row] > mended.threshold),
+            label=study.test.classes[index] or "",
+            defect=bool(study.labels[index]),
+            groups=study.test.items[index].groups,
+            answers=[
+                Answer(variant=v, score=runs[v].scores[index], flagged=runs[v].flagged[index])
+                for v in (ORIGINAL, DEPLOYED, MENDED)
+                if v in runs
+            ],
             why=why,
         )
-        for row, why in chosen
+        for row, (index, why) in enumerate(chosen)
     ]
+
+
+def pictures(
+    study: Study, runs: dict[Variant, Run], heat: dict[Variant, Tensor], chosen: Chosen
+) -> dict[str, np.ndarray]:
+    """The pictures of the chosen images, see :class:`~pfungst.audit.anomaly.result.Entry`."""
+    rows = [index for index, _ in chosen]
+    images = study.test.images[rows]
+    arrays = {
+        "image": thumbnails(images),
+        "image_deployed": thumbnails(study.deployed.images[rows]),
+        "heat": _half(heat[ORIGINAL][rows]),
+        "joint": _half(runs[ORIGINAL].detector.explain(images, PixelBands.coarse()).values),
+    }
+    if study.test.masks is not None:
+        arrays["mask"] = study.test.masks[rows].numpy().astype(np.uint8) * 255
+    if MENDED_ORIGINAL in heat:
+        arrays["heat_mended"] = _half(heat[MENDED_ORIGINAL][rows])
+    return arrays
 
 
 def thumbnails(images: Tensor) -> np.ndarray:
@@ -77,3 +89,10 @@ def thumbnails(images: Tensor) -> np.ndarray:
     if images.shape[1] == 1:
         images = images.expand(-1, 3, -1, -1)
     return (images.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+
+
+def _half(values: Tensor) -> np.ndarray:
+    """float16 on a scale that fits: heatmaps are drawn relative to their own size."""
+    array = values.detach().float().cpu().numpy()
+    largest = np.abs(array).max(initial=0.0)
+    return (array / largest if largest > 6e4 else array).astype(np.float16)

@@ -6,12 +6,14 @@ from typing import Literal
 
 from pydantic import Field
 
-from pfungst.audit.result import Interval, Model, Result, Skipped
+from pfungst.audit.result import Interval, Model, Result, Skipped, Variant
+from pfungst.errors import DataError
 
 
 class Scores(Model):
-    """One detector on one test set, mean over seeds; rates at the detector's own threshold."""
+    """One detector on the test images of one variant, mean over seeds; rates at the detector's own threshold."""
 
+    variant: Variant
     auroc: Interval
     f1: Interval
     f1_balanced: Interval
@@ -19,8 +21,43 @@ class Scores(Model):
     fpr: Interval
     balanced_accuracy: Interval
     clever_hans: Interval | None = Field(None, description="AUROC minus mean cosine of relevance and mask")
-    mark: Literal["", "↓", "↓↓", "↑"] = Field("", description="of F1 against the column to compare with")
-    p_value: float | None = Field(None, description="two-sided t-test over seeds; None for fewer than 3")
+    mark: Literal["", "↓", "↓↓", "↑"] = Field("", description="of F1 against the variant to compare with")
+    p_value: float | None = Field(
+        None, description="two-sided t-test over seeds; None where they test nothing"
+    )
+    per_seed: dict[str, list[float]] = Field({}, description="measure → value of each seed")
+
+
+class Scored(Model):
+    """Scores of one detector: original, deployed and, with a mitigation, both mended."""
+
+    scores: list[Scores]
+
+    def of(self, condition: str, mitigated: bool = False) -> Scores:
+        """The scores of a variant. Raises DataError where there are none."""
+        wanted = Variant(condition=condition, mitigated=mitigated)
+        found = next((s for s in self.scores if s.variant == wanted), None)
+        if found is None:
+            raise DataError(f"the result has no scores of {wanted} images", "run the audit again")
+        return found
+
+    @property
+    def original(self) -> Scores:
+        return self.of("original")
+
+    @property
+    def deployed(self) -> Scores:
+        return self.of("deployed")
+
+    @property
+    def mended(self) -> Scores | None:
+        """The mended detector on the deployed images, None without a mitigation."""
+        return self.of("deployed", True) if any(s.variant.mitigated for s in self.scores) else None
+
+    @property
+    def fall(self) -> float:
+        """Of F1 through deployment."""
+        return self.original.f1.value - self.deployed.f1.value
 
 
 class Group(Model):
@@ -53,6 +90,22 @@ class Spectrum(Model):
     kept: list[float] = Field(description="energy of the deployed images relative to the original, per band")
 
 
+class Exposure(Model):
+    """Shares of the relevance on the original images, in [0, 1]."""
+
+    high: float = Field(description="on high frequencies")
+    lost_in_deployment: float = Field(description="on what the deployed condition removes")
+    outside_mask: float | None = Field(None, description="off the defect; None without masks")
+
+
+class Answer(Model):
+    """What one variant said of an example, first seed."""
+
+    variant: Variant
+    score: float
+    flagged: bool
+
+
 class Example(Model):
     """One test image shown; its pictures are row `row` of the entry's arrays."""
 
@@ -61,23 +114,19 @@ class Example(Model):
     label: str
     defect: bool
     groups: dict[str, str] = {}
-    score_original: float
-    score_deployed: float
-    score_mitigated: float | None = None
-    flagged_original: bool
-    flagged_deployed: bool
-    flagged_mitigated: bool | None = None
+    answers: list[Answer] = Field(
+        description="original, deployed and, with a mitigation, deployed and mended"
+    )
     why: str = Field(description="why it is shown, for example 'missed after deployment'")
 
 
-class Entry(Model):
+class Entry(Scored):
     """One category and one detector.
 
-    Arrays (npz): ``labels`` (N,) 1 = defect; ``kinds`` and ``ids`` (N,) str; ``scores_VARIANT`` (N,) and
-    ``threshold_VARIANT`` () of the first seed, VARIANT one of the keys of `variants`; for the examples
-    ``image``, ``image_deployed`` (E, S, S, 3) uint8, ``mask`` (E, S, S) uint8, ``heat``, ``heat_mitigated``
-    (E, S, S) and ``joint`` (E, 3, S, S) float16, low, middle and high frequencies, all relevance of the image
-    under the original condition; ``group_COLUMN`` (N,) str.
+    Arrays (npz): ``labels`` (N,) 1 = defect; ``kinds`` and ``ids`` (N,) str; ``scores_KEY`` (N,) and ``threshold_KEY`` ()
+    of the first seed, KEY that of each variant in `scores`; for the examples ``image``, ``image_deployed`` (E, S, S, 3)
+    uint8, ``mask`` (E, S, S) uint8, ``heat``, ``heat_mended`` (E, S, S) and ``joint`` (E, 3, S, S) float16, low, middle
+    and high frequencies, all relevance of the image under the original condition; ``group_COLUMN`` (N,) str.
     """
 
     category: str
@@ -86,23 +135,19 @@ class Entry(Model):
     n_good: int
     n_defect: int
     kinds: dict[str, int]
-    variants: dict[str, Scores] = Field(
-        description="original, deployed and, with a mitigation, mitigated_original, mitigated (both conditions)"
-    )
     trivial_f1: float = Field(description="plain F1 of flagging everything")
     threshold: float
-    spectrum: Spectrum | None = None
-    exposure: dict[str, float] = Field(
-        {}, description="high, outside_mask, lost_in_deployment: shares in [0, 1]"
-    )
-    per_seed: dict[str, dict[str, list[float]]] = Field(
-        {}, description="variant → metric → value of each seed"
-    )
+    spectrum: Spectrum
+    exposure: Exposure
     provenance: list[Provenance] = []
     examples: list[Example] = []
     arrays: str = Field(description="npz file, relative to the result")
     notes: list[str] = []
     skipped: list[Skipped] = []
+
+    @property
+    def name(self) -> str:
+        return f"{self.category} / {self.model}"
 
 
 class AnomalyResult(Result):
@@ -114,4 +159,4 @@ class AnomalyResult(Result):
     size: int
     seeds: list[int]
     entries: list[Entry]
-    mean: dict[str, dict[str, Scores]] = Field(description="per model, per variant: mean over categories")
+    mean: dict[str, Scored] = Field(description="per model: mean over categories")

@@ -1,26 +1,31 @@
-"""The anomaly audit: explain, measure, mitigate, for every category and detector."""
+"""The anomaly audit: explain, measure, mend, for every category and detector."""
 
 from __future__ import annotations
 
 import time
 import warnings
+from collections import Counter
 from functools import cache, partial
 from pathlib import Path
 
+import numpy as np
+
+from pfungst import measure
+from pfungst.audit.anomaly import verdict
 from pfungst.audit.anomaly.config import AnomalyConfig
-from pfungst.audit.anomaly.mitigation import fixed_filter
+from pfungst.audit.anomaly.examples import choose, examples, pictures
+from pfungst.audit.anomaly.explain import explain
+from pfungst.audit.anomaly.measure import DEPLOYED, ORIGINAL, mean_scores, provenance, repeat, scores
+from pfungst.audit.anomaly.mend import mitigation
+from pfungst.audit.anomaly.prepare import Study, check, decode_all, open_sets, state
 from pfungst.audit.anomaly.result import AnomalyResult, Entry
 from pfungst.audit.machine import circumstances
 from pfungst.audit.result import Skipped, save
 from pfungst.audit.sources import group_columns
 from pfungst.audit.workspace import Workspace, refuse_old_result
 from pfungst.conditions import Condition
-from pfungst.data import ImageSet, open_images
-from pfungst.datasets import digits_c
-from pfungst.datasets.synthetic import make_parts
-from pfungst.device import choose_device
-from pfungst.errors import DataError, PfungstWarning, UnreadableImages
-from pfungst.features import combined, file_key
+from pfungst.data import ImageSet
+from pfungst.errors import PfungstWarning
 from pfungst.progress import progress_bar
 
 
@@ -38,55 +43,16 @@ def run(config: AnomalyConfig) -> AnomalyResult:
     """
     started = time.monotonic()
     refuse_old_result(config)
-    choose_device(config.device)
-    fixed_filter(config.mitigate, config.size)
-    conditions = [Condition.parse(config.original), Condition.parse(config.deployed)]
-    for condition in conditions:
-        condition.check(config.size)
-    if isinstance(config.data, Path) and not config.data.exists():
-        raise DataError(f"{config.data} does not exist", "check the path")
-    from pfungst.audit.anomaly import verdict  # with scikit-learn, which takes half as long as torch
-    from pfungst.audit.anomaly.entry import evaluate, mean_scores
-    from pfungst.audit.anomaly.fitted import FittedDetectors, check_detector
-
-    for text in config.model:
-        check_detector(text, config.size)
+    conditions = check(config)
     sets = open_sets(config)
     for images in sets:
         group_columns(images.items, config.groups)
     workspace = Workspace(config)
-    detectors = FittedDetectors(config.device, sets)
-
-    notes: list[str] = []
-    entries: list[Entry] = []
-    skipped: dict[str, str] = {}
-    with progress_bar("checking images", len(sets) * (1 + len(config.model))) as bar:
-        if not config.skip_bad and isinstance(config.data, Path):
-            check_all(sets)
-        for images in sets:
-            bar.say(images.name)
-            bar.advance()
-            notes += [f"{images.name}: {note}" for note in images.notes]
-            prepared = cache(partial(images.prepare_many, conditions, config.size, skip_bad=config.skip_bad))
-            state = _state(images)
-            for model in config.model:
-                name = f"{images.name} {model}"
-                entry = workspace.load_part(f"{name} {state}", Entry)
-                if entry is None:
-                    original, deployed = prepared()
-                    with warnings.catch_warnings(record=True) as caught:
-                        warnings.simplefilter("always", PfungstWarning)
-                        entry, arrays = evaluate(model, original, deployed, config, detectors)
-                    entry.notes += [str(w.message) for w in caught if issubclass(w.category, PfungstWarning)]
-                    entry.arrays = workspace.save_arrays(name, arrays)
-                    entry.skipped = [Skipped(id=id_, reason=reason) for id_, reason in original.skipped]
-                    workspace.save_part(f"{name} {state}", entry)
-                entries.append(entry)
-                skipped |= {f"{images.name}: {s.id}": s.reason for s in entry.skipped}
-                bar.advance()
+    entries = _entries(config, conditions, sets, workspace)
+    notes = [f"{images.name}: {note}" for images in sets for note in images.notes]
     if workspace.resumed:
         notes.append(f"{workspace.resumed} finished parts were taken over from an interrupted run")
-
+    skipped = {f"{e.category}: {s.id}": s.reason for e in entries for s in e.skipped}
     mean = mean_scores(entries)
     result = AnomalyResult(
         title=f"{', '.join(config.model)} on {config.data}",
@@ -109,60 +75,79 @@ def run(config: AnomalyConfig) -> AnomalyResult:
     return result
 
 
-def _state(images: ImageSet) -> str:
-    """Names the items and the files they lie in as they are now; made images follow from the configuration."""
-    found = []
-    for item in images.items:
-        files = [f for f in (item.image, item.mask) if isinstance(f, Path)]
-        found.append(
-            (item.id, item.split, item.label, item.groups, [file_key(f) for f in files if f.exists()])
-        )
-    return combined(found)
+def _entries(
+    config: AnomalyConfig, conditions: tuple[Condition, Condition], sets: list[ImageSet], workspace: Workspace
+) -> list[Entry]:
+    """Every category with every detector; what an interrupted run has finished is taken over."""
+    from pfungst.audit.anomaly.fitted import FittedDetectors  # with scikit-learn, half as long as torch
+
+    detectors = FittedDetectors(config.device, sets)
+    entries: list[Entry] = []
+    with progress_bar("checking images", len(sets) * (1 + len(config.model))) as bar:
+        if not config.skip_bad and isinstance(config.data, Path):
+            decode_all(sets)
+        for images in sets:
+            bar.say(images.name)
+            bar.advance()
+            study = cache(partial(Study.prepare, images, conditions, config, detectors))
+            for model in config.model:
+                part = f"{images.name} {model} {state(images)}"
+                entry = workspace.load_part(part, Entry)
+                if entry is None:
+                    entry = evaluate(study(), model, workspace)
+                    workspace.save_part(part, entry)
+                entries.append(entry)
+                bar.advance()
+    return entries
 
 
-def open_sets(config: AnomalyConfig) -> list[ImageSet]:
-    """The image sets to audit, each with normal training images and labelled test images.
+def evaluate(study: Study, model: str, workspace: Workspace) -> Entry:
+    """Fit, score, explain and mend one detector on one category, and write its arrays.
 
-    Raises:
-        DataError: a set lacks one of them.
-        ConfigError: a category does not exist.
+    Args:
+        model: the detector, see :func:`pfungst.anomaly.detector_from_spec`.
     """
-    wanted = config.category or None
-    if config.data == "synthetic":
-        sets = make_parts(wanted, seed=config.seed)
-    elif config.data == "digits-c":
-        sets = digits_c(wanted, seed=config.seed)
-    else:
-        sets = open_images(config.data, category=wanted)
-    for images in sets:
-        train = images.select(split="train", label="good")
-        test = images.select(split="test")
-        if len(train) < 2:
-            raise DataError(
-                f"{images.name} in {config.data} has {len(train)} normal training images",
-                "mark at least 2 images as split 'train' and label 'good' (MVTec: train/good)",
-            )
-        labels = test.labels
-        if len(test) == 0 or labels.min() == labels.max():
-            missing = "defective" if len(test) and not labels.any() else "normal"
-            raise DataError(
-                f"{images.name} in {config.data} has no {missing} test images",
-                "the audit measures detection, so it needs both normal and defective test images",
-            )
-    return sets
+    config, test, labels = study.config, study.test, study.labels
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", PfungstWarning)
+        runs = repeat(study, model)
+        mended = mitigation(config, runs[ORIGINAL].detector, study.train)
+        if mended is not None:
+            runs |= repeat(study, model, mended)
+        explained = explain(study, runs)
+    original = runs[ORIGINAL]
+    chosen = choose(labels, original, runs[DEPLOYED], config.examples)
+    kinds = np.array([kind or "" for kind in test.classes])
+    arrays = {
+        "labels": labels.astype(np.uint8),
+        "kinds": kinds,
+        "ids": np.array(test.ids),
+        **{f"scores_{variant.key}": run.scores for variant, run in runs.items()},
+        **{f"threshold_{variant.key}": np.array(run.threshold) for variant, run in runs.items()},
+        **{f"group_{column}": values for column, values in study.columns.items()},
+        **pictures(study, runs, explained.heat, chosen),
+    }
+    return Entry(
+        category=test.name,
+        model=model,
+        n_train=len(study.train),
+        n_good=int((labels == 0).sum()),
+        n_defect=int((labels == 1).sum()),
+        kinds=dict(Counter(kinds[labels == 1].tolist())),
+        scores=scores(study, runs, explained.heat),
+        trivial_f1=measure.trivial_f1(labels),
+        threshold=original.threshold,
+        spectrum=explained.spectrum,
+        exposure=explained.exposure,
+        provenance=provenance(study, original.scores),
+        examples=examples(study, runs, chosen),
+        arrays=workspace.save_arrays(f"{test.name} {model}", arrays),
+        notes=_notes(study) + [str(w.message) for w in caught if issubclass(w.category, PfungstWarning)],
+        skipped=[Skipped(id=id_, reason=reason) for id_, reason in test.skipped],
+    )
 
 
-def check_all(sets: list[ImageSet]) -> None:
-    """Decode every image of every set once, so that a bad file in the last category stops the audit at once.
-
-    Raises:
-        UnreadableImages: names the bad files of all sets.
-    """
-    problems: list[tuple[str, str]] = []
-    for images in sets:
-        try:
-            images.check()
-        except UnreadableImages as error:
-            problems += error.problems
-    if problems:
-        raise UnreadableImages(problems)
+def _notes(study: Study) -> list[str]:
+    without = int(study.labels.sum() - study.masked.sum())
+    note = f"{without} defective test images have no mask; the Clever Hans score leaves them out"
+    return [note] if without else []

@@ -7,204 +7,253 @@ deployed condition removes, the detector gets worse when it is removed, and it i
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import fmean
 
 from pfungst.audit.anomaly.config import AnomalyConfig
-from pfungst.audit.anomaly.result import Entry, Scores
-from pfungst.audit.result import Better, Level, Metric, Verdict
-
-FIT_AUROC = 0.8  # below this a detector is not called a detector
-FALL = 0.03  # of F1; smaller ones are not marked (Kauffmann et al. 2025, table 1)
-LOST_SHARE = 0.1  # of the relevance on what deployment removes, for the explanation to agree
+from pfungst.audit.anomaly.result import Entry, Provenance, Scored
+from pfungst.audit.result import About, Better, Level, Metric, Verdict
+from pfungst.measure import limits
+from pfungst.measure.limits import HIGH_BAND
 
 SERIOUS: tuple[Level, ...] = ("sound", "fragile", "clever-hans", "provenance", "unfit")
 
 
-def judge(entries: list[Entry], mean: dict[str, dict[str, Scores]], config: AnomalyConfig) -> Verdict:
-    """The verdict on all detectors of an audit, the most serious first."""
-    verdicts = [
-        _judge_model(model, [e for e in entries if e.model == model], mean[model], config) for model in mean
+def judge(entries: list[Entry], means: dict[str, Scored], config: AnomalyConfig) -> Verdict:
+    """The verdict on all detectors of an audit: that of the most serious level, then of the worst numbers."""
+    few = _too_few(entries)
+    if few is not None:
+        return few
+    found = [
+        _Case(model, [e for e in entries if e.model == model], scored, config).judge()
+        for model, scored in means.items()
     ]
-    verdicts.sort(key=lambda v: SERIOUS.index(v.level), reverse=True)
-    first = verdicts[0]
-    if len(verdicts) == 1:
-        return first
-    others = [f"{v.headline}." if not v.headline.endswith(".") else v.headline for v in verdicts[1:]]
-    return Verdict(level=first.level, headline=first.headline, sentences=[*first.sentences, *others])
+    found.sort(key=lambda v: (SERIOUS.index(v.level), _severity(v)), reverse=True)
+    first, *others = found
+    return first.model_copy(update={"sentences": first.sentences + [f"{v.headline}." for v in others]})
 
 
-def _judge_model(model: str, entries: list[Entry], mean: dict[str, Scores], config: AnomalyConfig) -> Verdict:
-    original, deployed = mean["original"], mean["deployed"]
-    mended = mean.get("mitigated")
-    fall = original.f1.value - deployed.f1.value
-    auroc = original.auroc.value
-    unfit = auroc < FIT_AUROC or math.isnan(auroc)
-    follows = [(e, p) for e in entries for p in e.provenance if p.follows]
-    sentences = []
+def _too_few(entries: list[Entry]) -> Verdict | None:
+    """Whether the test set, all categories together, is too small for any verdict."""
+    model = entries[0].model
+    mine = [e for e in entries if e.model == model]
+    good, defect = sum(e.n_good for e in mine), sum(e.n_defect for e in mine)
+    if min(good, defect) >= limits.TEST_IMAGES:
+        return None
+    count, kind = (defect, "defective") if defect <= good else (good, "good")
+    return Verdict(
+        level="too-few",
+        headline=f"{count} {kind} test image{'' if count == 1 else 's'}: too few to judge a detector",
+        sentences=[
+            f"At least {limits.TEST_IMAGES:g} good and {limits.TEST_IMAGES:g} defective test images are needed; one image "
+            f"of {count} is {1 / count:.0%} of the rate. The figures below are given, nothing is concluded from them."
+        ],
+        about=About(entry=model, condition="original", numbers={"good": good, "defective": defect}),
+    )
 
-    if follows:
-        entry, worst = max(
-            follows, key=lambda pair: abs(pair[1].auroc_pooled - (pair[1].auroc_within or 0.5))
-        )
-        low = min(worst.groups, key=lambda g: g.mean_score)
-        high = max(worst.groups, key=lambda g: g.mean_score)
-        within = f"{worst.auroc_within:.2f}" if worst.auroc_within is not None else "not defined"
-        sentences.append(
-            f"In {entry.category}, {worst.column} explains {worst.eta2_group:.0%} of the score's variance and the "
-            f"label {worst.eta2_label:.0%}; AUROC is {worst.auroc_pooled:.2f} pooled and {within} within {worst.column}."
-        )
-        sentences.append(
-            f"The mean score goes from {_number(low.mean_score)} ({low.name}) to "
-            f"{_number(high.mean_score)} ({high.name})."
-        )
-        headline = f"the score follows the {worst.column}, not the defect"
-        found, of = len({e.category for e, _ in follows}), len({e.category for e in entries})
-        if found < of:
-            headline += f", in {found} of {of} categories"
-        if not unfit:
-            return Verdict(level="provenance", headline=f"{model}: {headline}", sentences=sentences)
-        headline = f"{model} is unfit for this task (AUROC {auroc:.2f}): {headline}"
-        return Verdict(level="unfit", headline=headline, sentences=sentences)
 
-    if unfit:
-        trivial = sum(e.trivial_f1 for e in entries) / len(entries)
-        sentences.append(
-            f"AUROC {auroc:.2f} and F1 {original.f1.value:.2f} on the original images, where flagging everything "
-            f"has F1 {trivial:.2f}. Whatever it looks at, it does not tell defects from good parts."
-        )
-        if auroc < 0.4:
+@dataclass(frozen=True)
+class _Case:
+    """One detector on all categories."""
+
+    model: str
+    entries: list[Entry]
+    scored: Scored
+    config: AnomalyConfig
+
+    def judge(self) -> Verdict:
+        auroc = self.scored.original.auroc.value
+        unfit = math.isnan(auroc) or auroc < limits.FIT_AUROC
+        follows = [(e, p) for e in self.entries for p in e.provenance if p.follows]
+        if follows:
+            return self._provenance(follows, unfit)
+        if unfit:
+            return self._unfit()
+        if self.scored.fall >= limits.FALL:
+            return self._falls()
+        return self._holds()
+
+    def _verdict(
+        self, level: Level, headline: str, sentences: list[str], about: About | None = None
+    ) -> Verdict:
+        """A verdict about the mean of the detector, with what it rests on, unless `about` says otherwise."""
+        original, condition = self.scored.original, "original" if level == "unfit" else "deployed"
+        numbers = {
+            "auroc": original.auroc.value,
+            "f1": original.f1.value,
+            "fall": self.scored.fall,
+            "lost": self.lost,
+        }
+        about = about or About(entry=self.model, condition=condition, numbers=numbers)
+        return Verdict(level=level, headline=headline, sentences=sentences, about=about)
+
+    # --- what it follows, whether it detects -----------------------------------------------------------
+
+    def _provenance(self, follows: list[tuple[Entry, Provenance]], unfit: bool) -> Verdict:
+        entry, worst = max(follows, key=lambda pair: _gap(pair[1]))
+        column, auroc = worst.column, self.scored.original.auroc.value
+        within = "not defined" if worst.auroc_within is None else f"{worst.auroc_within:.2f}"
+        low, high = (pick(worst.groups, key=lambda g: g.mean_score) for pick in (min, max))
+        sentences = [
+            f"In {entry.category}, {column} explains {worst.eta2_group:.0%} of the score's variance and the label "
+            f"{worst.eta2_label:.0%}; AUROC is {worst.auroc_pooled:.2f} pooled and {within} within {column}.",
+            f"The mean score goes from {_number(low.mean_score)} ({low.name}) to {_number(high.mean_score)} ({high.name}).",
+        ]
+        what = f"the score follows the {column}, not the defect"
+        found, of = len({e.category for e, _ in follows}), len(self.entries)
+        what += f", in {found} of {of} categories" if found < of else ""
+        numbers = {
+            "auroc": auroc,
+            "eta2_group": worst.eta2_group,
+            "eta2_label": worst.eta2_label,
+            "gap": _gap(worst),
+        }
+        about = About(entry=entry.name, column=column, condition="original", numbers=numbers)
+        if unfit:
+            headline = f"{self.model} is unfit for this task (AUROC {auroc:.2f}): {what}"
+            return self._verdict("unfit", headline, sentences, about)
+        return self._verdict("provenance", f"{self.model}: {what}", sentences, about)
+
+    def _unfit(self) -> Verdict:
+        auroc, f1 = self.scored.original.auroc.value, self.scored.original.f1.value
+        trivial = fmean(e.trivial_f1 for e in self.entries)
+        sentences = [
+            f"AUROC {auroc:.2f} and F1 {f1:.2f} on the original images, where flagging everything has F1 {trivial:.2f}. "
+            f"Below an AUROC of {limits.FIT_AUROC:g}, whatever it looks at, it does not tell defects from good parts."
+        ]
+        if auroc < limits.INVERTED_AUROC:
             sentences.append(
                 "An AUROC far below 0.5 means that good test images differ from the training images more than "
                 "defects do: check whether the sets come from different sources (--groups)."
             )
-        return Verdict(
-            level="unfit", headline=f"{model} is unfit for this task: AUROC {auroc:.2f}", sentences=sentences
+        headline = f"{self.model} is unfit for this task: AUROC {auroc:.2f}"
+        return self._verdict("unfit", headline, sentences)
+
+    # --- what deployment does --------------------------------------------------------------------------
+
+    @property
+    def lost(self) -> float:
+        """Share of the relevance on what deployment removes, mean over categories."""
+        return fmean(e.exposure.lost_in_deployment for e in self.entries)
+
+    @property
+    def _rates(self) -> str:
+        before, after, mended = self.scored.original, self.scored.deployed, self.scored.mended
+        told = f"FNR {before.fnr.value:.0%} → {after.fnr.value:.0%}, FPR {before.fpr.value:.0%} → {after.fpr.value:.0%}"
+        told += f", F1 {before.f1.value:.2f} → {after.f1.value:.2f}"
+        if mended is None:
+            return told
+        return f"{told}; with {self.config.mitigate} FNR {mended.fnr.value:.0%}, F1 {mended.f1.value:.2f}"
+
+    def _rests(self) -> str:
+        high = fmean(e.exposure.high for e in self.entries)
+        return (
+            f"{self.lost:.0%} of the relevance lies on what {self.config.deployed} removes from the images, "
+            f"{high:.0%} on high frequencies."
         )
 
-    lost = _mean([e.exposure["lost_in_deployment"] for e in entries if "lost_in_deployment" in e.exposure])
-    rates = f"FNR {original.fnr.value:.0%} → {deployed.fnr.value:.0%}, FPR {original.fpr.value:.0%} → {deployed.fpr.value:.0%}"
-    rates += f", F1 {original.f1.value:.2f} → {deployed.f1.value:.2f}"
-    repair = ""
-    if mended is not None:
-        repair = f"; with {config.mitigate} FNR {mended.fnr.value:.0%}, F1 {mended.f1.value:.2f}"
-    if lost is not None:
-        sentences.append(
-            f"{lost:.0%} of the relevance lies on what {config.deployed} removes from the images"
-            + (
-                f", {_mean([e.exposure['high'] for e in entries if 'high' in e.exposure]) or 0:.0%} on high frequencies."
-            )
-        )
-    if fall >= FALL:
+    def _falls(self) -> Verdict:
+        fall, mended, deployed = self.scored.fall, self.scored.mended, self.config.deployed
+        sentences, mends = [self._rests()], True
         if mended is not None:
-            recovered = (mended.f1.value - deployed.f1.value) / fall
+            recovered = (mended.f1.value - self.scored.deployed.f1.value) / fall
+            mends = recovered >= limits.RECOVERED
             sentences.append(f"The mitigation recovers {recovered:.0%} of the fall in F1.")
-        explained = lost is not None and lost >= LOST_SHARE
-        mends = mended is None or mended.f1.value - deployed.f1.value >= fall / 2
-        if explained and mends:
+        if self.lost >= limits.LOST_SHARE and mends:
             sentences.append("Explanation and intervention agree: this is a Clever Hans effect.")
-            return Verdict(
-                level="clever-hans",
-                headline=f"{model} relies on frequencies that {config.deployed} removes: {rates}{repair}",
-                sentences=sentences,
-            )
+            headline = f"{self.model} relies on frequencies that {deployed} removes: {self._rates}"
+            return self._verdict("clever-hans", headline, sentences)
         sentences.append("Explanation and intervention do not agree, so the cause is not established.")
-        return Verdict(
-            level="fragile",
-            headline=f"{model} does not survive {config.deployed}: {rates}{repair}",
-            sentences=sentences,
-        )
-    if original.clever_hans is not None and original.clever_hans.value >= 0.5:
-        sentences.append(
-            f"Clever Hans score {original.clever_hans.value:.2f}: it detects well while its relevance lies mostly "
-            "outside the defects. Look at the heatmaps before you sign off."
-        )
-    return Verdict(
-        level="sound", headline=f"{model} holds under {config.deployed}: {rates}{repair}", sentences=sentences
-    )
+        headline = f"{self.model} does not survive {deployed}: {self._rates}"
+        return self._verdict("fragile", headline, sentences)
+
+    def _holds(self) -> Verdict:
+        hans, sentences = self.scored.original.clever_hans, [self._rests()]
+        if hans is not None and hans.value >= limits.OUTSIDE:
+            sentences.append(
+                f"Clever Hans score {hans.value:.2f}: it detects well while its relevance lies mostly outside the defects. "
+                "Look at the heatmaps before you sign off."
+            )
+        headline = f"{self.model} holds under {self.config.deployed}: {self._rates}"
+        return self._verdict("sound", headline, sentences)
+
+
+def _gap(finding: Provenance) -> float:
+    """How far the ranking over all images is from that within groups; from chance where no group has both classes."""
+    return abs(finding.auroc_pooled - (0.5 if finding.auroc_within is None else finding.auroc_within))
+
+
+def _severity(verdict: Verdict) -> float:
+    """The worst of several verdicts of one level."""
+    numbers = verdict.about.numbers
+    if verdict.level == "unfit":
+        return math.inf if math.isnan(numbers["auroc"]) else -numbers["auroc"]
+    return numbers["gap" if verdict.level == "provenance" else "fall"]
 
 
 def _number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def _mean(values: list[float]) -> float | None:
-    values = [v for v in values if not math.isnan(v)]
-    return sum(values) / len(values) if values else None
+# --- metrics ---------------------------------------------------------------------------------------------
+
+Of = Callable[[Entry], float | None]
+_HIGHER: dict[str, tuple[str, Of]] = {
+    "auroc": ("AUROC on the original images", lambda e: e.original.auroc.value),
+    "f1": ("F1 on the original images", lambda e: e.original.f1.value),
+    "f1-deployed": ("F1 on the deployed images", lambda e: e.deployed.f1.value),
+}
+_LOWER: dict[str, tuple[str, Of]] = {
+    "fnr-deployed": ("FNR on the deployed images", lambda e: e.deployed.fnr.value),
+    "f1-drop": ("F1 original minus deployed", lambda e: e.fall),
+    "fnr-rise": ("FNR deployed minus original", lambda e: e.deployed.fnr.value - e.original.fnr.value),
+    "clever-hans-score": (
+        "AUROC minus cosine of relevance and mask",
+        lambda e: e.original.clever_hans.value if e.original.clever_hans else None,
+    ),
+    "high-frequency-share": (
+        f"share of relevance from zigzag index {HIGH_BAND:g} on",
+        lambda e: e.exposure.high,
+    ),
+    "outside-mask-share": ("share of relevance off the defect", lambda e: e.exposure.outside_mask),
+    "lost-in-deployment": (
+        "share of relevance on what the deployed condition removes",
+        lambda e: e.exposure.lost_in_deployment,
+    ),
+    "mitigated-f1-drop": (
+        "F1 original minus F1 mended and deployed",
+        lambda e: e.original.f1.value - e.mended.f1.value if e.mended else None,
+    ),
+}
 
 
 def metrics(entries: list[Entry]) -> dict[str, Metric]:
-    """The gateable metrics: for each the worst over categories and detectors."""
-    table: dict[str, tuple[dict[str, float], Better, str]] = {}
-
-    def add(name: str, better: Better, meaning: str, where: str, value: float | None) -> None:
-        if value is not None:
-            table.setdefault(name, ({}, better, meaning))[0][where] = value
-
-    for e in entries:
-        where = f"{e.category} / {e.model}"
-        original, deployed, mended = (
-            e.variants["original"],
-            e.variants["deployed"],
-            e.variants.get("mitigated"),
-        )
-        ch = original.clever_hans
-        add("auroc", "higher", "AUROC on the original images", where, original.auroc.value)
-        add("f1", "higher", "F1 on the original images", where, original.f1.value)
-        add("f1-deployed", "higher", "F1 on the deployed images", where, deployed.f1.value)
-        add("fnr-deployed", "lower", "FNR on the deployed images", where, deployed.fnr.value)
-        add("f1-drop", "lower", "F1 original minus deployed", where, original.f1.value - deployed.f1.value)
-        add(
-            "fnr-rise", "lower", "FNR deployed minus original", where, deployed.fnr.value - original.fnr.value
-        )
-        add(
-            "clever-hans-score",
-            "lower",
-            "AUROC minus cosine of relevance and mask",
-            where,
-            ch.value if ch else None,
-        )
-        add(
-            "high-frequency-share",
-            "lower",
-            "share of relevance above index 190",
-            where,
-            e.exposure.get("high"),
-        )
-        add(
-            "outside-mask-share",
-            "lower",
-            "share of relevance off the defect",
-            where,
-            e.exposure.get("outside_mask"),
-        )
-        add(
-            "lost-in-deployment",
-            "lower",
-            "share of relevance on what the deployed condition removes",
-            where,
-            e.exposure.get("lost_in_deployment"),
-        )
-        if mended is not None:
-            drop = original.f1.value - mended.f1.value
-            add("mitigated-f1-drop", "lower", "F1 original minus F1 mended and deployed", where, drop)
-        for p in e.provenance:
-            gap = None if p.auroc_within is None else abs(p.auroc_pooled - p.auroc_within)
-            add(
-                "provenance-gap", "lower", "AUROC pooled against within groups", f"{where} by {p.column}", gap
-            )
-            add(
-                "provenance-eta2",
-                "lower",
-                "share of the score's variance explained by the group, less that by the label",
-                f"{where} by {p.column}",
-                p.eta2_group - p.eta2_label,
-            )
-
-    return {name: Metric.worst(per, better, meaning) for name, (per, better, meaning) in table.items()}
+    """The gateable metrics: for each the worst over categories and detectors, left out where nothing has it."""
+    tables: tuple[tuple[Better, dict[str, tuple[str, Of]]], ...] = (("higher", _HIGHER), ("lower", _LOWER))
+    found = [
+        (name, better, meaning, {e.name: of(e) for e in entries})
+        for better, table in tables
+        for name, (meaning, of) in table.items()
+    ]
+    by = {f"{e.name} by {p.column}": p for e in entries for p in e.provenance}
+    gaps = {where: None if p.auroc_within is None else _gap(p) for where, p in by.items()}
+    beyond = {where: p.eta2_group - p.eta2_label for where, p in by.items()}
+    what = "share of the score's variance explained by the group, less that by the label"
+    found.append(("provenance-gap", "lower", "AUROC pooled against within groups", gaps))
+    found.append(("provenance-eta2", "lower", what, {**beyond}))
+    result = {}
+    for name, better, meaning, values in found:
+        per = {where: value for where, value in values.items() if value is not None}
+        if per:
+            result[name] = Metric.worst(per, better, meaning)
+    return result
 
 
 def explain_numbers(config: AnomalyConfig) -> list[str]:
     """How the numbers were made, for the reader of the report."""
-    if config.protocol == "published":
+    published = config.protocol == "published"
+    if published:
         threshold = (
             "Protocol 'published': the threshold is the one of best F1 on the labelled original test images, kept for "
             "the deployed ones. Such numbers are optimistic; F1 is the plain one, as published."
@@ -212,21 +261,26 @@ def explain_numbers(config: AnomalyConfig) -> list[str]:
     else:
         threshold = (
             f"Protocol 'held-out': the threshold is the {config.quantile:.0%} quantile of scores of normal images that "
-            "the scoring detector had not seen (left out one by one, and a random fifth left out altogether)."
+            "the scoring detector had not seen (left out one by one, and a random fifth left out altogether); test "
+            "labels were not used."
         )
     repetitions = f"{config.seeds} repetition{'s' if config.seeds > 1 else ''}"
-    fits = "fit on all training images" if config.protocol == "published" else "fit on a random 80 % each"
+    fits = "fit on all training images" if published else "fit on a random 80 % each"
     return [
         threshold,
         f"Values are means over {repetitions} ({fits}); intervals are 95 % stratified bootstrap intervals over the "
         "test images, pooled over the repetitions.",
         "The same fitted detector and the same threshold score the original and the deployed images.",
-        "Marks: ↓ F1 falls by 0.03 or more, ↓↓ by 0.06 or more, ↑ F1 rises by 0.03 or more through the mitigation; "
-        "only where a two-sided t-test over at least 3 repetitions gives P < 0.001.",
-        "F1 balanced weighs good and defective images equally; flagging everything would have the F1 named beside it.",
+        f"Marks: ↓ F1 falls by {limits.FALL:.2f} or more, ↓↓ by {limits.LARGE_FALL:.2f} or more, ↑ F1 rises by "
+        f"{limits.FALL:.2f} or more through the mitigation; only where a two-sided t-test over at least "
+        f"{limits.SEEDS_TESTED:g} repetitions gives P < {limits.P_MARK:g}. Repetitions that all give the same test nothing.",
+        "AUROC is the chance that a defect scores above a good image, FNR the share of defects missed, FPR the share of "
+        "good images flagged. F1 balanced weighs good and defective images equally; flagging everything would have the "
+        "F1 named beside it.",
         "Clever Hans score: AUROC minus the mean cosine between positive relevance and mask over defective images "
-        "(Kauffmann et al. 2020), from the first repetition.",
+        "(Kauffmann et al. 2020), from the first repetition: high where a detector ranks well while its relevance lies elsewhere.",
         "Lost in deployment: share of relevance per frequency band times the share of the images' energy in that band "
         "(deviation from the mean training image) that the deployed condition removes.",
-        "High frequencies: zigzag index 190 and above, as in the published pictures.",
+        f"High frequencies: zigzag index {HIGH_BAND:g} and above, as in the published pictures; a band that begins "
+        "below counts by the part of it above.",
     ]

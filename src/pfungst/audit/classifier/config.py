@@ -13,7 +13,7 @@ from pfungst.audit.config import AuditConfig
 class ClassifierConfig(AuditConfig):
     """``pfungst audit classifier``."""
 
-    _irrelevant = ("out", "resume", "overwrite", "device", "batch_size", "workers", "features")
+    _irrelevant = (*AuditConfig._irrelevant, "batch_size", "features")
 
     model: str = Field(description="timm:NAME, torchvision:NAME, package.module:function or file.py:function")
     checkpoint: Path | None = Field(None, description="Weights: safetensors or a state dict")
@@ -45,4 +45,3 @@ class ClassifierConfig(AuditConfig):
     )
     features: Path | None = Field(None, description="Folder to keep features in for later audits")
     batch_size: int = Field(32, ge=1, description="Images at a time")
-    workers: int = Field(0, ge=0, description="Processes that load images")

@@ -43,7 +43,7 @@ class Labelled:
 
     def identity(self, row: int) -> tuple[object, ...]:
         """What the features of an image and its label depend on, beside the model."""
-        return self.items[row].identity(), str(self.condition), self.size, self.labels[row]
+        return self.items[row].identity(), self.condition.identity(), self.size, self.labels[row]
 
     def _read(self, item: Item) -> Tensor:
         try:
@@ -71,7 +71,7 @@ class Labelled:
 
     def key(self) -> str:
         """Names these images and how they are prepared, whatever they show."""
-        return combined(self.ids, self.labels, str(self.condition), self.size)
+        return combined(self.ids, self.labels, self.condition.identity(), self.size)
 
     def state(self, masks: Path | None) -> str:
         """Names these images, of which those that are not there do not count, and their masks as they are now."""

@@ -171,7 +171,7 @@ def _extract(
         dtype = "float16" if name == "train" else "float32"
         key = combined(head.fingerprint(), head.layer, dtype)
         folder = workspace.working(f"{name} {key}")
-        if config.features is not None and isinstance(data, Labelled):
+        if config.features is not None:
             folder = config.features / f"{data.key()}-{key}"
         stores[name] = extract_features(
             head,
@@ -181,6 +181,7 @@ def _extract(
             dtype=dtype,
             device=config.device,
             workers=config.workers,
+            ray=config.ray,
             skip_bad=config.skip_bad,
         )
     missing = sorted(set(train.labels) - set(stores["train"].classes))

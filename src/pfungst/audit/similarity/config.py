@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from pfungst.audit.config import Repeated
+from pfungst.registry import CONDITIONS
 
 
 class SimilarityConfig(Repeated):
@@ -42,7 +43,10 @@ class SimilarityConfig(Repeated):
         "auto", description="given: the data's training and test images; folds: every image is tested once"
     )
     folds: int = Field(5, ge=2, le=50, description="Number of folds")
-    condition: list[str] = Field([], description="Test under it too: logo:FILE, jpeg:30, … May be repeated")
+    condition: list[str] = Field(
+        [],
+        description=f"Test under it too, such as jpeg:30 ({', '.join(CONDITIONS)}). May be repeated",
+    )
     probe: Literal["logreg", "svm"] = Field("logreg", description="logreg or svm")
     mitigate: str = Field("none", description="prune:LAYER:5, prune:LAYER:5:rows=90-, prune:auto or none")
     sweep: list[Annotated[int, Field(ge=1)]] = Field(
@@ -55,6 +59,9 @@ class SimilarityConfig(Repeated):
     explain: int = Field(40, ge=2, description="Images averaged over, besides those of the pairs shown")
     limit: int | None = Field(None, ge=2, description="Use this many images, drawn at random")
     cache: Path | None = Field(None, description="Folder of the embeddings [in OUT]")
+
+    def no_pass(self) -> str:
+        return "" if self.texts is None else "texts are no images"
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

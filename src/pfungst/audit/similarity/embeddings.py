@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +13,15 @@ from torch import Tensor
 from pfungst.audit.similarity.config import SimilarityConfig
 from pfungst.conditions import RESIZERS, Condition
 from pfungst.data import ImageSet, Item, open_images
+from pfungst.data.decode import Undecodable
 from pfungst.encoders import Encoder
-from pfungst.errors import ConfigError, DataError, InputError, few
-from pfungst.features import Store, combined
+from pfungst.errors import ConfigError, DataError, UnreadableImages, few
+from pfungst.features import Store, Workers, batches, combined
+from pfungst.features.workers import cores
 from pfungst.suggest import suggest
 
 ORIGINAL = "original"
-_CHUNK = 256  # images in memory at a time
+_BATCH = 64  # images that are embedded at a time
 _KEEP = 1 << 30  # bytes of prepared images that are kept for the sweep
 
 
@@ -92,39 +94,42 @@ def _short(part: str) -> str:
 
 @dataclass
 class Source:
-    """Prepared images by condition, in chunks; a small set is prepared only once.
+    """Images by condition, prepared when they are wanted; those of a small set only once.
 
     Attributes:
         items: the images that can be used, in order.
         skipped: (id, reason) of those that cannot.
+        workers, ray: who embeds them, as :func:`pfungst.features.run` takes it.
     """
 
     items: list[Item]
     conditions: dict[str, Condition]
     size: int
     skipped: list[tuple[str, str]]
+    workers: Workers = 0
+    ray: str | None = None
 
     def __post_init__(self) -> None:
         bytes_needed = len(self.items) * len(self.conditions) * 3 * self.size**2 * 4
-        self._kept: dict[int, dict[str, Tensor]] | None = {} if bytes_needed <= _KEEP else None
+        self._kept: dict[tuple[int, str], Tensor] | None = {} if bytes_needed <= _KEEP else None
 
     @classmethod
     def open(cls, images: ImageSet, conditions: dict[str, Condition], size: int, skip_bad: bool) -> Source:
-        """Check every image once.
+        """Decode every image once if some may be bad, to leave them out.
 
         Raises:
-            UnreadableImages: some cannot be decoded and `skip_bad` is not set.
+            DataError: none can be used.
         """
-        items, skipped = list(images.items), []
-        if skip_bad:
-            good = []
-            for start in range(0, len(items), _CHUNK):
-                part = ImageSet(images.name, items[start : start + _CHUNK])
-                prepared = part.prepare(next(iter(conditions.values())), size, masks=False, skip_bad=True)
-                good += prepared.items
-                skipped += prepared.skipped
-            items = good
-        return cls(items, conditions, size, skipped)
+        items = list(images.items)
+        if not skip_bad:
+            return cls(items, conditions, size, [])
+        one = cls(items, dict(list(conditions.items())[:1]), size, [])
+        one._kept = None
+        found = [(b.rows, b.problems) for b in batches(one.load, range(len(items)), _BATCH, threads=cores())]
+        good = [items[row] for rows, _ in found for row in rows]
+        if not good:
+            raise DataError(f"none of the {len(items)} images can be used", "repair or replace them")
+        return cls(good, conditions, size, [(items[r].id, why) for _, bad in found for r, why in bad])
 
     def keys(self) -> dict[str, list[bytes]]:
         """What a prepared image depends on, by condition: the file or content, the condition and the size."""
@@ -136,14 +141,21 @@ class Source:
         """Names the images, what is known of them and how they are prepared, as they are now."""
         return combined(self.keys(), [(i.label, i.split, i.groups) for i in self.items])
 
-    def chunk(self, start: int) -> dict[str, Tensor]:
-        """Images (n, 3, S, S) by condition, of the chunk that begins at an item."""
-        if self._kept is not None and start in self._kept:
-            return self._kept[start]
-        images = self.pick(range(start, min(start + _CHUNK, len(self.items))))
-        if self._kept is not None:
-            self._kept[start] = images
-        return images
+    def load(self, row: int, names: Sequence[str] | None = None) -> tuple[None, dict[str, Tensor]]:
+        """An image by number, (3, S, S) by condition; raises UnreadableImages."""
+        kept = {} if self._kept is None else self._kept
+        names = list(self.conditions) if names is None else names
+        found = {name: kept[row, name] for name in names if (row, name) in kept}
+        if len(found) < len(names):
+            item = self.items[row]
+            try:
+                pixels = np.asarray(item.read())
+            except Undecodable as error:
+                raise UnreadableImages([(item.file, str(error))]) from None
+            found |= {n: self.conditions[n](pixels, self.size, key=item.id) for n in names if n not in found}
+            if self._kept is not None:
+                self._kept |= {(row, name): image for name, image in found.items()}
+        return None, found
 
     def pick(
         self, index: Sequence[int], names: Sequence[str] | None = None, size: int | None = None
@@ -156,30 +168,29 @@ class Source:
 
 
 def embed(
-    encoder: Encoder, source: Source, cache: Path | None, device: str, advance: object = None
+    encoder: Encoder,
+    source: Source,
+    cache: Path | None,
+    device: str,
+    advance: Callable[[int], object] = int,
 ) -> dict[str, np.ndarray]:
-    """Representations (N, K) by condition.
+    """Representations (N, K) by condition; those in the cache are not computed.
 
     Raises:
         InputError: representations that are not finite or change their width; the images are named.
     """
     keys = source.keys()
     store = Store(None if cache is None else cache / encoder.key())
-    for start in range(0, len(source.items), _CHUNK):
-        rows = range(start, min(start + _CHUNK, len(source.items)))
-        missing = {n: [r for r in rows if k[r] not in store] for n, k in keys.items()}
-        images = source.chunk(start) if any(missing.values()) else {}
-        for name, todo in missing.items():
-            if todo:
-                try:
-                    found = encoder.encode(images[name][[r - start for r in todo]], device=device)
-                except InputError as error:
-                    first, last = source.items[rows[0]].id, source.items[rows[-1]].id
-                    raise InputError(
-                        f"{error.message} (between {first} and {last}, {name})", error.remedy
-                    ) from None
-                store.add([keys[name][r] for r in todo], found.numpy())
-        if callable(advance):
-            advance(len(rows))
-    encoder.check_widths(store, itertools.chain.from_iterable(keys.values()))
-    return {name: store.values(k) for name, k in keys.items()}
+    names = [name for name, known in keys.items() if not all(key in store for key in known)]
+    return encoder.rows(
+        store,
+        keys,
+        partial(source.load, names=names),
+        _BATCH,
+        lambda row: source.items[row].id,
+        advance,
+        device=device,
+        workers=0 if source.workers == "auto" and source._kept is not None else source.workers,
+        threads=cores(),
+        ray=source.ray,
+    )

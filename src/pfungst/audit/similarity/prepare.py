@@ -68,6 +68,7 @@ class Study:
             images.check()
         conditions = conditions_for(encoder.preprocessing.condition, config.condition, encoder.size)
         source = Source.open(images, conditions, encoder.size, config.skip_bad)
+        source.workers, source.ray = config.workers, config.ray
         notes = list(images.notes)
         if source.skipped:
             source.items, more = usable(source.items, config)

@@ -22,7 +22,7 @@ from pfungst.data import ImageSet
 from pfungst.device import choose_device
 from pfungst.encoders import Encoder, load
 from pfungst.encoders.edits import resolve_layer
-from pfungst.encoders.loading import LIBRARIES
+from pfungst.encoders.specification import parse
 from pfungst.errors import ConfigError
 from pfungst.progress import Bar, progress_bar
 
@@ -87,8 +87,8 @@ def check(config: SimilarityConfig) -> tuple[ImageSet | list[texts.Sentences], W
     choose_device(config.device)
     check_file(config.checkpoint, "--checkpoint")
     check_file(config.groups_file, "--groups-file")
-    scheme = config.encoder.partition(":")[0]
-    if scheme in (*LIBRARIES, "sentence-transformers"):
+    scheme, _ = parse(config.encoder)
+    if scheme != "function":
         _reads(config, texts=scheme == "sentence-transformers")
     if config.texts is not None:
         return texts.read_pairs(config.texts, config.positive), None

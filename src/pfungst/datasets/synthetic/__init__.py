@@ -1,7 +1,7 @@
 """Rendered industrial parts with exact masks, photographed by a simulated camera.
 
-Whatever an audit finds on them comes from the physics of the pictures: grain, texture, light and pose are drawn
-without regard to the label.
+Whatever an audit finds on them comes from the physics of the pictures: grain, texture, light and pose are
+drawn without regard to the label.
 """
 
 from .brush_hairs import BrushHairs

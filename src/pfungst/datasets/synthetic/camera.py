@@ -1,9 +1,9 @@
 """The camera of the rendered parts: light, pose, lens, and a colour sensor with its grain.
 
-Nothing here knows whether a part is defective. A scene is linear reflectance; the camera lights it unevenly, sees it
-slightly shifted, turned and scaled, samples it through a Bayer mosaic with shot noise (variance proportional to the
-signal) and read noise, quantises to 12 bits, interpolates the missing colours (which correlates the grain of
-neighbours) and applies a 1/2.2 tone curve.
+Nothing here knows whether a part is defective. A scene is linear reflectance; the camera lights it unevenly,
+sees it slightly shifted, turned and scaled, samples it through a Bayer mosaic with shot noise (variance
+proportional to the signal) and read noise, quantises to 12 bits, interpolates the missing colours (which
+correlates the grain of neighbours) and applies a 1/2.2 tone curve.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ class Camera:
     """A camera over an inspection line.
 
     Args:
-        electrons: photo-electrons at saturation. A machine-vision sensor holds about 10,000; short exposures at high
-            gain use a few hundred of them, which is where grain becomes visible.
+        electrons: photo-electrons at saturation. A machine-vision sensor holds about 10,000; short exposures
+            at high gain use a few hundred of them, which is where grain becomes visible.
         read: read noise in electrons.
         shift: play of the fixture: the position is uniform within ± this many pixels at 900 px.
         turn: the angle is uniform within ± this many degrees.
         zoom: the relative scale is uniform within ± this.
-        lens: standard deviation of the blur of lens and depth of field in pixels at 900 px: the sensor resolves more
-            than the lens, so the finest detail in a picture is grain.
+        lens: standard deviation of the blur of lens and depth of field in pixels at 900 px: the sensor
+            resolves more than the lens, so the finest detail in a picture is grain.
         flicker: standard deviation of the relative brightness of the lamp.
         slope: relative fall of light across the field, upper left to lower right.
         vignette: relative fall of light to the corners.

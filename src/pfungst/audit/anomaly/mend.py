@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
+from torch import Tensor, nn
 
 from pfungst.errors import ConfigError
-from pfungst.mitigate import GaussianBlur, Layer, LowPass
+from pfungst.mitigate import GaussianBlur, Layer, LowPass, propose_cutoff
+from pfungst.relevance import DCTBands
 from pfungst.suggest import suggest
+
+if TYPE_CHECKING:
+    from pfungst.anomaly import Detector
+    from pfungst.audit.anomaly.config import AnomalyConfig
 
 _NUMBERS = {"none": (0,), "blur": (0, 2), "lowpass": (0, 1)}
 
@@ -43,3 +51,24 @@ def fixed_filter(text: str, size: int) -> Layer | None:
         made = GaussianBlur(int(numbers[0]), numbers[1])
     made(torch.zeros(1, 1, size, size))
     return made
+
+
+def mitigation(config: AnomalyConfig, plain: Detector, train: Tensor) -> nn.Module | None:
+    """The filter to put in front of a detector; a low-pass without a number is proposed from normal images only.
+
+    Args:
+        plain: the detector without it.
+        train: (N, C, S, S) normal images.
+    """
+    fixed = fixed_filter(config.mitigate, config.size)
+    if fixed is not None or config.mitigate == "none":
+        return fixed
+    bands = DCTBands.paper()
+    spectrum = plain.explain(train, bands).values.cpu().numpy()
+    return LowPass(propose_cutoff(spectrum, list(bands.resolve(config.size, config.size))).cutoff)
+
+
+def filtered(mitigation: nn.Module, images: Tensor) -> Tensor:
+    """Images (N, C, S, S) as the detector behind the filter sees them."""
+    with torch.inference_mode():
+        return torch.cat([mitigation(part) for part in images.split(32)]).clone()

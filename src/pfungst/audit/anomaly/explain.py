@@ -1,0 +1,83 @@
+"""Where the relevance lies: in the image, in frequency, and on what deployment removes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pfungst import measure
+from pfungst.audit.anomaly.measure import MENDED, ORIGINAL, Run
+from pfungst.audit.anomaly.prepare import Study
+from pfungst.audit.anomaly.result import Exposure, Spectrum
+from pfungst.audit.result import Variant
+from pfungst.measure.limits import HIGH_BAND
+from pfungst.relevance import DCTBands
+
+BANDS = DCTBands.paper()
+
+
+@dataclass(frozen=True)
+class Explained:
+    """`heat`: (T, S, S) relevance of the test images per variant, of the detectors of the first seed."""
+
+    heat: dict[Variant, Tensor]
+    spectrum: Spectrum
+    exposure: Exposure
+
+
+def explain(study: Study, runs: dict[Variant, Run]) -> Explained:
+    """Explain the scores of all test images, by pixel and by frequency band."""
+    heat = {v: run.detector.explain(study.images(v.condition)).values for v, run in runs.items()}
+    shares = {
+        v: _share(runs[v].detector.explain(study.test.images, BANDS).values)
+        for v in (ORIGINAL, MENDED)
+        if v in runs
+    }
+    share, mended = shares[ORIGINAL], shares.get(MENDED)
+    edges, kept = list(BANDS.resolve(study.config.size, study.config.size)), _kept_energy(study)
+    spectrum = Spectrum(
+        edges=edges,
+        original=share.tolist(),
+        mitigated=None if mended is None else mended.tolist(),
+        kept=kept.tolist(),
+    )
+    exposure = Exposure(
+        high=float(share @ above(edges, HIGH_BAND)),
+        lost_in_deployment=float(share @ (1 - np.clip(kept, 0, 1))),
+        outside_mask=_outside_mask(study, heat[ORIGINAL]),
+    )
+    return Explained(heat, spectrum, exposure)
+
+
+def above(edges: list[int], index: float) -> np.ndarray:
+    """The part of each band (B,) at or above a zigzag index; band b holds ``edges[b]`` to ``edges[b + 1] - 1``."""
+    low, high = np.array(edges[:-1]), np.array(edges[1:])
+    return np.clip((high - index) / (high - low), 0, 1)
+
+
+def _share(values: Tensor) -> np.ndarray:
+    """Share of the relevance in each band over all inputs; magnitudes, where bands can be negative."""
+    total = values.double().abs().sum(0)
+    return (total / total.sum().clamp_min(torch.finfo(torch.float64).tiny)).cpu().numpy()
+
+
+def _kept_energy(study: Study) -> np.ndarray:
+    """Energy of the deviations from the mean training image, deployed over original, per band (B,)."""
+    mean = study.train.mean(0)
+
+    def energy(condition: str) -> Tensor:
+        parts = (study.images(condition) - mean).split(16)
+        return torch.stack([BANDS.contract(part, part).sum(0).double() for part in parts]).sum(0)
+
+    return (energy("deployed") / energy("original").clamp_min(1e-12)).numpy()
+
+
+def _outside_mask(study: Study, heat: Tensor) -> float | None:
+    masked = study.masked
+    if not masked.any() or study.test.masks is None:
+        return None
+    outside = measure.share_outside(heat[masked].cpu().numpy(), study.test.masks[masked].numpy())
+    return float(np.nanmean(outside))

@@ -1,0 +1,223 @@
+"""Fit with every seed, score both conditions, and what follows from the scores: rates, marks, provenance."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pfungst import measure
+from pfungst.audit.anomaly.mend import filtered
+from pfungst.audit.anomaly.prepare import Study
+from pfungst.audit.anomaly.result import Entry, Group, Provenance, Scored, Scores
+from pfungst.audit.result import Interval, Variant
+
+if TYPE_CHECKING:
+    from pfungst.anomaly import Detector
+
+RATES = {  # names of the result → names of `measure`
+    "auroc": "auroc",
+    "f1": "f1",
+    "f1_balanced": "balanced_f1",
+    "fnr": "fnr",
+    "fpr": "fpr",
+    "balanced_accuracy": "balanced_accuracy",
+}
+ORIGINAL, DEPLOYED = Variant(condition="original"), Variant(condition="deployed")
+MENDED = Variant(condition="deployed", mitigated=True)
+MENDED_ORIGINAL = Variant(condition="original", mitigated=True)
+COMPARED_WITH = {DEPLOYED: ORIGINAL, MENDED: DEPLOYED, MENDED_ORIGINAL: ORIGINAL}
+_RESAMPLES = 300  # bootstrap resamples per seed
+_FIT_SHARE = 0.8  # of the normal training images, drawn anew for every seed
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the seeds gave for one variant.
+
+    Attributes:
+        detector, scores, threshold: of the first seed; scores (T,).
+        found: per seed, the rates of :data:`RATES` with their intervals.
+    """
+
+    detector: Detector
+    scores: np.ndarray
+    threshold: float
+    found: list[dict[str, measure.Interval]]
+
+    @property
+    def flagged(self) -> np.ndarray:
+        """(T,) bool."""
+        return self.scores > self.threshold
+
+    def per_seed(self) -> dict[str, list[float]]:
+        return {rate: [of[name].value for of in self.found] for rate, name in RATES.items()}
+
+    def rates(self) -> dict[str, Interval]:
+        """Mean over the seeds of each rate and of the bounds of its interval."""
+        means = {rate: np.mean([of[name] for of in self.found], axis=0) for rate, name in RATES.items()}
+        return {rate: Interval(value=value, low=low, high=high) for rate, (value, low, high) in means.items()}
+
+
+def repeat(study: Study, model: str, mitigation: nn.Module | None = None) -> dict[Variant, Run]:
+    """Fit with every seed; score both conditions with the same fitted detector and the same threshold.
+
+    A mitigation is a fixed filter in front of the detector, so images are filtered once for all seeds; the
+    detector that is kept and explained, that of the first seed, has the filter inside.
+
+    Args:
+        model: the detector, see :func:`pfungst.anomaly.detector_from_spec`.
+    """
+    config, conditions = study.config, ("original", "deployed")
+    seen = {"train": study.train, **{c: study.images(c) for c in conditions}}
+    later = seen
+    if mitigation is not None and config.seeds > 1:
+        later = {name: filtered(mitigation, images) for name, images in seen.items()}
+    fits = [_fit(study, model, mitigation, i, later if i else seen) for i in range(config.seeds)]
+
+    def bootstrapped(condition: str) -> list[dict[str, measure.Interval]]:
+        return [
+            measure.bootstrap_scores(
+                study.labels, of.scores[condition], of.threshold, tuple(RATES.values()), _RESAMPLES, seed=seed
+            )
+            for seed, of in enumerate(fits, config.seed)
+        ]
+
+    first = fits[0]
+    return {
+        Variant(condition=c, mitigated=mitigation is not None): Run(
+            first.detector, first.scores[c], first.threshold, bootstrapped(c)
+        )
+        for c in conditions
+    }
+
+
+@dataclass(frozen=True)
+class _Fit:
+    detector: Detector
+    threshold: float
+    scores: dict[str, np.ndarray]
+
+
+def _fit(study: Study, model: str, mitigation: nn.Module | None, index: int, seen: dict[str, Tensor]) -> _Fit:
+    """The detector of one seed; `seen` are the images, which only the first seed filters itself."""
+    config, train = study.config, seen["train"]
+    seed = config.seed + index
+    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(train)))
+    n_fit = len(train) if config.protocol == "published" else max(2, round(_FIT_SHARE * len(train)))
+    detector = study.detectors.fitted(model, train[order[:n_fit]], mitigation, inside=index == 0, seed=seed)
+
+    def score(images: Tensor) -> np.ndarray:
+        return detector.anomaly_score(images).double().cpu().numpy()
+
+    scores = {name: score(images) for name, images in seen.items() if name != "train"}
+    normal = [detector.training_scores_]
+    normal += [score(train[order[n_fit:]])] if n_fit < len(train) else []
+    threshold = measure.choose_threshold(
+        config.protocol,
+        labels=study.labels,
+        scores=scores["original"],
+        normal_scores=np.concatenate(normal),
+        quantile=config.quantile,
+    )
+    return _Fit(detector, threshold, scores)
+
+
+def scores(study: Study, runs: dict[Variant, Run], heat: dict[Variant, Tensor]) -> list[Scores]:
+    """The scores of every variant; the Clever Hans score where defects have masks.
+
+    Args:
+        heat: (T, S, S) relevance of the test images per variant.
+    """
+    result = []
+    for variant, run in runs.items():
+        hans = None
+        if study.masked.any() and study.test.masks is not None:
+            found = measure.clever_hans_score(
+                study.labels, run.scores, heat[variant].cpu().numpy(), study.test.masks.numpy()
+            )
+            hans = Interval(value=found.value, low=found.low, high=found.high)
+        base = COMPARED_WITH.get(variant)
+        before = None if base is None else runs[base].per_seed()
+        result.append(_compared(variant, run.rates(), hans, run.per_seed(), before))
+    return result
+
+
+def mean_scores(entries: list[Entry]) -> dict[str, Scored]:
+    """Mean over categories for every detector and variant; tests are made on the seeds' means."""
+    models = dict.fromkeys(e.model for e in entries)
+    return {model: _mean([e for e in entries if e.model == model]) for model in models}
+
+
+def _mean(entries: list[Entry]) -> Scored:
+    """No interval is given over several categories: they are not drawn from anything."""
+    if len(entries) == 1:
+        return Scored(scores=entries[0].scores)
+    columns = {first.variant: [e.scores[i] for e in entries] for i, first in enumerate(entries[0].scores)}
+    per_seed = {
+        variant: {rate: np.mean([s.per_seed[rate] for s in column], axis=0).tolist() for rate in RATES}
+        for variant, column in columns.items()
+    }
+    result = []
+    for variant, column in columns.items():
+        rates = {rate: Interval(value=float(np.mean(values))) for rate, values in per_seed[variant].items()}
+        known = [s.clever_hans.value for s in column if s.clever_hans is not None]
+        hans = Interval(value=float(np.mean(known))) if known else None
+        base = COMPARED_WITH.get(variant)
+        before = None if base is None else per_seed[base]
+        result.append(_compared(variant, rates, hans, per_seed[variant], before))
+    return Scored(scores=result)
+
+
+def _compared(
+    variant: Variant,
+    rates: dict[str, Interval],
+    hans: Interval | None,
+    per_seed: dict[str, list[float]],
+    before: dict[str, list[float]] | None,
+) -> Scores:
+    """Scores with the mark of F1 against what it was before, if anything."""
+    change = None if before is None else measure.degradation(before["f1"], per_seed["f1"])
+    return Scores(
+        variant=variant,
+        **rates,
+        clever_hans=hans,
+        mark=change.mark if change else "",
+        p_value=change.p if change else None,
+        per_seed=per_seed,
+    )
+
+
+def provenance(study: Study, scores: np.ndarray) -> list[Provenance]:
+    """Whether the scores (T,) follow a group column rather than the label, for each column with several groups."""
+    result = []
+    for column, values in study.columns.items():
+        if len(np.unique(values)) < 2:
+            continue
+        found = measure.provenance(scores, study.labels, values)
+        groups = [
+            Group(
+                name=str(g.group) or "(none)",
+                n_good=g.normal,
+                n_defect=g.abnormal,
+                mean_score=g.mean,
+                auroc=g.auroc,
+            )
+            for g in found.groups
+        ]
+        result.append(
+            Provenance(
+                column=column,
+                eta2_group=found.eta2_group,
+                eta2_label=found.eta2_label,
+                auroc_pooled=found.auroc_pooled,
+                auroc_within=found.auroc_within,
+                follows=found.follows_group,
+                reasons=list(found.reasons),
+                groups=groups,
+            )
+        )
+    return result

@@ -1,0 +1,152 @@
+"""From the configuration to prepared images: what can be wrong is found before anything is computed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from torch import Tensor
+
+from pfungst.audit.anomaly.config import AnomalyConfig
+from pfungst.audit.anomaly.mend import fixed_filter
+from pfungst.audit.sources import group_columns
+from pfungst.conditions import Condition
+from pfungst.data import ImageSet, Prepared, open_images
+from pfungst.datasets import digits_c
+from pfungst.datasets.synthetic import make_parts
+from pfungst.device import choose_device
+from pfungst.errors import DataError, UnreadableImages
+from pfungst.features import combined, file_key
+
+if TYPE_CHECKING:
+    from pfungst.audit.anomaly.fitted import FittedDetectors
+
+
+@dataclass(frozen=True)
+class Study:
+    """One category, prepared: what every step of the audit reads.
+
+    Attributes:
+        config: of the audit.
+        detectors: fit the detectors of this category, and remember those that the next one shares.
+        train: (N, C, S, S) normal training images, original condition.
+        test: the test images, original condition.
+        deployed: the same, deployed condition.
+        columns: group columns, (T,) text for the test images.
+    """
+
+    config: AnomalyConfig
+    detectors: FittedDetectors
+    train: Tensor
+    test: Prepared
+    deployed: Prepared
+    columns: dict[str, np.ndarray]
+
+    @classmethod
+    def prepare(
+        cls,
+        images: ImageSet,
+        conditions: tuple[Condition, Condition],
+        config: AnomalyConfig,
+        detectors: FittedDetectors,
+    ) -> Study:
+        """Decode the images of a category once and prepare them under both conditions."""
+        original, deployed = images.prepare_many(conditions, config.size, skip_bad=config.skip_bad)
+        fits = (original.splits == "train") & (np.array(original.classes) == "good")
+        tests = original.splits == "test"
+        detectors.use([item for item, mine in zip(original.items, fits, strict=True) if mine])
+        columns = {
+            name: values[tests] for name, values in group_columns(original.items, config.groups).items()
+        }
+        return cls(config, detectors, original.images[fits], original[tests], deployed[tests], columns)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """(T,) 1 = defect."""
+        return self.test.labels
+
+    @property
+    def masked(self) -> np.ndarray:
+        """(T,) which test images show a defect and have its mask."""
+        return self.labels.astype(bool) & self.test.has_mask
+
+    def images(self, condition: str) -> Tensor:
+        """(T, C, S, S) test images, original or deployed."""
+        return {"original": self.test, "deployed": self.deployed}[condition].images
+
+
+def check(config: AnomalyConfig) -> tuple[Condition, Condition]:
+    """The two conditions; raise where an option cannot work, before images are looked for."""
+    choose_device(config.device)
+    fixed_filter(config.mitigate, config.size)
+    conditions = Condition.parse(config.original), Condition.parse(config.deployed)
+    for condition in conditions:
+        condition.check(config.size)
+    if isinstance(config.data, Path) and not config.data.exists():
+        raise DataError(f"{config.data} does not exist", "check the path")
+    from pfungst.audit.anomaly.fitted import check_detector  # with scikit-learn, half as long as torch
+
+    for text in config.model:
+        check_detector(text, config.size)
+    return conditions
+
+
+def open_sets(config: AnomalyConfig) -> list[ImageSet]:
+    """The image sets to audit, each with normal training images and labelled test images.
+
+    Raises:
+        DataError: a set lacks one of them.
+        ConfigError: a category does not exist.
+    """
+    wanted = config.category or None
+    if config.data == "synthetic":
+        sets = make_parts(wanted, seed=config.seed)
+    elif config.data == "digits-c":
+        sets = digits_c(wanted, seed=config.seed)
+    else:
+        sets = open_images(config.data, category=wanted)
+    for images in sets:
+        train = images.select(split="train", label="good")
+        test = images.select(split="test")
+        if len(train) < 2:
+            raise DataError(
+                f"{images.name} in {config.data} has {len(train)} normal training images",
+                "mark at least 2 images as split 'train' and label 'good' (MVTec: train/good)",
+            )
+        labels = test.labels
+        if len(test) == 0 or labels.min() == labels.max():
+            missing = "defective" if len(test) and not labels.any() else "normal"
+            raise DataError(
+                f"{images.name} in {config.data} has no {missing} test images",
+                "the audit measures detection, so it needs both normal and defective test images",
+            )
+    return sets
+
+
+def decode_all(sets: list[ImageSet]) -> None:
+    """Decode every image of every set once, so that a bad file in the last category stops the audit at once.
+
+    Raises:
+        UnreadableImages: names the bad files of all sets.
+    """
+    problems: list[tuple[str, str]] = []
+    for images in sets:
+        try:
+            images.check()
+        except UnreadableImages as error:
+            problems += error.problems
+    if problems:
+        raise UnreadableImages(problems)
+
+
+def state(images: ImageSet) -> str:
+    """Names the items and the files they lie in as they are now; made images follow from the configuration."""
+    found = []
+    for item in images.items:
+        files = [f for f in (item.image, item.mask) if isinstance(f, Path)]
+        found.append(
+            (item.id, item.split, item.label, item.groups, [file_key(f) for f in files if f.exists()])
+        )
+    return combined(found)

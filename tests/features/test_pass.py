@@ -1,0 +1,250 @@
+"""One pass: the same bytes whoever computes it, after a kill, with damaged files; and nothing is read twice."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pfungst.audit.anomaly.config import AnomalyConfig
+from pfungst.audit.classifier.config import ClassifierConfig
+from pfungst.audit.classifier.data import Labelled
+from pfungst.audit.classifier.models import load_classifier
+from pfungst.audit.similarity.config import SimilarityConfig
+from pfungst.audit.similarity.embeddings import Source, conditions_for, embed
+from pfungst.data import Item
+from pfungst.encoders import Encoder, Preprocessing
+from pfungst.errors import ConfigError, DataError, InputError, PfungstWarning, UnreadableImages
+from pfungst.features import Store, Work, batches, run
+from pfungst.spurious import FeatureHead, FeatureStore, SpuriousFolder, extract_features
+from pool_sample import Tiny, encoded, folder_pool
+from spurious_toys import small_net
+
+ROOT = Path(__file__).parents[2]
+SMALL = Preprocessing(16, "pillow-bilinear", (0.5,) * 3, (0.25,) * 3)
+BAD = (3, 17)
+
+
+def items(root, count=50, bad=BAD):
+    files = sorted(folder_pool(root, count, bad).rglob("*.png"))
+    return [Item(f.name, f) for f in files]
+
+
+def labelled(found):
+    return Labelled(found, [i % 3 for i in range(len(found))], SMALL)
+
+
+def head_of(net):
+    return FeatureHead(net, example=torch.rand(2, 3, 16, 16))
+
+
+def extract(head, data, folder, **options):
+    options = {
+        "batch_size": 8,
+        "commit_every": 1,
+        "device": "cpu",
+        "progress": False,
+        "skip_bad": True,
+    } | options
+    store = extract_features(head, data, folder, **options)
+    return store, [(folder / f).read_bytes() for f in ("features.npy", "index.parquet", "store.json")]
+
+
+@pytest.fixture
+def found(tmp_path):
+    return items(tmp_path / "files")
+
+
+# --- the same bytes --------------------------------------------------------------------------------------
+
+
+def test_loading_processes_change_no_byte(tmp_path, found):
+    head, data = head_of(Tiny()), labelled(found)
+    store, here = extract(head, data, tmp_path / "0")
+    assert (len(store), len(store.meta["skipped"])) == (48, 2)
+    assert extract(head, data, tmp_path / "2", workers=2)[1] == here
+    with pytest.raises(UnreadableImages, match="2 images cannot be read"):
+        extract(head, data, tmp_path / "all", workers=2, skip_bad=False)
+    encoder = Encoder(small_net(4), SMALL)
+    conditions = conditions_for("pillow-bilinear", ["jpeg:20"], 16)
+    good = [item for item in found if item.id[:4] not in {f"{i:04d}" for i in BAD}]
+    one, two = (embed(encoder, Source(good, conditions, 16, [], w), None, "cpu") for w in (0, 2))
+    assert {name: x.tobytes() for name, x in one.items()} == {name: x.tobytes() for name, x in two.items()}
+
+
+@pytest.mark.slow
+def test_a_ray_cluster_changes_no_byte(tmp_path, found, monkeypatch):
+    ray = pytest.importorskip("ray")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT / "src"), str(ROOT / "tests")]))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    (tmp_path / "mine.py").write_text(
+        "import pool_sample\nclass Mine(pool_sample.Tiny):\n    pass\ndef mine():\n    return Mine()\n"
+    )
+    net = load_classifier(f"{tmp_path}/mine.py:mine", None, size=16).model  # workers cannot import the file
+    head, data = head_of(net), labelled(found)
+    here = extract(head, data, tmp_path / "0")[1]
+    assert extract(head, data, tmp_path / "ray", ray="auto")[1] == here
+    with pytest.raises(UnreadableImages, match="2 images cannot be read"):
+        extract(head, data, tmp_path / "all", ray="auto", skip_bad=False)
+    encoder, conditions = Encoder(small_net(4), SMALL), conditions_for("pillow-bilinear", ["jpeg:20"], 16)
+    good = [item for item in found if item.id[:4] not in {f"{i:04d}" for i in BAD}]
+    one, two = (embed(encoder, Source(good, conditions, 16, [], 0, r), None, "cpu") for r in (None, "auto"))
+    assert {name: x.tobytes() for name, x in one.items()} == {name: x.tobytes() for name, x in two.items()}
+    assert not ray.is_initialized()
+
+
+def test_a_pass_that_is_killed_leaves_no_process_and_goes_on_to_the_same_bytes(tmp_path, found):
+    code = (
+        f"import sys; sys.path[:0] = {[*sys.path, str(Path(__file__).parent)]!r}\n"
+        "from test_pass import *\n"
+        "if __name__ == '__main__':\n"
+        f"    data = labelled([Item(f.name, f) for f in sorted(Path({str(tmp_path)!r}, 'files').rglob('*.png'))])\n"
+        f"    extract(head_of(Tiny()), data, Path({str(tmp_path)!r}, 'killed'), workers=2)\n"
+    )
+    (tmp_path / "job.py").write_text(code)
+    environment = os.environ | {"POOL_SAMPLE_WAIT": "0.5"}
+    job = subprocess.Popen([sys.executable, str(tmp_path / "job.py")], env=environment)
+    until = time.monotonic() + 120
+    while len(list((tmp_path / "killed").glob("part-*.parquet"))) < 2 and time.monotonic() < until:
+        time.sleep(0.05)
+    children = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()
+    assert len(children) >= 2
+    os.kill(job.pid, signal.SIGKILL)
+    job.wait()
+
+    def alive(child):
+        with contextlib.suppress(OSError):
+            return bool(Path(f"/proc/{child}/cmdline").read_bytes())
+
+    until = time.monotonic() + 5
+    while any(map(alive, children)) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not any(map(alive, children))
+    with pytest.raises(DataError, match=r"unfinished feature pass \((15|16|22|23|24|31) images\)"):
+        FeatureStore(tmp_path / "killed")
+    head, data = head_of(Tiny()), labelled(found)
+    read = []
+    data._read = lambda item, real=data._read: read.append(item) or real(item)
+    resumed = extract(head, data, tmp_path / "killed")[1]
+    assert 0 < len(read) < 40
+    assert resumed == extract(head, labelled(found), tmp_path / "whole")[1]
+
+
+# --- damage ----------------------------------------------------------------------------------------------
+
+
+def torn(file):
+    file.write_bytes(file.read_bytes()[:-20])
+
+
+def shorter(file):
+    np.save(file, np.load(file)[:-1])
+
+
+@pytest.mark.parametrize("file", ["features.npy", "index.parquet"])
+@pytest.mark.parametrize("harm", [torn, shorter, Path.unlink])
+def test_damaged_features_are_named_and_computed_again(tmp_path, found, file, harm):
+    if harm is shorter and file == "index.parquet":
+        pytest.skip("is no array")
+    head, data = head_of(Tiny()), labelled(found)
+    _, before = extract(head, data, tmp_path / "s")
+    harm(tmp_path / "s" / file)
+    with pytest.raises(DataError, match="call extract_features again"):
+        FeatureStore(tmp_path / "s")
+    gone = file == "index.parquet" and harm is Path.unlink  # then nothing says that there were rows
+    with contextlib.nullcontext() if gone else pytest.warns(PfungstWarning, match="computed again"):
+        assert extract(head, data, tmp_path / "s")[1] == before
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".parquet"])
+def test_damaged_embeddings_are_computed_again(tmp_path, suffix):
+    encoder, images = Encoder(small_net(4), SMALL), torch.rand(6, 3, 16, 16)
+    first = encoder.encode(images, cache=tmp_path, device="cpu")
+    (file,) = tmp_path.rglob(f"*{suffix}")
+    torn(file)
+    with pytest.warns(PfungstWarning, match=rf"{file.stem}.*; it is computed again"):
+        assert torch.equal(encoder.encode(images, cache=tmp_path, device="cpu"), first)
+    assert len(Store(file.parent)) == 6
+
+
+# --- what is read ----------------------------------------------------------------------------------------
+
+
+def test_images_of_a_spurious_folder_are_read_once(tmp_path, monkeypatch):
+    for i in range(8):
+        file = tmp_path / "set" / f"spurious_class_{i % 2}_component_0" / f"{i}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(encoded(i, 16))
+    real, read = SpuriousFolder.__getitem__, []
+    monkeypatch.setattr(SpuriousFolder, "__getitem__", lambda self, i: read.append(i) or real(self, i))
+    head = head_of(Tiny())
+
+    def rows(gain):
+        read.clear()
+
+        def transform(image):
+            return torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255 * gain
+
+        return np.array(
+            extract(head, SpuriousFolder(tmp_path / "set", transform), tmp_path / "s")[0].features
+        )
+
+    first = rows(1)
+    assert len(set(read)) == 8
+    assert np.array_equal(rows(1), first)
+    assert not read
+    (tmp_path / "set" / "spurious_class_1_component_0" / "3.png").write_bytes(encoded(99, 16))
+    assert (rows(1) != first).any(1).sum() == len(read) == 1
+    assert (rows(0.5) != first).any(1).all()
+    assert len(read) == 8
+
+
+def test_batches_lie_on_a_grid_and_bad_rows_do_not_shift_it():
+    def load(row):
+        if row == 5:
+            raise OSError("torn")
+        return row * 10, torch.full((1, 2, 2), float(row))
+
+    found = list(batches(load, [1, 2, 4, 5, 6, 9], 4))
+    assert [b.rows for b in found] == [[1, 2], [4, 6], [9]]
+    assert [b.problems for b in found] == [[], [(5, "torn")], []]
+    assert found[1].known == [40, 60]
+    assert found[1].images[:, 0, 0, 0].tolist() == [4, 6]
+    sizes = Work(lambda row: (None, torch.zeros(1, 2 + row, 2)), len, id)
+    with pytest.raises(InputError, match="different sizes"):
+        list(run(sizes, range(2), 2, device="cpu"))
+
+
+# --- the options -----------------------------------------------------------------------------------------
+
+
+def test_workers_and_ray_are_options_of_every_audit_and_refused_where_they_do_nothing(tmp_path):
+    needed = {"model": "m:f", "train": "t", "val": "v"}
+    assert ClassifierConfig.build(**needed).workers == "auto"
+    assert ClassifierConfig.build(**needed, workers="2").workers == 2
+    for wrong in ("-1", "many"):
+        with pytest.raises(ConfigError, match="workers"):
+            ClassifierConfig.build(**needed, workers=wrong)
+    texts = {"encoder": "sentence-transformers:x", "texts": "pairs.csv"}
+    for config, options, why in (
+        (AnomalyConfig, {"data": "d"}, "detectors"),
+        (SimilarityConfig, texts, "texts"),
+    ):
+        config.build(**options, workers=0)
+        for name, value in (("workers", 3), ("ray", "auto")):
+            with pytest.raises(ConfigError, match=rf"--{name} does nothing here: {why}"):
+                config.build(**options, **{name: value})
+    one, two = (ClassifierConfig.build(**needed, workers=w) for w in (0, 4))
+    assert one.fingerprint() == two.fingerprint()
+
+
+def test_ray_is_asked_for_before_anything_is_loaded(monkeypatch):
+    monkeypatch.setattr("pfungst.audit.config.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"pfungst\[ray\]"):
+        ClassifierConfig.build(model="m:f", train="t", val="v", ray="auto")

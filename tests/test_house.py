@@ -1,0 +1,87 @@
+"""What lint cannot hold: documented methods, arguments by position, no names of our own for papers, the table of arrows."""
+
+import ast
+import importlib
+import inspect
+import pkgutil
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import pfungst
+
+ROOT = Path(__file__).parents[1]
+SOURCES = sorted((ROOT / "src" / "pfungst").rglob("*.py"))
+NAMES = [str(p.relative_to(ROOT / "src" / "pfungst")) for p in SOURCES]
+
+# To be made true and removed.
+PAPERS = re.compile(r"spurious/|audit/classifier/")
+BARE = re.compile(
+    r"pfungst\.(anomaly|audit|encoders|features|probes|relevance\.(bases|engine|program)|report|similarity|spurious)\b"
+)
+MANY = {  # those of detectors are parameters in scikit-learn's way
+    "Autoencoder.__init__", "DeepOneClass.__init__", "PatchCore.__init__",
+    "_artefacts", "_picture", "scale_norm", "train_small",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_papers_have_their_names(name):
+    if not PAPERS.match(name):
+        text = (ROOT / "src" / "pfungst" / name).read_text(encoding="utf-8")
+        found = re.findall(r"(?i)paper ?00\d", text)
+        assert not found
+
+
+def modules():
+    for module in pkgutil.walk_packages(pfungst.__path__, "pfungst."):
+        if not module.name.endswith("__main__"):
+            yield importlib.import_module(module.name)
+
+
+def test_public_methods_say_what_they_do():
+    """A method that overrides one with a docstring has that one."""
+    bare = []
+    for module in modules():
+        for cls in (
+            c for _, c in inspect.getmembers(module, inspect.isclass) if c.__module__ == module.__name__
+        ):
+            for name, member in vars(cls).items():
+                function = getattr(member, "__func__", getattr(member, "fget", member))
+                public = not name.startswith("_") and not cls.__name__.startswith("_")
+                if public and inspect.isfunction(function) and not inspect.getdoc(getattr(cls, name)):
+                    bare.append(f"{module.__name__}.{cls.__name__}.{name}")
+    assert not [name for name in bare if not BARE.match(name)]
+
+
+def positional(node):
+    known = [a.arg for a in (*node.args.posonlyargs, *node.args.args)]
+    return len(known) - (known[:1] in (["self"], ["cls"]))
+
+
+def test_functions_take_few_arguments_by_position():
+    many = set()
+    for path in SOURCES:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        inside = {f: c.name for c in ast.walk(tree) if isinstance(c, ast.ClassDef) for f in c.body}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and positional(node) > 8:
+                many.add(f"{inside[node]}.{node.name}" if node in inside else node.name)
+    assert many <= MANY
+
+
+def test_the_import_contract_is_the_table_of_contributing():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`.+?) \|.*\|.*\|$", text, re.MULTILINE)
+    table = {name.rstrip("/") for row in rows for name in re.findall(r"`([\w./]+)`", row)}
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]
+    layers = next(c["layers"] for c in contracts["contracts"] if "pfungst.cli" in c.get("layers", ()))
+    held = {re.sub("^pfungst[.]", "", n) for layer in layers for n in re.split(" [|:] ", layer)}
+    there = {p.name for p in (ROOT / "src" / "pfungst").iterdir() if (p / "__init__.py").is_file()}
+    assert there <= table
+    assert there <= held
+    files = {p.name for p in (ROOT / "src" / "pfungst").glob("[!_]*.py")}
+    assert files <= table
+    assert {f.removesuffix(".py") for f in files} <= held
