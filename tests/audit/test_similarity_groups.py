@@ -122,7 +122,7 @@ def test_columns_of_another_file_are_joined_by_path(tmp_path):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("path,faces\nb/0.png,1\n", "names none of the 3 images"),
+        ("path,faces\nb/0.png,1\n", "names none of the images"),
         ("path,faces\na/0.png,1\na/0.png,2\n", "several rows for a/0.png"),
         ("file,faces\na/0.png,1\n", "no column 'id'"),
     ],

@@ -21,7 +21,7 @@ OPTIONS = {
     "--features --fix --layer --masks --model --n-components --reference --shown --size --spurious --steps "
     "--train --trust-checkpoint --val",
 }
-ADDED = {"anomaly": {"--quantile", "--examples"}}
+ADDED = {"anomaly": {"--quantile", "--examples"}, "similarity": {"--classes", "--groups-file"}}
 
 
 def parameters(command):

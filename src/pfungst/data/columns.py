@@ -32,7 +32,7 @@ def join_columns(items: Sequence[Item], file: Path) -> tuple[list[Item], list[st
     missing = [item.id for item, row in zip(items, found, strict=True) if row is None]
     if len(missing) == len(items):
         raise DataError(
-            f"{file} names none of the {len(items)} images: it has {few(rows, 2)}, the data {few(missing, 2)}",
+            f"{file} names none of the images: it has {few(rows, 2)}, the data {few(missing, 2)}",
             f"write the paths as the data have them in its column {key!r}",
         )
     taken = [f for f in table.fields if f not in (key, "label", "split")]
