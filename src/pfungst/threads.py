@@ -1,8 +1,9 @@
 """How PyTorch's threads wait and how many there are, set before PyTorch is imported.
 
-OpenMP threads spin at every barrier. On a machine that does anything else they take the cores from the work they wait for: a small
-training loop took 15 times as long. Passive waiting costs little where nothing else runs (``benchmarks/threads.py``). Users of the
-library get the same from the environment: ``OMP_WAIT_POLICY=PASSIVE``.
+OpenMP threads spin at every barrier. On a machine that does anything else they take the cores from the work
+they wait for: a small training loop took 15 times as long. Passive waiting costs little where nothing else
+runs (``benchmarks/threads.py``). Users of the library get the same from the environment:
+``OMP_WAIT_POLICY=PASSIVE``.
 """
 
 from __future__ import annotations

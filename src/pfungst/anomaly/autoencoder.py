@@ -21,7 +21,8 @@ from pfungst.relevance import Basis, Relevance
 
 @register("autoencoder")
 class Autoencoder(NetworkDetector):
-    """Trained autoencoder: identity · squared distance to the reconstruction r(x) · no pooling, o = ‖x − r(x)‖².
+    """Trained autoencoder: identity · squared distance to the reconstruction r(x) · no pooling, o = ‖x −
+    r(x)‖².
 
     The explanation holds the reconstruction constant, R_i = (x_i − r_i)², and conserves exactly
     (Kauffmann et al. 2020, "The Clever Hans effect in anomaly detection"). With a layer in front,

@@ -22,8 +22,8 @@ class Bag(Detector):
     """Mean of the scores of M detectors, standardised on normal data that none of them saw:
     o = mean_m (o_m − μ_m) / σ_m.
 
-    Relevance is the members', times (1/M)/σ_m; the constant −(1/M) Σ_m μ_m/σ_m belongs to no input and is part of
-    the bias (Kauffmann et al. 2020, section 5).
+    Relevance is the members', times (1/M)/σ_m; the constant −(1/M) Σ_m μ_m/σ_m belongs to no input and is
+    part of the bias (Kauffmann et al. 2020, section 5).
 
     Args:
         detectors: the members, or (name, member) pairs. They are cloned.

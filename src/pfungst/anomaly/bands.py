@@ -1,7 +1,7 @@
 """Joint pixel × band relevance of distances, streamed over the bands.
 
-R_{i,b} = Σ_j w_j (P_b Δ_j)_i g_ji, Δ_j = x − u_j, P_b the projector on band b of the DCT. P_b is linear and the
-weights of one input are one row of a matrix, so the products of the training points are made once for all
+R_{i,b} = Σ_j w_j (P_b Δ_j)_i g_ji, Δ_j = x − u_j, P_b the projector on band b of the DCT. P_b is linear and
+the weights of one input are one row of a matrix, so the products of the training points are made once for all
 inputs, one band at a time.
 """
 

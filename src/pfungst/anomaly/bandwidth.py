@@ -37,7 +37,8 @@ def perplexity(distances: Tensor, gamma: float) -> float:
 
 
 def _scale(distances: Tensor) -> float | None:
-    """Median distance to the nearest other point that is not a duplicate; None, with a warning, where all coincide.
+    """Median distance to the nearest other point that is not a duplicate; None, with a warning, where all
+    coincide.
 
     Args:
         distances: (N, N − 1), self already excluded.

@@ -28,8 +28,8 @@ class Detector(OutlierMixin, BaseEstimator):
     a `Prepared` set of images, whose condition is then remembered and compared. Scores come back as what
     went in: tensors for tensors and `Prepared`, NumPy arrays otherwise.
 
-    Subclasses implement :meth:`_fit`, :meth:`_score`, :meth:`_explain`, :meth:`_state` and :meth:`_restore` on
-    validated tensors, have a parameter `quantile`, and are made known by :func:`register`.
+    Subclasses implement :meth:`_fit`, :meth:`_score`, :meth:`_explain`, :meth:`_state` and :meth:`_restore`
+    on validated tensors, have a parameter `quantile`, and are made known by :func:`register`.
 
     Attributes:
         nested: the parameter that takes other detectors: one where its default is None, else (name, detector)
@@ -64,12 +64,13 @@ class Detector(OutlierMixin, BaseEstimator):
 
     @abstractmethod
     def _state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """What was learnt: tensors by name (no "/" in it), and facts that JSON can hold, or fitted detectors."""
+        """What was learnt: tensors by name (no "/" in it), and facts that JSON can hold, or fitted
+        detectors."""
 
     @abstractmethod
     def _restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-        """Become fitted from what :meth:`_state` gave. Parameters, `sample_shape_`, the threshold and the training
-        scores are set already; tensors are on the detector's device."""
+        """Become fitted from what :meth:`_state` gave. Parameters, `sample_shape_`, the threshold and the
+        training scores are set already; tensors are on the detector's device."""
 
     def check_basis(self, basis: Basis) -> None:
         """Whether explanations can be read in `basis`, before anything is fitted.
@@ -115,7 +116,8 @@ class Detector(OutlierMixin, BaseEstimator):
         """Score of each sample (N,), high = abnormal.
 
         Raises:
-            InputError: the samples cannot be used, or a score is NaN, infinite or beyond what their dtype holds.
+            InputError: the samples cannot be used, or a score is NaN, infinite or beyond what their dtype
+                holds.
         """
         return _like(check_finite(self._score(self._ready(X))), X)
 
@@ -150,7 +152,8 @@ class Detector(OutlierMixin, BaseEstimator):
             Relevance whose values sum to the anomaly score, less what its `bias` says.
 
         Raises:
-            InputError: the samples cannot be used, or a score or relevance is NaN, infinite or beyond their dtype.
+            InputError: the samples cannot be used, or a score or relevance is NaN, infinite or beyond their
+                dtype.
         """
         basis = Pixels() if basis is None else basis
         self.check_basis(basis)
@@ -173,9 +176,9 @@ class Detector(OutlierMixin, BaseEstimator):
 
         Args:
             path: the folder.
-            modules: modules that were given to the constructor, by parameter, such as `features` or `backbone`;
-                `pfungst.mitigate`'s layers need not be given. Their weights come from the folder. Those of nested
-                detectors follow the names of these: ``detectors__kde__features``.
+            modules: modules that were given to the constructor, by parameter, such as `features` or
+                `backbone`; `pfungst.mitigate`'s layers need not be given. Their weights come from the folder.
+                Those of nested detectors follow the names of these: ``detectors__kde__features``.
 
         Raises:
             CheckpointError: the folder cannot be read, holds another detector, or the modules do not fit it.
@@ -183,8 +186,8 @@ class Detector(OutlierMixin, BaseEstimator):
         return store.load(cls, Path(path), modules)
 
     def _split(self, count: int, least: int = 1, spare: int = 1) -> tuple[Tensor, Tensor]:
-        """Indices of `count` samples to learn from, at least `spare`, and of a random share `validation`, at least
-        `least`, that is held out."""
+        """Indices of `count` samples to learn from, at least `spare`, and of a random share `validation`, at
+        least `least`, that is held out."""
         if not 0 < self.validation < 1:
             raise InputError(f"validation {self.validation} is not in (0, 1)", "for example 0.2")
         order = torch.randperm(count, generator=torch.Generator().manual_seed(self.seed))

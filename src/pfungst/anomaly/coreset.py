@@ -5,9 +5,10 @@ taken; its covering radius is at most twice the best possible. The result here i
 textbook loop, up to rounding, but the work is done in matrix products:
 
 - *Batches.* Distances to the selected rows only fall. Among the B farthest rows, selection may go on as long
-  as the farthest of them is no nearer than every row outside; only then all rows are compared with the whole batch.
-- *Bounds.* An orthogonal map to the leading principal components plus the norm of the residual never lengthens
-  a distance, so rows whose bound exceeds their present distance are not compared in full.
+  as the farthest of them is no nearer than every row outside; only then all rows are compared with the whole
+  batch.
+- *Bounds.* An orthogonal map to the leading principal components plus the norm of the residual never
+  lengthens a distance, so rows whose bound exceeds their present distance are not compared in full.
 """
 
 from __future__ import annotations
@@ -68,7 +69,8 @@ class _Rows:
         return self.x[rows] - self.mean
 
     def lower(self, distances: Tensor, new: Tensor) -> None:
-        """Squared distances (N,) of all rows, lowered in place to those to the rows `new` where these are nearer."""
+        """Squared distances (N,) of all rows, lowered in place to those to the rows `new` where these are
+        nearer."""
         for columns in new.split(_COLUMNS):
             full, norms = self.centred(columns).T, self.norms[columns]
             reduced = self.reduced[columns].T

@@ -3,8 +3,9 @@
 For even p the power expands into matrix products, which is what makes scoring fast. The expansion
 cancels where a prototype lies close to the input compared with their distance to the origin, so callers
 centre both (:func:`centre`), and every pair that still loses more than two digits, or whose powers underflow,
-is measured again from its difference, in float64. Partial sums over blocks of dimensions are accumulated in float64;
-where float32 overflows everything is computed in float64, and what that cannot hold either is refused.
+is measured again from its difference, in float64. Partial sums over blocks of dimensions are accumulated in
+float64; where float32 overflows everything is computed in float64, and what that cannot hold either is
+refused.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ def power_sum(x: Tensor, p: int) -> Tensor:
 
 
 def _expanded(x: Tensor, u: Tensor, p: int) -> Tensor:
-    """Σ over dimensions of the mixed terms of (x − u)^p, p even: Σ_k binom(p, k) x^(p−k) (−u)^k, 0 < k < p."""
+    """Σ over dimensions of the mixed terms of (x − u)^p, p even: Σ_k binom(p, k) x^(p−k) (−u)^k, 0 < k <
+    p."""
     out = torch.zeros(len(x), len(u), dtype=torch.float64, device=x.device)
     for xs, us in zip(x.split(_BLOCK, dim=1), u.split(_BLOCK, dim=1), strict=True):
         if p == 2:
@@ -90,7 +92,8 @@ def power_distances(x: Tensor, u: Tensor, p: int) -> Tensor:
     if not bool(((out == 0) | ((out >= _SMALLEST) & (out <= _LARGEST))).all()):
         size = max(v.abs().max().item() for v in (x, u))
         raise InputError(
-            f"the distances of values up to {size:.3g} from the centre of the training data, to the power {p}, lie outside "
+            f"the distances of values up to {size:.3g} from the centre of the training data, to the power "
+            f"{p}, lie outside "
             f"{_SMALLEST:g} to {_LARGEST:g}",
             "scale the data, for example to unit variance, pass float64, and see that features are finite",
         )

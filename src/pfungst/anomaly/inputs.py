@@ -101,7 +101,8 @@ def check_finite(scores: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         raise InputError(
             f"the scores of {int(bad.sum())} of {bad.numel()} samples are NaN or infinite (first: index "
             f"{int(bad.nonzero()[0])})",
-            "scale the data, for example to unit variance, and see that the weights of a network in front are finite",
+            "scale the data, for example to unit variance, and see that the weights of a network in front "
+            "are finite",
         )
     if dtype is None or dtype == scores.dtype:
         return scores

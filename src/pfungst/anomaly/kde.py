@@ -20,8 +20,8 @@ class KDE(PrototypeDetector):
 
     - "gaussian": o = −(1/γ) log mean_j exp(−γ d_j) with γ = 1/(2h²): the negative log density, times 2h²,
       without its normalising constant.
-    - "student": o = 1 / mean_j 1/(h² + d_j), the harmonic mean of h² + d_j: the inverse of a density of kernels
-      1 / (h² + d). The part of h² belongs to no input and is reported as bias.
+    - "student": o = 1 / mean_j 1/(h² + d_j), the harmonic mean of h² + d_j: the inverse of a density of
+      kernels 1 / (h² + d). The part of h² belongs to no input and is reported as bias.
 
     d_j are squared Euclidean distances after the features (Montavon et al. 2022).
 

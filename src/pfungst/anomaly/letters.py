@@ -91,7 +91,8 @@ def train_letters(
 
 
 def letters_backbone(checkpoint: str | Path | None = None, trained: bool = True) -> LettersCNN:
-    """The CNN of the digit recipe: its weights from a file, else trained on rendered letters, once a process."""
+    """The CNN of the digit recipe: its weights from a file, else trained on rendered letters, once a
+    process."""
     from pfungst.encoders.checkpoints import load_state, read_checkpoint
 
     network = LettersCNN()
@@ -108,7 +109,8 @@ def _trained() -> LettersCNN:
 
 
 def rendered_letters(count: int = 5200, size: int = 28, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """White letters A to Z and a to z on black, drawn with OpenCV's vector fonts, slanted, scaled and shifted at
+    """White letters A to Z and a to z on black, drawn with OpenCV's vector fonts, slanted, scaled and shifted
+    at
     random: a stand-in for EMNIST letters where these are not at hand.
 
     Returns:

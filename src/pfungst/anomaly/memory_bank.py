@@ -51,8 +51,8 @@ class MemoryBank:
             exclude: rows of the bank, from and to, that do not count.
 
         Raises:
-            InputError: more neighbours asked for than the bank has rows, another dimension, or distances that are NaN
-                or infinite.
+            InputError: more neighbours asked for than the bank has rows, another dimension, or distances that
+                are NaN or infinite.
         """
         rows = len(self) - (exclude[1] - exclude[0])
         if not 1 <= k <= rows:
@@ -61,7 +61,8 @@ class MemoryBank:
             )
         if queries.ndim != 2 or queries.shape[1] != self.rows.shape[1]:
             raise InputError(
-                f"patches of shape {tuple(queries.shape)} do not fit a bank of dimension {self.rows.shape[1]}",
+                f"patches of shape {tuple(queries.shape)} do not fit a bank of dimension "
+                f"{self.rows.shape[1]}",
                 "embed them with the model that made the bank",
             )
         step = max(1, min(len(queries), 1024))

@@ -131,8 +131,9 @@ def load_backbone(
 
     Args:
         backbone: a module that reads images normalised as ImageNet's; an `Encoder` (which knows its own
-            normalisation); or a name, what `pfungst.encoders.load` understands ("resnet18", "efficientnet-lite0")
-            or "letters", the CNN of the digit recipe, trained here and now on rendered letters (28 px).
+            normalisation); or a name, what `pfungst.encoders.load` understands ("resnet18",
+            "efficientnet-lite0") or "letters", the CNN of the digit recipe, trained here and now on rendered
+            letters (28 px).
         checkpoint: weights; without them those of a library's network are random, drawn from `seed`.
         weights: False leaves them random where they are to be filled in later.
     """

@@ -91,16 +91,17 @@ class Whitening:
 class DeepOneClass(BackboneDetector):
     """Features of a network, whitened with a ridge and centred · squared norm · no pooling.
 
-    The explanation follows R_{j←k} = a_j w_jk / Σ_j′ a_j′ w_j′k · R_k through the whitening, a the centred features
-    (Kauffmann et al. 2020, appendix A.4), which conserves, then the Gamma rule through the network; what its
-    biases and switched-off features keep is reported as bias.
+    The explanation follows R_{j←k} = a_j w_jk / Σ_j′ a_j′ w_j′k · R_k through the whitening, a the centred
+    features (Kauffmann et al. 2020, appendix A.4), which conserves, then the Gamma rule through the network;
+    what its biases and switched-off features keep is reported as bias.
 
     Recipes of the paper: ``DeepOneClass("vgg16", checkpoint=…)`` for photographs (4096 features);
     ``DeepOneClass(train_letters(images, labels), mean=0, std=1)`` for digits (640 features of a CNN with ℓ2
     pooling, trained on EMNIST letters); ``DeepOneClass("letters")`` trains it on rendered letters instead.
 
     Args:
-        backbone: what `pfungst.encoders.load` understands, an `Encoder`, or a module from normalised images to (N, K).
+        backbone: what `pfungst.encoders.load` understands, an `Encoder`, or a module from normalised images
+            to (N, K).
         checkpoint: weights of a named backbone. Without them they are random: a baseline.
         regularisation: the ridge as a share of the features' mean variance, or "validation": chosen on
             held-out normal samples by their likelihood, or by the AUROC where `fit` is given some outliers.

@@ -2,9 +2,9 @@
 industrial anomaly detection", section 3.1).
 
 Per layer the 3 × 3 neighbourhoods of all positions are pooled over (channel, row, column) to one length, the
-grids are brought to that of the first layer by bilinear interpolation, and the layers are pooled together to the target
-length. Pooling and interpolation are linear along different axes, so they are done in the cheaper order
-(the published code interpolates before it pools).
+grids are brought to that of the first layer by bilinear interpolation, and the layers are pooled together to
+the target length. Pooling and interpolation are linear along different axes, so they are done in the cheaper
+order (the published code interpolates before it pools).
 """
 
 from __future__ import annotations
@@ -82,10 +82,12 @@ class LayerTap(nn.Module):
 
 
 def middle_layers(network: nn.Module, side: int = 224) -> tuple[str, str]:
-    """The last layers whose maps have an eighth and a sixteenth of the image's side: the paper's levels 2 and 3.
+    """The last layers whose maps have an eighth and a sixteenth of the image's side: the paper's levels 2 and
+    3.
 
     Args:
-        network: looked at in one pass over an image of zeros; its modules and the parts of its sequences count.
+        network: looked at in one pass over an image of zeros; its modules and the parts of its sequences
+            count.
         side: of that image, in pixels.
 
     Raises:
@@ -172,13 +174,15 @@ class PatchFeatures(nn.Module):
         rows, cols = ((s + 2 * pad - self.patch) // self.stride + 1 for s in part.shape[-2:])
         if rows < 1 or cols < 1:
             raise InputError(
-                f"a map of {part.shape[-2]} × {part.shape[-1]} cells has no {self.patch} × {self.patch} patch",
+                f"a map of {part.shape[-2]} × {part.shape[-1]} cells has no {self.patch} × {self.patch} "
+                "patch",
                 "use larger images or an earlier layer",
             )
         return rows, cols
 
     def _neighbourhoods(self, part: Tensor) -> Tensor:
-        """Neighbourhoods pooled to layer_dim: adaptive averages over (channel, row, column), channel slowest."""
+        """Neighbourhoods pooled to layer_dim: adaptive averages over (channel, row, column), channel
+        slowest."""
         channels, pad = part.shape[1], (self.patch - 1) // 2
         if channels % self.layer_dim == 0:  # a bin covers whole channels: average pooling, then group means
             local = F.avg_pool2d(part, self.patch, self.stride, pad)

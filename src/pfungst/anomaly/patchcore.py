@@ -36,20 +36,22 @@ class PatchCore(BackboneDetector):
     in that paper; its published code and some others report the squared distance (distance="squared").
 
     The explanation gives all relevance to the most unusual patch and, in it, R_k = (φ_k − u_k)² / d · o
-    for its nearest row u of the bank; R then goes through the network by layer-wise relevance propagation. Features that are off in
-    that patch (φ_k = 0) but on in u have no way back to the input: their part is reported as bias.
+    for its nearest row u of the bank; R then goes through the network by layer-wise relevance propagation.
+    Features that are off in that patch (φ_k = 0) but on in u have no way back to the input: their part is
+    reported as bias.
 
     Args:
         backbone: what `pfungst.encoders.load` understands ("efficientnet-lite0" is trained, "resnet18" random
             without a checkpoint), an `Encoder`, or a module that reads images normalised as ImageNet's.
-        layers: names of layers, as a sequence or joined by "+". The first sets the grid of patches. By default the
-            last that divide the image by 8 and by 16: layer2 and layer3 of ResNets, blocks.2 and blocks.4 of
-            efficientnet-lite0.
+        layers: names of layers, as a sequence or joined by "+". The first sets the grid of patches. By
+            default the last that divide the image by 8 and by 16: layer2 and layer3 of ResNets, blocks.2 and
+            blocks.4 of efficientnet-lite0.
         checkpoint: weights of a named backbone. Without them they are random: a baseline.
         coreset: share of the training patches kept in the bank, chosen farthest-first; 1 keeps all.
         neighbours: nearest rows of the bank whose distances are averaged.
-        reweight: size b of the bank's neighbourhood by which the paper (its equation 7) lowers the image score
-            where the nearest row is itself unusual; 0 leaves it out, as the published code does; 9 is usual.
+        reweight: size b of the bank's neighbourhood by which the paper (its equation 7) lowers the image
+            score where the nearest row is itself unusual; 0 leaves it out, as the published code does; 9 is
+            usual.
         distance: "euclidean" or "squared".
         patch, stride: neighbourhoods, in cells of a layer's map.
         layer_dim, dim: length that each layer and each patch is pooled to.
@@ -173,7 +175,8 @@ class PatchCore(BackboneDetector):
         keep = count * image * self.coreset
         if keep + image * _OVERHEAD > limit:
             raise InputError(
-                f"the memory bank of {round(count * patches * self.coreset)} patches of dimension {self.dim} needs "
+                f"the memory bank of {round(count * patches * self.coreset)} patches of dimension "
+                f"{self.dim} needs "
                 f"{keep / 1e9:.3g} GB, {limit / 1e9:.3g} GB may be used",
                 "lower coreset or dim, use smaller images or a deeper first layer, or raise memory_limit",
             )
@@ -182,8 +185,10 @@ class PatchCore(BackboneDetector):
         block = max(1, int((limit - keep) / (image * _OVERHEAD)))
         blocks = -(-count // block)
         warnings.warn(
-            f"the {count * patches} training patches need {count * image / 1e9:.3g} GB and {limit / 1e9:.3g} GB may "
-            f"be used: they are selected in {blocks} blocks of images, which covers as well with somewhat more "
+            f"the {count * patches} training patches need {count * image / 1e9:.3g} GB and "
+            f"{limit / 1e9:.3g} GB may "
+            f"be used: they are selected in {blocks} blocks of images, which covers as well with somewhat "
+            "more "
             "redundancy",
             PfungstWarning,
             stacklevel=6,
@@ -322,7 +327,8 @@ class PatchCore(BackboneDetector):
 
 
 def gaussian_smooth(x: Tensor, sigma: float) -> Tensor:
-    """Gaussian filter of (N, C, H, W), truncated at 4 σ, the edge repeated by reflection (d c b a | a b c d)."""
+    """Gaussian filter of (N, C, H, W), truncated at 4 σ, the edge repeated by reflection (d c b a | a b c
+    d)."""
     if sigma <= 0:
         return x
     radius = int(4 * sigma + 0.5)

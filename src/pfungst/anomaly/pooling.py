@@ -40,7 +40,8 @@ class SoftMin(Pooling):
 
     def pool(self, distances: Tensor) -> Tensor:
         nearest = distances.amin(-1, keepdim=True)
-        # relative to the nearest, which loses no digits where γ is small: mean exp(−γ d) = exp(−γ d_min) (1 + mean)
+        # relative to the nearest, which loses no digits where γ is small: mean exp(−γ d) = exp(−γ d_min) (1 +
+        # mean)
         mean = torch.expm1(-self.gamma * (distances - nearest)).mean(-1)
         return nearest.squeeze(-1) - torch.log1p(mean) / self.gamma
 

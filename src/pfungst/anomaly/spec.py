@@ -16,8 +16,10 @@ def detector_from_spec(spec: str, **common: Any) -> Detector:
 
     Args:
         spec: NAME or NAME:parameter=value,parameter=value with the constructor's parameters, for example
-            ``patchcore:backbone=resnet18,layers=layer2+layer3,coreset=0.1``. A detector of detectors ends with
-            theirs: ``bag:kde+autoencoder``, ``tiled:tile=128:patchcore:coreset=0.1``. ``FILE.py:NAME…`` runs the file
+            ``patchcore:backbone=resnet18,layers=layer2+layer3,coreset=0.1``. A detector of detectors ends
+            with
+            theirs: ``bag:kde+autoencoder``, ``tiled:tile=128:patchcore:coreset=0.1``. ``FILE.py:NAME…`` runs
+                the file
             first, which registers NAME.
         common: parameters for every detector that has them, such as features, seed, device or progress.
 

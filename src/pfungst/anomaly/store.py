@@ -1,7 +1,8 @@
 """Detectors on disk: a folder with detector.json and weights.safetensors, never a pickle.
 
-A detector is written as its registered name, its parameters, and what `_state` gives: tensors, and facts in which
-further detectors may stand. Its place among them, such as ``detectors/kde``, goes before the names of its tensors.
+A detector is written as its registered name, its parameters, and what `_state` gives: tensors, and facts in
+which further detectors may stand. Its place among them, such as ``detectors/kde``, goes before the names of
+its tensors.
 """
 
 from __future__ import annotations

@@ -122,7 +122,8 @@ class Tiled(Detector):
         return torch.stack([self._tile_scores(image) for image in self._ready(X)])
 
     def anomaly_map(self, X: Any) -> Tensor:
-        """Mean of the tiles' anomaly maps where they overlap, (N, H, W); of their scores for detectors without maps."""
+        """Mean of the tiles' anomaly maps where they overlap, (N, H, W); of their scores for detectors
+        without maps."""
         maps = []
         for image in self._ready(X):
             h, w = image.shape[-2:]

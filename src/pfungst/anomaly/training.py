@@ -100,7 +100,8 @@ def train(
         if history.best_epoch == 0:
             raise InputError(f"{name} {history.stopped}", advice)
         warnings.warn(
-            f"{name} {history.stopped}; the weights of epoch {history.best_epoch} are kept. To train on: {advice}",
+            f"{name} {history.stopped}; the weights of epoch {history.best_epoch} are kept. To train on: "
+            f"{advice}",
             PfungstWarning,
             stacklevel=5,
         )

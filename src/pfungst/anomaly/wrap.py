@@ -2,12 +2,13 @@
 
 | estimator | score | what is shared among the prototypes |
 |---|---|---|
-| sklearn KernelDensity (Gaussian), PyOD KDE | −log p(x) | γ·softmin_γ(d): the score less the density's constant |
-| sklearn OneClassSVM (RBF) | ρ − Σ_j α_j exp(−γ d_j) | Σ_j α_j − Σ_j α_j exp(−γ d_j), which is ≥ 0 and zero only at distance zero |
-| sklearn NearestNeighbors, PyOD KNN | k-th, mean or median distance | the score |
+| sklearn KernelDensity (Gaussian), PyOD KDE | −log p(x) | γ·softmin_γ(d): the score less the density's
+constant | | sklearn OneClassSVM (RBF) | ρ − Σ_j α_j exp(−γ d_j) | Σ_j α_j − Σ_j α_j exp(−γ d_j), which is ≥ 0
+and zero only at distance zero | | sklearn NearestNeighbors, PyOD KNN | k-th, mean or median distance | the
+score |
 
-A density shares by softmax_j(−γ d_j + log w_j), its derivatives; neighbours share by their distances. The relevance
-goes to the input by R_i = (x_i − u_ji)² / d_j · R_j. What belongs to no input is the bias.
+A density shares by softmax_j(−γ d_j + log w_j), its derivatives; neighbours share by their distances. The
+relevance goes to the input by R_i = (x_i − u_ji)² / d_j · R_j. What belongs to no input is the bias.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from pfungst.anomaly.inputs import as_samples, unwrap
 from pfungst.errors import InputError
 from pfungst.relevance import Basis, Relevance
 
-#: squared distances (N, M) → scores (N,), shares (N, M) with rows that sum to one, constant part of the score.
+#: squared distances (N, M) → scores (N,), shares (N, M) with rows that sum to one, constant part of the
+#: score.
 Readout = Callable[[Tensor], tuple[Tensor, Tensor, float]]
 _BATCH = 256
 
@@ -37,10 +39,12 @@ def wrap(estimator: Any, shape: Sequence[int] | None = None, method: str = "mean
     """A detector with the scores of a fitted estimator, that explains itself in every basis.
 
     Args:
-        estimator: scikit-learn's KernelDensity (Gaussian kernel), OneClassSVM (RBF kernel) or NearestNeighbors
-            (Euclidean), PyOD's KNN or KDE, or anomalib's Patchcore or Padim (the model or its torch module).
+        estimator: scikit-learn's KernelDensity (Gaussian kernel), OneClassSVM (RBF kernel) or
+            NearestNeighbors (Euclidean), PyOD's KNN or KDE, or anomalib's Patchcore or Padim (the model or
+            its torch module).
         shape: of a sample, for estimators that were fitted on flattened images, e.g. (3, 28, 28).
-        method: for NearestNeighbors, which has no score of its own: "mean", "largest" or "median" of the distances.
+        method: for NearestNeighbors, which has no score of its own: "mean", "largest" or "median" of the
+            distances.
 
     Raises:
         InputError: an estimator of another kind, not fitted, or with a kernel or metric that is not covered.
@@ -152,7 +156,8 @@ def _describe(estimator: Any, method: str) -> tuple[np.ndarray, Readout, np.ndar
         return _neighbours(estimator, method)
     raise InputError(
         f"{foreign}'s {names[0]} cannot be wrapped",
-        "wrap KernelDensity, OneClassSVM (RBF), NearestNeighbors, PyOD's KNN or KDE, anomalib's Patchcore or Padim",
+        "wrap KernelDensity, OneClassSVM (RBF), NearestNeighbors, PyOD's KNN or KDE, anomalib's Patchcore "
+        "or Padim",
     )
 
 

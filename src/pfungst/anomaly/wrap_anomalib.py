@@ -74,10 +74,11 @@ class AnomalibPatchcore(PatchCore):
 
 
 class AnomalibPadim(NetworkDetector):
-    """Padim of anomalib: Mahalanobis distance of each patch to its position's Gaussian, upsampled, blurred, maximum.
+    """Padim of anomalib: Mahalanobis distance of each patch to its position's Gaussian, upsampled, blurred,
+    maximum.
 
-    Upsampling and blur are linear, so the score is a weighted sum of patch distances; each passes its part on as
-    R_k = a_k (Σ⁻¹a)_k / d, a the patch feature less its mean.
+    Upsampling and blur are linear, so the score is a weighted sum of patch distances; each passes its part on
+    as R_k = a_k (Σ⁻¹a)_k / d, a the patch feature less its mean.
     """
 
     def __init__(self, model: Any, composite: Any = "epsilon_plus", batch_size: int = 8) -> None:

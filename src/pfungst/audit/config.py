@@ -24,9 +24,11 @@ from pfungst.suggest import suggest
 
 
 class AuditConfig(BaseModel):
-    """What every audit can be told. The command line makes its options from the fields: name, type, description, default.
+    """What every audit can be told. The command line makes its options from the fields: name, type,
+    description, default.
 
-    Descriptions are the help texts; they say in brackets what happens without the option where the default does not.
+    Descriptions are the help texts; they say in brackets what happens without the option where the default
+    does not.
     """
 
     model_config = ConfigDict(extra="forbid", validate_assignment=True, coerce_numbers_to_str=True)
@@ -47,7 +49,8 @@ class AuditConfig(BaseModel):
     _irrelevant: ClassVar[tuple[str, ...]] = ("out", "resume", "overwrite", "device", "workers", "ray")
 
     def no_pass(self) -> str:
-        """Why there is no pass of a model over images that workers or a cluster could share; "" where there is."""
+        """Why there is no pass of a model over images that workers or a cluster could share; "" where there
+        is."""
         return ""
 
     @model_validator(mode="after")

@@ -24,7 +24,8 @@ def circumstances(config: AuditConfig, started: float) -> dict[str, Any]:
 
 
 def describe_machine() -> str:
-    """Kind of processor, number of usable cores, versions: enough to judge a timing, nothing that names a host."""
+    """Kind of processor, number of usable cores, versions: enough to judge a timing, nothing that names a
+    host."""
     import torch
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

@@ -23,9 +23,10 @@ def group_columns(items: Sequence[Item], wanted: Sequence[str]) -> dict[str, np.
 
     Args:
         items: the images.
-        wanted: column names; ``COLUMN>NUMBER`` for two groups, ``faces>0`` and ``faces≤0``; ``auto`` for every column
-            with a reasonable number of values and for prefixes of the file names (exp1_…, scannerA-…) where they form
-            groups; ``files`` for what the files themselves tell (:func:`pfungst.data.traits.file_columns`); ``none``.
+        wanted: column names; ``COLUMN>NUMBER`` for two groups, ``faces>0`` and ``faces≤0``; ``auto`` for every
+            column with a reasonable number of values and for prefixes of the file names (exp1_…, scannerA-…) where
+            they form groups; ``files`` for what the files themselves tell
+            (:func:`pfungst.data.traits.file_columns`); ``none``.
 
     Raises:
         ConfigError: a named column does not exist, or has other values than numbers where they are compared.

@@ -46,7 +46,8 @@ def _bytes(source: Path | str | bytes) -> bytes:
 
 
 def open_image(source: Path | str | bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """An image file whose header is read and whose pixels are not, as Pillow gives it. Raises as :func:`read_image`."""
+    """An image file whose header is read and whose pixels are not, as Pillow gives it. Raises as
+    :func:`read_image`."""
     data = _bytes(source)
     if not data:
         raise Undecodable("the file is empty (0 bytes)")

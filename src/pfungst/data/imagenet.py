@@ -63,7 +63,8 @@ def open_imagenet(
         classes: "truck", "fish", WordNet ids, a dictionary from id to name, or None for all that are there.
 
     Returns:
-        A set with split "train" and, from val, "test"; the label is the class's name, the group `wnid` its id.
+        A set with split "train" and, from val, "test"; the label is the class's name, the group `wnid` its
+        id.
 
     Raises:
         DataError: a folder or class is missing, or holds no images.

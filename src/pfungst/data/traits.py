@@ -1,8 +1,9 @@
-"""What an image file tells of where it comes from, without a column that anybody wrote: size, format, compression, camera.
+"""What an image file tells of where it comes from, without a column that anybody wrote: size, format,
+compression, camera.
 
-Nobody lists these, and models follow them all the same: the main paper's X-rays came from sources that differ in size, format and
-burnt-in text (Kauffmann et al. 2025, "Results"). :func:`file_columns` turns them into group columns that the audits test like given
-ones; :func:`trait` reads them from one file.
+Nobody lists these, and models follow them all the same: the main paper's X-rays came from sources that differ
+in size, format and burnt-in text (Kauffmann et al. 2025, "Results"). :func:`file_columns` turns them into
+group columns that the audits test like given ones; :func:`trait` reads them from one file.
 """
 
 from __future__ import annotations
@@ -82,8 +83,8 @@ def file_columns(
 ) -> dict[str, np.ndarray]:
     """Group columns that the files themselves give, each with at least two groups of five images.
 
-    Measured quantities of many values are cut at their quartiles, rare values become "other". Columns that part the images as an
-    earlier one does are left out.
+    Measured quantities of many values are cut at their quartiles, rare values become "other". Columns that
+    part the images as an earlier one does are left out.
 
     Args:
         items: the images.
@@ -146,7 +147,8 @@ def burnt_in_text() -> Callable[[Image.Image], bool]:
 
 
 def jpeg_quality(tables: Mapping[int, Sequence[int]]) -> float:
-    """Quality 1 to 100 of the encoder whose luminance table fits best (ITU-T T.81, annex K, scaled as libjpeg does)."""
+    """Quality 1 to 100 of the encoder whose luminance table fits best (ITU-T T.81, annex K, scaled as libjpeg
+    does)."""
     scale = float(np.median(np.asarray(tables[0][:8], dtype=np.float64) / _LUMINANCE))
     return round(100 - 50 * scale if scale <= 1 else 50 / scale)
 
@@ -170,7 +172,8 @@ def _container(image: Image.Image) -> tuple[dict[str, str], dict[str, float]]:
 
 
 def _border(grey: np.ndarray) -> tuple[int, int, int, int]:
-    """Rows and columns (top, bottom, left, right) of one flat colour around the picture; at most 45 % of a side."""
+    """Rows and columns (top, bottom, left, right) of one flat colour around the picture; at most 45 % of a
+    side."""
 
     def run(lines: np.ndarray) -> int:
         level = lines[0].mean()

@@ -136,7 +136,8 @@ class Encoder(nn.Module):
         advance: Callable[[int], object] = int,
         **how: Any,
     ) -> dict[str, np.ndarray]:
-        """Representations (N, K), by condition, of N images, of which those that the store lacks are computed.
+        """Representations (N, K), by condition, of N images, of which those that the store lacks are
+        computed.
 
         Args:
             store: where they are kept.
@@ -205,7 +206,8 @@ class Encoder(nn.Module):
         channels = self.mean.shape[1]
         if images.ndim != 4 or images.shape[1] != channels or len(images) == 0:
             raise InputError(
-                f"{self.name} reads images (N, {channels}, H, W), not an array of shape {tuple(images.shape)}",
+                f"{self.name} reads images (N, {channels}, H, W), not an array of shape "
+                f"{tuple(images.shape)}",
                 "stack the images into one tensor of that shape",
             )
         if not images.is_floating_point():

@@ -43,7 +43,8 @@ def clip(image: Tensor, text: Tensor, scale: Tensor, same: Tensor | None = None)
         image: image embeddings, (N, D).
         text: caption embeddings, (N, D).
         scale: the inverse temperature.
-        same: (N, N), True where captions are equal; equal captions share the target, since in small data many are.
+        same: (N, N), True where captions are equal; equal captions share the target, since in small data many
+            are.
     """
     logits = scale * F.normalize(image, dim=1) @ F.normalize(text, dim=1).T
     same = torch.eye(len(image), device=image.device) if same is None else same.to(logits)

@@ -58,16 +58,17 @@ def load(
     `seed`), which is a baseline and said so by `encoder.trained`; a classifier needs its weights.
 
     Args:
-        spec: ``efficientnet-lite0`` (``1``, ``2``) or ``mobilenetv2``, whose weights are in installed packages;
-            ``torchvision:resnet50`` (``resnet50`` is the same), ``timm:vit_small_patch16_224``,
+        spec: ``efficientnet-lite0`` (``1``, ``2``) or ``mobilenetv2``, whose weights are in installed
+            packages; ``torchvision:resnet50`` (``resnet50`` is the same), ``timm:vit_small_patch16_224``,
             ``open_clip:RN50``, ``small:32`` (our CNN of that width); ``vissl:FILE``, ``barlowtwins:FILE``,
             ``pubmedclip:FILE``, ``sentence-transformers:FOLDER``, ``pfungst:FOLDER`` (written by
-            :meth:`Encoder.save`); or ``package.module:function``, ``file.py:function`` or a function. It returns
-            a module: a classifier of images in [0, 1], else an `Encoder` or what reads images normalised as
-            ImageNet's.
-        role: "encoder" and "backbone" have no classification head, "classifier" has one; a backbone reads no text.
-        checkpoint: weights of libraries' architectures, `small` and functions. A classifier's number of classes is
-            read from it.
+            :meth:`Encoder.save`); or ``package.module:function``, ``file.py:function`` or a function. It
+            returns a module: a classifier of images in [0, 1], else an `Encoder` or what reads images
+            normalised as ImageNet's.
+        role: "encoder" and "backbone" have no classification head, "classifier" has one; a backbone reads no
+            text.
+        checkpoint: weights of libraries' architectures, `small` and functions. A classifier's number of
+            classes is read from it.
         trust_checkpoint: also read checkpoints that can run code.
         size: image size in pixels, where the architecture allows another than its own.
         condition: how files are brought to that size, instead of what the weights were trained with.
@@ -79,8 +80,8 @@ def load(
         A :class:`Classifier`; else an :class:`Encoder`, or a :class:`SentenceEncoder` for text.
 
     Raises:
-        ConfigError: the specification names nothing we can build, a package is not installed, a classifier comes
-            without weights, or the device does not exist.
+        ConfigError: the specification names nothing we can build, a package is not installed, a classifier
+            comes without weights, or the device does not exist.
         CheckpointError: the checkpoint does not fit or cannot be loaded safely.
     """
     place = choose_device(device)

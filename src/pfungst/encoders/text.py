@@ -89,7 +89,8 @@ class SentenceEncoder(nn.Module):
         if not (folder / "config.json").is_file():
             raise CheckpointError(
                 f"{folder} is not a sentence encoder: config.json is missing",
-                "pass the folder of a sentence-transformers model (config.json, model.safetensors, tokenizer)",
+                "pass the folder of a sentence-transformers model (config.json, model.safetensors, "
+                "tokenizer)",
             )
         pooling, length = _settings(folder)
         try:

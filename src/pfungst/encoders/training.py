@@ -1,4 +1,5 @@
-"""Training a small encoder: for the demo, the examples, and studies where the cause of an effect must be known."""
+"""Training a small encoder: for the demo, the examples, and studies where the cause of an effect must be
+known."""
 
 from __future__ import annotations
 
@@ -189,7 +190,8 @@ def train_small(
             break
     if done < steps:
         warnings.warn(
-            f"training stopped after {seconds:g} s at step {done} of {steps}; the result depends on the machine",
+            f"training stopped after {seconds:g} s at step {done} of {steps}; the result depends on the "
+            "machine",
             PfungstWarning,
             stacklevel=2,
         )

@@ -1,4 +1,5 @@
-"""One pass of a model over images: decoded and prepared, computed in batches, kept on disk, gone on with after a kill."""
+"""One pass of a model over images: decoded and prepared, computed in batches, kept on disk, gone on with
+after a kill."""
 
 from typing import TYPE_CHECKING, Any
 

@@ -1,7 +1,8 @@
-"""The pass of a model over images: load and prepare, batch, compute; here, with loading processes, or on a Ray cluster.
+"""The pass of a model over images: load and prepare, batch, compute; here, with loading processes, or on a
+Ray cluster.
 
-Batches lie on a fixed grid over the rows, and one has the same images whatever was finished before and whoever computes
-it: a pass that goes on after a kill, or runs elsewhere, gives the same bytes.
+Batches lie on a fixed grid over the rows, and one has the same images whatever was finished before and
+whoever computes it: a pass that goes on after a kill, or runs elsewhere, gives the same bytes.
 """
 
 from __future__ import annotations
@@ -65,8 +66,8 @@ class Work:
     """What a pass does with a row. On Ray it is sent to other machines as a whole, with the model.
 
     Args:
-        load: row → (what is known of it, its image (C, H, W) or images by name). UnreadableImages, DataError, OSError
-            and SyntaxError (Pillow's, of broken PNG files) say that it cannot be read.
+        load: row → (what is known of it, its image (C, H, W) or images by name). UnreadableImages, DataError,
+            OSError and SyntaxError (Pillow's, of broken PNG files) say that it cannot be read.
         compute: batch → result; without gradients.
         to: moves the model to a device.
         name: row → how errors call it.
@@ -98,8 +99,10 @@ def run(
         device: where the model runs; on Ray "cuda" or "auto" reserves a GPU for each task.
         workers: loading processes, see :func:`batches`; on Ray at most so many tasks at a time.
         threads: loading threads where there are no loading processes.
-        ray: "auto" or ``host:port``: whole blocks of batches are computed there. All machines must see the images.
-        skip_bad: do not mind what cannot be read. Otherwise nothing is computed after it, but all of it gets named.
+        ray: "auto" or ``host:port``: whole blocks of batches are computed there. All machines must see the
+            images.
+        skip_bad: do not mind what cannot be read. Otherwise nothing is computed after it, but all of it gets
+            named.
 
     Raises:
         UnreadableImages: at the end, of all rows that cannot be read.
@@ -154,7 +157,8 @@ def ahead(tasks: Iterable[Callable[[], T]], threads: int, depth: int) -> Iterato
 
 
 class Stream(Generic[T]):
-    """Items that can only be read in order, as the rows of a pass: each is held from its number to its loading."""
+    """Items that can only be read in order, as the rows of a pass: each is held from its number to its
+    loading."""
 
     def __init__(self, items: Iterable[T]) -> None:
         self._items, self._held = items, dict[int, T]()
@@ -203,7 +207,8 @@ def _stacked(images: list[Any]) -> Any:
 
 
 class _Grid:
-    """A data set in torch's sense, of batches. Arrays go through a pipe: tensors would fill the shared memory of containers."""
+    """A data set in torch's sense, of batches. Arrays go through a pipe: tensors would fill the shared memory
+    of containers."""
 
     def __init__(self, one: Callable[[int], _One], grid: list[list[int]]) -> None:
         self.one, self.grid = one, grid

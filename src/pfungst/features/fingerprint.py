@@ -27,9 +27,9 @@ _HOOKS = ("_forward_pre_hooks", "_forward_hooks")
 def model_key(model: nn.Module, *more: object) -> str:
     """24 hexadecimal digits that name a model's function in evaluation mode.
 
-    They depend on every parameter and every buffer (also those that are not saved), on the tree of modules, on their
-    settings (attributes that `forward` does not write), hooks and parametrisations, and on the code of modules that are
-    not torch's. They do not depend on the device, on file names or on the process.
+    They depend on every parameter and every buffer (also those that are not saved), on the tree of modules,
+    on their settings (attributes that `forward` does not write), hooks and parametrisations, and on the code
+    of modules that are not torch's. They do not depend on the device, on file names or on the process.
 
     Args:
         model: any module.
@@ -61,7 +61,8 @@ def combined(*parts: object) -> str:
 
 
 class _Digest:
-    """BLAKE2 of nested Python values; each value is framed by its kind, so that no two run into one another."""
+    """BLAKE2 of nested Python values; each value is framed by its kind, so that no two run into one
+    another."""
 
     def __init__(self, size: int = 12) -> None:
         self.state = hashlib.blake2b(digest_size=size)

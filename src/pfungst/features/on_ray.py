@@ -1,8 +1,8 @@
 """A pass over shards on many machines: Ray Data runs the per-shard work as tasks of a cluster.
 
-Tasks rather than actors: a task of a machine that died runs again wherever there is room, whereas an actor of it would
-wait for resources that may never come back. Each worker process loads the models once. Running a shard twice must do no
-harm: its parts are renamed when they are complete, and are skipped when they exist.
+Tasks rather than actors: a task of a machine that died runs again wherever there is room, whereas an actor of
+it would wait for resources that may never come back. Each worker process loads the models once. Running a
+shard twice must do no harm: its parts are renamed when they are complete, and are skipped when they exist.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ def on_ray(
         workers: at most so many tasks at a time, 0 for all there is room for.
         device: a task reserves one GPU if it is "cuda", or "auto" and the cluster has any.
         threads: CPUs that a task reserves, or as many as the smallest machine has.
-        address: "auto" for the running cluster, or one of its own where none runs; ``host:port`` for a certain one.
+        address: "auto" for the running cluster, or one of its own where none runs; ``host:port`` for a
+            certain one.
 
     Raises:
         DataError: a shard's worker died again and again, or its parts cannot be written.
@@ -74,7 +75,8 @@ def on_ray(
         reason = str(error).strip().splitlines()[0]
         raise DataError(
             f"Ray gave up with {left} shards to go: {reason}",
-            "run the same command again, with a smaller batch if memory was the reason; finished parts are kept",
+            "run the same command again, with a smaller batch if memory was the reason; finished parts are "
+            "kept",
         ) from None
     finally:
         if ours:
@@ -82,7 +84,8 @@ def on_ray(
 
 
 def _connect(address: str) -> bool:
-    """Join a cluster, or start one on this machine where "auto" finds none; True if the connection is ours to end."""
+    """Join a cluster, or start one on this machine where "auto" finds none; True if the connection is ours to
+    end."""
     if ray.is_initialized():
         return False
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
@@ -128,7 +131,8 @@ def _work(
 
 
 def _send_by_value() -> None:
-    """Make classes of files that other processes cannot import, such as those of FILE.py:FUNCTION, go with their code."""
+    """Make classes of files that other processes cannot import, such as those of FILE.py:FUNCTION, go with
+    their code."""
     for name, module in list(sys.modules.items()):
         own = "." not in name and name != "__main__" and getattr(module, "__file__", None)
         if own and PathFinder.find_spec(name) is None:

@@ -1,4 +1,5 @@
-"""Rows of a pass on disk: parts of a Parquet table, what is known of each row, and an array of values beside it.
+"""Rows of a pass on disk: parts of a Parquet table, what is known of each row, and an array of values beside
+it.
 
 The values are a file of their own because they are mapped into memory, and read where they are wanted.
 """
@@ -49,8 +50,9 @@ def values_file(table: Path) -> Path:
 class Store:
     """A folder of rows that are found by their keys; each call of :meth:`add` makes one part.
 
-    What a key does not cover must be the same for the whole folder. A process that is killed leaves its finished parts.
-    Parts that are damaged are removed, with a warning: whoever asks for their rows computes them again.
+    What a key does not cover must be the same for the whole folder. A process that is killed leaves its
+    finished parts. Parts that are damaged are removed, with a warning: whoever asks for their rows computes
+    them again.
 
     Args:
         folder: made with the first part; None keeps the rows in memory only.
@@ -154,7 +156,8 @@ class Store:
         return sorted({self._arrays[self._rows[k][0]].shape[1] for k in keys})
 
     def merge(self, keys: list[bytes]) -> None:
-        """One part, ``index.parquet`` and ``features.npy``, of these rows in this order, in place of all others."""
+        """One part, ``index.parquet`` and ``features.npy``, of these rows in this order, in place of all
+        others."""
         assert self.folder is not None
         index = self.folder / "index.parquet"  # the first of all files
         if not (index.is_file() and self._tables[0]["key"].to_pylist() == keys):

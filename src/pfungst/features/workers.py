@@ -26,12 +26,14 @@ def cores() -> int:
 
 
 def loaders(workers: Workers, images: int) -> int:
-    """How many processes load images: "auto" takes one per core but one, at most 8, and none for few images."""
+    """How many processes load images: "auto" takes one per core but one, at most 8, and none for few
+    images."""
     return workers if workers != "auto" else min(8, cores() - 1) if images >= _WORTH else 0
 
 
 def computers(workers: Workers, device: str, threads: int, shards: int) -> int:
-    """How many processes compute: "auto" takes one per GPU, or one per `threads` cores; 0 where that is only one."""
+    """How many processes compute: "auto" takes one per GPU, or one per `threads` cores; 0 where that is only
+    one."""
     if workers != "auto":
         return workers
     import torch
@@ -50,7 +52,8 @@ def require_ray() -> None:
 def on_processes(
     make: Make, shards: Sequence[int], workers: int, device: str, threads: int
 ) -> Iterator[object]:
-    """Results of the shards as they are finished, from processes that end with this one, even if it is killed.
+    """Results of the shards as they are finished, from processes that end with this one, even if it is
+    killed.
 
     Args:
         make: called once in each process, with its device, for what is then called with shards.

@@ -20,7 +20,8 @@ class Change:
 
     Attributes:
         before, after: means over the seeds.
-        p: of the two-sided t-test; None where nothing can be tested: fewer than 3 seeds, or seeds that change nothing.
+        p: of the two-sided t-test; None where nothing can be tested: fewer than 3 seeds, or seeds that change
+            nothing.
         mark: "↓" for a fall of 0.03 or more, "↓↓" of 0.06 or more, "↑" for a rise of 0.03 or more, else "".
     """
 
@@ -38,8 +39,9 @@ class Change:
 def degradation(before: ArrayLike, after: ArrayLike, paired: bool = True) -> Change:
     """Mark the change of a measure where higher is better (Kauffmann et al. 2025, tables 1 and 2).
 
-    A mark needs its size and P < 0.001 in a two-sided t-test over the seeds (:data:`~pfungst.measure.limits.P_MARK`):
-    what was not tested is not marked. The published marks: ↓ and ↓↓ for deployment, ↑ for mitigation.
+    A mark needs its size and P < 0.001 in a two-sided t-test over the seeds
+    (:data:`~pfungst.measure.limits.P_MARK`): what was not tested is not marked. The published marks: ↓ and ↓↓
+    for deployment, ↑ for mitigation.
 
     Args:
         before, after: one value per seed (S,), or single numbers. For FNR or FPR pass one minus them.

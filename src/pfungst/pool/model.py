@@ -20,10 +20,10 @@ class PoolModel:
 
     Args:
         name: short name, also of the folder of its scores.
-        source: what `pfungst.encoders.load` understands as a classifier, or a function that worker processes can
-            import; what is made takes images (N, 3, S, S) in [0, 1] and returns logits.
-        condition: how files become images, as ``Condition.parse`` reads it; by default as for the published weights
-            of libraries, Pillow bilinear for functions.
+        source: what `pfungst.encoders.load` understands as a classifier, or a function that worker processes
+            can import; what is made takes images (N, 3, S, S) in [0, 1] and returns logits.
+        condition: how files become images, as ``Condition.parse`` reads it; by default as for the published
+            weights of libraries, Pillow bilinear for functions.
         size: edge S in pixels; by default that of the published weights, 224 for functions.
         checkpoint: weights, safetensors or a state dict; libraries' architectures need one.
         trust_checkpoint: also read checkpoints that can run code.
@@ -44,7 +44,8 @@ class PoolModel:
 
     @classmethod
     def parse(cls, text: str, trust_checkpoint: bool = False) -> PoolModel:
-        """Read ``[NAME=]SPEC[,checkpoint=FILE][,condition=CONDITION][,size=PIXELS]``, as the command line has it.
+        """Read ``[NAME=]SPEC[,checkpoint=FILE][,condition=CONDITION][,size=PIXELS]``, as the command line has
+        it.
 
         Files become absolute, because worker processes may run elsewhere.
 

@@ -1,4 +1,5 @@
-"""Score a pool: features, predictions and errors of one or several models, in one process, several, or on a cluster."""
+"""Score a pool: features, predictions and errors of one or several models, in one process, several, or on a
+cluster."""
 
 from __future__ import annotations
 
@@ -50,19 +51,21 @@ def score(
 
     Args:
         folder: the pool's folder. On a cluster all machines must see it, and the images, under the same path.
-        models: one or several, each with its own preprocessing. All are loaded here first, so that what cannot work
-            fails before any worker starts.
-        workers: worker processes, 0 for this one, "auto" for one per GPU or per `threads` cores; with ``ray``, at most so many at a time, 0 for all there is room for.
+        models: one or several, each with its own preprocessing. All are loaded here first, so that what
+            cannot work fails before any worker starts.
+        workers: worker processes, 0 for this one, "auto" for one per GPU or per `threads` cores; with
+            ``ray``, at most so many at a time, 0 for all there is room for.
         batch_size: images per forward pass.
         device: "auto", "cpu" or "cuda"; with several GPUs worker i takes GPU i modulo their number.
         threads: decoding threads per process; workers on the CPU also compute with as many.
-        ray: "auto" for the running Ray cluster, or one of its own where none runs; ``host:port`` for a certain one.
+        ray: "auto" for the running Ray cluster, or one of its own where none runs; ``host:port`` for a
+            certain one.
         progress: called with the number of finished shards and of all to do.
 
     Raises:
         ConfigError, CheckpointError: a model cannot be loaded, or the device does not exist.
-        DataError: the disk is full, a worker died, another process is scoring with a model of that name, or scores of
-            another model of that name exist, or images changed since they were indexed.
+        DataError: the disk is full, a worker died, another process is scoring with a model of that name, or
+            scores of another model of that name exist, or images changed since they were indexed.
         InputError: Ray is not installed or cannot be reached.
     """
     pool = open_pool(Path(folder).resolve())

@@ -1,6 +1,7 @@
 """The unit of work of scoring: every model on the images of one index shard, as one part per model.
 
-A part exists only when it is complete, so a job that was stopped goes on where it was, whoever runs which shard.
+A part exists only when it is complete, so a job that was stopped goes on where it was, whoever runs which
+shard.
 """
 
 from __future__ import annotations

@@ -51,32 +51,35 @@ def attribute(
 
     Args:
         model: any module in evaluation mode; it is not changed.
-        x: inputs (N, *sample), floating point, finite; batched inputs are explained independently. Several inputs
-            are a tuple, for ``model(*x)``, or a dictionary, for ``model(**x)``.
-        output: which score. Where the model returns (N, K): a class index, a tensor of one index per input, or
-            weights (N, K) or (K,). Where it returns more axes: ``(class,)``, ``(class, row, column)``,
-            ``(class, mask)``, ``(token, class)`` and so on, or a mask, see :func:`pfungst.relevance.outputs.cotangent`.
-            Always: a callable from what the model returns to one score per input (N,), which runs under the rules too.
+        x: inputs (N, *sample), floating point, finite; batched inputs are explained independently. Several
+            inputs are a tuple, for ``model(*x)``, or a dictionary, for ``model(**x)``.
+        output: which score. Where the model returns (N, K): a class index, a tensor of one index per input,
+            or weights (N, K) or (K,). Where it returns more axes: ``(class,)``, ``(class, row, column)``,
+            ``(class, mask)``, ``(token, class)`` and so on, or a mask, see
+            :func:`pfungst.relevance.outputs.cotangent`.
+            Always: a callable from what the model returns to one score per input (N,), which runs under the
+                rules too.
         composite: the rules, by object or name; "auto" chooses those that conserve on this network.
-        basis: in which the relevance is read; pixels by default. For several inputs one for all, or a tuple or
-            dictionary with one for each explained input.
+        basis: in which the relevance is read; pixels by default. For several inputs one for all, or a tuple
+            or dictionary with one for each explained input.
         differentiable: keep the graph from `x` to the relevance, so that explanations can be differentiated
             (again) with respect to the input; about twice as slow. Implied under ``torch.func`` transforms.
-        explain: which of several inputs, by position or name; by default every floating tensor. The others are
-            constants, whatever they are: ids, masks, flags.
-        measure: whether the explained values are compared with those of the plain forward pass, and the biases
-            accounted for, to know which share of the score the rules lost (:attr:`Relevance.lost`); costs a forward
-            pass, and a heatmap takes up to a quarter longer. By default when the model is explained under these
-            rules for the first time.
+        explain: which of several inputs, by position or name; by default every floating tensor. The others
+            are constants, whatever they are: ids, masks, flags.
+        measure: whether the explained values are compared with those of the plain forward pass, and the
+            biases accounted for, to know which share of the score the rules lost (:attr:`Relevance.lost`);
+            costs a forward pass, and a heatmap takes up to a quarter longer. By default when the model is
+            explained under these rules for the first time.
 
     Returns:
-        Relevance with ``values.sum() + bias == score`` for each input. For several inputs a tuple with one for each
-        explained input in their order, or a dictionary; they share `score` and `bias`, and the values of all of
-        them and the bias make up the score. An input on which the score does not depend has relevance zero.
+        Relevance with ``values.sum() + bias == score`` for each input. For several inputs a tuple with one
+        for each explained input in their order, or a dictionary; they share `score` and `bias`, and the
+        values of all of them and the bias make up the score. An input on which the score does not depend has
+        relevance zero.
 
     Raises:
-        InputError: inputs, model or output that cannot be explained; values that are not those of the plain forward
-            pass; a result that is not finite (NotFinite).
+        InputError: inputs, model or output that cannot be explained; values that are not those of the plain
+            forward pass; a result that is not finite (NotFinite).
         UncoveredOperation: the network uses an operation without a rule.
 
     Warns:
@@ -126,8 +129,8 @@ def attribute(
 
 @dataclass
 class _Found:
-    """Output and weights (N, K), streams with their owners and modified gradients, the rules, and the relevance of
-    all additive constants together where it is known."""
+    """Output and weights (N, K), streams with their owners and modified gradients, the rules, and the
+    relevance of all additive constants together where it is known."""
 
     out: Tensor
     weights: Tensor
@@ -230,7 +233,8 @@ def _lost(score: Tensor, total: Tensor, constants: Tensor, rules: Composite) -> 
     lost = gap / size if size > 0 else (0.0 if gap == 0 else float("inf"))
     if lost > LOSS and score.dtype not in _HALF:  # half precision rounds as much
         warnings.warn(
-            f"the composite {rules.name!r} loses {lost:.1%} of the score on this network, biases accounted for: "
+            f"the composite {rules.name!r} loses {lost:.1%} of the score on this network, biases accounted "
+            "for: "
             "compare Relevance.lost of composite='auto', 'epsilon_gamma' and 'transformer'",
             PfungstWarning,
             stacklevel=5,

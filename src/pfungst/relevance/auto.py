@@ -1,7 +1,8 @@
 """``composite="auto"``: the rules that conserve on the network at hand.
 
-The choice follows from the operations that a run of the network went through, and from nothing else: not from the
-values of the input, so that all inputs of a network are explained by the same rules, and not from its modules' names.
+The choice follows from the operations that a run of the network went through, and from nothing else: not from
+the values of the input, so that all inputs of a network are explained by the same rules, and not from its
+modules' names.
 
 ===========================================  ==========================================================
 network                                      rules
@@ -12,9 +13,9 @@ convolutions with SiLU, GELU, GroupNorm, …   ``epsilon_gamma``
 attention, LayerNorm; no convolutions        ``transformer``
 ===========================================  ==========================================================
 
-ZPlus drops the relevance of an output without a positive contribution. That is harmless where a ReLU discards negative
-outputs and next to impossible where many terms are summed; it costs much in depthwise convolutions that no ReLU
-follows. Gamma and Epsilon conserve for inputs and outputs of either sign.
+ZPlus drops the relevance of an output without a positive contribution. That is harmless where a ReLU discards
+negative outputs and next to impossible where many terms are summed; it costs much in depthwise convolutions
+that no ReLU follows. Gamma and Epsilon conserve for inputs and outputs of either sign.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ _LAST: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
 
 
 def family(records: Sequence[Record]) -> str:
-    """The kind of network that went through these operations: "rectified", "smooth", "dense" or "attention"."""
+    """The kind of network that went through these operations: "rectified", "smooth", "dense" or
+    "attention"."""
     maps = [r for r in records if r.kind in ("convolution", "linear")]
     convolutions = [r for r in maps if r.kind == "convolution"]
     others = {r.operation for r in records if r.kind == "other"}
@@ -57,7 +59,8 @@ def family(records: Sequence[Record]) -> str:
     smooth = squashed or any(o not in _RECTIFIED | _GATES and "pool" not in o for o in others)
     if not convolutions or any(r.first and r.kind == "linear" for r in maps):
         return "dense" if not smooth else "smooth" if convolutions else "attention"
-    # a rule is applied when the consumer is known, so that the consumer comes next; in-place writes repeat a map
+    # a rule is applied when the consumer is known, so that the consumer comes next; in-place writes repeat a
+    # map
     discarded = {_identity(r) for r, after in itertools.pairwise(records) if _discards(after)}
     weak = any(r.terms < FEW and not r.first and _identity(r) not in discarded for r in convolutions)
     return "smooth" if smooth or weak else "rectified"
@@ -91,10 +94,11 @@ def spectral(basis: Basis) -> bool:
 def run(
     model: nn.Module, x: Any, rules: Composite, output: Any = None, frequency: bool = False, **options: Any
 ) -> tuple[Run, Composite]:
-    """One rewritten forward pass and the rules it followed, chosen for this network where `rules` leaves it open.
+    """One rewritten forward pass and the rules it followed, chosen for this network where `rules` leaves it
+    open.
 
-    A network is run under the choice for the network it was when last seen, the first time as a rectified one; the
-    operations of that run say whether the choice was right, and if not it is run again.
+    A network is run under the choice for the network it was when last seen, the first time as a rectified
+    one; the operations of that run say whether the choice was right, and if not it is run again.
 
     Args:
         x, output, options: of :func:`execute`.

@@ -67,7 +67,8 @@ def _band_masks(edges: tuple[int, ...], height: int, width: int) -> np.ndarray:
 
 
 def band_masks(edges: tuple[int, ...], height: int, width: int, like: Tensor) -> Tensor:
-    """Indicator (B, height, width) of the coefficients in each half-open zigzag interval, as `like`'s type."""
+    """Indicator (B, height, width) of the coefficients in each half-open zigzag interval, as `like`'s
+    type."""
     return torch.as_tensor(_band_masks(edges, height, width), dtype=like.dtype, device=like.device)
 
 

@@ -20,8 +20,9 @@ from pfungst.relevance.engine.run import Output, Run, backward, check_model, che
 from pfungst.relevance.program.patches import patch_columns
 from pfungst.relevance.program.tape import Tape
 
-#: Bytes of one value of many vectors in reverse mode on a CPU: a few fit a last-level cache, and each is below the
-#: 32 MiB from which glibc gives freed memory back to the system, so that no value costs page faults.
+#: Bytes of one value of many vectors in reverse mode on a CPU: a few fit a last-level cache, and each is
+#: below the 32 MiB from which glibc gives freed memory back to the system, so that no value costs page
+#: faults.
 CACHED = 13 << 20
 
 
@@ -174,13 +175,13 @@ def linearize(
         x: inputs (N, *sample), floating point, finite; or a tuple or dictionary of arguments as in
             :func:`attribute`, one of which is explained.
         composite: the rules, by object or name; "auto" chooses those that conserve on this network.
-        output: picks the explained tensor where the model returns several, and the outputs of interest where it
-            returns more than (N, K): outputs (N, C, H, W) become C·H·W outputs in this order.
+        output: picks the explained tensor where the model returns several, and the outputs of interest where
+            it returns more than (N, K): outputs (N, C, H, W) become C·H·W outputs in this order.
         explain: which of several inputs; by default the only floating tensor.
 
     Raises:
-        InputError: inputs or model that cannot be explained, several inputs to explain, or values that are not
-            those of the plain forward pass.
+        InputError: inputs or model that cannot be explained, several inputs to explain, or values that are
+            not those of the plain forward pass.
         UncoveredOperation: the network uses an operation without a rule.
     """
     if output is not None and not callable(output):

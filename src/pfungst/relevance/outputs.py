@@ -1,8 +1,8 @@
 """Which score is explained: the meaning of ``output=``.
 
-A model returns (N, *axes). An index names a place along those axes in their order, whatever they mean: the class of
-(N, K), the class, row and column of (N, C, H, W), the token and the class of (N, L, K). Axes that are left out at the
-end are summed over, and so are those at which a slice stands.
+A model returns (N, *axes). An index names a place along those axes in their order, whatever they mean: the
+class of (N, K), the class, row and column of (N, C, H, W), the token and the class of (N, L, K). Axes that
+are left out at the end are summed over, and so are those at which a slice stands.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ def cotangent(out: Tensor, output: Any) -> Tensor:
 
             - int: the class, where the model returns (N, K) or (N,);
             - integers (N,): one class per input, there too;
-            - tuple: integers (or integers (N,), one per input) and slices along the axes after the first; what is
-              left out is summed: ``(3,)`` is class 3 of (N, C, H, W) summed over all positions, ``(3, 5, 7)`` at one
-              position, ``(0, 3)`` is class 3 at token 0 of (N, L, K), ``(slice(None), 3)`` at all tokens. The last
-              entry may be a mask or weights over the axes that are left, ``(3, mask)`` with mask (H, W) or (N, H, W);
+            - tuple: integers (or integers (N,), one per input) and slices along the axes after the first;
+              what is left out is summed: ``(3,)`` is class 3 of (N, C, H, W) summed over all positions, ``(3,
+              5, 7)`` at one position, ``(0, 3)`` is class 3 at token 0 of (N, L, K), ``(slice(None), 3)`` at
+              all tokens. The last entry may be a mask or weights over the axes that are left, ``(3, mask)``
+              with mask (H, W) or (N, H, W);
             - mask or weights of the shape of `out`, or of one input's output;
             - None, where there is one number per input.
 
@@ -128,8 +129,10 @@ def spelling(shape: tuple[int, ...]) -> str:
         return f"choose one of the outputs of shape {shape}, for example output=0 or output={written(shape)}"
     k, spots = min(2, shape[1] - 1), ", ".join("0" for _ in shape[2:])
     return (
-        f"choose along the axes after the first: output=({k},) sums over the rest, output=({k}, {spots}) is one "
-        f"position, output=({k}, mask) sums over a mask of shape {shape[2:]}; or write output={written(shape)}"
+        f"choose along the axes after the first: output=({k},) sums over the rest, output=({k}, {spots}) is "
+        "one "
+        f"position, output=({k}, mask) sums over a mask of shape {shape[2:]}; or write "
+        f"output={written(shape)}"
     )
 
 

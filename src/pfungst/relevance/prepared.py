@@ -1,8 +1,9 @@
 """Weights that rules modify, kept from call to call.
 
-On a CPU making the positive weights of ResNet-50 takes a third of a forward pass, most of it for pages of fresh memory.
-They are kept as long as the parameter lives and are made anew when what they are made of changes. Whether it did is
-read off the values: writes to ``parameter.data`` and to shared memory count no version.
+On a CPU making the positive weights of ResNet-50 takes a third of a forward pass, most of it for pages of
+fresh memory. They are kept as long as the parameter lives and are made anew when what they are made of
+changes. Whether it did is read off the values: writes to ``parameter.data`` and to shared memory count no
+version.
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ _KEPT = WeakTensorKeyDictionary()
 def checksum(t: Tensor) -> tuple[Tensor, Tensor]:
     """Two sums for each row of a contiguous tensor that tell whether its values changed.
 
-    The bits, read as integers modulo 2⁶⁴, in which any single change shows; and the values with fixed random weights, in
-    which exchanges within a row show.
+    The bits, read as integers modulo 2⁶⁴, in which any single change shows; and the values with fixed random
+    weights, in which exchanges within a row show.
     """
     flat = t.detach().view(len(t), -1)
     row = flat.shape[1] * t.element_size()

@@ -23,8 +23,8 @@ _FORMAT = "pfungst.relevance/1"
 class Relevance:
     """Relevance of N inputs, with what is needed to check it.
 
-    Every explanation conserves: ``values.sum() + bias == score`` for each input, up to float precision; where several
-    inputs were explained together, ``values.sum() + elsewhere + bias == score``.
+    Every explanation conserves: ``values.sum() + bias == score`` for each input, up to float precision; where
+    several inputs were explained together, ``values.sum() + elsewhere + bias == score``.
 
     Attributes:
         values: (N, *basis.shape(sample)), in the units of the score.
@@ -33,8 +33,8 @@ class Relevance:
         bias: (N,) the part of the score that belongs to no input feature: biases and constants.
         elsewhere: (N,) the part that the other inputs of the same call received; zero if there were none.
         composite: name of the rules that were followed, "" where it is not known.
-        lost: the share of the scores that neither inputs nor additive constants received, in [0, ∞): what the rules
-            lost. None where it was not measured.
+        lost: the share of the scores that neither inputs nor additive constants received, in [0, ∞): what the
+            rules lost. None where it was not measured.
     """
 
     def __init__(
@@ -50,7 +50,8 @@ class Relevance:
     ) -> None:
         if score.ndim != 1 or values.shape[:1] != score.shape:
             raise InputError(
-                f"values of shape {tuple(values.shape)} do not belong to scores of shape {tuple(score.shape)}",
+                f"values of shape {tuple(values.shape)} do not belong to scores of shape "
+                f"{tuple(score.shape)}",
                 "the first axis of both is the number of inputs",
             )
         self.values = values
@@ -88,7 +89,8 @@ class Relevance:
     def bias_share(self) -> float:
         """Share of the scores' magnitude that biases and constants absorbed, in [0, ∞].
 
-        Infinite where all scores are zero and the bias is not, NaN where a score or the bias is NaN or infinite.
+        Infinite where all scores are zero and the bias is not, NaN where a score or the bias is NaN or
+        infinite.
         """
         bias, total = float(self.bias.detach().abs().sum()), float(self.score.detach().abs().sum())
         if total == 0 and not math.isnan(bias):
@@ -116,7 +118,8 @@ class Relevance:
             torch.broadcast_shapes(mask.shape, self.values.shape)
         except RuntimeError:
             raise InputError(
-                f"a mask of shape {tuple(mask.shape)} does not fit relevance of shape {tuple(self.values.shape)}",
+                f"a mask of shape {tuple(mask.shape)} does not fit relevance of shape "
+                f"{tuple(self.values.shape)}",
                 "resize the mask to the images that were explained",
             ) from None
         return self._with(self.values * mask, self.score, self.bias, self.elsewhere)

@@ -43,14 +43,16 @@ class _Recorded:
 class Replay:
     """:func:`attribute` for many inputs of one shape.
 
-    Explaining one image launches about a thousand small kernels, which on a GPU takes longer than their work. Here they are
-    recorded for the shape of `example` and launched together. Without a GPU every call is a plain :func:`attribute`.
+    Explaining one image launches about a thousand small kernels, which on a GPU takes longer than their work.
+    Here they are recorded for the shape of `example` and launched together. Without a GPU every call is a
+    plain :func:`attribute`.
 
-    A replay repeats the operations that ran for `example`. A model whose forward pass decides by the values of its input
-    which operations to run (early exits, routing in Python) must not be replayed: where the decision is read back to
-    Python recording raises; the first replays, of `example` and of another input, are compared with plain explanations. The
-    values of the weights are read anew by each replay, so training and ``load_state_dict`` need no care; where weights
-    moved in memory or modules changed their mode the graph is recorded again.
+    A replay repeats the operations that ran for `example`. A model whose forward pass decides by the values
+    of its input which operations to run (early exits, routing in Python) must not be replayed: where the
+    decision is read back to Python recording raises; the first replays, of `example` and of another input,
+    are compared with plain explanations. The values of the weights are read anew by each replay, so training
+    and ``load_state_dict`` need no care; where weights moved in memory or modules changed their mode the
+    graph is recorded again.
 
     Args:
         model: any module in evaluation mode; it is not changed.
@@ -97,7 +99,8 @@ class Replay:
         """
         if (tuple(x.shape), x.dtype, x.device) != self.kind:
             raise InputError(
-                f"an input of shape {tuple(x.shape)}, {x.dtype} on {x.device} does not fit what was recorded: "
+                f"an input of shape {tuple(x.shape)}, {x.dtype} on {x.device} does not fit what was "
+                "recorded: "
                 f"{self.kind[0]}, {self.kind[1]} on {self.kind[2]}",
                 "make a Replay for it, or use attribute",
             )

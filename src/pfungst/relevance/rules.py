@@ -66,7 +66,8 @@ class LinearMap:
         return self.raw if self.factor is None else self.raw * self.factor
 
     def part(self, name: str, of: Callable[[Tensor], Tensor]) -> Tensor:
-        """``of(weight)``, such as the positive weights, kept from call to call while the weights do not change."""
+        """``of(weight)``, such as the positive weights, kept from call to call while the weights do not
+        change."""
         return prepared(self.owner, self.factor, name, lambda: of(self.weight))
 
 

@@ -128,7 +128,8 @@ class Tile:
 
 @dataclass(frozen=True)
 class Strip:
-    """Pictures that belong together, with a heading and what full colour means; as pairs, the second below the first."""
+    """Pictures that belong together, with a heading and what full colour means; as pairs, the second below
+    the first."""
 
     title: str
     tiles: Sequence[Tile]
@@ -238,7 +239,8 @@ class Lazy(Block):
 
 @dataclass(frozen=True, kw_only=True)
 class Finder(Block):
-    """A search box over `count` elements that the CSS selector `target` finds; `flag` keeps those with a tag in their note."""
+    """A search box over `count` elements that the CSS selector `target` finds; `flag` keeps those with a tag
+    in their note."""
 
     template: ClassVar[str] = "finder"
     label: str

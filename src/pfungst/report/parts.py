@@ -1,4 +1,5 @@
-"""What the pages of all audits share: marks, cells, variants, where a score comes from, and how a page ends."""
+"""What the pages of all audits share: marks, cells, variants, where a score comes from, and how a page
+ends."""
 
 from __future__ import annotations
 
@@ -39,7 +40,8 @@ def marks(measure: str, mended: str = "mitigation") -> dict[str, str]:
 def legend(meanings: Mapping[str, str]) -> str:
     """The caption below a table with intervals and marks."""
     return (
-        f"Small figures are 95 % intervals. {'; '.join(meanings.values())}; only where a t-test over at least "
+        f"Small figures are 95 % intervals. {'; '.join(meanings.values())}; only where a t-test over at "
+        "least "
         f"{limits.SEEDS_TESTED:g} repetitions gives P < {limits.P_MARK:g}."
     )
 

@@ -15,7 +15,8 @@ Chosen = list[tuple[int, str]]
 
 
 def choose(labels: np.ndarray, original: Run, deployed: Run, count: int) -> Chosen:
-    """Up to `count` test images, most telling first: what deployment breaks, then the typical, then the wrong.
+    """Up to `count` test images, most telling first: what deployment breaks, then the typical, then the
+    wrong.
 
     Returns:
         The index of each image in the test set, and why it was chosen.

@@ -53,7 +53,8 @@ def explain(study: Study, runs: dict[Variant, Run]) -> Explained:
 
 
 def above(edges: list[int], index: float) -> np.ndarray:
-    """The part of each band (B,) at or above a zigzag index; band b holds ``edges[b]`` to ``edges[b + 1] - 1``."""
+    """The part of each band (B,) at or above a zigzag index; band b holds ``edges[b]`` to ``edges[b + 1] -
+    1``."""
     low, high = np.array(edges[:-1]), np.array(edges[1:])
     return np.clip((high - index) / (high - low), 0, 1)
 

@@ -27,8 +27,8 @@ def check_detector(text: str, size: int) -> None:
 class FittedDetectors:
     """Fits every detector once, as long as the training images stay the same.
 
-    Categories of digits-C would otherwise train the same networks again. Where no two sets share their training items,
-    no detector is kept: each may hold a copy of them.
+    Categories of digits-C would otherwise train the same networks again. Where no two sets share their
+    training items, no detector is kept: each may hold a copy of them.
 
     Args:
         device: where detectors are fitted.

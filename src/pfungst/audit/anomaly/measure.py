@@ -192,7 +192,8 @@ def _compared(
 
 
 def provenance(study: Study, scores: np.ndarray) -> list[Provenance]:
-    """Whether the scores (T,) follow a group column rather than the label, for each column with several groups."""
+    """Whether the scores (T,) follow a group column rather than the label, for each column with several
+    groups."""
     result = []
     for column, values in study.columns.items():
         if len(np.unique(values)) < 2:

@@ -54,7 +54,8 @@ def fixed_filter(text: str, size: int) -> Layer | None:
 
 
 def mitigation(config: AnomalyConfig, plain: Detector, train: Tensor) -> nn.Module | None:
-    """The filter to put in front of a detector; a low-pass without a number is proposed from normal images only.
+    """The filter to put in front of a detector; a low-pass without a number is proposed from normal images
+    only.
 
     Args:
         plain: the detector without it.

@@ -142,7 +142,8 @@ def decode_all(sets: list[ImageSet]) -> None:
 
 
 def state(images: ImageSet) -> str:
-    """Names the items and the files they lie in as they are now; made images follow from the configuration."""
+    """Names the items and the files they lie in as they are now; made images follow from the
+    configuration."""
     found = []
     for item in images.items:
         files = [f for f in (item.image, item.mask) if isinstance(f, Path)]

@@ -46,8 +46,10 @@ def _too_few(entries: list[Entry]) -> Verdict | None:
         level="too-few",
         headline=f"{count} {kind} test image{'' if count == 1 else 's'}: too few to judge a detector",
         sentences=[
-            f"At least {limits.TEST_IMAGES:g} good and {limits.TEST_IMAGES:g} defective test images are needed; one image "
-            f"of {count} is {1 / count:.0%} of the rate. The figures below are given, nothing is concluded from them."
+            f"At least {limits.TEST_IMAGES:g} good and {limits.TEST_IMAGES:g} defective test images are "
+            "needed; one image "
+            f"of {count} is {1 / count:.0%} of the rate. The figures below are given, nothing is concluded "
+            "from them."
         ],
         about=About(entry=model, condition="original", numbers={"good": good, "defective": defect}),
     )
@@ -96,9 +98,11 @@ class _Case:
         within = "not defined" if worst.auroc_within is None else f"{worst.auroc_within:.2f}"
         low, high = (pick(worst.groups, key=lambda g: g.mean_score) for pick in (min, max))
         sentences = [
-            f"In {entry.category}, {column} explains {worst.eta2_group:.0%} of the score's variance and the label "
+            f"In {entry.category}, {column} explains {worst.eta2_group:.0%} of the score's variance and the "
+            "label "
             f"{worst.eta2_label:.0%}; AUROC is {worst.auroc_pooled:.2f} pooled and {within} within {column}.",
-            f"The mean score goes from {_number(low.mean_score)} ({low.name}) to {_number(high.mean_score)} ({high.name}).",
+            f"The mean score goes from {_number(low.mean_score)} ({low.name}) to {_number(high.mean_score)} "
+            f"({high.name}).",
         ]
         what = f"the score follows the {column}, not the defect"
         found, of = len({e.category for e, _ in follows}), len(self.entries)
@@ -119,12 +123,15 @@ class _Case:
         auroc, f1 = self.scored.original.auroc.value, self.scored.original.f1.value
         trivial = fmean(e.trivial_f1 for e in self.entries)
         sentences = [
-            f"AUROC {auroc:.2f} and F1 {f1:.2f} on the original images, where flagging everything has F1 {trivial:.2f}. "
-            f"Below an AUROC of {limits.FIT_AUROC:g}, whatever it looks at, it does not tell defects from good parts."
+            f"AUROC {auroc:.2f} and F1 {f1:.2f} on the original images, where flagging everything has F1 "
+            f"{trivial:.2f}. "
+            f"Below an AUROC of {limits.FIT_AUROC:g}, whatever it looks at, it does not tell defects from "
+            "good parts."
         ]
         if auroc < limits.INVERTED_AUROC:
             sentences.append(
-                "An AUROC far below 0.5 means that good test images differ from the training images more than "
+                "An AUROC far below 0.5 means that good test images differ from the training images more "
+                "than "
                 "defects do: check whether the sets come from different sources (--groups)."
             )
         headline = f"{self.model} is unfit for this task: AUROC {auroc:.2f}"
@@ -172,7 +179,8 @@ class _Case:
         hans, sentences = self.scored.original.clever_hans, [self._rests()]
         if hans is not None and hans.value >= limits.OUTSIDE:
             sentences.append(
-                f"Clever Hans score {hans.value:.2f}: it detects well while its relevance lies mostly outside the defects. "
+                f"Clever Hans score {hans.value:.2f}: it detects well while its relevance lies mostly "
+                "outside the defects. "
                 "Look at the heatmaps before you sign off."
             )
         headline = f"{self.model} holds under {self.config.deployed}: {self._rates}"
@@ -180,7 +188,8 @@ class _Case:
 
 
 def _gap(finding: Provenance) -> float:
-    """How far the ranking over all images is from that within groups; from chance where no group has both classes."""
+    """How far the ranking over all images is from that within groups; from chance where no group has both
+    classes."""
     return abs(finding.auroc_pooled - (0.5 if finding.auroc_within is None else finding.auroc_within))
 
 
@@ -229,7 +238,8 @@ _LOWER: dict[str, tuple[str, Of]] = {
 
 
 def metrics(entries: list[Entry]) -> dict[str, Metric]:
-    """The gateable metrics: for each the worst over categories and detectors, left out where nothing has it."""
+    """The gateable metrics: for each the worst over categories and detectors, left out where nothing has
+    it."""
     tables: tuple[tuple[Better, dict[str, tuple[str, Of]]], ...] = (("higher", _HIGHER), ("lower", _LOWER))
     found = [
         (name, better, meaning, {e.name: of(e) for e in entries})
@@ -255,32 +265,44 @@ def explain_numbers(config: AnomalyConfig) -> list[str]:
     published = config.protocol == "published"
     if published:
         threshold = (
-            "Protocol 'published': the threshold is the one of best F1 on the labelled original test images, kept for "
+            "Protocol 'published': the threshold is the one of best F1 on the labelled original test "
+            "images, kept for "
             "the deployed ones. Such numbers are optimistic; F1 is the plain one, as published."
         )
     else:
         threshold = (
-            f"Protocol 'held-out': the threshold is the {config.quantile:.0%} quantile of scores of normal images that "
-            "the scoring detector had not seen (left out one by one, and a random fifth left out altogether); test "
+            f"Protocol 'held-out': the threshold is the {config.quantile:.0%} quantile of scores of normal "
+            "images that "
+            "the scoring detector had not seen (left out one by one, and a random fifth left out "
+            "altogether); test "
             "labels were not used."
         )
     repetitions = f"{config.seeds} repetition{'s' if config.seeds > 1 else ''}"
     fits = "fit on all training images" if published else "fit on a random 80 % each"
     return [
         threshold,
-        f"Values are means over {repetitions} ({fits}); intervals are 95 % stratified bootstrap intervals over the "
+        f"Values are means over {repetitions} ({fits}); intervals are 95 % stratified bootstrap intervals "
+        "over the "
         "test images, pooled over the repetitions.",
         "The same fitted detector and the same threshold score the original and the deployed images.",
-        f"Marks: ↓ F1 falls by {limits.FALL:.2f} or more, ↓↓ by {limits.LARGE_FALL:.2f} or more, ↑ F1 rises by "
+        f"Marks: ↓ F1 falls by {limits.FALL:.2f} or more, ↓↓ by {limits.LARGE_FALL:.2f} or more, ↑ F1 rises "
+        "by "
         f"{limits.FALL:.2f} or more through the mitigation; only where a two-sided t-test over at least "
-        f"{limits.SEEDS_TESTED:g} repetitions gives P < {limits.P_MARK:g}. Repetitions that all give the same test nothing.",
-        "AUROC is the chance that a defect scores above a good image, FNR the share of defects missed, FPR the share of "
-        "good images flagged. F1 balanced weighs good and defective images equally; flagging everything would have the "
+        f"{limits.SEEDS_TESTED:g} repetitions gives P < {limits.P_MARK:g}. Repetitions that all give the "
+        "same test nothing.",
+        "AUROC is the chance that a defect scores above a good image, FNR the share of defects missed, FPR "
+        "the share of "
+        "good images flagged. F1 balanced weighs good and defective images equally; flagging everything "
+        "would have the "
         "F1 named beside it.",
-        "Clever Hans score: AUROC minus the mean cosine between positive relevance and mask over defective images "
-        "(Kauffmann et al. 2020), from the first repetition: high where a detector ranks well while its relevance lies elsewhere.",
-        "Lost in deployment: share of relevance per frequency band times the share of the images' energy in that band "
+        "Clever Hans score: AUROC minus the mean cosine between positive relevance and mask over defective "
+        "images "
+        "(Kauffmann et al. 2020), from the first repetition: high where a detector ranks well while its "
+        "relevance lies elsewhere.",
+        "Lost in deployment: share of relevance per frequency band times the share of the images' energy in "
+        "that band "
         "(deviation from the mean training image) that the deployed condition removes.",
-        f"High frequencies: zigzag index {HIGH_BAND:g} and above, as in the published pictures; a band that begins "
+        f"High frequencies: zigzag index {HIGH_BAND:g} and above, as in the published pictures; a band that "
+        "begins "
         "below counts by the part of it above.",
     ]

@@ -16,7 +16,8 @@ R = TypeVar("R")
 def eager(function: Callable[P, R]) -> Callable[P, R]:
     """``torch.compiler.disable``, without its import of the compiler, which takes as long as that of torch.
 
-    A compiled caller goes on after the call: the rewriting happens in the dispatcher, where there is nothing to compile.
+    A compiled caller goes on after the call: the rewriting happens in the dispatcher, where there is nothing
+    to compile.
     """
     disabled: list[Callable[P, R]] = []
 

@@ -90,7 +90,8 @@ def _is_zero(bound: Any) -> bool:
 
 
 def _at_zero(mode: RelevanceMode, func: Any, name: str, x: Tensor, rest: Any, kwargs: Any) -> Tensor | None:
-    """f(0), a scalar where the other arguments are no tensors; None where it is zero or belongs to the input."""
+    """f(0), a scalar where the other arguments are no tensors; None where it is zero or belongs to the
+    input."""
     if name not in _OFFSET or isinstance(mode.composite.rule(mode.site(name)), Pass):
         return None
     tensors = any(isinstance(t, Tensor) and t.ndim for t in pytree.tree_leaves((rest, kwargs)))

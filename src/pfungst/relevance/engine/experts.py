@@ -18,7 +18,8 @@ def _first(bound: dict[str, Any], names: str) -> Any:
 
 
 def grouped_matmul(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: Any) -> Tensor:
-    """Rows offs[e − 1] … offs[e] of (S, in) times matrix e of (experts, in, out); the composite's rule for each."""
+    """Rows offs[e − 1] … offs[e] of (S, in) times matrix e of (experts, in, out); the composite's rule for
+    each."""
     args, kwargs = mode.settled(args), mode.settled(kwargs)
     signature = {"grouped_mm": "mat_a mat_b offs bias", "_grouped_mm": "input mat2 offs bias"}
     b = bind(signature.get(name, "input weight offs"), args, kwargs)

@@ -157,11 +157,13 @@ class Folding:
         return out
 
     def exactly(self, value: Tensor, out: Tensor) -> Tensor:
-        """`value`, which the model's own call gave, with the derivative of `out`, which rewrites that call."""
+        """`value`, which the model's own call gave, with the derivative of `out`, which rewrites that
+        call."""
         return self.attach(self.stop(value).to(out.dtype), [(out, None)])
 
     def hold(self, z: Tensor, waiting: Waiting) -> Tensor:
-        """A value whose rule waits; it requires gradients, so that what an unseen operation makes of it shows."""
+        """A value whose rule waits; it requires gradients, so that what an unseen operation makes of it
+        shows."""
         if not self.transforms:
             z.requires_grad_()
         return self.mark(z, waiting=waiting)

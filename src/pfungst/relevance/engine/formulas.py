@@ -22,7 +22,8 @@ def original(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: Any) 
 
 
 def attached(mode: RelevanceMode, value: Tensor, zhat: Tensor) -> Tensor:
-    """`value` with the derivative and the marks of the tensor `zhat`, which has the same values but for rounding."""
+    """`value` with the derivative and the marks of the tensor `zhat`, which has the same values but for
+    rounding."""
     zhat = mode.settle(zhat)
     if not mode.tracked(zhat):
         return value

@@ -33,7 +33,8 @@ def check_input(x: Any, name: str = "the input") -> Tensor:
     if x.ndim < 2:
         raise InputError(
             f"{name} has shape {tuple(x.shape)}",
-            "pass a batch: the first axis counts the inputs; of several tensors, leave constants out with explain=",
+            "pass a batch: the first axis counts the inputs; of several tensors, leave constants out with "
+            "explain=",
         )
     if not transformed(x) and not bool(torch.isfinite(x).all()):
         bad = int((~torch.isfinite(x)).flatten(1).any(1).sum())
@@ -82,7 +83,8 @@ class Inputs:
         if len(set(sizes.values())) > 1:
             raise InputError(
                 f"the explained tensors differ in their number of inputs: {sizes}",
-                "give all the same first axis: t.expand(n, …) for a tensor that all inputs share, or leave it "
+                "give all the same first axis: t.expand(n, …) for a tensor that all inputs share, or leave "
+                "it "
                 "out with explain=",
             )
         return cls(arguments, keys)

@@ -244,7 +244,8 @@ class RelevanceMode(Unseen, TorchFunctionMode):
         if self.composite.plain:
             if reentrant:
                 raise InputError(
-                    f"the model checkpoints activations with use_reentrant=True in module {self.module_name()!r}",
+                    "the model checkpoints activations with use_reentrant=True in module "
+                    f"{self.module_name()!r}",
                     "switch checkpointing off, or use use_reentrant=False",
                 )
             return func(*args, **kwargs)

@@ -16,7 +16,8 @@ from pfungst.relevance.engine.mode import RelevanceMode
 
 
 def _statistics(func: Any) -> str:
-    """The first arguments: torch.batch_norm and exported programs have them in another order than F.batch_norm."""
+    """The first arguments: torch.batch_norm and exported programs have them in another order than
+    F.batch_norm."""
     if isinstance(func, types.FunctionType):
         return "input running_mean running_var weight bias"
     return "input weight bias running_mean running_var"
@@ -28,7 +29,8 @@ def batch_norm(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: Any
     if b.get("training", False) or b.get("running_mean") is None:
         raise InputError(
             f"BatchNorm in {mode.place()} uses the statistics of the batch",
-            "call model.eval() before explaining it; with track_running_stats=False an output depends on the whole "
+            "call model.eval() before explaining it; with track_running_stats=False an output depends on "
+            "the whole "
             "batch and cannot be explained for one input",
         )
     return _per_channel_norm(mode, b)

@@ -63,7 +63,8 @@ def quotient(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: Any) 
 
 
 def statistic(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: Any) -> Any:
-    """Norms and spreads: homogeneous of degree one (two for var), so the gradient conserves up to the degree."""
+    """Norms and spreads: homogeneous of degree one (two for var), so the gradient conserves up to the
+    degree."""
     args, kwargs = mode.settled(args), mode.settled(kwargs)
     with torch.enable_grad():
         out = func(*args, **kwargs)

@@ -1,7 +1,7 @@
 """Recurrent layers: as their cells written by hand.
 
-Each layer is unrolled in time under the mode: the linear maps get the composite's rules, tanh and ReLU pass, the
-sigmoid gates are constants of the products they take part in. The values are those of the layer itself.
+Each layer is unrolled in time under the mode: the linear maps get the composite's rules, tanh and ReLU pass,
+the sigmoid gates are constants of the products they take part in. The values are those of the layer itself.
 """
 
 from __future__ import annotations
@@ -99,7 +99,8 @@ def layer(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: Any) -> 
 
 
 def pack(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: Any) -> tuple[Tensor, Tensor]:
-    """pack_padded_sequence: a selection of rows, whose derivative torch only knows for one vector at a time."""
+    """pack_padded_sequence: a selection of rows, whose derivative torch only knows for one vector at a
+    time."""
     b = bind("input lengths batch_first", args, kwargs)
     x = mode.settle(b["input"])
     rows = torch.arange(x.shape[0] * x.shape[1], device=x.device).reshape(*x.shape[:2], 1)

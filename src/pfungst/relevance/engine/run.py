@@ -81,7 +81,8 @@ def _several(out: Any) -> InputError:
     key, t = found[0]
     return InputError(
         f"the model returns {what}, not one tensor",
-        f"choose one score, for example output={written(tuple(t.shape), f'out[{key!r}]')}; out[{key!r}] has shape "
+        f"choose one score, for example output={written(tuple(t.shape), f'out[{key!r}]')}; out[{key!r}] has "
+        "shape "
         f"{tuple(t.shape)}",
     )
 
@@ -130,12 +131,14 @@ def execute(
         raise UncoveredOperation(
             f"the model runs, but its rewritten forward pass fails in {mode.where}: "
             f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}",
-            "replace that operation by ones in the table of docs/relevance.md, or explain a part of the model that "
+            "replace that operation by ones in the table of docs/relevance.md, or explain a part of the "
+            "model that "
             "does without it",
         ) from error
     if not rules.plain and not dependent:
         raise InputError(
-            "the explained output is a constant of the explanation: it depends on the input only through softmax "
+            "the explained output is a constant of the explanation: it depends on the input only through "
+            "softmax "
             "or ignored operations",
             "explain logits instead of probabilities",
         )
@@ -169,7 +172,8 @@ def check_values(model: nn.Module, x: Tensor | Inputs, run: Run, output: Output 
     """Compare the values of a run with those of the plain model; costs one forward pass.
 
     Raises:
-        InputError: they differ, because the model is random or because the engine rewrote an operation wrongly.
+        InputError: they differ, because the model is random or because the engine rewrote an operation
+            wrongly.
     """
     given = Inputs.of(x)
     with torch.no_grad():
@@ -185,7 +189,8 @@ def check_values(model: nn.Module, x: Tensor | Inputs, run: Run, output: Output 
         return
     gap = float((found - plain).abs().nan_to_num(nan=torch.inf).max())
     raise InputError(
-        f"the explained values differ from those of the plain forward pass by {gap:.3g} (largest value {scale:.3g})",
+        f"the explained values differ from those of the plain forward pass by {gap:.3g} (largest value "
+        f"{scale:.3g})",
         "if the model draws random numbers in evaluation mode, fix or remove them; otherwise an operation is "
         "rewritten wrongly: describe(model, x) lists them all, please report it",
     )
@@ -201,7 +206,8 @@ def backward() -> Iterator[None]:
             raise
         raise InputError(
             "the model overwrites, in place, a tensor that it has computed with before",
-            "overwrite a clone of it; a language model that keeps its state does not with model.config.use_cache = "
+            "overwrite a clone of it; a language model that keeps its state does not with "
+            "model.config.use_cache = "
             "False",
         ) from error
 

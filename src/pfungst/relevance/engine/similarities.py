@@ -1,8 +1,8 @@
 """Similarities and distances of two vectors.
 
-A cosine is linear in each of its vectors once their norms are constants. A distance ‖x₁ − x₂‖ is homogeneous of
-degree one: its derivative hands it out completely to both vectors. Where one of them does not depend on the input,
-what it receives is a constant of the explanation.
+A cosine is linear in each of its vectors once their norms are constants. A distance ‖x₁ − x₂‖ is homogeneous
+of degree one: its derivative hands it out completely to both vectors. Where one of them does not depend on
+the input, what it receives is a constant of the explanation.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from pfungst.relevance.rules import Term, _quotient
 
 
 def _sides(mode: RelevanceMode, name: str, *tensors: Tensor) -> list[Tensor]:
-    """The arguments of a similarity; what does not depend on the input is a constant that may take relevance."""
+    """The arguments of a similarity; what does not depend on the input is a constant that may take
+    relevance."""
     out = []
     for t in tensors:
         t = mode.settle(t)

@@ -1,7 +1,8 @@
 """Operations that do not pass through the mode: recognised as elementwise, or named.
 
-TorchScript, ``torch.vmap``, custom autograd functions and code outside PyTorch make tensors that carry gradients but no
-mark. From their graph follows what they depend on, and from their derivative whether they are elementwise.
+TorchScript, ``torch.vmap``, custom autograd functions and code outside PyTorch make tensors that carry
+gradients but no mark. From their graph follows what they depend on, and from their derivative whether they
+are elementwise.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ class Unseen(Folding):
         )
 
     def depends(self, t: Tensor) -> bool:
-        """Whether `t` depends on the input; what depends on it through an unseen operation gets a mark or raises."""
+        """Whether `t` depends on the input; what depends on it through an unseen operation gets a mark or
+        raises."""
         mark = self.mark_of(t)
         if self._foreign(t):
             self.unseen("torch.vmap or another transform of torch.func is used", "")
@@ -121,9 +123,11 @@ class Unseen(Folding):
         """Raise for an operation that does not pass through the mode."""
         called = f" (autograd calls it {made_by})" if made_by else ""
         raise UncoveredOperation(
-            f"{what}{called} whose inside cannot be seen, in or before {self.place()}: a TorchScript function, a "
+            f"{what}{called} whose inside cannot be seen, in or before {self.place()}: a TorchScript "
+            "function, a "
             "custom autograd.Function that is not elementwise, torch.vmap, or code outside PyTorch",
-            "write it with torch operations, or pass the original nn.Module instead of a scripted or traced one",
+            "write it with torch operations, or pass the original nn.Module instead of a scripted or traced "
+            "one",
         )
 
 

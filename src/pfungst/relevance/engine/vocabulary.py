@@ -52,7 +52,8 @@ LINEAR = (
     | FOURIER
 )
 
-#: Operations of `LINEAR` that may turn values ≥ 0 into negative ones, by a sign, a weight or a constant of theirs.
+#: Operations of `LINEAR` that may turn values ≥ 0 into negative ones, by a sign, a weight or a constant of
+#: theirs.
 MAY_TURN_SIGN = (
     _words(
         """

@@ -8,6 +8,7 @@
 ``generic``     every other node, by its own derivative
 ``tape``        runs the ops, many vectors at once
 ``patches``     forward mode for patches, of which distant ones share a pass
-``live``        reverse mode for many vectors on the units that a ReLU lets through; ``units``: what it does there
-==============  ===========================================================================================
+``live``        reverse mode for many vectors on the units that a ReLU lets through; ``units``: what it does
+there ==============
+===========================================================================================
 """

@@ -1,4 +1,5 @@
-"""Fewer passes over memory: products with constants become part of the product or sum before or after them."""
+"""Fewer passes over memory: products with constants become part of the product or sum before or after
+them."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
 """The transposed program of many vectors on live units only.
 
-A unit (channel and position of an image) that a ReLU switches off at the explained input passes nothing on, whatever the
-cotangent: in a ReLU network a third to nine tenths of all units. The vectors share the input and so its dead
-units. A cotangent is therefore kept as a matrix of live units × vectors, sorted by position, and a convolution becomes
-one matrix product for each position and row of taps, of the weights between live units only. That is exact, and pays
-from some hundred vectors on, over which the selection of weights is amortised.
+A unit (channel and position of an image) that a ReLU switches off at the explained input passes nothing on,
+whatever the cotangent: in a ReLU network a third to nine tenths of all units. The vectors share the input and
+so its dead units. A cotangent is therefore kept as a matrix of live units × vectors, sorted by position, and
+a convolution becomes one matrix product for each position and row of taps, of the weights between live units
+only. That is exact, and pays from some hundred vectors on, over which the selection of weights is amortised.
 """
 
 from __future__ import annotations
@@ -95,7 +95,8 @@ class LiveProgram:
         return turned * _TURN + sum(edge.cost(vectors) for node in above for edge, _ in node.edges)
 
     def above(self, value: int) -> LiveProgram:
-        """The part of the program that reads this value, which must be one through which everything passes."""
+        """The part of the program that reads this value, which must be one through which everything
+        passes."""
         part = copy(self)
         part.bottom = value
         numbers = list(self.nodes)
@@ -103,7 +104,8 @@ class LiveProgram:
         return part
 
     def reverse(self, g: Tensor) -> tuple[Units, Tensor]:
-        """Cotangents of the top value (M, C, H, W) → live units of the bottom value and their cotangents (L, M')."""
+        """Cotangents of the top value (M, C, H, W) → live units of the bottom value and their cotangents (L,
+        M')."""
         grads = {self.top: self.nodes[self.top].units.gather(g)}
         for number in reversed(self.nodes):
             if number == self.bottom or number not in grads:
@@ -148,7 +150,8 @@ class Span:
         )
 
     def program(self, sample: int) -> LiveProgram:
-        """That of one of the inputs; only the first one's is kept, as indices take memory and are made quickly."""
+        """That of one of the inputs; only the first one's is kept, as indices take memory and are made
+        quickly."""
         return self.first if sample == 0 and self.first is not None else self._made(sample)
 
     def above(self, start: int) -> Span | None:
@@ -162,7 +165,8 @@ class Span:
         return dense - _CAUTION * self.program(0).cost(vectors)
 
     def vectors(self, room: int) -> int:
-        """How many vectors fit into so many bytes: a cotangent, what it is made of and a copy, and results that wait."""
+        """How many vectors fit into so many bytes: a cotangent, what it is made of and a copy, and results
+        that wait."""
         first, inputs = self.program(0), self.shapes[self.cuts[self.start]][0]
         values = 3 * first.width + (inputs - 1) * len(first.nodes[first.bottom].units)
         return min(MOST, room // (self.dtype.itemsize * values) // LINE * LINE)
@@ -246,7 +250,8 @@ def _dense_cost(op: Op, shapes: Shapes) -> float:
 
 
 def _scaled(ops: Sequence[Op], top: int) -> dict[int, Convolution]:
-    """Convolutions that only one product or sum reads, by what they write: its constant scales their output."""
+    """Convolutions that only one product or sum reads, by what they write: its constant scales their
+    output."""
     readers: dict[int, list[Op]] = {}
     for op in ops:
         for i in op.ins:

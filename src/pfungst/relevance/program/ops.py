@@ -1,4 +1,5 @@
-"""Linear maps on many vectors at once, forward and transposed: products with constants, sums, reshapes, means.
+"""Linear maps on many vectors at once, forward and transposed: products with constants, sums, reshapes,
+means.
 
 Vectors are tensors (M, N, ...): M of them for each of N inputs; images are channels last in memory.
 """
@@ -33,7 +34,8 @@ class Op(ABC):
 
     @abstractmethod
     def forward(self, tangents: list[Tensor | None], owned: bool) -> list[Tensor | None]:
-        """The map itself: (M, N, *in) of each input, which may be overwritten if `owned`, → of each output."""
+        """The map itself: (M, N, *in) of each input, which may be overwritten if `owned`, → of each
+        output."""
 
     #: What :meth:`forward` returns is memory of its own, or one of its inputs.
     fresh = False

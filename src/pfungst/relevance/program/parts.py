@@ -1,7 +1,7 @@
 """Cotangents that are not carried out until they are needed.
 
-Passes over memory cost as much as convolutions here, so a transposed map may hand back a sum's term that is not yet
-carried out (`Pending`): it is added in one pass to the term it meets.
+Passes over memory cost as much as convolutions here, so a transposed map may hand back a sum's term that is
+not yet carried out (`Pending`): it is added in one pass to the term it meets.
 """
 
 from __future__ import annotations

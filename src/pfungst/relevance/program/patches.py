@@ -1,8 +1,9 @@
-"""Forward mode for patches: early layers see each patch in a small window only, so distant patches share a pass.
+"""Forward mode for patches: early layers see each patch in a small window only, so distant patches share a
+pass.
 
 The program is cut where one image-shaped value is live. Up to a cut, patches whose windows there do not
-overlap travel in one vector; at the cut each patch's window is taken out, and patches are grouped anew for the
-next stage. The result is exact: the network between is linear.
+overlap travel in one vector; at the cut each patch's window is taken out, and patches are grouped anew for
+the next stage. The result is exact: the network between is linear.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """A rewritten network as a program of linear maps, run forward or backward on many vectors at once.
 
-Convolutions, products with constants, ReLU masks, sums and poolings have their own batched kernels; every other node is
-run by its own derivative under ``vmap`` (backward) or by the derivative of that derivative (forward), so that the
-program is exact whatever the network contains. Vectors are tensors (M, N, ...): M of them for each of N inputs.
+Convolutions, products with constants, ReLU masks, sums and poolings have their own batched kernels; every
+other node is run by its own derivative under ``vmap`` (backward) or by the derivative of that derivative
+(forward), so that the program is exact whatever the network contains. Vectors are tensors (M, N, ...): M of
+them for each of N inputs.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from pfungst.relevance.program.units import LINE
 
 @dataclass(frozen=True)
 class Segment:
-    """Ops `start` … `stop`, which `rows` vectors go through at once (0: all); on live units, if there is a span."""
+    """Ops `start` … `stop`, which `rows` vectors go through at once (0: all); on live units, if there is a
+    span."""
 
     start: int
     stop: int
@@ -104,12 +106,14 @@ class Tape:
             return self._cached(limit // itemsize, end)
         parts = -(-len(cotangents) // rows)
         rows = min(rows, -(-len(cotangents) // (parts * LINE)) * LINE)
-        # The output is no image and the first value no result of an op, so there are ops on both sides of a span.
+        # The output is no image and the first value no result of an op, so there are ops on both sides of a
+        # span.
         ends = Segment(span.stop, end, rows), Segment(span.start, span.stop, rows, span)
         return [*ends, *self._cached(limit // itemsize, span.start)]
 
     def _cached(self, values: int, end: int) -> list[Segment]:
-        """Segments of the ops up to `end` whose largest value has so many elements for all vectors at once."""
+        """Segments of the ops up to `end` whose largest value has so many elements for all vectors at
+        once."""
         found: list[Segment] = []
         for start in sorted((at for at in {0, *self.cuts()} if at < end), reverse=True):
             stop = found[-1].start if found else end

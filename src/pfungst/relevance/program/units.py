@@ -1,7 +1,7 @@
 """The live units of an image, and what a transposed map does on them.
 
-A cotangent is a matrix of live units × vectors, sorted by position; a convolution is one matrix product for each position
-and row of taps, of the weights between live units only.
+A cotangent is a matrix of live units × vectors, sorted by position; a convolution is one matrix product for
+each position and row of taps, of the weights between live units only.
 """
 
 from __future__ import annotations
@@ -96,7 +96,8 @@ class Link:
         return PASS * len(self.c)
 
     def run(self, g: Tensor, out: Tensor, first: bool) -> None:
-        """Write, if it is the first, or add to `out` (L', M) what the cotangent (L, M) of the source makes of it."""
+        """Write, if it is the first, or add to `out` (L', M) what the cotangent (L, M) of the source makes of
+        it."""
         if self.empty:
             if first:
                 out.zero_()
@@ -147,7 +148,8 @@ class Taps:
         return products + (selected * SELECT + calls * CALL) / vectors
 
     def _blocks(self, row: int, column: int) -> Iterator[tuple[int, int, int]]:
-        """Source units that see a position of the target: first, last + 1, and offset of their rows of weights."""
+        """Source units that see a position of the target: first, last + 1, and offset of their rows of
+        weights."""
         (_, height, width), start = self.source.shape, self.source.start
         (sh, sw), (ph, pw), (dh, dw) = self.conv.stride, self.conv.padding, self.conv.dilation
         for a in range(self.kernel[0]):
@@ -167,7 +169,8 @@ class Taps:
                     yield start[place], start[place + 1], (a * self.kernel[1] + b) * self.outs
 
     def run(self, g: Tensor, out: Tensor, first: bool) -> None:
-        """Write, if it is the first, or add to `out` (L', M) what the cotangent (L, M) of the source makes of it."""
+        """Write, if it is the first, or add to `out` (L', M) what the cotangent (L, M) of the source makes of
+        it."""
         width = self.target.shape[2]
         for place, (low, high) in enumerate(pairwise(self.target.start)):
             if low == high:
