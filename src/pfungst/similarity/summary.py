@@ -27,7 +27,8 @@ class GroupSummary:
         similarity: mean similarity.
         magnitude: (P, P) mean |relevance| of each pair of components.
         net: (P, P) mean relevance.
-        profile: mean |relevance| of each component, both sides together, in the shape of the grid, summing to 1.
+        profile: mean |relevance| of each component, both sides together, in the shape of the grid, summing to
+            1.
         top: the pairs of components of largest mean magnitude, (p, q, share of all).
         bias_share: mean share of the similarity that biases absorbed.
     """

@@ -14,6 +14,7 @@ from pfungst.audit.similarity.config import SimilarityConfig
 from pfungst.conditions import RESIZERS, Condition
 from pfungst.data import ImageSet, Item, open_images
 from pfungst.data.decode import Undecodable
+from pfungst.data.imagenet_classes import title
 from pfungst.encoders import Encoder
 from pfungst.errors import ConfigError, DataError, UnreadableImages, few
 from pfungst.features import Store, Workers, batches, combined
@@ -26,7 +27,7 @@ _KEEP = 1 << 30  # bytes of prepared images that are kept for the sweep
 
 
 def open_set(config: SimilarityConfig) -> ImageSet:
-    """The images to audit, with a label each.
+    """The images to audit, with a label each; those that are WordNet ids get their names, "n01440764 tench".
 
     Raises:
         DataError: fewer than two classes with two images, or several sets and no category.
@@ -59,6 +60,7 @@ def open_set(config: SimilarityConfig) -> ImageSet:
         raise ConfigError(f"no image has the label {min(unknown)!r}", suggest(min(unknown), labels, "labels"))
     if config.classes:
         labelled = [item for item in labelled if item.label in config.classes]
+    labelled = [replace(item, label=title(item.label or "")) for item in labelled]
     if config.limit is not None and config.limit < len(labelled):
         chosen = np.random.default_rng(config.seed).choice(len(labelled), config.limit, replace=False)
         notes.append(f"{config.limit} of {len(labelled)} images were drawn at random")

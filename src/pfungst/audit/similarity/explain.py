@@ -1,19 +1,25 @@
-"""What makes images alike to an encoder: BiLRP of the most similar pairs, averages over groups, shares on regions."""
+"""What makes images alike to an encoder: BiLRP of the most similar pairs, averages over groups, shares on
+regions."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pfungst.audit.result import Variant
+from pfungst.audit.result import Interval, Variant
 from pfungst.audit.similarity.embeddings import ORIGINAL
 from pfungst.audit.similarity.prepare import Study
-from pfungst.audit.similarity.result import Artefact, Confusion, Group, Pair, Region, Subgroup
+from pfungst.audit.similarity.result import Artefact, Confusion, Faithful, Group, Pair, Region, Subgroup
+from pfungst.data.traits import box_mask
+from pfungst.errors import InputError
 from pfungst.features import combined
+from pfungst.measure import limits
+from pfungst.measure.faithfulness import Flipping
 from pfungst.relevance import Patches
 from pfungst.similarity import (
     Factors,
@@ -31,6 +37,8 @@ _STAMPED = 12  # images explained with and without what a condition pastes
 _CLASSES = 12  # classes of which pairs are shown
 _FALLING = 3  # marked groups of which a pair is shown
 _CANDIDATES = 2000  # images that the most similar pairs are looked for among
+_FLIPPED = 12  # images whose patches are replaced
+_FLIPS = 8  # patches a side, and points of the curve
 _SHARP = 512  # pixels at most that burnt-in marks are looked for at
 _MAP = 2000  # points of the map
 
@@ -46,11 +54,12 @@ class Explained:
     arrays: dict[str, np.ndarray]
     conservation: float
     composite: str
+    faithfulness: Faithful | None
 
 
 def explain(study: Study, errors: Mapping[str, Confusion], falling: Sequence[Subgroup]) -> Explained:
-    """Explain the most similar pairs of every class and of marked groups, pairs within every group, and what conditions
-    paste.
+    """Explain the most similar pairs of every class and of marked groups, pairs within every group, and what
+    conditions paste.
 
     Factors lie among the unfinished parts of the output folder, so that an interrupted run goes on.
     """
@@ -99,12 +108,52 @@ def explain(study: Study, errors: Mapping[str, Confusion], falling: Sequence[Sub
         arrays=arrays,
         conservation=worst,
         composite=str(getattr(explainer.composite, "name", explainer.composite)),
+        faithfulness=_faithful(work, drawn[ORIGINAL]),
     )
+
+
+def _faithful(work: _Work, images: Tensor) -> Faithful | None:
+    """Whether patches of images, replaced in the order of their relevance, change the similarity to a
+    partner.
+
+    The partner of each is the next image of the sample of its class. None where there are too few or where
+    no patch changes anything.
+    """
+    labels = work.study.plan.labels[work.sample]
+    pairs = [(i, j) for c in np.unique(labels) for i, j in pairwise(np.flatnonzero(labels == c).tolist())]
+    pairs = sorted(pairs)[:_FLIPPED]
+    if len(pairs) < limits.FAITHFUL_IMAGES:
+        return None
+    first, second = (list(side) for side in zip(*pairs, strict=True))
+    size, encoder = work.study.encoder.size, work.study.encoder
+    partners = torch.nn.functional.normalize(work.factors.representations[second].float(), dim=1)
+    maps = [work.explainer.pair((work.factors, i), (work.factors, j)).marginals()[0] for i, j in pairs]
+    grown = [m.repeat_interleave(work.patch, 0).repeat_interleave(work.patch, 1)[:size, :size] for m in maps]
+
+    def products(x: Tensor) -> Tensor:
+        return torch.nn.functional.normalize(encoder.encode(x), dim=1).cpu() @ partners.T
+
+    try:
+        flipping = Flipping(
+            products,
+            images[first],
+            target=torch.arange(len(pairs)),
+            patch=-(-size // _FLIPS),
+            steps=_FLIPS,
+            orders=2,
+            batch_size=16,
+            seed=work.study.config.seed,
+        )
+    except InputError:
+        return None
+    found = flipping.of(torch.stack(grown))
+    return Faithful(value=Interval(value=found.value, low=found.low, high=found.high), images=len(pairs))
 
 
 @dataclass(frozen=True)
 class _Work:
-    """The explainer at work: patches of `patch` px, and the factors of the images of the sample, which come first."""
+    """The explainer at work: patches of `patch` px, and the factors of the images of the sample, which come
+    first."""
 
     study: Study
     explainer: SimilarityExplainer
@@ -123,7 +172,8 @@ class _Work:
     def pasted(self, condition: str) -> Tensor | None:
         """The patches that a condition pastes a logo on, (H, W)."""
         size = self.study.encoder.size
-        box = self.study.source.conditions[condition].logo_box(size)
+        known = self.study.source.conditions.get(condition)
+        box = None if known is None else known.logo_box(size)
         if box is None:
             return None
         mask = torch.zeros(size, size, dtype=torch.bool)
@@ -134,7 +184,8 @@ class _Work:
 def _shown(
     study: Study, candidates: np.ndarray, falling: Sequence[Subgroup]
 ) -> Iterator[tuple[str, int, int, float]]:
-    """Title, images and similarity of the pairs to show: across classes in marked groups, then within classes."""
+    """Title, images and similarity of the pairs to show: across classes in marked groups, then within
+    classes."""
     labels, units, count = study.plan.labels, study.plan.units, study.config.pairs
     sharing = [g for g in falling if g.alike_excess is None or (g.alike_excess.high or 0) >= 0]
     for g in sharing[:_FALLING]:
@@ -229,8 +280,8 @@ def _summaries(work: _Work, images: Tensor) -> tuple[list[Group], dict[str, np.n
 
 
 def _regions(work: _Work) -> list[Region]:
-    """Border, burnt-in marks and where conditions paste something, in images as they are: share of the relevance of
-    pairs within each class and group, and of the area."""
+    """Border, burnt-in marks and where conditions paste something, in images as they are: share of the
+    relevance of pairs within each class and group, and of the area."""
     count = len(work.sample)
     frames = {"border": in_patches(border(work.study.encoder.size), work.patch)}
     for variant in work.study.conditions:
@@ -238,22 +289,33 @@ def _regions(work: _Work) -> list[Region]:
         if pasted is not None:
             frames[f"where {variant} lies"] = pasted
     masks = {name: m.expand(count, -1, -1) for name, m in frames.items()}
-    marks = _marks(work.study, work.sample, work.patch)
+    if work.study.text is None:
+        name, marks = "burnt-in marks", _marks(work.study, work.sample, work.patch)
+    else:
+        name, marks = "burnt-in text", _text(work)
     marked = marks.flatten(1).any(1).numpy()
     result = []
     for column, group, rows in [("", "", np.arange(count)), *work.groups()]:
-        places = [(rows, masks), (rows[marked[rows]], {"burnt-in marks": marks})]
+        places = [(rows, masks), (rows[marked[rows]], {name: marks})]
         for members, regions in places:
-            for name, share in relevance_on(
-                work.explainer, work.factors, members, regions, max_pairs=_PAIRS
-            ).items():
-                area = float(regions[name][torch.from_numpy(members)].float().mean())
-                result.append(Region(name=name, column=column, group=group, share=share, area=area))
+            shares = relevance_on(work.explainer, work.factors, members, regions, max_pairs=_PAIRS)
+            for place, share in shares.items():
+                area = float(regions[place][torch.from_numpy(members)].float().mean())
+                result.append(Region(name=place, column=column, group=group, share=share, area=area))
     return result
 
 
+def _text(work: _Work) -> Tensor:
+    """The patches with burnt-in text (N, H, W)."""
+    items, size = work.study.source.items, work.study.encoder.size
+    assert work.study.text is not None
+    masks = [box_mask(work.study.text(items[n]), size, size) for n in work.sample]
+    return in_patches(torch.from_numpy(np.stack(masks)), work.patch, least=0)
+
+
 def _marks(study: Study, chosen: Sequence[int], patch: int) -> Tensor:
-    """The patches with burnt-in marks (N, H, W); they are looked for where they are still sharp, at up to 512 px."""
+    """The patches with burnt-in marks (N, H, W); they are looked for where they are still sharp, at up to 512
+    px."""
     source = study.source
     native = int(np.median([min(np.asarray(source.items[n].read()).shape[:2]) for n in chosen]))
     found = []
@@ -318,7 +380,8 @@ def _artefact(
 
 
 def _evidence(contrasts: Tensor, factors: Factors, region: Tensor) -> float:
-    """Mean share on a region of the positive relevance of contrasts (N, K) of a probe's weights; those of 0 left out."""
+    """Mean share on a region of the positive relevance of contrasts (N, K) of a probe's weights; those of 0
+    left out."""
     heats = [(c @ factors[i]).clamp(min=0) for i, c in enumerate(contrasts)]
     shares = [float(h[region.flatten()].sum() / h.sum()) for h in heats if float(h.sum()) > 0]
     return float(np.mean(shares)) if shares else 0.0

@@ -160,5 +160,6 @@ def _findings(study: Study, wish: Wish | None, bar: Bar) -> tuple[Findings, dict
         basis=f"patches of {study.config.patch(study.encoder.size)} px",
         composite=explained.composite,
         conservation=explained.conservation,
+        faithfulness=explained.faithfulness,
     )
     return found, explained.arrays | draw_map(study)
