@@ -116,7 +116,11 @@ def test_erasing_text_counts_only_beyond_erasing_as_much_elsewhere(control, leve
     confusion = {v.key: base.confusion[NAME] for v in (ERASED, OPPOSITE)}
     variants = [AS_IS, ERASED, OPPOSITE]
     found = base.model_copy(
-        update={"variants": variants, "scores": [base.scores[0], *scores], "confusion": base.confusion | confusion}
+        update={
+            "variants": variants,
+            "scores": [base.scores[0], *scores],
+            "confusion": base.confusion | confusion,
+        }
     )
     verdict = judge(found)
     assert verdict.level == level
@@ -143,5 +147,7 @@ def test_of_scores_that_know_the_label_only_one_in_a_hundred_is_marked():
     rng = np.random.default_rng(1)
     labels = np.repeat(["a", "b"], 40)
     groups = np.where(rng.random(80) < np.where(labels == "a", 0.7, 0.3), "x", "y")
-    p = [beyond_label(rng.normal(size=80) + (labels == "a"), labels, groups, np.arange(80)) for _ in range(400)]
+    p = [
+        beyond_label(rng.normal(size=80) + (labels == "a"), labels, groups, np.arange(80)) for _ in range(400)
+    ]
     assert np.mean(np.array(p) < 0.05) == pytest.approx(0.05, abs=0.03)

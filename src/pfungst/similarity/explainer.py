@@ -203,26 +203,6 @@ class SimilarityExplainer:
             for j in range(i + 1, len(factors)):
                 yield i, j, self._pair(factors, i, factors, j)
 
-    def similarities(self, factors: Factors) -> Tensor:
-        """The similarity of all pairs, (N, N)."""
-        y = factors.representations.float()
-        return y @ self.metric.to(y) @ y.T if isinstance(self.metric, Tensor) else y @ y.T
-
-    def most_similar(
-        self, factors: Factors, labels: Sequence[Any] | None = None, count: int = 3
-    ) -> dict[Any, list[tuple[int, int]]]:
-        """The most similar pairs of each class (or of all inputs, under the key None)."""
-        s = self.similarities(factors)
-        values = [None] * len(factors) if labels is None else list(labels)
-        if len(values) != len(factors):
-            raise InputError(f"{len(values)} labels for {len(factors)} inputs", "pass one label per input")
-        found: dict[Any, list[tuple[int, int]]] = {}
-        for label in dict.fromkeys(values):
-            members = [i for i, v in enumerate(values) if v == label]
-            pairs = sorted(itertools.combinations(members, 2), key=lambda p: -float(s[p]))
-            found[label] = pairs[:count]
-        return found
-
     def group_summary(
         self, factors: Factors, labels: Sequence[Any], max_pairs: int = 200, top: int = 10, seed: int = 0
     ) -> list[GroupSummary]:

@@ -43,15 +43,6 @@ class GroupSummary:
     top: list[tuple[int, int, float]]
     bias_share: float
 
-    def share(self, region: Tensor) -> float:
-        """Share of the relevance on a region of the grid, boolean and of the profile's shape."""
-        if region.shape != self.profile.shape:
-            raise InputError(
-                f"a region {tuple(region.shape)} does not fit the grid {tuple(self.profile.shape)}",
-                "give it in patches",
-            )
-        return float(self.profile[region.bool()].sum())
-
 
 def summarise(
     pair: Callable[[int, int], Relevance],

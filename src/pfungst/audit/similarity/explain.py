@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,25 +44,16 @@ _SHARP = 512  # pixels at most that burnt-in marks are looked for at
 _MAP = 2000  # points of the map
 
 
-@dataclass(frozen=True)
-class Explained:
-    """What the explanations gave; the fields of the result of these names, and its arrays."""
-
-    pairs: list[Pair]
-    summaries: list[Group]
-    regions: list[Region]
-    artefacts: list[Artefact]
-    arrays: dict[str, np.ndarray]
-    conservation: float
-    composite: str
-    faithfulness: Faithful | None
-
-
-def explain(study: Study, errors: Mapping[str, Confusion], falling: Sequence[Subgroup]) -> Explained:
+def explain(
+    study: Study, errors: Mapping[str, Confusion], falling: Sequence[Subgroup]
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Explain the most similar pairs of every class and of marked groups, pairs within every group, and what
     conditions paste.
 
     Factors lie among the unfinished parts of the output folder, so that an interrupted run goes on.
+
+    Returns:
+        Fields of :class:`Findings` by name, and arrays.
     """
     patch = study.config.patch(study.encoder.size)
     explainer = SimilarityExplainer(study.encoder, basis=Patches(patch), metric="cosine")
@@ -100,16 +92,16 @@ def explain(study: Study, errors: Mapping[str, Confusion], falling: Sequence[Sub
     arrays |= gallery.arrays
     if gallery.pictures:
         arrays["pictures"] = _pictures(torch.stack(gallery.pictures))
-    return Explained(
-        pairs=gallery.pairs,
-        summaries=summaries,
-        regions=_regions(work),
-        artefacts=artefacts,
-        arrays=arrays,
-        conservation=worst,
-        composite=str(getattr(explainer.composite, "name", explainer.composite)),
-        faithfulness=_faithful(work, drawn[ORIGINAL]),
-    )
+    found = {
+        "pairs": gallery.pairs,
+        "summaries": summaries,
+        "regions": _regions(work),
+        "artefacts": artefacts,
+        "conservation": worst,
+        "composite": str(getattr(explainer.composite, "name", explainer.composite)),
+        "faithfulness": _faithful(work, drawn[ORIGINAL]),
+    }
+    return found, arrays
 
 
 def _faithful(work: _Work, images: Tensor) -> Faithful | None:

@@ -134,7 +134,7 @@ def _findings(study: Study, wish: Wish | None, bar: Bar) -> tuple[Findings, dict
     groups = subgroups(study)
     provenance = follow(study)
     bar.turn("explaining similarities")
-    explained = explain(study, errors, [g for g in groups if g.falls])
+    explained, arrays = explain(study, errors, [g for g in groups if g.falls])
     bar.turn("drawing the map")
     found = Findings(
         encoder=study.encoder.name,
@@ -152,14 +152,8 @@ def _findings(study: Study, wish: Wish | None, bar: Bar) -> tuple[Findings, dict
         subgroups=groups,
         confusion=errors,
         provenance=provenance,
-        artefacts=explained.artefacts,
-        regions=explained.regions,
-        summaries=explained.summaries,
         mitigation=mitigation,
-        pairs=explained.pairs,
         basis=f"patches of {study.config.patch(study.encoder.size)} px",
-        composite=explained.composite,
-        conservation=explained.conservation,
-        faithfulness=explained.faithfulness,
+        **explained,
     )
-    return found, explained.arrays | draw_map(study)
+    return found, arrays | draw_map(study)
