@@ -182,8 +182,7 @@ def _accuracy(result: SimilarityResult) -> Section:
     table = Table(columns=columns, groups=groups, caption=caption, name="Accuracy of the probe by group")
     lead = (
         "A linear probe on the representation, fitted on original images: how well it reads the label, in "
-        "which group, under "
-        "which condition."
+        "which group, under which condition."
     )
     return Section(id="probe", title="What the probe reads", lead=lead, blocks=[table])
 
@@ -225,8 +224,7 @@ def _groups(result: SimilarityResult) -> Section | None:
             ends = text.interval(g.alike_excess.low, g.alike_excess.high, text.ratio)
             likeness = (
                 f"images of different classes: similarity {_ratio(g.alike)}, of the others "
-                f"{_ratio(g.alike_outside)} "
-                f"(difference {ends})"
+                f"{_ratio(g.alike_outside)} (difference {ends})"
             )
         if g.whole is None:
             rows = [[Cell("too few"), Cell(f"{g.n:,}"), *[Cell("–")] * 5]]
@@ -235,11 +233,9 @@ def _groups(result: SimilarityResult) -> Section | None:
         blocks.append(Rows(rows, str(g), likeness))
     caption = (
         f"Small figures are 95 % intervals. ↓ the accuracy is lower by {limits.FALL:.2f} or more than that "
-        "of the other images of "
-        f"the class, ↓↓ by {limits.LARGE_FALL:.2f} or more, only where P < {limits.P_GROUP:g} over images, "
-        "adjusted over all rows "
-        f"(Holm). Compared are classes with {limits.TEST_IMAGES:g} images in the group and as many outside; "
-        "too few: there is none."
+        f"of the other images of the class, ↓↓ by {limits.LARGE_FALL:.2f} or more, only where P < "
+        f"{limits.P_GROUP:g} over images, adjusted over all rows (Holm). Compared are classes with "
+        f"{limits.TEST_IMAGES:g} images in the group and as many outside; too few: there is none."
     )
     name = "Groups against the other images of the same classes"
     table = Table(columns=columns, groups=blocks, caption=caption, name=name)
@@ -369,10 +365,8 @@ def _mitigation(result: SimilarityResult) -> Section | None:
     shown += [taken] if all(t is not taken for t in shown) else []
     caption = (
         f"Class-balanced accuracy on {text.plural(m.images, 'validation image')}, of a probe fitted anew on "
-        "each pruned encoder. "
-        "Filters are those that respond most to the condition on training images. The figures on test "
-        "images are in the first "
-        "table."
+        "each pruned encoder. Filters are those that respond most to the condition on training images. The "
+        "figures on test images are in the first table."
     )
     blocks: list[Block] = [_trials(m, [first, *shown], "Pruning, best settings first", caption)]
     if len(shown) < len(rest):
@@ -424,9 +418,8 @@ def _pairs(result: SimilarityResult, arrays: dict[str, np.ndarray]) -> Section |
         blocks.append(Details(title=title, id=f"pairs-{number}", note=note, blocks=pictures, open=number < 2))
     lead = (
         "The most similar pairs, and which parts make them so. Red lines join parts that raise the "
-        "similarity, blue ones lower it; "
-        "opacity as in the paper. Point at a part, or walk with the arrow keys, to see what it alone is "
-        "matched with."
+        "similarity, blue ones lower it; opacity as in the paper. Point at a part, or walk with the arrow "
+        "keys, to see what it alone is matched with."
     )
     links = [(f"pairs-{i}", t) for i, t in enumerate(titles)]
     return Section(id="pairs", title="What makes them alike", lead=lead, blocks=blocks, links=links)
@@ -477,8 +470,7 @@ def _strips(result: SimilarityResult, arrays: dict[str, np.ndarray]) -> Strips:
         strips.append(Strip(f"by {column}" if column else "by label", tiles))
     caption = (
         "Mean |relevance| of each patch over pairs within a group, over the group's mean image; the figure "
-        "is the mean "
-        "similarity."
+        "is the mean similarity."
     )
     return Strips(title="Which patches carry similarity", caption=caption, strips=strips)
 

@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from pfungst.audit.similarity.config import SimilarityConfig
-from pfungst.conditions import RESIZERS, Condition
+from pfungst.conditions import Condition
 from pfungst.data import ImageSet, Item, open_images
 from pfungst.data.decode import Undecodable
 from pfungst.data.imagenet_classes import title
@@ -21,7 +21,6 @@ from pfungst.features import Store, Workers, batches, combined
 from pfungst.features.workers import cores
 from pfungst.suggest import suggest
 
-ORIGINAL = "original"
 _BATCH = 64  # images that are embedded at a time
 _KEEP = 1 << 30  # bytes of prepared images that are kept for the sweep
 
@@ -66,32 +65,6 @@ def open_set(config: SimilarityConfig) -> ImageSet:
         notes.append(f"{config.limit} of {len(labelled)} images were drawn at random")
         labelled = [labelled[i] for i in sorted(chosen)]
     return ImageSet(images.name, labelled, notes)
-
-
-def conditions_for(own: str, texts: Sequence[str], size: int | None) -> dict[str, Condition]:
-    """The encoder's own preparation under "original", and with each condition added.
-
-    A text without a resizer is added to the encoder's preparation; one with a resizer replaces it.
-
-    Raises:
-        ConfigError: a condition or a logo cannot be read, or a logo does not fit into images of this size.
-    """
-    found = {ORIGINAL: Condition.parse(own)}
-    for text in texts:
-        names = [part.partition(":")[0].strip().lower() for part in text.split("+")]
-        condition = Condition.parse(text if any(n in RESIZERS for n in names) else f"{own}+{text}")
-        name = "+".join(_short(part) for part in text.split("+"))
-        if name in found:
-            raise ConfigError(f"the condition {name!r} is given twice", "name each condition once")
-        found[name] = condition
-        condition.check(size)
-    return found
-
-
-def _short(part: str) -> str:
-    """The name of a condition in tables: a logo without its folder and options."""
-    name, colon, value = part.strip().partition(":")
-    return f"{name}:{Path(value.split(',')[0]).stem}" if name == "logo" else f"{name}{colon}{value}"
 
 
 @dataclass

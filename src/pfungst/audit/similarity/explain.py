@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pfungst.audit.conditions import ORIGINAL
 from pfungst.audit.result import Interval, Variant
-from pfungst.audit.similarity.embeddings import ORIGINAL
 from pfungst.audit.similarity.prepare import Study
 from pfungst.audit.similarity.result import Artefact, Confusion, Faithful, Group, Pair, Region, Subgroup
 from pfungst.data.traits import box_mask
@@ -191,15 +191,15 @@ def _shown(
 
 def _sample(candidates: np.ndarray, study: Study) -> list[int]:
     """Images for averages, in turn from all classes, two at a time: one alone makes no pair."""
-    chosen: list[int] = []
-    rng = np.random.default_rng(study.config.seed)
-    labels = study.plan.labels[candidates]
-    queues = [rng.permutation(candidates[labels == c]).tolist() for c in study.plan.classes]
-    while len(chosen) < study.config.explain and any(queues):
-        for queue in queues:
-            if len(chosen) < study.config.explain:
-                chosen += [int(queue.pop()) for _ in range(min(2, len(queue)))]
-    return chosen[: study.config.explain]
+    rng, labels = np.random.default_rng(study.config.seed), study.plan.labels[candidates]
+    queues = [rng.permutation(candidates[labels == c])[::-1].tolist() for c in study.plan.classes]
+    return _in_turn(queues, study.config.explain, 2)
+
+
+def _in_turn(queues: Sequence[Sequence[int]], count: int, at_a_time: int = 1) -> list[int]:
+    """Up to `count` numbers, some at a time from every queue in turn."""
+    turns = range(0, max(map(len, queues)), at_a_time)
+    return [number for t in turns for queue in queues for number in queue[t : t + at_a_time]][:count]
 
 
 @dataclass
@@ -338,7 +338,8 @@ def _artefact(
         return None
     study, name = work.study, variant.condition
     labels = study.plan.labels[work.sample]
-    rows = _mixed(labels, changed(images[ORIGINAL], images[name], region, work.patch), _STAMPED)
+    usable = changed(images[ORIGINAL], images[name], region, work.patch)
+    rows = _in_turn([np.flatnonzero((labels == c) & usable) for c in np.unique(labels)], _STAMPED)
     if len(set(labels[rows].tolist())) < 2:
         return None
     pictures = images[name][torch.tensor(rows)]
@@ -362,10 +363,7 @@ def _artefact(
     return Artefact(
         condition=name,
         area=float(region.float().mean()),
-        share=effect.share,
-        share_without=effect.share_without,
-        similarity=effect.similarity,
-        similarity_without=effect.similarity_without,
+        **{k: v for k, v in vars(effect).items() if k != "pair"},
         evidence=evidence[0],
         evidence_without=evidence[1],
     )
@@ -377,17 +375,6 @@ def _evidence(contrasts: Tensor, factors: Factors, region: Tensor) -> float:
     heats = [(c @ factors[i]).clamp(min=0) for i, c in enumerate(contrasts)]
     shares = [float(h[region.flatten()].sum() / h.sum()) for h in heats if float(h.sum()) > 0]
     return float(np.mean(shares)) if shares else 0.0
-
-
-def _mixed(labels: np.ndarray, usable: np.ndarray, count: int) -> list[int]:
-    """Numbers of some usable images, in turn from all classes."""
-    queues = [np.flatnonzero((labels == c) & usable).tolist() for c in np.unique(labels)]
-    found: list[int] = []
-    while len(found) < count and any(queues):
-        for queue in queues:
-            if queue and len(found) < count:
-                found.append(queue.pop(0))
-    return found
 
 
 # --- map -------------------------------------------------------------------------------------------------

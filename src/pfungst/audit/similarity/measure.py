@@ -11,8 +11,8 @@ from scipy import stats
 from sklearn.metrics import confusion_matrix
 
 from pfungst import measure
+from pfungst.audit.conditions import ORIGINAL
 from pfungst.audit.result import Interval, Variant
-from pfungst.audit.similarity.embeddings import ORIGINAL
 from pfungst.audit.similarity.prepare import AS_IS, Study
 from pfungst.audit.similarity.result import Confusion, Fall, ProbeScores, Provenance, Subgroup
 from pfungst.measure import limits

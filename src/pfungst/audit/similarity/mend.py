@@ -12,8 +12,9 @@ from pydantic import BaseModel
 from sklearn.model_selection import StratifiedGroupKFold
 
 from pfungst import measure
+from pfungst.audit.conditions import ORIGINAL
 from pfungst.audit.result import Variant
-from pfungst.audit.similarity.embeddings import ORIGINAL, Source
+from pfungst.audit.similarity.embeddings import Source
 from pfungst.audit.similarity.prepare import AS_IS, Study
 from pfungst.audit.similarity.result import Mitigation, ProbeScores, Trial
 from pfungst.encoders import Encoder

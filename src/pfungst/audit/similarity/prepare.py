@@ -9,9 +9,10 @@ from functools import partial
 import numpy as np
 from PIL import Image
 
+from pfungst.audit.conditions import ORIGINAL, conditions_for
 from pfungst.audit.result import Variant
 from pfungst.audit.similarity.config import SimilarityConfig
-from pfungst.audit.similarity.embeddings import ORIGINAL, Source, conditions_for, embed, open_set
+from pfungst.audit.similarity.embeddings import Source, embed, open_set
 from pfungst.audit.sources import AUTOMATIC, group_columns
 from pfungst.audit.workspace import Workspace
 from pfungst.data import ImageSet, Item, join_columns

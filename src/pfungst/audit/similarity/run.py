@@ -6,12 +6,12 @@ import time
 
 import numpy as np
 
+from pfungst.audit.conditions import conditions_for
 from pfungst.audit.config import check_file
 from pfungst.audit.machine import circumstances
 from pfungst.audit.result import Skipped, save
 from pfungst.audit.similarity import texts, verdict
 from pfungst.audit.similarity.config import SimilarityConfig
-from pfungst.audit.similarity.embeddings import conditions_for
 from pfungst.audit.similarity.explain import draw_map, explain
 from pfungst.audit.similarity.measure import confusion, follow, score, subgroups
 from pfungst.audit.similarity.mend import Wish, mitigate, recovered

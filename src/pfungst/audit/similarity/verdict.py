@@ -185,8 +185,7 @@ def _erased(result: Findings) -> Iterator[str]:
     was, without, control = (_scores(result, v).accuracy.value for v in (AS_IS, ERASED, OPPOSITE))
     yield (
         f"With burnt-in text erased the accuracy is {without:.2f} ({was:.2f} with it), with as much erased "
-        "at the "
-        f"opposite place {control:.2f}."
+        f"at the opposite place {control:.2f}."
     )
 
 
@@ -217,20 +216,16 @@ def _hans(result: Findings, condition: Variant) -> Iterator[str]:
     assert artefact is not None
     yield (
         f"With it pasted, {artefact.share:.0%} of what makes images of different classes alike lies on the "
-        "pasted region, "
-        f"{artefact.area:.0%} of the area ({artefact.share_without:.0%} without it); their mean similarity "
-        "goes from "
-        f"{artefact.similarity_without:.2f} to {artefact.similarity:.2f}."
+        f"pasted region, {artefact.area:.0%} of the area ({artefact.share_without:.0%} without it); their "
+        f"mean similarity goes from {artefact.similarity_without:.2f} to {artefact.similarity:.2f}."
     )
     yield (
         f"{artefact.evidence:.0%} of the probe's evidence for {errors.into!r} lies there "
-        f"({artefact.evidence_without:.0%} "
-        "without it)."
+        f"({artefact.evidence_without:.0%} without it)."
     )
     yield (
         f"Of {errors.turned} images that {condition} turns wrong, {errors.turned_share:.0%} are taken for "
-        f"{errors.into!r}; so are "
-        f"{errors.share:.0%} of all {errors.errors} errors under it."
+        f"{errors.into!r}; so are {errors.share:.0%} of all {errors.errors} errors under it."
     )
     place = {r.group: r.share for r in result.regions if r.name == f"where {condition} lies" and not r.column}
     own = place.pop(errors.into or "", 0.0)
@@ -238,8 +233,7 @@ def _hans(result: Findings, condition: Variant) -> Iterator[str]:
     if others and own >= sum(others) / len(others) + limits.EXCESS:
         yield (
             f"In images as they are, {own:.0%} of what makes two images of {errors.into!r} alike lies there "
-            "(other classes: "
-            f"{sum(others) / len(others):.0%}): the class itself holds it."
+            f"(other classes: {sum(others) / len(others):.0%}): the class itself holds it."
         )
     yield "Explanation and intervention agree: this is a Clever Hans effect."
 
@@ -271,8 +265,7 @@ def _group(g: Subgroup, falling: list[Subgroup]) -> Iterator[str]:
     if excess.low > 0:
         yield (
             f"The encoder sees what they share: two images of different classes in {g} have a mean "
-            f"similarity of {told}. "
-            "That goes with the fall and is no proof of its cause."
+            f"similarity of {told}. That goes with the fall and is no proof of its cause."
         )
     elif excess.high >= 0:
         yield f"Its images of different classes are no more alike than others ({told}): not explained."
@@ -294,8 +287,7 @@ def _mended(result: Findings) -> Iterator[str]:
                 back = "more than the fall, since original images hold the artefact too"
             yield (
                 f"Setting {taken.k} filters of {taken.layer} to zero{where} brings the accuracy under "
-                f"{condition} from "
-                f"{before:.2f} to {after:.2f}: {back}."
+                f"{condition} from {before:.2f} to {after:.2f}: {back}."
             )
 
 
@@ -310,10 +302,8 @@ def _provenance(p: Provenance) -> Iterator[str]:
     )
     yield (
         f"Naming the commonest label of each {p.column}, without looking at any image, has a class-balanced "
-        "accuracy "
-        f"of {p.by_group_alone:.2f}. The score knows {p.column} beyond the label: P = {p.p_value:.1g}, "
-        "adjusted for all "
-        "columns tried (Holm)."
+        f"accuracy of {p.by_group_alone:.2f}. The score knows {p.column} beyond the label: P = "
+        f"{p.p_value:.1g}, adjusted for all columns tried (Holm)."
     )
     if p.group_readable >= p.group_chance + limits.READABLE * (1 - p.group_chance):
         yield (
@@ -349,8 +339,7 @@ def _judge_texts(result: Findings) -> Verdict:
     about = About(entry=worst.name, numbers={"auroc": result.auroc, "shared": worst.shared_tokens})
     sentences.append(
         f"{worst.shared_tokens:.0%} of the positive relevance of {worst.name} pairs lies between equal "
-        "words, "
-        f"{worst.special_tokens:.0%} of all relevance on separators and punctuation."
+        f"words, {worst.special_tokens:.0%} of all relevance on separators and punctuation."
     )
     if result.auroc >= limits.TELLS_APART:
         rest = ", ".join(o.name for o in others)
@@ -361,9 +350,8 @@ def _judge_texts(result: Findings) -> Verdict:
     if worst.shared_tokens < limits.EQUAL_WORDS:
         return Verdict(level="unfit", headline=headline, sentences=sentences, about=about)
     sentences.append(
-        "Changing what a sentence says leaves the similarity high, and the relevance lies on the words that "
-        "did "
-        "not change: explanation and intervention agree, it looks at shared words."
+        "Changing what a sentence says leaves the similarity high, and the relevance lies on the words "
+        "that did not change: explanation and intervention agree, it looks at shared words."
     )
     headline += ": it looks at shared words"
     return Verdict(level="clever-hans", headline=headline, sentences=sentences, about=about)
@@ -454,15 +442,13 @@ def explain_numbers(result: Findings, config: SimilarityConfig) -> list[str]:
     """How the numbers were made, for the reader of the report."""
     basis = (
         f"BiLRP of the cosine similarity ({result.composite}, {result.basis}; Eberle et al. 2022): values "
-        "over pairs of "
-        "components sum, with what biases absorb, to the similarity."
+        "over pairs of components sum, with what biases absorb, to the similarity."
     )
     if result.modality == "texts":
         return [
             basis,
             "Shares between equal words count positive relevance of token pairs, markers and punctuation "
-            "left out; means "
-            f"over up to {config.explain} pairs per relation.",
+            f"left out; means over up to {config.explain} pairs per relation.",
             f"AUROC: chance that a {result.relations[0].name} pair is more similar than any other pair.",
         ]
     kept = f"; images of one {result.kept_together} are never on both sides" if result.kept_together else ""
@@ -478,29 +464,22 @@ def explain_numbers(result: Findings, config: SimilarityConfig) -> list[str]:
     unit = result.kept_together or "image"
     groups = (
         "Groups are held against all other images, class by class and class-balanced over these classes "
-        f"(of {limits.TEST_IMAGES:g} "
-        f"images or more on either side). ↓ and ↓↓ of a group need P < {limits.P_GROUP:g} by permutation "
-        f"over {unit}s, adjusted "
-        "over all groups and classes (Holm). Similarity of images of different classes: the same mix of "
-        "pairs of classes on "
-        "either side."
+        f"(of {limits.TEST_IMAGES:g} images or more on either side). ↓ and ↓↓ of a group need P < "
+        f"{limits.P_GROUP:g} by permutation over {unit}s, adjusted over all groups and classes (Holm). "
+        "Similarity of images of different classes: the same mix of pairs of classes on either side."
     )
     return [
         f"Probe: {probe}. Split: {split}{kept}.",
         f"Accuracies are means of the classes' recalls over {len(result.seeds)} repetitions; intervals are "
-        "95 % bootstrap "
-        f"intervals over {unit}s.",
+        f"95 % bootstrap intervals over {unit}s.",
         "Rebalanced: accuracy with weights that cap each class at the weight of 10 images (Kauffmann et al. "
         "2025).",
         "Probes are fitted on original images only and see every condition with the same weights; the "
-        "mended probe is "
-        "fitted anew on the pruned encoder.",
+        "mended probe is fitted anew on the pruned encoder.",
         f"Marks: ↓ accuracy falls by {limits.FALL:.2f} or more, ↓↓ by {limits.LARGE_FALL:.2f} or more, ↑ "
-        "rises by "
-        f"{limits.FALL:.2f} or more, only where a two-sided t-test over at least {limits.SEEDS_TESTED:g} "
-        "repetitions gives P < "
-        f"{limits.P_MARK:g}. Conditions are held against the original images, the mended encoder against "
-        "the same condition.",
+        f"rises by {limits.FALL:.2f} or more, only where a two-sided t-test over at least "
+        f"{limits.SEEDS_TESTED:g} repetitions gives P < {limits.P_MARK:g}. Conditions are held against the "
+        "original images, the mended encoder against the same condition.",
         *([groups] if result.subgroups else []),
         *_pruning_note(result),
         basis,
@@ -512,13 +491,11 @@ def explain_numbers(result: Findings, config: SimilarityConfig) -> list[str]:
         "Where the score follows a column: its effect is as said, and P of Kruskal and Wallis's H within "
         "every label, over "
         f"{unit}s, adjusted over all columns and classes tried (Holm), is below {limits.P_PROVENANCE:g}.",
-        "Faithfulness: patches replaced in the order of the relevance for the similarity to one other image "
-        "of the class, "
-        "half the area between the curves least and most relevant first, as a share of the range; 95 % "
-        "bootstrap interval.",
-        "The border is the outer 8 % of each side; burnt-in marks are small saturated spots near the edges, "
-        "looked for at up "
-        "to 512 px, a heuristic.",
+        "Faithfulness: patches replaced in the order of the relevance for the similarity to one other "
+        "image of the class, half the area between the curves least and most relevant first, as a share of "
+        "the range; 95 % bootstrap interval.",
+        "The border is the outer 8 % of each side; burnt-in marks are small saturated spots near the "
+        "edges, looked for at up to 512 px, a heuristic.",
     ]
 
 
@@ -527,9 +504,7 @@ def _pruning_note(result: Findings) -> Iterator[str]:
         leak = "" if result.split == "given" else " (those of the first fold, which other folds test on)"
         yield (
             "Filters are ranked by their mean activation with the condition minus without, on training "
-            "images. Settings are "
-            f"compared on {result.mitigation.images} validation images held out of the training "
-            f"images{leak}, by a probe fitted "
-            "anew on the rest; where the audit chooses, the mean of the accuracies without and with the "
-            "condition decides."
+            f"images. Settings are compared on {result.mitigation.images} validation images held out of the "
+            f"training images{leak}, by a probe fitted anew on the rest; where the audit chooses, the mean "
+            "of the accuracies without and with the condition decides."
         )
