@@ -92,7 +92,7 @@ def explain(
     arrays |= gallery.arrays
     if gallery.pictures:
         arrays["pictures"] = _pictures(torch.stack(gallery.pictures))
-    found = {
+    fields = {
         "pairs": gallery.pairs,
         "summaries": summaries,
         "regions": _regions(work),
@@ -101,7 +101,7 @@ def explain(
         "composite": str(getattr(explainer.composite, "name", explainer.composite)),
         "faithfulness": _faithful(work, drawn[ORIGINAL]),
     }
-    return found, arrays
+    return fields, arrays
 
 
 def _faithful(work: _Work, images: Tensor) -> Faithful | None:
@@ -339,7 +339,7 @@ def _artefact(
     study, name = work.study, variant.condition
     labels = study.plan.labels[work.sample]
     usable = changed(images[ORIGINAL], images[name], region, work.patch)
-    rows = _in_turn([np.flatnonzero((labels == c) & usable) for c in np.unique(labels)], _STAMPED)
+    rows = _in_turn([np.flatnonzero((labels == c) & usable).tolist() for c in np.unique(labels)], _STAMPED)
     if len(set(labels[rows].tolist())) < 2:
         return None
     pictures = images[name][torch.tensor(rows)]

@@ -70,11 +70,10 @@ def _clever_hans(result: Findings) -> Verdict | None:
 
 
 def _followed(result: Findings) -> Verdict | None:
-    first, *more = sorted(
-        (p for p in result.provenance if p.follows), key=lambda p: p.eta2_label - p.eta2_group
-    ) or [None]
-    if first is None:
+    found = [p for p in result.provenance if p.follows]
+    if not found:
         return None
+    first, *more = sorted(found, key=lambda p: p.eta2_label - p.eta2_group)
     sentences = [*_provenance(first)]
     if more:
         others = ", ".join(f"{p.column} ({p.eta2_group:.0%})" for p in more)
