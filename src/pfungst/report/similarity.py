@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import cv2
@@ -46,6 +46,7 @@ FALLS = {mark: f"{meaning} against the other images of the same classes" for mar
 _TRIALS = 8  # best settings of the sweep; the others are folded away
 _SIDE = 320  # pixels of a picture on the page, at most
 _TILES = 12  # of a strip
+_COLUMNS = 6  # group columns that are not folded away
 _CLASSES = 30  # of a confusion matrix
 
 
@@ -179,12 +180,22 @@ def _accuracy(result: SimilarityResult) -> Section:
         Rows(rows, f"by {column}" if column else "", strong=not column) for column, rows in blocks.items()
     ]
     caption = f"{parts.legend(MARKS)} Rebalanced: no class counts more than 10 images."
-    table = Table(columns=columns, groups=groups, caption=caption, name="Accuracy of the probe by group")
+    name = "Accuracy of the probe by group"
+    blocks_shown = _folded(
+        groups, 1 + _COLUMNS, lambda g: Table(columns=columns, groups=g, caption=caption, name=name)
+    )
     lead = (
         "A linear probe on the representation, fitted on original images: how well it reads the label, in "
         "which group, under which condition."
     )
-    return Section(id="probe", title="What the probe reads", lead=lead, blocks=[table])
+    return Section(id="probe", title="What the probe reads", lead=lead, blocks=blocks_shown)
+
+
+def _folded(groups: list[Rows], shown: int, table: Callable[[list[Rows]], Table]) -> list[Block]:
+    """A table of the first groups of rows; the others are folded away."""
+    first, rest = groups[:shown], groups[shown:]
+    more = Details(title=f"{len(rest)} more", note="", blocks=[table(rest)]) if rest else None
+    return [table(first), *([more] if more else [])]
 
 
 def _accuracy_row(
@@ -218,7 +229,8 @@ def _groups(result: SimilarityResult) -> Section | None:
         Column("Taken for", "more than others", numeric=False),
     ]
     blocks = []
-    for g in result.subgroups:
+    marked = [g for g in result.subgroups if g.falls]
+    for g in [*marked, *(g for g in result.subgroups if not g.falls)]:
         likeness = ""
         if g.alike_excess is not None:
             ends = text.interval(g.alike_excess.low, g.alike_excess.high, text.ratio)
@@ -238,11 +250,12 @@ def _groups(result: SimilarityResult) -> Section | None:
         f"{limits.TEST_IMAGES:g} images in the group and as many outside; too few: there is none."
     )
     name = "Groups against the other images of the same classes"
-    table = Table(columns=columns, groups=blocks, caption=caption, name=name)
+    shown = max(len(marked), 2 * _COLUMNS)
+    tables = _folded(blocks, shown, lambda g: Table(columns=columns, groups=g, caption=caption, name=name))
     lead = (
         "Does the probe do worse on some images than on others of the same classes, and what do they share?"
     )
-    return Section(id="subgroups", title="Which images it fails on", lead=lead, blocks=[table])
+    return Section(id="subgroups", title="Which images it fails on", lead=lead, blocks=tables)
 
 
 def _group_row(f: Fall) -> list[Cell]:
@@ -511,9 +524,9 @@ def _regions(result: SimilarityResult) -> Table:
         Column("Share of the area"),
     ]
     caption = (
-        "Relevance in proportion to the area would mean that a region counts as any other. Burnt-in marks "
-        "are found by a heuristic: "
-        "small, saturated, near an edge; pairs of images that have some, if two have."
+        "Relevance in proportion to the area would mean that a region counts as any other. Burnt-in text is "
+        "what RapidOCR reads, marks are small, saturated and near an edge (a heuristic); pairs of images that "
+        "have some."
     )
     groups = [Rows(rows, name) for name, rows in regions.items()]
     return Table(columns=columns, groups=groups, caption=caption, name="Border and burnt-in marks")
@@ -526,7 +539,7 @@ def _map(result: SimilarityResult, arrays: dict[str, np.ndarray]) -> Section | N
     right = np.where(arrays["predicted"] == arrays["labels"], "right", "wrong")
     panels = [
         panel("label", points, arrays["labels"]),
-        *[panel(c, points, arrays[f"group_{c}"]) for c in result.columns],
+        *[panel(c, points, arrays[f"group_{c}"]) for c in result.columns[:_COLUMNS]],
         panel("probe", points, np.where(arrays["predicted"] == "", "not tested", right)),
     ]
     count = text.plural(len(points), "representation")

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,7 @@ from pfungst.similarity.regions import border, burnt_in, changed, in_patches
 _PAIRS = 150  # averaged per group
 _STAMPED = 12  # images explained with and without what a condition pastes
 _CLASSES = 12  # classes of which pairs are shown
+_COLUMNS = 6  # group columns of which pairs are averaged over; those come first that the score follows most
 _FALLING = 3  # marked groups of which a pair is shown
 _CANDIDATES = 2000  # images that the most similar pairs are looked for among
 _FLIPPED = 12  # images whose patches are replaced
@@ -156,7 +157,8 @@ class _Work:
 
     def groups(self) -> Iterator[tuple[str, str, np.ndarray]]:
         """Column ("" for the label), name and rows of every class and group within the sample."""
-        for column, values in {"": self.study.plan.labels, **self.study.columns}.items():
+        columns = islice(self.study.columns.items(), _COLUMNS)
+        for column, values in [("", self.study.plan.labels), *columns]:
             names = values[self.sample]
             for name in np.unique(names).tolist():
                 yield column, name, np.flatnonzero(names == name)

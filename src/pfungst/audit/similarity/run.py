@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import numpy as np
 
@@ -127,12 +128,13 @@ def _findings(study: Study, wish: Wish | None, bar: Bar) -> tuple[Findings, dict
     if wish is not None:
         bar.turn("pruning")
         mitigation, study = mitigate(study, wish)
+    provenance = sorted(follow(study), key=lambda p: (not p.follows, p.eta2_label - p.eta2_group))
+    study = replace(study, columns={p.column: study.columns[p.column] for p in provenance})
     scores = score(study)
     if mitigation is not None:
         mitigation = mitigation.model_copy(update={"recovered": recovered(scores)})
     errors = {v.key: confusion(study, v) for v in study.found.predicted}
     groups = subgroups(study)
-    provenance = follow(study)
     bar.turn("explaining similarities")
     explained, arrays = explain(study, errors, [g for g in groups if g.falls])
     bar.turn("drawing the map")
