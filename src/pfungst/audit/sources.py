@@ -111,7 +111,8 @@ def _grouped(values: np.ndarray) -> np.ndarray:
     try:
         return np.where(values == "", "", binned(np.array([float(v or "nan") for v in values.tolist()])))
     except ValueError:
-        return common(values)
+        few = {name for name, _ in Counter(values.tolist()).most_common(_MANY - 1)}
+        return common(np.array([v if v in few else "other" for v in values.tolist()]))
 
 
 def _groups_well(values: np.ndarray) -> bool:

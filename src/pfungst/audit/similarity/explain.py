@@ -84,7 +84,7 @@ def explain(
         a, b = (chosen.index(n) for n in (i, j))
         r = explainer.pair((work.factors, a), (work.factors, b))
         worst = max(worst, abs(float(r.values.sum() + r.bias[0]) - cosine) / max(abs(cosine), 1e-6))
-        tags = [[v[n].item() for v in study.columns.values()] for n in (i, j)]
+        tags = [[v[n].item() for v in islice(study.columns.values(), _COLUMNS)] for n in (i, j)]
         if title not in study.plan.classes:
             tags = [[study.plan.labels[n].item(), *t] for n, t in zip((i, j), tags, strict=True)]
         names = (study.source.items[i].id, study.source.items[j].id)

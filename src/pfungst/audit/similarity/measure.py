@@ -13,8 +13,8 @@ from sklearn.metrics import confusion_matrix
 from pfungst import measure
 from pfungst.audit.conditions import ORIGINAL
 from pfungst.audit.result import Interval, Variant
-from pfungst.audit.similarity.prepare import AS_IS, Study
-from pfungst.audit.similarity.result import Confusion, Fall, ProbeScores, Provenance, Subgroup
+from pfungst.audit.similarity.prepare import AS_IS, ERASED, OPPOSITE, Study
+from pfungst.audit.similarity.result import Confusion, Erased, Fall, ProbeScores, Provenance, Subgroup
 from pfungst.measure import limits
 from pfungst.measure.intervals import interval
 from pfungst.probes import Plan, predict
@@ -200,6 +200,23 @@ def _fall(
         into_inside=rates[into][0] if more else 0.0,
         into_outside=rates[into][1] if more else 0.0,
     )
+
+
+def erased(study: Study) -> Erased | None:
+    """Whether images of different classes are alike because of the text in them."""
+    if study.text is None:
+        return None
+    tested = study.plan.tested
+    inside = np.array([len(study.text(study.source.items[n])) > 0 for n in tested])
+    found = [
+        shared_likeness(study.embeddings[v][tested], study.plan.labels[tested], inside, resamples=2)
+        for v in (AS_IS, ERASED, OPPOSITE)
+    ]
+    if any(f is None for f in found):
+        return None
+    as_is, without, opposite = (f.inside - f.outside for f in found if f is not None)
+    share = float(inside.mean())
+    return Erased(images=share, alike=as_is, alike_erased=without, alike_opposite=opposite)
 
 
 # --- provenance ------------------------------------------------------------------------------------------

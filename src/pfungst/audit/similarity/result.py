@@ -127,6 +127,15 @@ class Region(Model):
     area: float
 
 
+class Erased(Model):
+    """What burnt-in text does to similarity: pairs of images of different classes, both with text."""
+
+    images: float = Field(description="share of the tested images that have text")
+    alike: float = Field(description="mean cosine similarity less that of pairs without text")
+    alike_erased: float = Field(description="the same with the text erased")
+    alike_opposite: float = Field(description="the same with as much erased at the opposite place")
+
+
 class Faithful(Model):
     """Whether the explanations are any: patches replaced in their order against a random order."""
 
@@ -244,6 +253,7 @@ class Findings(Model):
     provenance: list[Provenance] = Field([])
     artefacts: list[Artefact] = Field([])
     regions: list[Region] = Field([])
+    erased: Erased | None = Field(None, description="None: text was not looked for, or is too rare")
     faithfulness: Faithful | None = Field(None, description="None: too few images, or texts")
     summaries: list[Group] = Field([])
     mitigation: Mitigation | None = None

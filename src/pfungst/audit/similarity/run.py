@@ -14,7 +14,7 @@ from pfungst.audit.result import Skipped, save
 from pfungst.audit.similarity import texts, verdict
 from pfungst.audit.similarity.config import SimilarityConfig
 from pfungst.audit.similarity.explain import draw_map, explain
-from pfungst.audit.similarity.measure import confusion, follow, score, subgroups
+from pfungst.audit.similarity.measure import confusion, erased, follow, score, subgroups
 from pfungst.audit.similarity.mend import Wish, mitigate, recovered
 from pfungst.audit.similarity.prepare import Study, open_labelled
 from pfungst.audit.similarity.result import Findings, SimilarityResult
@@ -154,6 +154,7 @@ def _findings(study: Study, wish: Wish | None, bar: Bar) -> tuple[Findings, dict
         subgroups=groups,
         confusion=errors,
         provenance=provenance,
+        erased=erased(study),
         mitigation=mitigation,
         basis=f"patches of {study.config.patch(study.encoder.size)} px",
         **explained,

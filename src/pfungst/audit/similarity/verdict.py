@@ -186,6 +186,12 @@ def _erased(result: Findings) -> Iterator[str]:
         f"With burnt-in text erased the accuracy is {without:.2f} ({was:.2f} with it), with as much erased "
         f"at the opposite place {control:.2f}."
     )
+    if (e := result.erased) is not None:
+        yield (
+            f"{e.images:.0%} of the images have text. Two of different classes that both have some are alike "
+            f"by {e.alike:+.3f} more than two without; with the text erased by {e.alike_erased:+.3f}, with as "
+            f"much erased opposite by {e.alike_opposite:+.3f}."
+        )
 
 
 def _artefact(result: Findings, condition: Variant) -> Artefact | None:
