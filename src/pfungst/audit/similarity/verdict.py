@@ -135,7 +135,9 @@ def _more(result: Findings, provenance: bool) -> Iterator[str]:
     yield from _erased(result)
     yield from _regions(result, every=provenance)
     if result.faithfulness is not None:
-        yield f"Explanations of the similarity: faithfulness {result.faithfulness}."
+        absorbed = [g.bias_share for g in result.summaries if not g.column]
+        told = f"; biases absorb {sum(absorbed) / len(absorbed):.0%} of it" if absorbed else ""
+        yield f"Explanations of the similarity: faithfulness {result.faithfulness}{told}."
         if not result.faithfulness.beats_random:
             yield "So no conclusion rests on them here."
     if untested := [str(g) for g in result.subgroups if g.whole is None]:
