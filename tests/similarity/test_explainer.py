@@ -250,7 +250,7 @@ def test_sentences_of_opposite_meaning():
     r = explainer._pair(factors, 0, factors, 1)
     assert r.values.shape == (1, 7, 10)
     torch.testing.assert_close(r.sum() + r.bias, r.score, rtol=1e-4, atol=1e-5)
-    s = (factors.representations @ factors.representations.T)
+    s = factors.representations @ factors.representations.T
     assert s[0, 1] > 0.6 > s[0, 2]
     encoded = explainer.encoder.encode(texts, normalise=True)
     torch.testing.assert_close(s, encoded @ encoded.T, atol=1e-5, rtol=1e-4)
