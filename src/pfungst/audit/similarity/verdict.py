@@ -132,6 +132,9 @@ def _more(result: Findings, provenance: bool) -> Iterator[str]:
     for p in result.provenance if not provenance else []:
         if p.follows:
             yield from _provenance(p)
+    if seen := [p for p in result.provenance if p.reasons and not p.follows]:
+        told = "; ".join(f"{p.column}: {', '.join(p.reasons)} (P = {p.p_value:.2g})" for p in seen)
+        yield f"Seen, but not established among {len(result.provenance)} columns tried: {told}."
     yield from _erased(result)
     yield from _regions(result, every=provenance)
     if result.faithfulness is not None:
