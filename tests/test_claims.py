@@ -56,7 +56,17 @@ def test_a_claim_with_a_status_names_what_shows_it():
         ("data", CONDITIONS.names()),
         (
             "finding",
-            ["anomaly", "similarity", "classifier", "clever-hans", "provenance", "fragile", "unfit", "sound", "too-few"],
+            [
+                "anomaly",
+                "similarity",
+                "classifier",
+                "clever-hans",
+                "provenance",
+                "fragile",
+                "unfit",
+                "sound",
+                "too-few",
+            ],
         ),
         ("mitigation", ["blur", "lowpass", "prune", "SpuFix"]),
     ],
