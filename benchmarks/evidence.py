@@ -178,8 +178,8 @@ def planted(args: argparse.Namespace) -> None:
     rows = torch.nonzero(y == 3)[::2, 0]
     marked[rows, :, 1:4, 1:4] = 1
     witness = digits_network(clean[:1200], y[:1200], 1000)
-    hits, alarms, tried = 0, 0, 0
-    for seed in range(args.seeds):
+    hits, alarms, clean_alarms = 0, 0, 0
+    for number, seed in enumerate(range(args.first, args.first + args.seeds), 1):
         for x, planted_ in ((clean, False), (marked, True)):
             net = digits_network(x[:1200], y[:1200], seed)
             head = FeatureHead(net, example=x[:2])
@@ -195,9 +195,11 @@ def planted(args: argparse.Namespace) -> None:
             if planted_:
                 hits += any(k == 3 for k, _ in words)
             wrong = {w for w in words if not planted_ or w[0] != 3}
-            alarms, tried = alarms + bool(wrong), tried + 1
+            alarms += bool(wrong)
+            clean_alarms += bool(wrong) and not planted_
         print(
-            f"seed {seed}: planted mark found in {hits} of {seed + 1}; a false alarm in {alarms} of {tried} networks",
+            f"seed {seed}: planted mark found in {hits} of {number}; false alarms in {clean_alarms} of {number} clean "
+            f"networks, {alarms} of {2 * number} with those of other classes than the marked",
             flush=True,
         )
 
@@ -241,6 +243,7 @@ if __name__ == "__main__":
     one.set_defaults(run=real)
     two = parts.add_parser("planted")
     two.add_argument("--seeds", type=int, default=10)
+    two.add_argument("--first", type=int, default=10, help="seeds below 6 set the limits")
     two.set_defaults(run=planted)
     arguments = parser.parse_args()
     print(describe_machine())

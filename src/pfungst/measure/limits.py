@@ -60,3 +60,8 @@ TRIGGERED = Limit(0.25, "2026-07-01", "share of images with only the feature tha
 CURED = Limit(0.25, "2026-07-01", "share of these that the mended model answers otherwise")
 P_SPURIOUS = Limit(0.05, "2026-11-26", "that pasting what a component reads raises the class; Holm")
 RETAINED = Limit(0.5, "2026-11-26", "lower end of the share still recognised: the object is elsewhere")
+CARRIED = Limit(
+    0.1,
+    "2026-11-26",
+    "of the way to the class, lower end, beyond other models; clean digit networks of seeds 0 to 5 reach 0.06, planted marks 0.32",
+)

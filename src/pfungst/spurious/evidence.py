@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from pfungst.errors import InputError
 from pfungst.measure import Interval, bootstrap
-from pfungst.measure.limits import P_SPURIOUS, RETAINED
+from pfungst.measure.limits import CARRIED, P_SPURIOUS, RETAINED
 from pfungst.spurious.heads import FeatureHead, logits_of
 from pfungst.spurious.inpaint import gaussian, inpaint, soften
 from pfungst.spurious.npca import NeuralPCA
@@ -83,7 +83,7 @@ class Evidence:
     @property
     def sufficient(self) -> bool:
         """Whether the part that is not the object raises the class elsewhere, beyond chance and beyond the witnesses."""
-        return self.sufficiency[0].low > 0 and self.excess.low > 0 and self.corrected <= P_SPURIOUS
+        return self.sufficiency[0].low > 0 and self.excess.low >= CARRIED and self.corrected <= P_SPURIOUS
 
     @property
     def word(self) -> Word:
