@@ -177,7 +177,7 @@ def planted(args: argparse.Namespace) -> None:
     y, marked = torch.tensor(data.target), clean.clone()
     rows = torch.nonzero(y == 3)[::2, 0]
     marked[rows, :, 1:4, 1:4] = 1
-    witness = digits_network(clean[:1200], y[:1200], 1000)
+    witnesses = [digits_network(clean[:1200], y[:1200], 1000 + i) for i in range(args.witnesses)]
     hits, alarms, clean_alarms = 0, 0, 0
     for number, seed in enumerate(range(args.first, args.first + args.seeds), 1):
         for x, planted_ in ((clean, False), (marked, True)):
@@ -189,7 +189,7 @@ def planted(args: argparse.Namespace) -> None:
             for k in range(10):
                 own, rest = x[1200:][y[1200:] == k], x[1200:][y[1200:] != k]
                 found += evidence(
-                    npca, k, range(4), own, rest, [Witness(witness, k)], batch_size=64, seed=seed
+                    npca, k, range(4), own, rest, [Witness(w, k) for w in witnesses], batch_size=64, seed=seed
                 )
             words = {(e.class_, e.component) for e in correct(found) if e.word == "spurious"}
             if planted_:
@@ -243,6 +243,7 @@ if __name__ == "__main__":
     one.set_defaults(run=real)
     two = parts.add_parser("planted")
     two.add_argument("--seeds", type=int, default=10)
+    two.add_argument("--witnesses", type=int, default=2)
     two.add_argument("--first", type=int, default=10, help="seeds below 6 set the limits")
     two.set_defaults(run=planted)
     arguments = parser.parse_args()
