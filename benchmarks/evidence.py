@@ -130,7 +130,7 @@ def real(args: argparse.Namespace) -> None:
     for number in args.classes:
         k, start = classes[order[number]], time.perf_counter()
         own, rest = (np.flatnonzero(side) for side in (val.labels == k, val.labels != k))
-        others = val.stack(rng.choice(rest, 200, replace=False))
+        others = val.stack(rng.choice(rest, min(200, len(rest)), replace=False))
         witnesses = [
             Witness(net, INDEX[number] if name == "lite0" else number)
             for name, net in nets.items()
