@@ -92,6 +92,14 @@ REORDERED = Limit(
 )
 P_SPURIOUS = Limit(0.05, "2026-11-26", "that pasting what a component reads raises the class; Holm")
 RETAINED = Limit(0.5, "2026-11-26", "lower end of the share still recognised: the object is elsewhere")
+CARRIED = Limit(
+    0.1,
+    "2026-11-26",
+    "of the way to the class, lower end, beyond other models; clean networks reach 0.06, planted marks 0.32",
+)
+WITNESSES = Limit(
+    2, "2026-11-26", "with one, 2 of 8 clean networks gave a false alarm; with two, 0 of 6 others"
+)
 
 # --- faithfulness ----------------------------------------------------------------------------------------
 FAITHFUL_IMAGES = Limit(
