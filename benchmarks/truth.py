@@ -430,7 +430,12 @@ def planted_table(lines: list[dict[str, Any]]) -> str:
 
 
 def curve_table(lines: list[dict[str, Any]], of: str) -> str:
-    """Detection against size or rate."""
+    """Detection against size or rate, over the networks and artefacts for which all values are finished."""
+    values = sorted({line[of] for line in lines})
+    seen: dict[tuple[object, ...], set[float]] = {}
+    for line in lines:
+        seen.setdefault((line["artefact"], line["model"], line["seed"]), set()).add(line[of])
+    lines = [ln for ln in lines if len(seen[ln["artefact"], ln["model"], ln["seed"]]) == len(values)]
     rows: list[list[object]] = []
     for value in sorted({line[of] for line in lines}):
         found = [line for line in lines if line[of] == value]

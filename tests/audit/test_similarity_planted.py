@@ -37,7 +37,7 @@ def test_a_planted_tag_is_found_and_mended(tmp_path):
     (artefact,) = result.artefacts
     assert artefact.share > 4 * artefact.area
     assert result.mitigation.recovered["logo:tag"] > 0.5
-    groups = {s.group: s.accuracy.value for s in result.scores if s.variant == "original" and s.column}
+    groups = {s.group: s.accuracy.value for s in result.scores if s.variant.key == "original" and s.column}
     assert groups["hospital A"] < groups["hospital B"] - 0.3
 
 

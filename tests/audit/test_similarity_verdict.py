@@ -1,14 +1,19 @@
 """When a similarity audit says Clever Hans: both sides of every part of the rule."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
-from pfungst.audit.result import Interval
-from pfungst.audit.similarity.probing import Plan, confusion
-from pfungst.audit.similarity.result import Artefact, Confusion, ProbeScores, Region, SimilarityResult
+from pfungst.audit.result import Interval, Variant
+from pfungst.audit.similarity.measure import confusion
+from pfungst.audit.similarity.prepare import AS_IS
+from pfungst.audit.similarity.result import Artefact, Confusion, Findings, ProbeScores, Region
 from pfungst.audit.similarity.verdict import judge
+from pfungst.probes import Plan, Predictions
 
 NAME = "logo:tag"
+UNDER = Variant(condition=NAME)
 
 
 def result(
@@ -20,7 +25,7 @@ def result(
     evidence_without=0.1,
     mark="↓↓",
     classes="abc",
-) -> SimilarityResult:
+) -> Findings:
     def pooled(variant, accuracy, mark=""):
         value = Interval(value=accuracy, low=accuracy - 0.02, high=accuracy + 0.02)
         return ProbeScores(
@@ -29,11 +34,10 @@ def result(
         )  # fmt: skip
 
     matrix = (np.eye(len(classes), dtype=int) * 80).tolist()
-    return SimilarityResult(
-        title="t", version="0", created="2026-11-22T00:00:00+00:00", seconds=0, machine="", config={},
-        verdict={"level": "sound", "headline": ""}, encoder="net", trained=True, width=8, modality="images", n=300,
-        classes=list(classes), split="given", variants=["original", NAME],
-        scores=[pooled("original", 0.9), pooled(NAME, 0.9 - fall, mark)],
+    return Findings(
+        encoder="net", trained=True, width=8, modality="images", n=300,
+        classes=list(classes), split="given", variants=[AS_IS, UNDER],
+        scores=[pooled(AS_IS, 0.9), pooled(UNDER, 0.9 - fall, mark)],
         confusion={
             "original": Confusion(matrix=matrix, into="b", share=0.4, errors=60),
             NAME: Confusion(matrix=matrix, into="b", share=0.7, errors=150, turned=100, turned_share=turned_share),
@@ -85,10 +89,10 @@ def test_two_classes_need_more():
 
 def test_images_turned_wrong_by_hand():
     labels = np.array(list("aabbcc"))
-    plan = Plan(labels, np.arange(6), None, [], "given", None)
-    before = np.array([list("aabbba")])
-    after = np.array([list("abbbba")])
-    found = confusion(plan, after, before)
+    plan = Plan(labels, np.arange(6), (((np.arange(6), np.arange(6)),),), "given")
+    said = {AS_IS: np.array([list("aabbba")]), UNDER: np.array([list("abbbba")])}
+    study = SimpleNamespace(plan=plan, found=Predictions(said, {}, np.zeros((3, 2))))
+    found = confusion(study, UNDER)
     assert (found.errors, found.into, found.share) == (3, "b", pytest.approx(2 / 3))
     assert (found.turned, found.turned_share) == (1, 1.0)
-    assert confusion(plan, before, before).turned == 0
+    assert confusion(study, AS_IS).turned == 0

@@ -14,7 +14,7 @@ import classifier_factory as squares
 import similarity_factory
 from pfungst.audit.classifier import run as classifier_audit
 from pfungst.audit.classifier.config import ClassifierConfig
-from pfungst.audit.similarity import mending
+from pfungst.audit.similarity import mend as mending
 from pfungst.audit.similarity import run as similarity_audit
 from pfungst.audit.similarity.embeddings import Source, conditions_for, embed
 from pfungst.data import Item

@@ -21,7 +21,11 @@ OPTIONS = {
     "--features --fix --layer --masks --model --n-components --reference --shown --size --spurious --steps "
     "--train --trust-checkpoint --val",
 }
-ADDED = {"anomaly": {"--quantile", "--examples"}, "classifier": {"--original", "--deployed"}}
+ADDED = {
+    "anomaly": {"--quantile", "--examples"},
+    "classifier": {"--original", "--deployed"},
+    "similarity": {"--classes", "--groups-file"},
+}
 
 
 def parameters(command):

@@ -75,6 +75,7 @@ def test_the_page_of_an_audit_says_what_the_result_says(tmp_path):
     found = page(result, tmp_path / "out")
     assert {s.id for s in found.sections} >= {
         "probe",
+        "subgroups",
         "provenance",
         "pairs",
         "groups",

@@ -23,12 +23,13 @@ def group_columns(items: Sequence[Item], wanted: Sequence[str]) -> dict[str, np.
 
     Args:
         items: the images.
-        wanted: column names; ``auto`` for every column with a reasonable number of values and for prefixes
-            of the file names (exp1_…, scannerA-…) where they form groups; ``files`` for what the files
-            themselves tell (:func:`pfungst.data.traits.file_columns`); ``none``.
+        wanted: column names; ``COLUMN>NUMBER`` for two groups, ``faces>0`` and ``faces≤0``; ``auto`` for every
+            column with a reasonable number of values and for prefixes of the file names (exp1_…, scannerA-…) where
+            they form groups; ``files`` for what the files themselves tell
+            (:func:`pfungst.data.traits.file_columns`); ``none``.
 
     Raises:
-        ConfigError: a named column does not exist.
+        ConfigError: a named column does not exist, or has other values than numbers where they are compared.
     """
     known = list(dict.fromkeys(name for item in items for name in item.groups))
     columns: dict[str, np.ndarray] = {}
@@ -54,11 +55,25 @@ def group_columns(items: Sequence[Item], wanted: Sequence[str]) -> dict[str, np.
             columns[name] = found
         elif name in known:
             columns[name] = _values(items, name)
+        elif (column := name.partition(">")[0].strip()) in known:
+            columns[name] = _parted(_values(items, column), *name.split(">", 1))
         else:
             raise ConfigError(
-                f"the data have no column {name!r} to group by", suggest(name, known, "columns")
+                f"the data have no column {column!r} to group by", suggest(column, known, "columns")
             )
     return columns
+
+
+def _parted(values: np.ndarray, column: str, limit: str) -> np.ndarray:
+    """The groups "column>limit" and "column≤limit"; images without a value stay without a group."""
+    try:
+        above = [text and float(text) > float(limit) for text in values.tolist()]
+    except ValueError as error:
+        raise ConfigError(
+            f"{column}>{limit} compares no numbers: {error}", "name a column of numbers, and a number"
+        ) from None
+    column, limit = column.strip(), limit.strip()
+    return np.array([a if a == "" else f"{column}{'>' if a else '≤'}{limit}" for a in above])
 
 
 def file_prefixes(ids: Sequence[str]) -> np.ndarray | None:

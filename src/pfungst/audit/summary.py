@@ -11,7 +11,7 @@ from rich.table import Table
 from pfungst.audit.anomaly.result import AnomalyResult, Scored
 from pfungst.audit.classifier.result import ClassifierResult
 from pfungst.audit.result import Interval, Result
-from pfungst.audit.similarity.result import SimilarityResult
+from pfungst.audit.similarity.result import SimilarityResult, named
 
 COLOURS = {
     "too-few": "yellow",
@@ -79,24 +79,33 @@ def _anomaly_table(result: AnomalyResult) -> Table:
 
 
 def _similarity_table(result: SimilarityResult) -> Table:
-    """Accuracies of the probe: a row per group, a column per variant."""
+    """Accuracies of the probe: a row per group, a column per variant; a group's mark is that of its fall."""
     table = Table(title=f"{result.encoder}: class-balanced accuracy of the probe", title_justify="left")
     table.add_column("images")
     table.add_column("n", justify="right")
     for variant in result.variants:
-        table.add_column(variant, justify="right")
+        table.add_column(str(variant), justify="right")
     binary = any(s.fpr is not None for s in result.scores)
     if binary:
         table.add_column("FPR", justify="right")
     places = list(dict.fromkeys((s.column, s.group) for s in result.scores))
+    marks = {
+        (g.column, g.group): (g.falls[0].mark if g.falls else "") if g.whole else "?"
+        for g in result.subgroups
+    }
     for number, (column, group) in enumerate(places):
         found = {s.variant: s for s in result.scores if (s.column, s.group) == (column, group)}
         first = found[result.variants[0]]
-        cells = [f"{_plain(found[v].accuracy)} {found[v].mark:<2}" for v in result.variants]
+        shown = [found[v].mark if v != first.variant else marks.get((column, group), "") for v in found]
+        cells = [f"{_plain(s.accuracy)} {mark:<2}" for s, mark in zip(found.values(), shown, strict=True)]
         if binary:
             cells.append(_rate(first.fpr) if first.fpr else "–")
         last = number + 1 == len(places) or places[number + 1][0] != column
-        table.add_row(f"{column} {group}".strip() or "all", str(first.n), *cells, end_section=last)
+        table.add_row(named(column, group) or "all", str(first.n), *cells, end_section=last)
+    if marks:
+        table.caption = (
+            "↓ of a group: of a class or class-balanced, against the other images; ?: too few to compare"
+        )
     return table
 
 

@@ -14,7 +14,8 @@ def claims(
     status: Annotated[str | None, typer.Option(help="verified, measured or not-verified [all].")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Each method and finding of Pfungst: verified against what, measured on what, not verified, and the test that shows it."""
+    """Each method and finding of Pfungst: verified against what, measured on what, not verified, and the test
+    that shows it."""
     from pfungst.claims import STATUSES, choose
 
     chosen = choose(status)

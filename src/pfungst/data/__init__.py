@@ -1,5 +1,6 @@
 """Folder layouts and tables as sets of labelled images."""
 
+from .columns import join_columns
 from .covid import open_collection, open_covid, open_nih
 from .decode import MAX_PIXELS, read_image, read_mask
 from .imagenet import open_imagenet
@@ -13,6 +14,7 @@ __all__ = [
     "ImageSet",
     "Item",
     "Prepared",
+    "join_columns",
     "open_collection",
     "open_covid",
     "open_imagenet",

@@ -271,7 +271,7 @@ def _label_names(file: Path, schema: pa.Schema, label: str | None) -> list[str]:
 
 def _split_of(file: Path) -> str | None:
     stem = file.stem.lower()
-    for start, split in (("train", "train"), ("test", "test"), ("valid", "validation")):
+    for start, split in (("train", "train"), ("test", "test"), ("val", "validation")):
         if stem.startswith(start):
             return split
     return None

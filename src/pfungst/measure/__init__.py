@@ -25,16 +25,19 @@ from pfungst.measure.scores import (
     trivial_f1,
 )
 from pfungst.measure.split import Split, best_split
+from pfungst.measure.subgroups import Fall, SubgroupFall, holm, subgroup_fall
 from pfungst.measure.thresholds import best_f1_threshold, choose_threshold, held_out_threshold
 
 __all__ = [
     "Change",
     "Confusion",
     "ConfusionShare",
+    "Fall",
     "GroupScores",
     "Interval",
     "Provenance",
     "Split",
+    "SubgroupFall",
     "auroc",
     "balanced_accuracy",
     "best_f1_threshold",
@@ -53,11 +56,13 @@ __all__ = [
     "fnr",
     "fpr",
     "held_out_threshold",
+    "holm",
     "mask_agreement",
     "provenance",
     "share",
     "share_above",
     "share_on_region",
     "share_outside",
+    "subgroup_fall",
     "trivial_f1",
 ]

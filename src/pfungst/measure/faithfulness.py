@@ -1,12 +1,14 @@
 """Whether an explanation is one: patches replaced in its order must change the score as it says.
 
-Pixel flipping (Samek et al. 2017) in patches: the curve of the score while patches are replaced, most relevant first, should
-fall faster than in random order, and least relevant first slower. Higher relevance means a higher score throughout, whatever
-the score is: a logit, an anomaly score (high = abnormal), the dot product with a fixed partner. The explanation of a *low*
-anomaly score or of the distance of a pair wants the score negated.
+Pixel flipping (Samek et al. 2017) in patches: the curve of the score while patches are replaced, most
+relevant first, should fall faster than in random order, and least relevant first slower. Higher relevance
+means a higher score throughout, whatever the score is: a logit, an anomaly score (high = abnormal), the dot
+product with a fixed partner. The explanation of a *low* anomaly score or of the distance of a pair wants the
+score negated.
 
-Insertion and deletion (Petsiuk et al. 2018) are the same curves: deletion is most relevant first, and the image that holds
-the k most relevant patches only is the one from which all others were replaced, least relevant first.
+Insertion and deletion (Petsiuk et al. 2018) are the same curves: deletion is most relevant first, and the
+image that holds the k most relevant patches only is the one from which all others were replaced, least
+relevant first.
 """
 
 from __future__ import annotations
@@ -35,12 +37,14 @@ Fill = Literal["inpaint", "blur", "mean"]
 
 @dataclass(frozen=True)
 class Faithfulness:
-    """How much better than a random order of patches a map is: 0 is random, negative worse, and 1 out of reach.
+    """How much better than a random order of patches a map is: 0 is random, negative worse, and 1 out of
+    reach.
 
     Attributes:
-        value, low, high: half the area between the curves least and most relevant first, as a share of the range of the
-            score under random orders, means over images; 95 % paired bootstrap over images.
-        most, least: its two halves, random − most relevant first and least relevant first − random, in the same unit.
+        value, low, high: half the area between the curves least and most relevant first, as a share of the
+            range of the score under random orders, means over images; 95 % paired bootstrap over images.
+        most, least: its two halves, random − most relevant first and least relevant first − random, in the
+            same unit.
         deletion, insertion, random: mean areas under the curves, in units of the score.
         curves: (3, K + 1) mean scores most relevant first, least relevant first, in random order.
         replaced: (K + 1,) share of the patches that is replaced at each point.
@@ -87,16 +91,18 @@ class Faithfulness:
 
 
 class Flipping:
-    """Replaces patches of images and keeps what all maps are compared with: the same random orders, the same replacement.
+    """Replaces patches of images and keeps what all maps are compared with: the same random orders, the same
+    replacement.
 
     Args:
         score: images (B, C, H, W) → (B,), larger where relevance says more; with `target` → (B, K).
         images: (N, C, H, W), finite; at least 6, 12 to 24 are enough for a clear answer.
-        target: (N,) which of the K scores each image is explained for: its class, or its number where score gives the
-            products with all N partners.
-        patch: side of the patches in pixels; those at the right and bottom may be smaller. At most 64 patches keep it cheap.
-        fill: inpaint (smooth continuation of what is left; the image's mean where nothing is), blur (Gaussian, σ = half the
-            patch) or mean (of the image, per channel).
+        target: (N,) which of the K scores each image is explained for: its class, or its number where score
+            gives the products with all N partners.
+        patch: side of the patches in pixels; those at the right and bottom may be smaller. At most 64 patches
+            keep it cheap.
+        fill: inpaint (smooth continuation of what is left; the image's mean where nothing is), blur
+            (Gaussian, σ = half the patch) or mean (of the image, per channel).
         steps: points of a curve after the first.
         orders: random orders per image.
         batch_size: images scored at once.
@@ -231,7 +237,8 @@ def faithfulness(
     Args:
         score: images (B, C, H, W) → (B,), or → (B, K) with `target` (N,), see :class:`Flipping`.
         images: (N, C, H, W). maps: (N, H, W), higher = speaks for a higher score.
-        patch: side of a patch in pixels. options: those of :class:`Flipping`, which several maps of the same images share.
+        patch: side of a patch in pixels. options: those of :class:`Flipping`, which several maps of the same
+            images share.
 
     Raises:
         InputError: see :class:`Flipping`.
@@ -340,7 +347,8 @@ def _gradient(score: Score, x: Tensor, target: Tensor | None) -> Tensor:
 
 
 def randomised(model: nn.Module, layer: str | None = None, seed: int = 0) -> nn.Module:
-    """A copy whose weights say nothing: the values of each parameter tensor in random order, so that their scale stays.
+    """A copy whose weights say nothing: the values of each parameter tensor in random order, so that their
+    scale stays.
 
     Args:
         layer: only the parameters below this module; all by default.
@@ -363,10 +371,12 @@ def weight_randomisation(
     layers: Sequence[str] = (),
     seed: int = 0,
 ) -> dict[str, Interval]:
-    """How alike maps stay when the weights lose their meaning (Adebayo et al. 2018): |ρ|, Spearman's rank correlation.
+    """How alike maps stay when the weights lose their meaning (Adebayo et al. 2018): |ρ|, Spearman's rank
+    correlation.
 
-    A map that explains a model must change with it; from ``limits.SAME_MAP`` on it is rather one of the image. Up to sign, as
-    random weights turn the sign of the score: a map that only turns with it has kept its shape.
+    A map that explains a model must change with it; from ``limits.SAME_MAP`` on it is rather one of the
+    image. Up to sign, as random weights turn the sign of the score: a map that only turns with it has kept
+    its shape.
 
     Args:
         explain: a model → maps (N, H, W) of the same images and outputs.

@@ -70,6 +70,14 @@ EXCESS = Limit(0.1, "2026-07-01", "by which relevance on a pasted region exceeds
 TIMES = Limit(1.5, "2026-07-01", "by which it exceeds what the same place carries without what is pasted")
 EQUAL_WORDS = Limit(0.5, "2026-07-01", "of the positive relevance of sentence pairs between equal words")
 TELLS_APART = Limit(0.8, "2026-07-01", "AUROC from which similarity tells relations apart")
+GATHER = Limit(0.5, "2026-07-01", "of the images turned wrong, in one class of several")
+GATHER_OF_TWO = Limit(0.8, "2026-07-01", "the same of two classes, where one gets most errors anyway")
+READABLE = Limit(
+    0.5, "2026-07-01", "of the way from chance to 1, for a group to be read from a representation"
+)
+P_GROUP = Limit(
+    0.05, "2026-11-26", "falls of groups, over images, after Holm: of audits of a clean model, 1 in 20"
+)
 
 # --- classifier ------------------------------------------------------------------------------------------
 TRIGGERED = Limit(0.25, "2026-07-01", "share of images with only the feature that are taken for the class")
@@ -83,6 +91,14 @@ REORDERED = Limit(
 )
 P_SPURIOUS = Limit(0.05, "2026-11-26", "that pasting what a component reads raises the class; Holm")
 RETAINED = Limit(0.5, "2026-11-26", "lower end of the share still recognised: the object is elsewhere")
+CARRIED = Limit(
+    0.1,
+    "2026-11-26",
+    "of the way to the class, lower end, beyond other models; clean networks reach 0.06, planted marks 0.32",
+)
+WITNESSES = Limit(
+    2, "2026-11-26", "with one, 2 of 8 clean networks gave a false alarm; with two, 0 of 6 others"
+)
 
 # --- faithfulness ----------------------------------------------------------------------------------------
 FAITHFUL_IMAGES = Limit(

@@ -6,7 +6,7 @@ import base64
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -71,10 +71,9 @@ def image_pair(
         ).format("small" if picture.shape[0] <= 96 else "", left, _SIDE, _SIDE, data_uri(picture, side=320))
         for picture, left in zip(pictures, (0.0, _SIDE + _GAP), strict=True)
     ]
-    return _picture(
-        values, points, Markup("").join(drawn), (2 * _SIDE + _GAP, _SIDE), similarity, title, sides, tags, note,
-        columns=[grid[1] for grid in grids],
-    )  # fmt: skip
+    size, columns = (2 * _SIDE + _GAP, _SIDE), [grid[1] for grid in grids]
+    words = {"title": title, "sides": sides, "tags": tags, "note": note}
+    return _picture(values, points, Markup("").join(drawn), size, similarity, columns, **words)
 
 
 def token_pair(
@@ -105,10 +104,10 @@ def token_pair(
             drawn.append(Markup('<text x="{:.1f}" y="{:.1f}">{}</text>').format(x + w / 2, y + 4.5, token))
             x += w + _SPACE
         points.append(mine)
-    return _picture(
-        values, points, Markup("").join(drawn), (total, _DROP + 24), similarity, title, sides, ((), ()), note,
-        columns=[0, 0], names=[list(side) for side in tokens],
-    )  # fmt: skip
+    words = {"title": title, "sides": sides, "tags": ((), ()), "note": note}
+    names = [list(side) for side in tokens]
+    size = (total, _DROP + 24)
+    return _picture(values, points, Markup("").join(drawn), size, similarity, [0, 0], names, **words)
 
 
 def _grid(grid: Sequence[int], left: float) -> list[Point]:
@@ -127,12 +126,9 @@ def _picture(
     drawn: Markup,
     size: tuple[float, float],
     similarity: float,
-    title: str,
-    sides: tuple[str, str],
-    tags: tuple[Sequence[str], Sequence[str]],
-    note: str,
     columns: Sequence[int],
     names: Sequence[Sequence[str]] = (),
+    **words: Any,
 ) -> PairPicture:
     r = torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
     strength = line_strength(r)
@@ -148,10 +144,7 @@ def _picture(
     # Square roots in 8 bits: weak values keep three digits of what the eye can tell.
     packed = (np.sign(values) * np.sqrt(np.abs(values) / peak) * 127).round().astype(np.int8)
     return PairPicture(
-        title=title,
-        sides=sides,
-        tags=tags,
-        note=note,
+        **words,
         picture=drawn + Markup('<g class="lines">') + Markup("").join(lines) + Markup("</g>"),
         size=size,
         reads=reads,

@@ -1,27 +1,34 @@
-"""The page of a similarity audit."""
+"""The page of a similarity audit; it shows what the result and its verdict say."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from pfungst.audit.result import Interval, Result
-from pfungst.audit.similarity.result import Pair, ProbeScores, SimilarityResult, Trial
+from pfungst.audit.result import Result, Variant
+from pfungst.audit.similarity.result import (
+    Fall,
+    Mitigation,
+    Pair,
+    ProbeScores,
+    SimilarityResult,
+    Trial,
+    named,
+)
 from pfungst.files import read
-from pfungst.report import closing, text
+from pfungst.measure import limits
+from pfungst.report import parts, text
 from pfungst.report.images import data_uri, overlay
 from pfungst.report.maps import Map, Strips, panel
 from pfungst.report.page import (
     Block,
     Cell,
     Column,
-    Columns,
     Details,
-    Facts,
     Page,
-    Prose,
     Rows,
     Section,
     Stat,
@@ -29,15 +36,17 @@ from pfungst.report.page import (
     Strip,
     Table,
     Tile,
-    Tone,
     expect,
 )
 from pfungst.report.pairs import PairPicture, caption_of, image_pair, token_pair
 
-ORIGINAL = "original"
-MARKS = {"↓": "accuracy fell by 0.03 or more", "↓↓": "by 0.06 or more", "↑": "rose by 0.03 or more"}
+ORIGINAL = Variant(condition="original")
+MARKS = parts.marks("accuracy", "pruning")
+FALLS = {mark: f"{meaning} against the other images of the same classes" for mark, meaning in MARKS.items()}
 _TRIALS = 8  # best settings of the sweep; the others are folded away
 _SIDE = 320  # pixels of a picture on the page, at most
+_TILES = 12  # of a strip
+_CLASSES = 30  # of a confusion matrix
 
 
 def page(result: Result, folder: Path) -> Page:
@@ -52,235 +61,280 @@ def page(result: Result, folder: Path) -> Page:
     """
     result = expect(result, SimilarityResult)
     arrays = read(folder / result.arrays, "run the audit again")
-    if result.modality == "texts":
-        found = [_relations(result), _pairs(result, arrays)]
-    else:
-        found = [_accuracy(result), _provenance(result), _pairs(result, arrays), _summaries(result, arrays)]
+    images = result.modality == "images"
+    if images:
+        found = [_accuracy(result), _groups(result), _provenance(result)]
         if result.verdict.level == "provenance":
-            found[:2] = found[1::-1]
-        found += [_mitigation(result), _map(result, arrays), _errors(result), closing.skipped(result)]
-    count = text.plural(result.n, "sentence pair" if result.modality == "texts" else "image")
-    facts = [("Encoder", result.encoder), ("Weights", "trained" if result.trained else "random")]
-    facts += [("Representation", f"{result.width} values"), ("Data", count)]
-    facts += [("Classes" if result.modality == "images" else "Relations", str(len(result.classes)))]
-    facts += [("Kept together", result.kept_together)] if result.kept_together else []
-    facts += [("Explained in", result.basis)]
-    return Page.of(result, facts=facts, sections=[*found, _method(result)], stats=_stats(result))
+            found.reverse()
+        found += [_pairs(result, arrays), _summaries(result, arrays), _mitigation(result)]
+        found += [_map(result, arrays), _errors(result), parts.skipped(result)]
+    else:
+        found = [_relations(result), _pairs(result, arrays)]
+    facts = [
+        ("Encoder", result.encoder),
+        ("Weights", "trained" if result.trained else "random"),
+        ("Representation", f"{result.width} values"),
+        ("Data", text.plural(result.n, "image" if images else "sentence pair")),
+        ("Classes" if images else "Relations", str(len(result.classes))),
+        *([("Kept together", result.kept_together)] if result.kept_together else []),
+        ("Explained in", result.basis),
+    ]
+    circumstances = [
+        ("Seeds", ", ".join(map(str, result.seeds))),
+        ("Split", result.split),
+        ("Rules", result.composite),
+        ("Error of the sums", text.number(result.conservation)),
+    ]
+    sections = [*found, parts.method(result, circumstances)]
+    stats = _image_stats(result) if images else _text_stats(result)
+    return Page.of(result, facts=facts, sections=sections, stats=stats)
 
 
-def _conditions(result: SimilarityResult) -> list[str]:
-    return [v for v in result.variants if v != ORIGINAL and not v.startswith("mitigated ")]
+# --- figures ---------------------------------------------------------------------------------------------
 
 
-def _stats(result: SimilarityResult) -> list[Stat]:
-    if result.modality == "texts":
-        values = [Step(r.name, text.ratio(r.similarity.value)) for r in result.relations]
-        shared = [Step(r.name, text.percent(r.shared_tokens)) for r in result.relations]
-        stats = [Stat("Mean cosine similarity", values), Stat("Relevance between equal words", shared)]
-        if result.auroc is not None:
-            note = f"{result.relations[0].name} against the others; 0.50 is chance."
-            stats.insert(0, Stat("AUROC", [Step("similarity", text.ratio(result.auroc))], note))
-        return stats
+def _text_stats(result: SimilarityResult) -> list[Stat]:
+    stats = []
+    if result.auroc is not None:
+        note = f"{result.relations[0].name} against the others; 0.50 is chance."
+        stats.append(Stat("AUROC", [Step("similarity", text.ratio(result.auroc))], note))
+    values = [Step(r.name, text.ratio(r.similarity.value)) for r in result.relations]
+    shared = [Step(r.name, text.percent(r.shared_tokens)) for r in result.relations]
+    return [*stats, Stat("Mean cosine similarity", values), Stat("Relevance between equal words", shared)]
+
+
+def _image_stats(result: SimilarityResult) -> list[Stat]:
+    about = result.verdict.about
+    stats = []
+    for p in result.provenance:
+        if result.verdict.level == "provenance" and p.column == about.column:
+            stats += parts.provenance_stats(p)
+            alone = [Step(f"{p.column} alone", text.ratio(p.by_group_alone))]
+            note = "Class-balanced accuracy of naming each group's commonest label."
+            stats.append(Stat("Without looking", alone, note))
+    chance = f"Class-balanced; chance is {text.ratio(1 / len(result.classes))}."
     base = result.pooled(ORIGINAL)
     assert base is not None
-    stats = []
-    follows = [p for p in result.provenance if p.follows]
-    if result.verdict.level == "provenance" and follows:
-        p = max(follows, key=lambda p: p.eta2_group - p.eta2_label)
+    if not result.conditions:
+        stats.append(Stat("Accuracy", [parts.step(ORIGINAL, base.accuracy, name="all images")], chance))
+    for condition in result.conditions[:2]:
+        names = {
+            ORIGINAL: "",
+            condition: "",
+            Variant(condition=condition.condition, mitigated=True): "pruned",
+        }
+        scores = {v: result.pooled(v) for v in names}
         steps = [
-            Step(f"by {p.column}", text.percent(p.eta2_group)),
-            Step("by the label", text.percent(p.eta2_label)),
+            parts.step(v, s.accuracy, mark=s.mark, meanings=MARKS, name=names[v])
+            for v, s in scores.items()
+            if s is not None
         ]
-        stats.append(Stat("Variance of the score explained", steps, "η², share of the score's variance."))
-        if p.auroc_within is not None:
-            steps = [
-                Step("all together", text.ratio(p.auroc_pooled)),
-                Step(f"within {p.column}", text.ratio(p.auroc_within)),
-            ]
-            stats.append(Stat("AUROC", steps, "0.50 is chance."))
-        stats.append(Stat("Without looking", [Step(f"{p.column} alone", text.ratio(p.by_group_alone))], "Class-balanced accuracy of naming each group's commonest label."))  # fmt: skip
-    chance = f"Class-balanced; chance is {text.ratio(1 / len(result.classes))}."
-    conditions = _conditions(result)
-    if not conditions:
-        stats.append(Stat("Accuracy", [Step("all images", text.ratio(base.accuracy.value))], chance))
-    for condition in conditions[:2]:
-        steps = [Step("original", text.ratio(base.accuracy.value), "original")]
-        tones: tuple[tuple[str, Tone, str], ...] = (
-            (condition, "deployed", condition),
-            (f"mitigated {condition}", "mitigated", "pruned"),
-        )
-        for variant, tone, label in tones:
-            found = result.pooled(variant)
-            if found is not None:
-                steps.append(
-                    Step(label, text.ratio(found.accuracy.value), tone, found.mark, MARKS.get(found.mark, ""))
-                )
         stats.append(Stat("Accuracy", steps, chance))
+    for g, f in [(group, fall) for group in result.falling for fall in group.falls][:2]:
+        steps = [
+            Step("others", text.ratio(f.outside), "original"),
+            Step(g.group, text.ratio(f.inside), "deployed", f.mark, FALLS[f.mark]),
+        ]
+        note = f"{', '.join(f.classes[:4])}; {text.plural(f.n, 'image')} of the group."
+        stats.append(Stat("Accuracy by group", steps, note))
     for a in result.artefacts[:1]:
         steps = [
             Step("with it", text.percent(a.share), "deployed"),
             Step("without", text.percent(a.share_without), "original"),
         ]
-        stats.append(
-            Stat(
-                "Relevance where it is pasted",
-                steps,
-                f"{text.percent(a.area)} of the area; pairs of different classes.",
-            )
-        )
+        note = f"{text.percent(a.area)} of the area; pairs of different classes."
+        stats.append(Stat("Relevance where it is pasted", steps, note))
     return stats
+
+
+def _ratio(value: float | None) -> str:
+    return "–" if value is None else text.ratio(value)
 
 
 # --- probe -----------------------------------------------------------------------------------------------
 
 
-def _cell(value: Interval, mark: str = "", percent: bool = False) -> Cell:
-    write = text.percent if percent else text.ratio
-    tone: Tone = "mitigated" if mark == "↑" else ""
-    return Cell(
-        write(value.value), text.interval(value.low, value.high, write), mark, MARKS.get(mark, ""), tone
-    )
-
-
 def _accuracy(result: SimilarityResult) -> Section:
-    columns = [Column("Images", numeric=False), Column("n")]
-    columns += [Column(v, "class-balanced accuracy") for v in result.variants]
-    columns.append(Column("Rebalanced", "original"))
     binary = any(s.fpr is not None or s.fnr is not None for s in result.scores)
-    rated = [ORIGINAL, *_conditions(result)] if binary else []
-    columns += [Column("FPR", v) for v in rated] + ([Column("FNR", ORIGINAL)] if binary else [])
-    places = list(dict.fromkeys((s.column, s.group) for s in result.scores))
+    rated = [ORIGINAL, *result.conditions] if binary else []
+    columns = [
+        Column("Images", numeric=False),
+        Column("n"),
+        *[Column(str(v), "class-balanced accuracy") for v in result.variants],
+        Column("Rebalanced", "original"),
+        *[Column("FPR", str(v)) for v in rated],
+        *([Column("FNR", "original")] if binary else []),
+    ]
     blocks: dict[str, list[list[Cell]]] = {}
-    for column, group in places:
-        found: dict[str, ProbeScores] = {
-            s.variant: s for s in result.scores if (s.column, s.group) == (column, group)
-        }
-        first = found[ORIGINAL]
-        counts = ", ".join(f"{k} {v}" for k, v in first.counts.items()) if len(first.counts) <= 4 else ""
-        one = len(first.counts) == 1
-        row = [Cell(group or "all images", counts), Cell(f"{first.n:,}")]
-        row += [_cell(found[v].accuracy, found[v].mark) for v in result.variants]
-        row.append(_cell(first.rebalanced))
-        for value in [found[v].fpr for v in rated] + ([first.fnr] if binary else []):
-            row.append(_cell(value, percent=True) if value else Cell("–", title="no image of that class"))
-        if one:
-            row[0] = Cell(group, f"{counts}: one class only")
-        blocks.setdefault(column, []).append(row)
+    for column, group in dict.fromkeys((s.column, s.group) for s in result.scores):
+        found = {s.variant: s for s in result.scores if (s.column, s.group) == (column, group)}
+        blocks.setdefault(column, []).append(_accuracy_row(result, found, rated, binary))
     groups = [
         Rows(rows, f"by {column}" if column else "", strong=not column) for column, rows in blocks.items()
     ]
-    caption = "Small figures are 95 % intervals. ↓ accuracy fell by 0.03 or more against the original images, ↓↓ by 0.06 or more, "
-    caption += (
-        "↑ the pruned encoder raised it by 0.03 or more under the same condition; only where P < 0.001. "
-    )
-    caption += "Rebalanced: no class counts more than 10 images."
+    caption = f"{parts.legend(MARKS)} Rebalanced: no class counts more than 10 images."
     table = Table(columns=columns, groups=groups, caption=caption, name="Accuracy of the probe by group")
-    lead = "A linear probe on the representation, fitted on original images: how well it reads the label, in which group, under which condition."
+    lead = (
+        "A linear probe on the representation, fitted on original images: how well it reads the label, in which group, under "
+        "which condition."
+    )
     return Section(id="probe", title="What the probe reads", lead=lead, blocks=[table])
+
+
+def _accuracy_row(
+    result: SimilarityResult, found: dict[Variant, ProbeScores], rated: Sequence[Variant], binary: bool
+) -> list[Cell]:
+    first = found[ORIGINAL]
+    counts = ", ".join(f"{k} {v}" for k, v in first.counts.items()) if len(first.counts) <= 4 else ""
+    if len(first.counts) == 1:
+        counts += ": one class only"
+    rates = [found[v].fpr for v in rated] + ([first.fnr] if binary else [])
+    return [
+        Cell(first.group or "all images", counts),
+        Cell(f"{first.n:,}"),
+        *[parts.cell(found[v].accuracy, mark=found[v].mark, meanings=MARKS) for v in result.variants],
+        parts.cell(first.rebalanced),
+        *[parts.cell(rate, text.percent, missing="no image of that class") for rate in rates],
+    ]
+
+
+def _groups(result: SimilarityResult) -> Section | None:
+    """Every group against all others of the same classes; nothing is left unmarked in silence."""
+    if not result.subgroups:
+        return None
+    columns = [
+        Column("Group", numeric=False),
+        Column("n"),
+        Column("In it", "accuracy"),
+        Column("Others", "accuracy"),
+        Column("Fall"),
+        Column("P", "over images, Holm"),
+        Column("Taken for", "more than others", numeric=False),
+    ]
+    blocks = []
+    for g in result.subgroups:
+        likeness = ""
+        if g.alike_excess is not None:
+            ends = text.interval(g.alike_excess.low, g.alike_excess.high, text.ratio)
+            likeness = (
+                f"images of different classes: similarity {_ratio(g.alike)}, of the others {_ratio(g.alike_outside)} "
+                f"(difference {ends})"
+            )
+        if g.whole is None:
+            rows = [[Cell("too few"), Cell(f"{g.n:,}"), *[Cell("–")] * 5]]
+        else:
+            rows = [_group_row(f) for f in [g.whole, *g.classes]]
+        blocks.append(Rows(rows, str(g), likeness))
+    caption = (
+        f"Small figures are 95 % intervals. ↓ the accuracy is lower by {limits.FALL:.2f} or more than that of the other images of "
+        f"the class, ↓↓ by {limits.LARGE_FALL:.2f} or more, only where P < {limits.P_GROUP:g} over images, adjusted over all rows "
+        f"(Holm). Compared are classes with {limits.TEST_IMAGES:g} images in the group and as many outside; too few: there is none."
+    )
+    name = "Groups against the other images of the same classes"
+    table = Table(columns=columns, groups=blocks, caption=caption, name=name)
+    lead = "Does the probe do worse on some images than on others of the same classes, and what do these images share?"
+    return Section(id="subgroups", title="Which images it fails on", lead=lead, blocks=[table])
+
+
+def _group_row(f: Fall) -> list[Cell]:
+    rates = f"{text.percent(f.into_inside)}, of the others {text.percent(f.into_outside)}" if f.into else ""
+    several = len(f.classes) > 1
+    return [
+        Cell("class-balanced" if several else f.classes[0], ", ".join(f.classes[:6]) if several else ""),
+        Cell(f"{f.n:,}"),
+        Cell(text.ratio(f.inside), mark=f.mark, meaning=FALLS.get(f.mark, "")),
+        Cell(text.ratio(f.outside)),
+        parts.cell(f.fall),
+        Cell(f"{f.p_value:.2g}"),
+        Cell(f.into or "–", rates),
+    ]
 
 
 def _provenance(result: SimilarityResult) -> Section | None:
     if not result.provenance:
         return None
-    rows = []
-    for p in result.provenance:
-        verdict = Cell(
-            "follows the group" if p.follows else "does not",
-            "; ".join(p.reasons),
-            tone="bad" if p.follows else "",
-        )
-        rows.append(
-            [
-                Cell(p.column, f"score for {p.label}"),
-                Cell(text.percent(p.eta2_group)),
-                Cell(text.percent(p.eta2_label)),
-                Cell(text.ratio(p.auroc_pooled)),
-                Cell("–" if p.auroc_within is None else text.ratio(p.auroc_within)),
-                Cell(text.ratio(p.accuracy_pooled)),
-                Cell("–" if p.accuracy_within is None else text.ratio(p.accuracy_within)),
-                Cell(text.ratio(p.by_group_alone)),
-                Cell(text.ratio(p.group_readable), f"chance {text.ratio(p.group_chance)}"),
-                verdict,
-            ]
-        )
-    columns = [Column("Column", numeric=False), Column("η² group"), Column("η² label"), Column("AUROC", "pooled"),
-               Column("AUROC", "within"), Column("Accuracy", "pooled"), Column("Accuracy", "within"),
-               Column("Group alone", "accuracy without looking"), Column("Group read", "from the representation"),
-               Column("The score", numeric=False)]  # fmt: skip
-    caption = "η²: share of the variance of the probe's score that the group or the label explains. Within: mean over the groups that have "
-    caption += "several labels. Group alone: class-balanced accuracy of naming each group's commonest label."
-    table = Table(
-        columns=columns,
-        groups=[Rows(rows)],
-        caption=caption,
-        name="Does the score follow where images come from?",
+    rows = [
+        [
+            Cell(p.column, f"score for {p.label}"),
+            Cell(text.percent(p.eta2_group)),
+            Cell(text.percent(p.eta2_label)),
+            Cell(text.ratio(p.auroc_pooled)),
+            Cell(_ratio(p.auroc_within)),
+            Cell(text.ratio(p.accuracy_pooled)),
+            Cell(_ratio(p.accuracy_within)),
+            Cell(text.ratio(p.by_group_alone)),
+            Cell(text.ratio(p.group_readable), f"chance {text.ratio(p.group_chance)}"),
+            Cell(
+                "follows the group" if p.follows else "does not",
+                "; ".join(p.reasons),
+                tone="bad" if p.follows else "",
+            ),
+        ]
+        for p in result.provenance
+    ]
+    columns = [
+        Column("Column", numeric=False),
+        Column("η² group"),
+        Column("η² label"),
+        Column("AUROC", "pooled"),
+        Column("AUROC", "within"),
+        Column("Accuracy", "pooled"),
+        Column("Accuracy", "within"),
+        Column("Group alone", "accuracy without looking"),
+        Column("Group read", "from the representation"),
+        Column("The score", numeric=False),
+    ]
+    caption = (
+        "η²: share of the variance of the probe's score that the group or the label explains. Within: mean over the groups that "
+        "have several labels. Group alone: class-balanced accuracy of naming each group's commonest label."
     )
+    name = "Does the score follow where images come from?"
+    table = Table(columns=columns, groups=[Rows(rows)], caption=caption, name=name)
     lead = "Does the probe tell the labels apart, or one source of images from another?"
     return Section(id="provenance", title="Where the images come from", lead=lead, blocks=[table])
 
 
 def _errors(result: SimilarityResult) -> Section | None:
-    if len(result.classes) > 30:
+    if len(result.classes) > _CLASSES:
         return None
     blocks: list[Block] = []
-    for variant, c in result.confusion.items():
-        columns = [Column("True", numeric=False), *[Column(name) for name in result.classes]]
+    for variant in result.variants:
+        c = result.confusion[variant.key]
         rows = [
-            [Cell(name), *[Cell(str(v) if v else "·", tone="good" if i == j else "") for j, v in enumerate(row)]]
+            [
+                Cell(name),
+                *[Cell(str(v) if v else "·", tone="good" if i == j else "") for j, v in enumerate(row)],
+            ]
             for i, (name, row) in enumerate(zip(result.classes, c.matrix, strict=True))
-        ]  # fmt: skip
-        note = (
-            f"{text.percent(c.share)} of {text.plural(c.errors, 'error')} fall into {c.into}"
-            if c.errors
-            else "no errors"
-        )
-        turned = (
-            f" Of {text.plural(c.turned, 'image')} that it turns wrong, {text.percent(c.turned_share)} are taken for {c.into}."
-            if c.turned
-            else ""
-        )
+        ]
+        note = "no errors"
+        if c.errors:
+            note = f"{text.percent(c.share)} of {text.plural(c.errors, 'error')} fall into {c.into}"
+        caption = f"First repetition; columns are predictions. {note}."
+        if c.turned:
+            wrong = text.plural(c.turned, "image")
+            caption += (
+                f" Of {wrong} that it turns wrong, {text.percent(c.turned_share)} are taken for {c.into}."
+            )
         table = Table(
-            columns=columns,
+            columns=[Column("True", numeric=False), *[Column(name) for name in result.classes]],
             groups=[Rows(rows)],
-            caption=f"First repetition; columns are predictions. {note}.{turned}",
+            caption=caption,
             name=f"Confusion, {variant}",
         )
-        blocks.append(
-            Details(title=variant, note=note, blocks=[table], open=variant in _conditions(result)[:1])
-        )
-    return Section(
-        id="errors",
-        title="Where errors fall",
-        lead="Errors that gather in one class point to a feature that stands for it.",
-        blocks=blocks,
-    )
+        shown = variant in result.conditions[:1]
+        blocks.append(Details(title=str(variant), note=note, blocks=[table], open=shown))
+    lead = "Errors that gather in one class point to a feature that stands for it."
+    return Section(id="errors", title="Where errors fall", lead=lead, blocks=blocks)
+
+
+# --- pruning ---------------------------------------------------------------------------------------------
 
 
 def _mitigation(result: SimilarityResult) -> Section | None:
     m = result.mitigation
     if m is None:
         return None
-    conditions = list(m.recovered)
-    columns = [
-        Column("Layer", numeric=False),
-        Column("Filters"),
-        Column("Where", numeric=False),
-        Column("Share", "of the positive response"),
-        Column(ORIGINAL),
-    ]
-    columns += [Column(c) for c in conditions]
-
-    def row(t: Trial) -> list[Cell]:
-        mine = t is m.trials[m.chosen]
-        return [
-            Cell(t.layer or "as it is", "taken" if mine else ""),
-            Cell(str(t.k)),
-            Cell(t.where),
-            Cell(text.percent(t.share)),
-            Cell(text.ratio(t.accuracy)),
-            *[Cell(text.ratio(t.conditions[c]), tone="mitigated" if mine else "") for c in conditions],
-        ]
-
     back = [
         f"{'more than the fall' if v > 1.05 else f'{text.percent(v)} of the fall'} under {c}"
         for c, v in m.recovered.items()
@@ -292,27 +346,47 @@ def _mitigation(result: SimilarityResult) -> Section | None:
         if back
         else "; there was no fall to bring back."
     )
-    caption = f"Class-balanced accuracy on {text.plural(m.images, 'validation image')}, of a probe fitted anew on each pruned encoder. Filters are "
-    caption += "those that respond most to the condition on training images. The figures on test images are in the first table."
     first, *rest = m.trials
-    ranked = sorted(rest, key=lambda t: -(t.accuracy + t.conditions[conditions[0]]))
+    ranked = sorted(rest, key=lambda t: -(t.accuracy + t.conditions[next(iter(m.recovered))]))
     shown = ranked if len(rest) <= _TRIALS else ranked[:_TRIALS]
     taken = m.trials[m.chosen]
     shown += [taken] if all(t is not taken for t in shown) else []
-    name = "Pruning, best settings first"
-    blocks: list[Block] = [
-        Table(columns=columns, groups=[Rows([row(t) for t in [first, *shown]])], caption=caption, name=name)
-    ]
+    caption = (
+        f"Class-balanced accuracy on {text.plural(m.images, 'validation image')}, of a probe fitted anew on each pruned encoder. "
+        "Filters are those that respond most to the condition on training images. The figures on test images are in the first "
+        "table."
+    )
+    blocks: list[Block] = [_trials(m, [first, *shown], "Pruning, best settings first", caption)]
     if len(shown) < len(rest):
-        every = Table(
-            columns=columns,
-            groups=[Rows([row(t) for t in m.trials])],
-            caption="In the order in which they were tried.",
-            name="Pruning, all settings",
-        )
+        every = _trials(m, m.trials, "Pruning, all settings", "In the order in which they were tried.")
         note = "by layer and number of filters"
         blocks.append(Details(title=f"all {len(rest)} settings", note=note, blocks=[every]))
     return Section(id="mitigation", title="Pruning", lead=lead, blocks=blocks)
+
+
+def _trials(m: Mitigation, shown: Sequence[Trial], name: str, caption: str) -> Table:
+    columns = [
+        Column("Layer", numeric=False),
+        Column("Filters"),
+        Column("Where", numeric=False),
+        Column("Share", "of the positive response"),
+        Column("original"),
+        *[Column(c) for c in m.recovered],
+    ]
+    rows = []
+    for t in shown:
+        mine = t is m.trials[m.chosen]
+        rows.append(
+            [
+                Cell(t.layer or "as it is", "taken" if mine else ""),
+                Cell(str(t.k)),
+                Cell(t.where),
+                Cell(text.percent(t.share)),
+                Cell(text.ratio(t.accuracy)),
+                *[Cell(text.ratio(t.conditions[c]), tone="mitigated" if mine else "") for c in m.recovered],
+            ]
+        )
+    return Table(columns=columns, groups=[Rows(rows)], caption=caption, name=name)
 
 
 # --- explanations ----------------------------------------------------------------------------------------
@@ -321,41 +395,30 @@ def _mitigation(result: SimilarityResult) -> Section | None:
 def _pairs(result: SimilarityResult, arrays: dict[str, np.ndarray]) -> Section | None:
     if not result.pairs:
         return None
+    about = result.verdict.about
+    first = (about.entry, f"with {about.condition}", named(about.column, about.entry))
+    titles = sorted(dict.fromkeys(p.title for p in result.pairs), key=lambda title: title not in first)
     blocks: list[Block] = []
-    titles = list(dict.fromkeys(p.title for p in result.pairs))
-    if result.verdict.level == "clever-hans" and result.modality == "images":
-        attracts = [result.confusion[c].into for c in _conditions(result)]
-        titles.sort(key=lambda t: t not in attracts and not t.startswith("with "))
     for number, title in enumerate(titles):
-        mine = [
-            _picture(p, arrays, rank) for rank, p in enumerate(p for p in result.pairs if p.title == title)
-        ]
-        best = max(p.similarity for p in result.pairs if p.title == title)
-        blocks.append(
-            Details(
-                title=title,
-                id=f"pairs-{number}",
-                note=f"similarity up to {text.ratio(best)}",
-                blocks=mine,
-                open=number < 2,
-            )
-        )
-    lead = "The most similar pairs, and which parts make them so. Red lines join parts that raise the similarity, blue ones lower it; "
-    lead += "opacity as in the paper. Point at a part, or walk with the arrow keys, to see what it alone is matched with."
-    return Section(
-        id="pairs",
-        title="What makes them alike",
-        lead=lead,
-        blocks=blocks,
-        links=[(f"pairs-{i}", t) for i, t in enumerate(titles)],
+        mine = [p for p in result.pairs if p.title == title]
+        note = f"similarity up to {text.ratio(max(p.similarity for p in mine))}"
+        pictures = [_picture(p, arrays, rank, result) for rank, p in enumerate(mine)]
+        blocks.append(Details(title=title, id=f"pairs-{number}", note=note, blocks=pictures, open=number < 2))
+    lead = (
+        "The most similar pairs, and which parts make them so. Red lines join parts that raise the similarity, blue ones lower it; "
+        "opacity as in the paper. Point at a part, or walk with the arrow keys, to see what it alone is matched with."
     )
+    links = [(f"pairs-{i}", t) for i, t in enumerate(titles)]
+    return Section(id="pairs", title="What makes them alike", lead=lead, blocks=blocks, links=links)
 
 
-def _picture(pair: Pair, arrays: dict[str, np.ndarray], rank: int) -> PairPicture:
+def _picture(pair: Pair, arrays: dict[str, np.ndarray], rank: int, result: SimilarityResult) -> PairPicture:
     note = caption_of(pair.similarity, pair.bias_share)
     title = f"{'Most similar' if rank == 0 else 'Next'} pair of {pair.title}"
     if pair.title.startswith("with "):
         title = "The pair that it brings together most"
+    elif pair.title not in result.classes:
+        title += ", of different classes"
     sides = (pair.first, pair.second)
     if pair.tokens is not None:
         return token_pair(arrays[pair.array], pair.tokens, pair.similarity, title, sides, note)
@@ -366,111 +429,116 @@ def _picture(pair: Pair, arrays: dict[str, np.ndarray], rank: int) -> PairPictur
 
 
 def _summaries(result: SimilarityResult, arrays: dict[str, np.ndarray]) -> Section | None:
-    if not result.summaries:
-        return None
     blocks: list[Block] = []
+    if result.summaries:
+        blocks.append(_strips(result, arrays))
+    if result.artefacts:
+        blocks.append(_artefacts(result))
+    if result.regions:
+        blocks.append(_regions(result))
+    lead = "Averages over pairs: what similarity within a class or group rests on."
+    title = "What groups have in common"
+    return Section(id="groups", title=title, lead=lead, blocks=blocks) if blocks else None
+
+
+def _strips(result: SimilarityResult, arrays: dict[str, np.ndarray]) -> Strips:
+    limit = float(arrays["profiles"].max())
     strips = []
     for column in dict.fromkeys(s.column for s in result.summaries):
         tiles = []
-        for s in [s for s in result.summaries if s.column == column][:12]:
+        for s in [s for s in result.summaries if s.column == column][:_TILES]:
             background = arrays["background"][s.row]
             size = background.shape[0]
             heat = cv2.resize(arrays["profiles"][s.row], (size, size), interpolation=cv2.INTER_NEAREST)
-            picture = overlay(heat, background, limit=float(arrays["profiles"].max()))
+            picture = data_uri(overlay(heat, background, limit=limit), side=_SIDE)
             alt = f"Where the relevance of similarities within {s.name} lies, over the mean image"
-            tiles.append(
-                Tile(
-                    f"{s.name}: {text.ratio(s.similarity)}",
-                    alt,
-                    data_uri(picture, side=_SIDE),
-                    size=(min(size, _SIDE),) * 2,
-                )
-            )
+            side = min(size, _SIDE)
+            tiles.append(Tile(f"{s.name}: {text.ratio(s.similarity)}", alt, picture, size=(side, side)))
         strips.append(Strip(f"by {column}" if column else "by label", tiles))
-    caption = "Mean |relevance| of each patch over pairs within a group, over the group's mean image; the figure is the mean similarity."
-    blocks.append(Strips(title="Which patches carry similarity", caption=caption, strips=strips))
-    if result.artefacts:
-        columns = [Column("Condition", numeric=False), Column("Area"), Column("Share", "of relevance, with it"), Column("Share", "without"),
-                   Column("Similarity", "with it"), Column("Similarity", "without"),
-                   Column("Evidence", "share of the probe's, with it"), Column("Evidence", "without")]  # fmt: skip
-        rows = [
-            [Cell(a.condition), Cell(text.percent(a.area)), Cell(text.percent(a.share)), Cell(text.percent(a.share_without)),
-             Cell(text.ratio(a.similarity)), Cell(text.ratio(a.similarity_without)),
-             Cell(text.percent(a.evidence)), Cell(text.percent(a.evidence_without))]
-            for a in result.artefacts
-        ]  # fmt: skip
-        blocks.append(
-            Table(
-                columns=columns,
-                groups=[Rows(rows)],
-                caption="Pairs of images of different classes, those left out that hold it already.",
-                name="What a pasted image does",
-            )
-        )
+    caption = (
+        "Mean |relevance| of each patch over pairs within a group, over the group's mean image; the figure is the mean "
+        "similarity."
+    )
+    return Strips(title="Which patches carry similarity", caption=caption, strips=strips)
+
+
+def _artefacts(result: SimilarityResult) -> Table:
+    columns = [
+        Column("Condition", numeric=False),
+        Column("Area"),
+        Column("Share", "of relevance, with it"),
+        Column("Share", "without"),
+        Column("Similarity", "with it"),
+        Column("Similarity", "without"),
+        Column("Evidence", "share of the probe's, with it"),
+        Column("Evidence", "without"),
+    ]
+    rows = [
+        [
+            Cell(a.condition),
+            *[Cell(text.percent(v)) for v in (a.area, a.share, a.share_without)],
+            *[Cell(text.ratio(v)) for v in (a.similarity, a.similarity_without)],
+            *[Cell(text.percent(v)) for v in (a.evidence, a.evidence_without)],
+        ]
+        for a in result.artefacts
+    ]
+    caption = "Pairs of images of different classes, those left out that hold it already."
+    return Table(columns=columns, groups=[Rows(rows)], caption=caption, name="What a pasted image does")
+
+
+def _regions(result: SimilarityResult) -> Table:
     regions: dict[str, list[list[Cell]]] = {}
     for r in result.regions:
-        tone = "bad" if r.share >= 1.5 * r.area else ""
-        name = r.group or "all images"
-        regions.setdefault(r.name, []).append(
-            [Cell(name, r.column), Cell(text.percent(r.share), tone=tone), Cell(text.percent(r.area))]  # type: ignore[arg-type]
-        )
-    if regions:
-        columns = [
-            Column("Pairs within", numeric=False),
-            Column("Share of relevance"),
-            Column("Share of the area"),
-        ]
-        groups = [Rows(rows, name) for name, rows in regions.items()]
-        caption = "Relevance in proportion to the area would mean that a region counts as any other. Burnt-in marks are found by a heuristic: small, saturated, near an edge; pairs of images that have some, if two have."
-        blocks.append(
-            Table(columns=columns, groups=groups, caption=caption, name="Border and burnt-in marks")
-        )
-    lead = "Averages over pairs: what similarity within a class or group rests on."
-    return Section(id="groups", title="What groups have in common", lead=lead, blocks=blocks)
+        share = Cell(text.percent(r.share), tone="bad" if r.share >= limits.TIMES * r.area else "")
+        row = [Cell(r.group or "all images", r.column), share, Cell(text.percent(r.area))]
+        regions.setdefault(r.name, []).append(row)
+    columns = [
+        Column("Pairs within", numeric=False),
+        Column("Share of relevance"),
+        Column("Share of the area"),
+    ]
+    caption = (
+        "Relevance in proportion to the area would mean that a region counts as any other. Burnt-in marks are found by a heuristic: "
+        "small, saturated, near an edge; pairs of images that have some, if two have."
+    )
+    groups = [Rows(rows, name) for name, rows in regions.items()]
+    return Table(columns=columns, groups=groups, caption=caption, name="Border and burnt-in marks")
 
 
 def _map(result: SimilarityResult, arrays: dict[str, np.ndarray]) -> Section | None:
     points = arrays["embedding"]
     if len(points) < 4:
         return None
-    panels = [panel("label", points, arrays["labels"])]
-    panels += [panel(c, points, arrays[f"group_{c}"]) for c in result.columns]
-    wrong = np.where(
-        arrays["predicted"] == "",
-        "not tested",
-        np.where(arrays["predicted"] == arrays["labels"], "right", "wrong"),
-    )
-    panels.append(panel("probe", points, wrong))
-    caption = f"t-SNE of {text.plural(len(points), 'representation')} scaled to unit length. Distances between clusters mean little."
+    right = np.where(arrays["predicted"] == arrays["labels"], "right", "wrong")
+    panels = [
+        panel("label", points, arrays["labels"]),
+        *[panel(c, points, arrays[f"group_{c}"]) for c in result.columns],
+        panel("probe", points, np.where(arrays["predicted"] == "", "not tested", right)),
+    ]
+    count = text.plural(len(points), "representation")
+    caption = f"t-SNE of {count} scaled to unit length. Distances between clusters mean little."
     lead = "If colours of a group part the map more clearly than the label does, the encoder knows the group better."
     return Section(id="map", title="The map", lead=lead, blocks=[Map(panels=panels, caption=caption)])
 
 
 def _relations(result: SimilarityResult) -> Section:
-    columns = [Column("Relation", numeric=False), Column("Pairs"), Column("Similarity", "cosine"), Column("Equal words", "share of positive relevance"),
-               Column("Markers", "separators and punctuation"), Column("Biases", "absorb")]  # fmt: skip
+    columns = [
+        Column("Relation", numeric=False),
+        Column("Pairs"),
+        Column("Similarity", "cosine"),
+        Column("Equal words", "share of positive relevance"),
+        Column("Markers", "separators and punctuation"),
+        Column("Biases", "absorb"),
+    ]
     rows = [
-        [Cell(r.name), Cell(f"{r.n:,}"), _cell(r.similarity), Cell(text.percent(r.shared_tokens)),
-         Cell(text.percent(r.special_tokens)), Cell(text.percent(r.bias_share))]
+        [
+            Cell(r.name),
+            Cell(f"{r.n:,}"),
+            parts.cell(r.similarity),
+            *[Cell(text.percent(v)) for v in (r.shared_tokens, r.special_tokens, r.bias_share)],
+        ]
         for r in result.relations
-    ]  # fmt: skip
+    ]
     caption = "Small figures are 95 % intervals of the mean."
     table = Table(columns=columns, groups=[Rows(rows)], caption=caption, name="Similarity by relation")
     return Section(id="relations", title="Similarity by relation", blocks=[table])
-
-
-def _method(result: SimilarityResult) -> Section:
-    audit = [("Pfungst", result.version), ("Created", result.created), ("Machine", result.machine)]
-    audit += [("Computed in", text.duration(result.seconds)), ("Seeds", ", ".join(map(str, result.seeds)))]
-    audit += [
-        ("Split", result.split),
-        ("Rules", result.composite),
-        ("Error of the sums", text.number(result.conservation)),
-    ]
-    blocks: list[Block] = [
-        Prose(paragraphs=result.notes, bullets=True),
-        Columns(blocks=[Facts(title="This audit", facts=audit)]),
-    ]
-    blocks.append(Facts(title="Configuration", facts=text.flatten(result.config)))
-    blocks += [table for table in (closing.gates(result),) if table is not None]
-    return Section(id="method", title="How every number was made", blocks=blocks)

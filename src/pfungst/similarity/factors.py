@@ -48,6 +48,12 @@ class Factors:
         value = torch.from_numpy(np.array(value)) if isinstance(value, np.ndarray) else value
         return value.float() if value.dtype == torch.float16 else value
 
+    def at(self, rows: Sequence[int]) -> Factors:
+        """Those of some inputs, copied."""
+        tokens = [self.tokens[i] for i in rows] if self.tokens else []
+        grids = [self.grids[i] for i in rows]
+        return Factors([self[i] for i in rows], self.representations[list(rows)], grids, tokens)
+
     def first(self, count: int) -> Factors:
         """Those of the first inputs, without a copy."""
         return Factors(

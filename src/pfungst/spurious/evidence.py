@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from pfungst.errors import InputError
 from pfungst.measure import Interval, bootstrap
-from pfungst.measure.limits import P_SPURIOUS, RETAINED
+from pfungst.measure.limits import CARRIED, P_SPURIOUS, RETAINED, WITNESSES
 from pfungst.spurious.heads import FeatureHead, logits_of
 from pfungst.spurious.inpaint import gaussian, inpaint, soften
 from pfungst.spurious.npca import NeuralPCA
@@ -83,11 +83,11 @@ class Evidence:
     @property
     def sufficient(self) -> bool:
         """Whether the part that is not the object raises the class elsewhere, beyond chance and beyond the witnesses."""
-        return self.sufficiency[0].low > 0 and self.excess.low > 0 and self.corrected <= P_SPURIOUS
+        return self.sufficiency[0].low > 0 and self.excess.low >= CARRIED and self.corrected <= P_SPURIOUS
 
     @property
     def word(self) -> Word:
-        if self.sufficient and self.retained.low >= RETAINED:
+        if self.sufficient and self.retained.low >= RETAINED and len(self.necessity) > WITNESSES:
             return "spurious"
         needed = all(n.low > 0 for n in self.necessity)
         return "core" if needed and not any(s.low > 0 for s in self.sufficiency) else "unclear"
@@ -114,6 +114,8 @@ class Evidence:
                 "a piece of the object, or a habit that the models share" if shared else "no proof either way"
             )
             return f"{why}: what it reads off the object {raised}"
+        if self.retained.low >= RETAINED:
+            return f"it {raised}, and {left}, but fewer than {WITNESSES:.0f} witnesses cannot tell a piece of the object"
         return f"it {raised}, but {left}, so the region may be the object"
 
     @property
@@ -148,8 +150,8 @@ def evidence(
         images: (N, C, H, W) in [0, 1] of the class, best such that the model was not trained on; for each component the
             n_images of highest α are used.
         others: (M, C, H, W) of other classes.
-        witnesses: other models that know the class. Without any, the object is what the audited model itself still
-            recognises, and the whole region is pasted.
+        witnesses: other models that know the class; with fewer than two nothing is called spurious. Without any, the object
+            is what the audited model itself still recognises, and the whole region is pasted.
         n_images: per component.
         n_targets: images of other classes that each region is pasted into.
         batch_size: images at a time.

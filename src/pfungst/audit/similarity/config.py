@@ -28,8 +28,14 @@ class SimilarityConfig(Repeated):
     size: int | None = Field(None, ge=8, le=2048, description="Side of the images in pixels [the encoder's]")
     category: str | None = Field(None, description="Category, where the data have several")
     labels: str = Field("label", description="Column that the probe predicts")
+    classes: list[str] = Field([], description="Labels to audit, comma-separated [all]")
     positive: str | None = Field(None, description="Of two labels the one false positives are counted for")
-    groups: list[str] = Field(["auto"], description="Columns that say where images come from; auto, or none")
+    groups: list[str] = Field(
+        ["auto"], description="Columns that say where images come from, or COLUMN>NUMBER; auto, or none"
+    )
+    groups_file: Path | None = Field(
+        None, description="CSV with more columns of the images, which its column path (or id) names"
+    )
     keep_together: str = Field(
         "auto", description="Column never split between training and test, such as patient; auto, or none"
     )
@@ -64,3 +70,11 @@ class SimilarityConfig(Repeated):
         if self.mitigate != "none" and not self.condition:
             raise ValueError("a mitigation needs a condition that shows the artefact, for example logo:FILE")
         return self
+
+    def patch(self, size: int) -> int:
+        """Side of the patches in images of this size: as asked, else the smallest that gives at most 16 × 16, dividing
+        the image if possible."""
+        if self.patches is not None:
+            return self.patches
+        least = -(-size // 16)
+        return next((p for p in range(least, 2 * least) if size % p == 0), least)

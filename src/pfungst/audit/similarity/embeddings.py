@@ -18,6 +18,7 @@ from pfungst.encoders import Encoder
 from pfungst.errors import ConfigError, DataError, UnreadableImages, few
 from pfungst.features import Store, Workers, batches, combined
 from pfungst.features.workers import cores
+from pfungst.suggest import suggest
 
 ORIGINAL = "original"
 _BATCH = 64  # images that are embedded at a time
@@ -53,6 +54,11 @@ def open_set(config: SimilarityConfig) -> ImageSet:
     notes = list(images.notes)
     if len(labelled) < len(items):
         notes.append(f"{len(items) - len(labelled)} images have no label and were left out")
+    if unknown := set(config.classes) - {item.label for item in labelled}:
+        labels = dict.fromkeys(item.label or "" for item in labelled)
+        raise ConfigError(f"no image has the label {min(unknown)!r}", suggest(min(unknown), labels, "labels"))
+    if config.classes:
+        labelled = [item for item in labelled if item.label in config.classes]
     if config.limit is not None and config.limit < len(labelled):
         chosen = np.random.default_rng(config.seed).choice(len(labelled), config.limit, replace=False)
         notes.append(f"{config.limit} of {len(labelled)} images were drawn at random")

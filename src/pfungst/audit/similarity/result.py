@@ -6,9 +6,14 @@ from typing import Literal
 
 from pydantic import Field
 
-from pfungst.audit.result import Interval, Model, Result
+from pfungst.audit.result import Interval, Model, Result, Variant
 
 Mark = Literal["", "↓", "↓↓", "↑"]
+
+
+def named(column: str, group: str) -> str:
+    """A group in words: its column is named where the group does not."""
+    return group if not column or group.startswith(column.partition(">")[0].strip()) else f"{column} {group}"
 
 
 class Confusion(Model):
@@ -25,7 +30,7 @@ class Confusion(Model):
 class ProbeScores(Model):
     """The probe on the images of one group under one variant, mean over repetitions."""
 
-    variant: str
+    variant: Variant
     column: str = Field("", description="group column; empty for all images")
     group: str = ""
     n: int
@@ -36,9 +41,54 @@ class ProbeScores(Model):
     fnr: Interval | None = None
     per_seed: list[float] = Field([], description="class-balanced accuracy of each repetition")
     mark: Mark = Field(
-        "", description="of the accuracy against the original images (mitigated: the condition)"
+        "", description="of the accuracy against the original images (mended: the same condition)"
     )
     p_value: float | None = None
+
+
+class Fall(Model):
+    """The probe on a group of the original images against the others, of one class or class-balanced over several."""
+
+    classes: list[str]
+    n: int = Field(description="images of the group, of these classes")
+    inside: float = Field(description="accuracy in the group")
+    outside: float = Field(description="accuracy of the other images")
+    fall: Interval = Field(description="outside less inside; bootstrap over images or their units")
+    p_value: float = Field(
+        description="permutation over images or their units, adjusted over all of the audit (Holm)"
+    )
+    mark: Literal["", "↓", "↓↓"] = ""
+    into: str | None = Field(
+        None, description="the class that images of the group are taken for more than others"
+    )
+    into_inside: float = Field(0.0, description="share of the group's images taken for it")
+    into_outside: float = 0.0
+
+
+class Subgroup(Model):
+    """One group against all other images of the same classes."""
+
+    column: str
+    group: str
+    n: int = Field(description="tested images of the group")
+    whole: Fall | None = Field(
+        None, description="class-balanced; None: no class has enough images on both sides"
+    )
+    classes: list[Fall] = Field([], description="each class by itself")
+    alike: float | None = Field(
+        None, description="marked groups: mean similarity of images of different classes, both in the group"
+    )
+    alike_outside: float | None = Field(None, description="the same of the others")
+    alike_excess: Interval | None = None
+
+    def __str__(self) -> str:
+        return named(self.column, self.group)
+
+    @property
+    def falls(self) -> list[Fall]:
+        """What is marked, the whole first, then classes, the largest fall first."""
+        every = sorted(self.classes, key=lambda f: -f.fall.value)
+        return [f for f in [self.whole, *every] if f is not None and f.mark]
 
 
 class Provenance(Model):
@@ -104,7 +154,9 @@ class Mitigation(Model):
     trials: list[Trial]
     chosen: int = Field(description="the row of the trials that was taken")
     images: int = Field(description="validation images")
-    recovered: dict[str, float | None] = Field(description="per condition: share of the fall that came back")
+    recovered: dict[str, float | None] = Field(
+        {}, description="per condition: share of the fall that came back"
+    )
 
 
 class Group(Model):
@@ -145,12 +197,9 @@ class Relation(Model):
     bias_share: float
 
 
-class SimilarityResult(Result):
-    """Arrays (npz): images: ``embedding`` (N, 2), ``ids``, ``labels``, ``predicted`` (N,) str, ``group_COLUMN`` (N,)
-    str, ``pictures`` (E, S, S, 3) uint8, ``profiles`` (G, H, W), ``background`` (G, S, S) uint8, ``pair_I`` (P, Q).
-    Texts: ``similarities`` (N,), ``relations`` (N,) str, ``pair_I``."""
+class Findings(Model):
+    """All that was measured and explained; the verdict is made of it."""
 
-    kind: Literal["similarity"] = "similarity"
     encoder: str
     trained: bool
     width: int = Field(description="values of a representation")
@@ -160,12 +209,13 @@ class SimilarityResult(Result):
     columns: list[str] = Field([])
     split: str
     kept_together: str | None = None
-    variants: list[str] = Field(
-        [], description="original, the conditions, and with a mitigation both mitigated"
+    variants: list[Variant] = Field(
+        [], description="original, the conditions, and with a mitigation all of them mended"
     )
     seeds: list[int] = Field([])
     scores: list[ProbeScores] = Field([])
-    confusion: dict[str, Confusion] = Field({})
+    subgroups: list[Subgroup] = Field([])
+    confusion: dict[str, Confusion] = Field({}, description="by the key of a variant")
     provenance: list[Provenance] = Field([])
     artefacts: list[Artefact] = Field([])
     regions: list[Region] = Field([])
@@ -177,10 +227,28 @@ class SimilarityResult(Result):
         None, description="texts: similarity of the first relation against the second"
     )
     basis: str
-    composite: str
+    composite: str = Field(description="the rules")
     conservation: float = Field(description="largest |sum + bias − similarity| relative to the similarity")
-    arrays: str = ""
 
-    def pooled(self, variant: str) -> ProbeScores | None:
+    def pooled(self, variant: Variant) -> ProbeScores | None:
         """The scores over all images."""
         return next((s for s in self.scores if s.variant == variant and not s.column), None)
+
+    @property
+    def conditions(self) -> list[Variant]:
+        """The conditions, without the original images and without the mended encoder."""
+        return [v for v in self.variants[1:] if not v.mitigated]
+
+    @property
+    def falling(self) -> list[Subgroup]:
+        """The groups with a mark, the largest fall first."""
+        return sorted((g for g in self.subgroups if g.falls), key=lambda g: -g.falls[0].fall.value)
+
+
+class SimilarityResult(Result, Findings):
+    """Arrays (npz): images: ``embedding`` (N, 2), ``ids``, ``labels``, ``predicted`` (N,) str, ``group_COLUMN`` (N,)
+    str, ``pictures`` (E, S, S, 3) uint8, ``profiles`` (G, H, W), ``background`` (G, S, S) uint8, ``pair_I`` (P, Q).
+    Texts: ``similarities`` (N,), ``relations`` (N,) str, ``pair_I``."""
+
+    kind: Literal["similarity"] = "similarity"
+    arrays: str = ""

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
 import time
-from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
@@ -14,20 +11,12 @@ from pfungst.audit.machine import circumstances
 from pfungst.audit.result import Skipped, save
 from pfungst.audit.similarity import texts, verdict
 from pfungst.audit.similarity.config import SimilarityConfig
-from pfungst.audit.similarity.embeddings import ORIGINAL, Source, conditions_for, embed, open_set
-from pfungst.audit.similarity.likeness import explain, patch_size
-from pfungst.audit.similarity.mending import Wish, mitigate
-from pfungst.audit.similarity.probing import (
-    Plan,
-    confusion,
-    follow,
-    make_plan,
-    predict,
-    score,
-    usable,
-)
-from pfungst.audit.similarity.result import SimilarityResult
-from pfungst.audit.sources import group_columns
+from pfungst.audit.similarity.embeddings import conditions_for
+from pfungst.audit.similarity.explain import draw_map, explain
+from pfungst.audit.similarity.measure import confusion, follow, score, subgroups
+from pfungst.audit.similarity.mend import Wish, mitigate, recovered
+from pfungst.audit.similarity.prepare import Study, open_labelled
+from pfungst.audit.similarity.result import Findings, SimilarityResult
 from pfungst.audit.workspace import Workspace, refuse_old_result
 from pfungst.data import ImageSet
 from pfungst.device import choose_device
@@ -35,9 +24,7 @@ from pfungst.encoders import Encoder, load
 from pfungst.encoders.edits import resolve_layer
 from pfungst.encoders.specification import parse
 from pfungst.errors import ConfigError
-from pfungst.progress import progress_bar
-
-_SHOWN = 2000  # points of the map
+from pfungst.progress import Bar, progress_bar
 
 
 def run(config: SimilarityConfig) -> SimilarityResult:
@@ -58,27 +45,32 @@ def run(config: SimilarityConfig) -> SimilarityResult:
         size=config.size,
     )
     _reads(config, texts=not isinstance(encoder, Encoder))
+    notes: tuple[str, ...] = ()
+    skipped: list[Skipped] = []
     if isinstance(given, ImageSet):
-        parts = _images(encoder, given, wish, config)
+        _fits(encoder, wish, config)
+        workspace = Workspace(config)
+        with progress_bar("checking images") as bar:
+            study = Study.of(encoder, given, config, workspace, bar)
+            found, arrays = _findings(study, wish, bar)
+        name, notes = given.name, study.notes
+        skipped = [Skipped(id=i, reason=r) for i, r in study.source.skipped]
     else:
-        parts = texts.audit(encoder, given, config)
-    workspace, fields, arrays, notes = parts
+        workspace = Workspace(config)
+        found, arrays = texts.audit(encoder, given, config)
+        name = config.texts.name if config.texts else ""
     result = SimilarityResult(
+        **dict(found),
         **circumstances(config, started),
-        verdict={"level": "sound", "headline": ""},
-        encoder=encoder.name,
-        trained=encoder.trained,
-        seeds=[config.seed + i for i in range(config.seeds)],
+        title=f"{encoder.name} on {name}",
+        verdict=verdict.judge(found),
+        metrics=verdict.metrics(found),
+        skipped=skipped,
+        notes=[*notes, *verdict.explain_numbers(found, config)],
         arrays=workspace.save_arrays("similarity", arrays),
-        notes=notes,
-        **fields,
     )
-    result.verdict = verdict.judge(result)
-    result.metrics = verdict.metrics(result)
-    result.notes += verdict.explain_numbers(result, config)
     save(result, workspace.folder)
     workspace.finish({result.arrays})
-    shutil.rmtree(workspace.folder / ".factors", ignore_errors=True)
     return result
 
 
@@ -94,6 +86,7 @@ def check(config: SimilarityConfig) -> tuple[ImageSet | list[texts.Sentences], W
     refuse_old_result(config)
     choose_device(config.device)
     check_file(config.checkpoint, "--checkpoint")
+    check_file(config.groups_file, "--groups-file")
     scheme, _ = parse(config.encoder)
     if scheme != "function":
         _reads(config, texts=scheme == "sentence-transformers")
@@ -105,11 +98,7 @@ def check(config: SimilarityConfig) -> tuple[ImageSet | list[texts.Sentences], W
         raise ConfigError(
             "the first condition pastes no logo, so there is no region to prune in", "give rows= and cols="
         )
-    images = open_set(config)
-    items, notes = usable(images.items, config)
-    group_columns(items, config.groups)
-    make_plan(items, config)
-    return ImageSet(images.name, items, [*images.notes, *notes]), wish
+    return open_labelled(config), wish
 
 
 def _reads(config: SimilarityConfig, texts: bool) -> None:
@@ -120,10 +109,9 @@ def _reads(config: SimilarityConfig, texts: bool) -> None:
         )
 
 
-def _images(
-    encoder: Encoder, images: ImageSet, wish: Wish | None, config: SimilarityConfig
-) -> tuple[Workspace, dict[str, Any], dict[str, np.ndarray], list[str]]:
-    conditions = conditions_for(encoder.preprocessing.condition, config.condition, encoder.size)
+def _fits(encoder: Encoder, wish: Wish | None, config: SimilarityConfig) -> None:
+    """Raise where conditions, patches or layers do not fit the encoder."""
+    conditions_for(encoder.preprocessing.condition, config.condition, encoder.size)
     if config.patches is not None and config.patches > encoder.size:
         raise ConfigError(
             f"patches of {config.patches} px are larger than the images of {encoder.size} px",
@@ -131,122 +119,46 @@ def _images(
         )
     if wish is not None and wish.layer is not None:
         resolve_layer(encoder, wish.layer)
-    notes = list(images.notes)
-    workspace = Workspace(config)
-    cache = config.cache or workspace.folder / "embeddings"
-    with progress_bar("checking images") as bar:
-        if not config.skip_bad and config.images != "synthetic":
-            images.check()
-        source = Source.open(images, conditions, encoder.size, config.skip_bad)
-        source.workers, source.ray = config.workers, config.ray
-        if source.skipped:
-            source.items, more = usable(source.items, config)
-            notes += more
-        plan = make_plan(source.items, config)
-        unit = plan.kept_together
-        columns = {}
-        tested = np.unique(np.concatenate([test for _, test in plan.rounds[0]]))
-        for name, values in group_columns(source.items, config.groups).items():
-            if len(set(values[tested].tolist())) < 2:
-                notes.append(f"the column {name!r} has one value only in the tested images and was left out")
-            elif name not in (unit, config.labels):
-                columns[name] = np.array([v or "(none)" for v in values.tolist()])
-        bar.turn(f"embedding with {encoder.name}", len(source.items))
-        embeddings = embed(encoder, source, cache, config.device, bar.advance)
-        bar.turn("probing")
-        found = predict(plan, embeddings, ORIGINAL, config.probe)
-        compared = {name: ORIGINAL for name in conditions if name != ORIGINAL}
-        mitigation = None
-        if wish is not None:
-            bar.turn("pruning")
-            mitigation, mended = mitigate(encoder, source, plan, wish, config, cache, workspace)
-            also = predict(plan, mended, f"mitigated {ORIGINAL}", config.probe)
-            found.predicted |= also.predicted
-            found.scores |= also.scores
-            compared |= {f"mitigated {name}": name for name in conditions}
-        scores = score(plan, found, columns, compared)
-        if mitigation is not None:
-            pooled = {s.variant: s.accuracy.value for s in scores if not s.column}
-            for name in conditions:
-                fall = pooled[ORIGINAL] - pooled[name]
-                gain = pooled[f"mitigated {name}"] - pooled[name]
-                if name != ORIGINAL:
-                    mitigation.recovered[name] = gain / fall if fall >= verdict.FALL else None
-        provenance = follow(plan, found, embeddings[ORIGINAL], columns, config)
-        bar.turn("explaining similarities")
-        likeness = explain(
-            encoder,
-            source,
-            plan,
-            found,
-            embeddings[ORIGINAL],
-            columns,
-            config,
-            workspace.folder / ".factors",
-        )
-        bar.turn("drawing the map")
-        arrays = likeness.arrays | _map(
-            embeddings[ORIGINAL], found.predicted[ORIGINAL][0], plan, columns, source, config
-        )
-    fields = {
-        "title": f"{encoder.name} on {images.name}",
-        "width": embeddings[ORIGINAL].shape[1],
-        "modality": "images",
-        "n": len(source.items),
-        "classes": plan.classes,
-        "columns": list(columns),
-        "split": plan.split,
-        "kept_together": unit,
-        "variants": list(found.predicted),
-        "scores": scores,
-        "confusion": {
-            name: confusion(plan, p, found.predicted[ORIGINAL]) for name, p in found.predicted.items()
-        },
-        "provenance": provenance,
-        "artefacts": likeness.artefacts,
-        "regions": likeness.regions,
-        "summaries": likeness.summaries,
-        "mitigation": mitigation,
-        "pairs": likeness.pairs,
-        "basis": f"patches of {patch_size(config, encoder.size)} px",
-        "composite": likeness.composite,
-        "conservation": likeness.conservation,
-        "skipped": [Skipped(id=i, reason=r) for i, r in source.skipped],
-    }
-    return workspace, fields, arrays, notes + plan.notes
 
 
-# --- map -------------------------------------------------------------------------------------------------
-
-
-def _map(
-    embeddings: np.ndarray,
-    predicted: np.ndarray,
-    plan: Plan,
-    columns: Mapping[str, np.ndarray],
-    source: Source,
-    config: SimilarityConfig,
-) -> dict[str, np.ndarray]:
-    """t-SNE of the representations, at most 2,000 points."""
-    from sklearn.decomposition import PCA
-    from sklearn.manifold import TSNE
-
-    index = np.arange(len(embeddings))
-    if len(index) > _SHOWN:
-        index = np.sort(np.random.default_rng(config.seed).choice(len(index), _SHOWN, replace=False))
-    x = embeddings[index].astype(np.float64)
-    x = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
-    if len(x) >= 4:
-        width = min(50, *x.shape)
-        x = PCA(width, random_state=config.seed).fit_transform(x)
-        perplexity = min(30.0, (len(x) - 1) / 3)
-        # Distances are scaled by the data's spread: representations of random networks differ little.
-        x = x / max(float(x[:, 0].std()), 1e-12)
-        x = TSNE(perplexity=perplexity, init="pca", random_state=config.seed).fit_transform(x)
-    return {
-        "embedding": x[:, :2].astype(np.float32),
-        "ids": np.array([source.items[i].id for i in index]),
-        "labels": plan.labels[index],
-        "predicted": predicted[index],
-        **{f"group_{name}": values[index] for name, values in columns.items()},
-    }
+def _findings(study: Study, wish: Wish | None, bar: Bar) -> tuple[Findings, dict[str, np.ndarray]]:
+    """All that is measured and explained, and the arrays."""
+    mitigation = None
+    if wish is not None:
+        bar.turn("pruning")
+        mitigation, study = mitigate(study, wish)
+    scores = score(study)
+    if mitigation is not None:
+        mitigation = mitigation.model_copy(update={"recovered": recovered(scores)})
+    errors = {v.key: confusion(study, v) for v in study.found.predicted}
+    groups = subgroups(study)
+    provenance = follow(study)
+    bar.turn("explaining similarities")
+    explained = explain(study, errors, [g for g in groups if g.falls])
+    bar.turn("drawing the map")
+    found = Findings(
+        encoder=study.encoder.name,
+        trained=study.encoder.trained,
+        width=study.original.shape[1],
+        modality="images",
+        n=len(study.source.items),
+        classes=study.plan.classes,
+        columns=list(study.columns),
+        split=study.plan.split,
+        kept_together=study.unit,
+        variants=list(study.found.predicted),
+        seeds=[study.config.seed + i for i in range(study.config.seeds)],
+        scores=scores,
+        subgroups=groups,
+        confusion=errors,
+        provenance=provenance,
+        artefacts=explained.artefacts,
+        regions=explained.regions,
+        summaries=explained.summaries,
+        mitigation=mitigation,
+        pairs=explained.pairs,
+        basis=f"patches of {study.config.patch(study.encoder.size)} px",
+        composite=explained.composite,
+        conservation=explained.conservation,
+    )
+    return found, explained.arrays | draw_map(study)

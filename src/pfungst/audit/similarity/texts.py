@@ -5,15 +5,14 @@ from __future__ import annotations
 import string
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from pfungst import measure
 from pfungst.audit.result import Interval
 from pfungst.audit.similarity.config import SimilarityConfig
-from pfungst.audit.similarity.result import Pair, Relation
-from pfungst.audit.workspace import Workspace
+from pfungst.audit.similarity.result import Findings, Pair, Relation
 from pfungst.data.delimited import read_rows, require
 from pfungst.errors import DataError
 from pfungst.progress import progress_bar
@@ -48,12 +47,10 @@ def read_pairs(path: Path, positive: str | None = None) -> list[Sentences]:
 
 def audit(
     encoder: Any, rows: list[Sentences], config: SimilarityConfig
-) -> tuple[Workspace, dict[str, Any], dict[str, np.ndarray], list[str]]:
-    """Similarities of all pairs, BiLRP of up to `explain` pairs per relation."""
-    assert config.texts is not None
+) -> tuple[Findings, dict[str, np.ndarray]]:
+    """Similarities of all pairs, BiLRP of up to `explain` pairs per relation: findings and arrays."""
     relations = list(dict.fromkeys(r for *_, r in rows))
     expected = config.positive or (SAME if SAME in relations else relations[0])
-    workspace = Workspace(config)
     words = [a for a, *_ in rows] + [b for _, b, _ in rows]
     vectors = encoder.encode(words, normalise=True).numpy()
     similarity = (vectors[: len(rows)] * vectors[len(rows) :]).sum(1)
@@ -66,69 +63,82 @@ def audit(
     chosen = {r: _chosen(kinds, similarity, r, config) for r in relations}
     with progress_bar("explaining pairs", sum(map(len, chosen.values()))) as bar:
         for relation, index in chosen.items():
-            shared, special, bias = [], [], []
+            shares = []
             for rank, i in enumerate(index):
-                first, second, _ = rows[i]
-                factors = explainer.factor([first, second])
-                r = explainer.pair((factors, 0), (factors, 1))
-                a, b = factors.tokens
-                matrix = r.values[0].numpy().astype(np.float32)
-                worst = max(
-                    worst,
-                    abs(float(r.values.sum() + r.bias[0]) - similarity[i]) / max(abs(similarity[i]), 1e-6),
-                )
-                equal, plain = _token_masks(a, b)
-                positive = np.maximum(matrix, 0)
-                shared.append(float(positive[equal].sum() / max(positive.sum(), 1e-12)))
-                magnitude = np.abs(matrix)
-                special.append(1 - float(magnitude[plain].sum() / max(magnitude.sum(), 1e-12)))
-                bias.append(r.bias_share)
+                pair, matrix, share = _explain(explainer, rows[i], f"pair_{len(pairs)}")
+                error = abs(float(matrix.sum()) + share.bias - similarity[i])
+                worst = max(worst, error / max(abs(similarity[i]), 1e-6))
+                shares.append((share.shared, share.special, pair.bias_share))
                 if rank < config.pairs:
-                    name = f"pair_{len(pairs)}"
-                    arrays[name] = matrix
-                    pairs.append(
-                        Pair(
-                            array=name,
-                            title=relation,
-                            first=first,
-                            second=second,
-                            similarity=float(similarity[i]),
-                            bias_share=r.bias_share,
-                            grids=([len(a)], [len(b)]),
-                            tokens=(a, b),
-                        )
-                    )
+                    arrays[pair.array] = matrix
+                    pairs.append(pair)
                 bar.advance()
             mine = kinds == relation
+            shared, special, bias = np.mean(shares, axis=0).tolist()
             summaries.append(
                 Relation(
                     name=relation,
                     n=int(mine.sum()),
                     similarity=_interval(similarity[mine]),
-                    shared_tokens=float(np.mean(shared)),
-                    special_tokens=float(np.mean(special)),
-                    bias_share=float(np.mean(bias)),
+                    shared_tokens=shared,
+                    special_tokens=special,
+                    bias_share=bias,
                 )
             )
     summaries.sort(key=lambda s: s.name != expected)
     auroc = None
     if len(relations) > 1:
         auroc = float(measure.auroc((kinds == expected).astype(int), similarity))
-    fields = {
-        "title": f"{encoder.name} on {config.texts.name}",
-        "width": vectors.shape[1],
-        "modality": "texts",
-        "n": len(rows),
-        "classes": [s.name for s in summaries],
-        "split": "none",
-        "relations": summaries,
-        "auroc": auroc,
-        "pairs": pairs,
-        "basis": "tokens",
-        "composite": str(getattr(explainer.composite, "name", explainer.composite)),
-        "conservation": worst,
-    }
-    return workspace, fields, arrays, []
+    found = Findings(
+        encoder=encoder.name,
+        trained=encoder.trained,
+        width=vectors.shape[1],
+        modality="texts",
+        n=len(rows),
+        classes=[s.name for s in summaries],
+        split="none",
+        seeds=[config.seed + i for i in range(config.seeds)],
+        relations=summaries,
+        auroc=auroc,
+        pairs=pairs,
+        basis="tokens",
+        composite=str(getattr(explainer.composite, "name", explainer.composite)),
+        conservation=worst,
+    )
+    return found, arrays
+
+
+class _Shares(NamedTuple):
+    shared: float
+    special: float
+    bias: float
+
+
+def _explain(explainer: SimilarityExplainer, row: Sentences, name: str) -> tuple[Pair, np.ndarray, _Shares]:
+    """A pair of sentences, its matrix, and which shares lie between equal words and on no words."""
+    first, second, relation = row
+    factors = explainer.factor([first, second])
+    r = explainer.pair((factors, 0), (factors, 1))
+    a, b = factors.tokens
+    matrix = r.values[0].numpy().astype(np.float32)
+    equal, plain = _token_masks(a, b)
+    positive, magnitude = np.maximum(matrix, 0), np.abs(matrix)
+    pair = Pair(
+        array=name,
+        title=relation,
+        first=first,
+        second=second,
+        similarity=float(r.score[0]),
+        bias_share=r.bias_share,
+        grids=([len(a)], [len(b)]),
+        tokens=(a, b),
+    )
+    shares = _Shares(
+        shared=float(positive[equal].sum() / max(positive.sum(), 1e-12)),
+        special=1 - float(magnitude[plain].sum() / max(magnitude.sum(), 1e-12)),
+        bias=float(r.bias[0]),
+    )
+    return pair, matrix, shares
 
 
 def _chosen(kinds: np.ndarray, similarity: np.ndarray, relation: str, config: SimilarityConfig) -> list[int]:

@@ -4,205 +4,253 @@ An effect is called Clever Hans only when explanation and intervention agree. In
 condition, and the images that it turns wrong gather in one class. Explanation: what the condition pastes carries both the
 similarity of images of different classes and the probe's evidence for that class, more than its area and more than the
 same place without it. An occlusion that merely costs accuracy may meet the second part, but scatters its errors.
+
+A fall on a group of the images is an observation, no intervention: it makes the verdict fragile.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
-from pfungst.audit.result import Better, Metric, Verdict
+from pfungst.audit.result import About, Better, Interval, Metric, Variant, Verdict
 from pfungst.audit.similarity.config import SimilarityConfig
-from pfungst.audit.similarity.result import Artefact, Provenance, SimilarityResult
-
-FALL = 0.03  # of the class-balanced accuracy (Kauffmann et al. 2025)
-EXCESS = 0.1  # by which relevance on a pasted region exceeds its area, for the explanation to agree
-TIMES = 1.5  # by which it exceeds what the same place carries without what is pasted
-GATHER = {
-    False: 0.5,
-    True: 0.8,
-}  # share of the images turned wrong in one class; the second with two classes only
-SHARED = 0.5  # of the positive relevance of sentence pairs between equal words
-TELLS = 0.8  # AUROC from which similarity tells relations apart
-ORIGINAL = "original"
+from pfungst.audit.similarity.prepare import AS_IS
+from pfungst.audit.similarity.result import Artefact, Fall, Findings, ProbeScores, Provenance, Subgroup, named
+from pfungst.errors import few
+from pfungst.measure import limits
 
 
-def judge(result: SimilarityResult) -> Verdict:
+def judge(result: Findings) -> Verdict:
     """The verdict, the most serious and best established thing first."""
     return _judge_texts(result) if result.modality == "texts" else _judge_images(result)
 
 
-def _judge_images(result: SimilarityResult) -> Verdict:
-    base = result.pooled(ORIGINAL)
-    assert base is not None
+def _judge_images(result: Findings) -> Verdict:
+    base = _scores(result, AS_IS)
     chance = 1 / len(result.classes)
-    low = base.accuracy.value if base.accuracy.low is None else base.accuracy.low
+    accuracy = base.accuracy
     what = f"{result.encoder}{'' if result.trained else ' (random weights)'}"
-    told = f"class-balanced accuracy {base.accuracy.value:.2f} over {base.n} images"
+    told = f"class-balanced accuracy {accuracy.value:.2f} over {base.n} images"
+    fallen = falls(result)
+    hans = [c for c in fallen if _agrees(result, c)]
+    follows = sorted((p for p in result.provenance if p.follows), key=lambda p: p.eta2_label - p.eta2_group)
+    numbers = {"accuracy": accuracy.value, "n": base.n, "chance": chance}
+    about = About(numbers=numbers)
     sentences: list[str] = []
-    hans = [c for c in falls(result) if _agrees(result, c)]
-    follows = [p for p in result.provenance if p.follows]
-    if hans:
-        worst = max(hans, key=lambda c: falls(result)[c])
-        level, headline = "clever-hans", _hans(result, worst, what, sentences)
+    if base.n < 2 * limits.TEST_IMAGES:
+        level = "too-few"
+        headline = (
+            f"{base.n} tested images are too few to judge {what}: fewer than {2 * limits.TEST_IMAGES:g}"
+        )
+        sentences.append(f"It has {told}{_between(accuracy)}, where chance is {chance:.2f}.")
+    elif hans:
+        worst, level = hans[0], "clever-hans"
+        into = result.confusion[worst.key].into or ""
+        after = _scores(result, worst).accuracy.value
+        headline = f"A probe on {what} reads {worst} as {into!r}: accuracy {accuracy.value:.2f} → {after:.2f}"
+        sentences += _hans(result, worst)
+        about = About(entry=into, condition=worst.condition, numbers={**numbers, "after": after})
     elif follows:
-        leading = max(follows, key=lambda p: p.eta2_group - p.eta2_label)
-        level, headline = "provenance", f"{what}: the label follows {leading.column}, and so does the probe"
-        sentences += _provenance(leading)
-    elif low <= chance:
-        level = "unfit"
-        headline = f"{what} does not hold the label: {told}, where chance is {chance:.2f}"
-    elif falls(result):
-        worst = max(falls(result), key=lambda c: falls(result)[c])
-        after = result.pooled(worst)
-        assert after is not None
-        level = "fragile"
-        headline = f"A probe on {what} does not survive {worst}: accuracy {base.accuracy.value:.2f} → {after.accuracy.value:.2f}"
-        sentences.append("Explanation and intervention do not agree, so the cause is not established.")
-    else:
-        level = "sound"
-        held = f" and holds under {', '.join(c for c in _conditions(result))}" if _conditions(result) else ""
-        headline = f"A probe on {what} reaches {told}{held}"
-    if level != "provenance":
-        sentences += _mended(result) + [s for p in follows for s in _provenance(p)]
-    if level == "provenance":
+        p, level = follows[0], "provenance"
+        headline = f"{what}: the label follows {p.column}, and so does the probe"
+        sentences += _provenance(p)
         sentences += [
-            f"{p.column} alone: the probe's score follows it too ({'; '.join(p.reasons)})."
-            for p in follows
-            if f"follows {p.column}," not in headline
+            f"{q.column} alone: the probe's score follows it too ({'; '.join(q.reasons)})."
+            for q in follows[1:]
         ]
         sentences.append(f"Pooled, the probe has {told} (chance {chance:.2f}).")
-        sentences += _mended(result)
-    sentences += _regions(result, every=level == "provenance")
+        about = About(entry=p.label, column=p.column, numbers=numbers)
+    elif (accuracy.value if accuracy.low is None else accuracy.low) <= chance:
+        level = "unfit"
+        headline = f"{what} does not hold the label: {told}, where chance is {chance:.2f}"
+    elif fallen:
+        worst, level = fallen[0], "fragile"
+        after = _scores(result, worst).accuracy.value
+        headline = f"A probe on {what} does not survive {worst}: accuracy {accuracy.value:.2f} → {after:.2f}"
+        sentences.append("Explanation and intervention do not agree, so the cause is not established.")
+        about = About(condition=worst.condition, numbers={**numbers, "after": after})
+    elif result.falling:
+        g, level = result.falling[0], "fragile"
+        f = g.falls[0]
+        headline = f"A probe on {what} falls on {g}: {_told(f)}"
+        found = {"inside": f.inside, "outside": f.outside, "p": f.p_value, "n": f.n}
+        about = About(entry=g.group, column=g.column, numbers={**numbers, **found})
+    else:
+        level = "sound"
+        held = [str(c) for c in result.conditions]
+        headline = f"A probe on {what} reaches {told}{' and holds under ' + ', '.join(held) if held else ''}"
+    sentences += _more(result, level == "provenance")
+    return Verdict(level=level, headline=headline, sentences=sentences, about=about)
+
+
+def _more(result: Findings, provenance: bool) -> Iterator[str]:
+    """What is said with every verdict; `provenance` has said where the score comes from already."""
+    for g in result.falling:
+        yield from _group(g, result.falling)
+    yield from _mended(result)
+    for p in result.provenance if not provenance else []:
+        if p.follows:
+            yield from _provenance(p)
+    yield from _regions(result, every=provenance)
+    if untested := [str(g) for g in result.subgroups if g.whole is None]:
+        yield (
+            f"Not tested, as no class has {limits.TEST_IMAGES:g} images in it and as many outside: {few(untested)}."
+        )
     if not result.trained:
-        sentences.append("The encoder has random weights: it is a baseline, not a model anyone trained.")
-    return Verdict(level=level, headline=headline, sentences=sentences)
+        yield "The encoder has random weights: it is a baseline, not a model anyone trained."
 
 
-def _conditions(result: SimilarityResult) -> list[str]:
-    return [v for v in result.variants if v != ORIGINAL and not v.startswith("mitigated ")]
-
-
-def falls(result: SimilarityResult) -> dict[str, float]:
-    """Conditions under which the accuracy falls by a mark (or, with too few repetitions to test, by its size)."""
-    base = result.pooled(ORIGINAL)
-    found = {}
-    for condition in _conditions(result):
-        after = result.pooled(condition)
-        if base is None or after is None:
-            continue
-        fall = base.accuracy.value - after.accuracy.value
-        untested = len(after.per_seed) < 3
-        if after.mark.startswith("↓") or (untested and fall >= FALL):
-            found[condition] = fall
+def _scores(result: Findings, variant: Variant) -> ProbeScores:
+    found = result.pooled(variant)
+    assert found is not None
     return found
 
 
-def _artefact(result: SimilarityResult, condition: str) -> Artefact | None:
-    return next((a for a in result.artefacts if a.condition == condition), None)
+def _between(value: Interval | None) -> str:
+    return "" if value is None or value.low is None else f" ({value.low:.2f} to {value.high:.2f})"
+
+
+def falls(result: Findings) -> list[Variant]:
+    """Conditions under which the accuracy falls by a mark (or, where repetitions tell nothing, by its size), the worst
+    first."""
+    base = _scores(result, AS_IS)
+    found = {}
+    for condition in result.conditions:
+        after = _scores(result, condition)
+        fall = base.accuracy.value - after.accuracy.value
+        if after.mark.startswith("↓") or (after.p_value is None and fall >= limits.FALL):
+            found[condition] = fall
+    return sorted(found, key=lambda c: -found[c])
+
+
+def _artefact(result: Findings, condition: Variant) -> Artefact | None:
+    return next((a for a in result.artefacts if a.condition == condition.condition), None)
 
 
 def _rests(share: float, without: float, area: float) -> bool:
     """Whether a share of relevance shows that what was pasted counts, not merely the place."""
-    return share - area >= EXCESS and share >= TIMES * without
+    return share - area >= limits.EXCESS and share >= limits.TIMES * without
 
 
-def _agrees(result: SimilarityResult, condition: str) -> bool:
+def _agrees(result: Findings, condition: Variant) -> bool:
     """Similarity and the probe's evidence rest on what was pasted, and errors gather in one class because of it."""
-    artefact, errors = _artefact(result, condition), result.confusion[condition]
+    artefact, errors = _artefact(result, condition), result.confusion[condition.key]
     if artefact is None or errors.into is None:
         return False
     similar = _rests(artefact.share, artefact.share_without, artefact.area)
     read = _rests(artefact.evidence, artefact.evidence_without, artefact.area)
-    gathered = errors.turned_share >= GATHER[len(result.classes) == 2]
-    return similar and read and gathered and errors.turned > 0
+    enough = limits.GATHER_OF_TWO if len(result.classes) == 2 else limits.GATHER
+    return similar and read and errors.turned_share >= enough and errors.turned > 0
 
 
-def _hans(result: SimilarityResult, condition: str, what: str, sentences: list[str]) -> str:
-    base, after = result.pooled(ORIGINAL), result.pooled(condition)
-    artefact, errors = _artefact(result, condition), result.confusion[condition]
-    assert base is not None
-    assert after is not None
+def _hans(result: Findings, condition: Variant) -> Iterator[str]:
+    artefact, errors = _artefact(result, condition), result.confusion[condition.key]
     assert artefact is not None
-    sentences.append(
+    yield (
         f"With it pasted, {artefact.share:.0%} of what makes images of different classes alike lies on the pasted region, "
         f"{artefact.area:.0%} of the area ({artefact.share_without:.0%} without it); their mean similarity goes from "
         f"{artefact.similarity_without:.2f} to {artefact.similarity:.2f}."
     )
-    sentences.append(
+    yield (
         f"{artefact.evidence:.0%} of the probe's evidence for {errors.into!r} lies there ({artefact.evidence_without:.0%} "
         "without it)."
     )
-    sentences.append(
+    yield (
         f"Of {errors.turned} images that {condition} turns wrong, {errors.turned_share:.0%} are taken for {errors.into!r}; so are "
         f"{errors.share:.0%} of all {errors.errors} errors under it."
     )
     place = {r.group: r.share for r in result.regions if r.name == f"where {condition} lies" and not r.column}
     own = place.pop(errors.into or "", 0.0)
     others = [share for name, share in place.items() if name]
-    if others and own >= sum(others) / len(others) + EXCESS:
-        sentences.append(
+    if others and own >= sum(others) / len(others) + limits.EXCESS:
+        yield (
             f"In images as they are, {own:.0%} of what makes two images of {errors.into!r} alike lies there (other classes: "
             f"{sum(others) / len(others):.0%}): the class itself holds it."
         )
-    sentences.append("Explanation and intervention agree: this is a Clever Hans effect.")
-    return (
-        f"A probe on {what} reads {condition} as {errors.into!r}: accuracy {base.accuracy.value:.2f} → "
-        f"{after.accuracy.value:.2f}"
-    )
+    yield "Explanation and intervention agree: this is a Clever Hans effect."
 
 
-def _mended(result: SimilarityResult) -> list[str]:
-    found: list[str] = []
+def _told(f: Fall) -> str:
+    """Whose accuracy goes from where to where."""
+    who = f"accuracy for {f.classes[0]!r}" if len(f.classes) == 1 else "class-balanced accuracy"
+    return f"{who} {f.outside:.2f} → {f.inside:.2f}"
+
+
+def _group(g: Subgroup, falling: list[Subgroup]) -> Iterator[str]:
+    """Falls on a group: how large, over which images, what they are taken for, and what they share."""
+    for f in g.falls[:4]:
+        yield (
+            f"{g}: {_told(f)} against the other images of {'these classes' if len(f.classes) > 1 else 'the class'}, over "
+            f"{f.n} images: a fall of {f.fall.value:.2f}{_between(f.fall)}, P = {f.p_value:.2g}."
+        )
+        if f.into is not None:
+            yield f"{f.into_inside:.0%} of them are wrongly taken for {f.into!r}, of the others {f.into_outside:.0%}."
+            others = [o for o in falling if o.column == g.column and o.group != g.group]
+            first = all(falling.index(g) < falling.index(o) for o in others)
+            if first and any(other.classes == [f.into] for o in others for other in o.falls):
+                yield f"Images of {f.into!r} outside {g} fall too: the probe reads {g} as a sign of {f.into!r}."
+    excess = g.alike_excess
+    if excess is None or excess.low is None or excess.high is None:
+        return
+    told = f"{g.alike:.2f}, of the others {g.alike_outside:.2f}, {excess.value:+.2f}{_between(excess)}"
+    if excess.low > 0:
+        yield (
+            f"The encoder sees what they share: two images of different classes in {g} have a mean similarity of {told}. "
+            "That goes with the fall and is no proof of its cause."
+        )
+    elif excess.high >= 0:
+        yield f"Images of different classes in {g} are no more alike than others ({told}): why it falls is not explained."
+
+
+def _mended(result: Findings) -> Iterator[str]:
     if result.mitigation is None:
-        return found
+        return
     taken = result.mitigation.trials[result.mitigation.chosen]
     where = "" if taken.where == "everywhere" else f" in {taken.where}"
     for condition, share in result.mitigation.recovered.items():
-        before, after = result.pooled(condition), result.pooled(f"mitigated {condition}")
-        if share is not None and before is not None and after is not None:
+        if share is not None:
+            before, after = (
+                _scores(result, Variant(condition=condition, mitigated=m)).accuracy.value
+                for m in (False, True)
+            )
             back = f"{share:.0%} of the fall"
             if share > 1.05:
                 back = "more than the fall, since original images hold the artefact too"
-            found.append(
+            yield (
                 f"Setting {taken.k} filters of {taken.layer} to zero{where} brings the accuracy under {condition} from "
-                f"{before.accuracy.value:.2f} to {after.accuracy.value:.2f}: {back}."
+                f"{before:.2f} to {after:.2f}: {back}."
             )
-    return found
 
 
-def _provenance(p: Provenance) -> list[str]:
+def _provenance(p: Provenance) -> Iterator[str]:
     within = "not defined" if p.auroc_within is None else f"{p.auroc_within:.2f}"
-    accuracy = (
-        ""
-        if p.accuracy_within is None
-        else f", class-balanced accuracy {p.accuracy_pooled:.2f} and {p.accuracy_within:.2f}"
-    )
-    found = [
+    accuracy = ""
+    if p.accuracy_within is not None:
+        accuracy = f", class-balanced accuracy {p.accuracy_pooled:.2f} and {p.accuracy_within:.2f}"
+    yield (
         f"{p.column} explains {p.eta2_group:.0%} of the variance of the score for {p.label!r} and the label "
-        f"{p.eta2_label:.0%}; AUROC is {p.auroc_pooled:.2f} pooled and {within} within {p.column}{accuracy}.",
+        f"{p.eta2_label:.0%}; AUROC is {p.auroc_pooled:.2f} pooled and {within} within {p.column}{accuracy}."
+    )
+    yield (
         f"Naming the commonest label of each {p.column}, without looking at any image, has a class-balanced accuracy "
-        f"of {p.by_group_alone:.2f}.",
-    ]
-    if not math.isnan(p.group_readable) and p.group_readable >= p.group_chance + 0.5 * (1 - p.group_chance):
-        found.append(
+        f"of {p.by_group_alone:.2f}."
+    )
+    if p.group_readable >= p.group_chance + limits.READABLE * (1 - p.group_chance):
+        yield (
             f"{p.column} can be read from the representation: accuracy {p.group_readable:.2f}, chance {p.group_chance:.2f}."
         )
-    return found
 
 
-def _regions(result: SimilarityResult, every: bool) -> list[str]:
-    """Shares on places that should not matter: all of them, or those that carry 1.5 times their area."""
-    found = []
-    for name in ("border", "burnt-in marks"):
-        region = next((r for r in result.regions if r.name == name and not r.column and not r.group), None)
-        if region is not None and (every or region.share >= TIMES * region.area):
-            found.append(
-                f"{region.share:.1%} of the similarity's relevance lies on the {name}, {region.area:.1%} of the area."
-            )
-    return found
+def _regions(result: Findings, every: bool) -> Iterator[str]:
+    """Shares on places that should not matter: all of them, or those that carry more than their area."""
+    for r in result.regions:
+        whole = r.name in ("border", "burnt-in marks") and not r.column and not r.group
+        if whole and (every or r.share >= limits.TIMES * r.area):
+            yield f"{r.share:.1%} of the similarity's relevance lies on the {r.name}, {r.area:.1%} of the area."
 
 
-def _judge_texts(result: SimilarityResult) -> Verdict:
+def _judge_texts(result: Findings) -> Verdict:
     expected, *others = result.relations
     sentences = [
         f"Mean similarity: {expected.name} {expected.similarity.value:.2f}"
@@ -211,122 +259,108 @@ def _judge_texts(result: SimilarityResult) -> Verdict:
     ]
     if not others or result.auroc is None:
         headline = f"{result.encoder}: {expected.shared_tokens:.0%} of what makes {expected.name} pairs alike lies between equal words"
-        return Verdict(level="sound", headline=headline, sentences=sentences)
+        return Verdict(
+            level="sound", headline=headline, sentences=sentences, about=About(entry=expected.name)
+        )
     worst = max(others, key=lambda o: o.similarity.value)
+    about = About(entry=worst.name, numbers={"auroc": result.auroc, "shared": worst.shared_tokens})
     sentences.append(
         f"{worst.shared_tokens:.0%} of the positive relevance of {worst.name} pairs lies between equal words, "
         f"{worst.special_tokens:.0%} of all relevance on separators and punctuation."
     )
-    if result.auroc >= TELLS:
+    if result.auroc >= limits.TELLS_APART:
         headline = f"{result.encoder} tells {expected.name} from {', '.join(o.name for o in others)}: AUROC {result.auroc:.2f}"
-        return Verdict(level="sound", headline=headline, sentences=sentences)
+        return Verdict(level="sound", headline=headline, sentences=sentences, about=about)
     headline = f"{result.encoder} finds {worst.name} pairs as alike as {expected.name} ones (AUROC {result.auroc:.2f})"
-    if worst.shared_tokens >= SHARED:
-        sentences.append(
-            "Changing what a sentence says leaves the similarity high, and the relevance lies on the words that did "
-            "not change: explanation and intervention agree, it looks at shared words."
-        )
-        return Verdict(
-            level="clever-hans", headline=f"{headline}: it looks at shared words", sentences=sentences
-        )
-    return Verdict(level="unfit", headline=headline, sentences=sentences)
+    if worst.shared_tokens < limits.EQUAL_WORDS:
+        return Verdict(level="unfit", headline=headline, sentences=sentences, about=about)
+    sentences.append(
+        "Changing what a sentence says leaves the similarity high, and the relevance lies on the words that did "
+        "not change: explanation and intervention agree, it looks at shared words."
+    )
+    headline += ": it looks at shared words"
+    return Verdict(level="clever-hans", headline=headline, sentences=sentences, about=about)
 
 
-def metrics(result: SimilarityResult) -> dict[str, Metric]:
+# --- gates -----------------------------------------------------------------------------------------------
+
+_ROW = tuple[str, Better, str, str, float | None]  # name, better, meaning, where, value
+
+
+def metrics(result: Findings) -> dict[str, Metric]:
     """The gateable metrics: for each the worst over conditions, groups and columns."""
     table: dict[str, tuple[dict[str, float], Better, str]] = {}
-
-    def add(name: str, better: Better, meaning: str, where: str, value: float | None) -> None:
+    rows = _text_rows(result) if result.modality == "texts" else _image_rows(result)
+    for name, better, meaning, where, value in rows:
         if value is not None and not math.isnan(value):
             table.setdefault(name, ({}, better, meaning))[0][where] = float(value)
-
-    base = result.pooled(ORIGINAL)
-    if base is not None:
-        add("accuracy", "higher", "class-balanced accuracy of the probe", "all images", base.accuracy.value)
-        add(
-            "fpr",
-            "lower",
-            "false positive rate of the probe",
-            "all images",
-            base.fpr.value if base.fpr else None,
-        )
-    for s in result.scores:
-        if s.column and s.variant == ORIGINAL and len(s.counts) > 1:
-            where = f"{s.column} {s.group}"
-            add("accuracy-group", "higher", "class-balanced accuracy within a group", where, s.accuracy.value)
-            add(
-                "fpr-group",
-                "lower",
-                "false positive rate within a group",
-                where,
-                s.fpr.value if s.fpr else None,
-            )
-    for condition in _conditions(result):
-        after, mended = result.pooled(condition), result.pooled(f"mitigated {condition}")
-        assert base is not None
-        assert after is not None
-        fall = "accuracy on the original images minus accuracy under the condition"
-        add("condition-drop", "lower", fall, condition, base.accuracy.value - after.accuracy.value)
-        errors = result.confusion[condition]
-        add("confusion-share", "lower", "share of the errors in one class", condition, errors.share)
-        if mended is not None:
-            lost = base.accuracy.value - mended.accuracy.value
-            add("mitigated-drop", "lower", "the same with the pruned encoder", condition, lost)
-    if result.mitigation is not None:
-        for condition, share in result.mitigation.recovered.items():
-            add("recovered", "higher", "share of the fall that pruning brings back", condition, share)
-    for a in result.artefacts:
-        meaning = "share of the relevance on what is pasted, less its area"
-        add("artefact-excess", "lower", meaning, a.condition, a.share - a.area)
-        meaning = "share of the probe's evidence on what is pasted, less its area"
-        add("evidence-excess", "lower", meaning, a.condition, a.evidence - a.area)
-    for r in result.regions:
-        if not r.column and not r.group:
-            add(
-                "region-excess",
-                "lower",
-                "share of the relevance on a region, less its area",
-                r.name,
-                r.share - r.area,
-            )
-    for p in result.provenance:
-        gap = None if p.auroc_within is None else abs(p.auroc_pooled - p.auroc_within)
-        add("provenance-gap", "lower", "AUROC pooled against within groups", p.column, gap)
-        meaning = "share of the score's variance explained by the group, less that by the label"
-        add("provenance-eta2", "lower", meaning, p.column, p.eta2_group - p.eta2_label)
-    add("auroc", "higher", "similarity of the first relation against the others", "all pairs", result.auroc)
-    for o in result.relations[1:]:
-        add(
-            "similarity",
-            "lower",
-            "mean similarity of pairs that should not be alike",
-            o.name,
-            o.similarity.value,
-        )
-    for o in result.relations:
-        add("shared-tokens", "lower", "share of the relevance between equal words", o.name, o.shared_tokens)
-    add(
-        "conservation",
-        "lower",
-        "error of relevance and biases against the similarity",
-        "worst pair",
-        result.conservation,
-    )
     return {name: Metric.worst(per, better, meaning) for name, (per, better, meaning) in table.items()}
 
 
-def _pruning_note(result: SimilarityResult) -> list[str]:
-    if result.mitigation is None:
-        return []
-    leak = "" if result.split == "given" else " (those of the first fold, which other folds test on)"
-    return [
-        "Filters are ranked by their mean activation with the condition minus without, on training images. Settings are "
-        f"compared on {result.mitigation.images} validation images held out of the training images{leak}, by a probe fitted "
-        "anew on the rest; where the audit chooses, the mean of the accuracies without and with the condition decides."
-    ]
+def _image_rows(result: Findings) -> Iterator[_ROW]:
+    base = _scores(result, AS_IS)
+    accuracy = base.accuracy.value
+    for s in result.scores:
+        if s.variant == AS_IS and (not s.column or len(s.counts) > 1):
+            end, where = ("-group", named(s.column, s.group)) if s.column else ("", "all images")
+            inside = " within a group" if s.column else " of the probe"
+            yield f"accuracy{end}", "higher", f"class-balanced accuracy{inside}", where, s.accuracy.value
+            fpr = None if s.fpr is None else s.fpr.value
+            yield f"fpr{end}", "lower", f"false positive rate{inside}", where, fpr
+    for g in result.subgroups:
+        for f in [g.whole, *g.classes] if g.whole is not None else []:
+            meaning = "accuracy of the other images of the same classes minus that of the group"
+            where = str(g) + ("" if f is g.whole else f", {f.classes[0]}")
+            yield "group-drop", "lower", meaning, where, f.fall.value
+    for condition in result.conditions:
+        where = condition.condition
+        meaning = "accuracy on the original images minus accuracy under the condition"
+        yield "condition-drop", "lower", meaning, where, accuracy - _scores(result, condition).accuracy.value
+        share = result.confusion[condition.key].share
+        yield "confusion-share", "lower", "share of the errors in one class", where, share
+        mended = result.pooled(Variant(condition=where, mitigated=True))
+        lost = None if mended is None else accuracy - mended.accuracy.value
+        yield "mitigated-drop", "lower", "the same with the pruned encoder", where, lost
+    for where, back in (result.mitigation.recovered if result.mitigation else {}).items():
+        yield "recovered", "higher", "share of the fall that pruning brings back", where, back
+    for a in result.artefacts:
+        meaning = "share of the relevance on what is pasted, less its area"
+        yield "artefact-excess", "lower", meaning, a.condition, a.share - a.area
+        meaning = "share of the probe's evidence on what is pasted, less its area"
+        yield "evidence-excess", "lower", meaning, a.condition, a.evidence - a.area
+    for r in result.regions:
+        if not r.column and not r.group:
+            meaning = "share of the relevance on a region, less its area"
+            yield "region-excess", "lower", meaning, r.name, r.share - r.area
+    for p in result.provenance:
+        gap = None if p.auroc_within is None else abs(p.auroc_pooled - p.auroc_within)
+        yield "provenance-gap", "lower", "AUROC pooled against within groups", p.column, gap
+        meaning = "share of the score's variance explained by the group, less that by the label"
+        yield "provenance-eta2", "lower", meaning, p.column, p.eta2_group - p.eta2_label
+    yield from _conserved(result)
 
 
-def explain_numbers(result: SimilarityResult, config: SimilarityConfig) -> list[str]:
+def _text_rows(result: Findings) -> Iterator[_ROW]:
+    meaning = "similarity of the first relation against the others"
+    yield "auroc", "higher", meaning, "all pairs", result.auroc
+    for number, o in enumerate(result.relations):
+        if number:
+            meaning = "mean similarity of pairs that should not be alike"
+            yield "similarity", "lower", meaning, o.name, o.similarity.value
+        meaning = "share of the relevance between equal words"
+        yield "shared-tokens", "lower", meaning, o.name, o.shared_tokens
+    yield from _conserved(result)
+
+
+def _conserved(result: Findings) -> Iterator[_ROW]:
+    meaning = "error of relevance and biases against the similarity"
+    yield "conservation", "lower", meaning, "worst pair", result.conservation
+
+
+# --- words -----------------------------------------------------------------------------------------------
+
+
+def explain_numbers(result: Findings, config: SimilarityConfig) -> list[str]:
     """How the numbers were made, for the reader of the report."""
     basis = (
         f"BiLRP of the cosine similarity ({result.composite}, {result.basis}; Eberle et al. 2022): values over pairs of "
@@ -349,20 +383,39 @@ def explain_numbers(result: SimilarityResult, config: SimilarityConfig) -> list[
         "logreg": "multinomial logistic regression (ℓ2, C = 1, no offset, classes balanced)",
         "svm": "linear support vector machine (C = 0.01, classes balanced)",
     }[config.probe]
+    unit = result.kept_together or "image"
+    groups = (
+        f"Groups are held against all other images, class by class and class-balanced over these classes (of {limits.TEST_IMAGES:g} "
+        f"images or more on either side). ↓ and ↓↓ of a group need P < {limits.P_GROUP:g} by permutation over {unit}s, adjusted "
+        "over all groups and classes (Holm). Similarity of images of different classes: the same mix of pairs of classes on "
+        "either side."
+    )
     return [
         f"Probe: {probe}. Split: {split}{kept}.",
         f"Accuracies are means of the classes' recalls over {len(result.seeds)} repetitions; intervals are 95 % bootstrap "
-        f"intervals over {result.kept_together or 'image'}s.",
+        f"intervals over {unit}s.",
         "Rebalanced: accuracy with weights that cap each class at the weight of 10 images (Kauffmann et al. 2025).",
-        "Probes are fitted on original images only and see every condition with the same weights; the mitigated probe is "
+        "Probes are fitted on original images only and see every condition with the same weights; the mended probe is "
         "fitted anew on the pruned encoder.",
-        "Marks: ↓ accuracy falls by 0.03 or more, ↓↓ by 0.06 or more, ↑ rises by 0.03 or more, only where a two-sided t-test "
-        "over at least 3 repetitions gives P < 0.001. Conditions are held against the original images, the mitigated "
-        "encoder against the same condition.",
+        f"Marks: ↓ accuracy falls by {limits.FALL:.2f} or more, ↓↓ by {limits.LARGE_FALL:.2f} or more, ↑ rises by "
+        f"{limits.FALL:.2f} or more, only where a two-sided t-test over at least {limits.SEEDS_TESTED:g} repetitions gives P < "
+        f"{limits.P_MARK:g}. Conditions are held against the original images, the mended encoder against the same condition.",
+        *([groups] if result.subgroups else []),
         *_pruning_note(result),
         basis,
         "Evidence: positive relevance of the probe's score for the class that errors fall into minus its score for the "
         "true class, read through the encoder with the same rules, over images of other classes.",
         f"Averages over groups: mean |relevance| over up to 150 pairs within each group, among {config.explain} images.",
-        "The border is the outer 8 % of each side; burnt-in marks are small saturated spots near the edges, looked for at up to 512 px, a heuristic.",
+        "The border is the outer 8 % of each side; burnt-in marks are small saturated spots near the edges, looked for at up "
+        "to 512 px, a heuristic.",
     ]
+
+
+def _pruning_note(result: Findings) -> Iterator[str]:
+    if result.mitigation is not None:
+        leak = "" if result.split == "given" else " (those of the first fold, which other folds test on)"
+        yield (
+            "Filters are ranked by their mean activation with the condition minus without, on training images. Settings are "
+            f"compared on {result.mitigation.images} validation images held out of the training images{leak}, by a probe fitted "
+            "anew on the rest; where the audit chooses, the mean of the accuracies without and with the condition decides."
+        )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,16 +11,17 @@ from pydantic import BaseModel
 from sklearn.model_selection import StratifiedGroupKFold
 
 from pfungst import measure
-from pfungst.audit.similarity.config import SimilarityConfig
-from pfungst.audit.similarity.embeddings import ORIGINAL, Source, embed
-from pfungst.audit.similarity.probing import Plan, fit_probe
-from pfungst.audit.similarity.result import Mitigation, Trial
-from pfungst.audit.workspace import Workspace
+from pfungst.audit.result import Variant
+from pfungst.audit.similarity.embeddings import ORIGINAL, Source
+from pfungst.audit.similarity.prepare import AS_IS, Study
+from pfungst.audit.similarity.result import Mitigation, ProbeScores, Trial
 from pfungst.encoders import Encoder
 from pfungst.encoders.edits import resolve_layer
 from pfungst.errors import ConfigError
 from pfungst.features import combined
+from pfungst.measure import limits
 from pfungst.mitigate.pruning import Pruning, filter_responses, prunable_layers, region, sweep
+from pfungst.probes import Plan, fit_probe
 
 _RESPONSES = 200  # training images that the responses of filters are measured on
 _LAYERS = 6  # tried by auto, spread over the depth
@@ -106,16 +106,8 @@ class _Sweep(BaseModel):
     spec: str
 
 
-def mitigate(
-    encoder: Encoder,
-    source: Source,
-    plan: Plan,
-    wish: Wish,
-    config: SimilarityConfig,
-    cache: Path,
-    workspace: Workspace,
-) -> tuple[Mitigation, dict[str, np.ndarray]]:
-    """The sweep, and the representations of the pruned encoder by variant ("mitigated CONDITION").
+def mitigate(study: Study, wish: Wish) -> tuple[Mitigation, Study]:
+    """The sweep, and the study with the variants of the pruned encoder.
 
     Filters respond to the first condition on training images. Settings are compared on a fifth of the training images
     (or of a sample of them), by a probe fitted on the rest: the mean of the class-balanced accuracies without and
@@ -125,61 +117,71 @@ def mitigate(
     Raises:
         ConfigError, InputError: see :func:`settings` and :func:`pfungst.mitigate.prune`.
     """
-    rng = np.random.default_rng(config.seed)
-    train = np.unique(plan.rounds[0][0][0])
-    if plan.split == "given":
-        train = np.unique(np.concatenate([fit for fold in plan.rounds for fit, _ in fold]))
-    names = list(source.conditions)
-    pictures = source.pick(rng.permutation(train)[:_RESPONSES].tolist())
+    train = study.plan.fitted
+    drawn = np.random.default_rng(study.config.seed).permutation(train)[:_RESPONSES].tolist()
+    names = list(study.source.conditions)
+    pictures = study.source.pick(drawn, [ORIGINAL, names[1]])
     with_artefact, without = pictures[names[1]], pictures[ORIGINAL]
-    part = f"sweep {combined(encoder.key(), source.state())}"
-    store = workspace.load_part(part, _Sweep)
-    if store is None:
-        fit, held_out = _split(plan, train, encoder.size, config.seed)
-        fitted = source.pick(fit.tolist(), [ORIGINAL])[ORIGINAL]
-        tested = source.pick(held_out.tolist())
-
-        def evaluate(candidate: Encoder) -> dict[str, float]:
-            probe = fit_probe(
-                config.probe, candidate.encode(fitted, device=config.device).numpy(), plan.labels[fit]
-            )
-            truth = plan.labels[held_out]
-            scores = {
-                name: float(
-                    measure.balanced_accuracy(truth, probe.predict(candidate.encode(x, device=config.device)))
-                )
-                for name, x in tested.items()
-            }
-            return {**scores, "mean": (scores[ORIGINAL] + scores[names[1]]) / 2}
-
-        ks = sorted({*config.sweep, *([wish.k] if wish.k is not None else [])})
-        done = sweep(encoder, with_artefact, without, evaluate, settings(encoder, wish, source, ks))
-        rows = [r for r in done.rows[1:] if wish.k is None or r["k"] == wish.k]
-        if not rows:
-            raise ConfigError(
-                f"no layer has {wish.k or min(ks)} filters to prune", "lower the number of filters"
-            )
-        best = max(rows, key=lambda r: (r["mean"], -r["k"]))
-        if wish.layer is not None and wish.k is not None:
-            best = rows[0]
-        trials = [_trial(row, names) for row in done.rows]
-        store = _Sweep(
-            trials=trials, chosen=done.rows.index(best), images=len(held_out), spec=best["setting"]
-        )
-        workspace.save_part(part, store)
-    pruned = Pruning.parse(store.spec).apply(encoder, with_artefact, without)
-    if encoder.architecture is not None:
-        pruned.save(workspace.folder / "pruned")
-    mended = embed(pruned, source, cache, config.device)
+    part = f"sweep {combined(study.encoder.key(), study.source.state())}"
+    done = study.workspace.load_part(part, _Sweep)
+    if done is None:
+        done = _compare(study, wish, with_artefact, without, train)
+        study.workspace.save_part(part, done)
+    pruned = Pruning.parse(done.spec).apply(study.encoder, with_artefact, without)
+    if study.encoder.architecture is not None:
+        pruned.save(study.workspace.folder / "pruned")
     mitigation = Mitigation(
-        spec=store.spec,
+        spec=done.spec,
         filters=pruned.edits[-1]["filters"],
-        trials=store.trials,
-        chosen=store.chosen,
-        images=store.images,
-        recovered={},
+        trials=done.trials,
+        chosen=done.chosen,
+        images=done.images,
     )
-    return mitigation, {f"mitigated {name}": values for name, values in mended.items()}
+    return mitigation, study.with_mended(pruned)
+
+
+def recovered(scores: list[ProbeScores]) -> dict[str, float | None]:
+    """Per condition the share of the fall that came back; None where there was none."""
+    pooled = {s.variant: s.accuracy.value for s in scores if not s.column}
+    found: dict[str, float | None] = {}
+    for variant, after in pooled.items():
+        if variant.mitigated and variant.condition != ORIGINAL:
+            under = pooled[Variant(condition=variant.condition)]
+            fall = pooled[AS_IS] - under
+            found[variant.condition] = (after - under) / fall if fall >= limits.FALL else None
+    return found
+
+
+def _compare(
+    study: Study, wish: Wish, with_artefact: torch.Tensor, without: torch.Tensor, train: np.ndarray
+) -> _Sweep:
+    """All settings on held-out training images, and which one is taken."""
+    config, plan, encoder = study.config, study.plan, study.encoder
+    names = list(study.source.conditions)
+    fit, held_out = _split(plan, train, encoder.size, config.seed)
+    fitted = study.source.pick(fit.tolist(), [ORIGINAL])[ORIGINAL]
+    tested = study.source.pick(held_out.tolist())
+
+    def evaluate(candidate: Encoder) -> dict[str, float]:
+        x = candidate.encode(fitted, device=config.device).numpy()
+        probe = fit_probe(config.probe, x, plan.labels[fit])
+        said = {n: probe.predict(candidate.encode(t, device=config.device)) for n, t in tested.items()}
+        scores = {n: float(measure.balanced_accuracy(plan.labels[held_out], s)) for n, s in said.items()}
+        return {**scores, "mean": (scores[ORIGINAL] + scores[names[1]]) / 2}
+
+    ks = sorted({*config.sweep, *([wish.k] if wish.k is not None else [])})
+    done = sweep(encoder, with_artefact, without, evaluate, settings(encoder, wish, study.source, ks))
+    rows = [r for r in done.rows[1:] if wish.k is None or r["k"] == wish.k]
+    if not rows:
+        raise ConfigError(f"no layer has {wish.k or min(ks)} filters to prune", "lower the number of filters")
+    given = wish.layer is not None and wish.k is not None
+    best = rows[0] if given else max(rows, key=lambda r: (r["mean"], -r["k"]))
+    return _Sweep(
+        trials=[_trial(row, names) for row in done.rows],
+        chosen=done.rows.index(best),
+        images=len(held_out),
+        spec=best["setting"],
+    )
 
 
 def _split(plan: Plan, train: np.ndarray, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

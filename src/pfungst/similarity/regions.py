@@ -10,6 +10,7 @@ from torch import Tensor
 BORDER = 0.08  # of each side
 _BRIGHT = 0.97  # of the range, for what was written by a machine
 _MARK = (2e-5, 0.01)  # share of the image that one mark takes
+_CHANGE = 0.1  # of the largest change by pasting
 _EDGE = 0.25  # marks lie this near to an edge
 
 
@@ -69,3 +70,17 @@ def in_patches(masks: Tensor, patch: int, least: float = 0.5) -> Tensor:
         return covered > 0
     most = covered.amax((-2, -1), keepdim=True).clamp(min=1)
     return covered >= torch.minimum(torch.full_like(most, least * patch**2), most)
+
+
+def changed(before: Tensor, after: Tensor, region: Tensor, patch: int) -> np.ndarray:
+    """The images that pasting changes (N,): those that hold the artefact already stay nearly as they are.
+
+    Args:
+        before, after: images (N, C, S, S).
+        region: patches that something was pasted on, boolean (H, W).
+        patch: side of a patch in pixels.
+    """
+    size = before.shape[-1]
+    mask = region.repeat_interleave(patch, 0).repeat_interleave(patch, 1)[:size, :size]
+    change = (after - before).abs().mean(1)[:, mask].mean(1)
+    return (change >= _CHANGE * change.max().clamp(min=1e-6)).numpy()

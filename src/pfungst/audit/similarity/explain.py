@@ -1,0 +1,352 @@
+"""What makes images alike to an encoder: BiLRP of the most similar pairs, averages over groups, shares on regions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pfungst.audit.result import Variant
+from pfungst.audit.similarity.embeddings import ORIGINAL
+from pfungst.audit.similarity.prepare import Study
+from pfungst.audit.similarity.result import Artefact, Confusion, Group, Pair, Region, Subgroup
+from pfungst.features import combined
+from pfungst.relevance import Patches
+from pfungst.similarity import (
+    Factors,
+    PairRelevance,
+    SimilarityExplainer,
+    flat_map,
+    pasted_likeness,
+    relevance_on,
+    similar_pairs,
+)
+from pfungst.similarity.regions import border, burnt_in, changed, in_patches
+
+_PAIRS = 150  # averaged per group
+_STAMPED = 12  # images explained with and without what a condition pastes
+_CLASSES = 12  # classes of which pairs are shown
+_FALLING = 3  # marked groups of which a pair is shown
+_CANDIDATES = 2000  # images that the most similar pairs are looked for among
+_SHARP = 512  # pixels at most that burnt-in marks are looked for at
+_MAP = 2000  # points of the map
+
+
+@dataclass(frozen=True)
+class Explained:
+    """What the explanations gave; the fields of the result of these names, and its arrays."""
+
+    pairs: list[Pair]
+    summaries: list[Group]
+    regions: list[Region]
+    artefacts: list[Artefact]
+    arrays: dict[str, np.ndarray]
+    conservation: float
+    composite: str
+
+
+def explain(study: Study, errors: Mapping[str, Confusion], falling: Sequence[Subgroup]) -> Explained:
+    """Explain the most similar pairs of every class and of marked groups, pairs within every group, and what conditions
+    paste.
+
+    Factors lie among the unfinished parts of the output folder, so that an interrupted run goes on.
+    """
+    patch = study.config.patch(study.encoder.size)
+    explainer = SimilarityExplainer(study.encoder, basis=Patches(patch), metric="cosine")
+    candidates = study.plan.tested
+    if len(candidates) > _CANDIDATES:
+        candidates = np.random.default_rng(study.config.seed).choice(candidates, _CANDIDATES, replace=False)
+    shown = list(_shown(study, candidates, falling))
+    sample = _sample(candidates, study)
+    chosen = list(dict.fromkeys([*sample, *(n for _, i, j, _ in shown for n in (i, j))]))
+    images = study.source.pick(chosen)
+    name = f"factors {combined(study.encoder.key(), study.source.state(), chosen)}"
+    batch = max(1, min(16, 2**16 // study.encoder.size**2))
+    store = study.workspace.working(name)
+    work = _Work(
+        study, explainer, patch, batch, sample, explainer.factor(images[ORIGINAL], batch, store / "original")
+    )
+    drawn = {name: x[: len(sample)] for name, x in images.items()}  # they come first
+
+    gallery = _Gallery()
+    artefacts = [
+        found
+        for number, variant in enumerate(study.conditions)
+        if (found := _artefact(work, variant, drawn, errors, store / str(number), gallery)) is not None
+    ]
+    worst = 0.0
+    for title, i, j, cosine in shown:
+        a, b = (chosen.index(n) for n in (i, j))
+        r = explainer.pair((work.factors, a), (work.factors, b))
+        worst = max(worst, abs(float(r.values.sum() + r.bias[0]) - cosine) / max(abs(cosine), 1e-6))
+        tags = [[v[n].item() for v in study.columns.values()] for n in (i, j)]
+        if title not in study.plan.classes:
+            tags = [[study.plan.labels[n].item(), *t] for n, t in zip((i, j), tags, strict=True)]
+        names = (study.source.items[i].id, study.source.items[j].id)
+        gallery.add(r, title, names, (images[ORIGINAL][a], images[ORIGINAL][b]), tags)
+    summaries, arrays = _summaries(work, drawn[ORIGINAL])
+    arrays |= gallery.arrays
+    if gallery.pictures:
+        arrays["pictures"] = _pictures(torch.stack(gallery.pictures))
+    return Explained(
+        pairs=gallery.pairs,
+        summaries=summaries,
+        regions=_regions(work),
+        artefacts=artefacts,
+        arrays=arrays,
+        conservation=worst,
+        composite=str(getattr(explainer.composite, "name", explainer.composite)),
+    )
+
+
+@dataclass(frozen=True)
+class _Work:
+    """The explainer at work: patches of `patch` px, and the factors of the images of the sample, which come first."""
+
+    study: Study
+    explainer: SimilarityExplainer
+    patch: int
+    batch: int
+    sample: list[int]
+    factors: Factors
+
+    def groups(self) -> Iterator[tuple[str, str, np.ndarray]]:
+        """Column ("" for the label), name and rows of every class and group within the sample."""
+        for column, values in {"": self.study.plan.labels, **self.study.columns}.items():
+            names = values[self.sample]
+            for name in np.unique(names).tolist():
+                yield column, name, np.flatnonzero(names == name)
+
+    def pasted(self, condition: str) -> Tensor | None:
+        """The patches that a condition pastes a logo on, (H, W)."""
+        size = self.study.encoder.size
+        box = self.study.source.conditions[condition].logo_box(size)
+        if box is None:
+            return None
+        mask = torch.zeros(size, size, dtype=torch.bool)
+        mask[box[0] : box[2], box[1] : box[3]] = True
+        return in_patches(mask, self.patch)
+
+
+def _shown(
+    study: Study, candidates: np.ndarray, falling: Sequence[Subgroup]
+) -> Iterator[tuple[str, int, int, float]]:
+    """Title, images and similarity of the pairs to show: across classes in marked groups, then within classes."""
+    labels, units, count = study.plan.labels, study.plan.units, study.config.pairs
+    sharing = [g for g in falling if g.alike_excess is None or (g.alike_excess.high or 0) >= 0]
+    for g in sharing[:_FALLING]:
+        inside = candidates[study.columns[g.column][candidates] == g.group]
+        for pair in similar_pairs(study.original, inside, units, count, apart=labels):
+            yield (str(g), *pair)
+    for label in study.plan.classes[:_CLASSES]:
+        for pair in similar_pairs(study.original, candidates[labels[candidates] == label], units, count):
+            yield (label, *pair)
+
+
+def _sample(candidates: np.ndarray, study: Study) -> list[int]:
+    """Images for averages, in turn from all classes, two at a time: one alone makes no pair."""
+    chosen: list[int] = []
+    rng = np.random.default_rng(study.config.seed)
+    labels = study.plan.labels[candidates]
+    queues = [rng.permutation(candidates[labels == c]).tolist() for c in study.plan.classes]
+    while len(chosen) < study.config.explain and any(queues):
+        for queue in queues:
+            if len(chosen) < study.config.explain:
+                chosen += [int(queue.pop()) for _ in range(min(2, len(queue)))]
+    return chosen[: study.config.explain]
+
+
+@dataclass
+class _Gallery:
+    """Explained pairs with what is needed to draw them."""
+
+    pairs: list[Pair] = field(default_factory=list)
+    pictures: list[Tensor] = field(default_factory=list)
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def add(
+        self,
+        r: PairRelevance,
+        title: str,
+        names: tuple[str, str],
+        pictures: tuple[Tensor, Tensor],
+        tags: list[list[str]],
+    ) -> None:
+        """One pair; pictures are (3, S, S)."""
+        name, row = f"pair_{len(self.pairs)}", len(self.pictures)
+        self.arrays[name] = r.values[0].numpy().astype(np.float32)
+        self.pictures += pictures
+        self.pairs.append(
+            Pair(
+                array=name,
+                title=title,
+                first=names[0],
+                second=names[1],
+                tags=tags,
+                similarity=float(r.score[0]),
+                bias_share=r.bias_share,
+                grids=(list(r.grids[0]), list(r.grids[1])),
+                rows=(row, row + 1),
+            )
+        )
+
+
+def _pictures(images: Tensor) -> np.ndarray:
+    images = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
+    return (images.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
+
+
+def _summaries(work: _Work, images: Tensor) -> tuple[list[Group], dict[str, np.ndarray]]:
+    """BiLRP averaged over the pairs within every class and group that has any."""
+    found: list[Group] = []
+    profiles: list[np.ndarray] = []
+    backgrounds: list[np.ndarray] = []
+    factors = work.factors.first(len(work.sample))
+    for column in dict.fromkeys(c for c, _, rows in work.groups() if len(rows) > 1):
+        labels = (work.study.columns[column] if column else work.study.plan.labels)[work.sample]
+        for s in work.explainer.group_summary(
+            factors, labels.tolist(), max_pairs=_PAIRS, seed=work.study.config.seed
+        ):
+            found.append(
+                Group(
+                    column=column,
+                    name=str(s.label),
+                    pairs=s.pairs,
+                    similarity=s.similarity,
+                    top_share=sum(share for _, _, share in s.top),
+                    bias_share=s.bias_share,
+                    row=len(profiles),
+                )
+            )
+            profiles.append(s.profile.numpy().astype(np.float32))
+            members = torch.from_numpy(np.flatnonzero(labels == s.label))
+            backgrounds.append(_pictures(images[members].mean(0, keepdim=True))[0])
+    stacked = {"profiles": np.stack(profiles), "background": np.stack(backgrounds)} if found else {}
+    return found, stacked
+
+
+def _regions(work: _Work) -> list[Region]:
+    """Border, burnt-in marks and where conditions paste something, in images as they are: share of the relevance of
+    pairs within each class and group, and of the area."""
+    count = len(work.sample)
+    frames = {"border": in_patches(border(work.study.encoder.size), work.patch)}
+    for variant in work.study.conditions:
+        pasted = work.pasted(variant.condition)
+        if pasted is not None:
+            frames[f"where {variant} lies"] = pasted
+    masks = {name: m.expand(count, -1, -1) for name, m in frames.items()}
+    marks = _marks(work.study, work.sample, work.patch)
+    marked = marks.flatten(1).any(1).numpy()
+    result = []
+    for column, group, rows in [("", "", np.arange(count)), *work.groups()]:
+        places = [(rows, masks), (rows[marked[rows]], {"burnt-in marks": marks})]
+        for members, regions in places:
+            for name, share in relevance_on(
+                work.explainer, work.factors, members, regions, max_pairs=_PAIRS
+            ).items():
+                area = float(regions[name][torch.from_numpy(members)].float().mean())
+                result.append(Region(name=name, column=column, group=group, share=share, area=area))
+    return result
+
+
+def _marks(study: Study, chosen: Sequence[int], patch: int) -> Tensor:
+    """The patches with burnt-in marks (N, H, W); they are looked for where they are still sharp, at up to 512 px."""
+    source = study.source
+    native = int(np.median([min(np.asarray(source.items[n].read()).shape[:2]) for n in chosen]))
+    found = []
+    for number in chosen:  # one by one: memory stays bounded
+        image = source.pick([number], [ORIGINAL], max(source.size, min(_SHARP, native)))[ORIGINAL]
+        mask = burnt_in(image).float()[None]
+        found.append(torch.nn.functional.adaptive_max_pool2d(mask, source.size)[0, 0] > 0)
+    return in_patches(torch.stack(found), patch, least=0)
+
+
+# --- what conditions paste -------------------------------------------------------------------------------
+
+
+def _artefact(
+    work: _Work,
+    variant: Variant,
+    images: Mapping[str, Tensor],
+    errors: Mapping[str, Confusion],
+    store: object,
+    gallery: _Gallery,
+) -> Artefact | None:
+    """What a pasted logo does to the similarity of images of different classes that do not hold it already.
+
+    The pair that it brings together most goes into the gallery.
+    """
+    region = work.pasted(variant.condition)
+    if region is None:
+        return None
+    study, name = work.study, variant.condition
+    labels = study.plan.labels[work.sample]
+    rows = _mixed(labels, changed(images[ORIGINAL], images[name], region, work.patch), _STAMPED)
+    if len(set(labels[rows].tolist())) < 2:
+        return None
+    pictures = images[name][torch.tensor(rows)]
+    stamped = work.explainer.factor(pictures, work.batch, store=store)  # type: ignore[arg-type]
+    plain = work.factors.at(rows)
+    effect = pasted_likeness(work.explainer, stamped, plain, labels[rows], region)
+    assert effect is not None
+    a, b = effect.pair
+    gallery.add(
+        work.explainer.pair((stamped, a), (stamped, b)),
+        f"with {name}",
+        (study.source.items[work.sample[rows[a]]].id, study.source.items[work.sample[rows[b]]].id),
+        (pictures[a], pictures[b]),
+        [[labels[rows[a]].item()], [labels[rows[b]].item()]],
+    )
+    classes = study.plan.classes
+    target = classes.index(errors[variant.key].into or classes[0])
+    truth = [classes.index(c) for c in labels[rows]]
+    contrasts = torch.from_numpy(study.found.weights[target] - study.found.weights[truth]).float()
+    evidence = [_evidence(contrasts, f, region) for f in (stamped, plain)]
+    return Artefact(
+        condition=name,
+        area=float(region.float().mean()),
+        share=effect.share,
+        share_without=effect.share_without,
+        similarity=effect.similarity,
+        similarity_without=effect.similarity_without,
+        evidence=evidence[0],
+        evidence_without=evidence[1],
+    )
+
+
+def _evidence(contrasts: Tensor, factors: Factors, region: Tensor) -> float:
+    """Mean share on a region of the positive relevance of contrasts (N, K) of a probe's weights; those of 0 left out."""
+    heats = [(c @ factors[i]).clamp(min=0) for i, c in enumerate(contrasts)]
+    shares = [float(h[region.flatten()].sum() / h.sum()) for h in heats if float(h.sum()) > 0]
+    return float(np.mean(shares)) if shares else 0.0
+
+
+def _mixed(labels: np.ndarray, usable: np.ndarray, count: int) -> list[int]:
+    """Numbers of some usable images, in turn from all classes."""
+    queues = [np.flatnonzero((labels == c) & usable).tolist() for c in np.unique(labels)]
+    found: list[int] = []
+    while len(found) < count and any(queues):
+        for queue in queues:
+            if queue and len(found) < count:
+                found.append(queue.pop(0))
+    return found
+
+
+# --- map -------------------------------------------------------------------------------------------------
+
+
+def draw_map(study: Study) -> dict[str, np.ndarray]:
+    """t-SNE of the representations, at most 2,000 points."""
+    seed, index = study.config.seed, np.arange(len(study.original))
+    if len(index) > _MAP:
+        index = np.sort(np.random.default_rng(seed).choice(len(index), _MAP, replace=False))
+    return {
+        "embedding": flat_map(study.original[index], seed),
+        "ids": np.array([study.source.items[i].id for i in index]),
+        "labels": study.plan.labels[index],
+        "predicted": study.found.predicted[next(iter(study.found.predicted))][0][index],
+        **{f"group_{name}": values[index] for name, values in study.columns.items()},
+    }
