@@ -162,7 +162,7 @@ def detect(model: str, checkpoint: Path, train: Path, val: Path, out: Path, seed
         )
     )  # fmt: skip
     ranking = [
-        Finding(e.index, c.component, "suspect" if c.suspect else "", c.harm)
+        Finding(e.index, c.component, "spurious" if c.spurious else "", c.order[1] + 2 * c.spurious)
         for e in result.entries
         for c in e.components
     ]

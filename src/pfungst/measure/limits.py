@@ -82,7 +82,6 @@ P_GROUP = Limit(
 # --- classifier ------------------------------------------------------------------------------------------
 TRIGGERED = Limit(0.25, "2026-07-01", "share of images with only the feature that are taken for the class")
 CURED = Limit(0.25, "2026-07-01", "share of these that the mended model answers otherwise")
-SUSPECT = Limit(0.5, "2026-07-01", "harm from which a component is called suspicious")
 SPURIOUS_IMAGES = Limit(
     5, "2026-11-26", "of a class, from which its share can be told from a quarter: 95 % Wilson"
 )
