@@ -122,6 +122,9 @@ class Judge:
         entry, first = max(proven, key=lambda pair: pair[1].order)
         assert first.tested is not None
         carries, left = first.tested.sufficiency[0], first.tested.retained
+        alone = f"without it {_percent(left.value)} are still recognised"
+        if first.tested.beside >= limits.APART:
+            alone = "the class has images without it"
         more = f" ({len(proven) - 1} more components likewise)" if len(proven) > 1 else ""
         others = f" that {few(o.name for o in self.study.witnesses)} does not take for it" * bool(
             self.study.witnesses
@@ -129,8 +132,7 @@ class Judge:
         return self._verdict(
             "clever-hans",
             f"{self.model} takes something beside the object for {entry.name}: pasted into other images it carries "
-            f"{_percent(carries.value)} of the class, and without it {_percent(left.value)} are still "
-            f"recognised{more}",
+            f"{_percent(min(carries.value, 1))} of the class, and {alone}{more}",
             [
                 f"{entry.name}, component {first.component}: {first.tested.reason}. This rests on interventions "
                 f"in {first.tested.images} {first.tested.on} images, with 95 % intervals: something{others} "
