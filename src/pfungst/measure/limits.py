@@ -74,3 +74,13 @@ TELLS_APART = Limit(0.8, "2026-07-01", "AUROC from which similarity tells relati
 # --- classifier ------------------------------------------------------------------------------------------
 TRIGGERED = Limit(0.25, "2026-07-01", "share of images with only the feature that are taken for the class")
 CURED = Limit(0.25, "2026-07-01", "share of these that the mended model answers otherwise")
+
+# --- faithfulness ----------------------------------------------------------------------------------------
+FAITHFUL_IMAGES = Limit(
+    6, "2026-11-26", "fewer images cannot show it: five that agree have P = 0.06, two-sided"
+)
+SAME_MAP = Limit(
+    0.5,
+    "2026-11-26",
+    "|rank correlation| of maps with those of a model whose weights say nothing; half of agreement",
+)
