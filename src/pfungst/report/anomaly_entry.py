@@ -127,6 +127,13 @@ def _exposure(entry: Entry) -> Stats:
         ("Relevance outside the defect", "mean over defective images", found.outside_mask),
     ]
     stats = [Stat(name, [Step(of, text.percent(v))]) for name, of, v in shares if v is not None]
+    faith, name = entry.faithfulness, "Faithfulness of the explanation"
+    if faith is None:
+        return Stats(stats=[*stats, Stat(name, [Step("see the notes", "–")], "Not measured.")])
+    of = f"95 % interval {text.interval(faith.low, faith.high, text.ratio)}"
+    beats = "Beats" if faith.beats_random else "Does not beat"
+    note = f"{beats} a random order of patches, which has 0; {faith.images} images."
+    stats.append(Stat(name, [Step(of, text.ratio(faith.value))], note))
     return Stats(stats=stats)
 
 

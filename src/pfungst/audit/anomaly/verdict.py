@@ -1,7 +1,8 @@
 """From numbers to a sentence: what an anomaly audit concludes, and the metrics that gates use.
 
 An effect is called Clever Hans only when explanation and intervention agree: the relevance lies on what the
-deployed condition removes, the detector gets worse when it is removed, and it is well without it.
+deployed condition removes, the detector gets worse when it is removed, and it is well without it. An
+explanation that does not beat a random order of patches is said so, and nothing rests on it.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from pfungst.audit.anomaly.config import AnomalyConfig
+from pfungst.audit.anomaly.explain import FLIPPED, GRID
 from pfungst.audit.anomaly.result import Entry, Provenance, Scored
 from pfungst.audit.result import About, Better, Level, Metric, Verdict
 from pfungst.measure import limits
@@ -153,31 +155,48 @@ class _Case:
             return told
         return f"{told}; with {self.config.mitigate} FNR {mended.fnr.value:.0%}, F1 {mended.f1.value:.2f}"
 
-    def _rests(self) -> str:
+    @property
+    def _faithful(self) -> bool:
+        """Whether the explanation beats a random order, in more than half of the categories."""
+        beat = [e.faithfulness is not None and e.faithfulness.beats_random for e in self.entries]
+        return sum(beat) > len(beat) / 2
+
+    def _rests(self) -> list[str]:
+        """Where the relevance lies, and whether it is to be believed."""
         high = fmean(e.exposure.high for e in self.entries)
-        return (
-            f"{self.lost:.0%} of the relevance lies on what {self.config.deployed} removes from the images, "
-            f"{high:.0%} on high frequencies."
-        )
+        where = f"{self.lost:.0%} of the relevance lies on what {self.config.deployed} removes from the images, "
+        known = [e.faithfulness for e in self.entries if e.faithfulness is not None]
+        told = "was not measured"
+        if known:
+            told = f"is {fmean(f.value for f in known):.2f}"
+            told += f" ({known[0].low:.2f} to {known[0].high:.2f})" if len(self.entries) == 1 else " on average"
+        beat = sum(f.beats_random for f in known)
+        told += f", above a random order in {beat} of {len(self.entries)} categories" if len(self.entries) > 1 else ""
+        believed = "" if self._faithful else ": the explanation does not beat a random order, nothing rests on it"
+        return [f"{where}{high:.0%} on high frequencies.", f"Faithfulness {told}{believed}."]
 
     def _falls(self) -> Verdict:
         fall, mended, deployed = self.scored.fall, self.scored.mended, self.config.deployed
-        sentences, mends = [self._rests()], True
+        sentences, mends = self._rests(), True
         if mended is not None:
             recovered = (mended.f1.value - self.scored.deployed.f1.value) / fall
             mends = recovered >= limits.RECOVERED
             sentences.append(f"The mitigation recovers {recovered:.0%} of the fall in F1.")
-        if self.lost >= limits.LOST_SHARE and mends:
+        agree = self.lost >= limits.LOST_SHARE and mends
+        if agree and self._faithful:
             sentences.append("Explanation and intervention agree: this is a Clever Hans effect.")
             headline = f"{self.model} relies on frequencies that {deployed} removes: {self._rates}"
             return self._verdict("clever-hans", headline, sentences)
-        sentences.append("Explanation and intervention do not agree, so the cause is not established.")
+        why = "Explanation and intervention do not agree"
+        if agree:
+            why = "Explanation and intervention agree, but the explanation is not shown to be faithful"
+        sentences.append(f"{why}, so the cause is not established.")
         headline = f"{self.model} does not survive {deployed}: {self._rates}"
         return self._verdict("fragile", headline, sentences)
 
     def _holds(self) -> Verdict:
-        hans, sentences = self.scored.original.clever_hans, [self._rests()]
-        if hans is not None and hans.value >= limits.OUTSIDE:
+        hans, sentences = self.scored.original.clever_hans, self._rests()
+        if self._faithful and hans is not None and hans.value >= limits.OUTSIDE:
             sentences.append(
                 f"Clever Hans score {hans.value:.2f}: it detects well while its relevance lies mostly "
                 "outside the defects. "
@@ -212,6 +231,10 @@ _HIGHER: dict[str, tuple[str, Of]] = {
     "auroc": ("AUROC on the original images", lambda e: e.original.auroc.value),
     "f1": ("F1 on the original images", lambda e: e.original.f1.value),
     "f1-deployed": ("F1 on the deployed images", lambda e: e.deployed.f1.value),
+    "faithfulness": (
+        "how much better than a random order of patches the explanation is",
+        lambda e: e.faithfulness.value if e.faithfulness else None,
+    ),
 }
 _LOWER: dict[str, tuple[str, Of]] = {
     "fnr-deployed": ("FNR on the deployed images", lambda e: e.deployed.fnr.value),
@@ -302,6 +325,11 @@ def explain_numbers(config: AnomalyConfig) -> list[str]:
         "Lost in deployment: share of relevance per frequency band times the share of the images' energy in "
         "that band "
         "(deviation from the mean training image) that the deployed condition removes.",
+        f"Faithfulness: the patches of a {GRID} × {GRID} grid of up to {FLIPPED} defective test images are "
+        "replaced by those of the most similar normal training image, in the order of the explanation of the "
+        "first repetition's detector; half the area between the curves of the score, least and most relevant "
+        "first, as a share of its range under random orders. 0 is a random order; the interval is a 95 % "
+        "bootstrap interval over images.",
         f"High frequencies: zigzag index {HIGH_BAND:g} and above, as in the published pictures; a band that "
         "begins "
         "below counts by the part of it above.",
