@@ -303,7 +303,9 @@ def test_embedded_digits_are_audited(tmp_path):
     assert result.mean["kde"].original.clever_hans is not None
 
 
-def test_the_explanation_of_the_score_beats_a_random_order_and_another_map_does_not(data, tmp_path, monkeypatch):
+def test_the_explanation_of_the_score_beats_a_random_order_and_another_map_does_not(
+    data, tmp_path, monkeypatch
+):
     """The number is that of the heatmap: squares of pixels, spread by chance, explain nothing."""
     from pfungst.anomaly import KDE
 
@@ -345,7 +347,9 @@ def folder(root, train, good, defective, draw=picture):
 @pytest.mark.parametrize("count", [1, 5])
 def test_two_and_ten_test_images_are_too_few(tmp_path, count):
     """Regression: one good and one defective image, told apart, were called sound."""
-    result = run(config(folder(tmp_path / "data", 12, count, count), tmp_path / "out", model="kde", mitigate="none"))
+    result = run(
+        config(folder(tmp_path / "data", 12, count, count), tmp_path / "out", model="kde", mitigate="none")
+    )
     assert result.verdict.level == "too-few"
     assert result.verdict.about.numbers == {"good": count, "defective": count}
     assert (result.entries[0].faithfulness is None) == (2 * count < 6)
@@ -374,7 +378,9 @@ def same_tests(seed, size, defect):
 
 
 @pytest.mark.parametrize("draw", [black, same_tests])
-@pytest.mark.parametrize("model", ["d2neighbors", "kde", "autoencoder:epochs=1", "patchcore:coreset=0.5,dim=32,layer_dim=32"])
+@pytest.mark.parametrize(
+    "model", ["d2neighbors", "kde", "autoencoder:epochs=1", "patchcore:coreset=0.5,dim=32,layer_dim=32"]
+)
 def test_images_that_do_not_differ_are_unfit(tmp_path, draw, model):
     """Regression: a score that is the same for every image was explained as if it told something."""
     data = folder(tmp_path / "data", 12, 12, 12, draw)
@@ -386,7 +392,13 @@ def test_images_that_do_not_differ_are_unfit(tmp_path, draw, model):
 
 def test_images_that_do_not_differ_make_a_one_class_model_a_named_error(tmp_path):
     with pytest.raises(InputError, match="features are constant over the"):
-        run(config(folder(tmp_path / "data", 12, 12, 12, black), tmp_path / "out", model="one-class:backbone=resnet18"))
+        run(
+            config(
+                folder(tmp_path / "data", 12, 12, 12, black),
+                tmp_path / "out",
+                model="one-class:backbone=resnet18",
+            )
+        )
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -402,6 +414,6 @@ def test_scores_that_are_not_numbers_are_a_named_error(data, tmp_path, monkeypat
         return scores
 
     monkeypatch.setattr(KDE, "_score", broken)
-    with pytest.raises(InputError, match="scores of 1 of .* samples are NaN or infinite"):
+    with pytest.raises(InputError, match=r"scores of 1 of \d+ samples are NaN or infinite"):
         run(config(data, tmp_path / "out", model="kde", seeds=1))
     assert not (tmp_path / "out" / "result.json").exists()

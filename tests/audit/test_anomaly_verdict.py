@@ -112,7 +112,9 @@ def test_no_verdict_rests_on_an_explanation_that_does_not_beat_random():
 
 def test_explanations_are_faithful_where_most_categories_say_so():
     mean = {"kde": Scored(scores=entry().scores)}
-    most = [entry(category=c, faithful=f) for c, f in zip("abc", (FAITHFUL, UNFAITHFUL, FAITHFUL), strict=True)]
+    most = [
+        entry(category=c, faithful=f) for c, f in zip("abc", (FAITHFUL, UNFAITHFUL, FAITHFUL), strict=True)
+    ]
     found = judge(most, mean, CONFIG)
     assert found.level == "clever-hans"
     assert "Faithfulness is 0.17 on average, above a random order in 2 of 3 categories." in found.sentences

@@ -46,8 +46,14 @@ def test_page_shows_the_result(small, html):
 @pytest.mark.parametrize(
     ("faithful", "told"),
     [
-        (Faithfulness(value=0.23, low=0.18, high=0.27, images=16), "0.23 95 % interval 0.18–0.27 Beats a random order"),
-        (Faithfulness(value=0.02, low=-0.05, high=0.08, images=7), "0.02 95 % interval −0.05 to 0.08 Does not beat a random"),
+        (
+            Faithfulness(value=0.23, low=0.18, high=0.27, images=16),
+            "0.23 95 % interval 0.18–0.27 Beats a random order",
+        ),
+        (
+            Faithfulness(value=0.02, low=-0.05, high=0.08, images=7),
+            "0.02 95 % interval −0.05 to 0.08 Does not beat a random",
+        ),
         (None, "– see the notes Not measured."),
     ],
 )

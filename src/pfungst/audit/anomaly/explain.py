@@ -78,16 +78,19 @@ def faithfulness(study: Study, run: Run, heat: Tensor) -> Faithfulness | None:
     images = study.test.images[rows]
     nearest = torch.cdist(images.flatten(1), study.train.flatten(1)).argmin(1)
     patch = -(-study.config.size // GRID)
-    options = {"steps": _STEPS, "orders": _ORDERS, "seed": study.config.seed}
     try:
-        flipping = Flipping(
-            run.detector.anomaly_score, images, patch=patch, fill=study.train[nearest], **options
-        )
-        found = flipping.of(heat[rows])
+        found = Flipping(
+            run.detector.anomaly_score,
+            images,
+            patch=patch,
+            fill=study.train[nearest],
+            steps=_STEPS,
+            orders=_ORDERS,
+            seed=study.config.seed,
+        ).of(heat[rows])
     except InputError as error:
-        warnings.warn(
-            f"faithfulness of the explanations was not measured: {error.message}", PfungstWarning, stacklevel=2
-        )
+        message = f"faithfulness of the explanations was not measured: {error.message}"
+        warnings.warn(message, PfungstWarning, stacklevel=2)
         return None
     return Faithfulness(value=found.value, low=found.low, high=found.high, images=len(rows))
 

@@ -49,9 +49,8 @@ def _too_few(entries: list[Entry]) -> Verdict | None:
         headline=f"{count} {kind} test image{'' if count == 1 else 's'}: too few to judge a detector",
         sentences=[
             f"At least {limits.TEST_IMAGES:g} good and {limits.TEST_IMAGES:g} defective test images are "
-            "needed; one image "
-            f"of {count} is {1 / count:.0%} of the rate. The figures below are given, nothing is concluded "
-            "from them."
+            f"needed; one image of {count} is {1 / count:.0%} of the rate. The figures below are given, "
+            "nothing is concluded from them."
         ],
         about=About(entry=model, condition="original", numbers={"good": good, "defective": defect}),
     )
@@ -101,8 +100,8 @@ class _Case:
         low, high = (pick(worst.groups, key=lambda g: g.mean_score) for pick in (min, max))
         sentences = [
             f"In {entry.category}, {column} explains {worst.eta2_group:.0%} of the score's variance and the "
-            "label "
-            f"{worst.eta2_label:.0%}; AUROC is {worst.auroc_pooled:.2f} pooled and {within} within {column}.",
+            f"label {worst.eta2_label:.0%}; AUROC is {worst.auroc_pooled:.2f} pooled and {within} within "
+            f"{column}.",
             f"The mean score goes from {_number(low.mean_score)} ({low.name}) to {_number(high.mean_score)} "
             f"({high.name}).",
         ]
@@ -126,15 +125,13 @@ class _Case:
         trivial = fmean(e.trivial_f1 for e in self.entries)
         sentences = [
             f"AUROC {auroc:.2f} and F1 {f1:.2f} on the original images, where flagging everything has F1 "
-            f"{trivial:.2f}. "
-            f"Below an AUROC of {limits.FIT_AUROC:g}, whatever it looks at, it does not tell defects from "
-            "good parts."
+            f"{trivial:.2f}. Below an AUROC of {limits.FIT_AUROC:g}, whatever it looks at, it does not tell "
+            "defects from good parts."
         ]
         if auroc < limits.INVERTED_AUROC:
             sentences.append(
                 "An AUROC far below 0.5 means that good test images differ from the training images more "
-                "than "
-                "defects do: check whether the sets come from different sources (--groups)."
+                "than defects do: check whether the sets come from different sources (--groups)."
             )
         headline = f"{self.model} is unfit for this task: AUROC {auroc:.2f}"
         return self._verdict("unfit", headline, sentences)
@@ -149,8 +146,8 @@ class _Case:
     @property
     def _rates(self) -> str:
         before, after, mended = self.scored.original, self.scored.deployed, self.scored.mended
-        told = f"FNR {before.fnr.value:.0%} → {after.fnr.value:.0%}, FPR {before.fpr.value:.0%} → {after.fpr.value:.0%}"
-        told += f", F1 {before.f1.value:.2f} → {after.f1.value:.2f}"
+        told = f"FNR {before.fnr.value:.0%} → {after.fnr.value:.0%}, FPR {before.fpr.value:.0%} → "
+        told += f"{after.fpr.value:.0%}, F1 {before.f1.value:.2f} → {after.f1.value:.2f}"
         if mended is None:
             return told
         return f"{told}; with {self.config.mitigate} FNR {mended.fnr.value:.0%}, F1 {mended.f1.value:.2f}"
@@ -164,16 +161,17 @@ class _Case:
     def _rests(self) -> list[str]:
         """Where the relevance lies, and whether it is to be believed."""
         high = fmean(e.exposure.high for e in self.entries)
-        where = f"{self.lost:.0%} of the relevance lies on what {self.config.deployed} removes from the images, "
-        known = [e.faithfulness for e in self.entries if e.faithfulness is not None]
-        told = "was not measured"
-        if known:
-            told = f"is {fmean(f.value for f in known):.2f}"
-            told += f" ({known[0].low:.2f} to {known[0].high:.2f})" if len(self.entries) == 1 else " on average"
-        beat = sum(f.beats_random for f in known)
-        told += f", above a random order in {beat} of {len(self.entries)} categories" if len(self.entries) > 1 else ""
-        believed = "" if self._faithful else ": the explanation does not beat a random order, nothing rests on it"
-        return [f"{where}{high:.0%} on high frequencies.", f"Faithfulness {told}{believed}."]
+        where = f"{self.lost:.0%} of the relevance lies on what {self.config.deployed} removes from images"
+        known, of = [e.faithfulness for e in self.entries if e.faithfulness], len(self.entries)
+        told = f"is {fmean(f.value for f in known):.2f}" if known else "was not measured"
+        if of > 1:
+            beat = sum(f.beats_random for f in known)
+            told += f"{' on average' if known else ''}, above a random order in {beat} of {of} categories"
+        elif known:
+            told += f" ({known[0].low:.2f} to {known[0].high:.2f})"
+        if not self._faithful:
+            told += ": the explanation does not beat a random order, nothing rests on it"
+        return [f"{where}, {high:.0%} on high frequencies.", f"Faithfulness {told}."]
 
     def _falls(self) -> Verdict:
         fall, mended, deployed = self.scored.fall, self.scored.mended, self.config.deployed
@@ -199,8 +197,7 @@ class _Case:
         if self._faithful and hans is not None and hans.value >= limits.OUTSIDE:
             sentences.append(
                 f"Clever Hans score {hans.value:.2f}: it detects well while its relevance lies mostly "
-                "outside the defects. "
-                "Look at the heatmaps before you sign off."
+                "outside the defects. Look at the heatmaps before you sign off."
             )
         headline = f"{self.model} holds under {self.config.deployed}: {self._rates}"
         return self._verdict("sound", headline, sentences)
@@ -288,49 +285,39 @@ def explain_numbers(config: AnomalyConfig) -> list[str]:
     published = config.protocol == "published"
     if published:
         threshold = (
-            "Protocol 'published': the threshold is the one of best F1 on the labelled original test "
-            "images, kept for "
-            "the deployed ones. Such numbers are optimistic; F1 is the plain one, as published."
+            "Protocol 'published': the threshold is the one of best F1 on the labelled original test images, "
+            "kept for the deployed ones. Such numbers are optimistic; F1 is the plain one, as published."
         )
     else:
         threshold = (
             f"Protocol 'held-out': the threshold is the {config.quantile:.0%} quantile of scores of normal "
-            "images that "
-            "the scoring detector had not seen (left out one by one, and a random fifth left out "
-            "altogether); test "
-            "labels were not used."
+            "images that the scoring detector had not seen (left out one by one, and a random fifth left out "
+            "altogether); test labels were not used."
         )
     repetitions = f"{config.seeds} repetition{'s' if config.seeds > 1 else ''}"
     fits = "fit on all training images" if published else "fit on a random 80 % each"
     return [
         threshold,
         f"Values are means over {repetitions} ({fits}); intervals are 95 % stratified bootstrap intervals "
-        "over the "
-        "test images, pooled over the repetitions.",
+        "over the test images, pooled over the repetitions.",
         "The same fitted detector and the same threshold score the original and the deployed images.",
         f"Marks: ↓ F1 falls by {limits.FALL:.2f} or more, ↓↓ by {limits.LARGE_FALL:.2f} or more, ↑ F1 rises "
-        "by "
-        f"{limits.FALL:.2f} or more through the mitigation; only where a two-sided t-test over at least "
+        f"by {limits.FALL:.2f} or more through the mitigation; only where a two-sided t-test over at least "
         f"{limits.SEEDS_TESTED:g} repetitions gives P < {limits.P_MARK:g}. Repetitions that all give the "
         "same test nothing.",
         "AUROC is the chance that a defect scores above a good image, FNR the share of defects missed, FPR "
-        "the share of "
-        "good images flagged. F1 balanced weighs good and defective images equally; flagging everything "
-        "would have the "
-        "F1 named beside it.",
+        "the share of good images flagged. F1 balanced weighs good and defective images equally; flagging "
+        "everything would have the F1 named beside it.",
         "Clever Hans score: AUROC minus the mean cosine between positive relevance and mask over defective "
-        "images "
-        "(Kauffmann et al. 2020), from the first repetition: high where a detector ranks well while its "
-        "relevance lies elsewhere.",
+        "images (Kauffmann et al. 2020), from the first repetition: high where a detector ranks well while "
+        "its relevance lies elsewhere.",
         "Lost in deployment: share of relevance per frequency band times the share of the images' energy in "
-        "that band "
-        "(deviation from the mean training image) that the deployed condition removes.",
+        "that band (deviation from the mean training image) that the deployed condition removes.",
         f"Faithfulness: the patches of a {GRID} × {GRID} grid of up to {FLIPPED} defective test images are "
         "replaced by those of the most similar normal training image, in the order of the explanation of the "
         "first repetition's detector; half the area between the curves of the score, least and most relevant "
         "first, as a share of its range under random orders. 0 is a random order; the interval is a 95 % "
         "bootstrap interval over images.",
         f"High frequencies: zigzag index {HIGH_BAND:g} and above, as in the published pictures; a band that "
-        "begins "
-        "below counts by the part of it above.",
+        "begins below counts by the part of it above.",
     ]
