@@ -57,8 +57,8 @@ def _pack(detector: Detector, at: tuple[str, ...], tensors: dict[str, Tensor]) -
     if name is None:
         raise InputError(
             f"{type(detector).__name__} has no name under which it could be saved",
-            'write @register("name") above the class; what wrap() made belongs to its library: save it there, '
-            "load it and wrap it again",
+            'write @register("name") above the class; what wrap() made belongs to its library: save it '
+            "there, load it and wrap it again",
         )
     own, facts = detector._state()
     own = own | {"training_scores": torch.as_tensor(detector.training_scores_)}
