@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,8 +20,7 @@ from pfungst.errors import CheckpointError, ConfigError, InputError
 from pfungst.files import read, whole, write_json, write_tensors
 from pfungst.registry import DETECTORS
 
-if TYPE_CHECKING:
-    from pfungst.anomaly.base import Detector
+Detector = Any  # a pfungst.anomaly.base.Detector: base stands on this module
 
 _FORMAT = "pfungst.detector/2"
 

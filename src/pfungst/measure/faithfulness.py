@@ -134,13 +134,14 @@ class Flipping:
                 f"{len(images)} images are too few to say whether a map beats a random order",
                 f"pass at least {FAITHFUL_IMAGES:.0f}, better 12 to 24",
             )
-        given, fill = (fill, "given") if isinstance(fill, Tensor) else (None, fill)
+        given = fill if isinstance(fill, Tensor) else None
+        name: Fill | Literal["given"] = "given" if isinstance(fill, Tensor) else fill
         if given is not None and (given.shape != images.shape or not bool(torch.isfinite(given).all())):
             raise InputError(
                 f"images {tuple(given.shape)} to replace patches of {tuple(images.shape)}",
                 "pass a finite one for each",
             )
-        if given is None and fill not in get_args(Fill):
+        if given is None and name not in get_args(Fill):
             raise InputError(f"unknown replacement {fill!r}", f"choose one of {', '.join(get_args(Fill))}")
         height, width = images.shape[2:]
         rows, columns = math.ceil(height / max(patch, 1)), math.ceil(width / max(patch, 1))
@@ -150,7 +151,7 @@ class Flipping:
                 "take patches that make at least 4, at least 2 steps and 1 order",
             )
         self.score, self.target, self.images = score, target, images
-        self.fill, self.batch_size, self.seed = fill, batch_size, seed
+        self.fill, self.batch_size, self.seed = name, batch_size, seed
         self.patches = rows * columns
         at = torch.arange(height)[:, None] // patch * columns + torch.arange(width) // patch
         self.index = at.to(images.device)
@@ -159,7 +160,7 @@ class Flipping:
         self.replaced = np.array(self.counts) / self.patches
         self.mean = images.mean((2, 3), keepdim=True)
         self.reference = self.mean.expand_as(images) if given is None else given.to(images)
-        if fill == "blur":
+        if name == "blur":
             self.reference = _blurred(images, patch / 2)
         self._ends: tuple[Array, Array] | None = None
         rng = np.random.default_rng(seed)
