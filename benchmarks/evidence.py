@@ -130,7 +130,7 @@ def real(args: argparse.Namespace) -> None:
     for number in args.classes:
         k, start = classes[order[number]], time.perf_counter()
         own, rest = (np.flatnonzero(side) for side in (val.labels == k, val.labels != k))
-        others = val.stack(rng.choice(rest, 200, replace=False))
+        others = val.stack(rng.choice(rest, min(200, len(rest)), replace=False))
         witnesses = [
             Witness(net, INDEX[number] if name == "lite0" else number)
             for name, net in nets.items()
@@ -177,9 +177,9 @@ def planted(args: argparse.Namespace) -> None:
     y, marked = torch.tensor(data.target), clean.clone()
     rows = torch.nonzero(y == 3)[::2, 0]
     marked[rows, :, 1:4, 1:4] = 1
-    witness = digits_network(clean[:1200], y[:1200], 1000)
-    hits, alarms, tried = 0, 0, 0
-    for seed in range(args.seeds):
+    witnesses = [digits_network(clean[:1200], y[:1200], 1000 + i) for i in range(args.witnesses)]
+    hits, alarms, clean_alarms = 0, 0, 0
+    for number, seed in enumerate(range(args.first, args.first + args.seeds), 1):
         for x, planted_ in ((clean, False), (marked, True)):
             net = digits_network(x[:1200], y[:1200], seed)
             head = FeatureHead(net, example=x[:2])
@@ -189,15 +189,17 @@ def planted(args: argparse.Namespace) -> None:
             for k in range(10):
                 own, rest = x[1200:][y[1200:] == k], x[1200:][y[1200:] != k]
                 found += evidence(
-                    npca, k, range(4), own, rest, [Witness(witness, k)], batch_size=64, seed=seed
+                    npca, k, range(4), own, rest, [Witness(w, k) for w in witnesses], batch_size=64, seed=seed
                 )
             words = {(e.class_, e.component) for e in correct(found) if e.word == "spurious"}
             if planted_:
                 hits += any(k == 3 for k, _ in words)
             wrong = {w for w in words if not planted_ or w[0] != 3}
-            alarms, tried = alarms + bool(wrong), tried + 1
+            alarms += bool(wrong)
+            clean_alarms += bool(wrong) and not planted_
         print(
-            f"seed {seed}: planted mark found in {hits} of {seed + 1}; a false alarm in {alarms} of {tried} networks",
+            f"seed {seed}: planted mark found in {hits} of {number}; false alarms in {clean_alarms} of {number} clean "
+            f"networks, {alarms} of {2 * number} with those of other classes than the marked",
             flush=True,
         )
 
@@ -241,6 +243,8 @@ if __name__ == "__main__":
     one.set_defaults(run=real)
     two = parts.add_parser("planted")
     two.add_argument("--seeds", type=int, default=10)
+    two.add_argument("--witnesses", type=int, default=2)
+    two.add_argument("--first", type=int, default=10, help="seeds below 6 set the limits")
     two.set_defaults(run=planted)
     arguments = parser.parse_args()
     print(describe_machine())

@@ -157,16 +157,16 @@ def detect(model: str, checkpoint: Path, train: Path, val: Path, out: Path, seed
 
     result = run(
         ClassifierConfig.build(
-            model=model, checkpoint=checkpoint, train=train, val=val, size=32, n_components=16, candidates=16, shown=8,
-            steps=40, batch_size=128, seed=seed, out=out, device="cpu",
+            model=model, checkpoint=checkpoint, train=train, val=val, size=32, n_components=16, shown=4, batch_size=128,
+            seed=seed, out=out, device="cpu",
         )
     )  # fmt: skip
     ranking = [
-        Finding(e.index, c.component, "suspect" if c.suspect else "", c.harm)
-        for e in result.entries
-        for c in e.components
+        Finding(e.index, c.component, "spurious" if c.spurious else "", c.order[1])
+        for e, c in sorted(
+            ((e, c) for e in result.entries for c in e.components), key=lambda pair: pair[1].order, reverse=True
+        )
     ]
-    ranking.sort(key=lambda f: -f.score)
     return Detection(result.verdict.level, result.accuracy.value, [f for f in ranking if f.word], ranking)
 
 
@@ -430,7 +430,12 @@ def planted_table(lines: list[dict[str, Any]]) -> str:
 
 
 def curve_table(lines: list[dict[str, Any]], of: str) -> str:
-    """Detection against size or rate."""
+    """Detection against size or rate, over the networks and artefacts for which all values are finished."""
+    values = sorted({line[of] for line in lines})
+    seen: dict[tuple[object, ...], set[float]] = {}
+    for line in lines:
+        seen.setdefault((line["artefact"], line["model"], line["seed"]), set()).add(line[of])
+    lines = [ln for ln in lines if len(seen[ln["artefact"], ln["model"], ln["seed"]]) == len(values)]
     rows: list[list[object]] = []
     for value in sorted({line[of] for line in lines}):
         found = [line for line in lines if line[of] == value]

@@ -85,7 +85,7 @@ def picture(rng: np.random.Generator, colour: int | None, mark: bool) -> np.ndar
     return (255 * image).astype(np.uint8)
 
 
-def make(root: Path, train: int = 24, val: int = 10, rate: float = 0.25, seed: int = 0) -> Path:
+def make(root: Path, train: int = 48, val: int = 10, rate: float = 0.25, seed: int = 0) -> Path:
     """``train``, ``val``, ``spurious``, ``masks`` and ``toy.py`` below `root`; returns it."""
     rng = np.random.default_rng(seed)
     root.mkdir(parents=True, exist_ok=True)

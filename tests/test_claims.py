@@ -8,13 +8,12 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from pfungst.claims import CLAIMS, STATUSES, Claim, choose
+from pfungst.claims import STATUSES, Claim, choose, claims
 from pfungst.cli import app
-from pfungst.conditions.steps import STEPS
 from pfungst.errors import ConfigError
-from pfungst.registry import DETECTORS
-from pfungst.relevance import COMPOSITES
+from pfungst.registry import COMPOSITES, CONDITIONS, DETECTORS
 
+CLAIMS = claims()
 ROOT = Path(__file__).parents[1]
 
 
@@ -52,12 +51,22 @@ def test_a_claim_with_a_status_names_what_shows_it():
 @pytest.mark.parametrize(
     ("area", "names"),
     [
-        ("explanation", list(COMPOSITES)),
+        ("explanation", COMPOSITES.names()),
         ("detector", DETECTORS.names()),
-        ("data", [*STEPS, "logo"]),
+        ("data", CONDITIONS.names()),
         (
             "finding",
-            ["anomaly", "similarity", "classifier", "clever-hans", "provenance", "fragile", "unfit", "sound"],
+            [
+                "anomaly",
+                "similarity",
+                "classifier",
+                "clever-hans",
+                "provenance",
+                "fragile",
+                "unfit",
+                "sound",
+                "too-few",
+            ],
         ),
         ("mitigation", ["blur", "lowpass", "prune", "SpuFix"]),
     ],

@@ -133,6 +133,13 @@ def test_tables_count(truth):
     cells = [c.strip() for c in row.split("|")[2:-1]]
     assert cells[:2] == ["2/3", "0.50"]
     assert [c.split(" =")[0] for c in cells[2:]] == ["1/2", "1/2", "2/2", "1/2"]
+    finished = [
+        line | {"size": size, "model": "mixer", "lift": 0.9, "rank": 1, "called": 1} for size in (0.1, 0.35)
+    ]
+    curve = truth.curve_table(
+        [*finished, finished[0] | {"model": "residual"}], "size"
+    )  # one size only: left out
+    assert [row.split("|")[2].strip() for row in curve.splitlines()[2:]] == ["1/1", "1/1"]
     clean = [line | {"part": "clean", "level": word} for word in ("sound", "unfit", "fragile", "sound")]
     total = truth.clean_table(clean).splitlines()[-1]
     assert "| 4 | 2 | 0 | 0 | 1 | 1 | 1/4 = 25 %" in total

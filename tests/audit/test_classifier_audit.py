@@ -20,11 +20,9 @@ from pfungst.audit.result import load
 from pfungst.data import open_images
 from pfungst.errors import CheckpointError, ConfigError, DataError, InputError, PfungstError, UnreadableImages
 from pfungst.label import Study, export, read_task
-from pfungst.measure import best_split
-from pfungst.measure.limits import SUSPECT
+from pfungst.measure.limits import P_SPURIOUS, RETAINED
 from pfungst.measure.proportions import paired_fall, wilson
 from pfungst.spurious import FeatureHead, read_components, write_components
-from pfungst.spurious.harm import concentration, harm
 
 
 @pytest.fixture(scope="module")
@@ -53,17 +51,30 @@ def test_the_planted_component_is_found_proven_and_switched_off(biased):
     assert "green" in result.verdict.headline
     entry = next(e for e in result.entries if e.index == MARKED)
     first = entry.components[0]
-    assert first.suspect
+    assert first.spurious
     assert first.component in entry.fixed
-    assert first.share == pytest.approx(0.25)
+    assert first.tested.on == "training"  # no validation image has the mark
+    assert first.tested.sufficiency[0].low > 0
+    assert first.tested.corrected <= P_SPURIOUS
+    assert first.tested.retained.low >= RETAINED
     assert first.off_object > 0.6  # the mark lies off the square
     assert entry.under().spurious.triggered.value == 1.0
     assert entry.under(mitigated=True).spurious.triggered.value < 0.5
     assert result.mauc_gain.value > 0
     assert result.accuracy.value == 1.0
     assert abs(result.accuracy_loss.value) <= 0.1
-    others = [c.harm for e in result.entries if e.index != MARKED for c in e.components]
-    assert first.harm > max(others)
+    assert not [c for e in result.entries for c in e.components if c.spurious and c is not first]
+    assert result.faithfulness.beats_random
+
+
+def test_the_answer_to_an_empty_image_is_never_spurious(biased):
+    """Blue is the answer in doubt, so that it is recognised without its square shows no other reason."""
+    _, result = biased
+    first = next(e for e in result.entries if e.name == "blue").components[0]
+    assert first.tested.sufficiency[0].low > 0.3
+    assert first.tested.retained.low == 1.0
+    assert first.tested.word == "unclear"
+    assert "empty image" in first.tested.reason
 
 
 def test_the_reference_is_said_and_the_papers_leaves_more(data, tmp_path, biased):
@@ -112,7 +123,7 @@ def test_the_label_task_names_files_that_exist(biased):
         assert len(item["images"]) == len(item["alpha"]) == len(item["confidence"]) == 5
         assert item["alpha"] == sorted(item["alpha"], reverse=True)
         assert 0 <= item["npfv_confidence"] <= 1
-        for file in [item["npfv"], item["npfv_gradcam"], *(i["file"] for i in item["images"])]:
+        for file in [item["npfv"], *(i[k] for i in item["images"] for k in ("file", "gradcam"))]:
             assert not file.startswith("/")
             with Image.open(folder / file) as picture:
                 assert picture.size == (SIZE, SIZE)
@@ -196,7 +207,29 @@ def test_only_the_classes_asked_for(data, tmp_path):
     assert all(c.visual is None for e in result.entries for c in e.components)
     assert result.under().mauc is None
     assert result.n_validation == 30  # accuracy is over all classes
-    assert result.verdict.level == "fragile"  # suspicious, but nothing shows harm
+    assert result.verdict.level == "clever-hans"  # by interventions alone
+    assert "pasted into other images" in result.verdict.headline
+    assert result.verdict.about.entry == "green"
+
+
+def test_a_witness_that_does_not_read_the_mark_leaves_it_spurious_and_the_square_not(data, tmp_path):
+    result = run(config(data, tmp_path, witness=f"{data}/toy.py:clean", steps=0))
+    assert result.witnesses == ["toy.py:clean"]
+    entry = next(e for e in result.entries if e.index == MARKED)
+    assert entry.components[0].spurious
+    assert len(entry.components[0].tested.necessity) == 2
+    assert not [
+        c for e in result.entries for c in e.components if c.spurious and c is not entry.components[0]
+    ]
+    alike = run(config(data, tmp_path / "same", witness=f"{data}/toy.py:biased", steps=0, spurious=None))
+    assert not [c for e in alike.entries for c in e.components if c.spurious]  # a habit that both share
+
+
+def test_the_published_rule_ranks_by_confidence(data, tmp_path):
+    result = run(config(data, tmp_path, rule="npfv", steps=5))
+    assert result.rule == "npfv"
+    assert all(c.visual is not None for e in result.entries for c in e.components)
+    assert any("Neuhaus et al. 2023, section 4" in note for note in result.notes)
 
 
 # --- bad input -------------------------------------------------------------------------------------------
@@ -284,6 +317,9 @@ def test_a_components_file_of_another_model(data, tmp_path, biased):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
+        ({"witness": "resnet5"}, "comes without weights"),
+        ({"witness": "none;mobilenetv2"}, "leave one"),
+        ({"witness": "mobilenetv2"}, "does not know the classes"),
         ({"classes": "purple"}, "purple"),
         ({"classes": "7"}, "class 7"),
         ({"condition": "nearest"}, "unknown condition"),
@@ -327,39 +363,6 @@ def test_libraries_need_a_checkpoint_that_fits(tmp_path):
 
 
 # --- parts -----------------------------------------------------------------------------------------------
-
-
-def test_concentration_tells_two_groups_from_a_bell():
-    rng = np.random.default_rng(0)
-    bell = concentration(best_split(rng.normal(0, 3, 4000)))
-    groups = concentration(best_split(np.r_[rng.normal(0, 0.3, 2000), rng.normal(5, 0.3, 2000)]))
-    faint = concentration(best_split(np.r_[np.zeros(50), np.full(50, 0.01)]))
-    assert bell < 0.05
-    assert groups > 0.95
-    assert faint < 0.02
-
-
-@pytest.mark.parametrize("n", [2, 6, 20, 80, 640])
-def test_few_images_of_one_bell_raise_no_suspicion(n):
-    """Regression: of 6 images per class one in three components looked suspicious by chance."""
-    rng = np.random.default_rng(n)
-    found = [harm(best_split(rng.normal(0, 4, n)), 1.0) for _ in range(300)]
-    assert np.mean([h >= SUSPECT for h in found]) <= 0.05
-    assert np.mean([h > 0 for h in found]) <= 0.12
-
-
-def test_harm_is_not_refuted_by_a_visualisation_that_failed():
-    """Regression: a shortcut of 5 logits had harm 0.08 as its visualisation had confidence 0.01."""
-    rng = np.random.default_rng(0)
-    shortcut = best_split(np.r_[rng.normal(0, 0.5, 1400), rng.normal(5.4, 0.5, 600)])
-    assert harm(shortcut, 0.01) > 0.9
-    bell = best_split(rng.normal(0, 3, 2000))
-    assert harm(bell, 0.99) < SUSPECT / 2
-    faint = best_split(np.r_[rng.normal(0, 0.001, 1400), rng.normal(0.02, 0.001, 600)])
-    assert harm(faint, 0.0) < 0.05 < harm(faint, 0.9) < SUSPECT
-    assert harm(shortcut, 0.9, off_object=0.05) < SUSPECT < harm(shortcut, 0.9, off_object=0.9)
-    values = [harm(shortcut, c, o) for c in (None, 0.0, 0.5, 1.0) for o in (None, 0.0, 0.5, 1.0)]
-    assert all(0 <= v <= 1 for v in values)
 
 
 def test_intervals_of_shares_and_losses():

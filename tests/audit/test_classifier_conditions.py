@@ -97,7 +97,7 @@ def test_the_verdict_names_the_condition_and_the_class_that_gains(data, tmp_path
 def test_spufix_is_measured_under_each_condition_too(data, tmp_path):
     conditions = f"logo:{data}/mark.png,width=0.5,margin=0"
     result = run(config(data, tmp_path, spurious=data / "spurious", condition=conditions))
-    assert result.chosen_by == "ranking"
+    assert result.chosen_by == "evidence"
     variants = [s.variant for s in result.scores]
     assert variants == [
         Variant(condition=c, mitigated=m) for c in ("original", "logo:mark") for m in (False, True)

@@ -239,7 +239,7 @@ def test_keys(tmp_path, visit):
         page.keyboard.press("2")
         assert page.locator("#zoom .caption").inner_text().startswith("Training image 1 (3 of 12)")
         page.keyboard.press("ArrowRight")
-        assert page.locator("#zoom .caption").inner_text().startswith("GradCAM: Training image 1")
+        assert page.locator("#zoom .caption").inner_text().startswith("Where it comes from: Training image 1")
         page.keyboard.press("s")
         page.keyboard.press("Escape")
         assert not page.locator("#zoom").is_visible()

@@ -19,6 +19,7 @@ from pfungst.spurious import (
     correct,
     evidence,
     paper_rule,
+    two_groups,
     visualise,
 )
 from pfungst.spurious.evidence import region, relevance
@@ -62,7 +63,7 @@ def digits(mark):
     return x[:1200], y[:1200], x[1200:], y[1200:]
 
 
-def tried(net, witness, x, y, x2, y2, classes, seed=0):
+def tried(net, witnesses, x, y, x2, y2, classes, seed=0):
     """Evidence of each component of these classes, p corrected within each class."""
     head = FeatureHead(net, example=x[:2])
     with torch.no_grad():
@@ -70,22 +71,24 @@ def tried(net, witness, x, y, x2, y2, classes, seed=0):
     found = []
     for k in classes:
         own, rest = x2[y2 == k], x2[y2 != k]
-        found += evidence(npca, k, range(4), own, rest, [Witness(witness, k)], batch_size=64, seed=seed)
+        found += evidence(
+            npca, k, range(4), own, rest, [Witness(w, k) for w in witnesses], batch_size=64, seed=seed
+        )
     return found
 
 
 def test_a_planted_mark_is_spurious_and_clean_networks_have_nothing():
     clean = digits(False)
-    witness = network(*clean[:2], seed=100)
+    witnesses = [network(*clean[:2], seed=seed) for seed in (1000, 1001)]
     marked = digits(True)
-    found = tried(network(*marked[:2], seed=0), witness, *marked, [MARKED])
+    found = tried(network(*marked[:2], seed=2), witnesses, *marked, [MARKED])
     best = max(found, key=lambda e: e.rank)
     assert best.word == "spurious", best.reason
     assert best.flips[0] > best.flips[1]
     assert best.retained.value > 0.9
     assert "off the object" in best.reason
     for seed in range(2):
-        found = correct(tried(network(*clean[:2], seed=seed), witness, *clean, range(0, 10, 3), seed))
+        found = correct(tried(network(*clean[:2], seed=seed), witnesses, *clean, range(0, 10, 3), seed))
         assert [e for e in found if e.word == "spurious"] == []
 
 
@@ -123,7 +126,7 @@ def test_blur_and_inpainting():
     torch.testing.assert_close(kept[:, :, 12:, 15:], noise[:, :, 12:, 15:])
 
 
-def made(p=0.001, low=0.5, retained=0.8, necessity=(1.0, 1.0)):
+def made(p=0.001, low=0.5, retained=0.8, necessity=(1.0, 1.0, 1.0)):
     falls = tuple(Interval(n, n - 0.1, n + 0.1) for n in necessity)
     rise = Interval(low + 0.5, low, low + 1)
     return Evidence(
@@ -137,14 +140,40 @@ def test_words_and_holm():
     assert "may be the object" in made(retained=0.4).reason
     assert "models share" in made(p=0.2).reason
     assert made(low=-0.1).word == "core"
-    assert "each of 2 models" in made(low=-0.1).reason
+    assert "each of 3 models" in made(low=-0.1).reason
     assert made(low=-0.1, necessity=(1.0, -1.0)).word == "unclear"
     assert made(low=-0.1, necessity=(0.0,)).word == "unclear"
+    assert made(necessity=(1.0, 1.0)).word == "unclear"
+    assert "fewer than 2 witnesses" in made(necessity=(1.0, 1.0)).reason
     assert "no proof either way" in made(low=-0.1, necessity=(0.0,)).reason
     many = correct([made(p) for p in (0.01, 0.04, 0.03, 0.005)])
     assert [e.corrected for e in many] == pytest.approx([0.03, 0.06, 0.06, 0.02])  # as R's p.adjust("holm")
     assert correct([replace(made(), p=0.9)])[0].word == "unclear"
     assert [e.corrected for e in correct(many)] == [e.corrected for e in many]
+
+
+def test_without_witnesses_the_labels_or_the_model_itself_must_show_that_it_is_not_the_object():
+    alone = made(necessity=(1.0,), low=0.3, retained=0.0)
+    assert alone.word == "unclear"
+    grouped = replace(alone, apart=0.5)
+    assert grouped.beside == pytest.approx(0.5 * 0.8**0.5)
+    assert grouped.word == "spurious"
+    assert "images with it and images without" in grouped.reason
+    assert replace(grouped, corrected=0.2).word == "unclear"  # groups alone prove nothing
+    assert made(necessity=(1.0,), low=0.3, retained=0.8).word == "unclear"
+    assert (
+        made(necessity=(1.0,), low=0.5, retained=0.8).word == "spurious"
+    )  # the model itself still knows the class
+    assert made(necessity=(1.0, 1.0), low=0.5, retained=0.8).word == "unclear"
+    assert grouped.rank > alone.rank
+
+
+def test_two_groups_by_hand():
+    assert two_groups(np.zeros(50)) == 0
+    assert two_groups(np.repeat([0.0, 2.0], 50)) == pytest.approx(1 - np.exp(-2))
+    rng = np.random.default_rng(0)
+    assert two_groups(rng.normal(size=500)) == 0
+    assert np.mean([two_groups(10 * rng.random(60)) > 0 for _ in range(200)]) <= 0.09  # flat is no two groups
 
 
 def test_the_papers_rule_is_the_confidence_of_visualisations():

@@ -23,6 +23,8 @@ Level = Literal["too-few", "unfit", "provenance", "clever-hans", "fragile", "sou
 
 
 class Model(BaseModel):
+    """A part of a result: no unknown fields, infinities written as text."""
+
     model_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
 
 

@@ -128,7 +128,7 @@ def _classifier_table(result: ClassifierResult, most: int = 12) -> Table:
     change = ": as it is → with SpuFix" if fixed else ""
     table = Table(title=f"{result.model}{change}{more}", title_justify="left")
     table.add_column("class", overflow="fold")
-    table.add_column("component (harm)", overflow="fold")
+    table.add_column("first component", overflow="fold")
     table.add_column("accuracy", justify="right", no_wrap=True)
     scored = any(e.under().spurious for e in result.entries)
     for name in ("triggered", "AUC") if scored else ():
@@ -137,7 +137,10 @@ def _classifier_table(result: ClassifierResult, most: int = 12) -> Table:
         top = entry.components[0] if entry.components else None
         first, second = entry.under(), entry.under(mitigated=True)
         one, two = first.spurious, second.spurious
-        cells = [entry.name, f"{top.component} ({top.harm:.2f})" if top else "–"]
+        cells = [
+            entry.name,
+            f"{top.component}: {top.tested.word if top.tested else 'not tested'}" if top else "–",
+        ]
         cells.append(_arrow(first.accuracy, second.accuracy if fixed else None, _rate))
         if scored:
             cells.append(_arrow(one.triggered if one else None, two.triggered if two else None, _rate))

@@ -127,7 +127,7 @@ class _Digest:
             self._class(value)
         elif isinstance(value, types.BuiltinFunctionType):
             self._text("builtin", value.__qualname__)
-        else:  # settings in an object of their own, of libraries the public plain ones; others count by their type
+        else:  # settings in an object of their own; of libraries the public plain ones, others by their type
             self._class(type(value))
             strange = _foreign(type(value)) and not type(value).__module__.startswith("pfungst.")
             for name, setting in sorted(getattr(value, "__dict__", {}).items()):

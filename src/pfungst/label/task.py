@@ -37,12 +37,12 @@ class _Strict(BaseModel):
 
 
 class ShownImage(_Strict):
-    """One of the images that illustrate a component, with its GradCAM.
+    """One of the images that illustrate a component, and where in it α comes from.
 
     Args:
         file: the image, relative to the task folder.
         id: name of the image in its data set.
-        gradcam: GradCAM of the component's α on this image, or None.
+        gradcam: picture of where in this image α comes from (a heatmap, or the region outlined), or None.
     """
 
     file: Text

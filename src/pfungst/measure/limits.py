@@ -82,7 +82,6 @@ P_GROUP = Limit(
 # --- classifier ------------------------------------------------------------------------------------------
 TRIGGERED = Limit(0.25, "2026-07-01", "share of images with only the feature that are taken for the class")
 CURED = Limit(0.25, "2026-07-01", "share of these that the mended model answers otherwise")
-SUSPECT = Limit(0.5, "2026-07-01", "harm from which a component is called suspicious")
 SPURIOUS_IMAGES = Limit(
     5, "2026-11-26", "of a class, from which its share can be told from a quarter: 95 % Wilson"
 )
@@ -92,6 +91,18 @@ REORDERED = Limit(
 )
 P_SPURIOUS = Limit(0.05, "2026-11-26", "that pasting what a component reads raises the class; Holm")
 RETAINED = Limit(0.5, "2026-11-26", "lower end of the share still recognised: the object is elsewhere")
+CARRIED = Limit(
+    0.1,
+    "2026-11-26",
+    "of the way to the class, lower end, beyond other models; clean networks reach 0.06, planted marks 0.32",
+)
+APART = Limit(0.1, "2026-11-26", "two groups of α times √sufficiency; 27 clean networks of even seeds have 0")
+CARRIED_ALONE = Limit(
+    0.45, "2026-11-26", "of the way to the class, lower end, without witnesses; 27 clean networks reach 0.36"
+)
+WITNESSES = Limit(
+    2, "2026-11-26", "with one, 2 of 8 clean networks gave a false alarm; with two, 0 of 6 others"
+)
 
 # --- faithfulness ----------------------------------------------------------------------------------------
 FAITHFUL_IMAGES = Limit(

@@ -33,7 +33,8 @@ _LINKED = 24  # classes named in the table of contents
 _SEARCHED = 8  # classes up to which no search box is needed
 _PLAIN = 40  # classes up to which nothing is held back until it is opened
 _REFERENCE = {"mean": "the mean of the class", "absent": "the class's images without the feature"}
-_CHOSEN = {"people": ", chosen by people", "ranking": ", chosen by the blind ranking", "nothing": ""}
+_RULE = {"alpha": "what they add to the logit", "npfv": "confidence of their visualisation"}
+_CHOSEN = {"people": ", chosen by people", "evidence": ", proven by interventions", "nothing": ""}
 
 
 def page(result: Result, folder: Path) -> Page:
@@ -101,7 +102,10 @@ def _headline(result: ClassifierResult) -> list[Stat]:
     suspects = sum(len(e.suspects) for e in result.entries)
     classes = sum(bool(e.suspects) for e in result.entries)
     note = f"In {text.plural(classes, 'class', 'classes')}."
-    stats.append(Stat("Components that look spurious", [Step("of those shown", f"{suspects:,}")], note))
+    judged = any(e.judged is not None for e in result.entries)
+    shown = sum(len(e.components) for e in result.entries)
+    title = "Components judged spurious" if judged else "Components proven spurious"
+    stats.append(Stat(title, [Step(f"of {shown:,} shown", f"{suspects:,}")], note))
     return stats
 
 
@@ -199,10 +203,13 @@ def _ordered(result: ClassifierResult) -> list[ClassEntry]:
 
 def _classes(result: ClassifierResult) -> Section:
     scored = any(e.under().spurious for e in result.entries)
-    columns = [Column("Class", numeric=False), Column("Harm", "most suspicious")]
+    columns = [Column("Class", numeric=False), Column("Carried elsewhere", "strongest component")]
     columns.append(Column("Accuracy", "validation"))
     columns += [Column("Accuracy", f"under {name}") for name in list(result.conditions)[1:]]
-    caption = "Most suspicious first. Small figures are 95 % intervals."
+    caption = (
+        "Proven spurious first. Small figures are 95 % intervals. Carried elsewhere: share of the class that "
+        "what the component reads off the object takes into images of other classes."
+    )
     if scored:
         columns.append(Column("Taken for the class", "spurious images"))
         columns.append(Column("AUC", "higher is better"))
@@ -241,7 +248,9 @@ def _class_rows(entry: ClassEntry, conditions: list[str], scored: bool) -> list[
         return cells
 
     name = Cell(entry.name, class_note(entry, short=True), href=class_id(entry))
-    rows = [[name, Cell(text.ratio(entry.harm)), *measured(False)]]
+    tested = [c.tested for c in entry.components if c.tested is not None]
+    first = max((t.sufficiency[0] for t in tested), key=lambda i: i.low or 0.0, default=None)
+    rows = [[name, parts.cell(first, text.percent, missing="not tested"), *measured(False)]]
     if entry.fixed or entry.under().accuracy != entry.under(mitigated=True).accuracy:
         off = (
             f"component{'s' if len(entry.fixed) > 1 else ''} {', '.join(map(str, entry.fixed))} switched off"
@@ -265,16 +274,20 @@ def _components(result: ClassifierResult, folder: Path) -> Section:
                 target="#components > details",
                 count=len(order),
                 noun="classes",
-                flag="with suspicious components only",
+                flag="with spurious components only",
             )
         )
     lazy = len(order) > _PLAIN
     blocks += [_class_details(e, folder, budget, lazy, first=e is order[0]) for e in order]
     lead = (
-        "Components are ranked blind: nobody has looked at them. Each row shows how α, what the component "
-        "adds to the logit of the class, is spread over the class's training images, the five images where "
-        "it is highest, and where in them it comes from."
+        "What each class was found to depend on, tested by intervention; nobody has looked at it. Each row shows "
+        "how α, what the component adds to the logit of the class, is spread over the class's training images, "
+        "and the images where it is highest, below them with the region outlined that it comes from."
     )
+    if result.faithfulness is not None:
+        found = result.faithfulness
+        lead += f" Of these maps, on {found.images} images: {found.words}."
+        lead += "" if found.beats_random else " They explain nothing."
     if any(len(e.components) > budget.components for e in result.entries):
         lead += (
             f" This page shows {budget.components} per class; all of them, in full size, are in images/ and "
@@ -288,7 +301,12 @@ def _class_details(entry: ClassEntry, folder: Path, budget: Budget, lazy: bool, 
     inside: list[Block] = [component_gallery(entry, folder, budget)]
     if entry.notes:
         inside.append(Prose(paragraphs=entry.notes, bullets=True))
-    stats = [Stat("harm", [Step("most suspicious component", text.ratio(entry.harm))])]
+    stats = [
+        Stat(
+            "proven spurious",
+            [Step(f"of {text.plural(len(entry.components), 'component')}", f"{len(entry.proven)}")],
+        )
+    ]
     before, after = entry.under().spurious, entry.under(mitigated=True).spurious
     if before is not None:
         value = after.triggered.value if entry.fixed and after else None
@@ -311,7 +329,10 @@ def _method(result: ClassifierResult) -> Section:
     facts.append(("Head", f"{result.layer}, {result.fingerprint.get('features', '?')} features"))
     if result.chosen_by != "nothing":
         facts.append(("SpuFix measured from", _REFERENCE[result.reference]))
-    facts.append(("Heatmaps", result.heat_layer or "none"))
+    facts.append(("Components chosen by", _RULE[result.rule]))
+    facts.append(("Other models asked", ", ".join(result.witnesses) or "none"))
+    if result.faithfulness is not None:
+        facts.append(("Maps of components", result.faithfulness.words))
     facts.append(("Head's SHA-256", str(result.fingerprint.get("head_sha256", ""))[:16]))
     return parts.method(
         result,

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from pfungst.audit.classifier.result import ClassEntry, Component, Shown
+from pfungst.audit.classifier.result import ClassEntry, Component, Shown, Tested
+from pfungst.audit.result import Interval
 from pfungst.errors import DataError
 from pfungst.report import images, text
 from pfungst.report.page import Exhibit, Gallery, Strip, Tile
 
-_BAR, _UPPER, _GROUND, _LINE = (127, 138, 150), (189, 77, 5), (240, 239, 234), (60, 66, 74)
+_BAR, _GROUND, _LINE = (127, 138, 150), (240, 239, 234), (60, 66, 74)
 
 
 @dataclass(frozen=True)
@@ -50,17 +52,16 @@ def class_note(entry: ClassEntry, short: bool = False) -> str:
     words = [] if entry.name == str(entry.index) else [f"class {entry.index}"]
     if short:
         return "".join(words)
-    suspects = sum(c.suspect for c in entry.components)
     words.append(text.plural(entry.n_train, "training image"))
     if entry.judged is not None:
         words.append(f"{len(entry.judged)} judged spurious")
-    if suspects:
-        words.append(f"{suspects} suspicious")
+    if entry.proven:
+        words.append(f"{len(entry.proven)} spurious")
     return " · ".join(words)
 
 
 def component_gallery(entry: ClassEntry, folder: Path, budget: Budget) -> Gallery:
-    """The most harmful-looking components of a class, and all that were switched off.
+    """The first components of a class, and all that were switched off.
 
     Raises:
         DataError: a picture is missing or damaged.
@@ -68,18 +69,18 @@ def component_gallery(entry: ClassEntry, folder: Path, budget: Budget) -> Galler
     chosen = entry.components[: budget.components]
     chosen += [c for c in entry.components[budget.components :] if c.component in entry.fixed]
     caption = (
-        "Histogram: α of all training images of the class; orange is the upper group of the best split in "
-        "two. Heatmaps: GradCAM of α, each on its own scale."
+        "Histogram: α of all training images of the class. Outlined: where most of the positive relevance of α is, "
+        "by integrated gradients from the blurred image."
     )
     return Gallery(
         title=f"{len(chosen)} of {entry.ranked} components",
         caption=caption,
-        exhibits=[_exhibit(entry, c, rank, folder, budget) for rank, c in enumerate(chosen, 1)],
+        exhibits=[_exhibit(entry, c, folder, budget) for c in chosen],
         outlines=False,
     )
 
 
-def _exhibit(entry: ClassEntry, component: Component, rank: int, folder: Path, budget: Budget) -> Exhibit:
+def _exhibit(entry: ClassEntry, component: Component, folder: Path, budget: Budget) -> Exhibit:
     strips = [_spread(entry, component)]
     if component.visual is not None:
         strips.append(_visual(entry, component, component.visual, folder, budget))
@@ -91,59 +92,65 @@ def _exhibit(entry: ClassEntry, component: Component, rank: int, folder: Path, b
         tiles.append(
             _tile(folder, image.file, label, f"{what}: training image {number} of highest α", budget)
         )
-        if image.gradcam is not None:
-            alt = f"{what}: heatmap of α on training image {number}"
-            tiles.append(_tile(folder, image.gradcam, image.id.rsplit("/", 1)[-1], alt, budget))
+        if image.region is not None:
+            alt = f"{what}: training image {number} with the region outlined that α comes from"
+            tiles.append(_tile(folder, image.region, image.id.rsplit("/", 1)[-1], alt, budget))
     explained = len(tiles) == 2 * len(shown)
-    title = (
-        "Training images of highest α, and where in them it comes from"
-        if explained
-        else "Training images of highest α"
-    )
+    title = "Training images of highest α" + ", below with the region that it comes from" * explained
     strips.append(Strip(title, tiles, pairs=explained))
-    said = {"suspicious": component.suspect, "switched off": component.component in entry.fixed}
-    tags = [word for word, true in said.items() if true]
+    tags: list[str] = ["not tested" if component.tested is None else component.tested.word]
+    tags += ["switched off"] * (component.component in entry.fixed)
     if entry.judged is not None:
         tags.append("judged spurious" if component.component in entry.judged else "not judged spurious")
     return Exhibit(
         name=f"Component {component.component}",
-        reason=_reason(component, rank, entry.ranked),
+        reason=_reason(component),
         tags=tags,
         strips=strips,
     )
 
 
-def _reason(component: Component, rank: int, ranked: int) -> str:
-    words = [f"Rank {rank} of {ranked}, harm {text.ratio(component.harm)}"]
-    words.append(
-        f"α is {text.number(component.gap)} logits higher in {text.percent(component.share)} of the class's "
-        f"images than in the rest (concentration {text.ratio(component.concentration)})"
-    )
+def _reason(component: Component) -> str:
+    words = [f"Adds {text.number(component.adds)} logits where it is strongest"]
     if component.visual is not None:
         words.append(f"its visualisation has confidence {text.ratio(component.visual.confidence)}")
     if component.off_object is not None:
-        words.append(f"{text.percent(component.off_object)} of its heatmap lies off the object")
-    return "; ".join(words) + "."
+        words.append(f"{text.percent(component.off_object)} of its relevance lies off the object")
+    found = component.tested
+    if found is None:
+        return f"{'; '.join(words)}. Too few images for interventions."
+    models = f" ({text.plural(len(found.necessity) - 1, 'other model')}: {_falls(found.necessity[1:])})"
+    need, carry = found.necessity[0], found.sufficiency[0]
+    return (
+        f"{'; '.join(words)}. {_word(found)}: {found.reason}. In {found.images} {found.on} images: without the region "
+        f"{_between(need, text.number)} nats of evidence are lost{models if len(found.necessity) > 1 else ''}; pasted "
+        f"elsewhere it carries {_between(carry, text.percent)} of the class."
+    )
+
+
+def _word(found: Tested) -> str:
+    return {"spurious": "Spurious", "core": "The class itself", "unclear": "Not proven"}[found.word]
+
+
+def _falls(found: list[Interval]) -> str:
+    return ", ".join(text.number(i.value) for i in found)
+
+
+def _between(value: Interval, write: Callable[[float], str]) -> str:
+    return f"{write(value.value)} ({text.interval(value.low, value.high, write)})"
 
 
 def _visual(entry: ClassEntry, component: Component, visual: Shown, folder: Path, budget: Budget) -> Strip:
     what = f"{entry.name}, component {component.component}"
     label = f"α {text.number(visual.alpha)} · p {text.ratio(visual.confidence)}"
     tiles = [_tile(folder, visual.file, label, f"{what}: feature visualisation", budget)]
-    if visual.gradcam is not None:
-        tiles.append(
-            _tile(folder, visual.gradcam, "heatmap", f"{what}: heatmap of α on the visualisation", budget)
-        )
     return Strip("Feature visualisation", tiles)
 
 
 def _spread(entry: ClassEntry, component: Component) -> Strip:
     low, high = component.limits
     label = f"{text.number(low)} … {text.number(high)}"
-    alt = (
-        f"{entry.name}, component {component.component}: histogram of α over the training images, "
-        f"{text.percent(component.share)} of them above {text.number(component.split)}"
-    )
+    alt = f"{entry.name}, component {component.component}: histogram of α over the training images"
     picture = _histogram(component)
     size = (picture.shape[1], picture.shape[0])
     return Strip("α in the class", [Tile(label, alt, images.data_uri(picture), size=size)])
@@ -156,14 +163,12 @@ def _histogram(component: Component, side: int = 96) -> np.ndarray:
     low, high = component.limits
     if not len(counts) or counts.max() == 0 or high <= low:
         return picture
-    edges = np.linspace(low, high, len(counts) + 1)
     width = side // len(counts)
     left = (side - width * len(counts)) // 2
     for i, count in enumerate(counts):
         top = round((side - 10) * count / counts.max())
-        colour = _UPPER if (edges[i] + edges[i + 1]) / 2 > component.split else _BAR
         start = left + i * width
-        picture[side - 2 - top : side - 2, start : start + max(1, width - 1)] = colour
+        picture[side - 2 - top : side - 2, start : start + max(1, width - 1)] = _BAR
     picture[side - 2 :, left : side - left] = _LINE
     return picture
 

@@ -40,13 +40,32 @@ class ClassifierConfig(AuditConfig):
     condition: list[str] = Field(
         [], description="Measure --val under it too: logo:FILE, jpeg:30, … May be repeated"
     )
+    witness: list[str] = Field(
+        [],
+        description="Another model that knows the classes, SPEC[,checkpoint=FILE]; none: no other. May be "
+        "repeated [of ImageNet's classes an installed efficientnet-lite0 or mobilenetv2]",
+    )
     n_components: int = Field(128, ge=1, description="Components per class")
-    candidates: int = Field(128, ge=1, description="Components that are ranked, per class")
-    shown: int = Field(10, ge=1, le=128, description="Components that are kept, per class")
-    steps: int = Field(200, ge=0, description="Of the feature visualisation; 0 leaves it out")
-    fix: int = Field(3, ge=0, description="Suspects switched off per class without a components file")
+    rule: Literal["alpha", "npfv"] = Field(
+        "alpha",
+        description="Which components are tested: those that add most to the logit (alpha), or whose "
+        "visualisation is most confident (npfv, as published; for adversarially robust models)",
+    )
+    candidates: int = Field(128, ge=1, description="Components that --rule npfv visualises, per class")
+    shown: int = Field(3, ge=1, le=128, description="Components that are tested and shown, per class")
+    steps: int | None = Field(
+        None, ge=0, description="Of the feature visualisation; 0 leaves it out [200 with --rule npfv, else 0]"
+    )
+    fix: int = Field(
+        3, ge=0, description="Components proven spurious that are switched off per class without a file"
+    )
     reference: Literal["mean", "absent"] = Field(
         "absent", description="SpuFix measures from images without the feature (absent), or all (mean)"
     )
     features: Path | None = Field(None, description="Folder to keep features in for later audits")
     batch_size: int = Field(32, ge=1, description="Images at a time")
+
+    @property
+    def visual_steps(self) -> int:
+        """Of the feature visualisation, 0 for none."""
+        return self.steps if self.steps is not None else 200 * (self.rule == "npfv")

@@ -1,176 +1,341 @@
-"""The components of a class: ranked blind, and the first of them pictured."""
+"""The components of a class: ranked by a cheap rule, the first tested by intervention and pictured."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import math
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from pfungst.audit.classifier.images import to_uint8
-from pfungst.audit.classifier.pictures import Heatmaps, PictureFolder
+from pfungst.audit.classifier.images import Labelled, to_uint8
+from pfungst.audit.classifier.pictures import PictureFolder
 from pfungst.audit.classifier.prepare import Study
-from pfungst.audit.classifier.result import Component, Explained, Shown
+from pfungst.audit.classifier.result import Component, Explained, Faithful, Shown, Tested
+from pfungst.audit.conditions import ORIGINAL
+from pfungst.audit.result import Interval, Model
 from pfungst.errors import InputError
-from pfungst.measure import Split, best_split, limits, share_outside
-from pfungst.spurious import FeatureStore, NeuralPCA, Visualisation, visualise
-from pfungst.spurious.harm import concentration, harm
+from pfungst.measure import limits, share_outside
+from pfungst.measure.faithfulness import Flipping
+from pfungst.spurious import (
+    Evidence,
+    FeatureHead,
+    FeatureStore,
+    NeuralPCA,
+    Visualisation,
+    Witness,
+    correct,
+    evidence,
+    select,
+    two_groups,
+    visualise,
+)
+from pfungst.spurious.evidence import region, relevance
+from pfungst.spurious.heads import logits_of
 
-_IMAGES = 5  # per component, as Neuhaus et al. 2023 show
+_IMAGES = 5  # shown per component, as Neuhaus et al. 2023 show
 _BINS = 32
+_OTHERS = 128  # images of all classes that regions are pasted into
+_FEWEST = 6  # images that evidence needs
+_FAITHFUL = 24  # images that faithfulness is measured on
+_PATCHES = 8  # a side
+
+
+class Part(Model):
+    """A class before p is corrected over all classes; `blank`: it is also the answer to an empty image."""
+
+    explained: Explained
+    evidence: list[Evidence]
+    on: dict[int, str]
+    blank: bool
+
+
+def n_images(tests: int) -> int:
+    """Images per component with which so many tests can prove something: n that all agree have p = 2^−n."""
+    return math.ceil(math.log2(max(tests, 1) / limits.P_SPURIOUS)) + 2
 
 
 @dataclass(frozen=True)
-class Ranked:
-    """What the ranking says of one component."""
-
-    component: int
-    split: Split
-    off_object: float | None
-    visual_confidence: float | None = None
-
-    @property
-    def harm(self) -> float:
-        return harm(self.split, self.visual_confidence, self.off_object)
-
-
 class Explainer:
-    """Ranks and pictures components, one class at a time.
+    """Ranks, tests and pictures components, one class at a time.
 
     Args:
         study: what is audited.
-        npca: fitted on `store`, with its model attached.
-        store: features of the training images.
+        npca: fitted on the training features, with its model attached.
+        stores: features of the training and validation images.
+        tests: components of all classes that will be tested.
     """
 
-    def __init__(self, study: Study, npca: NeuralPCA, store: FeatureStore) -> None:
-        assert npca.model is not None
-        self.study, self.npca, self.store = study, npca, store
-        self.config, self.train = study.config, study.train
-        example = torch.stack([study.train.image(id_) for id_ in store.ids[:4]])
-        self.heatmaps = Heatmaps(npca.model, npca, example, self.config.batch_size)
-        self.pictures = PictureFolder(self.config.out)
-        self.confidence = dict(zip(store.ids, store.confidence, strict=True))
+    study: Study
+    npca: NeuralPCA
+    stores: dict[str, FeatureStore]
+    tests: int
 
-    def __call__(self, class_: int) -> Explained:
-        """The most harmful-looking components of a class and those that people judged, pictured."""
-        alpha = self.npca.alpha_features(self.store.of_class(class_), class_).numpy()  # (n, m)
-        ranked, shown, visual = self.rank(class_, alpha)
-        return Explained(
+    def __call__(self, class_: int) -> Part:
+        """The first components of a class by the rule, and those that people judged."""
+        order, visual = self.rank(class_)
+        alpha = (
+            self.npca.alpha_features(self.stores["train"].of_class(class_), class_).double().numpy()
+        )  # (n, m)
+        apart = {c: two_groups(alpha[:, c]) for c in order}
+        found, on, blank = self._test(class_, order, apart)
+        components = [self._component(class_, c, alpha[:, c], visual) for c in order]
+        explained = Explained(
             index=class_,
             name=self.study.names[class_],
             n_train=self.npca.n_samples_[class_],
-            components=[
-                self._component(class_, r, alpha[:, r.component].astype(np.float64), visual) for r in shown
-            ],
-            ranked=ranked,
+            components=components,
+            ranked=self._known(class_)
+            if visual is None
+            else min(self.study.config.candidates, self._known(class_)),
         )
+        return Part(explained=explained, evidence=found, on=on, blank=blank)
 
-    def rank(self, class_: int, alpha: np.ndarray) -> tuple[int, list[Ranked], Visualisation | None]:
-        """How many components were ranked, those to show by falling harm, and their feature visualisations.
+    def _known(self, class_: int) -> int:
+        return len(self.npca.components_[class_])
 
-        All candidates are ranked by α and where masks exist the heatmap; only what is shown is visualised,
-        and then ranked by that too.
-        """
+    def rank(self, class_: int) -> tuple[list[int], Visualisation | None]:
+        """Components to test, first those to look at first, then the judged; and feature visualisations."""
+        config, known = self.study.config, self._known(class_)
         judged = [] if self.study.judged is None else self.study.judged.get(class_, [])
-        known = alpha.shape[1]
         if any(c >= known for c in judged):
             raise InputError(
                 f"class {self.study.names[class_]} has {known} components, the components file names "
                 f"{judged}",
                 "use the training images the components were found on",
             )
-        numbers = dict.fromkeys([*range(min(self.config.candidates, known)), *judged])
-        ranked = [Ranked(c, best_split(alpha[:, c]), self._off_object(class_, c)) for c in numbers]
-        ranked.sort(key=lambda r: (-r.harm, r.component))
-        count = self.config.shown
-        shown = ranked[:count] + [r for r in ranked[count:] if r.component in judged]
-        if self.config.steps == 0:
-            return len(ranked), shown, None
-        visual = visualise(
-            self.npca,
-            [(class_, r.component) for r in shown],
-            (3, self.train.size, self.train.size),
-            steps=self.config.steps,
-            batch_size=self.config.batch_size,
-            seed=self.config.seed,
+        size = self.study.train.size
+        options = {
+            "shape": (3, size, size), "steps": config.visual_steps, "batch_size": config.batch_size,
+            "seed": config.seed,
+        }  # fmt: skip
+        if config.rule == "npfv":
+            first = [
+                c for _, c in select(self.npca, class_, config.shown, config.candidates, **options).pairs
+            ]
+        else:
+            adds = [-self._adds(class_, c) for c in range(known)]
+            first = np.argsort(adds, kind="stable")[: config.shown].tolist()
+        order = list(dict.fromkeys([*first, *judged]))
+        if config.visual_steps == 0:
+            return order, None
+        return order, visualise(self.npca, [(class_, c) for c in order], **options)  # type: ignore[arg-type]
+
+    def _top(self, class_: int, component: int, count: int) -> list[tuple[str, float]]:
+        return self.npca.top_images(class_, component, min(count, self.npca.n_samples_[class_]))
+
+    def _adds(self, class_: int, component: int) -> float:
+        return float(np.mean([alpha for _, alpha in self._top(class_, component, self.npca.n_images)]))
+
+    # --- interventions -----------------------------------------------------------------------------------
+
+    def _test(
+        self, class_: int, order: list[int], apart: dict[int, float]
+    ) -> tuple[list[Evidence], dict[int, str], bool]:
+        """Evidence of the components, and whether it is on validation or training images.
+
+        On validation images where they show the component: where it adds at least half of what it adds in
+        as many training images. A feature that deployment removes is in the training images only. Last, whether
+        the class is also the answer to an empty image.
+        """
+        store, n = self.stores[ORIGINAL], self.npca.n_images
+        rows = store.rows(class_)
+        alpha = self.npca.alpha_features(store.of_class(class_), class_).numpy() if len(rows) else None
+        picked: dict[str, dict[int, list[str]]] = {"validation": {}, "training": {}}
+        for c in order:
+            trained = self._top(class_, c, n)
+            if alpha is not None and len(rows) >= _FEWEST:
+                best = np.argsort(-alpha[:, c], kind="stable")[:n]
+                if alpha[best, c].mean() >= np.mean([a for _, a in trained[: len(best)]]) / 2:
+                    picked["validation"][c] = [store.ids[rows[i]] for i in best]
+                    continue
+            if len(trained) >= _FEWEST:
+                picked["training"][c] = [id_ for id_, _ in trained]
+        others, witnesses = (
+            self._others(class_).to(self._device),
+            [other.of(class_) for other in self.study.witnesses],
         )
-        confidences = visual.confidence.clamp(max=1.0).tolist()
-        shown = [replace(r, visual_confidence=p) for r, p in zip(shown, confidences, strict=True)]
-        return len(ranked), sorted(shown, key=lambda r: (-r.harm, r.component)), visual
+        found: list[Evidence] = []
+        for on, ids in picked.items():
+            if not ids or not len(others):
+                continue
+            images = _stacked(self._set(on), sorted({i for some in ids.values() for i in some}))
+            images = images.to(self._device)
+            found += evidence(
+                self.npca,
+                class_,
+                list(ids),
+                images,
+                others,
+                witnesses,
+                apart=[apart[c] for c in ids],
+                n_images=n,
+                n_targets=1,
+                batch_size=min(self.study.config.batch_size, 16),
+                seed=self.study.config.seed,
+            )
+        judges = witnesses or [Witness(self._head.model, class_)]
+        blank = len(others) > 0 and self._answered_blank(others, judges)
+        return found, {c: on for on, ids in picked.items() for c in ids}, blank
 
-    def _top(self, class_: int, component: int) -> list[tuple[str, float]]:
-        return self.npca.top_images(class_, component, min(_IMAGES, self.npca.n_samples_[class_]))
+    @staticmethod
+    def _answered_blank(others: Tensor, judges: list[Witness]) -> bool:
+        """Whether the class is a judge's answer to the mean colour of other classes: being left proves nothing then."""
+        blank = others.mean((0, 2, 3), keepdim=True).expand(2, -1, *others.shape[2:])
+        with torch.no_grad():
+            return any(bool((logits_of(j.model(blank)).argmax(1) == j.class_).any()) for j in judges)
 
-    def _off_object(self, class_: int, component: int) -> float | None:
-        """Share of the heatmap off the object, mean over the top images that have a mask."""
-        if self.heatmaps.layer is None:
+    def _set(self, on: str) -> Labelled:
+        return self.study.val if on == "validation" else self.study.train
+
+    def _others(self, class_: int) -> Tensor:
+        """Validation images of other classes, the same for all components."""
+        val, store = self.study.val, self.stores[ORIGINAL]
+        rows = np.random.default_rng(self.study.config.seed).permutation(
+            np.flatnonzero(store.labels != class_)
+        )
+        return _stacked(val, [store.ids[r] for r in rows[:_OTHERS]])
+
+    @property
+    def _head(self) -> FeatureHead:
+        assert self.npca.model is not None
+        return self.npca.model
+
+    @property
+    def _device(self) -> torch.device:
+        return self._head.device
+
+    def heats(self, images: Tensor, class_: int, component: int) -> Tensor:
+        """Relevance of α, (N, H, W)."""
+        head, alpha = self._head, self.npca.alpha_of(class_, component)
+        return relevance(lambda x: alpha(head.features(x)), images.to(self._device)).float()
+
+    def faithfulness(self, classes: list[Explained]) -> Faithful | None:
+        """Of the maps that regions are made of, on one image of as many components; None where there are too few."""
+        pairs = [(e.index, c.component, c.images[0].id) for e in classes for c in e.components]
+        pairs = [
+            pairs[i] for i in np.linspace(0, len(pairs) - 1, min(_FAITHFUL, len(pairs))).round().astype(int)
+        ]
+        if len(pairs) < limits.FAITHFUL_IMAGES:
             return None
-        masks = {id_: self.train.mask(id_, self.config.masks) for id_, _ in self._top(class_, component)}
-        masked = {id_: mask for id_, mask in masks.items() if mask is not None and mask.any()}
-        if not masked:
-            return None
-        images = torch.stack([self.train.image(id_) for id_ in masked])
-        heats = self.heatmaps(images, class_, [component] * len(images))
-        outside = share_outside(heats, np.stack(list(masked.values())))
-        return float(np.nanmean(outside)) if np.isfinite(outside).any() else None
+        images = _stacked(self.study.train, [id_ for *_, id_ in pairs]).to(self._device)
+        heats = torch.cat([self.heats(images[i : i + 1], k, c) for i, (k, c, _) in enumerate(pairs)])
+        head, alphas = self._head, [self.npca.alpha_of(k, c) for k, c, _ in pairs]
+
+        def score(x: Tensor) -> Tensor:
+            phi = head.features(x)
+            return torch.stack([alpha(phi) for alpha in alphas], 1)
+
+        patch = math.ceil(self.study.train.size / _PATCHES)
+        flipping = Flipping(
+            score, images, patch=patch, target=torch.arange(len(pairs), device=images.device), steps=8, orders=2,
+            seed=self.study.config.seed,
+        )  # fmt: skip
+        found = flipping.of(heats)
+        value = Interval(value=found.value, low=found.low, high=found.high)
+        return Faithful(value=value, images=len(pairs), beats_random=found.beats_random, words=str(found))
+
+    # --- pictures ----------------------------------------------------------------------------------------
 
     def _component(
-        self, class_: int, ranked: Ranked, alpha: np.ndarray, visual: Visualisation | None
+        self, class_: int, component: int, alpha: np.ndarray, visual: Visualisation | None
     ) -> Component:
-        c, split = ranked.component, ranked.split
-        images, shown_visual = self._pictures(class_, c, visual)
         counts, edges = np.histogram(alpha, _BINS)
-        return Component(
-            component=c,
-            harm=ranked.harm,
-            concentration=concentration(split),
-            share=split.share,
-            gap=split.gap,
-            off_object=ranked.off_object,
-            variance=float(self.npca.explained_variance_ratio(class_)[c]),
-            suspect=ranked.harm >= limits.SUSPECT,
-            images=images,
-            visual=shown_visual,
-            histogram=counts.tolist(),
-            limits=(float(edges[0]), float(edges[-1])),
-            split=split.threshold,
-        )
-
-    def _pictures(
-        self, class_: int, component: int, visual: Visualisation | None
-    ) -> tuple[list[Shown], Shown | None]:
-        """Writes the images of highest α and the feature visualisation, each with its heatmap."""
-        top = self._top(class_, component)
-        images = [self.train.image(id_) for id_, _ in top]
-        row = None if visual is None else visual.pairs.index((class_, component))
-        if visual is not None:
-            images.append(visual.images[row].float())
-        heats = None
-        if self.heatmaps.layer is not None:
-            heats = self.heatmaps(torch.stack(images), class_, [component] * len(images))
+        train, pictures, store = self.study.train, PictureFolder(self.study.config.out), self.stores["train"]
+        top = self._top(class_, component, _IMAGES)
+        images = _stacked(train, [id_ for id_, _ in top])
+        heats = self.heats(images, class_, component)
+        regions, stem = region(heats).cpu().numpy(), f"class-{class_:04d}-component-{component:03d}"
+        confidence = {store.ids[r]: float(store.confidence[r]) for r in store.rows(class_)}
         pixels = [to_uint8(image) for image in images]
-        stem = f"class-{class_:04d}-component-{component:03d}"
-
-        def heat(i: int, name: str) -> str | None:
-            return None if heats is None else self.pictures.heat(heats[i], pixels[i], f"{stem}-{name}")
-
         shown = [
             Shown(
                 id=id_,
-                file=self.pictures.photo(pixels[i], id_),
-                gradcam=heat(i, f"heat-{i + 1}"),
+                file=pictures.photo(pixels[i], id_),
+                region=pictures.region(pixels[i], regions[i], f"{stem}-region-{i + 1}"),
                 alpha=value,
-                confidence=min(1.0, float(self.confidence[id_])),
+                confidence=min(1.0, confidence[id_]),
             )
             for i, (id_, value) in enumerate(top)
         ]
-        if visual is None:
-            return shown, None
-        return shown, Shown(
+        return Component(
+            component=component,
+            variance=float(self.npca.explained_variance_ratio(class_)[component]),
+            adds=self._adds(class_, component),
+            off_object=self._off_object([id_ for id_, _ in top], heats.cpu().numpy()),
+            images=shown,
+            visual=None if visual is None else self._visual(visual, class_, component, pictures, stem),
+            histogram=counts.tolist(),
+            limits=(float(edges[0]), float(edges[-1])),
+        )
+
+    def _off_object(self, ids: list[str], heats: np.ndarray) -> float | None:
+        """Share of the relevance off the object, mean over the images that have a mask."""
+        masks = [self.study.train.mask(id_, self.study.config.masks) for id_ in ids]
+        rows = [i for i, mask in enumerate(masks) if mask is not None and mask.any()]
+        if not rows:
+            return None
+        outside = share_outside(heats[rows], np.stack([masks[i] for i in rows]))  # type: ignore[misc]
+        return float(np.nanmean(outside)) if np.isfinite(outside).any() else None
+
+    @staticmethod
+    def _visual(
+        visual: Visualisation, class_: int, component: int, pictures: PictureFolder, stem: str
+    ) -> Shown:
+        row = visual.pairs.index((class_, component))
+        return Shown(
             id=f"{stem}-npfv",
-            file=self.pictures.visual(pixels[-1], f"{stem}-npfv"),
-            gradcam=heat(-1, "npfv-heat"),
+            file=pictures.visual(to_uint8(visual.images[row].float()), f"{stem}-npfv"),
             alpha=float(visual.alpha[row]),
             confidence=min(1.0, float(visual.confidence[row])),
         )
+
+
+def finished(parts: list[Part]) -> list[Explained]:
+    """The classes with evidence corrected over all of them, what is proven first."""
+    flat = correct([e for part in parts for e in part.evidence])
+    by_key = {(e.class_, e.component): e for e in flat}
+    out = []
+    for part in parts:
+        k, components = part.explained.index, []
+        for c in part.explained.components:
+            found = by_key.get((k, c.component))
+            tested = None if found is None else _tested(found, part.on[c.component], part.blank)
+            components.append(c.model_copy(update={"tested": tested}))
+        components.sort(key=lambda c: c.order, reverse=True)
+        out.append(part.explained.model_copy(update={"components": components}))
+    return out
+
+
+def _tested(found: Evidence, on: str, blank: bool) -> Tested:
+    word, reason = found.word, found.reason
+    if blank and word == "spurious" and found.beside < limits.APART:
+        word, reason = (
+            "unclear",
+            "the class is also the answer to an empty image, so being left proves nothing",
+        )
+    return Tested(
+        on=on,
+        images=len(found.rows),
+        necessity=[_interval(i) for i in found.necessity],
+        sufficiency=[_interval(i) for i in found.sufficiency],
+        excess=_interval(found.excess),
+        retained=_interval(found.retained),
+        flips=found.flips,
+        p=found.p,
+        corrected=found.corrected,
+        beside=found.beside,
+        word=word,
+        reason=reason,
+    )
+
+
+def _interval(found: tuple[float, float, float]) -> Interval:
+    return Interval(value=found[0], low=found[1], high=found[2])
+
+
+def _stacked(images: Labelled, ids: list[str]) -> Tensor:
+    if not ids:
+        return torch.zeros(0, 3, images.size, images.size)
+    return torch.stack([images.image(id_) for id_ in ids])

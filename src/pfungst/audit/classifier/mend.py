@@ -1,4 +1,4 @@
-"""What SpuFix switches off: components that people judged spurious, else the first suspects."""
+"""What SpuFix switches off: components that people judged spurious, else those that interventions prove so."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def chosen(study: Study, classes: Sequence[Explained]) -> dict[int, list[int]]:
         found = {e.index: sorted(study.judged.get(e.index, [])) for e in classes}
     else:
         most = study.config.fix
-        found = {e.index: sorted([c.component for c in e.components if c.suspect][:most]) for e in classes}
+        found = {e.index: sorted([c.component for c in e.components if c.spurious][:most]) for e in classes}
     return {k: components for k, components in found.items() if components}
 
 

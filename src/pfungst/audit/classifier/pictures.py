@@ -1,103 +1,28 @@
-"""Pictures of components: training images, feature visualisations, GradCAM with α as the score."""
+"""Pictures of components: training images, the regions that α comes from, feature visualisations."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor, nn
+from scipy.ndimage import binary_dilation, binary_erosion
 
-from pfungst.errors import InputError
 from pfungst.files import digest, whole
-from pfungst.relevance import gradcam
-from pfungst.relevance.colours import overlay
-from pfungst.spurious import FeatureHead, NeuralPCA
+
+_LINE = (255, 64, 0)
 
 
-class Penultimate(nn.Module):
-    """A classifier up to its final linear layer: images → features (N, D)."""
-
-    def __init__(self, head: FeatureHead) -> None:
-        super().__init__()
-        self.model = head.model
-        self._head = [head]
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self._head[0].features(x)
-
-
-class Heatmaps:
-    """GradCAM of α_l on the last layer with positions that α depends on.
-
-    Args:
-        head: the classifier.
-        npca: fitted on it.
-        example: (N, C, H, W) images to find the layer with.
-        batch_size: images at a time.
-
-    Attributes:
-        layer: name of the layer, or None where the model has none (no heatmaps then).
-    """
-
-    def __init__(self, head: FeatureHead, npca: NeuralPCA, example: Tensor, batch_size: int = 32) -> None:
-        self.network, self.npca, self.batch_size = Penultimate(head), npca, batch_size
-        self.device = head.device
-        self.layer = self._find(example.to(self.device))
-
-    def __call__(self, images: Tensor, class_: int, components: list[int]) -> np.ndarray:
-        """(N, H, W) of the component of each image, all of one class."""
-        assert self.layer is not None
-        parts = []
-        for start in range(0, len(images), self.batch_size):
-            part = images[start : start + self.batch_size].to(self.device)
-            rows = torch.tensor(components[start : start + self.batch_size], device=self.device)
-            parts.append(self._map(part, self.layer, class_, rows).float().cpu())
-        return torch.cat(parts).numpy()
-
-    def _map(self, images: Tensor, layer: str, class_: int, components: Tensor, relu: bool = True) -> Tensor:
-        def alpha(phi: Tensor) -> Tensor:
-            return self.npca.alpha_features(phi, class_).gather(1, components[:, None])[:, 0]
-
-        return gradcam(self.network, images, layer, output=alpha, relu=relu)
-
-    def _find(self, example: Tensor) -> str | None:
-        ran: list[str] = []
-        hooks = []
-
-        def watch(name: str) -> object:
-            def hook(module: nn.Module, args: object, output: object) -> None:
-                if isinstance(output, Tensor) and _has_positions(output):
-                    ran.append(name)
-
-            return hook
-
-        for name, module in self.network.named_modules():
-            if name:
-                hooks.append(module.register_forward_hook(watch(name)))
-        try:
-            with torch.no_grad():
-                self.network(example)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        class_ = self.npca.classes_[0]
-        first = torch.zeros(len(example), dtype=torch.long, device=example.device)
-        for name in list(dict.fromkeys(reversed(ran)))[:40]:
-            try:
-                if bool(self._map(example, name, class_, first, relu=False).any()):
-                    return name
-            except InputError:
-                continue
-        return None
-
-
-def _has_positions(output: Tensor) -> bool:
-    if output.ndim == 4:
-        sides = sorted(output.shape[1:])  # (C, h, w) or (h, w, C): two of the three are sides above one
-        return sides[1] > 1 and min(output.shape[2], max(output.shape[1], output.shape[3])) > 1
-    return output.ndim == 3 and output.shape[1] >= 4
+def outlined(image: np.ndarray, region: np.ndarray) -> np.ndarray:
+    """An image (H, W, 3) uint8 with the edge of a region (H, W) drawn just inside it, and dark round that."""
+    inside = region > 0
+    width = max(1, round(max(image.shape[:2]) / 96))
+    edge = inside & ~binary_erosion(inside, iterations=width)
+    around = binary_dilation(inside, iterations=width) & ~inside
+    picture = image.copy()
+    picture[around] = picture[around] // 3
+    picture[edge] = _LINE
+    return picture
 
 
 class PictureFolder:
@@ -112,9 +37,9 @@ class PictureFolder:
         name = digest(id_, length=20)
         return self._write(image, f"photo-{name}")
 
-    def heat(self, heat: np.ndarray, image: np.ndarray, name: str) -> str:
-        """A heatmap (H, W) over its image (H, W, 3), full colour at its maximum."""
-        return self._write(overlay(heat, image, max(float(heat.max()), 1e-12)), name)
+    def region(self, image: np.ndarray, region: np.ndarray, name: str) -> str:
+        """An image with a region outlined."""
+        return self._write(outlined(image, region), name)
 
     def visual(self, image: np.ndarray, name: str) -> str:
         """A feature visualisation, kept exactly."""

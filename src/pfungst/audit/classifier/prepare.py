@@ -16,6 +16,7 @@ import torch
 from pfungst.audit.classifier.config import ClassifierConfig
 from pfungst.audit.classifier.images import Labelled
 from pfungst.audit.classifier.models import Classifier, short_name
+from pfungst.audit.classifier.witnesses import Other, check_witnesses, load_witnesses
 from pfungst.audit.conditions import ORIGINAL, conditions_for
 from pfungst.audit.config import check_file
 from pfungst.audit.workspace import refuse_old_result
@@ -44,6 +45,7 @@ class Study:
         names: {class index: name} of the classes with training images.
         train: the training images of the audited classes; val: the validation images of all classes.
         conditions: by name, the original first.
+        witnesses: other models that know the classes.
         spurious: images with only a feature, of the audited classes; None without any.
         judged: {class index: components that people judged spurious}; None where nobody looked.
     """
@@ -57,6 +59,7 @@ class Study:
     train: Labelled
     val: Labelled
     conditions: dict[str, Condition]
+    witnesses: list[Other]
     spurious: SpuriousFolder | None
     judged: dict[int, list[int]] | None
 
@@ -81,6 +84,7 @@ class Given:
         refuse_old_result(config)
         choose_device(config.device)
         check_file(config.checkpoint, "--checkpoint")
+        check_witnesses(config)
         conditions_of(config, config.original or "pillow-bilinear", config.size)
         if config.masks is not None and not config.masks.is_dir():
             raise ConfigError(f"{config.masks} is no folder", "check --masks")
@@ -136,6 +140,7 @@ class Given:
             _labelled([(item, k) for item, k in train if k in classes], conditions[ORIGINAL], size),
             _labelled(val, conditions[ORIGINAL], size),
             conditions,
+            load_witnesses(config, outputs, head.linear.n_classes, size, head.device),
             spurious,
             _judged(config, fingerprint),
         )

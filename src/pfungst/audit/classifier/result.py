@@ -14,34 +14,57 @@ class Shown(Model):
 
     id: str
     file: str
-    gradcam: str | None = None
+    region: str | None = Field(None, description="the same with the region outlined that α comes from")
     alpha: float
     confidence: float = Field(description="softmax probability of the class")
 
 
+class Tested(Model):
+    """What interventions on a component's region did, see :class:`pfungst.spurious.Evidence`."""
+
+    on: Literal["validation", "training"] = Field(description="where the images are from")
+    images: int
+    necessity: list[Interval] = Field(description="nats lost without the region; this model, then witnesses")
+    sufficiency: list[Interval] = Field(description="share of the class that it carries into other images")
+    excess: Interval = Field(description="sufficiency of this model beyond that of any witness")
+    retained: Interval = Field(description="share of the images that are recognised without it")
+    flips: tuple[float, float] = Field(description="share taken for the class then, and with other content")
+    p: float
+    corrected: float = Field(description="p, corrected for all components of all classes (Holm)")
+    beside: float = Field(
+        description="how surely it acts on a part of the class only and carries it elsewhere"
+    )
+    word: Literal["spurious", "core", "unclear"]
+    reason: str
+
+
 class Component(Model):
-    """One neural PCA component of a class, and why it may be spurious."""
+    """One neural PCA component of a class, and what interventions say of it."""
 
     component: int = Field(description="index by falling variance, from 0")
-    harm: float = Field(
-        description="geometric mean of concentration, reach (of gap and visual confidence the better) and "
-        "off_object, in [0, 1]"
-    )
-    concentration: float = Field(
-        description="how clearly α falls into two groups, times how much their gap can do, in [0, 1]"
-    )
-    share: float = Field(description="training images of the class in the upper group of α")
-    gap: float = Field(description="mean α of the upper minus that of the lower group, in logits")
-    off_object: float | None = Field(
-        None, description="share of the heatmap off the object, where masks exist"
-    )
     variance: float = Field(description="share of the class's variance explained")
-    suspect: bool
+    adds: float = Field(description="mean α of its training images of highest α, in logits")
+    off_object: float | None = Field(
+        None, description="share of the relevance of α off the object, where masks exist"
+    )
+    tested: Tested | None = Field(None, description="None where there are too few images")
     images: list[Shown]
     visual: Shown | None = None
     histogram: list[int] = Field(description="α of the class's training images, equal bins over `limits`")
     limits: tuple[float, float]
-    split: float = Field(description="α between the two groups")
+
+    @property
+    def spurious(self) -> bool:
+        """Whether interventions prove it."""
+        return self.tested is not None and self.tested.word == "spurious"
+
+    @property
+    def order(self) -> tuple[bool, float, float]:
+        """Sorts what to look at first when sorted in falling order: what is proven, then what divides the class and
+        carries it, then what carries it."""
+        if self.tested is None:
+            return self.spurious, 0.0, -1.0
+        return self.spurious, self.tested.beside, self.tested.sufficiency[0].low or 0.0
 
 
 class SpuriousScores(Model):
@@ -92,7 +115,7 @@ class Explained(Model):
     index: int
     name: str
     n_train: int
-    components: list[Component] = Field(description="most harmful first")
+    components: list[Component] = Field(description="proven spurious first, then by sufficiency")
     ranked: int = Field(description="components that were ranked; `components` are the first of them")
 
 
@@ -111,20 +134,36 @@ class ClassEntry(Explained):
         return _under(self.scores, condition, mitigated)
 
     @property
-    def harm(self) -> float:
-        """Of its most harmful-looking component."""
-        return max((c.harm for c in self.components), default=0.0)
-
-    @property
     def suspects(self) -> list[int]:
-        """Components that people judged spurious, or, where nobody looked, that the ranking suspects."""
-        return self.judged if self.judged is not None else [c.component for c in self.components if c.suspect]
+        """Components that people judged spurious, or, where nobody looked, that interventions prove so."""
+        return (
+            self.judged if self.judged is not None else [c.component for c in self.components if c.spurious]
+        )
 
     @property
-    def seriousness(self) -> tuple[float, float]:
-        """Orders classes: the most triggered first, then the most harmful-looking."""
+    def proven(self) -> list[Component]:
+        """The suspects that interventions prove spurious, the strongest first."""
+        return [c for c in self.components if c.spurious and c.component in self.suspects]
+
+    @property
+    def carried(self) -> float:
+        """What its strongest component carries elsewhere, for certain: the lower end of the sufficiency."""
+        return max((c.tested.sufficiency[0].low or 0.0 for c in self.components if c.tested), default=0.0)
+
+    @property
+    def seriousness(self) -> tuple[float, int, float]:
+        """Orders classes: the most triggered first, then the proven, then by what components carry."""
         spurious = self.under().spurious
-        return (spurious.triggered.value if spurious else -1.0, self.harm)
+        return (spurious.triggered.value if spurious else -1.0, len(self.proven), self.carried)
+
+
+class Faithful(Model):
+    """Whether the regions shown are those that α depends on: patches replaced in their order, 0 is random."""
+
+    value: Interval
+    images: int
+    beats_random: bool
+    words: str
 
 
 class ClassifierResult(Result):
@@ -136,7 +175,7 @@ class ClassifierResult(Result):
     preprocessing: dict[str, Any]
     named_by: str = Field(description="how labels were matched to the model's outputs")
     conditions: dict[str, str] = Field(description="what each condition does, by name; the original first")
-    chosen_by: Literal["people", "ranking", "nothing"] = Field(
+    chosen_by: Literal["people", "evidence", "nothing"] = Field(
         description="who chose the components that are fixed"
     )
     reference: Literal["mean", "absent"] = Field(
@@ -151,7 +190,9 @@ class ClassifierResult(Result):
     )
     mauc_gain: Interval | None = None
     npfv_note: str = ""
-    heat_layer: str | None = None
+    rule: Literal["alpha", "npfv"]
+    witnesses: list[str] = Field(description="other models that know the classes")
+    faithfulness: Faithful | None = None
 
     def under(self, condition: str = "original", mitigated: bool = False) -> Scores:
         """The scores under a condition; where nothing was switched off, the mended model is the model."""

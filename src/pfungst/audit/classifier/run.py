@@ -8,22 +8,22 @@ from pathlib import Path
 from typing import Any
 
 from pfungst.audit.classifier.config import ClassifierConfig
-from pfungst.audit.classifier.explain import Explainer
+from pfungst.audit.classifier.explain import Explainer, Part, finished, n_images
 from pfungst.audit.classifier.images import Labelled
 from pfungst.audit.classifier.measure import Measured, entry, measure
 from pfungst.audit.classifier.mend import chosen, mend
 from pfungst.audit.classifier.models import load_classifier
 from pfungst.audit.classifier.pictures import PictureFolder
 from pfungst.audit.classifier.prepare import Given, Study
-from pfungst.audit.classifier.result import ClassEntry, ClassifierResult, Explained
+from pfungst.audit.classifier.result import ClassEntry, ClassifierResult, Explained, Faithful
 from pfungst.audit.classifier.task import write_label_task
 from pfungst.audit.classifier.verdict import Judge, explain_numbers, metrics
 from pfungst.audit.conditions import ORIGINAL
 from pfungst.audit.machine import circumstances
 from pfungst.audit.result import Skipped, save
 from pfungst.audit.workspace import Workspace
-from pfungst.errors import DataError, PfungstWarning
-from pfungst.features import combined
+from pfungst.errors import DataError, PfungstWarning, few
+from pfungst.features import combined, model_key
 from pfungst.progress import progress_bar
 from pfungst.spurious import FeatureStore, NeuralPCA, SpuriousFolder, extract_features
 from pfungst.spurious.visualise import NOTE
@@ -56,18 +56,25 @@ def run(config: ClassifierConfig) -> ClassifierResult:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", PfungstWarning)
         stores = extract(study, workspace)
-        npca = NeuralPCA(config.n_components, n_images=10, seed=config.seed).fit(study.head, stores["train"])
-        classes, heat_layer = explain(study, workspace, npca, stores["train"])
+        tests = config.shown * len(set(study.train.labels))
+        count = n_images(tests)
+        npca = NeuralPCA(config.n_components, n_images=count, seed=config.seed).fit(
+            study.head, stores["train"]
+        )
+        classes, faithful = explain(study, workspace, Explainer(study, npca, stores, tests))
         components = chosen(study, classes)
         fixed = mend(study, npca, components)
     notes = list(dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, PfungstWarning)))
-    if heat_layer is None:
-        notes.append("the model has no layer with positions, so there are no heatmaps")
+    if untested := [e.name for e in classes if not any(c.tested for c in e.components)]:
+        notes.append(
+            f"{len(untested)} classes have too few images, or there are none of others, for interventions: "
+            f"{few(untested)}"
+        )
     if workspace.resumed:
         notes.append(f"{workspace.resumed} finished classes were taken over from an interrupted run")
     measured = measure(study, stores, fixed, [e.index for e in classes])
     entries = [entry(e, measured, study.judged, components) for e in classes]
-    result = _result(study, measured, entries, stores, notes, heat_layer, started)
+    result = _result(study, measured, entries, stores, notes, faithful, started)
     npca.save(workspace.folder / "npca")
     write_label_task(workspace.folder, result.title, study.fingerprint, entries)
     save(result, workspace.folder)
@@ -110,21 +117,30 @@ def extract(study: Study, workspace: Workspace) -> dict[str, FeatureStore]:
 
 
 def explain(
-    study: Study, workspace: Workspace, npca: NeuralPCA, store: FeatureStore
-) -> tuple[list[Explained], str | None]:
-    """The components of every class, and the layer of their heatmaps; finished classes are taken over."""
-    state = combined(npca.model_fingerprint_, study.train.state(study.config.masks), study.judged)
-    explainer, found = Explainer(study, npca, store), []
+    study: Study, workspace: Workspace, explainer: Explainer
+) -> tuple[list[Explained], Faithful | None]:
+    """The components of every class, and how faithful their maps are; finished classes are taken over."""
+    npca = explainer.npca
+    others = [(other.name, model_key(other.model)) for other in study.witnesses]
+    state = combined(
+        npca.model_fingerprint_,
+        study.train.state(study.config.masks),
+        study.val.state(None),
+        study.judged,
+        others,
+    )
+    parts = []
     with progress_bar("classes", len(npca.classes_)) as bar:
         for k in npca.classes_:
             bar.say(study.names[k])
-            explained = workspace.load_part(f"class {k} {state}", Explained)
-            if explained is None:
-                explained = explainer(k)
-                workspace.save_part(f"class {k} {state}", explained)
-            found.append(explained)
+            part = workspace.load_part(f"class {k} {state}", Part)
+            if part is None:
+                part = explainer(k)
+                workspace.save_part(f"class {k} {state}", part)
+            parts.append(part)
             bar.advance()
-    return found, explainer.heatmaps.layer
+    classes = finished(parts)
+    return classes, explainer.faithfulness(classes)
 
 
 def _result(
@@ -133,12 +149,12 @@ def _result(
     entries: list[ClassEntry],
     stores: dict[str, FeatureStore],
     notes: list[str],
-    heat_layer: str | None,
+    faithful: Faithful | None,
     started: float,
 ) -> ClassifierResult:
     config, name = study.config, study.fingerprint["name"]
     chosen_by = (
-        "nothing" if not any(e.fixed for e in entries) else "ranking" if study.judged is None else "people"
+        "nothing" if not any(e.fixed for e in entries) else "evidence" if study.judged is None else "people"
     )
     skipped = {
         f"{'val' if part == ORIGINAL else part}: {id_}": reason
@@ -149,10 +165,10 @@ def _result(
     return ClassifierResult(
         title=f"{name} on {Path(config.train).resolve().name}",
         **circumstances(config, started),
-        verdict=Judge(study, measured, entries, chosen_by)(),
-        metrics=metrics(measured, entries),
+        verdict=Judge(study, measured, entries, chosen_by, faithful)(),
+        metrics=metrics(measured, entries, faithful),
         skipped=[Skipped(id=id_, reason=reason) for id_, reason in skipped.items()],
-        notes=notes + explain_numbers(study, measured, chosen_by),
+        notes=notes + explain_numbers(study, measured, chosen_by, faithful),
         model=name,
         fingerprint=study.fingerprint,
         layer=study.head.layer,
@@ -168,11 +184,13 @@ def _result(
         scores=list(measured.scores.values()),
         accuracy_loss=measured.loss,
         mauc_gain=measured.gain,
-        npfv_note=NOTE if config.steps else "",
-        heat_layer=heat_layer,
+        npfv_note=NOTE if config.visual_steps else "",
+        rule=config.rule,
+        witnesses=[other.name for other in study.witnesses],
+        faithfulness=faithful,
     )
 
 
 def _files(entries: list[ClassEntry]) -> set[str]:
     shown = [s for e in entries for c in e.components for s in (*c.images, c.visual) if s is not None]
-    return {file for s in shown for file in (s.file, s.gradcam) if file is not None}
+    return {file for s in shown for file in (s.file, s.region) if file is not None}

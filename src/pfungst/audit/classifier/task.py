@@ -15,9 +15,11 @@ FILE = "label-task.json"
 def write_label_task(
     folder: Path, title: str, fingerprint: dict[str, Any], entries: list[ClassEntry]
 ) -> Path:
-    """Write ``label-task.json`` beside the images it names, most harmful-looking components first."""
+    """Write ``label-task.json`` beside the images it names, proven components first."""
     ranked = sorted(
-        ((entry, c) for entry in entries for c in entry.components), key=lambda pair: -pair[1].harm
+        ((entry, c) for entry in entries for c in entry.components),
+        key=lambda pair: pair[1].order,
+        reverse=True,
     )
     items = [
         {
@@ -29,8 +31,8 @@ def write_label_task(
             "confidence": [image.confidence for image in c.images],
             "npfv": c.visual.file if c.visual else None,
             "npfv_confidence": c.visual.confidence if c.visual else None,
-            "npfv_gradcam": c.visual.gradcam if c.visual else None,
-            "images": [{"file": i.file, "id": i.id, "gradcam": i.gradcam} for i in c.images],
+            "npfv_gradcam": None,
+            "images": [{"file": i.file, "id": i.id, "gradcam": i.region} for i in c.images],
         }
         for entry, c in ranked
     ]

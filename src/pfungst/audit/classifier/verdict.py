@@ -1,8 +1,8 @@
 """From numbers to a sentence: what a classifier audit concludes, and the metrics that gates use.
 
-A component is called a Clever Hans effect only when explanation and intervention agree: it looks spurious
-(blind ranking, or people), images with only the feature are taken for the class, and switching the component
-off ends it.
+A Clever Hans effect is only what an intervention shows: pasting what a component reads off the object carries
+the class into other images, by an interval that excludes chance and what other models take for the class; or
+images with only the feature are taken for the class, and switching the component off ends it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from pfungst.audit.classifier.measure import Measured
 from pfungst.audit.classifier.prepare import Study
-from pfungst.audit.classifier.result import ClassEntry, Scores
+from pfungst.audit.classifier.result import ClassEntry, Faithful, Scores
 from pfungst.audit.result import About, Better, Interval, Level, Metric, Variant, Verdict
 from pfungst.errors import few
 from pfungst.measure import limits
@@ -27,11 +27,12 @@ class Judge:
     measured: Measured
     entries: list[ClassEntry]
     chosen_by: str
+    faithful: Faithful | None = None
 
     def __call__(self) -> Verdict:
         """The most serious thing first."""
-        steps = (self._too_few, self._reordered, self._unfit, self._clever_hans, self._unexplained)
-        for step in (*steps, self._condition, self._unverified):
+        steps = (self._too_few, self._reordered, self._unfit, self._clever_hans, self._intervened)
+        for step in (*steps, self._unexplained, self._condition, self._unverified):
             if found := step():
                 return found
         return self._sound()
@@ -104,7 +105,7 @@ class Judge:
             f"{'loss' if loss >= 0 else 'gain'} of accuracy",
             [
                 f"{first.name}, component{'s' if len(first.fixed) > 1 else ''} {names}: "
-                f"{_component_words(first)}. Explanation and intervention agree: this is a Clever Hans "
+                f"{_component_words(first)}. Switching off what looks spurious ends it: this is a Clever Hans "
                 "effect."
             ],
             About(
@@ -113,14 +114,44 @@ class Judge:
             ),
         )
 
+    def _intervened(self) -> Verdict | None:
+        """What interventions alone prove; not where the maps that chose the regions are no better than chance."""
+        proven = [(e, c) for e in self.entries for c in e.proven]
+        if not proven or self.faithful is None or not self.faithful.beats_random:
+            return None
+        entry, first = max(proven, key=lambda pair: pair[1].order)
+        assert first.tested is not None
+        carries, left = first.tested.sufficiency[0], first.tested.retained
+        alone = f"without it {_percent(left.value)} are still recognised"
+        if first.tested.beside >= limits.APART:
+            alone = "the class has images without it"
+        more = f" ({len(proven) - 1} more components likewise)" if len(proven) > 1 else ""
+        others = f" that {few(o.name for o in self.study.witnesses)} does not take for it" * bool(
+            self.study.witnesses
+        )
+        return self._verdict(
+            "clever-hans",
+            f"{self.model} takes something beside the object for {entry.name}: pasted into other images it carries "
+            f"{_percent(min(carries.value, 1))} of the class, and {alone}{more}",
+            [
+                f"{entry.name}, component {first.component}: {first.tested.reason}. This rests on interventions "
+                f"in {first.tested.images} {first.tested.on} images, with 95 % intervals: something{others} "
+                "carries the class. What it is shows in the pictures; look at them before switching it off."
+            ],
+            About(
+                entry=entry.name,
+                numbers={"sufficiency": carries.value, "retained": left.value, "p": first.tested.corrected},
+            ),
+        )
+
     def _unexplained(self) -> Verdict | None:
         triggered = [e for e in self.entries if is_triggered(e)]
         if not triggered:
             return None
         worst = max(triggered, key=triggered_share)
-        why = "no component of the class looks spurious by itself"
+        why = "interventions prove no component of the class spurious"
         if worst.suspects:
-            why = "switching off the components that look spurious does not end it"
+            why = "switching off the components that are spurious does not end it"
         share = triggered_share(worst)
         return self._verdict(
             "fragile",
@@ -158,28 +189,33 @@ class Judge:
         if not found:
             return None
         count = sum(len(e.suspects) for e in found)
-        kind = "judged" if self.chosen_by == "people" else "looks" if count == 1 else "look"
-        advice = "" if self.chosen_by == "people" else "Look at them (pfungst label). "
+        plural = "s" * (count > 1)
+        if self.chosen_by == "people":
+            headline, why = (
+                f"{count} component{plural} judged spurious",
+                "no intervention shows that they do harm",
+            )
+        else:
+            headline, why = (
+                f"{count} component{plural} proven spurious",
+                "the maps behind it do not beat chance",
+            )
         return self._verdict(
             "fragile",
-            f"{count} component{'s' if count > 1 else ''} {kind} spurious "
-            f"({few((e.name for e in found), 3)}); nothing has shown yet that they do harm",
-            [f"{advice}Collect images with only the feature (pfungst pool) and pass them as --spurious."],
+            f"{headline} ({few((e.name for e in found), 3)}); {why}",
+            ["Collect images with only the feature (pfungst pool) and pass them as --spurious."],
             About(entry=found[0].name, numbers={"suspects": count}),
         )
 
     def _sound(self) -> Verdict:
-        count = sum(len(e.suspects) for e in self.entries)
-        sentences = []
-        if count:
-            sentences.append(
-                f"{count} components look spurious, but images with only the feature do not trigger their "
-                "class."
-            )
-        elif self.measured.as_is.mauc is None:
-            sentences.append(
-                "No images with only a spurious feature were given, so this rests on the ranking alone."
-            )
+        count = sum(len(e.components) for e in self.entries)
+        tested = sum(c.tested is not None for e in self.entries for c in e.components)
+        sentences = [f"Interventions on {tested} of {count} components prove none of them spurious."]
+        if suspects := sum(len(e.suspects) for e in self.entries):
+            sentences = [
+                f"{suspects} components are called spurious, but images with only the feature do not trigger "
+                "their class."
+            ]
         about = About(numbers={"accuracy": self.measured.as_is.accuracy.value})
         return self._verdict(
             "sound", f"{self.model} shows no reliance on a spurious feature", sentences, about
@@ -197,11 +233,10 @@ class Judge:
         found = [f"{text}; nothing was switched off."]
         if self.chosen_by != "nothing":
             count = sum(len(e.fixed) for e in self.entries)
-            who = f"{'looks' if count == 1 else 'look'} most suspicious"
             found = [
                 f"{text}, {_percent(mended.accuracy.value)} with the {count} component"
                 f"{'s' if count > 1 else ''} switched off that "
-                f"{'people judged spurious' if self.chosen_by == 'people' else who}."
+                f"{'people judge' if self.chosen_by == 'people' else 'interventions prove'} spurious."
             ]
         if as_is.mauc is not None and mended.mauc is not None:
             tested = sum(e.under().spurious is not None for e in self.entries)
@@ -263,16 +298,14 @@ def is_fallen(scores: Scores) -> bool:
 
 
 def _component_words(entry: ClassEntry) -> str:
-    found = [c for c in entry.components if c.component in entry.fixed]
+    found = [c for c in entry.components if c.component in entry.fixed and c.tested is not None]
     if entry.judged is not None or not found:
         return "people judged its components spurious"
-    first = found[0]
-    rank = entry.components.index(first) + 1
-    share = _percent(first.share)
-    words = f"α is {first.gap:.1f} logits higher in {share} of its training images than in the rest"
-    if first.off_object is not None:
-        words += f", and {_percent(first.off_object)} of the heatmap lies off the object"
-    return f"{words} (rank {rank} of {entry.ranked})"
+    assert found[0].tested is not None
+    words = found[0].tested.reason
+    if found[0].off_object is not None:
+        words += f"; {_percent(found[0].off_object)} of its relevance lies off the object"
+    return words
 
 
 def _percent(value: float) -> str:
@@ -292,7 +325,7 @@ def _plain(value: Interval) -> str:
 # --- gates -----------------------------------------------------------------------------------------------
 
 
-def metrics(measured: Measured, entries: list[ClassEntry]) -> dict[str, Metric]:
+def metrics(measured: Measured, entries: list[ClassEntry], faithful: Faithful | None) -> dict[str, Metric]:
     """The metrics that ``pfungst check`` can gate on: of the whole, and of the worst class or condition."""
     table: dict[str, Metric] = {}
 
@@ -328,13 +361,26 @@ def metrics(measured: Measured, entries: list[ClassEntry]) -> dict[str, Metric]:
     pairs = {e.name: (e.under().accuracy, e.under(mitigated=True).accuracy) for e in entries}
     losses = {name: a.value - b.value for name, (a, b) in pairs.items() if a and b}
     worst("class-accuracy-loss", "lower", "accuracy minus that with SpuFix, of one class", losses)
-    blind = "how harmful the most suspicious component looks, blind"
-    worst("harm", "lower", blind, {e.name: e.harm for e in entries if e.components})
-    suspects = f"components with harm of {limits.SUSPECT:g} or more, or judged spurious"
-    worst("suspects", "lower", suspects, {e.name: float(len(e.suspects)) for e in entries})
+    carried = "share of the class that a component, pasted, carries elsewhere for certain"
+    worst(
+        "carried",
+        "lower",
+        carried,
+        {e.name: e.carried for e in entries if any(c.tested for c in e.components)},
+    )
+    proven = "components that interventions prove spurious, or people judge so"
+    worst("spurious", "lower", proven, {e.name: float(len(e.suspects)) for e in entries})
+    relevant = "how much better than a random order the maps of components are"
+    whole("faithfulness", "higher", relevant, None if faithful is None else faithful.value)
     return table
 
 
+_RULE = {
+    "alpha": "Tested are the components that add most to the logit: by mean α of the training images of "
+    "highest α.",
+    "npfv": "Tested are, of the components of highest variance, those whose feature visualisation is most "
+    "confident (Neuhaus et al. 2023, section 4); that says something of adversarially robust models only.",
+}
 _SPUFIX = {
     "mean": "SpuFix subtracts the positive α of the chosen components from the logit of their class, as "
     "published; no weight is changed. Of a feature in a share of the class's training images, that share of "
@@ -346,7 +392,7 @@ _SPUFIX = {
 }
 
 
-def explain_numbers(study: Study, measured: Measured, chosen_by: str) -> list[str]:
+def explain_numbers(study: Study, measured: Measured, chosen_by: str, faithful: Faithful | None) -> list[str]:
     """How the numbers were made, for the reader of the report."""
     notes = [
         f"Classes: {study.outputs.order}.",
@@ -354,12 +400,25 @@ def explain_numbers(study: Study, measured: Measured, chosen_by: str) -> list[st
         "all training images of the class, no prediction filter (Neuhaus et al. 2023).",
         "α is what a component adds to the logit of its class, relative to the mean over its training "
         "images.",
-        "Harm: geometric mean of two or three cues. Concentration: how far the best split of α into two "
-        "groups explains more of its variance than it would for a bell curve by chance, times the share by "
-        "which the gap between the groups changes the odds of the class. Reach: that share, or, of the "
-        "components shown, the confidence of the feature visualisation if it is higher. Share of the heatmap "
-        f"off the object, where masks exist. From {limits.SUSPECT:g} a component is called suspicious. "
-        "Nobody looked at the images for that.",
+        _RULE[study.config.rule],
+        "A component is called spurious by intervention only. Its region in an image is where the relevance of "
+        "α is (integrated gradients from the blurred image). Necessity: the evidence for the class that is "
+        "lost when the region is painted over, beyond an equal region elsewhere. Sufficiency: what of the way "
+        "from other classes to the class pasting it into images of other classes goes, beyond other content "
+        f"of the same images. Spurious: sufficient with corrected P ≤ {limits.P_SPURIOUS:g} (Holm, over all "
+        f"components of all classes), and the class is recognised without it in at least {limits.RETAINED:.0%} "
+        "of the images (lower end of the 95 % interval); of a class that is also the answer to an empty image that "
+        "proves nothing.",
+        _witnessed(study),
+        "Faithfulness: not measured, there are too few components."
+        if faithful is None
+        else f"Maps of components, on {faithful.images} images: {faithful.words}. Patches of the image are "
+        "replaced in the order of the map; 0 is a random order, 1 out of reach."
+        + (
+            ""
+            if faithful.beats_random
+            else " The regions shown explain nothing, so no verdict rests on them."
+        ),
         _SPUFIX[study.config.reference],
         "Intervals: Wilson for shares, Newcombe for AUC of a class; for mAUC, gains, losses and falls paired "
         "bootstrap, 2,000 draws of images within classes.",
@@ -375,9 +434,28 @@ def explain_numbers(study: Study, measured: Measured, chosen_by: str) -> list[st
             "mAUC is the ROC AUC that the paper defines; the average precision that its published code "
             "computes is named published mAP. The two are not comparable."
         )
-    if chosen_by == "ranking":
+    if chosen_by == "evidence":
         notes.append(
-            "The components that SpuFix switches off were chosen by the blind ranking, which can be wrong: "
-            "look at them before using the fix."
+            "The components that SpuFix switches off were chosen by interventions without people: look at "
+            "their regions before using the fix."
         )
     return notes
+
+
+def _witnessed(study: Study) -> str:
+    if not study.witnesses:
+        return (
+            "No other model was asked (--witness), so the object is what this model still recognises: a part "
+            "of the object that the model does not need may pass for spurious."
+        )
+    names = few(other.name for other in study.witnesses)
+    chosen = (
+        "given"
+        if study.config.witness
+        else "chosen by itself as its package is installed (--witness none: no other)"
+    )
+    return (
+        f"Asked as well: {names}, {chosen}. Of a region only the part is pasted where α has more relevance than the "
+        "class has in it; what it takes for the class as much is a piece of the object, or a habit that both share, "
+        "and it judges whether the class is still recognised."
+    )

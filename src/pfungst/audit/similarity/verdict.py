@@ -194,7 +194,7 @@ def _erased(result: Findings) -> Iterator[str]:
     if (e := result.erased) is not None:
         yield (
             f"{e.images:.0%} of the images have text. Two of different classes that both have some are alike "
-            f"by {e.alike:+.3f} more than two without; with the text erased by {e.alike_erased:+.3f}, with as "
+            f"by {e.alike:+.3f} more than two without; with text erased by {e.alike_erased:+.3f}, with as "
             f"much erased opposite by {e.alike_opposite:+.3f}."
         )
 

@@ -18,12 +18,14 @@ Handler = Callable[[RelevanceMode, Any, str, tuple[Any, ...], dict[str, Any]], A
 
 
 def bind(names: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of a call by the names of its parameters, separated by spaces."""
     bound = dict(zip(names.split(), args, strict=False))
     bound.update(kwargs)
     return bound
 
 
 def n_tuple(v: Any, n: int) -> tuple[int, ...]:
+    """A number for each of `n` axes; 0 for the words that padding may be."""
     return (v,) * n if isinstance(v, int) else tuple(v) if not isinstance(v, str) else (0,) * n
 
 

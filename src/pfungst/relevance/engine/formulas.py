@@ -64,6 +64,7 @@ def formula(signature: str, write: Callable[..., Tensor], note: str) -> Handler:
 
 
 def scaled(by: float | Tensor, t: Any) -> Any:
+    """`by` · `t`, and `t` itself where that is the same."""
     return t if isinstance(by, int | float) and by == 1 else by * t
 
 

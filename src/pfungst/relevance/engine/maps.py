@@ -27,6 +27,7 @@ def dynamic(
 
 
 def convolution(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: Any) -> Tensor:
+    """Convolutions of one, two and three axes."""
     b = bind("input weight bias stride padding dilation groups", args, kwargs)
     n, padding = b["weight"].ndim - 2, b.get("padding", 0)
     rest = (
@@ -39,6 +40,7 @@ def convolution(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: An
 
 
 def transposed_convolution(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: Any) -> Tensor:
+    """Transposed convolutions of one, two and three axes."""
     b = bind("input weight bias stride padding output_padding groups dilation", args, kwargs)
     rest = (
         b.get("stride", 1),
@@ -71,11 +73,13 @@ def _convolve(
 
 
 def linear_map(mode: RelevanceMode, name: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x · weightᵀ + bias, the weight a constant."""
     m = LinearMap(F.linear, weight.detach(), None if bias is None else bias.detach(), owner=weight)
     return mode.linear(mode.site(name, "linear"), x, m)
 
 
 def linear_layer(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: Any) -> Tensor:
+    """`linear`: a map where the weight is a constant, a product where it depends on the input."""
     b = bind("input weight bias", args, kwargs)
     if mode.tracked(b["weight"]):
         out = product(
@@ -118,6 +122,7 @@ def add_matmul(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: Any
 
 
 def matmul(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: Any) -> Tensor:
+    """Matrix products: a map where the second factor is a constant matrix, a product otherwise."""
     a, b = (*args, *(kwargs[k] for k in ("other", "mat2", "vec", "tensor") if k in kwargs))[:2]
     if name == "rmatmul":
         a, b = b, a

@@ -100,12 +100,14 @@ def _distance(
 
 
 def cdist(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: Any) -> Tensor:
+    """Distances of all pairs of two sets of rows."""
     b = bind("x1 x2 p compute_mode", args, kwargs)
     value = original(mode, func, name, args, kwargs)
     return _distance(mode, name, value, b["x1"], b["x2"], float(b.get("p", 2.0)), pairs=True)
 
 
 def pairwise_distance(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: Any) -> Tensor:
+    """Distances of rows, row by row."""
     b = bind("x1 x2 p eps keepdim", args, kwargs)
     kept = bool(b.get("keepdim", False))
     value = original(mode, func, name, args, kwargs)
@@ -120,6 +122,7 @@ def _kept(mode: RelevanceMode, out: Tensor) -> Tensor:
 
 
 def pdist(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: Any) -> Tensor:
+    """Distances of all pairs of rows of one set."""
     b = bind("input p", args, kwargs)
     x = mode.settle(b["input"])
     first, second = torch.triu_indices(len(x), len(x), 1, device=x.device)
@@ -130,6 +133,7 @@ def pdist(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: Any) -> 
 
 
 def dist(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: Any) -> Tensor:
+    """The distance of two tensors."""
     b = bind("input other p", args, kwargs)
     value = original(mode, func, name, args, kwargs)
     sides = (mode.settle(t) for t in (b["input"], b["other"]))

@@ -145,6 +145,7 @@ def in_reentrant_checkpoint() -> bool:
 
 
 def version_of(t: Tensor) -> int:
+    """How often a tensor was written into; 0 where that is not counted."""
     try:
         return t._version
     except RuntimeError:  # inference tensors do not count versions

@@ -50,6 +50,7 @@ def _is_stream(mode: RelevanceMode, t: Tensor) -> bool:
 
 
 def read_property(mode: RelevanceMode, func: Any, name: str, args: tuple[Any, ...]) -> Any:
+    """Attributes of tensors: views such as `.T` are linear, `.data` ends relevance, the rest is read."""
     if name in LINEAR:
         return linear(mode, func, name, args, {})
     if name == "get:data":

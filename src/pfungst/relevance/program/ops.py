@@ -116,6 +116,7 @@ def _fits(t: Tensor, c: Tensor | float) -> bool:
 
 
 def union(boxes: Sequence[Box | None]) -> Box | None:
+    """The smallest box that holds all of them; None where one is the whole."""
     if any(b is None for b in boxes):
         return None
     known = [b for b in boxes if b is not None]

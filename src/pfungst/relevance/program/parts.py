@@ -27,6 +27,7 @@ Part = Tensor | Pending
 
 
 def dense(part: Part) -> Tensor:
+    """The tensor that a part stands for."""
     return part.dense() if isinstance(part, Pending) else part
 
 
