@@ -525,8 +525,8 @@ def _regions(result: SimilarityResult) -> Table:
     ]
     caption = (
         "Relevance in proportion to the area would mean that a region counts as any other. Burnt-in text is "
-        "what RapidOCR reads, marks are small, saturated and near an edge (a heuristic); pairs of images with "
-        "some."
+        "what RapidOCR reads, marks are small, saturated and near an edge (a heuristic); pairs of images "
+        "with some."
     )
     groups = [Rows(rows, name) for name, rows in regions.items()]
     return Table(columns=columns, groups=groups, caption=caption, name="Border and burnt-in marks")
