@@ -164,7 +164,9 @@ def detect(model: str, checkpoint: Path, train: Path, val: Path, out: Path, seed
     ranking = [
         Finding(e.index, c.component, "spurious" if c.spurious else "", c.order[1])
         for e, c in sorted(
-            ((e, c) for e in result.entries for c in e.components), key=lambda pair: pair[1].order, reverse=True
+            ((e, c) for e in result.entries for c in e.components),
+            key=lambda pair: pair[1].order,
+            reverse=True,
         )
     ]
     return Detection(result.verdict.level, result.accuracy.value, [f for f in ranking if f.word], ranking)
