@@ -303,11 +303,10 @@ def finished(parts: list[Part]) -> list[Explained]:
 
 def _tested(found: Evidence, on: str, blank: bool) -> Tested:
     word, reason = found.word, found.reason
-    if blank and word == "spurious":
-        word, reason = (
-            "unclear",
-            "the class is also the answer to an empty image, so being left proves nothing",
-        )
+    suspect = found.sufficient and found.retained.low >= limits.RETAINED
+    if blank and suspect:
+        word, suspect = "unclear", False
+        reason = "the class is also the answer to an empty image, so being left proves nothing"
     return Tested(
         on=on,
         images=len(found.rows),
@@ -319,6 +318,7 @@ def _tested(found: Evidence, on: str, blank: bool) -> Tested:
         p=found.p,
         corrected=found.corrected,
         word=word,
+        suspect=suspect,
         reason=reason,
     )
 

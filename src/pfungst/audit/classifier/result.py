@@ -32,6 +32,7 @@ class Tested(Model):
     p: float
     corrected: float = Field(description="p, corrected for all components of all classes (Holm)")
     word: Literal["spurious", "core", "unclear"]
+    suspect: bool = Field(description="spurious but for the number of witnesses")
     reason: str
 
 
@@ -56,9 +57,14 @@ class Component(Model):
         return self.tested is not None and self.tested.word == "spurious"
 
     @property
+    def suspect(self) -> bool:
+        """Whether they would with enough witnesses; a class with images of only its feature needs none."""
+        return self.tested is not None and self.tested.suspect
+
+    @property
     def order(self) -> tuple[bool, float]:
-        """Sorts what to look at first when sorted in falling order: what is proven, then what it carries."""
-        return self.spurious, -1.0 if self.tested is None else self.tested.sufficiency[0].low or 0.0
+        """Sorts what to look at first when sorted in falling order: what is suspect, then what it carries."""
+        return self.suspect, -1.0 if self.tested is None else self.tested.sufficiency[0].low or 0.0
 
 
 class SpuriousScores(Model):
@@ -98,6 +104,11 @@ class Scores(Model):
         None, description="accuracy under the original condition minus this, paired bootstrap over the images"
     )
     gains: list[Gain] = Field([], description="classes that gain predictions from the original condition")
+    rises: Gain | None = Field(None, description="the class whose probability rises most, median over images")
+    among: float | None = Field(
+        None,
+        description="accuracy with answers limited to the classes of the validation images, if there are more",
+    )
     mauc: Interval | None = None
     published_map: float | None = None
     triggered: float | None = Field(None, description="mean over classes")
@@ -129,10 +140,8 @@ class ClassEntry(Explained):
 
     @property
     def suspects(self) -> list[int]:
-        """Components that people judged spurious, or, where nobody looked, that interventions prove so."""
-        return (
-            self.judged if self.judged is not None else [c.component for c in self.components if c.spurious]
-        )
+        """Components that people judged spurious, or, where nobody looked, that interventions suspect."""
+        return self.judged if self.judged is not None else [c.component for c in self.components if c.suspect]
 
     @property
     def proven(self) -> list[Component]:
