@@ -157,16 +157,18 @@ def detect(model: str, checkpoint: Path, train: Path, val: Path, out: Path, seed
 
     result = run(
         ClassifierConfig.build(
-            model=model, checkpoint=checkpoint, train=train, val=val, size=32, n_components=16, candidates=16, shown=8,
-            steps=40, batch_size=128, seed=seed, out=out, device="cpu",
+            model=model, checkpoint=checkpoint, train=train, val=val, size=32, n_components=16, shown=4, batch_size=128,
+            seed=seed, out=out, device="cpu",
         )
     )  # fmt: skip
     ranking = [
-        Finding(e.index, c.component, "spurious" if c.spurious else "", c.order[1] + 2 * c.spurious)
-        for e in result.entries
-        for c in e.components
+        Finding(e.index, c.component, "spurious" if c.spurious else "", c.order[1])
+        for e, c in sorted(
+            ((e, c) for e in result.entries for c in e.components),
+            key=lambda pair: pair[1].order,
+            reverse=True,
+        )
     ]
-    ranking.sort(key=lambda f: -f.score)
     return Detection(result.verdict.level, result.accuracy.value, [f for f in ranking if f.word], ranking)
 
 

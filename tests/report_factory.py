@@ -20,6 +20,7 @@ from pfungst.audit.anomaly.result import (
     Entry,
     Example,
     Exposure,
+    Faithfulness,
     Group,
     Provenance,
     Scored,
@@ -257,6 +258,7 @@ def entry(folder: Path, category: str, model: str, *, size: int = 224, examples:
         trivial_f1=2 * n_defect / (2 * n_defect + n_good), threshold=limit,
         spectrum=Spectrum(edges=EDGES, original=list(spread / spread.sum()), mitigated=list(cut_off / cut_off.sum()), kept=list(1 / (1 + np.exp((bands - 13.5) / 1.4)))),
         exposure=Exposure(high=0.71, outside_mask=0.83, lost_in_deployment=0.44),
+        faithfulness=Faithfulness(value=0.23, low=0.18, high=0.27, images=16),
         provenance=provenance, examples=shown, arrays=file,
     )  # fmt: skip
 

@@ -21,8 +21,7 @@ PAPERS = re.compile(r"spurious/|audit/classifier/")
 BARE = re.compile(
     r"pfungst\.(anomaly|audit|encoders|features|probes|relevance\.(bases|engine|program)|report|similarity|spurious)\b"
 )
-MANY = {  # those of detectors are parameters in scikit-learn's way
-    "Autoencoder.__init__", "DeepOneClass.__init__", "PatchCore.__init__",
+MANY = {
     "_artefacts", "_picture", "scale_norm", "train_small",
 }  # fmt: skip
 

@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 
 import pfungst.audit.anomaly.run as audit
 from factories import broken_files, mini_mvtec, picture, save
@@ -13,6 +14,7 @@ from pfungst.audit.anomaly.run import run
 from pfungst.audit.result import load
 from pfungst.errors import ConfigError, DataError, InputError, UnreadableImages
 from pfungst.measure import auroc
+from pfungst.relevance import Relevance
 
 
 @pytest.fixture(scope="module")
@@ -299,3 +301,119 @@ def test_embedded_digits_are_audited(tmp_path):
     )
     assert result.mean["kde"].original.auroc.value > 0.8
     assert result.mean["kde"].original.clever_hans is not None
+
+
+def test_the_explanation_of_the_score_beats_a_random_order_and_another_map_does_not(
+    data, tmp_path, monkeypatch
+):
+    """The number is that of the heatmap: squares of pixels, spread by chance, explain nothing."""
+    from pfungst.anomaly import KDE
+
+    options = {"model": "kde", "seeds": 1, "category": "nut"}
+    true = run(config(data, tmp_path / "true", **options))
+    found = true.entries[0].faithfulness
+    assert found.beats_random
+    assert found.images == 8  # the defective ones
+    assert true.metrics["faithfulness"].value == found.value
+    explain = KDE._explain
+
+    def shuffled(self, x, basis):
+        relevance = explain(self, x, basis)
+        values = relevance.values.flatten(1)
+        order = torch.rand(values.shape, generator=torch.Generator().manual_seed(1)).argsort(1)
+        values = values.gather(1, order).view_as(relevance.values)
+        return Relevance(values, relevance.score, basis, relevance.bias)
+
+    monkeypatch.setattr(KDE, "_explain", shuffled)
+    chance = run(config(data, tmp_path / "chance", **options))
+    assert not chance.entries[0].faithfulness.beats_random
+    assert chance.verdict.level != "clever-hans"
+    if chance.verdict.level in ("sound", "fragile"):
+        assert "does not beat a random order" in " ".join(chance.verdict.sentences)
+
+
+# --- odd data: a verdict that says so, or a named error, never "sound" ------------------------------------
+
+
+def folder(root, train, good, defective, draw=picture):
+    """An MVTec category whose images are drawn by `draw`: (seed, size, defect) → image and mask."""
+    counts = {"train/good": train, "test/good": good, "test/hole": defective}
+    for number, (place, count) in enumerate(counts.items()):
+        for i in range(count):
+            save(root / f"part/{place}/{i:03d}.png", draw(100 * number + i, 32, "hole" in place)[0])
+    return root
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_two_and_ten_test_images_are_too_few(tmp_path, count):
+    """Regression: one good and one defective image, told apart, were called sound."""
+    result = run(
+        config(folder(tmp_path / "data", 12, count, count), tmp_path / "out", model="kde", mitigate="none")
+    )
+    assert result.verdict.level == "too-few"
+    assert result.verdict.about.numbers == {"good": count, "defective": count}
+    assert (result.entries[0].faithfulness is None) == (2 * count < 6)
+
+
+def test_two_images_in_all_are_a_named_error(tmp_path):
+    with pytest.raises(DataError, match="1 normal training images"):
+        run(config(folder(tmp_path / "data", 1, 0, 1), tmp_path / "out"))
+
+
+def test_test_images_of_one_class_only_are_a_named_error(tmp_path):
+    with pytest.raises(DataError, match="has no defective test images"):
+        run(config(folder(tmp_path / "good", 6, 12, 0), tmp_path / "out"))
+    with pytest.raises(DataError, match="has no normal test images"):
+        run(config(folder(tmp_path / "bad", 6, 0, 12), tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def black(*_):
+    return np.zeros((32, 32, 3), np.uint8), None
+
+
+def same_tests(seed, size, defect):
+    """Training images that differ, test images that are all the same."""
+    return picture(seed if seed < 100 else 100, size)
+
+
+@pytest.mark.parametrize("draw", [black, same_tests])
+@pytest.mark.parametrize(
+    "model", ["d2neighbors", "kde", "autoencoder:epochs=1", "patchcore:coreset=0.5,dim=32,layer_dim=32"]
+)
+def test_images_that_do_not_differ_are_unfit(tmp_path, draw, model):
+    """Regression: a score that is the same for every image was explained as if it told something."""
+    data = folder(tmp_path / "data", 12, 12, 12, draw)
+    result = run(config(data, tmp_path / "out", model=model, seeds=1))
+    assert result.verdict.level == "unfit"
+    assert result.entries[0].original.auroc.value == 0.5
+    assert result.entries[0].exposure.outside_mask is None
+
+
+def test_images_that_do_not_differ_make_a_one_class_model_a_named_error(tmp_path):
+    with pytest.raises(InputError, match="features are constant over the"):
+        run(
+            config(
+                folder(tmp_path / "data", 12, 12, 12, black),
+                tmp_path / "out",
+                model="one-class:backbone=resnet18",
+            )
+        )
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_scores_that_are_not_numbers_are_a_named_error(data, tmp_path, monkeypatch, value):
+    """A detector whose scores are NaN would otherwise flag nothing and rank at random."""
+    from pfungst.anomaly import KDE
+
+    score = KDE._score
+
+    def broken(self, x):
+        scores = score(self, x)
+        scores[0] = value
+        return scores
+
+    monkeypatch.setattr(KDE, "_score", broken)
+    with pytest.raises(InputError, match=r"scores of 1 of \d+ samples are NaN or infinite"):
+        run(config(data, tmp_path / "out", model="kde", seeds=1))
+    assert not (tmp_path / "out" / "result.json").exists()

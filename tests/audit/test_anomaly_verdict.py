@@ -7,12 +7,23 @@ import pytest
 from pfungst.audit.anomaly.config import AnomalyConfig
 from pfungst.audit.anomaly.explain import above
 from pfungst.audit.anomaly.measure import DEPLOYED, MENDED, ORIGINAL
-from pfungst.audit.anomaly.result import Entry, Exposure, Group, Provenance, Scored, Scores, Spectrum
+from pfungst.audit.anomaly.result import (
+    Entry,
+    Exposure,
+    Faithfulness,
+    Group,
+    Provenance,
+    Scored,
+    Scores,
+    Spectrum,
+)
 from pfungst.audit.anomaly.verdict import explain_numbers, judge, metrics
 from pfungst.audit.result import Interval
 from pfungst.measure import limits
 
 CONFIG = AnomalyConfig(data="synthetic")
+FAITHFUL = Faithfulness(value=0.24, low=0.2, high=0.28, images=16)
+UNFAITHFUL = Faithfulness(value=0.02, low=-0.05, high=0.09, images=16)
 
 
 def provenance(column="session", pooled=0.5, within=0.9, follows=True):
@@ -24,7 +35,15 @@ def provenance(column="session", pooled=0.5, within=0.9, follows=True):
 
 
 def entry(
-    model="kde", f1=(0.9, 0.8, 0.9), auroc=0.95, lost=0.3, hans=0.2, n=(50, 50), category="ring", found=()
+    model="kde",
+    f1=(0.9, 0.8, 0.9),
+    auroc=0.95,
+    lost=0.3,
+    hans=0.2,
+    n=(50, 50),
+    category="ring",
+    found=(),
+    faithful=FAITHFUL,
 ):
     def scores(variant, value):
         rates = dict.fromkeys(("f1", "f1_balanced", "balanced_accuracy"), Interval(value=value))
@@ -43,6 +62,7 @@ def entry(
         threshold=1,
         spectrum=Spectrum(edges=[0, 4], original=[1], kept=[1]),
         exposure=Exposure(high=0.4, lost_in_deployment=lost),
+        faithfulness=faithful,
         provenance=list(found),
         arrays="",
     )
@@ -69,10 +89,36 @@ def verdict(*entries):
         ({"n": (limits.TEST_IMAGES - 1, 50)}, "too-few"),
         ({"n": (50, limits.TEST_IMAGES - 1), "found": [provenance()], "auroc": 0.5}, "too-few"),
         ({"n": (limits.TEST_IMAGES, limits.TEST_IMAGES)}, "clever-hans"),
+        ({"faithful": UNFAITHFUL}, "fragile"),
+        ({"faithful": None}, "fragile"),
     ],
 )
 def test_levels(changes, level):
     assert verdict(entry(**changes)).level == level
+
+
+def test_no_verdict_rests_on_an_explanation_that_does_not_beat_random():
+    """Regression: heatmaps of a network's random walk were quoted as evidence of Clever Hans."""
+    found = verdict(entry(faithful=UNFAITHFUL))
+    told = " ".join(found.sentences)
+    assert "Faithfulness is 0.02 (-0.05 to 0.09): the explanation does not beat a random order" in told
+    assert "not shown to be faithful, so the cause is not established" in told
+    assert "Clever Hans" not in f"{found.headline} {told}"
+    assert "Faithfulness was not measured" in " ".join(verdict(entry(faithful=None)).sentences)
+    off = {"f1": (0.9, 0.9, 0.9), "hans": limits.OUTSIDE + 0.1}
+    assert "Look at the heatmaps" in " ".join(verdict(entry(**off)).sentences)
+    assert "Look at the heatmaps" not in " ".join(verdict(entry(**off, faithful=UNFAITHFUL)).sentences)
+
+
+def test_explanations_are_faithful_where_most_categories_say_so():
+    mean = {"kde": Scored(scores=entry().scores)}
+    most = [
+        entry(category=c, faithful=f) for c, f in zip("abc", (FAITHFUL, UNFAITHFUL, FAITHFUL), strict=True)
+    ]
+    found = judge(most, mean, CONFIG)
+    assert found.level == "clever-hans"
+    assert "Faithfulness is 0.17 on average, above a random order in 2 of 3 categories." in found.sentences
+    assert judge(most[:2], mean, CONFIG).level == "fragile"
 
 
 def test_too_few_images_are_counted_over_categories_and_named():

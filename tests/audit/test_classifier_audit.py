@@ -51,8 +51,7 @@ def test_the_planted_component_is_found_proven_and_switched_off(biased):
     assert "green" in result.verdict.headline
     entry = next(e for e in result.entries if e.index == MARKED)
     first = entry.components[0]
-    assert first.suspect
-    assert not first.spurious  # no other model was asked: images with only the mark prove it
+    assert first.spurious  # no other model was asked: its class has images with the mark and without
     assert first.component in entry.fixed
     assert first.tested.on == "training"  # no validation image has the mark
     assert first.tested.sufficiency[0].low > 0
@@ -208,10 +207,9 @@ def test_only_the_classes_asked_for(data, tmp_path):
     assert all(c.visual is None for e in result.entries for c in e.components)
     assert result.under().mauc is None
     assert result.n_validation == 30  # accuracy is over all classes
-    assert result.verdict.level == "fragile"  # suspicious, but two other models are needed for a proof
-    assert "without two other models" in result.verdict.headline
+    assert result.verdict.level == "clever-hans"  # by interventions alone
+    assert "pasted into other images" in result.verdict.headline
     assert result.verdict.about.entry == "green"
-    assert result.chosen_by == "nothing"
 
 
 def test_two_witnesses_that_do_not_read_the_mark_prove_it(data, tmp_path):

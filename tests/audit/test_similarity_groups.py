@@ -155,6 +155,28 @@ def test_numbers_part_a_column_in_two(tmp_path):
         group_columns(items, ["hats>0"])
 
 
+def test_columns_of_many_values_are_cut_and_not_left_out():
+    from pfungst.audit.sources import group_columns
+
+    places = ["Hannover"] * 20 + ["Italy"] * 10 + [f"place {n}" for n in range(30)]
+    items = [
+        Item(str(n), b"", "a", groups={"location": p, "age": str(n), "file": f"f{n}"})
+        for n, p in enumerate(places)
+    ]
+    columns = group_columns(items, ["auto"])
+    assert set(columns) == {"location", "age"}  # names of files form no groups
+    assert set(columns["location"].tolist()) == {"Hannover", "Italy", "other"}
+    assert len(set(columns["age"].tolist())) == 4
+
+
+def test_a_column_that_spells_the_label_is_no_group():
+    from pfungst.audit.similarity.prepare import _spells
+
+    labels = np.array(["COVID-19", "other", "COVID-19"])
+    assert _spells(np.array(["COVID-19, ARDS", "SARS", "COVID-19"]), labels)
+    assert not _spells(np.array(["Hannover", "Italy", "Hannover"]), labels)
+
+
 def test_two_images_of_each_class_are_too_few(tmp_path):
     result = run(config(many(tmp_path / "data", 2), tmp_path / "out", groups="none", seeds=1, folds=2))
     assert result.verdict.level == "too-few"

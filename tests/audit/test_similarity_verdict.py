@@ -4,11 +4,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from pfungst.audit.result import Interval, Variant
-from pfungst.audit.similarity.measure import confusion
-from pfungst.audit.similarity.prepare import AS_IS
-from pfungst.audit.similarity.result import Artefact, Confusion, Findings, ProbeScores, Region
+from pfungst.audit.similarity.measure import beyond_label, confusion
+from pfungst.audit.similarity.prepare import AS_IS, ERASED, OPPOSITE
+from pfungst.audit.similarity.result import Artefact, Confusion, Faithful, Findings, ProbeScores, Region
 from pfungst.audit.similarity.verdict import judge
 from pfungst.probes import Plan, Predictions
 
@@ -25,6 +26,7 @@ def result(
     evidence_without=0.1,
     mark="↓↓",
     classes="abc",
+    faithful: float | None = 0.1,
 ) -> Findings:
     def pooled(variant, accuracy, mark=""):
         value = Interval(value=accuracy, low=accuracy - 0.02, high=accuracy + 0.02)
@@ -53,6 +55,9 @@ def result(
             Region(name=f"where {NAME} lies", group="a", share=0.04, area=0.08),
             Region(name=f"where {NAME} lies", group="c", share=0.06, area=0.08),
         ],
+        faithfulness=None if faithful is None else Faithful(
+            value=Interval(value=0.2, low=faithful, high=0.3), images=8
+        ),
         basis="patches of 2 px", composite="epsilon", conservation=0.0,
     )  # fmt: skip
 
@@ -76,6 +81,8 @@ def test_all_four_parts_together_are_clever_hans():
         ({"without": 0.5}, "fragile"),  # the place counts as much without it
         ({"evidence": 0.15}, "fragile"),  # the probe reads something else
         ({"evidence_without": 0.6}, "fragile"),
+        ({"faithful": -0.01}, "fragile"),  # the explanation does not beat random
+        ({"faithful": None}, "fragile"),  # nobody knows whether it does
         ({"classes": "ab", "turned_share": 0.7}, "fragile"),  # of two classes one gets most errors anyway
     ],
 )
@@ -96,3 +103,51 @@ def test_images_turned_wrong_by_hand():
     assert (found.errors, found.into, found.share) == (3, "b", pytest.approx(2 / 3))
     assert (found.turned, found.turned_share) == (1, 1.0)
     assert confusion(study, AS_IS).turned == 0
+
+
+@pytest.mark.parametrize(("control", "level"), [(0.9, "fragile"), (0.72, "sound")])
+def test_erasing_text_counts_only_beyond_erasing_as_much_elsewhere(control, level):
+    base = result(fall=0.0, mark="")
+    under = base.scores[1]
+    scores = [
+        under.model_copy(update={"variant": v, "accuracy": Interval(value=a), "mark": "↓↓"})
+        for v, a in ((ERASED, 0.7), (OPPOSITE, control))
+    ]
+    confusion = {v.key: base.confusion[NAME] for v in (ERASED, OPPOSITE)}
+    variants = [AS_IS, ERASED, OPPOSITE]
+    found = base.model_copy(
+        update={
+            "variants": variants,
+            "scores": [base.scores[0], *scores],
+            "confusion": base.confusion | confusion,
+        }
+    )
+    verdict = judge(found)
+    assert verdict.level == level
+    assert any("text erased the accuracy is 0.70" in s for s in verdict.sentences)
+
+
+def test_what_a_score_knows_beyond_the_label_is_kruskal_and_wallis_within_labels():
+    rng = np.random.default_rng(0)
+    labels = np.repeat(["a", "b"], 30)
+    groups = np.tile(["x", "y", "z"], 20)
+    scores = rng.normal(size=60) + (groups == "x") * 0.7
+    every = np.arange(60)
+    total = sum(
+        stats.kruskal(*[scores[(labels == c) & (groups == g)] for g in "xyz"]).statistic for c in "ab"
+    )
+    assert beyond_label(scores, labels, groups, every) == pytest.approx(stats.chi2.sf(total, 4))
+    assert beyond_label((labels == "a") * 1.0, labels, groups, every) == 1.0  # only the label
+    assert beyond_label(scores, labels, labels, every) == 1.0  # the group is the label
+    doubled = [np.repeat(v, 2) for v in (scores, labels, groups, every)]
+    assert beyond_label(*doubled) == pytest.approx(stats.chi2.sf(total, 4))  # a patient counts once
+
+
+def test_of_scores_that_know_the_label_only_one_in_a_hundred_is_marked():
+    rng = np.random.default_rng(1)
+    labels = np.repeat(["a", "b"], 40)
+    groups = np.where(rng.random(80) < np.where(labels == "a", 0.7, 0.3), "x", "y")
+    p = [
+        beyond_label(rng.normal(size=80) + (labels == "a"), labels, groups, np.arange(80)) for _ in range(400)
+    ]
+    assert np.mean(np.array(p) < 0.05) == pytest.approx(0.05, abs=0.03)

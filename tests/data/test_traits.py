@@ -11,7 +11,7 @@ from PIL import Image
 
 from pfungst.data import Item, read_image
 from pfungst.data.decode import Undecodable
-from pfungst.data.traits import file_columns, traits
+from pfungst.data.traits import BurntInText, file_columns, traits, without_boxes
 from pfungst.errors import ConfigError
 
 
@@ -91,3 +91,44 @@ def test_postscript_named_png_is_not_handed_to_an_interpreter(tmp_path: Path):
     file.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n{} loop\n%%EOF\n")
     with pytest.raises(Undecodable, match="not an image"):
         read_image(file)
+
+
+def test_burnt_in_text_is_found_and_ribs_are_not(tmp_path: Path):
+    pytest.importorskip("rapidocr_onnxruntime", reason="needs the extra marks")
+    import cv2
+
+    size = 400
+    y, x = np.mgrid[:size, :size]
+    ribs = (128 + 90 * np.sin((y + 0.002 * (x - 200) ** 2) / 9)).astype(np.uint8)  # taken for lines of text
+    plain = np.repeat(ribs[:, :, None], 3, axis=2)
+    marked = np.full((size, size, 3), 60, np.uint8)
+    cv2.putText(marked, "PORTABLE", (230, 40), cv2.FONT_HERSHEY_SIMPLEX, 0.9, (255, 255, 255), 2)
+    find = BurntInText(tmp_path / "text.json")
+    items = [Item("ribs", _file(plain)), Item("text", _file(marked))]
+    assert len(find(items[0])) == 0
+    ((left, top, right, bottom),) = find(items[1])
+    assert (left, right, top, bottom) == pytest.approx((0.57, 0.94, 0.04, 0.11), abs=0.03)
+    erased = without_boxes(marked, find(items[1]))
+    assert np.abs(erased.astype(int) - 60).max() <= 20
+    find.keep()
+    again = BurntInText(tmp_path / "text.json")
+    again._reader = None  # nothing is read twice
+    np.testing.assert_array_equal(again(items[1]), find(items[1]))
+
+
+def test_without_the_extra_the_word_text_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "rapidocr_onnxruntime", None)
+    with pytest.raises(ConfigError, match="RapidOCR"):
+        BurntInText()
+
+
+def test_erasing_leaves_the_rest_of_the_picture():
+    pixels = _noise((40, 50, 3))
+    erased = without_boxes(pixels, np.array([[0.2, 0.25, 0.4, 0.5]]))
+    changed = (erased != pixels).any(2)
+    assert changed[10:20, 10:20].mean() > 0.9
+    assert not changed[22:].any()
+    assert not changed[:, 22:].any()
+    assert without_boxes(pixels, np.zeros((0, 4))) is pixels

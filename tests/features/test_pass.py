@@ -16,8 +16,9 @@ from pfungst.audit.anomaly.config import AnomalyConfig
 from pfungst.audit.classifier.config import ClassifierConfig
 from pfungst.audit.classifier.images import Labelled
 from pfungst.audit.classifier.models import load_classifier
+from pfungst.audit.conditions import conditions_for
 from pfungst.audit.similarity.config import SimilarityConfig
-from pfungst.audit.similarity.embeddings import Source, conditions_for, embed
+from pfungst.audit.similarity.embeddings import Source, embed
 from pfungst.conditions import Condition
 from pfungst.data import Item
 from pfungst.encoders import Encoder, Preprocessing

@@ -14,9 +14,10 @@ import classifier_factory as squares
 import similarity_factory
 from pfungst.audit.classifier import run as classifier_audit
 from pfungst.audit.classifier.config import ClassifierConfig
+from pfungst.audit.conditions import conditions_for
 from pfungst.audit.similarity import mend as mending
 from pfungst.audit.similarity import run as similarity_audit
-from pfungst.audit.similarity.embeddings import Source, conditions_for, embed
+from pfungst.audit.similarity.embeddings import Source, embed
 from pfungst.data import Item
 from pfungst.encoders import Encoder, Preprocessing
 from pfungst.errors import DataError, InputError

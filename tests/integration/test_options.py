@@ -23,7 +23,7 @@ OPTIONS = {
 }
 ADDED = {
     "anomaly": {"--quantile", "--examples"},
-    "classifier": {"--original", "--deployed"},
+    "classifier": {"--original", "--deployed", "--witness", "--rule"},
     "similarity": {"--classes", "--groups-file"},
 }
 

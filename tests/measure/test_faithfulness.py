@@ -242,3 +242,22 @@ def test_randomised_weights_keep_their_values_and_lose_their_places():
         assert torch.equal(a, b) == (not name.startswith("2."))
     with pytest.raises(InputError, match="'head'"):
         randomised(model, "head")
+
+
+def test_an_anomaly_score_falls_when_patches_become_normal_and_rises_when_they_are_painted_over():
+    """Regression: to a detector grey patches are new defects, so exact relevance looked worse than random."""
+    rng = np.random.default_rng(0)
+    normal = torch.full((1, 1, 32, 32), 0.5)
+    normal[..., 8:24, 8:24] = torch.from_numpy(rng.choice([0.1, 0.9], (16, 16))).float()  # a part on a table
+    images = normal.repeat(12, 1, 1, 1)
+    for i, (row, column) in enumerate(rng.integers(8, 17, (12, 2))):
+        images[i, 0, row : row + 8, column : column + 8] += 0.1
+    distance = lambda x: (x - normal).square().flatten(1).sum(1)
+    exact = (images - normal).square().sum(1)
+    made_normal = faithfulness(distance, images, exact, patch=4, fill=normal.expand_as(images))
+    assert made_normal.beats_random
+    assert made_normal.fill == "given"
+    assert made_normal.curves[0, -1] == pytest.approx(0, abs=1e-9)
+    assert faithfulness(distance, images, exact, patch=4, fill="mean").high < 0
+    with pytest.raises(InputError, match="to replace patches"):
+        faithfulness(distance, images, exact, patch=4, fill=normal)

@@ -8,7 +8,8 @@ import pytest
 
 import report_factory
 from page_text import Text
-from pfungst.audit.anomaly.result import AnomalyResult
+from pfungst.audit.anomaly.result import AnomalyResult, Faithfulness
+from pfungst.audit.result import save
 from pfungst.errors import DataError
 from pfungst.report import build, write
 from pfungst.report.page import WORDS
@@ -40,6 +41,29 @@ def test_page_shows_the_result(small, html):
             assert example.why in text
     assert "2 cores, 8 GB, CPU" in text
     assert "model.perplexity" in text
+
+
+@pytest.mark.parametrize(
+    ("faithful", "told"),
+    [
+        (
+            Faithfulness(value=0.23, low=0.18, high=0.27, images=16),
+            "0.23 95 % interval 0.18–0.27 Beats a random order",
+        ),
+        (
+            Faithfulness(value=0.02, low=-0.05, high=0.08, images=7),
+            "0.02 95 % interval −0.05 to 0.08 Does not beat a random",
+        ),
+        (None, "– see the notes Not measured."),
+    ],
+)
+def test_the_page_says_whether_the_explanation_beats_a_random_order(tmp_path, faithful, told):
+    result = report_factory.make(tmp_path, categories=1, examples=1, size=32)
+    result.entries[0].faithfulness = faithful
+    save(result, tmp_path)
+    text = Text(write(tmp_path).read_text(encoding="utf-8")).text.replace("\u202f", " ")
+    found = text[text.index("Faithfulness of the explanation") :][:160]
+    assert all(word in found for word in told.split()), found
 
 
 def test_highest_clever_hans_scores_of_each_detector(tmp_path):

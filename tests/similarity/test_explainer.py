@@ -150,11 +150,6 @@ def test_all_pairs_and_factors(encoder, x):
     assert [(i, j) for i, j, _ in pairs] == list(itertools.combinations(range(4), 2))
     for i, j, r in pairs:
         torch.testing.assert_close(r.values, explainer.pair(x[i], x[j]).values, rtol=1e-3, atol=1e-4)
-        torch.testing.assert_close(explainer.similarities(factors)[i, j], r.score[0])
-    best = explainer.most_similar(factors, ["a", "b", "a", "a"], count=1)
-    s = explainer.similarities(factors)
-    assert best["a"] == [max([(0, 2), (0, 3), (2, 3)], key=lambda p: s[p])]
-    assert best["b"] == []
 
 
 def test_store_resumes_and_refuses_other_work(encoder, x, tmp_path, monkeypatch):
@@ -220,7 +215,6 @@ def test_group_summary(encoder, x):
     assert (s.pairs, s.of) == (6, 6)
     assert abs(float(s.profile.sum()) - 1) < 1e-5
     assert s.profile.shape == (2, 2)
-    assert s.share(torch.ones(2, 2)) == pytest.approx(1)
     assert len(s.top) == 3
     assert s.top[0][2] >= s.top[1][2] > 0
     few = explainer.group_summary(factors, labels, max_pairs=2)
@@ -256,7 +250,7 @@ def test_sentences_of_opposite_meaning():
     r = explainer._pair(factors, 0, factors, 1)
     assert r.values.shape == (1, 7, 10)
     torch.testing.assert_close(r.sum() + r.bias, r.score, rtol=1e-4, atol=1e-5)
-    s = explainer.similarities(factors)
+    s = factors.representations @ factors.representations.T
     assert s[0, 1] > 0.6 > s[0, 2]
     encoded = explainer.encoder.encode(texts, normalise=True)
     torch.testing.assert_close(s, encoded @ encoded.T, atol=1e-5, rtol=1e-4)
@@ -285,8 +279,6 @@ def test_bad_inputs(encoder, x):
             explainer.factor(bad)
     with pytest.raises(InputError, match="one input on each side, not 4"):
         explainer.pair(x, x)
-    with pytest.raises(InputError, match="2 labels for 4 inputs"):
-        explainer.most_similar(explainer.factor(x), ["a", "b"])
 
 
 def test_zero_representations_have_no_cosine():

@@ -19,6 +19,7 @@ from pfungst.spurious import (
     correct,
     evidence,
     paper_rule,
+    two_groups,
     visualise,
 )
 from pfungst.spurious.evidence import region, relevance
@@ -149,6 +150,30 @@ def test_words_and_holm():
     assert [e.corrected for e in many] == pytest.approx([0.03, 0.06, 0.06, 0.02])  # as R's p.adjust("holm")
     assert correct([replace(made(), p=0.9)])[0].word == "unclear"
     assert [e.corrected for e in correct(many)] == [e.corrected for e in many]
+
+
+def test_without_witnesses_the_labels_or_the_model_itself_must_show_that_it_is_not_the_object():
+    alone = made(necessity=(1.0,), low=0.3, retained=0.0)
+    assert alone.word == "unclear"
+    grouped = replace(alone, apart=0.5)
+    assert grouped.beside == pytest.approx(0.5 * 0.8**0.5)
+    assert grouped.word == "spurious"
+    assert "images with it and images without" in grouped.reason
+    assert replace(grouped, corrected=0.2).word == "unclear"  # groups alone prove nothing
+    assert made(necessity=(1.0,), low=0.3, retained=0.8).word == "unclear"
+    assert (
+        made(necessity=(1.0,), low=0.5, retained=0.8).word == "spurious"
+    )  # the model itself still knows the class
+    assert made(necessity=(1.0, 1.0), low=0.5, retained=0.8).word == "unclear"
+    assert grouped.rank > alone.rank
+
+
+def test_two_groups_by_hand():
+    assert two_groups(np.zeros(50)) == 0
+    assert two_groups(np.repeat([0.0, 2.0], 50)) == pytest.approx(1 - np.exp(-2))
+    rng = np.random.default_rng(0)
+    assert two_groups(rng.normal(size=500)) == 0
+    assert np.mean([two_groups(10 * rng.random(60)) > 0 for _ in range(200)]) <= 0.09  # flat is no two groups
 
 
 def test_the_papers_rule_is_the_confidence_of_visualisations():

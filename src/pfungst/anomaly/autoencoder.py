@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from pfungst.relevance import Basis, Relevance
 
 
 @register("autoencoder")
+@dataclass(eq=False, repr=False)
 class Autoencoder(NetworkDetector):
     """Trained autoencoder: identity · squared distance to the reconstruction r(x) · no pooling, o = ‖x −
     r(x)‖².
@@ -49,39 +51,21 @@ class Autoencoder(NetworkDetector):
         history_: validation errors and why training ended.
     """
 
-    def __init__(
-        self,
-        architecture: str = "auto",
-        code: int | None = None,
-        epochs: int = 100,
-        patience: int = 10,
-        learning_rate: float = 1e-3,
-        validation: float = 0.1,
-        checkpoint_dir: str | Path | None = None,
-        features: nn.Module | None = None,
-        mean: float | Sequence[float] = 0.0,
-        std: float | Sequence[float] = 1.0,
-        quantile: float = 0.95,
-        batch_size: int = 64,
-        seed: int = 0,
-        device: str = "auto",
-        progress: bool = False,
-    ) -> None:
-        self.architecture = architecture
-        self.code = code
-        self.epochs = epochs
-        self.patience = patience
-        self.learning_rate = learning_rate
-        self.validation = validation
-        self.checkpoint_dir = checkpoint_dir
-        self.features = features
-        self.mean = mean
-        self.std = std
-        self.quantile = quantile
-        self.batch_size = batch_size
-        self.seed = seed
-        self.device = device
-        self.progress = progress
+    architecture: str = "auto"
+    code: int | None = None
+    epochs: int = 100
+    patience: int = 10
+    learning_rate: float = 1e-3
+    validation: float = 0.1
+    checkpoint_dir: str | Path | None = None
+    features: nn.Module | None = None
+    mean: float | Sequence[float] = 0.0
+    std: float | Sequence[float] = 1.0
+    quantile: float = 0.95
+    batch_size: int = 64
+    seed: int = 0
+    device: str = "auto"
+    progress: bool = False
 
     def _build(self) -> None:
         shape = self.sample_shape_
@@ -196,7 +180,8 @@ def _lenet(shape: tuple[int, ...], code: int) -> nn.Module:
         nn.Flatten(), nn.Linear(32 * rows * cols, 256), nn.ReLU(), nn.Linear(256, code),
     ]  # fmt: skip
     decoder = [
-        nn.Linear(code, 256), nn.ReLU(), nn.Linear(256, 32 * rows * cols), nn.ReLU(), nn.Unflatten(1, (32, rows, cols)),
+        nn.Linear(code, 256), nn.ReLU(), nn.Linear(256, 32 * rows * cols), nn.ReLU(),
+        nn.Unflatten(1, (32, rows, cols)),
         nn.Upsample(scale_factor=2), nn.ConvTranspose2d(32, 16, 5, padding=2), nn.ReLU(),
         nn.Upsample(scale_factor=2), nn.ConvTranspose2d(16, c, 5, padding=2),
     ]  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,6 +19,7 @@ Members = Sequence[Detector] | Sequence[tuple[str, Detector]]
 
 
 @register("bag")
+@dataclass(eq=False, repr=False)
 class Bag(Detector):
     """Mean of the scores of M detectors, standardised on normal data that none of them saw:
     o = mean_m (o_m − μ_m) / σ_m.
@@ -38,13 +40,10 @@ class Bag(Detector):
 
     nested: ClassVar[str | None] = "detectors"
 
-    def __init__(
-        self, detectors: Members = (), validation: float = 0.2, quantile: float = 0.95, seed: int = 0
-    ) -> None:
-        self.detectors = detectors
-        self.validation = validation
-        self.quantile = quantile
-        self.seed = seed
+    detectors: Members = ()
+    validation: float = 0.2
+    quantile: float = 0.95
+    seed: int = 0
 
     def check_basis(self, basis: Basis) -> None:
         for member in self._named().values():

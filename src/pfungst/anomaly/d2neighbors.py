@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
@@ -14,6 +15,7 @@ from pfungst.errors import InputError
 
 
 @register("d2neighbors")
+@dataclass(eq=False, repr=False)
 class D2Neighbors(PrototypeDetector):
     """Soft minimum of the distances to all training points (Kauffmann et al. 2025, methods):
     o(x) = −(1/γ) log mean_j exp(−γ ‖φ(x) − φ(u_j)‖_p^p).
@@ -37,23 +39,13 @@ class D2Neighbors(PrototypeDetector):
         >>> detector.explain(images).plot()  # doctest: +SKIP
     """
 
-    def __init__(
-        self,
-        p: int = 2,
-        perplexity: float = 0.25,
-        features: nn.Module | None = None,
-        mean: float | Sequence[float] = 0.5,
-        std: float | Sequence[float] = 0.5,
-        quantile: float = 0.95,
-        device: str = "auto",
-    ) -> None:
-        self.p = p
-        self.perplexity = perplexity
-        self.features = features
-        self.mean = mean
-        self.std = std
-        self.quantile = quantile
-        self.device = device
+    p: int = 2
+    perplexity: float = 0.25
+    features: nn.Module | None = None
+    mean: float | Sequence[float] = 0.5
+    std: float | Sequence[float] = 0.5
+    quantile: float = 0.95
+    device: str = "auto"
 
     @property
     def _power(self) -> int:  # type: ignore[override]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
@@ -15,6 +16,7 @@ from pfungst.errors import InputError
 
 
 @register("kde")
+@dataclass(eq=False, repr=False)
 class KDE(PrototypeDetector):
     """Kernel density estimate over the training points, read as distance and pooling.
 
@@ -44,23 +46,13 @@ class KDE(PrototypeDetector):
 
     _power = 2
 
-    def __init__(
-        self,
-        kernel: str = "gaussian",
-        bandwidth: str | float = "loo",
-        features: nn.Module | None = None,
-        mean: float | Sequence[float] = 0.5,
-        std: float | Sequence[float] = 0.5,
-        quantile: float = 0.95,
-        device: str = "auto",
-    ) -> None:
-        self.kernel = kernel
-        self.bandwidth = bandwidth
-        self.features = features
-        self.mean = mean
-        self.std = std
-        self.quantile = quantile
-        self.device = device
+    kernel: str = "gaussian"
+    bandwidth: str | float = "loo"
+    features: nn.Module | None = None
+    mean: float | Sequence[float] = 0.5
+    std: float | Sequence[float] = 0.5
+    quantile: float = 0.95
+    device: str = "auto"
 
     def _check_params(self) -> None:
         super()._check_params()

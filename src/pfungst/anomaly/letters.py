@@ -83,7 +83,8 @@ def train_letters(
 
     train(
         model, loss, rows[count:], rows[:count],
-        epochs=epochs, patience=3, learning_rate=1e-3, batch_size=128, seed=seed, progress=progress, name="letters",
+        epochs=epochs, patience=3, learning_rate=1e-3, batch_size=128, seed=seed,
+        progress=progress, name="letters",
     )  # fmt: skip
     features = model.features
     assert isinstance(features, LettersCNN)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -88,6 +89,7 @@ class Whitening:
 
 
 @register("one-class")
+@dataclass(eq=False, repr=False)
 class DeepOneClass(BackboneDetector):
     """Features of a network, whitened with a ridge and centred · squared norm · no pooling.
 
@@ -118,33 +120,18 @@ class DeepOneClass(BackboneDetector):
         ridge_: r. ridge_chosen_by_: "given", "likelihood" or "auroc". whitening_: the fitted map.
     """
 
-    def __init__(
-        self,
-        backbone: str | nn.Module = "vgg16",
-        checkpoint: str | Path | None = None,
-        regularisation: str | float = "validation",
-        validation: float = 0.2,
-        features: nn.Module | None = None,
-        mean: float | Sequence[float] | None = None,
-        std: float | Sequence[float] | None = None,
-        composite: str | Composite | None = None,
-        quantile: float = 0.95,
-        batch_size: int = 32,
-        seed: int = 0,
-        device: str = "auto",
-    ) -> None:
-        self.backbone = backbone
-        self.checkpoint = checkpoint
-        self.regularisation = regularisation
-        self.validation = validation
-        self.features = features
-        self.mean = mean
-        self.std = std
-        self.composite = composite
-        self.quantile = quantile
-        self.batch_size = batch_size
-        self.seed = seed
-        self.device = device
+    backbone: str | nn.Module = "vgg16"
+    checkpoint: str | Path | None = None
+    regularisation: str | float = "validation"
+    validation: float = 0.2
+    features: nn.Module | None = None
+    mean: float | Sequence[float] | None = None
+    std: float | Sequence[float] | None = None
+    composite: str | Composite | None = None
+    quantile: float = 0.95
+    batch_size: int = 32
+    seed: int = 0
+    device: str = "auto"
 
     def fit(self, X: Any, y: Any = None) -> Self:
         """Learn what is normal.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ _OVERHEAD = 1.15  # what selection needs beside the patches: bounds and blocks
 
 
 @register("patchcore")
+@dataclass(eq=False, repr=False)
 class PatchCore(BackboneDetector):
     """Patch features · Euclidean distance to a memory bank · minimum over the bank, maximum over patches.
 
@@ -76,55 +78,29 @@ class PatchCore(BackboneDetector):
         backbone_: the network. chain_: what runs between an image and its patch features.
     """
 
-    def __init__(
-        self,
-        backbone: str | nn.Module = "resnet18",
-        layers: str | Sequence[str] | None = None,
-        checkpoint: str | Path | None = None,
-        coreset: float = 0.1,
-        neighbours: int = 1,
-        reweight: int = 0,
-        distance: str = "euclidean",
-        patch: int = 3,
-        stride: int = 1,
-        layer_dim: int = 1024,
-        dim: int = 1024,
-        features: nn.Module | None = None,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
-        composite: str | Composite = "epsilon_plus",
-        smoothing: float = 4.0,
-        calibration: int = 100,
-        quantile: float = 0.95,
-        batch_size: int = 16,
-        memory_limit: int | None = None,
-        seed: int = 0,
-        device: str = "auto",
-        progress: bool = False,
-    ) -> None:
-        self.backbone = backbone
-        self.layers = layers
-        self.checkpoint = checkpoint
-        self.coreset = coreset
-        self.neighbours = neighbours
-        self.reweight = reweight
-        self.distance = distance
-        self.patch = patch
-        self.stride = stride
-        self.layer_dim = layer_dim
-        self.dim = dim
-        self.features = features
-        self.mean = mean
-        self.std = std
-        self.composite = composite
-        self.smoothing = smoothing
-        self.calibration = calibration
-        self.quantile = quantile
-        self.batch_size = batch_size
-        self.memory_limit = memory_limit
-        self.seed = seed
-        self.device = device
-        self.progress = progress
+    backbone: str | nn.Module = "resnet18"
+    layers: str | Sequence[str] | None = None
+    checkpoint: str | Path | None = None
+    coreset: float = 0.1
+    neighbours: int = 1
+    reweight: int = 0
+    distance: str = "euclidean"
+    patch: int = 3
+    stride: int = 1
+    layer_dim: int = 1024
+    dim: int = 1024
+    features: nn.Module | None = None
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
+    composite: str | Composite = "epsilon_plus"
+    smoothing: float = 4.0
+    calibration: int = 100
+    quantile: float = 0.95
+    batch_size: int = 16
+    memory_limit: int | None = None
+    seed: int = 0
+    device: str = "auto"
+    progress: bool = False
 
     def _check_params(self) -> None:
         super()._check_params()

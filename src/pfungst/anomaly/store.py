@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,24 +20,12 @@ from pfungst.errors import CheckpointError, ConfigError, InputError
 from pfungst.files import read, whole, write_json, write_tensors
 from pfungst.registry import DETECTORS
 
+Detector = Any  # a pfungst.anomaly.base.Detector: base stands on this module
+
 _FORMAT = "pfungst.detector/2"
 
 
-class Stored(Protocol):
-    """What a detector shows of itself to be written: see :class:`pfungst.anomaly.base.Detector`."""
-
-    nested: ClassVar[str | None]
-    training_scores_: np.ndarray
-    sample_shape_: tuple[int, ...]
-    condition_: Any
-    threshold_: float
-
-    def get_params(self, deep: bool = True) -> dict[str, Any]: ...
-
-    def _state(self) -> tuple[dict[str, Tensor], dict[str, Any]]: ...
-
-
-def save(detector: Stored, folder: Path) -> None:
+def save(detector: Detector, folder: Path) -> None:
     """Write a fitted detector. The folder appears whole or not at all; an older one is replaced."""
     tensors: dict[str, Tensor] = {}
     header = {"format": _FORMAT, **_pack(detector, (), tensors)}
@@ -62,14 +50,14 @@ def load(cls: type, folder: Path, modules: dict[str, nn.Module]) -> Any:
     return detector
 
 
-def _pack(detector: Stored, at: tuple[str, ...], tensors: dict[str, Tensor]) -> dict[str, Any]:
+def _pack(detector: Detector, at: tuple[str, ...], tensors: dict[str, Tensor]) -> dict[str, Any]:
     """The header of a fitted detector, its tensors added to `tensors`."""
     name = DETECTORS.name_of(type(detector))
     if name is None:
         raise InputError(
             f"{type(detector).__name__} has no name under which it could be saved",
-            'write @register("name") above the class; what wrap() made belongs to its library: save it there, load '
-            "it and wrap it again",
+            'write @register("name") above the class; what wrap() made belongs to its library: save it '
+            "there, load it and wrap it again",
         )
     own, facts = detector._state()
     own = own | {"training_scores": torch.as_tensor(detector.training_scores_)}

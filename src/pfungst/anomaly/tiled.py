@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -16,6 +17,7 @@ from pfungst.relevance import Basis, Patches, Pixels, Relevance
 
 
 @register("tiled")
+@dataclass(eq=False, repr=False)
 class Tiled(Detector):
     """Score of an image: the highest of its tiles, which takes all relevance.
 
@@ -37,23 +39,13 @@ class Tiled(Detector):
 
     nested: ClassVar[str | None] = "detector"
 
-    def __init__(
-        self,
-        detector: Detector | None = None,
-        tile: int = 256,
-        overlap: int = 64,
-        validation: float = 0.2,
-        quantile: float = 0.95,
-        batch_size: int = 16,
-        seed: int = 0,
-    ) -> None:
-        self.detector = detector
-        self.tile = tile
-        self.overlap = overlap
-        self.validation = validation
-        self.quantile = quantile
-        self.batch_size = batch_size
-        self.seed = seed
+    detector: Detector | None = None
+    tile: int = 256
+    overlap: int = 64
+    validation: float = 0.2
+    quantile: float = 0.95
+    batch_size: int = 16
+    seed: int = 0
 
     def _inner(self) -> Detector:
         if self.detector is None:

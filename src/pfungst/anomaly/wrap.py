@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
@@ -59,6 +60,7 @@ def wrap(estimator: Any, shape: Sequence[int] | None = None, method: str = "mean
     return Wrapped(estimator, None if shape is None else tuple(shape), method)._read()
 
 
+@dataclass(eq=False, repr=False)
 class Wrapped(Detector):
     """What :func:`wrap` makes of estimators on distances. `fit` fits a clone of the estimator anew.
 
@@ -67,17 +69,10 @@ class Wrapped(Detector):
         quantile: of the training scores, at which the threshold is set where the estimator has none.
     """
 
-    def __init__(
-        self,
-        estimator: Any = None,
-        shape: tuple[int, ...] | None = None,
-        method: str = "mean",
-        quantile: float = 0.95,
-    ) -> None:
-        self.estimator = estimator
-        self.shape = shape
-        self.method = method
-        self.quantile = quantile
+    estimator: Any = None
+    shape: tuple[int, ...] | None = None
+    method: str = "mean"
+    quantile: float = 0.95
 
     def fit(self, X: Any, y: Any = None) -> Self:
         """Fit a clone of the estimator to samples, flattened."""

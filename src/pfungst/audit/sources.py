@@ -10,23 +10,30 @@ from pathlib import PurePosixPath
 import numpy as np
 
 from pfungst.data import Item
-from pfungst.data.traits import file_columns
+from pfungst.data.traits import BurntInText, binned, common, file_columns, same_partition
 from pfungst.errors import ConfigError
 from pfungst.suggest import suggest
 
+AUTOMATIC = ("files", "text")
+"""Words for columns that nobody wrote down, which the files are read for."""
 PREFIX = "file-name prefix"
+_MANY = 20  # values of a column that are taken as they are
 _PREFIX = re.compile(r"^([A-Za-z]+\d*|\d+[A-Za-z]+)[_\-.]")
 
 
-def group_columns(items: Sequence[Item], wanted: Sequence[str]) -> dict[str, np.ndarray]:
+def group_columns(
+    items: Sequence[Item], wanted: Sequence[str], text: BurntInText | None = None
+) -> dict[str, np.ndarray]:
     """Group columns and their values (N,) as text.
 
     Args:
         items: the images.
-        wanted: column names; ``COLUMN>NUMBER`` for two groups, ``faces>0`` and ``faces≤0``; ``auto`` for every
-            column with a reasonable number of values and for prefixes of the file names (exp1_…, scannerA-…) where
-            they form groups; ``files`` for what the files themselves tell
-            (:func:`pfungst.data.traits.file_columns`); ``none``.
+        wanted: column names; ``COLUMN>NUMBER`` for two groups, ``faces>0`` and ``faces≤0``; ``auto`` for
+            every column whose values form groups (numbers of many values cut at their quartiles, rare values
+            put together) and for prefixes of the file names (exp1_…, scannerA-…) where they do; ``files`` for
+            what the files themselves tell (:func:`pfungst.data.traits.file_columns`), ``text`` for whether
+            text is burnt in; ``none``.
+        text: finds it; made here by default.
 
     Raises:
         ConfigError: a named column does not exist, or has other values than numbers where they are compared.
@@ -34,18 +41,10 @@ def group_columns(items: Sequence[Item], wanted: Sequence[str]) -> dict[str, np.
     known = list(dict.fromkeys(name for item in items for name in item.groups))
     columns: dict[str, np.ndarray] = {}
     for name in wanted:
-        if name == "none":
+        if name == "none" or name in AUTOMATIC:
             continue
         if name == "auto":
-            for column in known:
-                values = _values(items, column)
-                if _groups_well(values):
-                    columns[column] = values
-            found = file_prefixes([item.id for item in items])
-            if found is not None and not any(_same_partition(found, values) for values in columns.values()):
-                columns[PREFIX] = found
-        elif name == "files":
-            columns |= file_columns(items)
+            columns |= _automatic(items, known)
         elif name == PREFIX:
             found = file_prefixes([item.id for item in items])
             if found is None:
@@ -61,6 +60,22 @@ def group_columns(items: Sequence[Item], wanted: Sequence[str]) -> dict[str, np.
             raise ConfigError(
                 f"the data have no column {column!r} to group by", suggest(column, known, "columns")
             )
+    if "text" in wanted:
+        text = text or BurntInText()
+        columns |= file_columns(items, () if "files" in wanted else ["text"], text)
+        text.keep()
+    elif "files" in wanted:
+        columns |= file_columns(items)
+    return columns
+
+
+def _automatic(items: Sequence[Item], known: Sequence[str]) -> dict[str, np.ndarray]:
+    """The columns of the table whose values form groups, and prefixes of the file names."""
+    columns = {name: _grouped(_values(items, name)) for name in known}
+    columns = {name: values for name, values in columns.items() if _groups_well(values)}
+    found = file_prefixes([item.id for item in items])
+    if found is not None and not any(same_partition(found, values) for values in columns.values()):
+        columns[PREFIX] = found
     return columns
 
 
@@ -89,11 +104,17 @@ def _values(items: Sequence[Item], name: str) -> np.ndarray:
     return np.array([item.groups.get(name, "") for item in items])
 
 
+def _grouped(values: np.ndarray) -> np.ndarray:
+    """A column of many values in few: numbers between their quartiles, else the commonest and "other"."""
+    if len(set(values.tolist())) <= _MANY:
+        return values
+    try:
+        return np.where(values == "", "", binned(np.array([float(v or "nan") for v in values.tolist()])))
+    except ValueError:
+        few = {name for name, _ in Counter(values.tolist()).most_common(_MANY - 1)}
+        return common(np.array([v if v in few else "other" for v in values.tolist()]))
+
+
 def _groups_well(values: np.ndarray) -> bool:
     counts = sorted(Counter(values.tolist()).values(), reverse=True)
-    return 2 <= len(counts) <= 20 and counts[1] >= 5
-
-
-def _same_partition(a: np.ndarray, b: np.ndarray) -> bool:
-    pairs = set(zip(a.tolist(), b.tolist(), strict=True))
-    return len(pairs) == len(set(a.tolist())) == len(set(b.tolist()))
+    return 2 <= len(counts) <= _MANY and counts[1] >= 5

@@ -49,7 +49,7 @@ class Faithfulness:
         curves: (3, K + 1) mean scores most relevant first, least relevant first, in random order.
         replaced: (K + 1,) share of the patches that is replaced at each point.
         gaps, ranges: (N,) per image, in units of the score; ``value == gaps.mean() / ranges.mean()``.
-        fill: what patches were replaced by.
+        fill: what patches were replaced by; "given" where images were.
     """
 
     value: float
@@ -64,7 +64,7 @@ class Faithfulness:
     replaced: Array
     gaps: Array
     ranges: Array
-    fill: Fill
+    fill: Fill | Literal["given"]
 
     @property
     def beats_random(self) -> bool:
@@ -102,7 +102,9 @@ class Flipping:
         patch: side of the patches in pixels; those at the right and bottom may be smaller. At most 64 patches
             keep it cheap.
         fill: inpaint (smooth continuation of what is left; the image's mean where nothing is), blur
-            (Gaussian, σ = half the patch) or mean (of the image, per channel).
+            (Gaussian, σ = half the patch), mean (of the image, per channel), or images (N, C, H, W) whose
+            patches take the place: for an anomaly score normal ones, as to it whatever is painted over is
+            abnormal.
         steps: points of a curve after the first.
         orders: random orders per image.
         batch_size: images scored at once.
@@ -119,7 +121,7 @@ class Flipping:
         *,
         patch: int,
         target: Tensor | None = None,
-        fill: Fill = "inpaint",
+        fill: Fill | Tensor = "inpaint",
         steps: int = 16,
         orders: int = 4,
         batch_size: int = 64,
@@ -132,7 +134,14 @@ class Flipping:
                 f"{len(images)} images are too few to say whether a map beats a random order",
                 f"pass at least {FAITHFUL_IMAGES:.0f}, better 12 to 24",
             )
-        if fill not in get_args(Fill):
+        given = fill if isinstance(fill, Tensor) else None
+        name: Fill | Literal["given"] = "given" if isinstance(fill, Tensor) else fill
+        if given is not None and (given.shape != images.shape or not bool(torch.isfinite(given).all())):
+            raise InputError(
+                f"images {tuple(given.shape)} to replace patches of {tuple(images.shape)}",
+                "pass a finite one for each",
+            )
+        if given is None and name not in get_args(Fill):
             raise InputError(f"unknown replacement {fill!r}", f"choose one of {', '.join(get_args(Fill))}")
         height, width = images.shape[2:]
         rows, columns = math.ceil(height / max(patch, 1)), math.ceil(width / max(patch, 1))
@@ -142,7 +151,7 @@ class Flipping:
                 "take patches that make at least 4, at least 2 steps and 1 order",
             )
         self.score, self.target, self.images = score, target, images
-        self.fill, self.batch_size, self.seed = fill, batch_size, seed
+        self.fill, self.batch_size, self.seed = name, batch_size, seed
         self.patches = rows * columns
         at = torch.arange(height)[:, None] // patch * columns + torch.arange(width) // patch
         self.index = at.to(images.device)
@@ -150,7 +159,9 @@ class Flipping:
         self.counts = [round(self.patches * k / steps) for k in range(steps + 1)]
         self.replaced = np.array(self.counts) / self.patches
         self.mean = images.mean((2, 3), keepdim=True)
-        self.reference = _blurred(images, patch / 2) if fill == "blur" else self.mean.expand_as(images)
+        self.reference = self.mean.expand_as(images) if given is None else given.to(images)
+        if name == "blur":
+            self.reference = _blurred(images, patch / 2)
         self._ends: tuple[Array, Array] | None = None
         rng = np.random.default_rng(seed)
         drawn = rng.random((orders, len(images), self.patches)).argsort(-1)

@@ -96,6 +96,10 @@ CARRIED = Limit(
     "2026-11-26",
     "of the way to the class, lower end, beyond other models; clean networks reach 0.06, planted marks 0.32",
 )
+APART = Limit(0.1, "2026-11-26", "two groups of α times √sufficiency; 27 clean networks of even seeds have 0")
+CARRIED_ALONE = Limit(
+    0.45, "2026-11-26", "of the way to the class, lower end, without witnesses; 27 clean networks reach 0.36"
+)
 WITNESSES = Limit(
     2, "2026-11-26", "with one, 2 of 8 clean networks gave a false alarm; with two, 0 of 6 others"
 )

@@ -1,6 +1,6 @@
 """Linear readouts trained on representations, who they are tested on, and what they read."""
 
-from pfungst.probes.heatmaps import explain_probe, mean_heatmaps
+from pfungst.probes.heatmaps import explain_probe
 from pfungst.probes.linear import LinearSVM, LogisticRegression, Probe, Readout
 from pfungst.probes.plan import Plan, Predictions, fit_probe, predict
 
@@ -13,6 +13,5 @@ __all__ = [
     "Readout",
     "explain_probe",
     "fit_probe",
-    "mean_heatmaps",
     "predict",
 ]

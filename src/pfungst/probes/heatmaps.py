@@ -1,12 +1,11 @@
-"""What a probe reads in its images: relevance through readout and encoder, for images and subgroups."""
+"""What a probe reads in its images: relevance through readout and encoder."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pfungst.errors import InputError
 from pfungst.probes.linear import Probe
@@ -59,22 +58,6 @@ def explain_probe(
         torch.cat([p.bias for p in parts]),
         composite=parts[0].composite,
     )
-
-
-def mean_heatmaps(relevance: Relevance, groups: Sequence[Any]) -> dict[Any, Tensor]:
-    """Mean relevance over each subgroup, in the shape of one input's values.
-
-    Args:
-        relevance: of N images.
-        groups: N values of a group column.
-    """
-    values = list(groups)
-    if len(values) != len(relevance):
-        raise InputError(f"{len(values)} group values for {len(relevance)} images", "pass one per image")
-    return {
-        g: relevance.values[[i for i, v in enumerate(values) if v == g]].mean(0)
-        for g in dict.fromkeys(values)
-    }
 
 
 def _labels(target: Any, count: int) -> list[Any] | None:

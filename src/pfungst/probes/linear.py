@@ -216,7 +216,8 @@ def _finite(X: Any) -> Any:
         bad = np.flatnonzero(~np.isfinite(X).all(1))
         if len(bad):
             raise InputError(
-                f"{len(bad)} of {len(X)} representations contain NaN or infinity (numbers {bad[:10].tolist()})",
+                f"{len(bad)} of {len(X)} representations contain NaN or infinity (numbers "
+                f"{bad[:10].tolist()})",
                 "check the images and the encoder's weights",
             )
     return X

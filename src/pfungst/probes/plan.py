@@ -27,7 +27,8 @@ class Plan:
     Attributes:
         labels: (N,) str.
         units: (N,) int; images of one unit, such as a patient, are never on both sides.
-        rounds: per repetition pairs of index arrays (train, test); the tests of one repetition do not overlap.
+        rounds: per repetition pairs of index arrays (train, test); the tests of one repetition do not
+            overlap.
         split: "given" or "folds".
         notes: fallbacks that were taken.
     """
@@ -55,8 +56,8 @@ class Plan:
             units: (N,) what stays together; by default every image is its own unit.
             given: (N,) "train", "test" (or "validation", where nothing is called test), anything else unused.
             how: "given": each repetition fits on another 80 % of the training units, and all test on the same
-                images; "folds": each repetition deals the units anew, and every image is tested once; "auto": the
-                first where it is possible.
+                images; "folds": each repetition deals the units anew, and every image is tested once; "auto":
+                the first where it is possible.
             folds: fewer where the smallest class has fewer units.
             seeds: one per repetition.
 
@@ -72,7 +73,8 @@ class Plan:
         complete = covered and len(set(labels[test].tolist())) > 1
         if how == "given" and not complete:
             raise DataError(
-                f"the data name {len(train)} training and {len(test)} test images, which do not cover two classes",
+                f"the data name {len(train)} training and {len(test)} test images, which do not cover two "
+                "classes",
                 "pass --split folds",
             )
         if how == "folds" or not complete:
@@ -103,7 +105,8 @@ class Plan:
 
     @property
     def fitted(self) -> np.ndarray:
-        """Numbers of the images that may be looked at before testing: with folds those of the first fold only."""
+        """Numbers of the images that may be looked at before testing: with folds those of the first fold
+        only."""
         if self.split == "folds":
             return np.unique(self.rounds[0][0][0])
         return np.unique(np.concatenate([fit for fold in self.rounds for fit, _ in fold]))

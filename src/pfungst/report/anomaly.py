@@ -210,8 +210,8 @@ def _strongest(result: AnomalyResult) -> Table | None:
         columns=[Column("Category", numeric=False), Column("Clever Hans score"), Column("AUROC")],
         groups=groups,
         name="Highest Clever Hans scores of each detector",
-        caption="The categories with the highest Clever Hans score of each detector, original images: it ranks well "
-        "there while its relevance lies elsewhere than the change.",
+        caption="The categories with the highest Clever Hans score of each detector, original images: it "
+        "ranks well there while its relevance lies elsewhere than the change.",
     )
 
 

@@ -104,8 +104,8 @@ def _numbers(entry: Entry) -> Table:
         columns=heads,
         groups=[Rows(rows)],
         name=f"All numbers of {entry.category}",
-        caption=f"Threshold {text.number(entry.threshold)} in units of the anomaly score. Flagging every image "
-        f"would give F1 {text.ratio(entry.trivial_f1)}.",
+        caption=f"Threshold {text.number(entry.threshold)} in units of the anomaly score. Flagging every "
+        f"image would give F1 {text.ratio(entry.trivial_f1)}.",
     )
 
 
@@ -127,6 +127,13 @@ def _exposure(entry: Entry) -> Stats:
         ("Relevance outside the defect", "mean over defective images", found.outside_mask),
     ]
     stats = [Stat(name, [Step(of, text.percent(v))]) for name, of, v in shares if v is not None]
+    faith, name = entry.faithfulness, "Faithfulness of the explanation"
+    if faith is None:
+        return Stats(stats=[*stats, Stat(name, [Step("see the notes", "–")], "Not measured.")])
+    of = f"95 % interval {text.interval(faith.low, faith.high, text.ratio)}"
+    beats = "Beats" if faith.beats_random else "Does not beat"
+    note = f"{beats} a random order of patches, which has 0; {faith.images} images."
+    stats.append(Stat(name, [Step(of, text.ratio(faith.value))], note))
     return Stats(stats=stats)
 
 
@@ -137,7 +144,8 @@ def _histogram(entry: Entry, data: Arrays) -> Figure:
         scores, limit = data[f"scores_{variant.key}"].astype(float), float(data[f"threshold_{variant.key}"])
         flagged = scores > limit
         missed, alarms = (defect & ~flagged).sum(), (~defect & flagged).sum()
-        title = f"{parts.label(variant)}: missed {missed} of {entry.n_defect}, false alarms {alarms} of {entry.n_good}"
+        title = f"{parts.label(variant)}: missed {missed} of {entry.n_defect}, "
+        title += f"false alarms {alarms} of {entry.n_good}"
         samples.append(plots.Sample(title, scores, defect, limit))
     return Figure(
         title="Anomaly scores and threshold",
@@ -147,8 +155,8 @@ def _histogram(entry: Entry, data: Arrays) -> Figure:
             Key(label="good", colour="good", shape="bar"),
             Key(label="threshold", colour="ink", shape="dashed"),
         ],
-        caption="Images right of the dashed line are flagged. Defects left of it are missed, good images right of it "
-        "are false alarms. First seed.",
+        caption="Images right of the dashed line are flagged. Defects left of it are missed, good images "
+        "right of it are false alarms. First seed.",
     )
 
 
@@ -158,8 +166,10 @@ def _spectrum(entry: Entry) -> Figure:
     caption = "No band loses more than half of its energy in deployment."
     legend = [Key(label="original", colour="original", shape="bar")]
     if lost:
-        caption = f"{text.percent(sum(spectrum.original[b] for b in lost))} of the original detector's relevance lies in "
-        caption += "bands that lose more than half of their energy in deployment (shaded)"
+        caption = (
+            f"{text.percent(sum(spectrum.original[b] for b in lost))} of the original detector's relevance "
+        )
+        caption += "lies in bands that lose more than half of their energy in deployment (shaded)"
         if spectrum.mitigated is not None:
             caption += f"; {text.percent(sum(spectrum.mitigated[b] for b in lost))} after mitigation"
         caption += "."
@@ -268,8 +278,9 @@ def _group_plot(entry: Entry, finding: Provenance, data: Arrays) -> Figure:
             Key(label="median and quartiles", colour="ink", shape="box"),
             Key(label="threshold", colour="ink", shape="dashed"),
         ],
-        caption=f"Every test image of the original condition, first seed. The score {follows} {finding.column}: it explains "
-        f"{text.percent(finding.eta2_group)} of the variance, the defect {text.percent(finding.eta2_label)}.",
+        caption="Every test image of the original condition, first seed. The score "
+        f"{follows} {finding.column}: it explains {text.percent(finding.eta2_group)} of the variance, "
+        f"the defect {text.percent(finding.eta2_label)}.",
     )
 
 
@@ -290,5 +301,5 @@ def _group_table(entry: Entry, finding: Provenance) -> Table:
         columns=heads,
         groups=[Rows(rows)],
         name=f"{entry.category} by {finding.column}",
-        caption=f"Test images of {entry.category} by {finding.column}. AUROC needs both good and defective images.",
+        caption=f"Test images of {entry.category} by {finding.column}. AUROC needs good and defective ones.",
     )

@@ -76,7 +76,8 @@ def panel(title: str, points: np.ndarray, names: np.ndarray) -> Panel:
     # Rare groups are drawn last, so that they are not covered.
     order = sorted(range(len(names)), key=lambda i: -counts[names[i].item()])
     dots = "".join(
-        f'<circle cx="{xy[i, 0]:.1f}" cy="{_HEIGHT - xy[i, 1]:.1f}" r="{radius}" fill="{colour.get(names[i].item(), REST)}"/>'
+        f'<circle cx="{xy[i, 0]:.1f}" cy="{_HEIGHT - xy[i, 1]:.1f}" r="{radius}" '
+        f'fill="{colour.get(names[i].item(), REST)}"/>'
         for i in order
     )
     svg = Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">').format(

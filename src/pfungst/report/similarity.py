@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import cv2
@@ -46,6 +46,7 @@ FALLS = {mark: f"{meaning} against the other images of the same classes" for mar
 _TRIALS = 8  # best settings of the sweep; the others are folded away
 _SIDE = 320  # pixels of a picture on the page, at most
 _TILES = 12  # of a strip
+_COLUMNS = 6  # group columns that are not folded away
 _CLASSES = 30  # of a confusion matrix
 
 
@@ -84,6 +85,7 @@ def page(result: Result, folder: Path) -> Page:
         ("Split", result.split),
         ("Rules", result.composite),
         ("Error of the sums", text.number(result.conservation)),
+        ("Faithfulness", str(result.faithfulness or "not measured")),
     ]
     sections = [*found, parts.method(result, circumstances)]
     stats = _image_stats(result) if images else _text_stats(result)
@@ -137,6 +139,11 @@ def _image_stats(result: SimilarityResult) -> list[Stat]:
         ]
         note = f"{', '.join(f.classes[:4])}; {text.plural(f.n, 'image')} of the group."
         stats.append(Stat("Accuracy by group", steps, note))
+    if result.faithfulness is not None:
+        value = result.faithfulness.value
+        ends = text.interval(value.low, value.high, text.ratio)
+        note = f"95 % interval {ends}; 0 is a random order of patches."
+        stats.append(Stat("Faithfulness", [Step("explanations", text.ratio(value.value))], note))
     for a in result.artefacts[:1]:
         steps = [
             Step("with it", text.percent(a.share), "deployed"),
@@ -173,12 +180,22 @@ def _accuracy(result: SimilarityResult) -> Section:
         Rows(rows, f"by {column}" if column else "", strong=not column) for column, rows in blocks.items()
     ]
     caption = f"{parts.legend(MARKS)} Rebalanced: no class counts more than 10 images."
-    table = Table(columns=columns, groups=groups, caption=caption, name="Accuracy of the probe by group")
-    lead = (
-        "A linear probe on the representation, fitted on original images: how well it reads the label, in which group, under "
-        "which condition."
+    name = "Accuracy of the probe by group"
+    blocks_shown = _folded(
+        groups, 1 + _COLUMNS, lambda g: Table(columns=columns, groups=g, caption=caption, name=name)
     )
-    return Section(id="probe", title="What the probe reads", lead=lead, blocks=[table])
+    lead = (
+        "A linear probe on the representation, fitted on original images: how well it reads the label, in "
+        "which group, under which condition."
+    )
+    return Section(id="probe", title="What the probe reads", lead=lead, blocks=blocks_shown)
+
+
+def _folded(groups: list[Rows], shown: int, table: Callable[[list[Rows]], Table]) -> list[Block]:
+    """A table of the first groups of rows; the others are folded away."""
+    first, rest = groups[:shown], groups[shown:]
+    more = Details(title=f"{len(rest)} more", note="", blocks=[table(rest)]) if rest else None
+    return [table(first), *([more] if more else [])]
 
 
 def _accuracy_row(
@@ -212,13 +229,14 @@ def _groups(result: SimilarityResult) -> Section | None:
         Column("Taken for", "more than others", numeric=False),
     ]
     blocks = []
-    for g in result.subgroups:
+    marked = [g for g in result.subgroups if g.falls]
+    for g in [*marked, *(g for g in result.subgroups if not g.falls)]:
         likeness = ""
         if g.alike_excess is not None:
             ends = text.interval(g.alike_excess.low, g.alike_excess.high, text.ratio)
             likeness = (
-                f"images of different classes: similarity {_ratio(g.alike)}, of the others {_ratio(g.alike_outside)} "
-                f"(difference {ends})"
+                f"images of different classes: similarity {_ratio(g.alike)}, of the others "
+                f"{_ratio(g.alike_outside)} (difference {ends})"
             )
         if g.whole is None:
             rows = [[Cell("too few"), Cell(f"{g.n:,}"), *[Cell("–")] * 5]]
@@ -226,14 +244,18 @@ def _groups(result: SimilarityResult) -> Section | None:
             rows = [_group_row(f) for f in [g.whole, *g.classes]]
         blocks.append(Rows(rows, str(g), likeness))
     caption = (
-        f"Small figures are 95 % intervals. ↓ the accuracy is lower by {limits.FALL:.2f} or more than that of the other images of "
-        f"the class, ↓↓ by {limits.LARGE_FALL:.2f} or more, only where P < {limits.P_GROUP:g} over images, adjusted over all rows "
-        f"(Holm). Compared are classes with {limits.TEST_IMAGES:g} images in the group and as many outside; too few: there is none."
+        f"Small figures are 95 % intervals. ↓ the accuracy is lower by {limits.FALL:.2f} or more than that "
+        f"of the other images of the class, ↓↓ by {limits.LARGE_FALL:.2f} or more, only where P < "
+        f"{limits.P_GROUP:g} over images, adjusted over all rows (Holm). Compared are classes with "
+        f"{limits.TEST_IMAGES:g} images in the group and as many outside; too few: there is none."
     )
     name = "Groups against the other images of the same classes"
-    table = Table(columns=columns, groups=blocks, caption=caption, name=name)
-    lead = "Does the probe do worse on some images than on others of the same classes, and what do these images share?"
-    return Section(id="subgroups", title="Which images it fails on", lead=lead, blocks=[table])
+    shown = max(len(marked), 2 * _COLUMNS)
+    tables = _folded(blocks, shown, lambda g: Table(columns=columns, groups=g, caption=caption, name=name))
+    lead = (
+        "Does the probe do worse on some images than on others of the same classes, and what do they share?"
+    )
+    return Section(id="subgroups", title="Which images it fails on", lead=lead, blocks=tables)
 
 
 def _group_row(f: Fall) -> list[Cell]:
@@ -264,6 +286,7 @@ def _provenance(result: SimilarityResult) -> Section | None:
             Cell(_ratio(p.accuracy_within)),
             Cell(text.ratio(p.by_group_alone)),
             Cell(text.ratio(p.group_readable), f"chance {text.ratio(p.group_chance)}"),
+            Cell(f"{p.p_value:.1g}"),
             Cell(
                 "follows the group" if p.follows else "does not",
                 "; ".join(p.reasons),
@@ -282,10 +305,12 @@ def _provenance(result: SimilarityResult) -> Section | None:
         Column("Accuracy", "within"),
         Column("Group alone", "accuracy without looking"),
         Column("Group read", "from the representation"),
+        Column("P", "beyond the label, Holm"),
         Column("The score", numeric=False),
     ]
     caption = (
-        "η²: share of the variance of the probe's score that the group or the label explains. Within: mean over the groups that "
+        "η²: share of the variance of the probe's score that the group or the label explains. Within: mean "
+        "over the groups that "
         "have several labels. Group alone: class-balanced accuracy of naming each group's commonest label."
     )
     name = "Does the score follow where images come from?"
@@ -352,9 +377,9 @@ def _mitigation(result: SimilarityResult) -> Section | None:
     taken = m.trials[m.chosen]
     shown += [taken] if all(t is not taken for t in shown) else []
     caption = (
-        f"Class-balanced accuracy on {text.plural(m.images, 'validation image')}, of a probe fitted anew on each pruned encoder. "
-        "Filters are those that respond most to the condition on training images. The figures on test images are in the first "
-        "table."
+        f"Class-balanced accuracy on {text.plural(m.images, 'validation image')}, of a probe fitted anew on "
+        "each pruned encoder. Filters are those that respond most to the condition on training images. The "
+        "figures on test images are in the first table."
     )
     blocks: list[Block] = [_trials(m, [first, *shown], "Pruning, best settings first", caption)]
     if len(shown) < len(rest):
@@ -405,8 +430,9 @@ def _pairs(result: SimilarityResult, arrays: dict[str, np.ndarray]) -> Section |
         pictures = [_picture(p, arrays, rank, result) for rank, p in enumerate(mine)]
         blocks.append(Details(title=title, id=f"pairs-{number}", note=note, blocks=pictures, open=number < 2))
     lead = (
-        "The most similar pairs, and which parts make them so. Red lines join parts that raise the similarity, blue ones lower it; "
-        "opacity as in the paper. Point at a part, or walk with the arrow keys, to see what it alone is matched with."
+        "The most similar pairs, and which parts make them so. Red lines join parts that raise the "
+        "similarity, blue ones lower it; opacity as in the paper. Point at a part, or walk with the arrow "
+        "keys, to see what it alone is matched with."
     )
     links = [(f"pairs-{i}", t) for i, t in enumerate(titles)]
     return Section(id="pairs", title="What makes them alike", lead=lead, blocks=blocks, links=links)
@@ -456,8 +482,8 @@ def _strips(result: SimilarityResult, arrays: dict[str, np.ndarray]) -> Strips:
             tiles.append(Tile(f"{s.name}: {text.ratio(s.similarity)}", alt, picture, size=(side, side)))
         strips.append(Strip(f"by {column}" if column else "by label", tiles))
     caption = (
-        "Mean |relevance| of each patch over pairs within a group, over the group's mean image; the figure is the mean "
-        "similarity."
+        "Mean |relevance| of each patch over pairs within a group, over the group's mean image; the figure "
+        "is the mean similarity."
     )
     return Strips(title="Which patches carry similarity", caption=caption, strips=strips)
 
@@ -498,8 +524,9 @@ def _regions(result: SimilarityResult) -> Table:
         Column("Share of the area"),
     ]
     caption = (
-        "Relevance in proportion to the area would mean that a region counts as any other. Burnt-in marks are found by a heuristic: "
-        "small, saturated, near an edge; pairs of images that have some, if two have."
+        "Relevance in proportion to the area would mean that a region counts as any other. Burnt-in text is "
+        "what RapidOCR reads, marks are small, saturated and near an edge (a heuristic); pairs of images "
+        "with some."
     )
     groups = [Rows(rows, name) for name, rows in regions.items()]
     return Table(columns=columns, groups=groups, caption=caption, name="Border and burnt-in marks")
@@ -512,12 +539,12 @@ def _map(result: SimilarityResult, arrays: dict[str, np.ndarray]) -> Section | N
     right = np.where(arrays["predicted"] == arrays["labels"], "right", "wrong")
     panels = [
         panel("label", points, arrays["labels"]),
-        *[panel(c, points, arrays[f"group_{c}"]) for c in result.columns],
+        *[panel(c, points, arrays[f"group_{c}"]) for c in result.columns[:_COLUMNS]],
         panel("probe", points, np.where(arrays["predicted"] == "", "not tested", right)),
     ]
     count = text.plural(len(points), "representation")
     caption = f"t-SNE of {count} scaled to unit length. Distances between clusters mean little."
-    lead = "If colours of a group part the map more clearly than the label does, the encoder knows the group better."
+    lead = "If a group parts the map more clearly than the label does, the encoder knows the group better."
     return Section(id="map", title="The map", lead=lead, blocks=[Map(panels=panels, caption=caption)])
 
 

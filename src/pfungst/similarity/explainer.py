@@ -1,8 +1,8 @@
 """BiLRP from factors: y = ⟨φ(x), φ(x′)⟩ is explained by A(x)ᵀ A(x′).
 
-Eberle et al. 2022 (BiLRP); Kauffmann et al. 2025, methods. Row k of A(x) is the layer-wise relevance of neuron k in
-the components of x. The published procedure runs one backward pass per neuron and pair; here A(x) is computed once
-per input in the cheaper direction, and every pair after that is one matrix product.
+Eberle et al. 2022 (BiLRP); Kauffmann et al. 2025, methods. Row k of A(x) is the layer-wise relevance of
+neuron k in the components of x. The published procedure runs one backward pass per neuron and pair; here A(x)
+is computed once per input in the cheaper direction, and every pair after that is one matrix product.
 """
 
 from __future__ import annotations
@@ -74,7 +74,8 @@ class SimilarityExplainer:
         Args:
             x: images (N, C, H, W) or `Prepared`; texts for a sentence encoder; else any (N, *sample).
             batch_size: inputs at a time.
-            store: a folder for the factors, memory-mapped: memory stays bounded, and an interrupted run resumes.
+            store: a folder for the factors, memory-mapped: memory stays bounded, and an interrupted run
+                resumes.
             dtype: in the store, "float32" or "float16".
             progress: show a bar.
 
@@ -82,7 +83,8 @@ class SimilarityExplainer:
             The factors, with cosine's norms divided out.
 
         Raises:
-            InputError: inputs or an encoder that cannot be explained; representations of zero length with cosine.
+            InputError: inputs or an encoder that cannot be explained; representations of zero length with
+                cosine.
             DataError: the store holds factors of something else.
         """
         if self.text:
@@ -200,26 +202,6 @@ class SimilarityExplainer:
         for i in range(len(factors)):
             for j in range(i + 1, len(factors)):
                 yield i, j, self._pair(factors, i, factors, j)
-
-    def similarities(self, factors: Factors) -> Tensor:
-        """The similarity of all pairs, (N, N)."""
-        y = factors.representations.float()
-        return y @ self.metric.to(y) @ y.T if isinstance(self.metric, Tensor) else y @ y.T
-
-    def most_similar(
-        self, factors: Factors, labels: Sequence[Any] | None = None, count: int = 3
-    ) -> dict[Any, list[tuple[int, int]]]:
-        """The most similar pairs of each class (or of all inputs, under the key None)."""
-        s = self.similarities(factors)
-        values = [None] * len(factors) if labels is None else list(labels)
-        if len(values) != len(factors):
-            raise InputError(f"{len(values)} labels for {len(factors)} inputs", "pass one label per input")
-        found: dict[Any, list[tuple[int, int]]] = {}
-        for label in dict.fromkeys(values):
-            members = [i for i, v in enumerate(values) if v == label]
-            pairs = sorted(itertools.combinations(members, 2), key=lambda p: -float(s[p]))
-            found[label] = pairs[:count]
-        return found
 
     def group_summary(
         self, factors: Factors, labels: Sequence[Any], max_pairs: int = 200, top: int = 10, seed: int = 0

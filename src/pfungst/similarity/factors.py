@@ -20,8 +20,8 @@ class Factors:
     """A(x) of N inputs: relevance of each neuron (or direction of a sketch) in each component.
 
     Attributes:
-        values: (N, K, P) when all inputs have the same components (tensor or memory-mapped array), else a list of
-            (K, P_i) tensors.
+        values: (N, K, P) when all inputs have the same components (tensor or memory-mapped array), else a
+            list of (K, P_i) tensors.
         representations: (N, K) what the factors explain: their sum over components is this less biases.
         grids: shape of the components of each input, for example (28, 28).
         tokens: the tokens of each text; empty for images.
@@ -71,7 +71,8 @@ class Factors:
 
 
 class FactorStore:
-    """Factors in a folder: a memory-mapped array, filled row by row; an interrupted run goes on where it stopped.
+    """Factors in a folder: a memory-mapped array, filled row by row; an interrupted run goes on where it
+    stopped.
 
     Args:
         folder: created if needed.

@@ -1,4 +1,5 @@
-"""What makes images of a data set alike: the most similar pairs, shares on regions, what is pasted, what a group shares."""
+"""What makes images of a data set alike: the most similar pairs, shares on regions, what is pasted, what a
+group shares."""
 
 from __future__ import annotations
 
@@ -149,7 +150,8 @@ def shared_likeness(
 ) -> SharedLikeness | None:
     """Does a group make images of different classes alike? What they share then is no class.
 
-    The mean similarity of two sets of images is the product of their mean unit vectors, so no pair is computed.
+    The mean similarity of two sets of images is the product of their mean unit vectors, so no pair is
+    computed.
 
     Args:
         embeddings: (N, K). labels: (N,). inside: (N,) boolean.
@@ -190,7 +192,8 @@ def shared_likeness(
 
 
 def flat_map(embeddings: np.ndarray, seed: int = 0) -> np.ndarray:
-    """t-SNE of unit representations (N, K): float32 (N, 2), or their first two values where there are fewer than four."""
+    """t-SNE of unit representations (N, K): float32 (N, 2), or their first two values where there are fewer
+    than four."""
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
 

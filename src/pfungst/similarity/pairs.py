@@ -68,7 +68,8 @@ class PairRelevance(Relevance):
         return v.sum(1).reshape(self.grids[0]), v.sum(0).reshape(self.grids[1])
 
     def on(self, first: Tensor, second: Tensor) -> float:
-        """Share of |relevance| on regions of the two inputs, boolean in the shape of their grids; 0 where all is 0."""
+        """Share of |relevance| on regions of the two inputs, boolean in the shape of their grids; 0 where all
+        is 0."""
         left, right = self.marginals(magnitude=True)
         total = float(left.sum() + right.sum())
         return float(left[first].sum() + right[second].sum()) / total if total > 0 else 0.0

@@ -25,8 +25,8 @@ def border(size: int) -> Tensor:
 def burnt_in(images: Tensor) -> Tensor:
     """Small saturated marks near the edges, such as the side letters of radiographs, boolean (N, S, S).
 
-    Connected pixels at the top of the range that take at most 1 % of the image, brighter by half the range than what
-    surrounds them. A heuristic: anatomy is never saturated and sharp at once, metal can be.
+    Connected pixels at the top of the range that take at most 1 % of the image, brighter by half the range
+    than what surrounds them. A heuristic: anatomy is never saturated and sharp at once, metal can be.
     """
     found = []
     for image in images:
@@ -58,8 +58,8 @@ def in_patches(masks: Tensor, patch: int, least: float = 0.5) -> Tensor:
     Args:
         masks: boolean (…, S, S).
         patch: side of a patch in pixels.
-        least: share of a patch that must be covered; 0 for any pixel. A mask that covers no patch so far keeps
-            those it covers most.
+        least: share of a patch that must be covered; 0 for any pixel. A mask that covers no patch so far
+            keeps those it covers most.
     """
     size = masks.shape[-1]
     grid = -(-size // patch)

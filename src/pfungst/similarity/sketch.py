@@ -13,8 +13,8 @@ from pfungst.errors import ConfigError
 class Sketch:
     """Directions of representation space that stand for all K neurons.
 
-    ⟨a, b⟩ over K neurons is replaced by ⟨Va, Vb⟩ + (K′/m) ⟨Qa, Qb⟩: V are fixed orthonormal directions (none, or
-    the principal ones of a data set), Q are m uniformly random orthonormal directions of what V leaves, of
+    ⟨a, b⟩ over K neurons is replaced by ⟨Va, Vb⟩ + (K′/m) ⟨Qa, Qb⟩: V are fixed orthonormal directions (none,
+    or the principal ones of a data set), Q are m uniformly random orthonormal directions of what V leaves, of
     dimension K′ = K − rank V. Because E[QᵀQ] = (m/K′)·I there, the estimate is unbiased.
 
     Args:
@@ -32,7 +32,8 @@ class Sketch:
 
     @classmethod
     def principal(cls, representations: Tensor, count: int, random: int = 16, seed: int = 0) -> Sketch:
-        """The `count` directions along which the representations (N, K) have most energy, and `random` others."""
+        """The `count` directions along which the representations (N, K) have most energy, and `random`
+        others."""
         _, _, directions = torch.linalg.svd(representations.double(), full_matrices=False)
         return cls(random, directions[:count].to(representations.dtype), seed)
 
@@ -63,8 +64,8 @@ class Sketch:
         The variance of aᵀQᵀQb for a uniformly random projector of rank m in K′ dimensions is
         (c₁ + c₂)⟨a,b⟩² + c₂|a|²|b|² − (m/K′)²⟨a,b⟩² with c₂ = m(K′−m)/(K′(K′−1)(K′+2)) and
         c₁ = m((K′+1)m − 2)/(K′(K′−1)(K′+2)); the unknown norms are estimated from the sketch. For their
-        uncertainty the interval uses Student's t with m − 1 degrees of freedom, widened by 1 + 1/√m: with that it
-        covers in simulations.
+        uncertainty the interval uses Student's t with m − 1 degrees of freedom, widened by 1 + 1/√m: with
+        that it covers in simulations.
 
         Args:
             a: sketched factor (size, P).

@@ -27,7 +27,8 @@ class GroupSummary:
         similarity: mean similarity.
         magnitude: (P, P) mean |relevance| of each pair of components.
         net: (P, P) mean relevance.
-        profile: mean |relevance| of each component, both sides together, in the shape of the grid, summing to 1.
+        profile: mean |relevance| of each component, both sides together, in the shape of the grid, summing to
+            1.
         top: the pairs of components of largest mean magnitude, (p, q, share of all).
         bias_share: mean share of the similarity that biases absorbed.
     """
@@ -41,15 +42,6 @@ class GroupSummary:
     profile: Tensor
     top: list[tuple[int, int, float]]
     bias_share: float
-
-    def share(self, region: Tensor) -> float:
-        """Share of the relevance on a region of the grid, boolean and of the profile's shape."""
-        if region.shape != self.profile.shape:
-            raise InputError(
-                f"a region {tuple(region.shape)} does not fit the grid {tuple(self.profile.shape)}",
-                "give it in patches",
-            )
-        return float(self.profile[region.bool()].sum())
 
 
 def summarise(

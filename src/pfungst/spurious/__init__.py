@@ -3,7 +3,7 @@
 from pfungst.spurious.components import read_components, write_components
 from pfungst.spurious.counterfactual import Counterfactual, Diffusion, counterfactual
 from pfungst.spurious.diversity import Diversity, diversity
-from pfungst.spurious.evidence import Evidence, Witness, correct, evidence, paper_rule
+from pfungst.spurious.evidence import Evidence, Witness, correct, evidence, paper_rule, two_groups
 from pfungst.spurious.features import FeatureStore, extract_features, match_classes
 from pfungst.spurious.heads import FeatureHead, LinearHead
 from pfungst.spurious.neurons import majority, neuron_importance, rank_neurons
@@ -50,6 +50,7 @@ __all__ = [
     "score_probabilities",
     "select",
     "spurious_score",
+    "two_groups",
     "visualise",
     "write_components",
 ]

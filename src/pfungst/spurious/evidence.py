@@ -6,6 +6,7 @@ intervention tells whether that decides, and only what is left without it tells 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -16,8 +17,8 @@ from scipy import stats
 from torch import Tensor, nn
 
 from pfungst.errors import InputError
-from pfungst.measure import Interval, bootstrap
-from pfungst.measure.limits import CARRIED, P_SPURIOUS, RETAINED, WITNESSES
+from pfungst.measure import Interval, best_split, bootstrap
+from pfungst.measure.limits import APART, CARRIED, CARRIED_ALONE, P_SPURIOUS, RETAINED, WITNESSES
 from pfungst.spurious.heads import FeatureHead, logits_of
 from pfungst.spurious.inpaint import gaussian, inpaint, soften
 from pfungst.spurious.npca import NeuralPCA
@@ -66,6 +67,8 @@ class Evidence:
             recognised it before (by the audited model where there are none).
         p: of excess ≤ 0 or sufficiency ≤ 0 (Wilcoxon signed ranks, the larger).
         corrected: p times Holm's factor for all that were tried, see :func:`correct`.
+        apart: how clearly the class falls into images with the component and images without, see :func:`two_groups`;
+            0 where not measured.
     """
 
     class_: int
@@ -79,6 +82,7 @@ class Evidence:
     retained: Interval
     p: float
     corrected: float = 1.0
+    apart: float = 0.0
 
     @property
     def sufficient(self) -> bool:
@@ -86,8 +90,21 @@ class Evidence:
         return self.sufficiency[0].low > 0 and self.excess.low >= CARRIED and self.corrected <= P_SPURIOUS
 
     @property
+    def beside(self) -> float:
+        """How surely it acts on some images of the class only and carries the class elsewhere, in [0, 1]."""
+        return self.apart * min(max(self.sufficiency[0].value, 0.0), 1.0) ** 0.5
+
+    @property
+    def off_object(self) -> bool:
+        """Whether what it reads is shown not to be the object: two witnesses still recognise the class without it, or
+        the labels do (there are images of the class without it), or the model itself by a wide margin."""
+        witnessed, left = len(self.necessity) > WITNESSES, self.retained.low >= RETAINED
+        itself = len(self.necessity) == 1 and left and self.sufficiency[0].low >= CARRIED_ALONE
+        return (witnessed and left) or self.beside >= APART or itself
+
+    @property
     def word(self) -> Word:
-        if self.sufficient and self.retained.low >= RETAINED and len(self.necessity) > WITNESSES:
+        if self.sufficient and self.off_object:
             return "spurious"
         needed = all(n.low > 0 for n in self.necessity)
         return "core" if needed and not any(s.low > 0 for s in self.sufficiency) else "unclear"
@@ -102,7 +119,8 @@ class Evidence:
         raised += f" (corrected p {self.corrected:.2g})"
         left = f"without it {r.value:.0%} of the images are still recognised [{r.low:.0%}, {r.high:.0%}]"
         if self.word == "spurious":
-            return f"what it reads off the object {raised}, and {left}"
+            alone = "the class falls into images with it and images without" if self.beside >= APART else left
+            return f"what it reads off the object {raised}, and {alone}"
         if self.word == "core":
             least = min(self.necessity, key=lambda n: n.low)
             models = f"each of {len(self.necessity)} models" if len(self.necessity) > 1 else "the model"
@@ -115,13 +133,31 @@ class Evidence:
             )
             return f"{why}: what it reads off the object {raised}"
         if self.retained.low >= RETAINED:
-            return f"it {raised}, and {left}, but fewer than {WITNESSES:.0f} witnesses cannot tell a piece of the object"
+            return f"it {raised}, and {left}, but all images of the class may have it, and fewer than {WITNESSES:.0f} witnesses cannot tell a piece of the object"
         return f"it {raised}, but {left}, so the region may be the object"
 
     @property
-    def rank(self) -> tuple[bool, float]:
-        """Sorts suspects first when sorted in falling order: the word, then the sufficiency that is certain."""
-        return self.word == "spurious", self.sufficiency[0].low
+    def rank(self) -> tuple[bool, float, float]:
+        """Sorts suspects first when sorted in falling order: the word, then what the class has two groups by, then the
+        sufficiency that is certain."""
+        return self.word == "spurious", self.beside, self.sufficiency[0].low
+
+
+def two_groups(alpha: np.ndarray) -> float:
+    """How clearly α of a class falls into images with a component and images without, in [0, 1].
+
+    Square root of what the best split explains beyond a flat distribution (of n flat values it explains up to
+    3/4 + 0.45/√n in 95 % of samples; simulated for n from 10 to 1,300), times 1 − e^−gap, the share by which the gap
+    between the groups changes the odds of the class. On networks trained on photographs α has one peak and this is 0;
+    where something was added to a part of the images of a class it is large.
+
+    Args:
+        alpha: (n,) of the class's training images, in logits.
+    """
+    split = best_split(alpha)
+    flat = 0.75 + 0.45 / math.sqrt(split.count)
+    beyond = max(0.0, (split.explained - flat) / (1 - flat)) if flat < 1 else 0.0
+    return math.sqrt(beyond) * -math.expm1(-max(split.gap, 0.0))
 
 
 def evidence(
@@ -132,6 +168,7 @@ def evidence(
     others: Tensor,
     witnesses: Sequence[Witness] = (),
     *,
+    apart: Sequence[float] = (),
     n_images: int = 12,
     n_targets: int = 2,
     batch_size: int = 8,
@@ -152,6 +189,7 @@ def evidence(
         others: (M, C, H, W) of other classes.
         witnesses: other models that know the class; with fewer than two nothing is called spurious. Without any, the object
             is what the audited model itself still recognises, and the whole region is pasted.
+        apart: for each component :func:`two_groups` of its training images, where known.
         n_images: per component.
         n_targets: images of other classes that each region is pasted into.
         batch_size: images at a time.
@@ -161,7 +199,8 @@ def evidence(
         One for each component, in their order, p corrected for their number (:func:`correct` for several classes).
 
     Raises:
-        InputError: fewer than 6 images or no others (n of 5 cannot reach p < 0.05 with any correction).
+        InputError: fewer than 6 images or no others (n of 5 cannot reach p < 0.05 with any correction), or `apart` of
+            another length.
     """
     head = npca.model
     if head is None:
@@ -174,16 +213,19 @@ def evidence(
     with torch.no_grad():
         phi = torch.cat([head.features(part) for part in images.split(batch_size)])
     alpha = npca.alpha_features(phi, class_)
+    if apart and len(apart) != len(components):
+        raise InputError(f"apart of {len(apart)} for {len(components)} components", "pass one for each")
     lab = _Lab(head, class_, images, others, witnesses, batch_size)
     out = []
-    for component in components:
+    for number, component in enumerate(components):
         npca._known(class_, component)
         rows = alpha[:, component].topk(min(n_images, len(images))).indices
         rng = np.random.default_rng((seed, class_, component))
         project = npca.alpha_of(class_, component)
         found = lab.intervene(lambda x, f=project: f(head.features(x)), rows, n_targets, rng, seed)  # type: ignore[misc]
         mean = float(alpha[rows, component].mean())
-        out.append(Evidence(class_, component, tuple(rows.tolist()), mean, *found))
+        groups = apart[number] if apart else 0.0
+        out.append(Evidence(class_, component, tuple(rows.tolist()), mean, *found, apart=groups))
     return correct(out)
 
 

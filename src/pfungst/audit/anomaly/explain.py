@@ -1,7 +1,9 @@
-"""Where the relevance lies: in the image, in frequency, and on what deployment removes."""
+"""Where the relevance lies: in the image, in frequency, and on what deployment removes; whether it is to be
+believed."""
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,12 +13,17 @@ from torch import Tensor
 from pfungst import measure
 from pfungst.audit.anomaly.measure import MENDED, ORIGINAL, Run
 from pfungst.audit.anomaly.prepare import Study
-from pfungst.audit.anomaly.result import Exposure, Spectrum
+from pfungst.audit.anomaly.result import Exposure, Faithfulness, Spectrum
 from pfungst.audit.result import Variant
-from pfungst.measure.limits import HIGH_BAND
+from pfungst.errors import InputError, PfungstWarning
+from pfungst.measure.faithfulness import Flipping
+from pfungst.measure.limits import FAITHFUL_IMAGES, HIGH_BAND
 from pfungst.relevance import DCTBands
 
 BANDS = DCTBands.paper()
+FLIPPED = 16  # test images whose patches are replaced
+GRID = 8  # patches along a side
+_STEPS, _ORDERS = 6, 2  # points of a curve and random orders: 22 scores an image
 
 
 @dataclass(frozen=True)
@@ -26,6 +33,7 @@ class Explained:
     heat: dict[Variant, Tensor]
     spectrum: Spectrum
     exposure: Exposure
+    faithfulness: Faithfulness | None
 
 
 def explain(study: Study, runs: dict[Variant, Run]) -> Explained:
@@ -49,7 +57,42 @@ def explain(study: Study, runs: dict[Variant, Run]) -> Explained:
         lost_in_deployment=float(share @ (1 - np.clip(kept, 0, 1))),
         outside_mask=_outside_mask(study, heat[ORIGINAL]),
     )
-    return Explained(heat, spectrum, exposure)
+    return Explained(heat, spectrum, exposure, faithfulness(study, runs[ORIGINAL], heat[ORIGINAL]))
+
+
+def faithfulness(study: Study, run: Run, heat: Tensor) -> Faithfulness | None:
+    """Whether patches matter to the score in the order in which the heatmap names them.
+
+    They are replaced by those of the most similar normal training image, as to an anomaly score whatever is
+    painted over is abnormal. Defective test images, others only where these are too few.
+
+    Args:
+        heat: (T, S, S) relevance of the original test images.
+
+    Returns:
+        None, with a warning, where it cannot be measured: too few images, a score that no patch changes.
+    """
+    rows = np.random.default_rng(study.config.seed).permutation(len(study.labels))
+    rows = rows[np.argsort(-study.labels[rows], kind="stable")]
+    rows = np.sort(rows[: min(FLIPPED, max(int(study.labels.sum()), int(FAITHFUL_IMAGES)))])
+    images = study.test.images[rows]
+    nearest = torch.cdist(images.flatten(1), study.train.flatten(1)).argmin(1)
+    patch = -(-study.config.size // GRID)
+    try:
+        found = Flipping(
+            run.detector.anomaly_score,
+            images,
+            patch=patch,
+            fill=study.train[nearest],
+            steps=_STEPS,
+            orders=_ORDERS,
+            seed=study.config.seed,
+        ).of(heat[rows])
+    except InputError as error:
+        message = f"faithfulness of the explanations was not measured: {error.message}"
+        warnings.warn(message, PfungstWarning, stacklevel=2)
+        return None
+    return Faithfulness(value=found.value, low=found.low, high=found.high, images=len(rows))
 
 
 def above(edges: list[int], index: float) -> np.ndarray:

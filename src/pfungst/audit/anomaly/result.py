@@ -99,6 +99,17 @@ class Exposure(Model):
     outside_mask: float | None = Field(None, description="off the defect; None without masks")
 
 
+class Faithfulness(Interval):
+    """How much better the pixel explanation of the original detector is than a random order of patches: 0 is
+    random, see :class:`pfungst.measure.faithfulness.Faithfulness`."""
+
+    images: int = Field(description="whose patches were replaced by normal ones")
+
+    @property
+    def beats_random(self) -> bool:
+        return self.low is not None and self.low > 0
+
+
 class Answer(Model):
     """What one variant said of an example, first seed."""
 
@@ -142,6 +153,7 @@ class Entry(Scored):
     threshold: float
     spectrum: Spectrum
     exposure: Exposure
+    faithfulness: Faithfulness | None = Field(None, description="None where it could not be measured")
     provenance: list[Provenance] = []
     examples: list[Example] = []
     arrays: str = Field(description="npz file, relative to the result")

@@ -139,6 +139,7 @@ def evaluate(study: Study, model: str, workspace: Workspace) -> Entry:
         threshold=original.threshold,
         spectrum=explained.spectrum,
         exposure=explained.exposure,
+        faithfulness=explained.faithfulness,
         provenance=provenance(study, original.scores),
         examples=examples(study, runs, chosen),
         arrays=workspace.save_arrays(f"{test.name} {model}", arrays),

@@ -1,7 +1,8 @@
 """From numbers to a sentence: what an anomaly audit concludes, and the metrics that gates use.
 
 An effect is called Clever Hans only when explanation and intervention agree: the relevance lies on what the
-deployed condition removes, the detector gets worse when it is removed, and it is well without it.
+deployed condition removes, the detector gets worse when it is removed, and it is well without it. An
+explanation that does not beat a random order of patches is said so, and nothing rests on it.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from pfungst.audit.anomaly.config import AnomalyConfig
+from pfungst.audit.anomaly.explain import FLIPPED, GRID
 from pfungst.audit.anomaly.result import Entry, Provenance, Scored
 from pfungst.audit.result import About, Better, Level, Metric, Verdict
 from pfungst.measure import limits
@@ -47,9 +49,8 @@ def _too_few(entries: list[Entry]) -> Verdict | None:
         headline=f"{count} {kind} test image{'' if count == 1 else 's'}: too few to judge a detector",
         sentences=[
             f"At least {limits.TEST_IMAGES:g} good and {limits.TEST_IMAGES:g} defective test images are "
-            "needed; one image "
-            f"of {count} is {1 / count:.0%} of the rate. The figures below are given, nothing is concluded "
-            "from them."
+            f"needed; one image of {count} is {1 / count:.0%} of the rate. The figures below are given, "
+            "nothing is concluded from them."
         ],
         about=About(entry=model, condition="original", numbers={"good": good, "defective": defect}),
     )
@@ -99,8 +100,8 @@ class _Case:
         low, high = (pick(worst.groups, key=lambda g: g.mean_score) for pick in (min, max))
         sentences = [
             f"In {entry.category}, {column} explains {worst.eta2_group:.0%} of the score's variance and the "
-            "label "
-            f"{worst.eta2_label:.0%}; AUROC is {worst.auroc_pooled:.2f} pooled and {within} within {column}.",
+            f"label {worst.eta2_label:.0%}; AUROC is {worst.auroc_pooled:.2f} pooled and {within} within "
+            f"{column}.",
             f"The mean score goes from {_number(low.mean_score)} ({low.name}) to {_number(high.mean_score)} "
             f"({high.name}).",
         ]
@@ -124,15 +125,13 @@ class _Case:
         trivial = fmean(e.trivial_f1 for e in self.entries)
         sentences = [
             f"AUROC {auroc:.2f} and F1 {f1:.2f} on the original images, where flagging everything has F1 "
-            f"{trivial:.2f}. "
-            f"Below an AUROC of {limits.FIT_AUROC:g}, whatever it looks at, it does not tell defects from "
-            "good parts."
+            f"{trivial:.2f}. Below an AUROC of {limits.FIT_AUROC:g}, whatever it looks at, it does not tell "
+            "defects from good parts."
         ]
         if auroc < limits.INVERTED_AUROC:
             sentences.append(
                 "An AUROC far below 0.5 means that good test images differ from the training images more "
-                "than "
-                "defects do: check whether the sets come from different sources (--groups)."
+                "than defects do: check whether the sets come from different sources (--groups)."
             )
         headline = f"{self.model} is unfit for this task: AUROC {auroc:.2f}"
         return self._verdict("unfit", headline, sentences)
@@ -147,41 +146,58 @@ class _Case:
     @property
     def _rates(self) -> str:
         before, after, mended = self.scored.original, self.scored.deployed, self.scored.mended
-        told = f"FNR {before.fnr.value:.0%} → {after.fnr.value:.0%}, FPR {before.fpr.value:.0%} → {after.fpr.value:.0%}"
-        told += f", F1 {before.f1.value:.2f} → {after.f1.value:.2f}"
+        told = f"FNR {before.fnr.value:.0%} → {after.fnr.value:.0%}, FPR {before.fpr.value:.0%} → "
+        told += f"{after.fpr.value:.0%}, F1 {before.f1.value:.2f} → {after.f1.value:.2f}"
         if mended is None:
             return told
         return f"{told}; with {self.config.mitigate} FNR {mended.fnr.value:.0%}, F1 {mended.f1.value:.2f}"
 
-    def _rests(self) -> str:
+    @property
+    def _faithful(self) -> bool:
+        """Whether the explanation beats a random order, in more than half of the categories."""
+        beat = [e.faithfulness is not None and e.faithfulness.beats_random for e in self.entries]
+        return sum(beat) > len(beat) / 2
+
+    def _rests(self) -> list[str]:
+        """Where the relevance lies, and whether it is to be believed."""
         high = fmean(e.exposure.high for e in self.entries)
-        return (
-            f"{self.lost:.0%} of the relevance lies on what {self.config.deployed} removes from the images, "
-            f"{high:.0%} on high frequencies."
-        )
+        where = f"{self.lost:.0%} of the relevance lies on what {self.config.deployed} removes from images"
+        known, of = [e.faithfulness for e in self.entries if e.faithfulness], len(self.entries)
+        told = f"is {fmean(f.value for f in known):.2f}" if known else "was not measured"
+        if of > 1:
+            beat = sum(f.beats_random for f in known)
+            told += f"{' on average' if known else ''}, above a random order in {beat} of {of} categories"
+        elif known:
+            told += f" ({known[0].low:.2f} to {known[0].high:.2f})"
+        if not self._faithful:
+            told += ": the explanation does not beat a random order, nothing rests on it"
+        return [f"{where}, {high:.0%} on high frequencies.", f"Faithfulness {told}."]
 
     def _falls(self) -> Verdict:
         fall, mended, deployed = self.scored.fall, self.scored.mended, self.config.deployed
-        sentences, mends = [self._rests()], True
+        sentences, mends = self._rests(), True
         if mended is not None:
             recovered = (mended.f1.value - self.scored.deployed.f1.value) / fall
             mends = recovered >= limits.RECOVERED
             sentences.append(f"The mitigation recovers {recovered:.0%} of the fall in F1.")
-        if self.lost >= limits.LOST_SHARE and mends:
+        agree = self.lost >= limits.LOST_SHARE and mends
+        if agree and self._faithful:
             sentences.append("Explanation and intervention agree: this is a Clever Hans effect.")
             headline = f"{self.model} relies on frequencies that {deployed} removes: {self._rates}"
             return self._verdict("clever-hans", headline, sentences)
-        sentences.append("Explanation and intervention do not agree, so the cause is not established.")
+        why = "Explanation and intervention do not agree"
+        if agree:
+            why = "Explanation and intervention agree, but the explanation is not shown to be faithful"
+        sentences.append(f"{why}, so the cause is not established.")
         headline = f"{self.model} does not survive {deployed}: {self._rates}"
         return self._verdict("fragile", headline, sentences)
 
     def _holds(self) -> Verdict:
-        hans, sentences = self.scored.original.clever_hans, [self._rests()]
-        if hans is not None and hans.value >= limits.OUTSIDE:
+        hans, sentences = self.scored.original.clever_hans, self._rests()
+        if self._faithful and hans is not None and hans.value >= limits.OUTSIDE:
             sentences.append(
                 f"Clever Hans score {hans.value:.2f}: it detects well while its relevance lies mostly "
-                "outside the defects. "
-                "Look at the heatmaps before you sign off."
+                "outside the defects. Look at the heatmaps before you sign off."
             )
         headline = f"{self.model} holds under {self.config.deployed}: {self._rates}"
         return self._verdict("sound", headline, sentences)
@@ -212,6 +228,10 @@ _HIGHER: dict[str, tuple[str, Of]] = {
     "auroc": ("AUROC on the original images", lambda e: e.original.auroc.value),
     "f1": ("F1 on the original images", lambda e: e.original.f1.value),
     "f1-deployed": ("F1 on the deployed images", lambda e: e.deployed.f1.value),
+    "faithfulness": (
+        "how much better than a random order of patches the explanation is",
+        lambda e: e.faithfulness.value if e.faithfulness else None,
+    ),
 }
 _LOWER: dict[str, tuple[str, Of]] = {
     "fnr-deployed": ("FNR on the deployed images", lambda e: e.deployed.fnr.value),
@@ -265,44 +285,39 @@ def explain_numbers(config: AnomalyConfig) -> list[str]:
     published = config.protocol == "published"
     if published:
         threshold = (
-            "Protocol 'published': the threshold is the one of best F1 on the labelled original test "
-            "images, kept for "
-            "the deployed ones. Such numbers are optimistic; F1 is the plain one, as published."
+            "Protocol 'published': the threshold is the one of best F1 on the labelled original test images, "
+            "kept for the deployed ones. Such numbers are optimistic; F1 is the plain one, as published."
         )
     else:
         threshold = (
             f"Protocol 'held-out': the threshold is the {config.quantile:.0%} quantile of scores of normal "
-            "images that "
-            "the scoring detector had not seen (left out one by one, and a random fifth left out "
-            "altogether); test "
-            "labels were not used."
+            "images that the scoring detector had not seen (left out one by one, and a random fifth left out "
+            "altogether); test labels were not used."
         )
     repetitions = f"{config.seeds} repetition{'s' if config.seeds > 1 else ''}"
     fits = "fit on all training images" if published else "fit on a random 80 % each"
     return [
         threshold,
         f"Values are means over {repetitions} ({fits}); intervals are 95 % stratified bootstrap intervals "
-        "over the "
-        "test images, pooled over the repetitions.",
+        "over the test images, pooled over the repetitions.",
         "The same fitted detector and the same threshold score the original and the deployed images.",
         f"Marks: ↓ F1 falls by {limits.FALL:.2f} or more, ↓↓ by {limits.LARGE_FALL:.2f} or more, ↑ F1 rises "
-        "by "
-        f"{limits.FALL:.2f} or more through the mitigation; only where a two-sided t-test over at least "
+        f"by {limits.FALL:.2f} or more through the mitigation; only where a two-sided t-test over at least "
         f"{limits.SEEDS_TESTED:g} repetitions gives P < {limits.P_MARK:g}. Repetitions that all give the "
         "same test nothing.",
         "AUROC is the chance that a defect scores above a good image, FNR the share of defects missed, FPR "
-        "the share of "
-        "good images flagged. F1 balanced weighs good and defective images equally; flagging everything "
-        "would have the "
-        "F1 named beside it.",
+        "the share of good images flagged. F1 balanced weighs good and defective images equally; flagging "
+        "everything would have the F1 named beside it.",
         "Clever Hans score: AUROC minus the mean cosine between positive relevance and mask over defective "
-        "images "
-        "(Kauffmann et al. 2020), from the first repetition: high where a detector ranks well while its "
-        "relevance lies elsewhere.",
+        "images (Kauffmann et al. 2020), from the first repetition: high where a detector ranks well while "
+        "its relevance lies elsewhere.",
         "Lost in deployment: share of relevance per frequency band times the share of the images' energy in "
-        "that band "
-        "(deviation from the mean training image) that the deployed condition removes.",
+        "that band (deviation from the mean training image) that the deployed condition removes.",
+        f"Faithfulness: the patches of a {GRID} × {GRID} grid of up to {FLIPPED} defective test images are "
+        "replaced by those of the most similar normal training image, in the order of the explanation of the "
+        "first repetition's detector; half the area between the curves of the score, least and most relevant "
+        "first, as a share of its range under random orders. 0 is a random order; the interval is a 95 % "
+        "bootstrap interval over images.",
         f"High frequencies: zigzag index {HIGH_BAND:g} and above, as in the published pictures; a band that "
-        "begins "
-        "below counts by the part of it above.",
+        "begins below counts by the part of it above.",
     ]

@@ -28,6 +28,7 @@ from pfungst.spurious import (
     correct,
     evidence,
     select,
+    two_groups,
     visualise,
 )
 from pfungst.spurious.evidence import region, relevance
@@ -74,9 +75,12 @@ class Explainer:
     def __call__(self, class_: int) -> Part:
         """The first components of a class by the rule, and those that people judged."""
         order, visual = self.rank(class_)
-        found, on, blank = self._test(class_, order)
-        alpha = self.npca.alpha_features(self.stores["train"].of_class(class_), class_).numpy()  # (n, m)
-        components = [self._component(class_, c, alpha[:, c].astype(np.float64), visual) for c in order]
+        alpha = (
+            self.npca.alpha_features(self.stores["train"].of_class(class_), class_).double().numpy()
+        )  # (n, m)
+        apart = {c: two_groups(alpha[:, c]) for c in order}
+        found, on, blank = self._test(class_, order, apart)
+        components = [self._component(class_, c, alpha[:, c], visual) for c in order]
         explained = Explained(
             index=class_,
             name=self.study.names[class_],
@@ -126,7 +130,9 @@ class Explainer:
 
     # --- interventions -----------------------------------------------------------------------------------
 
-    def _test(self, class_: int, order: list[int]) -> tuple[list[Evidence], dict[int, str], bool]:
+    def _test(
+        self, class_: int, order: list[int], apart: dict[int, float]
+    ) -> tuple[list[Evidence], dict[int, str], bool]:
         """Evidence of the components, and whether it is on validation or training images.
 
         On validation images where they show the component: where it adds at least half of what it adds in
@@ -163,6 +169,7 @@ class Explainer:
                 images,
                 others,
                 witnesses,
+                apart=[apart[c] for c in ids],
                 n_images=n,
                 n_targets=1,
                 batch_size=min(self.study.config.batch_size, 16),
@@ -303,8 +310,8 @@ def finished(parts: list[Part]) -> list[Explained]:
 
 def _tested(found: Evidence, on: str, blank: bool) -> Tested:
     word, reason = found.word, found.reason
-    suspect = found.sufficient and found.retained.low >= limits.RETAINED
-    if blank and suspect:
+    suspect = word == "spurious" or (found.sufficient and found.retained.low >= limits.RETAINED)
+    if blank and suspect and found.beside < limits.APART:
         word, suspect = "unclear", False
         reason = "the class is also the answer to an empty image, so being left proves nothing"
     return Tested(
@@ -317,6 +324,7 @@ def _tested(found: Evidence, on: str, blank: bool) -> Tested:
         flips=found.flips,
         p=found.p,
         corrected=found.corrected,
+        beside=found.beside,
         word=word,
         suspect=suspect,
         reason=reason,

@@ -31,8 +31,11 @@ class Tested(Model):
     flips: tuple[float, float] = Field(description="share taken for the class then, and with other content")
     p: float
     corrected: float = Field(description="p, corrected for all components of all classes (Holm)")
+    beside: float = Field(
+        description="how surely it acts on a part of the class only and carries it elsewhere"
+    )
     word: Literal["spurious", "core", "unclear"]
-    suspect: bool = Field(description="spurious but for the number of witnesses")
+    suspect: bool = Field(description="spurious, or but for the number of witnesses")
     reason: str
 
 
@@ -58,13 +61,16 @@ class Component(Model):
 
     @property
     def suspect(self) -> bool:
-        """Whether they would with enough witnesses; a class with images of only its feature needs none."""
+        """Whether it is, or would be with enough witnesses; a class with images of only its feature needs none."""
         return self.tested is not None and self.tested.suspect
 
     @property
-    def order(self) -> tuple[bool, float]:
-        """Sorts what to look at first when sorted in falling order: what is suspect, then what it carries."""
-        return self.suspect, -1.0 if self.tested is None else self.tested.sufficiency[0].low or 0.0
+    def order(self) -> tuple[bool, float, float]:
+        """Sorts what to look at first when sorted in falling order: what is proven, then what divides the class and
+        carries it, then what carries it."""
+        if self.tested is None:
+            return self.spurious, 0.0, -1.0
+        return self.spurious, self.tested.beside, self.tested.sufficiency[0].low or 0.0
 
 
 class SpuriousScores(Model):

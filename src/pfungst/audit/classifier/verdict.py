@@ -122,6 +122,9 @@ class Judge:
         entry, first = max(proven, key=lambda pair: pair[1].order)
         assert first.tested is not None
         carries, left = first.tested.sufficiency[0], first.tested.retained
+        alone = f"without it {_percent(left.value)} are still recognised"
+        if first.tested.beside >= limits.APART:
+            alone = "the class has images without it"
         more = f" ({len(proven) - 1} more components likewise)" if len(proven) > 1 else ""
         others = f" that {few(o.name for o in self.study.witnesses)} does not take for it" * bool(
             self.study.witnesses
@@ -129,8 +132,7 @@ class Judge:
         return self._verdict(
             "clever-hans",
             f"{self.model} takes something beside the object for {entry.name}: pasted into other images it carries "
-            f"{_percent(carries.value)} of the class, and without it {_percent(left.value)} are still "
-            f"recognised{more}",
+            f"{_percent(min(carries.value, 1))} of the class, and {alone}{more}",
             [
                 f"{entry.name}, component {first.component}: {first.tested.reason}. This rests on interventions "
                 f"in {first.tested.images} {first.tested.on} images, with 95 % intervals: something{others} "
@@ -389,8 +391,8 @@ def metrics(measured: Measured, entries: list[ClassEntry], faithful: Faithful | 
 
 
 _UNPROVABLE = (
-    f"With fewer than {limits.WITNESSES:.0f} other models (--witness) nothing is called spurious: a piece of the object "
-    "could not be told from it."
+    f"With fewer than {limits.WITNESSES:.0f} other models (--witness) only what divides the class into images with and "
+    "without it, or carries it far, can be called spurious: of the rest a piece of the object is not told apart."
 )
 _RULE = {
     "alpha": "Tested are the components that add most to the logit: by mean α of the training images of "
@@ -422,11 +424,12 @@ def explain_numbers(study: Study, measured: Measured, chosen_by: str, faithful: 
         "α is (integrated gradients from the blurred image). Necessity: the evidence for the class that is "
         "lost when the region is painted over, beyond an equal region elsewhere. Sufficiency: what of the way "
         "from other classes to the class pasting it into images of other classes goes, beyond other content "
-        f"of the same images, and by {limits.CARRIED:.0%} more than for any other model. Spurious: at least "
-        f"{limits.WITNESSES:.0f} other models, sufficient with corrected P ≤ {limits.P_SPURIOUS:g} (Holm, over all "
-        f"components of all classes), and the class is recognised without it in at least {limits.RETAINED:.0%} "
-        "of the images (lower end of the 95 % interval); of a class that is also the answer to an empty image that "
-        "proves nothing.",
+        f"of the same images, and by {limits.CARRIED:.0%} more than for any other model. Spurious: sufficient with "
+        f"corrected P ≤ {limits.P_SPURIOUS:g} (Holm, over all components of all classes), and shown not to be the object: "
+        f"{limits.WITNESSES:.0f} other models recognise the class without it in at least {limits.RETAINED:.0%} of the "
+        "images (lower end of the 95 % interval), or α falls into two groups, images with it and images without, or "
+        f"without other models it carries at least {limits.CARRIED_ALONE:.0%} and the model itself still recognises the "
+        "class. Of a class that is also the answer to an empty image being recognised proves nothing.",
         _witnessed(study),
         "Faithfulness: not measured, there are too few components."
         if faithful is None

@@ -31,7 +31,9 @@ class SimilarityConfig(Repeated):
     classes: list[str] = Field([], description="Labels to audit, comma-separated [all]")
     positive: str | None = Field(None, description="Of two labels the one false positives are counted for")
     groups: list[str] = Field(
-        ["auto"], description="Columns that say where images come from, or COLUMN>NUMBER; auto, or none"
+        ["auto"],
+        description="Columns that say where images come from, or COLUMN>NUMBER; auto; files, text: what the "
+        "files themselves tell; or none",
     )
     groups_file: Path | None = Field(
         None, description="CSV with more columns of the images, which its column path (or id) names"
@@ -72,8 +74,8 @@ class SimilarityConfig(Repeated):
         return self
 
     def patch(self, size: int) -> int:
-        """Side of the patches in images of this size: as asked, else the smallest that gives at most 16 × 16, dividing
-        the image if possible."""
+        """Side of the patches in images of this size: as asked, else the smallest that gives at most 16 × 16,
+        dividing the image if possible."""
         if self.patches is not None:
             return self.patches
         least = -(-size // 16)

@@ -11,22 +11,22 @@ import numpy as np
 from torch import Tensor
 
 from pfungst.audit.similarity.config import SimilarityConfig
-from pfungst.conditions import RESIZERS, Condition
+from pfungst.conditions import Condition
 from pfungst.data import ImageSet, Item, open_images
 from pfungst.data.decode import Undecodable
+from pfungst.data.imagenet_classes import title
 from pfungst.encoders import Encoder
 from pfungst.errors import ConfigError, DataError, UnreadableImages, few
 from pfungst.features import Store, Workers, batches, combined
 from pfungst.features.workers import cores
 from pfungst.suggest import suggest
 
-ORIGINAL = "original"
 _BATCH = 64  # images that are embedded at a time
 _KEEP = 1 << 30  # bytes of prepared images that are kept for the sweep
 
 
 def open_set(config: SimilarityConfig) -> ImageSet:
-    """The images to audit, with a label each.
+    """The images to audit, with a label each; those that are WordNet ids get their names, "n01440764 tench".
 
     Raises:
         DataError: fewer than two classes with two images, or several sets and no category.
@@ -59,37 +59,12 @@ def open_set(config: SimilarityConfig) -> ImageSet:
         raise ConfigError(f"no image has the label {min(unknown)!r}", suggest(min(unknown), labels, "labels"))
     if config.classes:
         labelled = [item for item in labelled if item.label in config.classes]
+    labelled = [replace(item, label=title(item.label or "")) for item in labelled]
     if config.limit is not None and config.limit < len(labelled):
         chosen = np.random.default_rng(config.seed).choice(len(labelled), config.limit, replace=False)
         notes.append(f"{config.limit} of {len(labelled)} images were drawn at random")
         labelled = [labelled[i] for i in sorted(chosen)]
     return ImageSet(images.name, labelled, notes)
-
-
-def conditions_for(own: str, texts: Sequence[str], size: int | None) -> dict[str, Condition]:
-    """The encoder's own preparation under "original", and with each condition added.
-
-    A text without a resizer is added to the encoder's preparation; one with a resizer replaces it.
-
-    Raises:
-        ConfigError: a condition or a logo cannot be read, or a logo does not fit into images of this size.
-    """
-    found = {ORIGINAL: Condition.parse(own)}
-    for text in texts:
-        names = [part.partition(":")[0].strip().lower() for part in text.split("+")]
-        condition = Condition.parse(text if any(n in RESIZERS for n in names) else f"{own}+{text}")
-        name = "+".join(_short(part) for part in text.split("+"))
-        if name in found:
-            raise ConfigError(f"the condition {name!r} is given twice", "name each condition once")
-        found[name] = condition
-        condition.check(size)
-    return found
-
-
-def _short(part: str) -> str:
-    """The name of a condition in tables: a logo without its folder and options."""
-    name, colon, value = part.strip().partition(":")
-    return f"{name}:{Path(value.split(',')[0]).stem}" if name == "logo" else f"{name}{colon}{value}"
 
 
 @dataclass

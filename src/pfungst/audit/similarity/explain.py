@@ -1,19 +1,26 @@
-"""What makes images alike to an encoder: BiLRP of the most similar pairs, averages over groups, shares on regions."""
+"""What makes images alike to an encoder: BiLRP of the most similar pairs, averages over groups, shares on
+regions."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice, pairwise
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pfungst.audit.result import Variant
-from pfungst.audit.similarity.embeddings import ORIGINAL
+from pfungst.audit.conditions import ORIGINAL
+from pfungst.audit.result import Interval, Variant
 from pfungst.audit.similarity.prepare import Study
-from pfungst.audit.similarity.result import Artefact, Confusion, Group, Pair, Region, Subgroup
+from pfungst.audit.similarity.result import Artefact, Confusion, Faithful, Group, Pair, Region, Subgroup
+from pfungst.data.traits import box_mask
+from pfungst.errors import InputError
 from pfungst.features import combined
+from pfungst.measure import limits
+from pfungst.measure.faithfulness import Flipping
 from pfungst.relevance import Patches
 from pfungst.similarity import (
     Factors,
@@ -29,30 +36,25 @@ from pfungst.similarity.regions import border, burnt_in, changed, in_patches
 _PAIRS = 150  # averaged per group
 _STAMPED = 12  # images explained with and without what a condition pastes
 _CLASSES = 12  # classes of which pairs are shown
+_COLUMNS = 6  # group columns of which pairs are averaged over; those come first that the score follows most
 _FALLING = 3  # marked groups of which a pair is shown
 _CANDIDATES = 2000  # images that the most similar pairs are looked for among
+_FLIPPED = 12  # images whose patches are replaced
+_FLIPS = 8  # patches a side, and points of the curve
 _SHARP = 512  # pixels at most that burnt-in marks are looked for at
 _MAP = 2000  # points of the map
 
 
-@dataclass(frozen=True)
-class Explained:
-    """What the explanations gave; the fields of the result of these names, and its arrays."""
-
-    pairs: list[Pair]
-    summaries: list[Group]
-    regions: list[Region]
-    artefacts: list[Artefact]
-    arrays: dict[str, np.ndarray]
-    conservation: float
-    composite: str
-
-
-def explain(study: Study, errors: Mapping[str, Confusion], falling: Sequence[Subgroup]) -> Explained:
-    """Explain the most similar pairs of every class and of marked groups, pairs within every group, and what conditions
-    paste.
+def explain(
+    study: Study, errors: Mapping[str, Confusion], falling: Sequence[Subgroup]
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Explain the most similar pairs of every class and of marked groups, pairs within every group, and what
+    conditions paste.
 
     Factors lie among the unfinished parts of the output folder, so that an interrupted run goes on.
+
+    Returns:
+        Fields of :class:`Findings` by name, and arrays.
     """
     patch = study.config.patch(study.encoder.size)
     explainer = SimilarityExplainer(study.encoder, basis=Patches(patch), metric="cosine")
@@ -82,7 +84,7 @@ def explain(study: Study, errors: Mapping[str, Confusion], falling: Sequence[Sub
         a, b = (chosen.index(n) for n in (i, j))
         r = explainer.pair((work.factors, a), (work.factors, b))
         worst = max(worst, abs(float(r.values.sum() + r.bias[0]) - cosine) / max(abs(cosine), 1e-6))
-        tags = [[v[n].item() for v in study.columns.values()] for n in (i, j)]
+        tags = [[v[n].item() for v in islice(study.columns.values(), _COLUMNS)] for n in (i, j)]
         if title not in study.plan.classes:
             tags = [[study.plan.labels[n].item(), *t] for n, t in zip((i, j), tags, strict=True)]
         names = (study.source.items[i].id, study.source.items[j].id)
@@ -91,20 +93,60 @@ def explain(study: Study, errors: Mapping[str, Confusion], falling: Sequence[Sub
     arrays |= gallery.arrays
     if gallery.pictures:
         arrays["pictures"] = _pictures(torch.stack(gallery.pictures))
-    return Explained(
-        pairs=gallery.pairs,
-        summaries=summaries,
-        regions=_regions(work),
-        artefacts=artefacts,
-        arrays=arrays,
-        conservation=worst,
-        composite=str(getattr(explainer.composite, "name", explainer.composite)),
-    )
+    fields = {
+        "pairs": gallery.pairs,
+        "summaries": summaries,
+        "regions": _regions(work),
+        "artefacts": artefacts,
+        "conservation": worst,
+        "composite": str(getattr(explainer.composite, "name", explainer.composite)),
+        "faithfulness": _faithful(work, drawn[ORIGINAL]),
+    }
+    return fields, arrays
+
+
+def _faithful(work: _Work, images: Tensor) -> Faithful | None:
+    """Whether patches of images, replaced in the order of their relevance, change the similarity to a
+    partner.
+
+    The partner of each is the next image of the sample of its class. None where there are too few or where
+    no patch changes anything.
+    """
+    labels = work.study.plan.labels[work.sample]
+    pairs = [(i, j) for c in np.unique(labels) for i, j in pairwise(np.flatnonzero(labels == c).tolist())]
+    pairs = sorted(pairs)[:_FLIPPED]
+    if len(pairs) < limits.FAITHFUL_IMAGES:
+        return None
+    first, second = (list(side) for side in zip(*pairs, strict=True))
+    size, encoder = work.study.encoder.size, work.study.encoder
+    partners = torch.nn.functional.normalize(work.factors.representations[second].float(), dim=1)
+    maps = [work.explainer.pair((work.factors, i), (work.factors, j)).marginals()[0] for i, j in pairs]
+    grown = [m.repeat_interleave(work.patch, 0).repeat_interleave(work.patch, 1)[:size, :size] for m in maps]
+
+    def products(x: Tensor) -> Tensor:
+        return torch.nn.functional.normalize(encoder.encode(x), dim=1).cpu() @ partners.T
+
+    try:
+        flipping = Flipping(
+            products,
+            images[first],
+            target=torch.arange(len(pairs)),
+            patch=-(-size // _FLIPS),
+            steps=_FLIPS,
+            orders=2,
+            batch_size=16,
+            seed=work.study.config.seed,
+        )
+    except InputError:
+        return None
+    found = flipping.of(torch.stack(grown))
+    return Faithful(value=Interval(value=found.value, low=found.low, high=found.high), images=len(pairs))
 
 
 @dataclass(frozen=True)
 class _Work:
-    """The explainer at work: patches of `patch` px, and the factors of the images of the sample, which come first."""
+    """The explainer at work: patches of `patch` px, and the factors of the images of the sample, which come
+    first."""
 
     study: Study
     explainer: SimilarityExplainer
@@ -115,7 +157,8 @@ class _Work:
 
     def groups(self) -> Iterator[tuple[str, str, np.ndarray]]:
         """Column ("" for the label), name and rows of every class and group within the sample."""
-        for column, values in {"": self.study.plan.labels, **self.study.columns}.items():
+        columns = islice(self.study.columns.items(), _COLUMNS)
+        for column, values in [("", self.study.plan.labels), *columns]:
             names = values[self.sample]
             for name in np.unique(names).tolist():
                 yield column, name, np.flatnonzero(names == name)
@@ -123,7 +166,8 @@ class _Work:
     def pasted(self, condition: str) -> Tensor | None:
         """The patches that a condition pastes a logo on, (H, W)."""
         size = self.study.encoder.size
-        box = self.study.source.conditions[condition].logo_box(size)
+        known = self.study.source.conditions.get(condition)
+        box = None if known is None else known.logo_box(size)
         if box is None:
             return None
         mask = torch.zeros(size, size, dtype=torch.bool)
@@ -134,7 +178,8 @@ class _Work:
 def _shown(
     study: Study, candidates: np.ndarray, falling: Sequence[Subgroup]
 ) -> Iterator[tuple[str, int, int, float]]:
-    """Title, images and similarity of the pairs to show: across classes in marked groups, then within classes."""
+    """Title, images and similarity of the pairs to show: across classes in marked groups, then within
+    classes."""
     labels, units, count = study.plan.labels, study.plan.units, study.config.pairs
     sharing = [g for g in falling if g.alike_excess is None or (g.alike_excess.high or 0) >= 0]
     for g in sharing[:_FALLING]:
@@ -148,15 +193,15 @@ def _shown(
 
 def _sample(candidates: np.ndarray, study: Study) -> list[int]:
     """Images for averages, in turn from all classes, two at a time: one alone makes no pair."""
-    chosen: list[int] = []
-    rng = np.random.default_rng(study.config.seed)
-    labels = study.plan.labels[candidates]
-    queues = [rng.permutation(candidates[labels == c]).tolist() for c in study.plan.classes]
-    while len(chosen) < study.config.explain and any(queues):
-        for queue in queues:
-            if len(chosen) < study.config.explain:
-                chosen += [int(queue.pop()) for _ in range(min(2, len(queue)))]
-    return chosen[: study.config.explain]
+    rng, labels = np.random.default_rng(study.config.seed), study.plan.labels[candidates]
+    queues = [rng.permutation(candidates[labels == c])[::-1].tolist() for c in study.plan.classes]
+    return _in_turn(queues, study.config.explain, 2)
+
+
+def _in_turn(queues: Sequence[Sequence[int]], count: int, at_a_time: int = 1) -> list[int]:
+    """Up to `count` numbers, some at a time from every queue in turn."""
+    turns = range(0, max(map(len, queues)), at_a_time)
+    return [number for t in turns for queue in queues for number in queue[t : t + at_a_time]][:count]
 
 
 @dataclass
@@ -229,8 +274,8 @@ def _summaries(work: _Work, images: Tensor) -> tuple[list[Group], dict[str, np.n
 
 
 def _regions(work: _Work) -> list[Region]:
-    """Border, burnt-in marks and where conditions paste something, in images as they are: share of the relevance of
-    pairs within each class and group, and of the area."""
+    """Border, burnt-in marks and where conditions paste something, in images as they are: share of the
+    relevance of pairs within each class and group, and of the area."""
     count = len(work.sample)
     frames = {"border": in_patches(border(work.study.encoder.size), work.patch)}
     for variant in work.study.conditions:
@@ -238,22 +283,33 @@ def _regions(work: _Work) -> list[Region]:
         if pasted is not None:
             frames[f"where {variant} lies"] = pasted
     masks = {name: m.expand(count, -1, -1) for name, m in frames.items()}
-    marks = _marks(work.study, work.sample, work.patch)
+    if work.study.text is None:
+        name, marks = "burnt-in marks", _marks(work.study, work.sample, work.patch)
+    else:
+        name, marks = "burnt-in text", _text(work)
     marked = marks.flatten(1).any(1).numpy()
     result = []
     for column, group, rows in [("", "", np.arange(count)), *work.groups()]:
-        places = [(rows, masks), (rows[marked[rows]], {"burnt-in marks": marks})]
+        places = [(rows, masks), (rows[marked[rows]], {name: marks})]
         for members, regions in places:
-            for name, share in relevance_on(
-                work.explainer, work.factors, members, regions, max_pairs=_PAIRS
-            ).items():
-                area = float(regions[name][torch.from_numpy(members)].float().mean())
-                result.append(Region(name=name, column=column, group=group, share=share, area=area))
+            shares = relevance_on(work.explainer, work.factors, members, regions, max_pairs=_PAIRS)
+            for place, share in shares.items():
+                area = float(regions[place][torch.from_numpy(members)].float().mean())
+                result.append(Region(name=place, column=column, group=group, share=share, area=area))
     return result
 
 
+def _text(work: _Work) -> Tensor:
+    """The patches with burnt-in text (N, H, W)."""
+    items, size = work.study.source.items, work.study.encoder.size
+    assert work.study.text is not None
+    masks = [box_mask(work.study.text(items[n]), size, size) for n in work.sample]
+    return in_patches(torch.from_numpy(np.stack(masks)), work.patch, least=0)
+
+
 def _marks(study: Study, chosen: Sequence[int], patch: int) -> Tensor:
-    """The patches with burnt-in marks (N, H, W); they are looked for where they are still sharp, at up to 512 px."""
+    """The patches with burnt-in marks (N, H, W); they are looked for where they are still sharp, at up to 512
+    px."""
     source = study.source
     native = int(np.median([min(np.asarray(source.items[n].read()).shape[:2]) for n in chosen]))
     found = []
@@ -284,7 +340,8 @@ def _artefact(
         return None
     study, name = work.study, variant.condition
     labels = study.plan.labels[work.sample]
-    rows = _mixed(labels, changed(images[ORIGINAL], images[name], region, work.patch), _STAMPED)
+    usable = changed(images[ORIGINAL], images[name], region, work.patch)
+    rows = _in_turn([np.flatnonzero((labels == c) & usable).tolist() for c in np.unique(labels)], _STAMPED)
     if len(set(labels[rows].tolist())) < 2:
         return None
     pictures = images[name][torch.tensor(rows)]
@@ -308,31 +365,18 @@ def _artefact(
     return Artefact(
         condition=name,
         area=float(region.float().mean()),
-        share=effect.share,
-        share_without=effect.share_without,
-        similarity=effect.similarity,
-        similarity_without=effect.similarity_without,
+        **{k: v for k, v in vars(effect).items() if k != "pair"},
         evidence=evidence[0],
         evidence_without=evidence[1],
     )
 
 
 def _evidence(contrasts: Tensor, factors: Factors, region: Tensor) -> float:
-    """Mean share on a region of the positive relevance of contrasts (N, K) of a probe's weights; those of 0 left out."""
+    """Mean share on a region of the positive relevance of contrasts (N, K) of a probe's weights; those of 0
+    left out."""
     heats = [(c @ factors[i]).clamp(min=0) for i, c in enumerate(contrasts)]
     shares = [float(h[region.flatten()].sum() / h.sum()) for h in heats if float(h.sum()) > 0]
     return float(np.mean(shares)) if shares else 0.0
-
-
-def _mixed(labels: np.ndarray, usable: np.ndarray, count: int) -> list[int]:
-    """Numbers of some usable images, in turn from all classes."""
-    queues = [np.flatnonzero((labels == c) & usable).tolist() for c in np.unique(labels)]
-    found: list[int] = []
-    while len(found) < count and any(queues):
-        for queue in queues:
-            if queue and len(found) < count:
-                found.append(queue.pop(0))
-    return found
 
 
 # --- map -------------------------------------------------------------------------------------------------

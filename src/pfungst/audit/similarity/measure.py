@@ -1,4 +1,5 @@
-"""What the probes of a study reach: per group and variant, against where images come from, and where errors fall."""
+"""What the probes of a study reach: per group and variant, against where images come from, and where errors
+fall."""
 
 from __future__ import annotations
 
@@ -6,19 +7,21 @@ from collections import Counter
 from collections.abc import Iterator
 
 import numpy as np
+from scipy import stats
 from sklearn.metrics import confusion_matrix
 
 from pfungst import measure
+from pfungst.audit.conditions import ORIGINAL
 from pfungst.audit.result import Interval, Variant
-from pfungst.audit.similarity.embeddings import ORIGINAL
-from pfungst.audit.similarity.prepare import AS_IS, Study
-from pfungst.audit.similarity.result import Confusion, Fall, ProbeScores, Provenance, Subgroup
+from pfungst.audit.similarity.prepare import AS_IS, ERASED, OPPOSITE, Study
+from pfungst.audit.similarity.result import Confusion, Erased, Fall, ProbeScores, Provenance, Subgroup
 from pfungst.measure import limits
 from pfungst.measure.intervals import interval
 from pfungst.probes import Plan, predict
 from pfungst.similarity import shared_likeness
 
 _RESAMPLES = 300
+_FEW = 5  # units of a group within a label, from which ranks are compared
 
 
 def score(study: Study) -> list[ProbeScores]:
@@ -128,7 +131,8 @@ def confusion(study: Study, variant: Variant) -> Confusion:
 def subgroups(study: Study) -> list[Subgroup]:
     """Every group against all other tested images of the same classes, whole and class by class.
 
-    Tests are over images; P values are adjusted over all that are made (Holm), of two groups of a column once.
+    Tests are over images; P values are adjusted over all that are made (Holm), of two groups of a column
+    once.
     """
     tested = study.plan.tested
     labels, units = study.plan.labels[tested], study.plan.units[tested]
@@ -198,22 +202,47 @@ def _fall(
     )
 
 
+def erased(study: Study) -> Erased | None:
+    """Whether images of different classes are alike because of the text in them."""
+    if study.text is None:
+        return None
+    tested = study.plan.tested
+    inside = np.array([len(study.text(study.source.items[n])) > 0 for n in tested])
+    found = [
+        shared_likeness(study.embeddings[v][tested], study.plan.labels[tested], inside, resamples=2)
+        for v in (AS_IS, ERASED, OPPOSITE)
+    ]
+    if any(f is None for f in found):
+        return None
+    as_is, without, opposite = (f.inside - f.outside for f in found if f is not None)
+    share = float(inside.mean())
+    return Erased(images=share, alike=as_is, alike_erased=without, alike_opposite=opposite)
+
+
 # --- provenance ------------------------------------------------------------------------------------------
 
 
 def follow(study: Study) -> list[Provenance]:
     """For every column: does the score for a class follow the group instead of the class?
 
-    With more than two classes each is tested against the rest, and the one that parts most is reported.
+    With more than two classes each is tested against the rest, and the one that parts most is reported. P, of
+    a score that knows the group beyond the class, is adjusted over all classes and columns that were tried.
     """
     tested = study.plan.tested
-    y = study.plan.labels[tested]
+    y, units = study.plan.labels[tested], study.plan.units[tested]
     scores = study.found.scores[AS_IS][:, tested].mean(0)
     correct = (study.found.predicted[AS_IS][:, tested] == y).mean(0)
+    led = {c: _leading(study, scores, y, values[tested]) for c, values in study.columns.items()}
+    tried = 1 if len(study.plan.classes) == 2 else len(study.plan.classes)
+    raw = [
+        tried * beyond_label(scores[:, study.plan.classes.index(label)], y, study.columns[c][tested], units)
+        for c, (_, label) in led.items()
+    ]
+    adjusted = measure.holm([min(p, 1.0) for p in raw])
     result = []
-    for column, values in study.columns.items():
+    for (column, (p, label)), p_value in zip(led.items(), adjusted, strict=True):
+        values = study.columns[column]
         groups = values[tested]
-        p, label = _leading(study, scores, y, groups)
         names = np.unique(groups).tolist()
         within = [
             np.mean([correct[(groups == g) & (y == c)].mean() for c in np.unique(y[groups == g])])
@@ -236,11 +265,35 @@ def follow(study: Study) -> list[Provenance]:
                 by_group_alone=float(measure.balanced_accuracy(y, rule)),
                 group_readable=readable,
                 group_chance=chance,
-                follows=p.follows_group,
+                p_value=float(p_value),
+                follows=p.follows_group and float(p_value) < limits.P_PROVENANCE,
                 reasons=list(p.reasons),
             )
         )
     return result
+
+
+def beyond_label(scores: np.ndarray, labels: np.ndarray, groups: np.ndarray, units: np.ndarray) -> float:
+    """P that a score knows no more of the group than the label tells.
+
+    Kruskal and Wallis's H of the groups of five or more within every label, summed: χ² with the sum of their
+    degrees of freedom. Images of one unit in one group of a label count once, with their mean.
+
+    Args:
+        scores: (N,). labels, groups, units: (N,).
+    """
+    total, freedom = 0.0, 0
+    for label in np.unique(labels):
+        samples = []
+        for group in np.unique(groups[labels == label]):
+            rows = (labels == label) & (groups == group)
+            _, code = np.unique(units[rows], return_inverse=True)
+            samples.append(np.bincount(code, scores[rows]) / np.bincount(code))
+        samples = [x for x in samples if len(x) >= _FEW]
+        if len(samples) > 1 and np.ptp(np.concatenate(samples)) > 0:
+            total += float(stats.kruskal(*samples).statistic)
+            freedom += len(samples) - 1
+    return float(stats.chi2.sf(total, freedom)) if freedom else 1.0
 
 
 def _leading(

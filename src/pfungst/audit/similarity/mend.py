@@ -1,4 +1,5 @@
-"""Pruning within a similarity audit: settings are compared on validation images, the best one is then tested."""
+"""Pruning within a similarity audit: settings are compared on validation images, the best one is then
+tested."""
 
 from __future__ import annotations
 
@@ -11,8 +12,9 @@ from pydantic import BaseModel
 from sklearn.model_selection import StratifiedGroupKFold
 
 from pfungst import measure
+from pfungst.audit.conditions import ORIGINAL
 from pfungst.audit.result import Variant
-from pfungst.audit.similarity.embeddings import ORIGINAL, Source
+from pfungst.audit.similarity.embeddings import Source
 from pfungst.audit.similarity.prepare import AS_IS, Study
 from pfungst.audit.similarity.result import Mitigation, ProbeScores, Trial
 from pfungst.encoders import Encoder
@@ -74,7 +76,8 @@ class Wish:
 
 
 def settings(encoder: Encoder, wish: Wish, source: Source, ks: list[int]) -> list[Pruning]:
-    """All that is tried: layers, numbers of filters, and, where the audit may choose, both everywhere and in the region."""
+    """All that is tried: layers, numbers of filters, and, where the audit may choose, both everywhere and in
+    the region."""
     if wish.layer is None:
         every = prunable_layers(encoder, encoder.size)
         layers = [every[i] for i in sorted({round(x) for x in np.linspace(0, len(every) - 1, _LAYERS)})]
@@ -109,10 +112,10 @@ class _Sweep(BaseModel):
 def mitigate(study: Study, wish: Wish) -> tuple[Mitigation, Study]:
     """The sweep, and the study with the variants of the pruned encoder.
 
-    Filters respond to the first condition on training images. Settings are compared on a fifth of the training images
-    (or of a sample of them), by a probe fitted on the rest: the mean of the class-balanced accuracies without and
-    under the first condition decides. Test images decide nothing where the data name them; with folds the training
-    images of the first fold are used.
+    Filters respond to the first condition on training images. Settings are compared on a fifth of the
+    training images (or of a sample of them), by a probe fitted on the rest: the mean of the class-balanced
+    accuracies without and under the first condition decides. Test images decide nothing where the data name
+    them; with folds the training images of the first fold are used.
 
     Raises:
         ConfigError, InputError: see :func:`settings` and :func:`pfungst.mitigate.prune`.

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
+from PIL import Image
 
+from pfungst.audit.conditions import ORIGINAL, conditions_for
 from pfungst.audit.result import Variant
 from pfungst.audit.similarity.config import SimilarityConfig
-from pfungst.audit.similarity.embeddings import ORIGINAL, Source, conditions_for, embed, open_set
-from pfungst.audit.sources import group_columns
+from pfungst.audit.similarity.embeddings import Source, embed, open_set
+from pfungst.audit.sources import AUTOMATIC, group_columns
 from pfungst.audit.workspace import Workspace
 from pfungst.data import ImageSet, Item, join_columns
+from pfungst.data.imagenet_classes import title
+from pfungst.data.traits import BurntInText, without_boxes
 from pfungst.encoders import Encoder
 from pfungst.errors import ConfigError, DataError
 from pfungst.probes import Plan, Predictions, predict
@@ -22,6 +27,9 @@ from pfungst.suggest import suggest
 UNITS = ("patient", "patientid", "patient_id", "subject", "subject_id")
 _NEGATIVE = ("good", "normal", "other", "negative", "none", "no", "false", "0", "healthy")
 AS_IS = Variant(condition=ORIGINAL)
+ERASED = Variant(condition="text erased")
+OPPOSITE = Variant(condition="as much erased opposite")
+"""The same boxes turned by half a turn about the centre: what erasing costs where there is no text."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +47,7 @@ class Study:
         embeddings: representations (N, K) by variant.
         found: what the probes say by variant, fitted on original images (of the mended encoder anew).
         workspace: the output folder.
+        text: finds burnt-in text, where it was asked for.
         notes: what was left out, and fallbacks.
     """
 
@@ -52,6 +61,7 @@ class Study:
     embeddings: Mapping[Variant, np.ndarray]
     found: Predictions[Variant]
     workspace: Workspace
+    text: BurntInText | None
     notes: tuple[str, ...]
 
     @classmethod
@@ -75,15 +85,22 @@ class Study:
             notes += more
         unit, plan = make_plan(source.items, config)
         columns = {}
-        for name, values in group_columns(source.items, config.groups).items():
+        bar.turn("reading what the files tell")
+        text = BurntInText(workspace.folder / "text.json") if "text" in config.groups else None
+        for name, values in group_columns(source.items, config.groups, text).items():
             if len(set(values[plan.tested].tolist())) < 2:
                 notes.append(f"the column {name!r} has one value only in the tested images and was left out")
+            elif _spells(values, plan.labels):
+                notes.append(f"the column {name!r} spells the label and was left out")
             elif name not in (unit, config.labels):
                 columns[name] = np.array([v or "(none)" for v in values.tolist()])
         bar.turn(f"embedding with {encoder.name}", len(source.items))
         cache = config.cache or workspace.folder / "embeddings"
         found = embed(encoder, source, cache, config.device, bar.advance)
         embeddings = {Variant(condition=name): x for name, x in found.items()}
+        for variant, items in _erased(source.items, text) if text else ():
+            part = replace(source, items=items, conditions={ORIGINAL: conditions[ORIGINAL]})
+            embeddings[variant] = embed(encoder, part, cache, config.device)[ORIGINAL]
         bar.turn("probing")
         return cls(
             config=config,
@@ -96,6 +113,7 @@ class Study:
             embeddings=embeddings,
             found=predict(plan, embeddings, AS_IS, config.probe),
             workspace=workspace,
+            text=text,
             notes=(*notes, *plan.notes),
         )
 
@@ -118,11 +136,36 @@ class Study:
         return replace(self, embeddings={**self.embeddings, **mended}, found=self.found | found)
 
 
+def _spells(values: np.ndarray, labels: np.ndarray) -> bool:
+    """Whether the values of a column contain the name of a label exactly where the label is that one."""
+    names = [v.lower() for v in values.tolist()]
+    return any(
+        all((c.lower() in name) == (c == label) for name, label in zip(names, labels.tolist(), strict=True))
+        for c in np.unique(labels).tolist()
+    )
+
+
+def _erased(items: Sequence[Item], text: BurntInText) -> Iterator[tuple[Variant, list[Item]]]:
+    """The images with their text erased, and with as much erased opposite."""
+
+    def painted(item: Item, turned: bool) -> Image.Image:
+        boxes = text(item)
+        boxes = 1 - boxes[:, [2, 3, 0, 1]] if turned else boxes
+        return Image.fromarray(without_boxes(np.asarray(item.read()), boxes))
+
+    for variant, turned in ((ERASED, False), (OPPOSITE, True)):
+        yield (
+            variant,
+            [replace(i, image=partial(painted, i, turned)) if len(text(i)) else i for i in items],
+        )
+
+
 def open_labelled(config: SimilarityConfig) -> ImageSet:
     """The images to audit, of classes that can be probed, with the columns of the groups file.
 
     Raises:
-        ConfigError, DataError: the images, their columns, labels or splits are not what the configuration says.
+        ConfigError, DataError: the images, their columns, labels or splits are not what the configuration
+            says.
     """
     images = open_set(config)
     notes = list(images.notes)
@@ -131,7 +174,9 @@ def open_labelled(config: SimilarityConfig) -> ImageSet:
         items, more = join_columns(items, config.groups_file)
         notes += more
     items, more = usable(items, config)
-    group_columns(items, config.groups)
+    group_columns(items, [name for name in config.groups if name not in AUTOMATIC])
+    if "text" in config.groups:
+        BurntInText()
     _, plan = make_plan(items, config)
     positive_class(plan.classes, config.positive)
     return ImageSet(images.name, items, [*notes, *more])
@@ -183,7 +228,9 @@ def make_plan(items: Sequence[Item], config: SimilarityConfig) -> tuple[str | No
 
 
 def positive_class(classes: Sequence[str], wanted: str | None) -> str | None:
-    """Of two classes the one false positives are counted for. Raises ConfigError for one that there is not."""
+    """Of two classes the one false positives are counted for. Raises ConfigError for one that there is
+    not."""
+    wanted = None if wanted is None else title(wanted)
     if wanted is not None and wanted not in classes:
         raise ConfigError(f"no image has the label {wanted!r}", suggest(wanted, classes, "labels"))
     if len(classes) != 2:

@@ -17,7 +17,8 @@ def named(column: str, group: str) -> str:
 
 
 class Confusion(Model):
-    """Which class attracts errors; `matrix` has a row per true and a column per predicted class, first repetition."""
+    """Which class attracts errors; `matrix` has a row per true and a column per predicted class, first
+    repetition."""
 
     matrix: list[list[int]]
     into: str | None = Field(description="the class most errors fall into")
@@ -47,7 +48,8 @@ class ProbeScores(Model):
 
 
 class Fall(Model):
-    """The probe on a group of the original images against the others, of one class or class-balanced over several."""
+    """The probe on a group of the original images against the others, of one class or class-balanced over
+    several."""
 
     classes: list[str]
     n: int = Field(description="images of the group, of these classes")
@@ -107,6 +109,10 @@ class Provenance(Model):
     )
     group_readable: float = Field(description="class-balanced accuracy of a probe for the group itself")
     group_chance: float
+    p_value: float = Field(
+        description="that the score knows no more of the group than the label tells; over units, adjusted "
+        "over all classes and columns tried (Holm)"
+    )
     follows: bool
     reasons: list[str] = Field([])
 
@@ -121,6 +127,32 @@ class Region(Model):
     area: float
 
 
+class Erased(Model):
+    """What burnt-in text does to similarity: pairs of images of different classes, both with text."""
+
+    images: float = Field(description="share of the tested images that have text")
+    alike: float = Field(description="mean cosine similarity less that of pairs without text")
+    alike_erased: float = Field(description="the same with the text erased")
+    alike_opposite: float = Field(description="the same with as much erased at the opposite place")
+
+
+class Faithful(Model):
+    """Whether the explanations are any: patches replaced in their order against a random order."""
+
+    value: Interval = Field(description="0 is a random order; see pfungst.measure.faithfulness")
+    images: int
+
+    @property
+    def beats_random(self) -> bool:
+        """Whether the whole interval lies above what a random order has."""
+        return self.value.low is not None and self.value.low > 0
+
+    def __str__(self) -> str:
+        said = "beats" if self.beats_random else "does not beat"
+        ends = f"{self.value.low:+.2f} to {self.value.high:+.2f}"
+        return f"{self.value.value:+.2f} ({ends}) over {self.images} images: {said} a random order of patches"
+
+
 class Artefact(Model):
     """What pasting something into the images does to the similarity of images of different classes."""
 
@@ -131,14 +163,15 @@ class Artefact(Model):
     similarity: float = Field(description="mean cosine similarity with it")
     similarity_without: float
     evidence: float = Field(
-        description="share on these patches of the probe's evidence for the class that errors fall into against "
-        "the true class, with it"
+        description="share on these patches of the probe's evidence for the class that errors fall into "
+        "against the true class, with it"
     )
     evidence_without: float
 
 
 class Trial(Model):
-    """One row of the mitigation sweep, measured on validation images; the first one is the encoder as it is."""
+    """One row of the mitigation sweep, measured on validation images; the first one is the encoder as it
+    is."""
 
     layer: str
     k: int
@@ -160,7 +193,8 @@ class Mitigation(Model):
 
 
 class Group(Model):
-    """BiLRP averaged over pairs within a class or group; its heatmap is row `row` of the array ``profiles``."""
+    """BiLRP averaged over pairs within a class or group; its heatmap is row `row` of the array
+    ``profiles``."""
 
     column: str = Field(description="empty for the label")
     name: str
@@ -219,6 +253,8 @@ class Findings(Model):
     provenance: list[Provenance] = Field([])
     artefacts: list[Artefact] = Field([])
     regions: list[Region] = Field([])
+    erased: Erased | None = Field(None, description="None: text was not looked for, or is too rare")
+    faithfulness: Faithful | None = Field(None, description="None: too few images, or texts")
     summaries: list[Group] = Field([])
     mitigation: Mitigation | None = None
     pairs: list[Pair] = Field([])
@@ -246,8 +282,9 @@ class Findings(Model):
 
 
 class SimilarityResult(Result, Findings):
-    """Arrays (npz): images: ``embedding`` (N, 2), ``ids``, ``labels``, ``predicted`` (N,) str, ``group_COLUMN`` (N,)
-    str, ``pictures`` (E, S, S, 3) uint8, ``profiles`` (G, H, W), ``background`` (G, S, S) uint8, ``pair_I`` (P, Q).
+    """Arrays (npz): images: ``embedding`` (N, 2), ``ids``, ``labels``, ``predicted`` (N,) str,
+    ``group_COLUMN`` (N,) str, ``pictures`` (E, S, S, 3) uint8, ``profiles`` (G, H, W), ``background`` (G, S,
+    S) uint8, ``pair_I`` (P, Q).
     Texts: ``similarities`` (N,), ``relations`` (N,) str, ``pair_I``."""
 
     kind: Literal["similarity"] = "similarity"

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import numpy as np
 
+from pfungst.audit.conditions import conditions_for
 from pfungst.audit.config import check_file
 from pfungst.audit.machine import circumstances
 from pfungst.audit.result import Skipped, save
 from pfungst.audit.similarity import texts, verdict
 from pfungst.audit.similarity.config import SimilarityConfig
-from pfungst.audit.similarity.embeddings import conditions_for
 from pfungst.audit.similarity.explain import draw_map, explain
-from pfungst.audit.similarity.measure import confusion, follow, score, subgroups
+from pfungst.audit.similarity.measure import confusion, erased, follow, score, subgroups
 from pfungst.audit.similarity.mend import Wish, mitigate, recovered
 from pfungst.audit.similarity.prepare import Study, open_labelled
 from pfungst.audit.similarity.result import Findings, SimilarityResult
@@ -127,14 +128,15 @@ def _findings(study: Study, wish: Wish | None, bar: Bar) -> tuple[Findings, dict
     if wish is not None:
         bar.turn("pruning")
         mitigation, study = mitigate(study, wish)
+    provenance = sorted(follow(study), key=lambda p: (not p.follows, p.eta2_label - p.eta2_group))
+    study = replace(study, columns={p.column: study.columns[p.column] for p in provenance})
     scores = score(study)
     if mitigation is not None:
         mitigation = mitigation.model_copy(update={"recovered": recovered(scores)})
     errors = {v.key: confusion(study, v) for v in study.found.predicted}
     groups = subgroups(study)
-    provenance = follow(study)
     bar.turn("explaining similarities")
-    explained = explain(study, errors, [g for g in groups if g.falls])
+    explained, arrays = explain(study, errors, [g for g in groups if g.falls])
     bar.turn("drawing the map")
     found = Findings(
         encoder=study.encoder.name,
@@ -152,13 +154,9 @@ def _findings(study: Study, wish: Wish | None, bar: Bar) -> tuple[Findings, dict
         subgroups=groups,
         confusion=errors,
         provenance=provenance,
-        artefacts=explained.artefacts,
-        regions=explained.regions,
-        summaries=explained.summaries,
+        erased=erased(study),
         mitigation=mitigation,
-        pairs=explained.pairs,
         basis=f"patches of {study.config.patch(study.encoder.size)} px",
-        composite=explained.composite,
-        conservation=explained.conservation,
+        **explained,
     )
-    return found, explained.arrays | draw_map(study)
+    return found, arrays | draw_map(study)

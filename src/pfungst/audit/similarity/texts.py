@@ -28,8 +28,8 @@ def read_pairs(path: Path, positive: str | None = None) -> list[Sentences]:
     """Sentence pairs and their relation from a CSV with the columns first, second and relation.
 
     Raises:
-        DataError: the file or a column is missing, a field is empty, there are fewer than two pairs or none of the relation `positive`; and as for
-            ``read_rows``.
+        DataError: the file or a column is missing, a field is empty, there are fewer than two pairs or none
+            of the relation `positive`; and as for ``read_rows``.
     """
     table = read_rows(path)
     require(path, table.fields, COLUMNS)

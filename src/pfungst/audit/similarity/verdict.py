@@ -1,9 +1,11 @@
 """From numbers to a sentence: what a similarity audit concludes, and the metrics that gates use.
 
-An effect is called Clever Hans only when explanation and intervention agree. Intervention: the probe gets worse under a
-condition, and the images that it turns wrong gather in one class. Explanation: what the condition pastes carries both the
-similarity of images of different classes and the probe's evidence for that class, more than its area and more than the
-same place without it. An occlusion that merely costs accuracy may meet the second part, but scatters its errors.
+An effect is called Clever Hans only when explanation and intervention agree. Intervention: the probe gets
+worse under a condition, and the images that it turns wrong gather in one class. Explanation: what the
+condition pastes carries both the similarity of images of different classes and the probe's evidence for that
+class, more than its area and more than the same place without it; and the explanations beat a random order of
+patches (measure/faithfulness). An occlusion that merely costs accuracy may meet the second part, but scatters
+its errors.
 
 A fall on a group of the images is an observation, no intervention: it makes the verdict fragile.
 """
@@ -15,7 +17,7 @@ from collections.abc import Iterator
 
 from pfungst.audit.result import About, Better, Interval, Metric, Variant, Verdict
 from pfungst.audit.similarity.config import SimilarityConfig
-from pfungst.audit.similarity.prepare import AS_IS
+from pfungst.audit.similarity.prepare import AS_IS, ERASED, OPPOSITE
 from pfungst.audit.similarity.result import Artefact, Fall, Findings, ProbeScores, Provenance, Subgroup, named
 from pfungst.errors import few
 from pfungst.measure import limits
@@ -27,61 +29,99 @@ def judge(result: Findings) -> Verdict:
 
 
 def _judge_images(result: Findings) -> Verdict:
+    cases = (_too_few, _clever_hans, _followed, _unfit, _fragile, _sound)
+    found = next(verdict for case in cases if (verdict := case(result)) is not None)
     base = _scores(result, AS_IS)
-    chance = 1 / len(result.classes)
-    accuracy = base.accuracy
-    what = f"{result.encoder}{'' if result.trained else ' (random weights)'}"
-    told = f"class-balanced accuracy {accuracy.value:.2f} over {base.n} images"
-    fallen = falls(result)
-    hans = [c for c in fallen if _agrees(result, c)]
-    follows = sorted((p for p in result.provenance if p.follows), key=lambda p: p.eta2_label - p.eta2_group)
-    numbers = {"accuracy": accuracy.value, "n": base.n, "chance": chance}
-    about = About(numbers=numbers)
-    sentences: list[str] = []
-    if base.n < 2 * limits.TEST_IMAGES:
-        level = "too-few"
-        headline = (
-            f"{base.n} tested images are too few to judge {what}: fewer than {2 * limits.TEST_IMAGES:g}"
+    numbers = {"accuracy": base.accuracy.value, "n": base.n, "chance": 1 / len(result.classes)}
+    about = found.about.model_copy(update={"numbers": {**numbers, **found.about.numbers}})
+    sentences = [*found.sentences, *_more(result, found.level == "provenance")]
+    return found.model_copy(update={"about": about, "sentences": sentences})
+
+
+def _what(result: Findings) -> str:
+    return f"{result.encoder}{'' if result.trained else ' (random weights)'}"
+
+
+def _reached(result: Findings) -> str:
+    base = _scores(result, AS_IS)
+    return f"class-balanced accuracy {base.accuracy.value:.2f} over {base.n} images"
+
+
+def _too_few(result: Findings) -> Verdict | None:
+    base, least = _scores(result, AS_IS), 2 * limits.TEST_IMAGES
+    if base.n >= least:
+        return None
+    headline = f"{base.n} tested images are too few to judge {_what(result)}: fewer than {least:g}"
+    told = (
+        f"It has {_reached(result)}{_between(base.accuracy)}, where chance is {1 / len(result.classes):.2f}."
+    )
+    return Verdict(level="too-few", headline=headline, sentences=[told])
+
+
+def _clever_hans(result: Findings) -> Verdict | None:
+    worst = next((c for c in falls(result) if _agrees(result, c)), None)
+    if worst is None:
+        return None
+    into = result.confusion[worst.key].into or ""
+    before, after = (_scores(result, v).accuracy.value for v in (AS_IS, worst))
+    headline = f"A probe on {_what(result)} reads {worst} as {into!r}: accuracy {before:.2f} → {after:.2f}"
+    about = About(entry=into, condition=worst.condition, numbers={"after": after})
+    return Verdict(level="clever-hans", headline=headline, sentences=[*_hans(result, worst)], about=about)
+
+
+def _followed(result: Findings) -> Verdict | None:
+    found = [p for p in result.provenance if p.follows]
+    if not found:
+        return None
+    first, *more = sorted(found, key=lambda p: p.eta2_label - p.eta2_group)
+    sentences = [*_provenance(first)]
+    if more:
+        others = ", ".join(f"{p.column} ({p.eta2_group:.0%})" for p in more)
+        sentences.append(
+            f"So it does with {len(more)} more of {len(result.provenance)} columns tried, of which each "
+            f"explains: {others}."
         )
-        sentences.append(f"It has {told}{_between(accuracy)}, where chance is {chance:.2f}.")
-    elif hans:
-        worst, level = hans[0], "clever-hans"
-        into = result.confusion[worst.key].into or ""
-        after = _scores(result, worst).accuracy.value
-        headline = f"A probe on {what} reads {worst} as {into!r}: accuracy {accuracy.value:.2f} → {after:.2f}"
-        sentences += _hans(result, worst)
-        about = About(entry=into, condition=worst.condition, numbers={**numbers, "after": after})
-    elif follows:
-        p, level = follows[0], "provenance"
-        headline = f"{what}: the label follows {p.column}, and so does the probe"
-        sentences += _provenance(p)
-        sentences += [
-            f"{q.column} alone: the probe's score follows it too ({'; '.join(q.reasons)})."
-            for q in follows[1:]
-        ]
-        sentences.append(f"Pooled, the probe has {told} (chance {chance:.2f}).")
-        about = About(entry=p.label, column=p.column, numbers=numbers)
-    elif (accuracy.value if accuracy.low is None else accuracy.low) <= chance:
-        level = "unfit"
-        headline = f"{what} does not hold the label: {told}, where chance is {chance:.2f}"
-    elif fallen:
-        worst, level = fallen[0], "fragile"
-        after = _scores(result, worst).accuracy.value
-        headline = f"A probe on {what} does not survive {worst}: accuracy {accuracy.value:.2f} → {after:.2f}"
-        sentences.append("Explanation and intervention do not agree, so the cause is not established.")
-        about = About(condition=worst.condition, numbers={**numbers, "after": after})
-    elif result.falling:
-        g, level = result.falling[0], "fragile"
-        f = g.falls[0]
-        headline = f"A probe on {what} falls on {g}: {_told(f)}"
-        found = {"inside": f.inside, "outside": f.outside, "p": f.p_value, "n": f.n}
-        about = About(entry=g.group, column=g.column, numbers={**numbers, **found})
-    else:
-        level = "sound"
-        held = [str(c) for c in result.conditions]
-        headline = f"A probe on {what} reaches {told}{' and holds under ' + ', '.join(held) if held else ''}"
-    sentences += _more(result, level == "provenance")
-    return Verdict(level=level, headline=headline, sentences=sentences, about=about)
+    sentences.append(f"Pooled, the probe has {_reached(result)} (chance {1 / len(result.classes):.2f}).")
+    headline = f"{_what(result)}: the label follows {first.column}, and so does the probe"
+    about = About(entry=first.label, column=first.column)
+    return Verdict(level="provenance", headline=headline, sentences=sentences, about=about)
+
+
+def _unfit(result: Findings) -> Verdict | None:
+    accuracy, chance = _scores(result, AS_IS).accuracy, 1 / len(result.classes)
+    if (accuracy.value if accuracy.low is None else accuracy.low) > chance:
+        return None
+    headline = f"{_what(result)} does not hold the label: {_reached(result)}, where chance is {chance:.2f}"
+    return Verdict(level="unfit", headline=headline)
+
+
+def _fragile(result: Findings) -> Verdict | None:
+    if fallen := falls(result):
+        worst = fallen[0]
+        before, after = (_scores(result, v).accuracy.value for v in (AS_IS, worst))
+        headline = f"A probe on {_what(result)} does not survive {worst}: accuracy {before:.2f} → {after:.2f}"
+        why = ["Explanation and intervention do not agree, so the cause is not established."]
+        about = About(condition=worst.condition, numbers={"after": after})
+        return Verdict(
+            level="fragile", headline=headline, sentences=[] if worst == ERASED else why, about=about
+        )
+    if not result.falling:
+        return None
+    g = result.falling[0]
+    f = g.falls[0]
+    about = About(
+        entry=g.group,
+        column=g.column,
+        numbers={"inside": f.inside, "outside": f.outside, "p": f.p_value, "n": f.n},
+    )
+    headline = f"A probe on {_what(result)} falls on {g}: {_told(f)}"
+    return Verdict(level="fragile", headline=headline, about=about)
+
+
+def _sound(result: Findings) -> Verdict:
+    held = ", ".join(str(c) for c in result.conditions if c not in (ERASED, OPPOSITE))
+    headline = f"A probe on {_what(result)} reaches {_reached(result)}{held and f' and holds under {held}'}"
+    return Verdict(level="sound", headline=headline)
 
 
 def _more(result: Findings, provenance: bool) -> Iterator[str]:
@@ -92,10 +132,21 @@ def _more(result: Findings, provenance: bool) -> Iterator[str]:
     for p in result.provenance if not provenance else []:
         if p.follows:
             yield from _provenance(p)
+    if seen := [p for p in result.provenance if p.reasons and not p.follows]:
+        told = "; ".join(f"{p.column}: {', '.join(p.reasons)} (P = {p.p_value:.2g})" for p in seen)
+        yield f"Seen, but not established among {len(result.provenance)} columns tried: {told}."
+    yield from _erased(result)
     yield from _regions(result, every=provenance)
+    if result.faithfulness is not None:
+        absorbed = [g.bias_share for g in result.summaries if not g.column]
+        told = f"; biases absorb {sum(absorbed) / len(absorbed):.0%} of it" if absorbed else ""
+        yield f"Explanations of the similarity: faithfulness {result.faithfulness}{told}."
+        if not result.faithfulness.beats_random:
+            yield "So no conclusion rests on them here."
     if untested := [str(g) for g in result.subgroups if g.whole is None]:
         yield (
-            f"Not tested, as no class has {limits.TEST_IMAGES:g} images in it and as many outside: {few(untested)}."
+            f"Not tested, as no class has {limits.TEST_IMAGES:g} images in it and as many outside: "
+            f"{few(untested)}."
         )
     if not result.trained:
         yield "The encoder has random weights: it is a baseline, not a model anyone trained."
@@ -112,16 +163,40 @@ def _between(value: Interval | None) -> str:
 
 
 def falls(result: Findings) -> list[Variant]:
-    """Conditions under which the accuracy falls by a mark (or, where repetitions tell nothing, by its size), the worst
-    first."""
+    """Conditions under which the accuracy falls by a mark (or, where repetitions tell nothing, by its size),
+    the worst first."""
     base = _scores(result, AS_IS)
     found = {}
     for condition in result.conditions:
+        if condition == OPPOSITE or (condition == ERASED and _lost_by_erasing(result) < limits.FALL):
+            continue
         after = _scores(result, condition)
         fall = base.accuracy.value - after.accuracy.value
         if after.mark.startswith("↓") or (after.p_value is None and fall >= limits.FALL):
             found[condition] = fall
     return sorted(found, key=lambda c: -found[c])
+
+
+def _lost_by_erasing(result: Findings) -> float:
+    """Accuracy that erasing text costs beyond what erasing as much at the opposite place does."""
+    return _scores(result, OPPOSITE).accuracy.value - _scores(result, ERASED).accuracy.value
+
+
+def _erased(result: Findings) -> Iterator[str]:
+    """What becomes of the accuracy without the text."""
+    if ERASED not in result.conditions:
+        return
+    was, without, control = (_scores(result, v).accuracy.value for v in (AS_IS, ERASED, OPPOSITE))
+    yield (
+        f"With burnt-in text erased the accuracy is {without:.2f} ({was:.2f} with it), with as much erased "
+        f"at the opposite place {control:.2f}."
+    )
+    if (e := result.erased) is not None:
+        yield (
+            f"{e.images:.0%} of the images have text. Two of different classes that both have some are alike "
+            f"by {e.alike:+.3f} more than two without; with text erased by {e.alike_erased:+.3f}, with as "
+            f"much erased opposite by {e.alike_opposite:+.3f}."
+        )
 
 
 def _artefact(result: Findings, condition: Variant) -> Artefact | None:
@@ -134,9 +209,11 @@ def _rests(share: float, without: float, area: float) -> bool:
 
 
 def _agrees(result: Findings, condition: Variant) -> bool:
-    """Similarity and the probe's evidence rest on what was pasted, and errors gather in one class because of it."""
+    """Similarity and the probe's evidence rest on what was pasted, and errors gather in one class because of
+    it."""
     artefact, errors = _artefact(result, condition), result.confusion[condition.key]
-    if artefact is None or errors.into is None:
+    faithful = result.faithfulness is not None and result.faithfulness.beats_random
+    if artefact is None or errors.into is None or not faithful:
         return False
     similar = _rests(artefact.share, artefact.share_without, artefact.area)
     read = _rests(artefact.evidence, artefact.evidence_without, artefact.area)
@@ -148,25 +225,25 @@ def _hans(result: Findings, condition: Variant) -> Iterator[str]:
     artefact, errors = _artefact(result, condition), result.confusion[condition.key]
     assert artefact is not None
     yield (
-        f"With it pasted, {artefact.share:.0%} of what makes images of different classes alike lies on the pasted region, "
-        f"{artefact.area:.0%} of the area ({artefact.share_without:.0%} without it); their mean similarity goes from "
-        f"{artefact.similarity_without:.2f} to {artefact.similarity:.2f}."
+        f"With it pasted, {artefact.share:.0%} of what makes images of different classes alike lies on the "
+        f"pasted region, {artefact.area:.0%} of the area ({artefact.share_without:.0%} without it); their "
+        f"mean similarity goes from {artefact.similarity_without:.2f} to {artefact.similarity:.2f}."
     )
     yield (
-        f"{artefact.evidence:.0%} of the probe's evidence for {errors.into!r} lies there ({artefact.evidence_without:.0%} "
-        "without it)."
+        f"{artefact.evidence:.0%} of the probe's evidence for {errors.into!r} lies there "
+        f"({artefact.evidence_without:.0%} without it)."
     )
     yield (
-        f"Of {errors.turned} images that {condition} turns wrong, {errors.turned_share:.0%} are taken for {errors.into!r}; so are "
-        f"{errors.share:.0%} of all {errors.errors} errors under it."
+        f"Of {errors.turned} images that {condition} turns wrong, {errors.turned_share:.0%} are taken for "
+        f"{errors.into!r}; so are {errors.share:.0%} of all {errors.errors} errors under it."
     )
     place = {r.group: r.share for r in result.regions if r.name == f"where {condition} lies" and not r.column}
     own = place.pop(errors.into or "", 0.0)
     others = [share for name, share in place.items() if name]
     if others and own >= sum(others) / len(others) + limits.EXCESS:
         yield (
-            f"In images as they are, {own:.0%} of what makes two images of {errors.into!r} alike lies there (other classes: "
-            f"{sum(others) / len(others):.0%}): the class itself holds it."
+            f"In images as they are, {own:.0%} of what makes two images of {errors.into!r} alike lies there "
+            f"(other classes: {sum(others) / len(others):.0%}): the class itself holds it."
         )
     yield "Explanation and intervention agree: this is a Clever Hans effect."
 
@@ -181,26 +258,27 @@ def _group(g: Subgroup, falling: list[Subgroup]) -> Iterator[str]:
     """Falls on a group: how large, over which images, what they are taken for, and what they share."""
     for f in g.falls[:4]:
         yield (
-            f"{g}: {_told(f)} against the other images of {'these classes' if len(f.classes) > 1 else 'the class'}, over "
+            f"{g}: {_told(f)} against the other images of "
+            f"{'these classes' if len(f.classes) > 1 else 'the class'}, over "
             f"{f.n} images: a fall of {f.fall.value:.2f}{_between(f.fall)}, P = {f.p_value:.2g}."
         )
         if f.into is not None:
-            yield f"{f.into_inside:.0%} of them are wrongly taken for {f.into!r}, of the others {f.into_outside:.0%}."
+            yield f"{f.into_inside:.0%} of them are taken for {f.into!r}, of the others {f.into_outside:.0%}."
             others = [o for o in falling if o.column == g.column and o.group != g.group]
             first = all(falling.index(g) < falling.index(o) for o in others)
             if first and any(other.classes == [f.into] for o in others for other in o.falls):
-                yield f"Images of {f.into!r} outside {g} fall too: the probe reads {g} as a sign of {f.into!r}."
+                yield f"{f.into!r} outside {g} falls too: the probe reads {g} as a sign of {f.into!r}."
     excess = g.alike_excess
     if excess is None or excess.low is None or excess.high is None:
         return
     told = f"{g.alike:.2f}, of the others {g.alike_outside:.2f}, {excess.value:+.2f}{_between(excess)}"
     if excess.low > 0:
         yield (
-            f"The encoder sees what they share: two images of different classes in {g} have a mean similarity of {told}. "
-            "That goes with the fall and is no proof of its cause."
+            f"The encoder sees what they share: two images of different classes in {g} have a mean "
+            f"similarity of {told}. That goes with the fall and is no proof of its cause."
         )
     elif excess.high >= 0:
-        yield f"Images of different classes in {g} are no more alike than others ({told}): why it falls is not explained."
+        yield f"Its images of different classes are no more alike than others ({told}): not explained."
 
 
 def _mended(result: Findings) -> Iterator[str]:
@@ -218,8 +296,8 @@ def _mended(result: Findings) -> Iterator[str]:
             if share > 1.05:
                 back = "more than the fall, since original images hold the artefact too"
             yield (
-                f"Setting {taken.k} filters of {taken.layer} to zero{where} brings the accuracy under {condition} from "
-                f"{before:.2f} to {after:.2f}: {back}."
+                f"Setting {taken.k} filters of {taken.layer} to zero{where} brings the accuracy under "
+                f"{condition} from {before:.2f} to {after:.2f}: {back}."
             )
 
 
@@ -233,21 +311,23 @@ def _provenance(p: Provenance) -> Iterator[str]:
         f"{p.eta2_label:.0%}; AUROC is {p.auroc_pooled:.2f} pooled and {within} within {p.column}{accuracy}."
     )
     yield (
-        f"Naming the commonest label of each {p.column}, without looking at any image, has a class-balanced accuracy "
-        f"of {p.by_group_alone:.2f}."
+        f"Naming the commonest label of each {p.column}, without looking at any image, has a class-balanced "
+        f"accuracy of {p.by_group_alone:.2f}. The score knows {p.column} beyond the label: P = "
+        f"{p.p_value:.1g}, adjusted for all columns tried (Holm)."
     )
     if p.group_readable >= p.group_chance + limits.READABLE * (1 - p.group_chance):
         yield (
-            f"{p.column} can be read from the representation: accuracy {p.group_readable:.2f}, chance {p.group_chance:.2f}."
+            f"{p.column} can be read from the representation: accuracy {p.group_readable:.2f}, chance "
+            f"{p.group_chance:.2f}."
         )
 
 
 def _regions(result: Findings, every: bool) -> Iterator[str]:
     """Shares on places that should not matter: all of them, or those that carry more than their area."""
     for r in result.regions:
-        whole = r.name in ("border", "burnt-in marks") and not r.column and not r.group
+        whole = r.name in ("border", "burnt-in marks", "burnt-in text") and not r.column and not r.group
         if whole and (every or r.share >= limits.TIMES * r.area):
-            yield f"{r.share:.1%} of the similarity's relevance lies on the {r.name}, {r.area:.1%} of the area."
+            yield f"{r.share:.1%} of the relevance lies on the {r.name}, {r.area:.1%} of the area."
 
 
 def _judge_texts(result: Findings) -> Verdict:
@@ -258,25 +338,30 @@ def _judge_texts(result: Findings) -> Verdict:
         + f". Sums over token pairs and biases agree with the similarity to {result.conservation:.1e}."
     ]
     if not others or result.auroc is None:
-        headline = f"{result.encoder}: {expected.shared_tokens:.0%} of what makes {expected.name} pairs alike lies between equal words"
+        share = f"{expected.shared_tokens:.0%}"
+        headline = (
+            f"{result.encoder}: {share} of what makes {expected.name} pairs alike lies between equal words"
+        )
         return Verdict(
             level="sound", headline=headline, sentences=sentences, about=About(entry=expected.name)
         )
     worst = max(others, key=lambda o: o.similarity.value)
     about = About(entry=worst.name, numbers={"auroc": result.auroc, "shared": worst.shared_tokens})
     sentences.append(
-        f"{worst.shared_tokens:.0%} of the positive relevance of {worst.name} pairs lies between equal words, "
-        f"{worst.special_tokens:.0%} of all relevance on separators and punctuation."
+        f"{worst.shared_tokens:.0%} of the positive relevance of {worst.name} pairs lies between equal "
+        f"words, {worst.special_tokens:.0%} of all relevance on separators and punctuation."
     )
     if result.auroc >= limits.TELLS_APART:
-        headline = f"{result.encoder} tells {expected.name} from {', '.join(o.name for o in others)}: AUROC {result.auroc:.2f}"
+        rest = ", ".join(o.name for o in others)
+        headline = f"{result.encoder} tells {expected.name} from {rest}: AUROC {result.auroc:.2f}"
         return Verdict(level="sound", headline=headline, sentences=sentences, about=about)
-    headline = f"{result.encoder} finds {worst.name} pairs as alike as {expected.name} ones (AUROC {result.auroc:.2f})"
+    found = f"{result.encoder} finds {worst.name} pairs as alike as {expected.name} ones"
+    headline = f"{found} (AUROC {result.auroc:.2f})"
     if worst.shared_tokens < limits.EQUAL_WORDS:
         return Verdict(level="unfit", headline=headline, sentences=sentences, about=about)
     sentences.append(
-        "Changing what a sentence says leaves the similarity high, and the relevance lies on the words that did "
-        "not change: explanation and intervention agree, it looks at shared words."
+        "Changing what a sentence says leaves the similarity high, and the relevance lies on the words "
+        "that did not change: explanation and intervention agree, it looks at shared words."
     )
     headline += ": it looks at shared words"
     return Verdict(level="clever-hans", headline=headline, sentences=sentences, about=about)
@@ -353,6 +438,9 @@ def _text_rows(result: Findings) -> Iterator[_ROW]:
 
 
 def _conserved(result: Findings) -> Iterator[_ROW]:
+    if result.faithfulness is not None:
+        meaning = "lower end of the explanations' advantage over a random order of patches"
+        yield "faithfulness", "higher", meaning, "pairs of a class", result.faithfulness.value.low
     meaning = "error of relevance and biases against the similarity"
     yield "conservation", "lower", meaning, "worst pair", result.conservation
 
@@ -363,21 +451,21 @@ def _conserved(result: Findings) -> Iterator[_ROW]:
 def explain_numbers(result: Findings, config: SimilarityConfig) -> list[str]:
     """How the numbers were made, for the reader of the report."""
     basis = (
-        f"BiLRP of the cosine similarity ({result.composite}, {result.basis}; Eberle et al. 2022): values over pairs of "
-        "components sum, with what biases absorb, to the similarity."
+        f"BiLRP of the cosine similarity ({result.composite}, {result.basis}; Eberle et al. 2022): values "
+        "over pairs of components sum, with what biases absorb, to the similarity."
     )
     if result.modality == "texts":
         return [
             basis,
-            "Shares between equal words count positive relevance of token pairs, markers and punctuation left out; means "
-            f"over up to {config.explain} pairs per relation.",
+            "Shares between equal words count positive relevance of token pairs, markers and punctuation "
+            f"left out; means over up to {config.explain} pairs per relation.",
             f"AUROC: chance that a {result.relations[0].name} pair is more similar than any other pair.",
         ]
     kept = f"; images of one {result.kept_together} are never on both sides" if result.kept_together else ""
     split = (
         "the data's own test images; every repetition fits on another 80 % of the training images"
         if result.split == "given"
-        else "folds: every image is tested by a probe that was not fitted on it; every repetition deals them anew"
+        else "folds: every image is tested by a probe not fitted on it; every repetition deals them anew"
     )
     probe = {
         "logreg": "multinomial logistic regression (ℓ2, C = 1, no offset, classes balanced)",
@@ -385,29 +473,39 @@ def explain_numbers(result: Findings, config: SimilarityConfig) -> list[str]:
     }[config.probe]
     unit = result.kept_together or "image"
     groups = (
-        f"Groups are held against all other images, class by class and class-balanced over these classes (of {limits.TEST_IMAGES:g} "
-        f"images or more on either side). ↓ and ↓↓ of a group need P < {limits.P_GROUP:g} by permutation over {unit}s, adjusted "
-        "over all groups and classes (Holm). Similarity of images of different classes: the same mix of pairs of classes on "
-        "either side."
+        "Groups are held against all other images, class by class and class-balanced over these classes "
+        f"(of {limits.TEST_IMAGES:g} images or more on either side). ↓ and ↓↓ of a group need P < "
+        f"{limits.P_GROUP:g} by permutation over {unit}s, adjusted over all groups and classes (Holm). "
+        "Similarity of images of different classes: the same mix of pairs of classes on either side."
     )
     return [
         f"Probe: {probe}. Split: {split}{kept}.",
-        f"Accuracies are means of the classes' recalls over {len(result.seeds)} repetitions; intervals are 95 % bootstrap "
-        f"intervals over {unit}s.",
-        "Rebalanced: accuracy with weights that cap each class at the weight of 10 images (Kauffmann et al. 2025).",
-        "Probes are fitted on original images only and see every condition with the same weights; the mended probe is "
-        "fitted anew on the pruned encoder.",
-        f"Marks: ↓ accuracy falls by {limits.FALL:.2f} or more, ↓↓ by {limits.LARGE_FALL:.2f} or more, ↑ rises by "
-        f"{limits.FALL:.2f} or more, only where a two-sided t-test over at least {limits.SEEDS_TESTED:g} repetitions gives P < "
-        f"{limits.P_MARK:g}. Conditions are held against the original images, the mended encoder against the same condition.",
+        f"Accuracies are means of the classes' recalls over {len(result.seeds)} repetitions; intervals are "
+        f"95 % bootstrap intervals over {unit}s.",
+        "Rebalanced: accuracy with weights that cap each class at the weight of 10 images (Kauffmann et al. "
+        "2025).",
+        "Probes are fitted on original images only and see every condition with the same weights; the "
+        "mended probe is fitted anew on the pruned encoder.",
+        f"Marks: ↓ accuracy falls by {limits.FALL:.2f} or more, ↓↓ by {limits.LARGE_FALL:.2f} or more, ↑ "
+        f"rises by {limits.FALL:.2f} or more, only where a two-sided t-test over at least "
+        f"{limits.SEEDS_TESTED:g} repetitions gives P < {limits.P_MARK:g}. Conditions are held against the "
+        "original images, the mended encoder against the same condition.",
         *([groups] if result.subgroups else []),
         *_pruning_note(result),
         basis,
-        "Evidence: positive relevance of the probe's score for the class that errors fall into minus its score for the "
+        "Evidence: positive relevance of the probe's score for the class that errors fall into minus its "
+        "score for the "
         "true class, read through the encoder with the same rules, over images of other classes.",
-        f"Averages over groups: mean |relevance| over up to 150 pairs within each group, among {config.explain} images.",
-        "The border is the outer 8 % of each side; burnt-in marks are small saturated spots near the edges, looked for at up "
-        "to 512 px, a heuristic.",
+        "Averages over groups: mean |relevance| over up to 150 pairs within each group, among "
+        f"{config.explain} images.",
+        "Where the score follows a column: its effect is as said, and P of Kruskal and Wallis's H within "
+        "every label, over "
+        f"{unit}s, adjusted over all columns and classes tried (Holm), is below {limits.P_PROVENANCE:g}.",
+        "Faithfulness: patches replaced in the order of the relevance for the similarity to one other "
+        "image of the class, half the area between the curves least and most relevant first, as a share of "
+        "the range; 95 % bootstrap interval.",
+        "The border is the outer 8 % of each side; burnt-in marks are small saturated spots near the "
+        "edges, looked for at up to 512 px, a heuristic.",
     ]
 
 
@@ -415,7 +513,8 @@ def _pruning_note(result: Findings) -> Iterator[str]:
     if result.mitigation is not None:
         leak = "" if result.split == "given" else " (those of the first fold, which other folds test on)"
         yield (
-            "Filters are ranked by their mean activation with the condition minus without, on training images. Settings are "
-            f"compared on {result.mitigation.images} validation images held out of the training images{leak}, by a probe fitted "
-            "anew on the rest; where the audit chooses, the mean of the accuracies without and with the condition decides."
+            "Filters are ranked by their mean activation with the condition minus without, on training "
+            f"images. Settings are compared on {result.mitigation.images} validation images held out of the "
+            f"training images{leak}, by a probe fitted anew on the rest; where the audit chooses, the mean "
+            "of the accuracies without and with the condition decides."
         )
