@@ -51,7 +51,7 @@ def test_the_planted_component_is_found_proven_and_switched_off(biased):
     assert "green" in result.verdict.headline
     entry = next(e for e in result.entries if e.index == MARKED)
     first = entry.components[0]
-    assert first.spurious
+    assert first.spurious  # no other model was asked: its class has images with the mark and without
     assert first.component in entry.fixed
     assert first.tested.on == "training"  # no validation image has the mark
     assert first.tested.sufficiency[0].low > 0
@@ -63,7 +63,7 @@ def test_the_planted_component_is_found_proven_and_switched_off(biased):
     assert result.mauc_gain.value > 0
     assert result.accuracy.value == 1.0
     assert abs(result.accuracy_loss.value) <= 0.1
-    assert not [c for e in result.entries for c in e.components if c.spurious and c is not first]
+    assert not [c for e in result.entries for c in e.components if c.suspect and c is not first]
     assert result.faithfulness.beats_random
 
 
@@ -212,17 +212,27 @@ def test_only_the_classes_asked_for(data, tmp_path):
     assert result.verdict.about.entry == "green"
 
 
-def test_a_witness_that_does_not_read_the_mark_leaves_it_spurious_and_the_square_not(data, tmp_path):
-    result = run(config(data, tmp_path, witness=f"{data}/toy.py:clean", steps=0))
-    assert result.witnesses == ["toy.py:clean"]
+def test_two_witnesses_that_do_not_read_the_mark_prove_it(data, tmp_path):
+    """Interventions alone: no images with only the mark are given."""
+    witness = f"{data}/toy.py:clean"
+    result = run(config(data, tmp_path, witness=[witness, witness], steps=0, spurious=None))
+    assert result.witnesses == ["toy.py:clean", "toy.py:clean"]
     entry = next(e for e in result.entries if e.index == MARKED)
-    assert entry.components[0].spurious
-    assert len(entry.components[0].tested.necessity) == 2
-    assert not [
-        c for e in result.entries for c in e.components if c.spurious and c is not entry.components[0]
-    ]
-    alike = run(config(data, tmp_path / "same", witness=f"{data}/toy.py:biased", steps=0, spurious=None))
-    assert not [c for e in alike.entries for c in e.components if c.spurious]  # a habit that both share
+    first = entry.components[0]
+    assert first.spurious
+    assert entry.fixed == [first.component]
+    assert len(first.tested.necessity) == 3
+    assert not [c for e in result.entries for c in e.components if c.suspect and c is not first]
+    assert result.verdict.level == "clever-hans"
+    assert "pasted into other images" in result.verdict.headline
+    assert result.verdict.about.numbers["p"] <= P_SPURIOUS
+
+
+def test_a_habit_that_all_models_share_is_not_called_spurious(data, tmp_path):
+    witness = f"{data}/toy.py:biased"
+    result = run(config(data, tmp_path, witness=[witness, witness], steps=0, spurious=None))
+    assert not [c for e in result.entries for c in e.components if c.suspect]
+    assert result.verdict.level == "sound"
 
 
 def test_the_published_rule_ranks_by_confidence(data, tmp_path):

@@ -71,6 +71,8 @@ def test_a_condition_that_costs_accuracy_is_measured_and_explained(data, marked)
     assert gain.name == "green"
     assert gain.predicted == (10, predicted.count(1))
     assert gain.times > 2
+    assert logo.rises.name == "green"
+    assert logo.among is None  # the model knows no classes but those of the images
     assert jpeg.fall.value == pytest.approx(0.0, abs=0.05)
     assert list(result.conditions) == ["original", "logo:mark", "jpeg:95"]
     assert result.metrics["fall"].where == "logo:mark"

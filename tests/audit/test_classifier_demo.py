@@ -72,7 +72,7 @@ def test_the_demo_finds_the_watermark_proves_that_it_triggers_the_class_and_ends
     known = carries(data["train"][0])
     assert all(known[int(image.id.split("/")[-1].split(".")[0])] for image in first.images)
     assert result.verdict.level == "clever-hans"
-    assert first.harm > 2 * max(c.harm for e in result.entries for c in e.components if c is not first)
+    assert first.suspect
     assert entry.under().spurious.triggered.value >= 0.6
     assert entry.under(mitigated=True).spurious.triggered.value <= entry.under().spurious.triggered.value / 2
     assert entry.false_positives <= 0.02

@@ -34,7 +34,7 @@ _SEARCHED = 8  # classes up to which no search box is needed
 _PLAIN = 40  # classes up to which nothing is held back until it is opened
 _REFERENCE = {"mean": "the mean of the class", "absent": "the class's images without the feature"}
 _RULE = {"alpha": "what they add to the logit", "npfv": "confidence of their visualisation"}
-_CHOSEN = {"people": ", chosen by people", "evidence": ", proven by interventions", "nothing": ""}
+_CHOSEN = {"people": ", chosen by people", "evidence": ", by interventions", "nothing": ""}
 
 
 def page(result: Result, folder: Path) -> Page:
@@ -99,10 +99,10 @@ def _headline(result: ClassifierResult) -> list[Stat]:
         after = result.under(condition, mitigated=True).accuracy.value if second else None
         value = result.under(condition).accuracy.value
         stats.append(Stat(f"Accuracy under {condition}", _steps(value, after, _fine), "On the same images."))
-    suspects = sum(len(e.suspects) for e in result.entries)
-    classes = sum(bool(e.suspects) for e in result.entries)
-    note = f"In {text.plural(classes, 'class', 'classes')}."
     judged = any(e.judged is not None for e in result.entries)
+    counts = [len(e.judged if e.judged is not None else e.proven) for e in result.entries]
+    suspects, classes = sum(counts), sum(map(bool, counts))
+    note = f"In {text.plural(classes, 'class', 'classes')}."
     shown = sum(len(e.components) for e in result.entries)
     title = "Components judged spurious" if judged else "Components proven spurious"
     stats.append(Stat(title, [Step(f"of {shown:,} shown", f"{suspects:,}")], note))

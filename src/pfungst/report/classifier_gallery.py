@@ -98,7 +98,14 @@ def _exhibit(entry: ClassEntry, component: Component, folder: Path, budget: Budg
     explained = len(tiles) == 2 * len(shown)
     title = "Training images of highest α" + ", below with the region that it comes from" * explained
     strips.append(Strip(title, tiles, pairs=explained))
-    tags: list[str] = ["not tested" if component.tested is None else component.tested.word]
+    found = component.tested
+    tags = [
+        "not tested"
+        if found is None
+        else "suspect"
+        if found.suspect and not component.spurious
+        else str(found.word)
+    ]
     tags += ["switched off"] * (component.component in entry.fixed)
     if entry.judged is not None:
         tags.append("judged spurious" if component.component in entry.judged else "not judged spurious")

@@ -43,7 +43,7 @@ class ClassifierConfig(AuditConfig):
     witness: list[str] = Field(
         [],
         description="Another model that knows the classes, SPEC[,checkpoint=FILE]; none: no other. May be "
-        "repeated [of ImageNet's classes an installed efficientnet-lite0 or mobilenetv2]",
+        "repeated; two prove most [of ImageNet's classes two installed networks]",
     )
     n_components: int = Field(128, ge=1, description="Components per class")
     rule: Literal["alpha", "npfv"] = Field(

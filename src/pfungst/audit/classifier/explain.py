@@ -310,11 +310,10 @@ def finished(parts: list[Part]) -> list[Explained]:
 
 def _tested(found: Evidence, on: str, blank: bool) -> Tested:
     word, reason = found.word, found.reason
-    if blank and word == "spurious" and found.beside < limits.APART:
-        word, reason = (
-            "unclear",
-            "the class is also the answer to an empty image, so being left proves nothing",
-        )
+    suspect = word == "spurious" or (found.sufficient and found.retained.low >= limits.RETAINED)
+    if blank and suspect and found.beside < limits.APART:
+        word, suspect = "unclear", False
+        reason = "the class is also the answer to an empty image, so being left proves nothing"
     return Tested(
         on=on,
         images=len(found.rows),
@@ -327,6 +326,7 @@ def _tested(found: Evidence, on: str, blank: bool) -> Tested:
         corrected=found.corrected,
         beside=found.beside,
         word=word,
+        suspect=suspect,
         reason=reason,
     )
 

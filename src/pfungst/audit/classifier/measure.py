@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from pfungst.audit.classifier.prepare import Study
 from pfungst.audit.classifier.result import ClassEntry, ClassScores, Explained, Gain, Scores, SpuriousScores
@@ -151,23 +152,26 @@ def _scores(
     study: Study, variant: Variant, answers: Mapping[Variant, Answers], scored: Scored | None
 ) -> Scores:
     after = answers[variant]
+    found = Scores(variant=variant, accuracy=_interval(wilson(after.right)), among=_among(after))
     if variant.condition != ORIGINAL:
         before = answers[Variant(condition=ORIGINAL, mitigated=variant.mitigated)]
-        return Scores(
-            variant=variant,
-            accuracy=_interval(wilson(after.right)),
-            fall=_interval(paired_fall(before.right, after.right, study.config.seed)),
-            gains=_gains(study, before, after),
-        )
-    if scored is None:
-        return Scores(variant=variant, accuracy=_interval(wilson(after.right)))
-    return Scores(
-        variant=variant,
-        accuracy=_interval(wilson(after.right)),
-        mauc=_interval((scored.whole.mauc, *scored.whole.interval)),
-        published_map=scored.whole.published_mAP,
-        triggered=float(np.mean([s.triggered.value for s in scored.classes.values()])),
-    )
+        found.fall = _interval(paired_fall(before.right, after.right, study.config.seed))
+        found.gains = _gains(study, before, after)
+        found.rises = _rises(study, before, after)
+    elif scored is not None:
+        found.mauc = _interval((scored.whole.mauc, *scored.whole.interval))
+        found.published_map = scored.whole.published_mAP
+        found.triggered = float(np.mean([s.triggered.value for s in scored.classes.values()]))
+    return found
+
+
+def _among(answers: Answers) -> float | None:
+    """Accuracy with answers limited to the classes that occur; None where there are no others."""
+    classes = torch.from_numpy(np.unique(answers.labels))
+    if len(classes) in (1, len(answers.mean)):
+        return None
+    best = torch.cat([z[:, classes.to(z.device)].argmax(1).cpu() for z in answers.logits()])
+    return float((classes[best].numpy() == answers.labels).mean())
 
 
 def _class_scores(k: int, variant: Variant, answers: Answers, scored: Scored | None) -> ClassScores:
@@ -183,19 +187,25 @@ def _gains(study: Study, before: Answers, after: Answers) -> list[Gain]:
     """The classes that take most images over, by predictions and then by mean probability."""
     counts = [np.bincount(a.predicted, minlength=len(a.mean)) for a in (before, after)]
     order = np.lexsort((before.mean - after.mean, counts[0] - counts[1]))
-    found = []
-    for index in [k for k in order[:_GAINS].tolist() if counts[1][k] > counts[0][k]]:
-        p, q = (a.probability(np.full(len(a.store), index)).astype(np.float64) for a in (before, after))
-        found.append(
-            Gain(
-                index=index,
-                name=study.outputs.name(index),
-                predicted=(int(counts[0][index]), int(counts[1][index])),
-                probability=(float(p.mean()), float(q.mean())),
-                times=float(np.median(q / p.clip(1e-30))),
-            )
-        )
-    return found
+    chosen = [k for k in order[:_GAINS].tolist() if counts[1][k] > counts[0][k]]
+    return [_gain(study, before, after, k) for k in chosen]
+
+
+def _rises(study: Study, before: Answers, after: Answers) -> Gain:
+    """The class whose log probability rises most, in the median over the images."""
+    p, q = (torch.cat([z.log_softmax(1).cpu() for z in a.logits()]) for a in (before, after))
+    return _gain(study, before, after, int((q - p).median(0).values.argmax()))
+
+
+def _gain(study: Study, before: Answers, after: Answers, index: int) -> Gain:
+    p, q = (a.probability(np.full(len(a.store), index)).astype(np.float64) for a in (before, after))
+    return Gain(
+        index=index,
+        name=study.outputs.name(index),
+        predicted=(int((before.predicted == index).sum()), int((after.predicted == index).sum())),
+        probability=(float(p.mean()), float(q.mean())),
+        times=float(np.median(q / p.clip(1e-30))),
+    )
 
 
 def _interval(found: tuple[float, float, float]) -> Interval:

@@ -1,4 +1,7 @@
-"""What SpuFix switches off: components that people judged spurious, else those that interventions prove so."""
+"""What SpuFix switches off: components that people judged spurious, else those that interventions prove so.
+
+Of a class with images of only its feature also those that lack witnesses only: these images then prove it or not.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,13 @@ def chosen(study: Study, classes: Sequence[Explained]) -> dict[int, list[int]]:
         found = {e.index: sorted(study.judged.get(e.index, [])) for e in classes}
     else:
         most = study.config.fix
-        found = {e.index: sorted([c.component for c in e.components if c.spurious][:most]) for e in classes}
+        shown = set() if study.spurious is None else set(study.spurious.labels)
+        found = {
+            e.index: sorted(
+                [c.component for c in e.components if c.spurious or (c.suspect and e.index in shown)][:most]
+            )
+            for e in classes
+        }
     return {k: components for k, components in found.items() if components}
 
 

@@ -35,6 +35,7 @@ class Tested(Model):
         description="how surely it acts on a part of the class only and carries it elsewhere"
     )
     word: Literal["spurious", "core", "unclear"]
+    suspect: bool = Field(description="spurious, or but for the number of witnesses")
     reason: str
 
 
@@ -57,6 +58,11 @@ class Component(Model):
     def spurious(self) -> bool:
         """Whether interventions prove it."""
         return self.tested is not None and self.tested.word == "spurious"
+
+    @property
+    def suspect(self) -> bool:
+        """Whether it is, or would be with enough witnesses; a class with images of only its feature needs none."""
+        return self.tested is not None and self.tested.suspect
 
     @property
     def order(self) -> tuple[bool, float, float]:
@@ -104,6 +110,11 @@ class Scores(Model):
         None, description="accuracy under the original condition minus this, paired bootstrap over the images"
     )
     gains: list[Gain] = Field([], description="classes that gain predictions from the original condition")
+    rises: Gain | None = Field(None, description="the class whose probability rises most, median over images")
+    among: float | None = Field(
+        None,
+        description="accuracy with answers limited to the classes of the validation images, if there are more",
+    )
     mauc: Interval | None = None
     published_map: float | None = None
     triggered: float | None = Field(None, description="mean over classes")
@@ -135,10 +146,8 @@ class ClassEntry(Explained):
 
     @property
     def suspects(self) -> list[int]:
-        """Components that people judged spurious, or, where nobody looked, that interventions prove so."""
-        return (
-            self.judged if self.judged is not None else [c.component for c in self.components if c.spurious]
-        )
+        """Components that people judged spurious, or, where nobody looked, that interventions suspect."""
+        return self.judged if self.judged is not None else [c.component for c in self.components if c.suspect]
 
     @property
     def proven(self) -> list[Component]:

@@ -175,11 +175,15 @@ class Judge:
         name = ""
         if worst.gains:
             gain = worst.gains[0]
-            name = gain.name
             taken = (gain.predicted[1] - gain.predicted[0]) / self.measured.n_images
-            headline += (
-                f"; {name} {'takes over' if taken >= limits.TAKEN * worst.fall.value else 'gains most'}"
-            )
+            if taken >= limits.TAKEN * worst.fall.value or worst.rises is None:
+                headline += f"; {gain.name} takes over"
+            else:
+                gain = worst.rises
+                headline += (
+                    f"; the probability of {gain.name} rises most, × {_times(gain.times)} in the median"
+                )
+            name = gain.name
             numbers |= {"times": gain.times, "taken": taken}
         about = About(entry=name, condition=worst.variant.condition, numbers=numbers)
         return self._verdict("fragile", headline, [], about)
@@ -190,20 +194,18 @@ class Judge:
             return None
         count = sum(len(e.suspects) for e in found)
         plural = "s" * (count > 1)
-        if self.chosen_by == "people":
-            headline, why = (
-                f"{count} component{plural} judged spurious",
-                "no intervention shows that they do harm",
-            )
-        else:
-            headline, why = (
-                f"{count} component{plural} proven spurious",
-                "the maps behind it do not beat chance",
-            )
+        headline, why = f"{count} component{plural} judged spurious", "nothing shows that they do harm"
+        if self.chosen_by != "people":
+            headline = f"{count} suspicious component{plural}"
+            why = "the maps behind it do not beat chance"
+            if len(self.study.witnesses) < limits.WITNESSES:
+                why = "they carry their class and leave it recognised, but without two other models that is no proof"
         return self._verdict(
             "fragile",
             f"{headline} ({few((e.name for e in found), 3)}); {why}",
-            ["Collect images with only the feature (pfungst pool) and pass them as --spurious."],
+            [
+                "Collect images with only the feature (pfungst pool) and pass them as --spurious, or more --witness."
+            ],
             About(entry=found[0].name, numbers={"suspects": count}),
         )
 
@@ -216,6 +218,8 @@ class Judge:
                 f"{suspects} components are called spurious, but images with only the feature do not trigger "
                 "their class."
             ]
+        elif len(self.study.witnesses) < limits.WITNESSES:
+            sentences.append(_UNPROVABLE)
         about = About(numbers={"accuracy": self.measured.as_is.accuracy.value})
         return self._verdict(
             "sound", f"{self.model} shows no reliance on a spurious feature", sentences, about
@@ -236,7 +240,7 @@ class Judge:
             found = [
                 f"{text}, {_percent(mended.accuracy.value)} with the {count} component"
                 f"{'s' if count > 1 else ''} switched off that "
-                f"{'people judge' if self.chosen_by == 'people' else 'interventions prove'} spurious."
+                f"{'people judge spurious' if self.chosen_by == 'people' else 'interventions single out'}."
             ]
         if as_is.mauc is not None and mended.mauc is not None:
             tested = sum(e.under().spurious is not None for e in self.entries)
@@ -258,10 +262,17 @@ class Judge:
         if scores.gains:
             gain = scores.gains[0]
             before, after = (_percent(count / n) for count in gain.predicted)
-            times = f"{gain.times:.0f}" if gain.times >= 9.5 else f"{gain.times:.1f}"
             text += (
                 f"; {gain.name} gains most: {before} of the images are taken for it before, {after} after, "
-                f"its probability × {times} in the median"
+                f"its probability × {_times(gain.times)} in the median"
+            )
+        if scores.rises is not None and scores.gains and scores.rises.index != scores.gains[0].index:
+            text += f"; the probability of {scores.rises.name} rises most, × {_times(scores.rises.times)}"
+        original = self.measured.as_is.among
+        if scores.among is not None and original is not None:
+            text += (
+                f"; with answers limited to the classes of these images accuracy is {_percent(scores.among)} "
+                f"({_percent(original)} without the condition)"
             )
         mended = self.measured.scores.get(Variant(condition=name, mitigated=True))
         return f"{text}; SpuFix leaves {_percent(mended.accuracy.value)}." if mended else f"{text}."
@@ -306,6 +317,10 @@ def _component_words(entry: ClassEntry) -> str:
     if found[0].off_object is not None:
         words += f"; {_percent(found[0].off_object)} of its relevance lies off the object"
     return words
+
+
+def _times(value: float) -> str:
+    return f"{value:.0f}" if value >= 9.5 else f"{value:.1f}"
 
 
 def _percent(value: float) -> str:
@@ -375,6 +390,10 @@ def metrics(measured: Measured, entries: list[ClassEntry], faithful: Faithful | 
     return table
 
 
+_UNPROVABLE = (
+    f"With fewer than {limits.WITNESSES:.0f} other models (--witness) only what divides the class into images with and "
+    "without it, or carries it far, can be called spurious: of the rest a piece of the object is not told apart."
+)
 _RULE = {
     "alpha": "Tested are the components that add most to the logit: by mean α of the training images of "
     "highest α.",
@@ -405,10 +424,12 @@ def explain_numbers(study: Study, measured: Measured, chosen_by: str, faithful: 
         "α is (integrated gradients from the blurred image). Necessity: the evidence for the class that is "
         "lost when the region is painted over, beyond an equal region elsewhere. Sufficiency: what of the way "
         "from other classes to the class pasting it into images of other classes goes, beyond other content "
-        f"of the same images. Spurious: sufficient with corrected P ≤ {limits.P_SPURIOUS:g} (Holm, over all "
-        f"components of all classes), and the class is recognised without it in at least {limits.RETAINED:.0%} "
-        "of the images (lower end of the 95 % interval); of a class that is also the answer to an empty image that "
-        "proves nothing.",
+        f"of the same images, and by {limits.CARRIED:.0%} more than for any other model. Spurious: sufficient with "
+        f"corrected P ≤ {limits.P_SPURIOUS:g} (Holm, over all components of all classes), and shown not to be the object: "
+        f"{limits.WITNESSES:.0f} other models recognise the class without it in at least {limits.RETAINED:.0%} of the "
+        "images (lower end of the 95 % interval), or α falls into two groups, images with it and images without, or "
+        f"without other models it carries at least {limits.CARRIED_ALONE:.0%} and the model itself still recognises the "
+        "class. Of a class that is also the answer to an empty image being recognised proves nothing.",
         _witnessed(study),
         "Faithfulness: not measured, there are too few components."
         if faithful is None
@@ -444,18 +465,16 @@ def explain_numbers(study: Study, measured: Measured, chosen_by: str, faithful: 
 
 def _witnessed(study: Study) -> str:
     if not study.witnesses:
-        return (
-            "No other model was asked (--witness), so the object is what this model still recognises: a part "
-            "of the object that the model does not need may pass for spurious."
-        )
+        return f"No other model was asked (--witness), so the object is what this model still recognises. {_UNPROVABLE}"
     names = few(other.name for other in study.witnesses)
     chosen = (
         "given"
         if study.config.witness
-        else "chosen by itself as its package is installed (--witness none: no other)"
+        else "chosen by themselves as their packages are installed (--witness none: no other)"
     )
     return (
         f"Asked as well: {names}, {chosen}. Of a region only the part is pasted where α has more relevance than the "
-        "class has in it; what it takes for the class as much is a piece of the object, or a habit that both share, "
-        "and it judges whether the class is still recognised."
+        "class has in them; what they take for the class as much is a piece of the object, or a habit that all share, "
+        "and they judge whether the class is still recognised."
+        + (f" {_UNPROVABLE}" if len(study.witnesses) < limits.WITNESSES else "")
     )

@@ -16,10 +16,11 @@ from pfungst.data.outputs import Outputs, match_outputs
 from pfungst.encoders.packages import PACKAGES, installed
 from pfungst.encoders.specification import parse
 from pfungst.errors import ConfigError, InputError
+from pfungst.measure import limits
 from pfungst.spurious import Witness
 from pfungst.spurious.heads import logits_of
 
-_COMMON = {"efficientnet": "efficientnet-lite0", "mobilenet": "mobilenetv2"}  # by family
+_COMMON = ("efficientnet-lite0", "mobilenetv2", "efficientnet-lite1")
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,8 @@ def load_witnesses(
     """The witnesses of an audit, on its device.
 
     Args:
-        config: with ``--witness``, or without: then one network with weights that is installed and no
-            relative of the audited model, where all labels are classes of ImageNet.
+        config: with ``--witness``, or without: then the first two other networks with weights that are
+            installed, where all labels are classes of ImageNet.
         outputs, n_outputs, size, device: of the audited model and its images.
 
     Raises:
@@ -104,10 +105,8 @@ def _common(config: ClassifierConfig, outputs: Outputs, n_outputs: int) -> list[
         _classes(outputs, n_outputs, 1000)
     except InputError:
         return []
-    for family, name in _COMMON.items():
-        if family not in config.model.lower() and installed(PACKAGES[name].distribution.replace("-", "_")):
-            return [name]
-    return []
+    there = [n for n in _COMMON if installed(PACKAGES[n].distribution.replace("-", "_"))]
+    return [n for n in there if n != config.model][: int(limits.WITNESSES)]
 
 
 def _classes(outputs: Outputs, ours: int, theirs: int) -> dict[int, int]:
