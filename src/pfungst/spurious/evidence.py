@@ -146,18 +146,19 @@ class Evidence:
 def two_groups(alpha: np.ndarray) -> float:
     """How clearly α of a class falls into images with a component and images without, in [0, 1].
 
-    Square root of what the best split explains beyond a flat distribution (of n flat values it explains up to
-    3/4 + 0.45/√n in 95 % of samples; simulated for n from 10 to 1,300), times 1 − e^−gap, the share by which the gap
-    between the groups changes the odds of the class. On networks trained on photographs α has one peak and this is 0;
-    where something was added to a part of the images of a class it is large.
+    √separation of the best split (0 for what a bell curve gives by chance) times 1 − e^−gap, the share by which the gap
+    between the groups changes the odds of the class; a tenth of it where a flat distribution would explain as much (up to
+    3/4 + 0.45/√n of n values in 95 % of samples; simulated for n from 10 to 1,300): such α ranks, and proves nothing. On
+    networks trained on photographs α has one peak and this is near 0; where something was added to a part of the images of
+    a class it is large.
 
     Args:
         alpha: (n,) of the class's training images, in logits.
     """
     split = best_split(alpha)
     flat = 0.75 + 0.45 / math.sqrt(split.count)
-    beyond = max(0.0, (split.explained - flat) / (1 - flat)) if flat < 1 else 0.0
-    return math.sqrt(beyond) * -math.expm1(-max(split.gap, 0.0))
+    found = math.sqrt(split.separation) * -math.expm1(-max(split.gap, 0.0))
+    return found if split.explained > flat else found / 10
 
 
 def evidence(

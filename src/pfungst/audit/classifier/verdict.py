@@ -189,23 +189,22 @@ class Judge:
         return self._verdict("fragile", headline, [], about)
 
     def _unverified(self) -> Verdict | None:
-        found = [e for e in self.entries if e.suspects and e.under().spurious is None]
+        """What people judged spurious, or interventions prove by maps that beat no chance. Mere suspects alarm nobody."""
+        found = [e for e in self.entries if (e.judged or e.proven) and e.under().spurious is None]
         if not found:
             return None
-        count = sum(len(e.suspects) for e in found)
-        plural = "s" * (count > 1)
-        headline, why = f"{count} component{plural} judged spurious", "nothing shows that they do harm"
+        count = sum(len(e.judged or e.proven) for e in found)
+        headline, why = (
+            f"{count} component{'s' * (count > 1)} judged spurious",
+            "nothing shows that they do harm",
+        )
         if self.chosen_by != "people":
-            headline = f"{count} suspicious component{plural}"
+            headline = f"{count} suspicious component{'s' * (count > 1)}"
             why = "the maps behind it do not beat chance"
-            if len(self.study.witnesses) < limits.WITNESSES:
-                why = "they carry their class and leave it recognised, but without two other models that is no proof"
         return self._verdict(
             "fragile",
             f"{headline} ({few((e.name for e in found), 3)}); {why}",
-            [
-                "Collect images with only the feature (pfungst pool) and pass them as --spurious, or more --witness."
-            ],
+            ["Collect images with only the feature (pfungst pool) and pass them as --spurious."],
             About(entry=found[0].name, numbers={"suspects": count}),
         )
 
@@ -214,11 +213,13 @@ class Judge:
         tested = sum(c.tested is not None for e in self.entries for c in e.components)
         sentences = [f"Interventions on {tested} of {count} components prove none of them spurious."]
         if suspects := sum(len(e.suspects) for e in self.entries):
-            sentences = [
-                f"{suspects} components are called spurious, but images with only the feature do not trigger "
-                "their class."
-            ]
-        elif len(self.study.witnesses) < limits.WITNESSES:
+            if any(e.judged or e.proven for e in self.entries):
+                sentences = []
+            sentences.append(
+                f"{suspects} component{'s look' if suspects > 1 else ' looks'} suspicious, but nothing shows that "
+                "images with only the feature trigger the class: collect some (pfungst pool, --spurious)."
+            )
+        if len(self.study.witnesses) < limits.WITNESSES:
             sentences.append(_UNPROVABLE)
         about = About(numbers={"accuracy": self.measured.as_is.accuracy.value})
         return self._verdict(
