@@ -93,6 +93,12 @@ REORDERED = Limit(
 P_SPURIOUS = Limit(0.05, "2026-11-26", "that pasting what a component reads raises the class; Holm")
 RETAINED = Limit(0.5, "2026-11-26", "lower end of the share still recognised: the object is elsewhere")
 
+# --- discovery -------------------------------------------------------------------------------------------
+STABLE = Limit(0.8, "2026-11-26", "adjusted Rand index over resamples, from which clusters are believed")
+CARRIED = Limit(
+    0.1, "2026-11-26", "of the way to a class, lower end, that a finding must carry elsewhere to matter"
+)
+
 # --- faithfulness ----------------------------------------------------------------------------------------
 FAITHFUL_IMAGES = Limit(
     6, "2026-11-26", "fewer images cannot show it: five that agree have P = 0.06, two-sided"
