@@ -1,4 +1,5 @@
-"""Discovery: what a model reads that nobody named. Explanations are clustered, then each cluster is proved."""
+"""Discovery: what a model reads that nobody named. Explanations are clustered, then each cluster is
+proved."""
 
 from pfungst.discover.cluster import Clustering, Over, cluster, over_represented
 from pfungst.discover.explain import Explanations, View, explain

@@ -1,7 +1,8 @@
 """Spectral clustering of explanations, whose answer may be that there are no clusters.
 
-A graph of nearest neighbours, the small eigenvalues of its Laplacian (von Luxburg 2007, sections 2 and 8.3; on heatmaps:
-Lapuschkin et al. 2019, SpRAy). A number of clusters is believed where its eigengap exceeds all those of single clouds with
+A graph of nearest neighbours, the small eigenvalues of its Laplacian (von Luxburg 2007, sections 2 and 8.3;
+on heatmaps: Lapuschkin et al. 2019, SpRAy). A number of clusters is believed where its eigengap exceeds all
+    those of single clouds with
 the same covariance, and the clusters come out again in resamples.
 """
 
@@ -12,7 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy import sparse, stats
-from scipy.sparse.linalg import eigsh
+from scipy.sparse.csgraph import connected_components
+from scipy.sparse.linalg import LinearOperator, eigsh
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from sklearn.metrics import adjusted_rand_score
@@ -35,10 +37,14 @@ class Clustering:
 
     Attributes:
         labels: (N,) from 0, the largest cluster first.
-        eigenvalues: (most + 1,) smallest of the normalised Laplacian, of the sample that the number was chosen on.
-        expected: (most,) eigengaps of single clouds with the same covariance, mean; the k-th is after k clusters.
-        stability: {number of clusters: mean adjusted Rand index over resamples}, of the numbers that the gaps suggest.
-        order: (N,) rows by cluster, the most typical of each first (least mean squared distance to its others).
+        eigenvalues: (most + 1,) smallest of the normalised Laplacian, of the sample that the number was
+            chosen on.
+        expected: (most,) eigengaps of single clouds with the same covariance, mean; the k-th is after k
+            clusters.
+        stability: {number of clusters: mean adjusted Rand index over resamples}, of the numbers that the gaps
+            suggest.
+        order: (N,) rows by cluster, the most typical of each first (least mean squared distance to its
+            others).
     """
 
     labels: np.ndarray
@@ -49,6 +55,7 @@ class Clustering:
 
     @property
     def n_clusters(self) -> int:
+        """How many there are, 1 for no structure."""
         return int(self.labels.max()) + 1
 
     @property
@@ -100,7 +107,11 @@ def cluster(
     """
     x = np.asarray(vectors, dtype=np.float64)
     if x.ndim != 2 or not np.isfinite(x).all():
-        bad = f"shape {x.shape}" if x.ndim != 2 else f"{int((~np.isfinite(x)).any(1).sum())} rows that are not finite"
+        bad = (
+            f"shape {x.shape}"
+            if x.ndim != 2
+            else f"{int((~np.isfinite(x)).any(1).sum())} rows that are not finite"
+        )
         raise InputError(f"vectors of {bad} cannot be clustered", "pass finite values (N, D)")
     if normalise:
         x = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
@@ -132,28 +143,38 @@ def cluster(
 
 
 def graph(x: np.ndarray, neighbours: int = NEIGHBOURS) -> sparse.csr_matrix:
-    """Symmetric graph of nearest neighbours, 1 where both name each other and ½ where one does, (N, N) sparse."""
+    """Symmetric graph of nearest neighbours, 1 where both name each other and ½ where one does, (N, N)
+    sparse."""
     ways = kneighbors_graph(x, min(neighbours, len(x) - 1), mode="connectivity")
     return sparse.csr_matrix(0.5 * (ways + ways.T))
 
 
 def spectrum(weights: sparse.csr_matrix, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The smallest eigenvalues of the normalised Laplacian I − D^-½ W D^-½, rising, and eigenvectors (N, count)."""
+    """The smallest eigenvalues of the normalised Laplacian I − D^-½ W D^-½, rising, and eigenvectors (N,
+    count)."""
     degree = np.asarray(weights.sum(1)).ravel()
-    scale = sparse.diags(1 / np.sqrt(np.maximum(degree, 1e-12)))
-    near = sparse.csr_matrix(scale @ weights @ scale)
-    if len(degree) <= _DENSE:
+    root = np.sqrt(np.maximum(degree, 1e-12))
+    near = sparse.csr_matrix(sparse.diags(1 / root) @ weights @ sparse.diags(1 / root))
+    n = len(degree)
+    if n <= _DENSE:
         values, vectors = np.linalg.eigh(near.toarray())
-    else:
-        start = np.random.default_rng(0).random(len(degree))
-        values, vectors = eigsh(near + sparse.identity(len(degree)), count, which="LA", v0=start, tol=1e-7)
-        values = values - 1
-    last = np.argsort(-values)[:count]
+    else:  # Lanczos misses copies of an eigenvalue: those of the components are known, and taken out
+        pieces, member = connected_components(near)
+        zero = sparse.csr_matrix((root, (np.arange(n), member)), (n, pieces)).toarray()[:, :count]
+        zero /= np.linalg.norm(zero, axis=0)
+        values, vectors = np.ones(zero.shape[1]), zero
+        if left := count - zero.shape[1]:
+            deflated = LinearOperator((n, n), lambda v: near @ v + v - 2 * zero @ (zero.T @ v), dtype=float)
+            start = np.random.default_rng(0).random(n)
+            more, others = eigsh(deflated, left, which="LA", v0=start, tol=1e-7)
+            values, vectors = np.append(values, more - 1), np.hstack([vectors, others])
+    last = np.argsort(-values, kind="stable")[:count]
     return np.clip(1 - values[last], 0, None), vectors[:, last]
 
 
 def parted(vectors: np.ndarray, k: int, seed: int = 0) -> np.ndarray:
-    """k clusters of the rows of k eigenvectors, each of norm 1 (Ng, Jordan and Weiss 2002), the largest first."""
+    """k clusters of the rows of k eigenvectors, each of norm 1 (Ng, Jordan and Weiss 2002), the largest
+    first."""
     rows = vectors[:, :k] / np.maximum(np.linalg.norm(vectors[:, :k], axis=1, keepdims=True), 1e-12)
     labels = KMeans(k, n_init=5, random_state=seed).fit_predict(rows)
     place = np.argsort(np.argsort(-np.bincount(labels, minlength=k), kind="stable"), kind="stable")
@@ -196,7 +217,13 @@ def _clouds(x: np.ndarray, neighbours: int, k: int, rng: np.random.Generator) ->
 
 
 def _stability(
-    x: np.ndarray, labels: np.ndarray, k: int, neighbours: int, resamples: int, rng: np.random.Generator, seed: int
+    x: np.ndarray,
+    labels: np.ndarray,
+    k: int,
+    neighbours: int,
+    resamples: int,
+    rng: np.random.Generator,
+    seed: int,
 ) -> float:
     """Mean adjusted Rand index of `labels` and the clusters of 80 % of the vectors."""
     scores = []

@@ -22,18 +22,18 @@ GRID, BANDS = 14, 8  # patches across an image; frequency bands of the power law
 
 @dataclass(frozen=True)
 class View:
-    """Vectors of a class's images to be clustered, and what the members of a cluster then share.
+    """Vectors of a class's images to be clustered, and what the members of a cluster may share.
 
     Attributes:
         name: of the view.
         vectors: (N, D).
-        kind: a place in the image (that of the mean heatmap), content wherever it is (what raises the features that they
-            share), or frequency bands.
+        kinds: what is tried: a place in the image (that of the mean heatmap), content wherever it is (what
+            raises the features that they share), frequency bands.
     """
 
     name: str
     vectors: np.ndarray
-    kind: Kind
+    kinds: tuple[Kind, ...] = ("place", "content")
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,12 @@ class Explanations:
 
     def views(self) -> list[View]:
         """Heatmaps, features and spectra."""
-        maps = View("heatmaps", self.maps.reshape(len(self), -1), "place")
-        return [maps, View("features", self.psi, "content"), View("spectra", self.spectra, "bands")]
+        maps = View("heatmaps", self.maps.reshape(len(self), -1))
+        return [
+            maps,
+            View("features", self.psi),
+            View("spectra", self.spectra, ("place", "content", "bands")),
+        ]
 
 
 def explain(

@@ -1,4 +1,5 @@
-"""Find what the explanations of a class share, and prove it: cluster each view of them, intervene on each cluster."""
+"""Find what the explanations of a class share, and prove it: cluster each view of them, intervene on each
+cluster."""
 
 from __future__ import annotations
 
@@ -31,7 +32,8 @@ class Finding:
         cluster, n_clusters: which of how many; of one, the whole class was tried.
         rows: images of the class in it, the most typical first.
         share: of the class's images.
-        map: (R, S) mean heatmap by patches, each of norm 1, less that of the other images where there are any.
+        map: (R, S) mean heatmap by patches, each of norm 1, less that of the other images where there are
+            any.
         bands: which frequency bands were exchanged, of kind "bands".
         regions: (n, H, W) boolean, where the first n typical images were changed; None of kind "bands".
         proof: what interventions did, on images drawn from the cluster.
@@ -75,7 +77,8 @@ def find(
         explained: of the images of the class.
         images: gives the images of rows, in the same order.
         others: (M, C, H, W) of other classes.
-        witnesses: other models that know the class. Without any, the object is what the audited model still recognises.
+        witnesses: other models that know the class. Without any, the object is what the audited model still
+            recognises.
         views: what is clustered; heatmaps, features and spectra by default.
         most: clusters per view.
         n_images: of a cluster that are changed, drawn at random.
@@ -83,7 +86,8 @@ def find(
         seed: of all that is drawn.
 
     Returns:
-        The findings, p not yet corrected (:func:`correct`, over all classes), and the clustering of each view.
+        The findings, p not yet corrected (:func:`correct`, over all classes), and the clustering of each
+        view.
 
     Raises:
         InputError: fewer than 6 images of the class, or none of others.
@@ -98,11 +102,13 @@ def find(
     found, clusterings = [], {}
     for view in views if views is not None else explained.views():
         parts = clusterings[view.name] = cluster(view.vectors, most, seed=seed)
+        if parts.n_clusters == 1 and any(f.n_clusters == 1 for f in found):
+            continue  # the whole class is tried once
         for number in range(parts.n_clusters):
-            rows = parts.rows(number)
-            if len(rows) < FEWEST or (view.kind == "bands" and parts.n_clusters == 1):
-                continue
-            found.append(_tried(judge, explained, images, view, parts, number, n_images, rng, seed))
+            if len(parts.rows(number)) >= FEWEST:
+                kinds = [k for k in view.kinds if k != "bands" or parts.n_clusters > 1]
+                tried = ((view, kind, parts, number) for kind in kinds)
+                found += [_tried(judge, explained, images, which, n_images, seed) for which in tried]
     return found, clusterings
 
 
@@ -117,13 +123,12 @@ def _tried(
     judge: Judge,
     explained: Explanations,
     images: Images,
-    view: View,
-    parts: Clustering,
-    number: int,
+    which: tuple[View, Kind, Clustering, int],
     n_images: int,
-    rng: np.random.Generator,
     seed: int,
 ) -> Finding:
+    view, kind, parts, number = which
+    rng = np.random.default_rng((seed, explained.class_, number))
     rows, rest = parts.rows(number), np.flatnonzero(parts.labels != number)
     drawn, beside = (np.sort(rng.permutation(r)[:n_images]).tolist() for r in (rows, rest))
     x, mates = images(drawn), images(beside) if len(beside) >= FEWEST else None
@@ -132,7 +137,7 @@ def _tried(
     shown = images(rows[:SHOWN].tolist())
     bands: tuple[int, ...] = ()
     regions = None
-    if view.kind == "bands":
+    if kind == "bands":
         more = np.clip(contrast(_unit(explained.spectra)), 0, None)
         order = np.argsort(-more)
         held = np.cumsum(more[order]) - more[order] < _BAND_SHARE * max(more.sum(), 1e-12)
@@ -141,7 +146,7 @@ def _tried(
         bands = tuple(np.flatnonzero(kept).tolist())
         proof = judge.bands(x, kept, x if mates is None else mates, seed)
     else:
-        if view.kind == "place":
+        if kind == "place":
             grid = torch.from_numpy(heatmap).float().clamp_min(0)[None, None]
             heat = functional.interpolate(grid, x.shape[-2:], mode="bilinear", align_corners=False)[0]
             heats = [heat.expand(len(z), -1, -1) for z in (x, shown)]
@@ -158,7 +163,7 @@ def _tried(
     return Finding(
         explained.class_,
         view.name,
-        view.kind,
+        kind,
         number,
         parts.n_clusters,
         rows,

@@ -1,4 +1,5 @@
-"""Proof of a cluster by intervention: what its images share is taken out of them, and put into images of other classes."""
+"""Proof of a cluster by intervention: what its images share is taken out of them, and put into images of
+other classes."""
 
 from __future__ import annotations
 
@@ -29,14 +30,18 @@ class Proof:
 
     Attributes:
         n: how many these were.
-        remove: fall of the evidence without what they share, beyond a control: an equal region elsewhere in the same images,
+        remove: fall of the evidence without what they share, beyond a control: an equal region elsewhere in
+            the same images,
             or bands of another image of the cluster.
-        insert: rise of the evidence in images of other classes that it is put into, beyond controls, as a share of the way
-            from the model's evidence in other classes to that in the class. Controls: other content of the same images at
+        insert: rise of the evidence in images of other classes that it is put into, beyond controls, as a
+            share of the way
+            from the model's evidence in other classes to that in the class. Controls: other content of the
+            same images at
             the same place, and the content of images of the class outside the cluster; of both the least.
         accuracy: share of the images taken for the class as they are, without it, and with the control.
         flips: share of the images of other classes taken for the class with it, and with the controls.
-        retained: share of the images in which the class is still recognised without it, of those where it was before; by
+        retained: share of the images in which the class is still recognised without it, of those where it was
+            before; by
             the witnesses, or by the audited model where there are none.
         p: of no fall or no rise beyond any control (Wilcoxon signed ranks, the largest).
         corrected: p corrected for all that were tried (Holm).
@@ -66,7 +71,8 @@ class Proof:
         """Why it survives, or why not, in one sentence."""
         i, r, k = self.insert, self.remove, self.retained
         put = f"put into other classes it carries {i.value:.0%} of the class [{i.low:.0%}, {i.high:.0%}]"
-        gone = f"without it the evidence falls by {r.value:.1f} nats [{r.low:.1f}, {r.high:.1f}] more than without a control"
+        fall = f"{r.value:.1f} nats [{r.low:.1f}, {r.high:.1f}]"
+        gone = f"without it the evidence falls by {fall} more than without a control"
         left = f"{k.value:.0%} of the images are still recognised without it [{k.low:.0%}, {k.high:.0%}]"
         if self.survives:
             return f"{put}, {gone}, and {left} (corrected p {self.corrected:.2g})"
@@ -85,7 +91,8 @@ class Judge:
     Args:
         head: the audited classifier.
         class_: index of the class.
-        own: (n, C, H, W) of the class, others: (M, C, H, W) of other classes: what lies between is the whole way.
+        own: (n, C, H, W) of the class, others: (M, C, H, W) of other classes: what lies between is the whole
+            way.
         witnesses: other models that know the class: what they take for the class too is the object.
         batch_size: images at a time.
 
@@ -103,14 +110,17 @@ class Judge:
         batch_size: int = 16,
     ) -> None:
         if not len(own) or not len(others):
-            raise InputError(f"{len(own)} images of class {class_} and {len(others)} of others prove nothing", "pass both")
+            raise InputError(
+                f"{len(own)} images of class {class_} and {len(others)} of others prove nothing", "pass both"
+            )
         self.head, self.class_, self.others, self.batch_size = head, class_, others, batch_size
         self.models = [Witness(head.model, class_), *witnesses]
         ways = [[self.odds(i, x)[0].mean() for x in (own, others)] for i in range(len(self.models))]
         self.way = [max(a - b, 0.1) for a, b in ways]
 
     def odds(self, number: int, x: Tensor) -> tuple[np.ndarray, np.ndarray]:
-        """Log odds of the class in images (..., C, H, W) by one of the models, and whether it is the answer."""
+        """Log odds of the class in images (..., C, H, W) by one of the models, and whether it is the
+        answer."""
         model, k = self.models[number].model, self.models[number].class_
         with torch.no_grad():
             parts = x.flatten(0, -4).split(self.batch_size)
@@ -126,7 +136,8 @@ class Judge:
         return relevance(score, x.to(self.head.device), batch_size=self.batch_size).clamp_min(0).cpu()
 
     def beyond(self, x: Tensor, heat: Tensor) -> Tensor:
-        """The heat, each map of sum 1, less the most that any witness has there; unchanged without witnesses."""
+        """The heat, each map of sum 1, less the most that any witness has there; unchanged without
+        witnesses."""
         if len(self.models) == 1:
             return heat
         maps = []
@@ -140,7 +151,9 @@ class Judge:
             maps.append(found / found.sum((1, 2), keepdim=True).clamp_min(1e-12))
         return heat / heat.sum((1, 2), keepdim=True).clamp_min(1e-12) - torch.stack(maps).max(0).values
 
-    def regions(self, x: Tensor, heat: Tensor, mates: Tensor | None, seed: int = 0, n_targets: int = 2) -> Proof:
+    def regions(
+        self, x: Tensor, heat: Tensor, mates: Tensor | None, seed: int = 0, n_targets: int = 2
+    ) -> Proof:
         """Proof of regions.
 
         Args:
@@ -153,7 +166,9 @@ class Judge:
         soft = soften(region(heat))
         edge = soft[:, None]
         h, w = x.shape[-2:]
-        far = [[tuple(int(rng.integers(s // 4, s - s // 4)) for s in (h, w)) for _ in range(n)] for _ in range(2)]
+        far = [
+            [tuple(int(rng.integers(s // 4, s - s // 4)) for s in (h, w)) for _ in range(n)] for _ in range(2)
+        ]
         controls = [inpaint(x, _moved(soft, moves)) for moves in far]
         targets = self._drawn(self.others, (n_targets, n), rng)
         put = lambda content: targets * (1 - edge) + content * edge
@@ -182,12 +197,20 @@ class Judge:
         others = self._drawn(mates, (n_targets, n), rng)
         targets = self._drawn(self.others, (n_targets, n), rng)
         bare = targets - inside(targets)
-        swapped = [(bare + inside(z)).clamp(0, 1) for z in (others, self._drawn(self.others, (n_targets, n), rng))]
+        swapped = [
+            (bare + inside(z)).clamp(0, 1) for z in (others, self._drawn(self.others, (n_targets, n), rng))
+        ]
         removed, control = ((x - own + inside(z)).clamp(0, 1) for z in (others[0], turned))
         return self._weigh(x, removed, [control], (bare + own).clamp(0, 1), swapped, seed)
 
     def _weigh(
-        self, x: Tensor, removed: Tensor, controls: list[Tensor], put: Tensor, against: list[Tensor], seed: int
+        self,
+        x: Tensor,
+        removed: Tensor,
+        controls: list[Tensor],
+        put: Tensor,
+        against: list[Tensor],
+        seed: int,
     ) -> Proof:
         """Compare; `put` and `against` are (targets, n, C, H, W), the others (n, C, H, W)."""
         answers = [self.odds(i, torch.stack([x, removed, *controls])) for i in range(len(self.models))]
@@ -198,7 +221,8 @@ class Judge:
         after = np.stack([h[1] for h in judged]) & before
         seen = [self.odds(i, torch.stack([put, *against])) for i in range(len(self.models))]
         rises = [
-            [(o[0] - other).mean(0) / way for other in o[1:]] for (o, _), way in zip(seen, self.way, strict=True)
+            [(o[0] - other).mean(0) / way for other in o[1:]]
+            for (o, _), way in zip(seen, self.way, strict=True)
         ]
         gains = [*rises[0], *(rises[0][0] - r[0] for r in rises[1:])]
         inserts = [_interval(g, seed) for g in gains]
