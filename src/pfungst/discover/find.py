@@ -99,7 +99,8 @@ def find(
     some = images(np.sort(rng.permutation(n)[:32]).tolist())
     judge = Judge(head, explained.class_, some, others[:64], witnesses, batch_size)
     judge.others = others
-    found, clusterings = [], {}
+    found: list[Finding] = []
+    clusterings: dict[str, Clustering] = {}
     for view in views if views is not None else explained.views():
         parts = clusterings[view.name] = cluster(view.vectors, most, seed=seed)
         if parts.n_clusters == 1 and any(f.n_clusters == 1 for f in found):

@@ -190,8 +190,8 @@ class Judge:
         basis = DCTBands(count=len(kept))
 
         def inside(z: Tensor) -> Tensor:
-            flat = z.flatten(0, -4)
-            return sum(basis.components(flat, b, b + 1)[0] for b in np.flatnonzero(kept)).view_as(z)  # type: ignore[union-attr]
+            parts = basis.components(z.flatten(0, -4))[torch.from_numpy(kept)]
+            return parts.sum(0).view_as(z)
 
         own, turned = inside(x), torch.roll(x, 1, 0)
         others = self._drawn(mates, (n_targets, n), rng)

@@ -289,11 +289,20 @@ def _verdict(entries: list[DiscoveryEntry], too_few: dict[str, int], study: _Stu
         "An artefact in nearly every image of a class, and what has neither a place, nor content that moves, "
         "nor a frequency of its own (a colour cast, blur), can escape."
     )
+    unsure = [e.name for e in entries if any(f.standing == "object" for f in e.findings)]
+    open_ = (
+        f"Of {few(unsure)} the model follows something that it cannot do without: the object, or a shortcut. "
+        "Only another model can tell: name one with --witness."
+    )
     if not pairs:
         return Verdict(
             level="sound",
             headline=f"Nothing beside the object was proved to decide; {basis}",
-            sentences=["What was not found is not shown to be absent.", blind],
+            sentences=[
+                *([open_] if unsure and not study.witnesses else []),
+                "What was not found is not shown to be absent.",
+                blind,
+            ],
         )
     entry, first = pairs[0]
     classes = list(dict.fromkeys(e.name for e, _ in pairs))
