@@ -37,7 +37,7 @@ class DiscoveryConfig(AuditConfig):
     original: str | None = Field(None, description="How files become images [as for the published weights]")
     per_class: int = Field(500, ge=6, description="Images of a class that are explained, drawn at random")
     most: int = Field(6, ge=1, le=20, description="Clusters per class and kind of explanation")
-    changed: int = Field(20, ge=6, description="Images of a cluster that are changed to prove it")
+    changed: int = Field(40, ge=6, description="Images of a cluster that are changed to prove it")
     batch_size: int = Field(16, ge=1, description="Images at a time")
 
     def no_pass(self) -> str:
