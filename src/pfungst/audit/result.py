@@ -121,6 +121,7 @@ KINDS = {
     "anomaly": "pfungst.audit.anomaly.result:AnomalyResult",
     "similarity": "pfungst.audit.similarity.result:SimilarityResult",
     "classifier": "pfungst.audit.classifier.result:ClassifierResult",
+    "discovery": "pfungst.audit.discovery.result:DiscoveryResult",
 }
 
 

@@ -12,6 +12,7 @@ from pfungst import __version__
 from pfungst.cli.audit import audit
 from pfungst.cli.claims import claims
 from pfungst.cli.common import group
+from pfungst.cli.discover import discover
 from pfungst.cli.label import label
 from pfungst.cli.pool import pool
 from pfungst.cli.tools import check, conditions, demo, report
@@ -23,6 +24,7 @@ app = group(
     "Find out what a model really looks at, measure what that costs after deployment, and mend the model."
 )
 app.add_typer(audit, name="audit")
+app.command()(discover)
 app.command()(label)
 app.add_typer(pool, name="pool")
 for command in (demo, check, report, conditions, claims):

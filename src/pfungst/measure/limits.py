@@ -104,6 +104,12 @@ WITNESSES = Limit(
     2, "2026-11-26", "with one, 2 of 8 clean networks gave a false alarm; with two, 0 of 6 others"
 )
 
+# --- discovery -------------------------------------------------------------------------------------------
+STABLE = Limit(0.8, "2026-11-26", "adjusted Rand index over resamples, from which clusters are believed")
+CARRIED = Limit(
+    0.1, "2026-11-26", "of the way to a class, lower end, that a finding must carry elsewhere to matter"
+)
+
 # --- faithfulness ----------------------------------------------------------------------------------------
 FAITHFUL_IMAGES = Limit(
     6, "2026-11-26", "fewer images cannot show it: five that agree have P = 0.06, two-sided"

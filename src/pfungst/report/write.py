@@ -17,6 +17,7 @@ PAGES = {
     "anomaly": "pfungst.report.anomaly",
     "similarity": "pfungst.report.similarity",
     "classifier": "pfungst.report.classifier",
+    "discovery": "pfungst.report.discovery",
 }
 
 

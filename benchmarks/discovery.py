@@ -1,0 +1,258 @@
+"""What discovery finds that was planted, what it says of clean networks, and whether it finds people in photographs of tench.
+
+    OMP_NUM_THREADS=1 python benchmarks/discovery.py planted --data ../shared/data --out FILE [--artefacts …] [--seeds 0 1 2]
+    OMP_NUM_THREADS=1 python benchmarks/discovery.py real --data ../shared/data [--class 0] [--witness] [--per-class 300]
+    OMP_NUM_THREADS=1 python benchmarks/discovery.py cost
+
+planted: networks of 32 px pictures of four classes, with an artefact in 60 % of one class's training and validation images
+(``_planting.py``), and clean ones. Discovery sees the validation and held-out images. A finding is right where it is of the
+target class and nine of ten images of its cluster have the artefact, or half of the artefact lies in the region that was changed. In the same run the two
+baselines: the same search and proof on clusters of the pictures themselves, and of their embeddings.
+real: the robust ResNet-18 on Imagenette. people.csv is read afterwards only. witness: the standard network.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from _common import describe_machine
+from _planting import plant
+from _truth_nets import answers, as_tensors, pictures, trained
+from evidence import Photos, load
+
+from pfungst.discover import Finding, View, cluster, correct, explain, find
+from pfungst.measure import auroc
+from pfungst.spurious import FeatureHead, Witness
+
+RATE, SIZE = 0.6, 0.35
+
+
+def baselines(x: torch.Tensor, phi: np.ndarray) -> list[View]:
+    """Clusters of what Domino (embeddings) and plain clustering (pictures) see, proved in the same way."""
+    small = torch.nn.functional.adaptive_avg_pool2d(x, 16).flatten(1).numpy()
+    centred = phi - phi.mean(0)
+    return [View("pictures", small - small.mean(0)), View("embeddings", centred)]
+
+
+def told(f: Finding) -> dict[str, object]:
+    p = f.proof
+    return {
+        "class": f.class_, "view": f.view, "kind": f.kind, "cluster": f"{f.cluster + 1}/{f.n_clusters}", "share": round(f.share, 2),
+        "remove": [round(v, 2) for v in p.remove], "insert": [round(v, 2) for v in p.insert],
+        "retained": [round(v, 2) for v in p.retained], "flips": p.flips, "p": p.corrected,
+        "decides": p.decides, "survives": p.survives,
+    }  # fmt: skip
+
+
+def planted(args: argparse.Namespace) -> None:
+    for seed in args.seeds:
+        for on in args.on:
+            for artefact in args.artefacts:
+                started = time.perf_counter()
+                line = one_network(args, seed, on, "" if artefact == "clean" else artefact)
+                line["seconds"] = round(time.perf_counter() - started, 1)
+                print(json.dumps({k: v for k, v in line.items() if k != "findings"}), flush=True)
+                if args.out:
+                    with args.out.open("a") as file:
+                        file.write(json.dumps(line) + "\n")
+
+
+def one_network(args: argparse.Namespace, seed: int, on: str, artefact: str) -> dict[str, object]:
+    parts, target, marks = pictures(args.data, on, seed, per_class=args.per_class), seed % 4, {}
+    bare = {name: images.copy() for name, (images, _) in parts.items()}
+    plain = bare["held"]
+    for n, (name, (images, labels)) in enumerate(parts.items()):
+        marks[name] = np.zeros(len(labels), bool)
+        if artefact:
+            rng = np.random.default_rng([seed, n])
+            marks[name] = (labels == target) & (rng.random(len(labels)) < args.rate)
+            images[marks[name]] = plant(images[marks[name]], artefact, args.size, seed=seed * 10 + n)
+    network = trained(args.net, parts["train"], seed)
+    head = FeatureHead(network, example=as_tensors(parts["train"])[0][:4])
+    x = torch.cat([as_tensors(parts[n])[0] for n in ("val", "held")])
+    labels = np.concatenate([parts[n][1] for n in ("val", "held")])
+    changed = (x - torch.cat([as_tensors((bare[n], parts[n][1]))[0] for n in ("val", "held")])).abs().amax(
+        1
+    ).numpy() > 0.1
+    other = trained(args.net, clean_pictures(args, seed, on), seed + 100) if args.witness else None
+    found: dict[str, list[Finding]] = {"explanations": [], "pictures": [], "embeddings": []}
+    rows_of = {}
+    for k in range(4):
+        rows_of[k] = rows = np.flatnonzero(labels == k)
+        images = lambda r, rows=rows: x[rows[np.asarray(list(r))]]
+        explained = explain(head, k, images, len(rows), batch_size=64)
+        with torch.no_grad():
+            phi = head.features(x[rows]).numpy()
+        witnesses = [] if other is None else [Witness(other, k)]
+        rng = np.random.default_rng([seed, k])
+        others = x[rng.permutation(np.flatnonzero(labels != k))[:100]]
+        for name, views in (
+            ("explanations", explained.views()),
+            *((v.name, [v]) for v in baselines(x[rows], phi)),
+        ):
+            found[name] += find(
+                head, explained, images, others, witnesses, views=views, batch_size=64, seed=seed
+            )[0]
+    line: dict[str, object] = {
+        "seed": seed, "on": on, "artefact": artefact or "clean", "accuracy": round(float((answers(network, parts["held"][0]) == parts["held"][1]).mean()), 2),
+    }  # fmt: skip
+    if artefact:
+        held = parts["held"][1] != target
+        lift = answers(network, plant(plain, artefact, args.size, seed=seed * 10 + 9)) == target
+        line["lift"] = round(float(lift[held].mean() - (answers(network, plain) == target)[held].mean()), 2)
+    for name, all_found in found.items():
+        ranked = correct(all_found)
+        alive = [f for f in ranked if f.proof.survives]
+        right = [is_right(f, changed[rows_of[f.class_]], target) for f in ranked]
+        line[name] = {
+            "tried": len(ranked), "survive": len(alive), "first is right": bool(alive and right[0]),
+            "wrong": sum(not r for r in right[: len(alive)]), "cluster": any(right),
+        }  # fmt: skip
+        line.setdefault("findings", {})[name] = [
+            told(f) | {"right": r} for f, r in zip(ranked, right, strict=True)
+        ]  # type: ignore[attr-defined]
+    return line
+
+
+def clean_pictures(args: argparse.Namespace, seed: int, on: str):
+    return pictures(args.data, on, seed, per_class=args.per_class)["train"]
+
+
+def is_right(f: Finding, changed: np.ndarray, target: int) -> bool:
+    """Whether a finding is the artefact: `changed` (N, H, W) is what it changed in the images of the class."""
+    marked = changed.any((1, 2))
+    if f.class_ != target or not marked.any():
+        return False
+    if f.n_clusters > 1 and marked[f.rows].mean() >= 0.9:
+        return True
+    if f.regions is None:
+        return False
+    shown = [
+        (changed[r], region)
+        for r, region in zip(f.rows[: len(f.regions)], f.regions, strict=True)
+        if marked[r]
+    ]
+    covered = [float(region[a].mean()) for a, region in shown]
+    return len(shown) >= len(f.regions) / 2 and float(np.mean(covered)) >= 0.5
+
+
+def real(args: argparse.Namespace) -> None:
+    folder = args.data / "imagenette"
+    order = sorted(json.loads((folder / "names.json").read_text()))
+    classes = {wnid: i for i, wnid in enumerate(order)}
+    net, standard = load(args.audited, args.data / "models"), load("standard", args.data / "models")
+    head = FeatureHead(net, example=torch.rand(2, 3, 128, 128))
+    photos = Photos(folder / f"{args.split}.parquet", classes)
+    val = Photos(folder / "val.parquet", classes)
+    k, rng = args.class_, np.random.default_rng(args.seed)
+    rows = np.sort(rng.permutation(np.flatnonzero(photos.labels == k))[: args.per_class])
+    images = lambda r: photos.stack(rows[np.asarray(list(r))])
+    others = val.stack(rng.permutation(np.flatnonzero(val.labels != k))[:100])
+    started = time.perf_counter()
+    explained = explain(head, k, images, len(rows), batch_size=8)
+    print(f"{len(rows)} images explained in {time.perf_counter() - started:.0f} s")
+    with torch.no_grad():
+        x = images(range(len(rows)))
+        phi = torch.cat([head.features(p) for p in x.split(16)]).numpy()
+    views = [*explained.views(), *baselines(x, phi)]
+    with (folder / "people.csv").open() as lines:
+        faces = {r["path"]: int(r["faces"]) > 0 for r in csv.DictReader(lines)}
+    truth = np.array([faces[photos.ids[r]] for r in rows])
+    print(f"a face in {truth.mean():.0%}")
+    for view in views:
+        parts = cluster(view.vectors, seed=args.seed)
+        print(
+            view.name,
+            parts.n_clusters,
+            "gaps",
+            parts.gaps.round(3),
+            "expected",
+            parts.expected.round(3),
+            parts.stability,
+        )
+        for c in range(parts.n_clusters):
+            m = parts.labels == c
+            print(
+                f"    cluster {c}: {m.mean():.0%} of the class, faces {truth[m].mean():.0%} against {truth[~m].mean() if (~m).any() else float('nan'):.0%}"
+            )
+    if args.only_clusters:
+        return
+    witnesses = [Witness(standard, k)] if args.witness else []
+    for group in (views[:3], views[3:4], views[4:]):
+        started = time.perf_counter()
+        found, _ = find(
+            head,
+            explained,
+            images,
+            others,
+            witnesses,
+            views=group,
+            n_images=args.images,
+            batch_size=8,
+            seed=args.seed,
+        )
+        for f in correct(found):
+            m = np.zeros(len(rows))
+            m[f.rows] = 1
+            area = auroc(truth, m) if f.n_clusters > 1 else float("nan")
+            print(
+                f"{f.view} {f.cluster + 1}/{f.n_clusters}, {f.share:.0%}: faces {truth[m > 0].mean():.0%} against {truth[m == 0].mean() if (m == 0).any() else float('nan'):.0%}, AUROC {area:.2f}; survives {f.proof.survives}; {f.proof.reason}"
+            )
+        print(f"{time.perf_counter() - started:.0f} s", flush=True)
+
+
+def cost(args: argparse.Namespace) -> None:
+    """Clustering of 10,000 vectors: seconds and memory."""
+    import resource
+
+    x = np.random.default_rng(0).normal(size=(10_000, 256)).astype(np.float32)
+    x[:2000, :5] += 6
+    before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+    parts = cluster(x, normalise=False)
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    print(
+        f"{np.bincount(parts.labels)}: {time.perf_counter() - started:.1f} s, {used / 1024:.0f} MB more at the peak"
+    )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    kinds = parser.add_subparsers(required=True)
+    one = kinds.add_parser("planted")
+    one.add_argument("--data", type=Path, required=True)
+    one.add_argument("--out", type=Path)
+    one.add_argument("--artefacts", nargs="*", default=["clean", "text_tag", "border", "corner_mark"])
+    one.add_argument("--on", nargs="*", default=["cifar"])
+    one.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
+    one.add_argument("--net", default="residual")
+    one.add_argument("--rate", type=float, default=RATE)
+    one.add_argument("--size", type=float, default=SIZE)
+    one.add_argument("--per-class", type=int, default=400)
+    one.add_argument("--witness", action="store_true", help="a clean network judges what is the object")
+    one.set_defaults(run=planted)
+    two = kinds.add_parser("real")
+    two.add_argument("--data", type=Path, required=True)
+    two.add_argument("--audited", default="robust")
+    two.add_argument("--class", dest="class_", type=int, default=0)
+    two.add_argument("--split", default="train")
+    two.add_argument("--per-class", type=int, default=300)
+    two.add_argument("--images", type=int, default=20)
+    two.add_argument("--seed", type=int, default=0)
+    two.add_argument("--witness", action="store_true")
+    two.add_argument("--only-clusters", action="store_true")
+    two.set_defaults(run=real)
+    three = kinds.add_parser("cost")
+    three.set_defaults(run=cost)
+    arguments = parser.parse_args()
+    print(describe_machine())
+    warnings.simplefilter("ignore")
+    arguments.run(arguments)

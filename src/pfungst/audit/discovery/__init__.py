@@ -1,0 +1,1 @@
+"""What a classifier reads that nobody named: ``pfungst discover``."""

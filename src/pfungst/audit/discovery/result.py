@@ -1,0 +1,101 @@
+"""What ``pfungst discover`` writes."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from pfungst.audit.result import Interval, Model, Result
+
+Standing = Literal["found", "object", "unproved"]
+
+
+class Column(Model):
+    """The value of a column that a cluster has more often than the other images of its class."""
+
+    column: str
+    value: str
+    inside: float = Field(description="its share in the cluster")
+    outside: float = Field(description="its share in the class's other images")
+    p: float = Field(description="of that by chance, corrected for all columns and values")
+
+
+class Shown(Model):
+    """A typical image of a cluster; the file is relative to the result."""
+
+    id: str
+    file: str
+
+
+class Proved(Model):
+    """A cluster and its proof; what each number means is in :class:`pfungst.discover.Proof`."""
+
+    number: int = Field(description="key of the regions of `images` in the arrays of its class")
+    view: str = Field(description="what was clustered: heatmaps, features or spectra")
+    kind: str = Field(description="what was changed: a place, content wherever it is, or frequency bands")
+    cluster: int
+    n_clusters: int
+    n: int
+    share: float = Field(description="of the class's images")
+    recognised: float = Field(description="share of the cluster that the model takes for the class")
+    columns: list[Column]
+    images: list[Shown]
+    map: list[list[float]] = Field(description="mean heatmap by patches, less that of the other images")
+    bands: list[int] = []
+    changed: int
+    remove: Interval
+    insert: Interval
+    accuracy: tuple[float, float, float]
+    flips: tuple[float, float]
+    retained: Interval
+    p: float = Field(description="before correction")
+    corrected: float = Field(1.0, description="for all clusters of all classes (Holm)")
+    standing: Standing = "unproved"
+    reason: str = ""
+
+
+class Grouped(Model):
+    """How the number of clusters of a view was chosen."""
+
+    view: str
+    n_clusters: int
+    gaps: list[float] = Field(description="eigengap after 1, 2, … clusters")
+    expected: list[float] = Field(description="the same of single clouds of that covariance")
+    stability: dict[int, float] = Field(
+        description="adjusted Rand index over resamples, by number of clusters"
+    )
+
+
+class DiscoveryEntry(Model):
+    """One class."""
+
+    index: int
+    name: str
+    n: int
+    accuracy: float
+    groupings: list[Grouped]
+    findings: list[Proved] = Field(description="what is proved first")
+    arrays: str = Field(
+        description="regions that were changed in the images shown, boolean (n, H, W) by number"
+    )
+
+
+class DiscoveryResult(Result):
+    """What discovery found in a classifier, and all that it tried."""
+
+    kind: Literal["discovery"] = "discovery"
+    model: str
+    weights: str
+    preprocessing: dict[str, Any]
+    witnesses: list[str]
+    named_by: str
+    tried: int = Field(description="clusters that were proved or not")
+    entries: list[DiscoveryEntry]
+    too_few: dict[str, int] = Field({}, description="classes with too few images, and how many")
+    next_command: str = Field("", description="to go on with what was found")
+
+    def found(self) -> list[tuple[DiscoveryEntry, Proved]]:
+        """What survived proof, with its class, the strongest first."""
+        pairs = [(e, f) for e in self.entries for f in e.findings if f.standing == "found"]
+        return sorted(pairs, key=lambda pair: -(pair[1].insert.low or 0))

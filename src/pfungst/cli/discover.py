@@ -1,0 +1,15 @@
+"""``pfungst discover``."""
+
+from __future__ import annotations
+
+from pfungst.audit.discovery.config import DiscoveryConfig
+from pfungst.cli.common import finish
+from pfungst.cli.options import from_config
+
+
+@from_config(DiscoveryConfig)
+def discover(config: DiscoveryConfig) -> None:
+    """What does a classifier rely on that nobody named? Its explanations, clustered and proved."""
+    from pfungst.audit.discovery.run import run
+
+    finish(run(config), config.out)

@@ -1,0 +1,181 @@
+"""Find what the explanations of a class share, and prove it: cluster each view of them, intervene on each
+cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from pfungst.discover.cluster import Clustering, cluster
+from pfungst.discover.explain import Explanations, Images, Kind, View
+from pfungst.discover.prove import FEWEST, Judge, Proof
+from pfungst.errors import InputError
+from pfungst.measure import holm
+from pfungst.spurious.evidence import Witness, region
+from pfungst.spurious.heads import FeatureHead
+
+SHOWN = 6  # prototypes
+_BAND_SHARE = 0.5  # of what a cluster's spectrum has more than the others, that the exchanged bands hold
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A cluster of one view of a class's explanations, and what interventions on it did.
+
+    Attributes:
+        class_: index. view, kind: see :class:`pfungst.discover.View`.
+        cluster, n_clusters: which of how many; of one, the whole class was tried.
+        rows: images of the class in it, the most typical first.
+        share: of the class's images.
+        map: (R, S) mean heatmap by patches, each of norm 1, less that of the other images where there are
+            any.
+        bands: which frequency bands were exchanged, of kind "bands".
+        regions: (n, H, W) boolean, where the first n typical images were changed; None of kind "bands".
+        proof: what interventions did, on images drawn from the cluster.
+    """
+
+    class_: int
+    view: str
+    kind: Kind
+    cluster: int
+    n_clusters: int
+    rows: np.ndarray
+    share: float
+    map: np.ndarray
+    proof: Proof
+    bands: tuple[int, ...] = ()
+    regions: np.ndarray | None = None
+
+    @property
+    def rank(self) -> tuple[bool, bool, float]:
+        """Sorts findings by what is proved when sorted in falling order."""
+        return self.proof.survives, self.proof.decides, self.proof.insert.low
+
+
+def find(
+    head: FeatureHead,
+    explained: Explanations,
+    images: Images,
+    others: Tensor,
+    witnesses: Sequence[Witness] = (),
+    *,
+    views: Sequence[View] | None = None,
+    most: int = 6,
+    n_images: int = 20,
+    batch_size: int = 16,
+    seed: int = 0,
+) -> tuple[list[Finding], dict[str, Clustering]]:
+    """Cluster the explanations of a class and intervene on each cluster of at least 6 images.
+
+    Args:
+        head: the classifier.
+        explained: of the images of the class.
+        images: gives the images of rows, in the same order.
+        others: (M, C, H, W) of other classes.
+        witnesses: other models that know the class. Without any, the object is what the audited model still
+            recognises.
+        views: what is clustered; heatmaps, features and spectra by default.
+        most: clusters per view.
+        n_images: of a cluster that are changed, drawn at random.
+        batch_size: images at a time.
+        seed: of all that is drawn.
+
+    Returns:
+        The findings, p not yet corrected (:func:`correct`, over all classes), and the clustering of each
+        view.
+
+    Raises:
+        InputError: fewer than 6 images of the class, or none of others.
+    """
+    n = len(explained)
+    if n < FEWEST:
+        raise InputError(f"{n} images of class {explained.class_} prove nothing", f"pass at least {FEWEST}")
+    rng = np.random.default_rng((seed, explained.class_))
+    some = images(np.sort(rng.permutation(n)[:32]).tolist())
+    judge = Judge(head, explained.class_, some, others[:64], witnesses, batch_size)
+    judge.others = others
+    found: list[Finding] = []
+    clusterings: dict[str, Clustering] = {}
+    for view in views if views is not None else explained.views():
+        parts = clusterings[view.name] = cluster(view.vectors, most, seed=seed)
+        if parts.n_clusters == 1 and any(f.n_clusters == 1 for f in found):
+            continue  # the whole class is tried once
+        for number in range(parts.n_clusters):
+            if len(parts.rows(number)) >= FEWEST:
+                kinds = [k for k in view.kinds if k != "bands" or parts.n_clusters > 1]
+                tried = ((view, kind, parts, number) for kind in kinds)
+                found += [_tried(judge, explained, images, which, n_images, seed) for which in tried]
+    return found, clusterings
+
+
+def correct(findings: Sequence[Finding]) -> list[Finding]:
+    """The same with p corrected for all of them together (Holm 1979), what is proved first."""
+    corrected = holm([f.proof.p for f in findings]) if findings else []
+    out = [replace(f, proof=replace(f.proof, corrected=p)) for f, p in zip(findings, corrected, strict=True)]
+    return sorted(out, key=lambda f: f.rank, reverse=True)
+
+
+def _tried(
+    judge: Judge,
+    explained: Explanations,
+    images: Images,
+    which: tuple[View, Kind, Clustering, int],
+    n_images: int,
+    seed: int,
+) -> Finding:
+    view, kind, parts, number = which
+    rng = np.random.default_rng((seed, explained.class_, number))
+    rows, rest = parts.rows(number), np.flatnonzero(parts.labels != number)
+    drawn, beside = (np.sort(rng.permutation(r)[:n_images]).tolist() for r in (rows, rest))
+    x, mates = images(drawn), images(beside) if len(beside) >= FEWEST else None
+    contrast = lambda values: values[rows].mean(0) - (values[rest].mean(0) if mates is not None else 0)
+    heatmap = contrast(_unit(explained.maps))
+    shown = images(rows[:SHOWN].tolist())
+    bands: tuple[int, ...] = ()
+    regions = None
+    if kind == "bands":
+        more = np.clip(contrast(_unit(explained.spectra)), 0, None)
+        order = np.argsort(-more)
+        held = np.cumsum(more[order]) - more[order] < _BAND_SHARE * max(more.sum(), 1e-12)
+        kept = np.zeros(len(more), bool)
+        kept[order[held]] = True
+        bands = tuple(np.flatnonzero(kept).tolist())
+        proof = judge.bands(x, kept, x if mates is None else mates, seed)
+    else:
+        if kind == "place":
+            grid = torch.from_numpy(heatmap).float().clamp_min(0)[None, None]
+            heat = functional.interpolate(grid, x.shape[-2:], mode="bilinear", align_corners=False)[0]
+            heats = [heat.expand(len(z), -1, -1) for z in (x, shown)]
+        else:
+            direction = torch.from_numpy(contrast(explained.psi)).float()
+            weight = judge.head.linear.psi(torch.ones(1, len(direction)), explained.class_)[0].cpu()
+            along = weight * direction / direction.norm().clamp_min(1e-12)
+            if mates is None:
+                along = weight  # the logit itself
+            heats = [judge.heat(z, along) for z in (x, shown)]
+        heats = [judge.beyond(z, h) for z, h in zip((x, shown), heats, strict=True)]
+        regions = region(heats[1]).bool().numpy()
+        proof = judge.regions(x, heats[0], mates, seed)
+    return Finding(
+        explained.class_,
+        view.name,
+        kind,
+        number,
+        parts.n_clusters,
+        rows,
+        len(rows) / len(explained),
+        heatmap.astype(np.float32),
+        proof,
+        bands,
+        regions,
+    )
+
+
+def _unit(values: np.ndarray) -> np.ndarray:
+    flat = values.reshape(len(values), -1)
+    return (flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-12)).reshape(values.shape)

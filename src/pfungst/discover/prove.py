@@ -1,0 +1,263 @@
+"""Proof of a cluster by intervention: what its images share is taken out of them, and put into images of
+other classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy import stats
+from torch import Tensor
+
+from pfungst.errors import InputError
+from pfungst.measure import Interval, bootstrap
+from pfungst.measure.limits import CARRIED, P_SPURIOUS, RETAINED
+from pfungst.relevance import DCTBands
+from pfungst.spurious.evidence import Witness, region, relevance
+from pfungst.spurious.heads import FeatureHead, logits_of
+from pfungst.spurious.inpaint import inpaint, soften
+
+FEWEST = 6  # images of a cluster: signed ranks of 5 cannot reach p < 0.05 with any correction
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What interventions on a cluster's images did. Evidence for the class is its log odds, in nats.
+
+    Intervals are 95 % bootstrap over the images of the cluster that were changed.
+
+    Attributes:
+        n: how many these were.
+        remove: fall of the evidence without what they share, beyond a control: an equal region elsewhere in
+            the same images,
+            or bands of another image of the cluster.
+        insert: rise of the evidence in images of other classes that it is put into, beyond controls, as a
+            share of the way
+            from the model's evidence in other classes to that in the class. Controls: other content of the
+            same images at
+            the same place, and the content of images of the class outside the cluster; of both the least.
+        accuracy: share of the images taken for the class as they are, without it, and with the control.
+        flips: share of the images of other classes taken for the class with it, and with the controls.
+        retained: share of the images in which the class is still recognised without it, of those where it was
+            before; by
+            the witnesses, or by the audited model where there are none.
+        p: of no fall or no rise beyond any control (Wilcoxon signed ranks, the largest).
+        corrected: p corrected for all that were tried (Holm).
+    """
+
+    n: int
+    remove: Interval
+    insert: Interval
+    accuracy: tuple[float, float, float]
+    flips: tuple[float, float]
+    retained: Interval
+    p: float
+    corrected: float = 1.0
+
+    @property
+    def survives(self) -> bool:
+        """Whether explanation and intervention agree: it decides, and it is not the object."""
+        return self.decides and self.retained.low >= RETAINED
+
+    @property
+    def decides(self) -> bool:
+        """Whether the class falls without it and rises with it, beyond the controls and what was tried."""
+        return self.remove.low > 0 and self.insert.low >= CARRIED and self.corrected <= P_SPURIOUS
+
+    @property
+    def reason(self) -> str:
+        """Why it survives, or why not, in one sentence."""
+        i, r, k = self.insert, self.remove, self.retained
+        put = f"put into other classes it carries {i.value:.0%} of the class [{i.low:.0%}, {i.high:.0%}]"
+        fall = f"{r.value:.1f} nats [{r.low:.1f}, {r.high:.1f}]"
+        gone = f"without it the evidence falls by {fall} more than without a control"
+        left = f"{k.value:.0%} of the images are still recognised without it [{k.low:.0%}, {k.high:.0%}]"
+        if self.survives:
+            return f"{put}, {gone}, and {left} (corrected p {self.corrected:.2g})"
+        if self.decides:
+            return f"{put} and {gone}, but {left}, so it may be the object"
+        if i.low < CARRIED:
+            return f"no proof: {put}; below {CARRIED:.0%} at the lower end it decides little"
+        if r.low <= 0:
+            return f"no proof: {put}, but {gone}"
+        return f"no proof: {put}, but p is {self.corrected:.2g} after correction for all that were tried"
+
+
+class Judge:
+    """Models that tell how much evidence for a class images hold.
+
+    Args:
+        head: the audited classifier.
+        class_: index of the class.
+        own: (n, C, H, W) of the class, others: (M, C, H, W) of other classes: what lies between is the whole
+            way.
+        witnesses: other models that know the class: what they take for the class too is the object.
+        batch_size: images at a time.
+
+    Raises:
+        InputError: no images of one side.
+    """
+
+    def __init__(
+        self,
+        head: FeatureHead,
+        class_: int,
+        own: Tensor,
+        others: Tensor,
+        witnesses: Sequence[Witness] = (),
+        batch_size: int = 16,
+    ) -> None:
+        if not len(own) or not len(others):
+            raise InputError(
+                f"{len(own)} images of class {class_} and {len(others)} of others prove nothing", "pass both"
+            )
+        self.head, self.class_, self.others, self.batch_size = head, class_, others, batch_size
+        self.models = [Witness(head.model, class_), *witnesses]
+        ways = [[self.odds(i, x)[0].mean() for x in (own, others)] for i in range(len(self.models))]
+        self.way = [max(a - b, 0.1) for a, b in ways]
+
+    def odds(self, number: int, x: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """Log odds of the class in images (..., C, H, W) by one of the models, and whether it is the
+        answer."""
+        model, k = self.models[number].model, self.models[number].class_
+        with torch.no_grad():
+            parts = x.flatten(0, -4).split(self.batch_size)
+            logits = torch.cat([logits_of(model(p.to(self.head.device))).double().cpu() for p in parts])
+        rest = torch.cat([logits[:, :k], logits[:, k + 1 :]], 1)
+        odds, hit = logits[:, k] - rest.logsumexp(1), logits[:, k] > rest.max(1).values
+        return odds.view(x.shape[:-3]).numpy(), hit.view(x.shape[:-3]).numpy()
+
+    def heat(self, x: Tensor, direction: Tensor) -> Tensor:
+        """Where images (N, C, H, W) raise a direction of the penultimate features, (N, H, W) ≥ 0."""
+        along = direction.to(self.head.device)
+        score = lambda z: self.head.features(z) @ along
+        return relevance(score, x.to(self.head.device), batch_size=self.batch_size).clamp_min(0).cpu()
+
+    def beyond(self, x: Tensor, heat: Tensor) -> Tensor:
+        """The heat, each map of sum 1, less the most that any witness has there; unchanged without
+        witnesses."""
+        if len(self.models) == 1:
+            return heat
+        maps = []
+        for witness in self.models[1:]:
+
+            def odds(z: Tensor, w: Witness = witness) -> Tensor:
+                logits = logits_of(w.model(z))
+                return logits[:, w.class_] - logits.logsumexp(1)
+
+            found = relevance(odds, x.to(self.head.device), 2, self.batch_size).clamp_min(0).cpu()
+            maps.append(found / found.sum((1, 2), keepdim=True).clamp_min(1e-12))
+        return heat / heat.sum((1, 2), keepdim=True).clamp_min(1e-12) - torch.stack(maps).max(0).values
+
+    def regions(
+        self, x: Tensor, heat: Tensor, mates: Tensor | None, seed: int = 0, n_targets: int = 2
+    ) -> Proof:
+        """Proof of regions.
+
+        Args:
+            x: (n, C, H, W) of the cluster, at least 6.
+            heat: (n, H, W): the region holds most of it, see :func:`pfungst.spurious.evidence.region`.
+            mates: images of the class outside the cluster, None where there are none.
+            n_targets: images of other classes that each region is put into.
+        """
+        rng, n = np.random.default_rng((seed, self.class_)), len(x)
+        soft = soften(region(heat))
+        edge = soft[:, None]
+        h, w = x.shape[-2:]
+        far = [
+            [tuple(int(rng.integers(s // 4, s - s // 4)) for s in (h, w)) for _ in range(n)] for _ in range(2)
+        ]
+        controls = [inpaint(x, _moved(soft, moves)) for moves in far]
+        targets = self._drawn(self.others, (n_targets, n), rng)
+        put = lambda content: targets * (1 - edge) + content * edge
+        against = [put(_moved(x, far[0]))]
+        if mates is not None:
+            against.append(put(self._drawn(mates, (n_targets, n), rng)))
+        return self._weigh(x, inpaint(x, soft), controls, put(x), against, seed)
+
+    def bands(self, x: Tensor, kept: np.ndarray, mates: Tensor, seed: int = 0, n_targets: int = 2) -> Proof:
+        """Proof of frequency bands: those of an image are exchanged for those of another.
+
+        Args:
+            x: (n, C, H, W) of the cluster, at least 6.
+            kept: (B,) boolean, the bands that the cluster's images share, of as many bands of the power law.
+            mates: images of the class outside the cluster.
+            n_targets: images of other classes that the bands are put into.
+        """
+        rng, n = np.random.default_rng((seed, self.class_, 1)), len(x)
+        basis = DCTBands(count=len(kept))
+
+        def inside(z: Tensor) -> Tensor:
+            parts = basis.components(z.flatten(0, -4))[torch.from_numpy(kept)]
+            return parts.sum(0).view_as(z)
+
+        own, turned = inside(x), torch.roll(x, 1, 0)
+        others = self._drawn(mates, (n_targets, n), rng)
+        targets = self._drawn(self.others, (n_targets, n), rng)
+        bare = targets - inside(targets)
+        swapped = [
+            (bare + inside(z)).clamp(0, 1) for z in (others, self._drawn(self.others, (n_targets, n), rng))
+        ]
+        removed, control = ((x - own + inside(z)).clamp(0, 1) for z in (others[0], turned))
+        return self._weigh(x, removed, [control], (bare + own).clamp(0, 1), swapped, seed)
+
+    def _weigh(
+        self,
+        x: Tensor,
+        removed: Tensor,
+        controls: list[Tensor],
+        put: Tensor,
+        against: list[Tensor],
+        seed: int,
+    ) -> Proof:
+        """Compare; `put` and `against` are (targets, n, C, H, W), the others (n, C, H, W)."""
+        answers = [self.odds(i, torch.stack([x, removed, *controls])) for i in range(len(self.models))]
+        odds, hit = answers[0]
+        falls = odds[2:].mean(0) - odds[1]
+        judged = [h for _, h in answers[1:]] or [hit]
+        before = np.stack([h[0] for h in judged])
+        after = np.stack([h[1] for h in judged]) & before
+        seen = [self.odds(i, torch.stack([put, *against])) for i in range(len(self.models))]
+        rises = [
+            [(o[0] - other).mean(0) / way for other in o[1:]]
+            for (o, _), way in zip(seen, self.way, strict=True)
+        ]
+        gains = [*rises[0], *(rises[0][0] - r[0] for r in rises[1:])]
+        inserts = [_interval(g, seed) for g in gains]
+        hits = seen[0][1]
+        return Proof(
+            len(x),
+            _interval(falls, seed),
+            min(inserts, key=lambda i: i.low),
+            (float(hit[0].mean()), float(hit[1].mean()), float(hit[2:].mean())),
+            (float(hits[0].mean()), float(hits[1:].mean())),
+            _share(after.sum(0), before.sum(0), seed),
+            max(_above_zero(v) for v in (falls, *gains)),
+        )
+
+    @staticmethod
+    def _drawn(pool: Tensor, shape: tuple[int, int], rng: np.random.Generator) -> Tensor:
+        chosen = rng.choice(len(pool), shape, replace=len(pool) < shape[0] * shape[1])
+        return pool[torch.from_numpy(chosen)]
+
+
+def _moved(x: Tensor, moves: Sequence[tuple[int, ...]]) -> Tensor:
+    return torch.stack([torch.roll(a, move, (-2, -1)) for a, move in zip(x, moves, strict=True)])
+
+
+def _above_zero(values: np.ndarray) -> float:
+    return float(stats.wilcoxon(values, alternative="greater").pvalue) if values.any() else 1.0
+
+
+def _interval(values: np.ndarray, seed: int) -> Interval:
+    return _share(values, np.ones(len(values)), seed)
+
+
+def _share(top: np.ndarray, bottom: np.ndarray, seed: int) -> Interval:
+    """Σ top / Σ bottom with its bootstrap interval over images; the widest where the bottom is empty."""
+    if not bottom.any():
+        return Interval(0.0, 0.0, 1.0)
+    ratio = lambda w: (w @ top) / np.where(w @ bottom == 0, np.nan, w @ bottom)
+    return bootstrap(ratio, np.zeros(len(top)), seed=seed)
