@@ -173,7 +173,9 @@ def test_two_groups_by_hand():
     assert two_groups(np.repeat([0.0, 2.0], 50)) == pytest.approx(1 - np.exp(-2))
     rng = np.random.default_rng(0)
     assert two_groups(rng.normal(size=500)) == 0
-    assert np.mean([two_groups(10 * rng.random(60)) > 0.1 for _ in range(200)]) <= 0.09  # flat is no two groups
+    assert (
+        np.mean([two_groups(10 * rng.random(60)) > 0.1 for _ in range(200)]) <= 0.09
+    )  # flat is no two groups
 
 
 def test_the_papers_rule_is_the_confidence_of_visualisations():

@@ -96,7 +96,9 @@ CARRIED = Limit(
     "2026-11-26",
     "of the way to the class, lower end, beyond other models; clean networks reach 0.06, planted marks 0.32",
 )
-APART = Limit(0.1, "2026-11-26", "two groups of α times √sufficiency; 27 clean networks of even seeds reach 0.02")
+APART = Limit(
+    0.1, "2026-11-26", "two groups of α times √sufficiency; 27 clean networks of even seeds reach 0.02"
+)
 CARRIED_ALONE = Limit(
     0.45, "2026-11-26", "of the way to the class, lower end, without witnesses; 27 clean networks reach 0.36"
 )
