@@ -280,8 +280,10 @@ def _components(result: ClassifierResult, folder: Path) -> Section:
     lazy = len(order) > _PLAIN
     blocks += [_class_details(e, folder, budget, lazy, first=e is order[0]) for e in order]
     lead = (
-        "What each class was found to depend on, tested by intervention; nobody has looked at it. Each row shows "
-        "how α, what the component adds to the logit of the class, is spread over the class's training images, "
+        "What each class was found to depend on, tested by intervention; nobody has looked at it. Each row "
+        "shows "
+        "how α, what the component adds to the logit of the class, is spread over the class's training "
+        "images, "
         "and the images where it is highest, below them with the region outlined that it comes from."
     )
     if result.faithfulness is not None:

@@ -44,6 +44,7 @@ class Budget:
 
 
 def class_id(entry: ClassEntry) -> str:
+    """Where a class stands on the page."""
     return f"class-{entry.index}"
 
 
@@ -69,7 +70,8 @@ def component_gallery(entry: ClassEntry, folder: Path, budget: Budget) -> Galler
     chosen = entry.components[: budget.components]
     chosen += [c for c in entry.components[budget.components :] if c.component in entry.fixed]
     caption = (
-        "Histogram: α of all training images of the class. Outlined: where most of the positive relevance of α is, "
+        "Histogram: α of all training images of the class. Outlined: where most of the positive relevance "
+        "of α is, "
         "by integrated gradients from the blurred image."
     )
     return Gallery(
@@ -129,8 +131,10 @@ def _reason(component: Component) -> str:
     models = f" ({text.plural(len(found.necessity) - 1, 'other model')}: {_falls(found.necessity[1:])})"
     need, carry = found.necessity[0], found.sufficiency[0]
     return (
-        f"{'; '.join(words)}. {_word(found)}: {found.reason}. In {found.images} {found.on} images: without the region "
-        f"{_between(need, text.number)} nats of evidence are lost{models if len(found.necessity) > 1 else ''}; pasted "
+        f"{'; '.join(words)}. {_word(found)}: {found.reason}. In {found.images} {found.on} images: without "
+        "the region "
+        f"{_between(need, text.number)} nats of evidence are "
+        f"lost{models if len(found.necessity) > 1 else ''}; pasted "
         f"elsewhere it carries {_between(carry, text.percent)} of the class."
     )
 

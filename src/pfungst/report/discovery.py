@@ -217,7 +217,10 @@ def _tried(result: DiscoveryResult) -> Section:
         name="Every cluster that was tried",
         caption="Small figures are 95 % intervals.",
     )
-    lead = "A finding needs all four: it raises other images, its loss lowers the class's, the object stays, and chance is excluded."
+    lead = (
+        "A finding needs all four: it raises other images, its loss lowers the class's, the object stays, "
+        "and chance is excluded."
+    )
     return Section(id="tried", title="Everything that was tried", lead=lead, blocks=[table])
 
 

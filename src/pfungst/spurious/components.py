@@ -36,8 +36,8 @@ def read_components(
     Args:
         path: JSON as :func:`write_components` writes it, or the published `.npy` that holds a pickled dict.
         fingerprint: of the model to use them on (`head.fingerprint()`); a file of another model is refused.
-        allow_pickle: needed for `.npy`. Unpickling runs code from the file: only for files you trust. Such files
-            carry no fingerprint, so nothing can check that they belong to your model.
+        allow_pickle: needed for `.npy`. Unpickling runs code from the file: only for files you trust. Such
+            files carry no fingerprint, so nothing can check that they belong to your model.
 
     Raises:
         InputError: another format, another model, or a pickle without the switch.
@@ -64,7 +64,8 @@ def read_components(
 def _describe(fingerprint: Mapping[str, Any]) -> str:
     digest = str(fingerprint.get("head_sha256", "without a fingerprint"))[:12]
     name = f"{fingerprint['name']}, " if fingerprint.get("name") else ""
-    return f"{name}{fingerprint.get('classes', '?')} classes, {fingerprint.get('features', '?')} features, head {digest}, model {fingerprint.get('model_key', '?')}"
+    classes, features, model = (fingerprint.get(key, "?") for key in ("classes", "features", "model_key"))
+    return f"{name}{classes} classes, {features} features, head {digest}, model {model}"
 
 
 def _checked(content: Any, path: Path) -> Components:

@@ -1,4 +1,5 @@
-"""Diffusion counterfactuals: put a spurious feature into an image and see the prediction change (paper 003, appendix H)."""
+"""Diffusion counterfactuals: put a spurious feature into an image and see the prediction change (paper 003,
+appendix H)."""
 
 from __future__ import annotations
 
@@ -110,9 +111,9 @@ def counterfactual(
 ) -> Counterfactual:
     """Guided diffusion towards a class and a spurious component, close to the original (DVCE).
 
-    From x_t at `start`, each step samples from N(μ + Σ ‖μ‖ g, Σ), g the weighted sum of the normalised gradients of
-    log-confidence, of α and of −‖x̂_0 − x‖₁ with respect to x_t, evaluated at the denoised sample x̂_0
-    (Augustin et al. 2022, equation 8; paper 003, appendix H, adds α).
+    From x_t at `start`, each step samples from N(μ + Σ ‖μ‖ g, Σ), g the weighted sum of the normalised
+    gradients of log-confidence, of α and of −‖x̂_0 − x‖₁ with respect to x_t, evaluated at the denoised
+    sample x̂_0 (Augustin et al. 2022, equation 8; paper 003, appendix H, adds α).
 
     Args:
         model: the classifier, images in [0, 1].
@@ -121,9 +122,9 @@ def counterfactual(
         class_: class to be predicted.
         component: of `npca`; None for guidance by the class alone.
         npca: fitted on `model`.
-        confidence_weight, alpha_weight, distance_weight: weights of the three directions. 0.1 for the confidence and 0.15
-            for the l1 distance, and half of 200 steps, are those that the published code of DVCE recommends; α has the
-            weight of the confidence here, which is our choice.
+        confidence_weight, alpha_weight, distance_weight: weights of the three directions. 0.1 for the
+            confidence and 0.15 for the l1 distance, and half of 200 steps, are those that the published code
+            of DVCE recommends; α has the weight of the confidence here, which is our choice.
         steps: length of the respaced schedule of the whole chain.
         start: fraction of the chain from which the noised original is denoised.
         seed: of all noise.

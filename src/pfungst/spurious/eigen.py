@@ -30,9 +30,10 @@ class Spectrum:
 def leading(a: Tensor, m: int, seed: int = 0, dims: int = 0) -> Spectrum:
     """Leading m eigenpairs of AᵀA without forming it.
 
-    Block Golub-Kahan Lanczos with full reorthogonalisation and a Rayleigh-Ritz step in float64 (Golub and Van Loan,
-    Matrix Computations, section 10.4); the full decomposition of the smaller side where the problem is small or
-    Krylov would not pay. Accuracy: angles ≤ 1e-3 where the relative gap exceeds 1 %, eigenvalues within 1e-4.
+    Block Golub-Kahan Lanczos with full reorthogonalisation and a Rayleigh-Ritz step in float64 (Golub and Van
+    Loan, Matrix Computations, section 10.4); the full decomposition of the smaller side where the problem is
+    small or Krylov would not pay. Accuracy: angles ≤ 1e-3 where the relative gap exceeds 1 %, eigenvalues
+    within 1e-4.
 
     Args:
         a: (n, D), centred if a covariance is meant.
@@ -101,9 +102,9 @@ def _krylov(a: Tensor, m: int, seed: int, first: int, limit: int) -> Spectrum | 
 def _converged(values: Tensor, residual: Tensor, m: int) -> bool:
     """Whether the first m Ritz pairs keep the promise.
 
-    The residual lies outside the basis, so its share of a vector is residual over the distance to the spectrum
-    outside (bounded by the first Ritz value that has not converged at all), and other Ritz vectors mix in only to
-    second order: residual_l · residual_j over both distances.
+    The residual lies outside the basis, so its share of a vector is residual over the distance to the
+    spectrum outside (bounded by the first Ritz value that has not converged at all), and other Ritz vectors
+    mix in only to second order: residual_l · residual_j over both distances.
     """
     top, own = values[:m].clamp_min(1e-300), residual[:m]
     rough = torch.nonzero(residual > 0.2 * values.clamp_min(1e-300))

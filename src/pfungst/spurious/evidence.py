@@ -1,7 +1,8 @@
 """Is a component spurious? By intervention: its region is taken away, and put where the class is not.
 
-Correlation ranks (the bimodality of α, the confidence of a visualisation) find what a component is active on; only an
-intervention tells whether that decides, and only what is left without it tells whether it was the object.
+Correlation ranks (the bimodality of α, the confidence of a visualisation) find what a component is active on;
+only an intervention tells whether that decides, and only what is left without it tells whether it was the
+object.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ class Witness:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What interventions on a component's region did. Evidence for a class is its log odds, log p − log(1 − p), in nats.
+    """What interventions on a component's region did. Evidence for a class is its log odds, log p − log(1 −
+    p), in nats.
 
     Intervals are 95 % bootstrap over the component's images.
 
@@ -55,20 +57,23 @@ class Evidence:
         class_, component: which.
         rows: the images it was measured on, rows of what was passed.
         alpha: their mean α.
-        necessity: fall of the evidence when the region is painted over, beyond that of an equal region elsewhere in the
-            same images, for the audited model and then each witness.
-        sufficiency: rise of the evidence in images of other classes when the part of the region that is not the object is
-            pasted into them, beyond that of other content of the same images at the same place, for each model; as a
-            share of the way from the model's evidence for the class in other classes to that in the class.
-        excess: sufficiency of the audited model beyond that of the witness where this is least; without witnesses
-            sufficiency itself. What every model takes for the class is a piece of it, or a habit that all share.
-        flips: share of these images that the audited model then takes for the class, and that with other content.
-        retained: share of the images in which the class is still recognised without that part, by the witnesses that
-            recognised it before (by the audited model where there are none).
+        necessity: fall of the evidence when the region is painted over, beyond that of an equal region
+            elsewhere in the same images, for the audited model and then each witness.
+        sufficiency: rise of the evidence in images of other classes when the part of the region that is not
+            the object is pasted into them, beyond that of other content of the same images at the same place,
+            for each model; as a share of the way from the model's evidence for the class in other classes to
+            that in the class.
+        excess: sufficiency of the audited model beyond that of the witness where this is least; without
+            witnesses sufficiency itself. What every model takes for the class is a piece of it, or a habit
+            that all share.
+        flips: share of these images that the audited model then takes for the class, and that with other
+            content.
+        retained: share of the images in which the class is still recognised without that part, by the
+            witnesses that recognised it before (by the audited model where there are none).
         p: of excess ≤ 0 or sufficiency ≤ 0 (Wilcoxon signed ranks, the larger).
         corrected: p times Holm's factor for all that were tried, see :func:`correct`.
-        apart: how clearly the class falls into images with the component and images without, see :func:`two_groups`;
-            0 where not measured.
+        apart: how clearly the class falls into images with the component and images without, see
+            :func:`two_groups`; 0 where not measured.
     """
 
     class_: int
@@ -86,7 +91,8 @@ class Evidence:
 
     @property
     def sufficient(self) -> bool:
-        """Whether the part that is not the object raises the class elsewhere, beyond chance and beyond the witnesses."""
+        """Whether the part that is not the object raises the class elsewhere, beyond chance and beyond the
+        witnesses."""
         return self.sufficiency[0].low > 0 and self.excess.low >= CARRIED and self.corrected <= P_SPURIOUS
 
     @property
@@ -96,8 +102,9 @@ class Evidence:
 
     @property
     def off_object(self) -> bool:
-        """Whether what it reads is shown not to be the object: two witnesses still recognise the class without it, or
-        the labels do (there are images of the class without it), or the model itself by a wide margin."""
+        """Whether what it reads is shown not to be the object: two witnesses still recognise the class
+        without it, or the labels do (there are images of the class without it), or the model itself by a wide
+        margin."""
         witnessed, left = len(self.necessity) > WITNESSES, self.retained.low >= RETAINED
         itself = len(self.necessity) == 1 and left and self.sufficiency[0].low >= CARRIED_ALONE
         return (witnessed and left) or self.beside >= APART or itself
@@ -125,7 +132,10 @@ class Evidence:
             least = min(self.necessity, key=lambda n: n.low)
             models = f"each of {len(self.necessity)} models" if len(self.necessity) > 1 else "the model"
             fall = f"{least.value:.2f} nats [{least.low:.2f}, {least.high:.2f}]"
-            return f"{models} loses evidence without its region, at least {fall}, and the rest carries nothing elsewhere"
+            return (
+                f"{models} loses evidence without its region, at least {fall}, and the rest carries nothing "
+                "elsewhere"
+            )
         if not self.sufficient:
             shared = len(self.sufficiency) > 1 and self.sufficiency[0].low > 0
             why = (
@@ -133,24 +143,27 @@ class Evidence:
             )
             return f"{why}: what it reads off the object {raised}"
         if self.retained.low >= RETAINED:
-            return f"it {raised}, and {left}, but all images of the class may have it, and fewer than {WITNESSES:.0f} witnesses cannot tell a piece of the object"
+            return (
+                f"it {raised}, and {left}, but all images of the class may have it, and fewer than "
+                f"{WITNESSES:.0f} witnesses cannot tell a piece of the object"
+            )
         return f"it {raised}, but {left}, so the region may be the object"
 
     @property
     def rank(self) -> tuple[bool, float, float]:
-        """Sorts suspects first when sorted in falling order: the word, then what the class has two groups by, then the
-        sufficiency that is certain."""
+        """Sorts suspects first when sorted in falling order: the word, then what the class has two groups by,
+        then the sufficiency that is certain."""
         return self.word == "spurious", self.beside, self.sufficiency[0].low
 
 
 def two_groups(alpha: np.ndarray) -> float:
     """How clearly α of a class falls into images with a component and images without, in [0, 1].
 
-    √separation of the best split (0 for what a bell curve gives by chance) times 1 − e^−gap, the share by which the gap
-    between the groups changes the odds of the class; a tenth of it where a flat distribution would explain as much (up to
-    3/4 + 0.45/√n of n values in 95 % of samples; simulated for n from 10 to 1,300): such α ranks, and proves nothing. On
-    networks trained on photographs α has one peak and this is near 0; where something was added to a part of the images of
-    a class it is large.
+    √separation of the best split (0 for what a bell curve gives by chance) times 1 − e^−gap, the share by
+    which the gap between the groups changes the odds of the class; a tenth of it where a flat distribution
+    would explain as much (up to 3/4 + 0.45/√n of n values in 95 % of samples; simulated for n from 10 to
+    1,300): such α ranks, and proves nothing. On networks trained on photographs α has one peak and this is
+    near 0; where something was added to a part of the images of a class it is large.
 
     Args:
         alpha: (n,) of the class's training images, in logits.
@@ -177,19 +190,20 @@ def evidence(
 ) -> list[Evidence]:
     """Intervene on the regions that components read.
 
-    The region of a component in an image holds most of the positive relevance of α: integrated gradients from the blurred
-    image, which on real networks found regions whose loss lowers α more than those of any composite of LRP
-    (docs/evidence.md). The part that is not the object is that where α has more relevance than the class has in any witness.
+    The region of a component in an image holds most of the positive relevance of α: integrated gradients from
+    the blurred image, which on real networks found regions whose loss lowers α more than those of any
+    composite of LRP (docs/evidence.md). The part that is not the object is that where α has more relevance
+    than the class has in any witness.
 
     Args:
         npca: fitted, with its model attached.
         class_: class index.
         components: which of its components.
-        images: (N, C, H, W) in [0, 1] of the class, best such that the model was not trained on; for each component the
-            n_images of highest α are used.
+        images: (N, C, H, W) in [0, 1] of the class, best such that the model was not trained on; for each
+            component the n_images of highest α are used.
         others: (M, C, H, W) of other classes.
-        witnesses: other models that know the class; with fewer than two nothing is called spurious. Without any, the object
-            is what the audited model itself still recognises, and the whole region is pasted.
+        witnesses: other models that know the class; with fewer than two nothing is called spurious. Without
+            any, the object is what the audited model itself still recognises, and the whole region is pasted.
         apart: for each component :func:`two_groups` of its training images, where known.
         n_images: per component.
         n_targets: images of other classes that each region is pasted into.
@@ -197,11 +211,12 @@ def evidence(
         seed: of places, targets and the bootstrap.
 
     Returns:
-        One for each component, in their order, p corrected for their number (:func:`correct` for several classes).
+        One for each component, in their order, p corrected for their number (:func:`correct` for several
+        classes).
 
     Raises:
-        InputError: fewer than 6 images or no others (n of 5 cannot reach p < 0.05 with any correction), or `apart` of
-            another length.
+        InputError: fewer than 6 images or no others (n of 5 cannot reach p < 0.05 with any correction), or
+            `apart` of another length.
     """
     head = npca.model
     if head is None:
@@ -231,7 +246,8 @@ def evidence(
 
 
 def correct(found: Sequence[Evidence]) -> list[Evidence]:
-    """The same with p corrected for all of them together (Holm 1979): call it on the evidence of all classes."""
+    """The same with p corrected for all of them together (Holm 1979): call it on the evidence of all
+    classes."""
     order = sorted(range(len(found)), key=lambda i: found[i].p)
     out, least = list(found), 0.0
     for place, i in enumerate(order):
@@ -243,8 +259,9 @@ def correct(found: Sequence[Evidence]) -> list[Evidence]:
 def paper_rule(
     npca: NeuralPCA, class_: int, n: int = 10, candidates: int = 128, **options: object
 ) -> list[int]:
-    """The published selection (Neuhaus et al. 2023, section 4): of the `candidates` components of highest variance the n
-    whose feature visualisation has the highest confidence, most confident first. For adversarially robust networks.
+    """The published selection (Neuhaus et al. 2023, section 4): of the `candidates` components of highest
+    variance the n whose feature visualisation has the highest confidence, most confident first. For
+    adversarially robust networks.
 
     Args:
         options: for :func:`pfungst.spurious.visualise`.
@@ -253,8 +270,8 @@ def paper_rule(
 
 
 def relevance(score: Score, x: Tensor, steps: int = 4, batch_size: int = 8) -> Tensor:
-    """Integrated gradients of a score from the blurred image to the image (Sundararajan et al. 2017), summed over
-    channels and smoothed, (N, H, W); midpoint rule.
+    """Integrated gradients of a score from the blurred image to the image (Sundararajan et al. 2017), summed
+    over channels and smoothed, (N, H, W); midpoint rule.
 
     Args:
         score: images (N, C, H, W) → (N,), each from its own image.
@@ -272,7 +289,8 @@ def relevance(score: Score, x: Tensor, steps: int = 4, batch_size: int = 8) -> T
 
 
 def region(heat: Tensor, share: float = _SHARE, largest: float = _LARGEST) -> Tensor:
-    """Where the strongest positive values hold `share` of all positive ones, at most the part `largest` of the image.
+    """Where the strongest positive values hold `share` of all positive ones, at most the part `largest` of
+    the image.
 
     Args:
         heat: (N, H, W).
@@ -371,7 +389,8 @@ class _Lab:
 
     @staticmethod
     def _moves(x: Tensor, rng: np.random.Generator) -> list[tuple[int, int]]:
-        """For each image how far a region is moved, round the edges: a quarter to three quarters of the width."""
+        """For each image how far a region is moved, round the edges: a quarter to three quarters of the
+        width."""
         h, w = x.shape[-2:]
         return [(int(rng.integers(h // 4, h - h // 4)), int(rng.integers(w // 4, w - w // 4))) for _ in x]
 

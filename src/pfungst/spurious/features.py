@@ -108,28 +108,31 @@ def extract_features(
 ) -> FeatureStore:
     """Run the model once over (id, image, label) and store the features; an interrupted pass continues.
 
-    A store holds what a pass into an empty folder would: rows of images or labels that changed are computed again, as
-    are those whose files are damaged.
+    A store holds what a pass into an empty folder would: rows of images or labels that changed are computed
+    again, as are those whose files are damaged.
 
     Args:
         model: the classifier, or its :class:`FeatureHead`.
-        data: gives (id, image (C, H, W) in [0, 1], class index). With `__len__` and `__getitem__`, other processes can
-            load. Images are known by their content. If `data.identity(i)` tells what the image i, its preparation and
-            its label depend on (plain values, such as :func:`pfungst.features.file_key`), those in the store are not
-            even read; that needs `data.ids` too.
+        data: gives (id, image (C, H, W) in [0, 1], class index). With `__len__` and `__getitem__`, other
+            processes can load. Images are known by their content. If `data.identity(i)` tells what the image
+            i, its preparation and its label depend on (plain values, such as
+            :func:`pfungst.features.file_key`), those in the store are not even read; that needs `data.ids`
+            too.
         path: folder of the store.
         batch_size: images per forward pass.
         dtype: "float16" (half the disk) or "float32".
         device: "auto", "cpu", "cuda", …
         workers: loading processes; "auto": one per core but one where there are many images.
         ray: compute on a Ray cluster: "auto", or its ``host:port``.
-        skip_bad: leave unreadable images out and count them in `store.meta["skipped"]`; otherwise they are all named.
+        skip_bad: leave unreadable images out and count them in `store.meta["skipped"]`; otherwise they are
+            all named.
         commit_every: batches between commits; at most this many are computed again after a kill.
         progress: show a bar.
 
     Raises:
         UnreadableImages: some images cannot be read.
-        InputError: labels outside the model's classes, features too large for float16, a store of another model.
+        InputError: labels outside the model's classes, features too large for float16, a store of another
+            model.
         DataError: an identifier occurs twice; another process is writing into the folder.
         ConfigError: the device does not exist.
     """
@@ -307,8 +310,8 @@ def match_classes(folders: Sequence[str], model: Sequence[str] | int) -> dict[st
 
     Args:
         folders: label names of the image set.
-        model: the model's class names in order of its outputs, or their number when it carries none; then the sorted
-            folders must be as many.
+        model: the model's class names in order of its outputs, or their number when it carries none; then the
+            sorted folders must be as many.
 
     Raises:
         InputError: names without a class, showing both sides.
@@ -343,7 +346,8 @@ def _check_labels(labels: Sequence[Any], ids: Sequence[str], head: FeatureHead) 
             number = -1
         if not 0 <= number < head.linear.n_classes:
             raise InputError(
-                f"image {item!r} has label {label!r}, but the model's classes are 0 … {head.linear.n_classes - 1}",
+                f"image {item!r} has label {label!r}, but the model's classes are 0 … "
+                f"{head.linear.n_classes - 1}",
                 "map the image set's labels to the model's classes with match_classes",
             )
         out.append(number)

@@ -71,14 +71,14 @@ class FeatureHead:
     """A classifier seen as features and a final linear layer; found by running the model once.
 
     The layer is the last `nn.Linear` (or 1×1 convolution on a 1×1 map) whose output is the logits up to one
-    positive scale, which is kept as the temperature. This covers the heads of torchvision, timm and Hugging Face
-    image classifiers. The model is put into evaluation mode.
+    positive scale, which is kept as the temperature. This covers the heads of torchvision, timm and Hugging
+    Face image classifiers. The model is put into evaluation mode.
 
     Args:
         model: maps images (N, C, H, W) to logits (N, K), or to an object with `.logits`.
         layer: name of the layer in `model.named_modules()`, to choose it yourself.
-        example: (N, C, H, W) real images in [0, 1] to trace with; by default two random images of the size in the
-            model's own configuration, else 224.
+        example: (N, C, H, W) real images in [0, 1] to trace with; by default two random images of the size in
+            the model's own configuration, else 224.
 
     Raises:
         InputError: no such layer, or the logits are not linear in its input; the message gives the reason.
@@ -256,7 +256,8 @@ def _choose(
 
 
 def _explain_misfit(call: _Call, logits: Tensor) -> tuple[str, float]:
-    """Why the logits are not this layer's output over a positive constant (empty if they are), and that constant."""
+    """Why the logits are not this layer's output over a positive constant (empty if they are), and that
+    constant."""
     if call.count > 1:
         return f"it runs {call.count} times in one pass", 1.0
     if call.output.numel() != logits.numel() or call.phi.numel() != len(logits) * call.phi[0].numel():

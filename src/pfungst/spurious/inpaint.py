@@ -19,13 +19,15 @@ def gaussian(x: Tensor, sigma: float) -> Tensor:
 
 
 def soften(mask: Tensor) -> Tensor:
-    """Regions (N, H, W) of 0 and 1, one pixel wider, with an edge that fades out over about 1/64 of the width."""
+    """Regions (N, H, W) of 0 and 1, one pixel wider, with an edge that fades out over about 1/64 of the
+    width."""
     wide = functional.max_pool2d(mask[:, None], 3, stride=1, padding=1)
     return gaussian(wide, mask.shape[-1] / 128)[:, 0].clamp(0, 1)
 
 
 def inpaint(x: Tensor, mask: Tensor) -> Tensor:
-    """Images with a region filled from around it, coarse to fine (push-pull; Gortler et al. 1996, section 3.5).
+    """Images with a region filled from around it, coarse to fine (push-pull; Gortler et al. 1996, section
+    3.5).
 
     Args:
         x: (N, C, H, W).

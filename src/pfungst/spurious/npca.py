@@ -27,8 +27,8 @@ FORMAT = "pfungst.npca/1"
 class NeuralPCA(BaseEstimator):
     """Principal components of each class's weighted features ψ_k(x) = w_k ⊙ φ(x) / T.
 
-    α_l(x) = ⟨1, v_l⟩ ⟨v_l, ψ_k(x) − ψ̄_k⟩ is what component l adds to the logit of class k, whatever the sign of v_l;
-    with all components Σ_l α_l(x) = logit_k(x) − mean training logit (equation 6).
+    α_l(x) = ⟨1, v_l⟩ ⟨v_l, ψ_k(x) − ψ̄_k⟩ is what component l adds to the logit of class k, whatever the sign
+    of v_l; with all components Σ_l α_l(x) = logit_k(x) − mean training logit (equation 6).
 
     Args:
         n_components: components kept per class, None for all. A class of n images has at most n − 1.
@@ -44,12 +44,12 @@ class NeuralPCA(BaseEstimator):
         explained_variance_: {class: (m,)} eigenvalues of the covariance with n − 1, float64.
         total_variance_: {class: trace of that covariance}.
         n_samples_: {class: n}.
-        absent_: {class: (m, 2)} per component, mean α of the class's images that lack its feature, and the α up to which
-            they reach: the lower group of the best split of α in two. Where the split explains no more than that of a
-            bell curve by chance, no image lacks it: (0, ∞), the mean of all.
+        absent_: {class: (m, 2)} per component, mean α of the class's images that lack its feature, and the α
+            up to which they reach: the lower group of the best split of α in two. Where the split explains no
+            more than that of a bell curve by chance, no image lacks it: (0, ∞), the mean of all.
 
-    Memory while fitting, beside the result (classes × n_components × D × 4 bytes): for each worker one class's
-    features in float32 twice, and the Krylov space of about 3.5 n_components vectors.
+    Memory while fitting, beside the result (classes × n_components × D × 4 bytes): for each worker one
+    class's features in float32 twice, and the Krylov space of about 3.5 n_components vectors.
     """
 
     def __init__(
@@ -78,7 +78,8 @@ class NeuralPCA(BaseEstimator):
             classes: only these.
 
         Raises:
-            InputError: features of another model, labels outside its classes, not finite, a class of one image.
+            InputError: features of another model, labels outside its classes, not finite, a class of one
+                image.
         """
         if isinstance(model, nn.Module):
             model = FeatureHead(model)
@@ -104,7 +105,8 @@ class NeuralPCA(BaseEstimator):
             few = [k for k in self.classes_ if min(counts[k] - 1, head.n_features) < wanted]
             if few:
                 warnings.warn(
-                    f"{len(few)} of {len(self.classes_)} classes cannot have {wanted} components: for example class "
+                    f"{len(few)} of {len(self.classes_)} classes cannot have {wanted} components: for "
+                    "example class "
                     f"{few[0]} with {counts[few[0]]} images and {head.n_features} features has "
                     f"{min(counts[few[0]] - 1, head.n_features)}; they keep what there is",
                     PfungstWarning,
@@ -151,14 +153,16 @@ class NeuralPCA(BaseEstimator):
         self._top[k] = (best.values.T.contiguous(), ids)
         return spectrum.dims
 
-    # --- reading ------------------------------------------------------------------------------------------------
+    # --- reading
+    # ------------------------------------------------------------------------------------------------
 
     def _known(self, class_: int, component: int | None = None) -> int:
         if not hasattr(self, "classes_"):
             raise InputError("this NeuralPCA is not fitted", "call fit or load first")
         if class_ not in self.components_:
             raise InputError(
-                f"class {class_} was not fitted; {len(self.classes_)} classes are, from {self.classes_[0]} to "
+                f"class {class_} was not fitted; {len(self.classes_)} classes are, from {self.classes_[0]} "
+                "to "
                 f"{self.classes_[-1]}",
                 "fit it, or choose another class",
             )
@@ -184,7 +188,8 @@ class NeuralPCA(BaseEstimator):
         return self.alpha_features(self._model.features(x), class_)
 
     def alpha_of(self, class_: int, component: int) -> Any:
-        """α_l as a function of penultimate features (N, D) → (N,): the score to explain with GradCAM and the like."""
+        """α_l as a function of penultimate features (N, D) → (N,): the score to explain with GradCAM and the
+        like."""
         self._known(class_, component)
         weight = self.head_.weight[class_] / self.head_.temperature
         v, mean = self.components_[class_][component], self.mean_[class_]
@@ -228,7 +233,8 @@ class NeuralPCA(BaseEstimator):
         total = self.total_variance_[self._known(class_)]
         return self.explained_variance_[class_] / (total if total > 0 else 1.0)
 
-    # --- files --------------------------------------------------------------------------------------------------
+    # --- files
+    # --------------------------------------------------------------------------------------------------
 
     def save(self, path: str | Path) -> None:
         """Write `path`.safetensors and `path`.json (names from the stem of `path`)."""
@@ -282,7 +288,8 @@ class NeuralPCA(BaseEstimator):
 
 
 def _absent(alpha: Tensor) -> Tensor:
-    """Of each column of α (n, m), mean and end of the lower group, (m, 2) float64; (0, ∞) where there are no two."""
+    """Of each column of α (n, m), mean and end of the lower group, (m, 2) float64; (0, ∞) where there are no
+    two."""
     splits = [best_split(column) for column in alpha.T.numpy()]
     rows = [(s.low, s.threshold) if s.separation > 0 else (0.0, float("inf")) for s in splits]
     return torch.tensor(rows, dtype=torch.float64)
@@ -331,7 +338,8 @@ class _Source:
         self.classes = [int(k) for k in np.unique(self.labels)]
         if not self.classes or self.classes[0] < 0 or self.classes[-1] >= head.n_classes:
             raise InputError(
-                f"labels {self.classes[:1]} … {self.classes[-1:]} do not fit a model of {head.n_classes} classes",
+                f"labels {self.classes[:1]} … {self.classes[-1:]} do not fit a model of {head.n_classes} "
+                "classes",
                 "map the labels to the model's classes with match_classes",
             )
 

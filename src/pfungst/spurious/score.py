@@ -31,7 +31,8 @@ class ClassScore:
 
     Attributes:
         auc: area under the ROC curve; 1 means no reliance.
-        low, high: its 95 % interval (Newcombe 2006, method 5, which stays in [0, 1] also at perfect separation).
+        low, high: its 95 % interval (Newcombe 2006, method 5, which stays in [0, 1] also at perfect
+            separation).
         average_precision: what the published code computes; depends on the two counts.
         mean_positive, mean_negative: mean probability of the class on either side.
         n_positive, n_negative: images.
@@ -82,7 +83,8 @@ class SpuriousScore:
         )
 
     def _bootstrap(self, draws: int = 2000) -> np.ndarray:
-        """Mean AUC of resampled images, (draws,): AUC = uᵀ P v with P who wins and multinomial weights u, v."""
+        """Mean AUC of resampled images, (draws,): AUC = uᵀ P v with P who wins and multinomial weights u,
+        v."""
         rng = np.random.default_rng(self.seed)
         total = np.zeros(draws)
         for k in self.classes:
@@ -123,7 +125,8 @@ def spurious_score(
     Args:
         model: images (N, C, H, W) → logits.
         validation: (id, image, class index) that show the class.
-        spurious: (id, image, class index) that show only the class's spurious feature, e.g. a :class:`SpuriousFolder`.
+        spurious: (id, image, class index) that show only the class's spurious feature, e.g. a
+            :class:`SpuriousFolder`.
         missing: "error" or "skip" for classes without validation images.
 
     Raises:
@@ -139,7 +142,8 @@ def spurious_score(
 def score_probabilities(
     positives: Mapping[int, Any], negatives: Mapping[int, Any], missing: str = "error", seed: int = 0
 ) -> SpuriousScore:
-    """Spurious score from the probabilities of class k: {k: (n,)} of images of k and of spurious images of k."""
+    """Spurious score from the probabilities of class k: {k: (n,)} of images of k and of spurious images of
+    k."""
     if not negatives:
         raise DataError("there are no images with spurious features", "pass at least one class of them")
     absent = sorted(k for k in negatives if k not in positives or not len(positives[k]))
@@ -255,7 +259,8 @@ class SpuriousFolder:
         return len(self.ids)
 
     def identity(self, i: int) -> tuple[object, ...]:
-        """What the features of an image and its label depend on, beside the model. Raises OSError if it is not there."""
+        """What the features of an image and its label depend on, beside the model. Raises OSError if it is
+        not there."""
         return file_key(self.root / self.ids[i]), self.transform, self.labels[i]
 
     def key(self) -> str:
@@ -290,10 +295,11 @@ def _class_score(p: np.ndarray, q: np.ndarray) -> ClassScore:
 
 
 def auc_interval(auc: float, n: int, m: int, z: float = 1.959964) -> tuple[float, float]:
-    """95 % interval of an AUC from n positives and m negatives (Newcombe 2006, Statistics in Medicine 25, method 5).
+    """95 % interval of an AUC from n positives and m negatives (Newcombe 2006, Statistics in Medicine 25,
+    method 5).
 
-    The two solutions θ of (auc − θ)² = z² V(θ), V(θ) = θ (1 − θ) (1 + N (1 − θ)/(2 − θ) + N θ/(1 + θ)) / (n m) with
-    N = (n + m)/2 − 1.
+    The two solutions θ of (auc − θ)² = z² V(θ), V(θ) = θ (1 − θ) (1 + N (1 − θ)/(2 − θ) + N θ/(1 + θ)) / (n
+    m) with N = (n + m)/2 − 1.
     """
     half = (n + m) / 2 - 1
 

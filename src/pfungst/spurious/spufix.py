@@ -1,4 +1,5 @@
-"""SpuFix: switch spurious components off without retraining, on any classifier (paper 003, equations 8 to 11)."""
+"""SpuFix: switch spurious components off without retraining, on any classifier (paper 003, equations 8 to
+11)."""
 
 from __future__ import annotations
 
@@ -26,8 +27,8 @@ _COLLINEAR = 1e-3  # smallest eigenvalue of the Gram matrix of unit directions t
 class FixedHead(nn.Module):
     """A linear head that subtracts what spurious components add: z_k − Σ_l max(⟨a_l, φ⟩ + c_l, 0).
 
-    All components of all classes are one matrix product. `linear` is the original layer, so whatever follows it in
-    the model (a temperature) stays as it was.
+    All components of all classes are one matrix product. `linear` is the original layer, so whatever follows
+    it in the model (a temperature) stays as it was.
     """
 
     weight_fix: Tensor
@@ -69,14 +70,17 @@ class FixedHead(nn.Module):
 class SpuFix(nn.Module):
     """A classifier whose logits no longer gain from its spurious components.
 
-    logit_k(x) − Σ_{l ∈ S_k} max(α_l(x) − r_l, 0); all other logits are unchanged. The module replaces the model: same
-    input, same output, differentiable, any batch size, exportable. It leaves the model as it was and shares the memory
+    logit_k(x) − Σ_{l ∈ S_k} max(α_l(x) − r_l, 0); all other logits are unchanged. The module replaces the
+    model: same input, same output, differentiable, any batch size, exportable. It leaves the model as it was
+        and shares the memory
     of its weights until one of the two is moved.
 
-    The reference r_l is what counts as "without the feature". The paper has r_l = 0, the mean of the class's training
-    images: of a feature in a share s of them, s of what it adds stays. "absent" goes beyond the paper: r_l is the mean α of
-    the images that lack the feature, the lower group of the best split of α in two, so that nothing stays. It is the mean
-    of all where α has no two groups (:attr:`NeuralPCA.absent_`), with a warning.
+    The reference r_l is what counts as "without the feature". The paper has r_l = 0, the mean of the class's
+    training
+    images: of a feature in a share s of them, s of what it adds stays. "absent" goes beyond the paper: r_l is
+        the mean α of
+    the images that lack the feature, the lower group of the best split of α in two, so that nothing stays. It
+    is the mean of all where α has no two groups (:attr:`NeuralPCA.absent_`), with a warning.
 
     Args:
         model: the classifier that `npca` was fitted on, or its head.
@@ -174,19 +178,21 @@ class SpuFix(nn.Module):
     ) -> SpuFix:
         """The same fix for another classifier of the same classes.
 
-        For each component, the direction of the other model's ψ of greatest covariance with α over the class's
-        training images; the coordinates in the span of a class's directions are found by least squares. Images
-        are matched by identifier. The reference is the mean of the same images as here: all, or those that lack the feature.
+        For each component, the direction of the other model's ψ of greatest covariance with α over the
+        class's training images; the coordinates in the span of a class's directions are found by least
+        squares. Images are matched by identifier. The reference is the mean of the same images as here: all,
+        or those that lack the feature.
 
         Args:
             model: the other classifier.
-            images: (id, image, class index) of the classes with components; both models run on them. They are read
-                twice, so pass a data set or a list.
+            images: (id, image, class index) of the classes with components; both models run on them. They are
+                read twice, so pass a data set or a list.
             source, target: instead of images, stores of the first and of the other model's features.
             clip: as in the constructor; by default as here.
 
         Raises:
-            InputError: neither images nor stores, too few matching images (or none without a feature), other classes.
+            InputError: neither images nor stores, too few matching images (or none without a feature), other
+                classes.
             DataError: an image has different labels in the two stores.
         """
         if self._npca is None:
@@ -233,7 +239,8 @@ class SpuFix(nn.Module):
         return new
 
     def _lacking(self, class_: int, part: list[int], phi: Tensor) -> Tensor:
-        """Which images, of features (n, D), the reference of each component is the mean of: (n, m) of 0 and 1."""
+        """Which images, of features (n, D), the reference of each component is the mean of: (n, m) of 0 and
+        1."""
         assert self._npca is not None
         alpha = self._npca.alpha_features(phi, class_)[:, part].cpu()
         if self.reference == "mean":
@@ -248,7 +255,8 @@ class SpuFix(nn.Module):
         return lacking.to(alpha)
 
     def save(self, path: str | Path) -> None:
-        """Write the fix alone, `path`.safetensors and `path`.json; the model's weights stay in its own checkpoint."""
+        """Write the fix alone, `path`.safetensors and `path`.json; the model's weights stay in its own
+        checkpoint."""
         stem = Path(path).with_suffix("")
         head = self.head
         tensors = {"weight": head.weight_fix, "offset": head.offset_fix, "class": head.class_fix}
@@ -320,8 +328,9 @@ def fold(
     """All components as one affine map of φ: β (in units of W φ + b) = φ weightᵀ + offset.
 
     With the unit directions of a class as rows of B, coordinates are c = (B Bᵀ)⁻¹ B (ψ − origin), and
-    β_l = c_l ⟨1, b_l⟩, where the origin, (D,) or for each direction (m, D), is where β_l = 0. Near-collinear directions, for which the coordinates are not determined by the data, share
-    them equally (pseudo-inverse) and a warning gives the numbers.
+    β_l = c_l ⟨1, b_l⟩, where the origin, (D,) or for each direction (m, D), is where β_l = 0. Near-collinear
+    directions, for which the coordinates are not determined by the data, share them equally (pseudo-inverse)
+    and a warning gives the numbers.
 
     Returns:
         weight (M, D), offset (M,), class index (M,).
@@ -334,8 +343,10 @@ def fold(
         if bool(small.any()):
             cosine = (b @ b.T).fill_diagonal_(0).abs().max()
             warnings.warn(
-                f"{len(b)} directions of class {k} are nearly dependent (smallest eigenvalue of their Gram matrix "
-                f"{float(values[0]):.1e}, largest |cosine| {float(cosine):.4f}): their common part is shared equally "
+                f"{len(b)} directions of class {k} are nearly dependent (smallest eigenvalue of their Gram "
+                "matrix "
+                f"{float(values[0]):.1e}, largest |cosine| {float(cosine):.4f}): their common part is "
+                "shared equally "
                 "among them instead of being solved for",
                 PfungstWarning,
                 stacklevel=4,

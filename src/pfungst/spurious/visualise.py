@@ -42,10 +42,10 @@ def apgd(
 ) -> Ascent:
     """Adaptive projected gradient ascent in an l2 ball within [0, 1], each image with its own step size.
 
-    Croce and Hein 2020, algorithm 1, as paper 003 uses it: first step 2 radius, momentum 0.75, checkpoints after
-    22 % of the steps, then every period shortened by 3 % down to 6 %; at a checkpoint the step is halved, and the
-    best point taken up again, when at most 75 % of the period's steps rose or the best value has not moved since the
-    last checkpoint that kept the step.
+    Croce and Hein 2020, algorithm 1, as paper 003 uses it: first step 2 radius, momentum 0.75, checkpoints
+    after 22 % of the steps, then every period shortened by 3 % down to 6 %; at a checkpoint the step is
+    halved, and the best point taken up again, when at most 75 % of the period's steps rose or the best value
+    has not moved since the last checkpoint that kept the step.
 
     Args:
         objective: (N, C, H, W) → (N,), each value from its own image only.
@@ -147,7 +147,8 @@ def visualise(
     batch_size: int = 32,
     seed: int = 0,
 ) -> Visualisation:
-    """NPFV: argmax over z of ⟨1, v_l⟩ ⟨v_l, ψ_k(z)⟩ near grey (paper 003, section 4), batched over components.
+    """NPFV: argmax over z of ⟨1, v_l⟩ ⟨v_l, ψ_k(z)⟩ near grey (paper 003, section 4), batched over
+    components.
 
     Args:
         npca: fitted, with its model attached.
@@ -188,7 +189,8 @@ def visualise(
 def select(
     npca: NeuralPCA, class_: int, n: int = 10, candidates: int = 128, **options: object
 ) -> Visualisation:
-    """The components of a class to look at: of the `candidates` of highest variance, the n whose NPFV is most confident.
+    """The components of a class to look at: of the `candidates` of highest variance, the n whose NPFV is most
+    confident.
 
     Args:
         npca: fitted, with its model attached.

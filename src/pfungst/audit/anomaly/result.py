@@ -62,6 +62,8 @@ class Scored(Model):
 
 
 class Group(Model):
+    """One group of a column."""
+
     name: str
     n_good: int
     n_defect: int
@@ -166,6 +168,8 @@ class Entry(Scored):
 
 
 class AnomalyResult(Result):
+    """What the anomaly audit writes."""
+
     kind: Literal["anomaly"] = "anomaly"
     original: str
     deployed: str

@@ -136,8 +136,8 @@ class Explainer:
         """Evidence of the components, and whether it is on validation or training images.
 
         On validation images where they show the component: where it adds at least half of what it adds in
-        as many training images. A feature that deployment removes is in the training images only. Last, whether
-        the class is also the answer to an empty image.
+        as many training images. A feature that deployment removes is in the training images only. Last,
+        whether the class is also the answer to an empty image.
         """
         store, n = self.stores[ORIGINAL], self.npca.n_images
         rows = store.rows(class_)
@@ -181,7 +181,8 @@ class Explainer:
 
     @staticmethod
     def _answered_blank(others: Tensor, judges: list[Witness]) -> bool:
-        """Whether the class is a judge's answer to the mean colour of other classes: being left proves nothing then."""
+        """Whether the class is a judge's answer to the mean colour of other classes: being left proves
+        nothing then."""
         blank = others.mean((0, 2, 3), keepdim=True).expand(2, -1, *others.shape[2:])
         with torch.no_grad():
             return any(bool((logits_of(j.model(blank)).argmax(1) == j.class_).any()) for j in judges)
@@ -212,7 +213,8 @@ class Explainer:
         return relevance(lambda x: alpha(head.features(x)), images.to(self._device)).float()
 
     def faithfulness(self, classes: list[Explained]) -> Faithful | None:
-        """Of the maps that regions are made of, on one image of as many components; None where there are too few."""
+        """Of the maps that regions are made of, on one image of as many components; None where there are too
+        few."""
         pairs = [(e.index, c.component, c.images[0].id) for e in classes for c in e.components]
         pairs = [
             pairs[i] for i in np.linspace(0, len(pairs) - 1, min(_FAITHFUL, len(pairs))).round().astype(int)
@@ -229,7 +231,8 @@ class Explainer:
 
         patch = math.ceil(self.study.train.size / _PATCHES)
         flipping = Flipping(
-            score, images, patch=patch, target=torch.arange(len(pairs), device=images.device), steps=8, orders=2,
+            score, images, patch=patch, target=torch.arange(len(pairs), device=images.device), steps=8,
+            orders=2,
             seed=self.study.config.seed,
         )  # fmt: skip
         found = flipping.of(heats)

@@ -1,6 +1,7 @@
 """What SpuFix switches off: components that people judged spurious, else those that interventions prove so.
 
-Of a class with images of only its feature also those that lack witnesses only: these images then prove it or not.
+Of a class with images of only its feature also those that lack witnesses only: these images then prove it or
+not.
 """
 
 from __future__ import annotations

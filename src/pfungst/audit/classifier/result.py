@@ -61,13 +61,14 @@ class Component(Model):
 
     @property
     def suspect(self) -> bool:
-        """Whether it is, or would be with enough witnesses; a class with images of only its feature needs none."""
+        """Whether it is, or would be with enough witnesses; a class with images of only its feature needs
+        none."""
         return self.tested is not None and self.tested.suspect
 
     @property
     def order(self) -> tuple[bool, float, float]:
-        """Sorts what to look at first when sorted in falling order: what is proven, then what divides the class and
-        carries it, then what carries it."""
+        """Sorts what to look at first when sorted in falling order: what is proven, then what divides the
+        class and carries it, then what carries it."""
         if self.tested is None:
             return self.spurious, 0.0, -1.0
         return self.spurious, self.tested.beside, self.tested.sufficiency[0].low or 0.0
@@ -113,7 +114,7 @@ class Scores(Model):
     rises: Gain | None = Field(None, description="the class whose probability rises most, median over images")
     among: float | None = Field(
         None,
-        description="accuracy with answers limited to the classes of the validation images, if there are more",
+        description="accuracy with answers limited to the classes of the validation images, if more exist",
     )
     mauc: Interval | None = None
     published_map: float | None = None
@@ -176,6 +177,8 @@ class Faithful(Model):
 
 
 class ClassifierResult(Result):
+    """What the classifier audit writes."""
+
     kind: Literal["classifier"] = "classifier"
     model: str
     fingerprint: dict[str, Any]

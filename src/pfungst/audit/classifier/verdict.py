@@ -66,7 +66,8 @@ class Judge:
             headline=f"{self.model} answers in another order of classes than assumed: accuracy "
             f"{_percent(here.value)} in this one, {_percent(best.value)} in the one that fits best",
             sentences=[
-                f"Assumed: {self.study.outputs.order}. What fits best, found on half of the validation images "
+                f"Assumed: {self.study.outputs.order}. What fits best, found on half of the validation "
+                "images "
                 f"and measured on the rest: {self.study.outputs.describe(order)}.",
                 "Give the names in the order of the model's outputs (--class-names) and audit again; no "
                 "other number here means anything.",
@@ -105,7 +106,8 @@ class Judge:
             f"{'loss' if loss >= 0 else 'gain'} of accuracy",
             [
                 f"{first.name}, component{'s' if len(first.fixed) > 1 else ''} {names}: "
-                f"{_component_words(first)}. Switching off what looks spurious ends it: this is a Clever Hans "
+                f"{_component_words(first)}. Switching off what looks spurious ends it: this is a Clever "
+                "Hans "
                 "effect."
             ],
             About(
@@ -115,7 +117,8 @@ class Judge:
         )
 
     def _intervened(self) -> Verdict | None:
-        """What interventions alone prove; not where the maps that chose the regions are no better than chance."""
+        """What interventions alone prove; not where the maps that chose the regions are no better than
+        chance."""
         proven = [(e, c) for e in self.entries for c in e.proven]
         if not proven or self.faithful is None or not self.faithful.beats_random:
             return None
@@ -131,10 +134,12 @@ class Judge:
         )
         return self._verdict(
             "clever-hans",
-            f"{self.model} takes something beside the object for {entry.name}: pasted into other images it carries "
+            f"{self.model} takes something beside the object for {entry.name}: pasted into other images it "
+            "carries "
             f"{_percent(min(carries.value, 1))} of the class, and {alone}{more}",
             [
-                f"{entry.name}, component {first.component}: {first.tested.reason}. This rests on interventions "
+                f"{entry.name}, component {first.component}: {first.tested.reason}. This rests on "
+                "interventions "
                 f"in {first.tested.images} {first.tested.on} images, with 95 % intervals: something{others} "
                 "carries the class. What it is shows in the pictures; look at them before switching it off."
             ],
@@ -189,7 +194,8 @@ class Judge:
         return self._verdict("fragile", headline, [], about)
 
     def _unverified(self) -> Verdict | None:
-        """What people judged spurious, or interventions prove by maps that beat no chance. Mere suspects alarm nobody."""
+        """What people judged spurious, or interventions prove by maps that beat no chance. Mere suspects
+        alarm nobody."""
         found = [e for e in self.entries if (e.judged or e.proven) and e.under().spurious is None]
         if not found:
             return None
@@ -216,7 +222,8 @@ class Judge:
             if any(e.judged or e.proven for e in self.entries):
                 sentences = []
             sentences.append(
-                f"{suspects} component{'s look' if suspects > 1 else ' looks'} suspicious, but nothing shows that "
+                f"{suspects} component{'s look' if suspects > 1 else ' looks'} suspicious, but nothing "
+                "shows that "
                 "images with only the feature trigger the class: collect some (pfungst pool, --spurious)."
             )
         if len(self.study.witnesses) < limits.WITNESSES:
@@ -392,8 +399,10 @@ def metrics(measured: Measured, entries: list[ClassEntry], faithful: Faithful | 
 
 
 _UNPROVABLE = (
-    f"With fewer than {limits.WITNESSES:.0f} other models (--witness) only what divides the class into images with and "
-    "without it, or carries it far, can be called spurious: of the rest a piece of the object is not told apart."
+    f"With fewer than {limits.WITNESSES:.0f} other models (--witness) only what divides the class into "
+    "images with and "
+    "without it, or carries it far, can be called spurious: of the rest a piece of the object is not told "
+    "apart."
 )
 _RULE = {
     "alpha": "Tested are the components that add most to the logit: by mean α of the training images of "
@@ -421,15 +430,22 @@ def explain_numbers(study: Study, measured: Measured, chosen_by: str, faithful: 
         "α is what a component adds to the logit of its class, relative to the mean over its training "
         "images.",
         _RULE[study.config.rule],
-        "A component is called spurious by intervention only. Its region in an image is where the relevance of "
+        "A component is called spurious by intervention only. Its region in an image is where the relevance "
+        "of "
         "α is (integrated gradients from the blurred image). Necessity: the evidence for the class that is "
-        "lost when the region is painted over, beyond an equal region elsewhere. Sufficiency: what of the way "
+        "lost when the region is painted over, beyond an equal region elsewhere. Sufficiency: what of the "
+        "way "
         "from other classes to the class pasting it into images of other classes goes, beyond other content "
-        f"of the same images, and by {limits.CARRIED:.0%} more than for any other model. Spurious: sufficient with "
-        f"corrected P ≤ {limits.P_SPURIOUS:g} (Holm, over all components of all classes), and shown not to be the object: "
-        f"{limits.WITNESSES:.0f} other models recognise the class without it in at least {limits.RETAINED:.0%} of the "
-        "images (lower end of the 95 % interval), or α falls into two groups, images with it and images without, or "
-        f"without other models it carries at least {limits.CARRIED_ALONE:.0%} and the model itself still recognises the "
+        f"of the same images, and by {limits.CARRIED:.0%} more than for any other model. Spurious: "
+        "sufficient with "
+        f"corrected P ≤ {limits.P_SPURIOUS:g} (Holm, over all components of all classes), and shown not to "
+        "be the object: "
+        f"{limits.WITNESSES:.0f} other models recognise the class without it in at least "
+        f"{limits.RETAINED:.0%} of the "
+        "images (lower end of the 95 % interval), or α falls into two groups, images with it and images "
+        "without, or "
+        f"without other models it carries at least {limits.CARRIED_ALONE:.0%} and the model itself still "
+        "recognises the "
         "class. Of a class that is also the answer to an empty image being recognised proves nothing.",
         _witnessed(study),
         "Faithfulness: not measured, there are too few components."
@@ -466,7 +482,10 @@ def explain_numbers(study: Study, measured: Measured, chosen_by: str, faithful: 
 
 def _witnessed(study: Study) -> str:
     if not study.witnesses:
-        return f"No other model was asked (--witness), so the object is what this model still recognises. {_UNPROVABLE}"
+        return (
+            "No other model was asked (--witness), so the object is what this model still recognises. "
+            f"{_UNPROVABLE}"
+        )
     names = few(other.name for other in study.witnesses)
     chosen = (
         "given"
@@ -474,8 +493,10 @@ def _witnessed(study: Study) -> str:
         else "chosen by themselves as their packages are installed (--witness none: no other)"
     )
     return (
-        f"Asked as well: {names}, {chosen}. Of a region only the part is pasted where α has more relevance than the "
-        "class has in them; what they take for the class as much is a piece of the object, or a habit that all share, "
+        f"Asked as well: {names}, {chosen}. Of a region only the part is pasted where α has more relevance "
+        "than the "
+        "class has in them; what they take for the class as much is a piece of the object, or a habit that "
+        "all share, "
         "and they judge whether the class is still recognised."
         + (f" {_UNPROVABLE}" if len(study.witnesses) < limits.WITNESSES else "")
     )

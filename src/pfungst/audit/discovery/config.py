@@ -22,12 +22,14 @@ class DiscoveryConfig(AuditConfig):
     )
     witness: list[str] = Field(
         [],
-        description="Other models of the same outputs: what they take for a class too is the object. May be repeated",
+        description="Other models of the same outputs: what they take for a class too is the object. "
+        "May be repeated",
     )
     classes: list[str] = Field([], description="Classes, comma-separated, by name, WordNet id or index [all]")
     class_names: Path | None = Field(
         None,
-        description="Names in the order of the model's outputs: JSON list, or one a line [ImageNet's, or sorted]",
+        description="Names in the order of the model's outputs: JSON list, or one a line "
+        "[ImageNet's, or sorted]",
     )
     group: list[str] = Field(
         ["auto", "files"], description="Columns that clusters are compared with: names, auto, files or none"

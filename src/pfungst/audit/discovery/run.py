@@ -359,17 +359,24 @@ def _command(config: DiscoveryConfig, entries: list[DiscoveryEntry]) -> str:
 def _how(study: _Study) -> list[str]:
     config = study.config
     return [
-        f"Explained is the logit of a class on up to {config.per_class} of its images, by layer-wise relevance "
+        f"Explained is the logit of a class on up to {config.per_class} of its images, by layer-wise "
+        "relevance "
         "propagation; clustered are its heatmaps by patches, its spectra and its relevance by penultimate "
         "features, each of norm 1.",
-        "Clusters are spectral, on a graph of 10 nearest neighbours. Their number is that of the eigengap which "
-        "most exceeds those of 19 single clouds of the same covariance, if resamples agree (adjusted Rand index "
+        "Clusters are spectral, on a graph of 10 nearest neighbours. Their number is that of the eigengap "
+        "which "
+        "most exceeds those of 19 single clouds of the same covariance, if resamples agree (adjusted Rand "
+        "index "
         f"{STABLE:.1f} or more); else one.",
-        f"Each cluster of {FEWEST} images or more is tried on {config.changed} of them, drawn at random. Found is "
-        "what lowers the evidence when taken away more than a control does, raises the class when put into images "
-        "of other classes, beyond other content of the same images and the content of the class's other images, by "
+        f"Each cluster of {FEWEST} images or more is tried on {config.changed} of them, drawn at random. "
+        "Found is "
+        "what lowers the evidence when taken away more than a control does, raises the class when put into "
+        "images "
+        "of other classes, beyond other content of the same images and the content of the class's other "
+        "images, by "
         f"{CARRIED:.0%} of the way at the lower end, with P ≤ {P_SPURIOUS:g} after Holm's correction for all "
-        f"clusters of all classes, and without which at least {RETAINED:.0%} (lower end) of the images are still "
+        f"clusters of all classes, and without which at least {RETAINED:.0%} (lower end) of the images are "
+        "still "
         "recognised.",
         "Intervals are 95 % bootstrap over the changed images.",
     ]

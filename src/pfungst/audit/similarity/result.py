@@ -182,6 +182,8 @@ class Trial(Model):
 
 
 class Mitigation(Model):
+    """The similarity audit, everything together."""
+
     spec: str
     filters: list[int] = Field(description="the filters set to zero")
     trials: list[Trial]
@@ -282,6 +284,8 @@ class Findings(Model):
 
 
 class SimilarityResult(Result, Findings):
+    """What the similarity audit writes."""
+
     """Arrays (npz): images: ``embedding`` (N, 2), ``ids``, ``labels``, ``predicted`` (N,) str,
     ``group_COLUMN`` (N,) str, ``pictures`` (E, S, S, 3) uint8, ``profiles`` (G, H, W), ``background`` (G, S,
     S) uint8, ``pair_I`` (P, Q).
