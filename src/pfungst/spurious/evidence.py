@@ -14,7 +14,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-from scipy import stats
 from torch import Tensor, nn
 
 from pfungst.errors import InputError
@@ -400,6 +399,8 @@ def _moved(x: Tensor, moves: Sequence[tuple[int, int]]) -> Tensor:
 
 
 def _above_zero(values: np.ndarray) -> float:
+    from scipy import stats  # takes a third as long as torch
+
     return float(stats.wilcoxon(values, alternative="greater").pvalue) if values.any() else 1.0
 
 

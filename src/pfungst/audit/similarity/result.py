@@ -284,7 +284,9 @@ class Findings(Model):
 
 
 class SimilarityResult(Result, Findings):
-    """What the similarity audit writes. Arrays (npz): images: ``embedding`` (N, 2), ``ids``, ``labels``, ``predicted`` (N,) str,
+    """What the similarity audit writes.
+
+    Arrays (npz): images: ``embedding`` (N, 2), ``ids``, ``labels``, ``predicted`` (N,) str,
     ``group_COLUMN`` (N,) str, ``pictures`` (E, S, S, 3) uint8, ``profiles`` (G, H, W), ``background`` (G, S,
     S) uint8, ``pair_I`` (P, Q).
     Texts: ``similarities`` (N,), ``relations`` (N,) str, ``pair_I``."""

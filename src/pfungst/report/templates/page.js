@@ -21,7 +21,7 @@
       const words = box.value.toLowerCase().split(/\s+/).filter(Boolean);
       let left = 0;
       for (const [node, words2] of places) {
-        const fits = words.every((w) => words2.includes(w)) && (!flag || !flag.checked || words2.includes("suspicious"));
+        const fits = words.every((w) => words2.includes(w)) && (!flag || !flag.checked || words2.includes("spurious"));
         node.hidden = !fits;
         left += fits;
       }
