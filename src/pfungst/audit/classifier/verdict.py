@@ -230,7 +230,7 @@ class Judge:
             sentences.append(_UNPROVABLE)
         about = About(numbers={"accuracy": self.measured.as_is.accuracy.value})
         return self._verdict(
-            "sound", f"{self.model} shows no reliance on a spurious feature", sentences, about
+            "sound", f"{self.model}: nothing proves reliance on a spurious feature", sentences, about
         )
 
     def _fallen(self) -> list[Scores]:
