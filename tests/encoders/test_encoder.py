@@ -227,3 +227,12 @@ def test_preprocessing_round_trip():
     assert Preprocessing.from_dict(SMALL.to_dict()) == SMALL
     with pytest.raises(ConfigError, match="crop"):
         Preprocessing.from_dict({"crop": 3})
+
+
+def test_a_file_changed_within_the_second_is_read_again(tmp_path):
+    """Regression: its bytecode, found by size and second, gave the network of the text before."""
+    file = tmp_path / "net.py"
+    text = "from torch import nn\n\ndef make():\n    return nn.Sequential(nn.Flatten(), nn.Linear({}, 4))\n"
+    for width in (12, 48, 27, 75):
+        file.write_text(text.format(width))
+        assert load(f"{file}:make").features[1].in_features == width

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import importlib.machinery
 import importlib.util
 import logging
 import sys
@@ -160,9 +161,17 @@ def _from_function(spec: Spec, role: Role) -> nn.Module:
     return made
 
 
+class _AsItIs(importlib.machinery.SourceFileLoader):
+    """Compiles what the file says now; cached bytecode is known by size and second, maybe of another text."""
+
+    def get_code(self, fullname: str) -> Any:
+        """The code of the file, never of the cache."""
+        return self.source_to_code(self.get_data(self.path), self.path)
+
+
 def _file(path: Path) -> Any:
     name = f"_pfungst_{path.stem}"
-    location = importlib.util.spec_from_file_location(name, path)
+    location = importlib.util.spec_from_file_location(name, path, loader=_AsItIs(name, str(path)))
     if location is None or location.loader is None or not path.is_file():
         raise ImportError(f"{path} is no Python file")
     module = importlib.util.module_from_spec(location)
