@@ -25,7 +25,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from pfungst.audit.classifier.models import Normalize
+from pfungst.encoders.preprocessing import Normalise
 from pfungst.measure.faithfulness import (
     Flipping,
     gradient_times_input,
@@ -51,7 +51,7 @@ def network(file: Path) -> nn.Module:
     net = torchvision.models.resnet18(num_classes=10)
     net.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in load_file(file).items()})
     return (
-        nn.Sequential(Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), net)
+        nn.Sequential(Normalise((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), net)
         .eval()
         .requires_grad_(False)
     )

@@ -1,8 +1,9 @@
-"""What the C library does with freed memory."""
+"""How much memory there is, and what the C library does with freed memory."""
 
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 
 
@@ -20,3 +21,20 @@ def keep_freed_memory() -> None:
         mmap_threshold, trim_threshold = -3, -1
         mallopt(mmap_threshold, 1 << 30)
         mallopt(trim_threshold, (1 << 31) - 1)
+
+
+def available_memory() -> int | None:
+    """Bytes that can be allocated without swapping, as the system says; None where it does not."""
+    try:
+        with open("/proc/meminfo") as file:
+            for line in file:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return None
+
+
+def physical_memory() -> int:
+    """Bytes of memory that the machine has."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

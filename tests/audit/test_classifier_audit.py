@@ -14,10 +14,11 @@ from sklearn.metrics import roc_auc_score
 from classifier_factory import MARKED, SIZE, make
 from pfungst.audit.check import Gate, check
 from pfungst.audit.classifier.config import ClassifierConfig
-from pfungst.audit.classifier.models import load_classifier, short_name
 from pfungst.audit.classifier.run import run
 from pfungst.audit.result import load
 from pfungst.data import open_images
+from pfungst.encoders import load as load_model
+from pfungst.encoders.specification import short_name
 from pfungst.errors import CheckpointError, ConfigError, DataError, InputError, PfungstError, UnreadableImages
 from pfungst.label import Study, export, read_task
 from pfungst.measure.limits import P_SPURIOUS, RETAINED
@@ -99,7 +100,7 @@ def test_a_clean_model_raises_no_such_finding(data, tmp_path):
 
 def test_scores_agree_with_the_model_itself(data, biased):
     _, result = biased
-    classifier = load_classifier(f"{data}/toy.py:biased", size=SIZE)
+    classifier = load_model(f"{data}/toy.py:biased", "classifier", size=SIZE)
     probabilities = {}
     for part, label in (("val", "green"), ("spurious", f"spurious_class_{MARKED}_component_0")):
         items = [i for i in open_images(data / part)[0].items if i.label == label]
@@ -355,21 +356,23 @@ def test_libraries_need_a_checkpoint_that_fits(tmp_path):
     from torchvision import models
 
     with pytest.raises(ConfigError, match="downloads nothing"):
-        load_classifier("torchvision:shufflenet_v2_x0_5")
+        load_model("torchvision:shufflenet_v2_x0_5", "classifier")
     with pytest.raises(ConfigError, match="no model 'resnet5'"):
-        load_classifier("torchvision:resnet5", tmp_path / "none.pt")
+        load_model("torchvision:resnet5", "classifier", checkpoint=tmp_path / "none.pt")
     network = models.shufflenet_v2_x0_5(num_classes=7).eval()
     torch.save(
         {"state_dict": {f"module.{k}": v for k, v in network.state_dict().items()}}, tmp_path / "net.pt"
     )
-    loaded = load_classifier("torchvision:shufflenet_v2_x0_5", tmp_path / "net.pt", size=64)
+    loaded = load_model(
+        "torchvision:shufflenet_v2_x0_5", "classifier", checkpoint=tmp_path / "net.pt", size=64
+    )
     x = torch.rand(2, 3, 64, 64)
     mean, std = (torch.tensor(v).view(-1, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     with torch.no_grad():
         torch.testing.assert_close(loaded.model(x), network((x - mean) / std))
     assert FeatureHead(loaded.model, example=x).linear.n_classes == 7
     with pytest.raises(CheckpointError):
-        load_classifier("torchvision:squeezenet1_1", tmp_path / "net.pt")
+        load_model("torchvision:squeezenet1_1", "classifier", checkpoint=tmp_path / "net.pt")
 
 
 # --- parts -----------------------------------------------------------------------------------------------

@@ -8,11 +8,11 @@ from PIL import Image
 
 from classifier_factory import SIZE, make
 from pfungst.audit.classifier.config import ClassifierConfig
-from pfungst.audit.classifier.models import load_classifier
 from pfungst.audit.classifier.run import run
 from pfungst.audit.result import Variant, load
 from pfungst.conditions import Condition
 from pfungst.data import open_images
+from pfungst.encoders import load as load_model
 from pfungst.errors import ConfigError
 from pfungst.report import write
 
@@ -55,7 +55,7 @@ def marked(data, tmp_path_factory):
 def test_a_condition_that_costs_accuracy_is_measured_and_explained(data, marked):
     _, result = marked
     logo, jpeg = result.under("logo:mark"), result.under("jpeg:95")
-    classifier = load_classifier(f"{data}/toy.py:biased", size=SIZE)
+    classifier = load_model(f"{data}/toy.py:biased", "classifier", size=SIZE)
     condition = Condition.parse(
         f"{classifier.preprocessing.condition}+logo:{data}/mark.png,width=0.5,margin=0"
     )

@@ -15,13 +15,12 @@ import torch
 from pfungst.audit.anomaly.config import AnomalyConfig
 from pfungst.audit.classifier.config import ClassifierConfig
 from pfungst.audit.classifier.images import Labelled
-from pfungst.audit.classifier.models import load_classifier
 from pfungst.audit.conditions import conditions_for
 from pfungst.audit.similarity.config import SimilarityConfig
 from pfungst.audit.similarity.embeddings import Source, embed
 from pfungst.conditions import Condition
 from pfungst.data import Item
-from pfungst.encoders import Encoder, Preprocessing
+from pfungst.encoders import Encoder, Preprocessing, load
 from pfungst.errors import ConfigError, DataError, InputError, PfungstWarning, UnreadableImages
 from pfungst.features import Store, Work, batches, run
 from pfungst.spurious import FeatureHead, FeatureStore, SpuriousFolder, extract_features
@@ -88,7 +87,7 @@ def test_a_ray_cluster_changes_no_byte(tmp_path, found, monkeypatch):
     (tmp_path / "mine.py").write_text(
         "import pool_sample\nclass Mine(pool_sample.Tiny):\n    pass\ndef mine():\n    return Mine()\n"
     )
-    net = load_classifier(f"{tmp_path}/mine.py:mine", None, size=16).model  # workers cannot import the file
+    net = load(f"{tmp_path}/mine.py:mine", "classifier", size=16).model  # workers cannot import the file
     head, data = head_of(net), labelled(found)
     here = extract(head, data, tmp_path / "0")[1]
     assert extract(head, data, tmp_path / "ray", ray="auto")[1] == here

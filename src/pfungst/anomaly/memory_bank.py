@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import NamedTuple
 
 import torch
@@ -113,15 +112,3 @@ class MemoryBank:
                 best_i = both_i.gather(1, order)
         assert best_i is not None
         return best_i
-
-
-def available_memory() -> int:
-    """Bytes that can be allocated without swapping, as the system says."""
-    try:
-        with open("/proc/meminfo") as file:
-            for line in file:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

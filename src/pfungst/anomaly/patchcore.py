@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from pfungst.anomaly.base import register
 from pfungst.anomaly.coreset import greedy_coreset
-from pfungst.anomaly.memory_bank import MemoryBank, available_memory
+from pfungst.anomaly.memory_bank import MemoryBank
 from pfungst.anomaly.network import (
     BackboneDetector,
     attribute_weighted,
@@ -22,6 +22,7 @@ from pfungst.anomaly.network import (
 )
 from pfungst.anomaly.patch_features import PatchFeatures, middle_layers
 from pfungst.errors import InputError, PfungstWarning
+from pfungst.memory import available_memory, physical_memory
 from pfungst.progress import progress_bar
 from pfungst.relevance import Basis, Composite, Relevance
 
@@ -147,7 +148,11 @@ class PatchCore(BackboneDetector):
         """Images whose patches fit into memory at once."""
         patches = self.grid_[0] * self.grid_[1]
         image = 4 * self.dim * patches
-        limit = _SHARE * available_memory() if self.memory_limit is None else self.memory_limit
+        limit = (
+            _SHARE * (available_memory() or physical_memory())
+            if self.memory_limit is None
+            else self.memory_limit
+        )
         keep = count * image * self.coreset
         if keep + image * _OVERHEAD > limit:
             raise InputError(

@@ -8,16 +8,22 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy import stats
 from torch import Tensor
 
 from pfungst.errors import InputError
-from pfungst.measure import Interval, bootstrap
+from pfungst.measure import Interval
 from pfungst.measure.limits import CARRIED, P_SPURIOUS, RETAINED
 from pfungst.relevance import DCTBands
-from pfungst.spurious.evidence import Witness, region, relevance
+from pfungst.spurious.evidence import (
+    Witness,
+    above_zero,
+    mean_interval,
+    ratio_interval,
+    region,
+    relevance,
+)
 from pfungst.spurious.heads import FeatureHead, logits_of
-from pfungst.spurious.inpaint import inpaint, soften
+from pfungst.spurious.inpaint import inpaint, moved, soften
 
 FEWEST = 6  # images of a cluster: signed ranks of 5 cannot reach p < 0.05 with any correction
 
@@ -169,10 +175,10 @@ class Judge:
         far = [
             [tuple(int(rng.integers(s // 4, s - s // 4)) for s in (h, w)) for _ in range(n)] for _ in range(2)
         ]
-        controls = [inpaint(x, _moved(soft, moves)) for moves in far]
+        controls = [inpaint(x, moved(soft, moves)) for moves in far]
         targets = self._drawn(self.others, (n_targets, n), rng)
         put = lambda content: targets * (1 - edge) + content * edge
-        against = [put(_moved(x, far[0]))]
+        against = [put(moved(x, far[0]))]
         if mates is not None:
             against.append(put(self._drawn(mates, (n_targets, n), rng)))
         return self._weigh(x, inpaint(x, soft), controls, put(x), against, seed)
@@ -225,39 +231,19 @@ class Judge:
             for (o, _), way in zip(seen, self.way, strict=True)
         ]
         gains = [*rises[0], *(rises[0][0] - r[0] for r in rises[1:])]
-        inserts = [_interval(g, seed) for g in gains]
+        inserts = [mean_interval(g, seed) for g in gains]
         hits = seen[0][1]
         return Proof(
             len(x),
-            _interval(falls, seed),
+            mean_interval(falls, seed),
             min(inserts, key=lambda i: i.low),
             (float(hit[0].mean()), float(hit[1].mean()), float(hit[2:].mean())),
             (float(hits[0].mean()), float(hits[1:].mean())),
-            _share(after.sum(0), before.sum(0), seed),
-            max(_above_zero(v) for v in (falls, *gains)),
+            ratio_interval(after.sum(0), before.sum(0), seed, nothing=0.0),
+            max(above_zero(v) for v in (falls, *gains)),
         )
 
     @staticmethod
     def _drawn(pool: Tensor, shape: tuple[int, int], rng: np.random.Generator) -> Tensor:
         chosen = rng.choice(len(pool), shape, replace=len(pool) < shape[0] * shape[1])
         return pool[torch.from_numpy(chosen)]
-
-
-def _moved(x: Tensor, moves: Sequence[tuple[int, ...]]) -> Tensor:
-    return torch.stack([torch.roll(a, move, (-2, -1)) for a, move in zip(x, moves, strict=True)])
-
-
-def _above_zero(values: np.ndarray) -> float:
-    return float(stats.wilcoxon(values, alternative="greater").pvalue) if values.any() else 1.0
-
-
-def _interval(values: np.ndarray, seed: int) -> Interval:
-    return _share(values, np.ones(len(values)), seed)
-
-
-def _share(top: np.ndarray, bottom: np.ndarray, seed: int) -> Interval:
-    """Σ top / Σ bottom with its bootstrap interval over images; the widest where the bottom is empty."""
-    if not bottom.any():
-        return Interval(0.0, 0.0, 1.0)
-    ratio = lambda w: (w @ top) / np.where(w @ bottom == 0, np.nan, w @ bottom)
-    return bootstrap(ratio, np.zeros(len(top)), seed=seed)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pfungst.errors import InputError
+from pfungst.memory import available_memory
 from pfungst.relevance import auto
 from pfungst.relevance.attribute import warn_flat_spectrum
 from pfungst.relevance.bases import Basis, Patches, Pixels
@@ -30,14 +31,8 @@ def free_memory(device: torch.device) -> int:
     """Bytes that may be used for intermediate results on `device`."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0] * 0.6)
-    try:
-        with open("/proc/meminfo") as file:
-            for line in file:
-                if line.startswith("MemAvailable"):
-                    return min(int(line.split()[1]) * 1024 // 4, 2 << 30)
-    except OSError:
-        pass
-    return 1 << 30
+    known = available_memory()
+    return 1 << 30 if known is None else min(known // 4, 2 << 30)
 
 
 class LinearizedModel:

@@ -20,16 +20,14 @@ from pfungst.errors import InputError
 from pfungst.measure import Interval, best_split, bootstrap
 from pfungst.measure.limits import APART, CARRIED, CARRIED_ALONE, P_SPURIOUS, RETAINED, WITNESSES
 from pfungst.spurious.heads import FeatureHead, logits_of
-from pfungst.spurious.inpaint import gaussian, inpaint, soften
+from pfungst.spurious.inpaint import gaussian, inpaint, moved, soften
 from pfungst.spurious.npca import NeuralPCA
 from pfungst.spurious.visualise import select
 
 Word = Literal["spurious", "core", "unclear"]
 Score = Callable[[Tensor], Tensor]  # images (N, C, H, W) → (N,)
-_SHARE, _LARGEST = (
-    0.75,
-    0.4,
-)  # of the positive relevance that the region holds; of the image that it may cover
+_SHARE = 0.75  # of the positive relevance that the region holds
+_LARGEST = 0.4  # of the image that it may cover
 
 
 @dataclass(frozen=True)
@@ -365,26 +363,26 @@ class _Lab:
         moves = [self._moves(x, rng) for _ in range(2)]
         soft, soft_part = soften(whole), soften(part)
         gone = torch.stack(
-            [x, inpaint(x, soft), *(inpaint(x, _moved(soft, m)) for m in moves), inpaint(x, soft_part)]
+            [x, inpaint(x, soft), *(inpaint(x, moved(soft, m)) for m in moves), inpaint(x, soft_part)]
         )
         answers = [self.answer(i, gone) for i in range(len(self.models))]
-        necessity = tuple(_interval(odds[2:4].mean(0) - odds[1], seed) for odds, _ in answers)
+        necessity = tuple(mean_interval(odds[2:4].mean(0) - odds[1], seed) for odds, _ in answers)
         judges = answers[1:] or answers
         before = np.stack([hit[0] for _, hit in judges])
         after = np.stack([hit[4] for _, hit in judges]) & before
-        retained = _ratio(after.sum(0), before.sum(0), seed)
+        retained = ratio_interval(after.sum(0), before.sum(0), seed)
         picked = rng.choice(len(self.others), (n_targets, n), replace=n_targets * n > len(self.others))
         targets = self.others[torch.from_numpy(picked).to(self.others.device)].to(x)
         edge = soft_part[:, None]
         pasted = targets * (1 - edge) + x * edge
-        control = targets * (1 - edge) + _moved(x, moves[0]) * edge
+        control = targets * (1 - edge) + moved(x, moves[0]) * edge
         seen = [self.answer(i, torch.stack([pasted, control])) for i in range(len(self.models))]
         rises = [(odds[0] - odds[1]).mean(0) / way for (odds, _), way in zip(seen, self.way, strict=True)]
         flips = float(seen[0][1][0].mean()), float(seen[0][1][1].mean())
         beyond = [rises[0] - rise for rise in rises[1:]]
-        p = max(_above_zero(values) for values in [rises[0], *beyond])
-        excess = min((_interval(values, seed) for values in beyond or rises), key=lambda i: i.low)
-        return necessity, tuple(_interval(r, seed) for r in rises), excess, flips, retained, p
+        p = max(above_zero(values) for values in [rises[0], *beyond])
+        excess = min((mean_interval(values, seed) for values in beyond or rises), key=lambda i: i.low)
+        return necessity, tuple(mean_interval(r, seed) for r in rises), excess, flips, retained, p
 
     @staticmethod
     def _moves(x: Tensor, rng: np.random.Generator) -> list[tuple[int, int]]:
@@ -394,24 +392,22 @@ class _Lab:
         return [(int(rng.integers(h // 4, h - h // 4)), int(rng.integers(w // 4, w - w // 4))) for _ in x]
 
 
-def _moved(x: Tensor, moves: Sequence[tuple[int, int]]) -> Tensor:
-    return torch.stack([torch.roll(a, move, (-2, -1)) for a, move in zip(x, moves, strict=True)])
-
-
-def _above_zero(values: np.ndarray) -> float:
+def above_zero(values: np.ndarray) -> float:
+    """P of values (n,) that are not above 0 (Wilcoxon signed ranks, one-sided); 1 where all are 0."""
     from scipy import stats  # takes a third as long as torch
 
     return float(stats.wilcoxon(values, alternative="greater").pvalue) if values.any() else 1.0
 
 
-def _interval(values: np.ndarray, seed: int) -> Interval:
-    return _ratio(values, np.ones(len(values)), seed)
+def mean_interval(values: np.ndarray, seed: int) -> Interval:
+    """Mean of values (n,), one for each image, with its bootstrap interval over them."""
+    return ratio_interval(values, np.ones(len(values)), seed)
 
 
-def _ratio(top: np.ndarray, bottom: np.ndarray, seed: int) -> Interval:
-    """Σ top / Σ bottom over images with its bootstrap interval; the widest one where the bottom is empty."""
+def ratio_interval(top: np.ndarray, bottom: np.ndarray, seed: int, nothing: float = float("nan")) -> Interval:
+    """Σ top / Σ bottom over images with its bootstrap interval; where the bottom is empty `nothing`, and the
+    widest interval."""
     if not bottom.any():
-        return Interval(float("nan"), 0.0, 1.0)
-    return bootstrap(
-        lambda w: (w @ top) / np.where(w @ bottom == 0, np.nan, w @ bottom), np.zeros(len(top)), seed=seed
-    )
+        return Interval(nothing, 0.0, 1.0)
+    ratio = lambda w: (w @ top) / np.where(w @ bottom == 0, np.nan, w @ bottom)
+    return bootstrap(ratio, np.zeros(len(top)), seed=seed)

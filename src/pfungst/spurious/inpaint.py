@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -43,3 +45,8 @@ def inpaint(x: Tensor, mask: Tensor) -> Tensor:
         fill = functional.interpolate(fill, size=colour.shape[-2:], mode="bilinear", align_corners=False)
         fill = colour + fill * (1 - weight)
     return fill
+
+
+def moved(x: Tensor, moves: Sequence[tuple[int, ...]]) -> Tensor:
+    """Images (N, …, H, W), each moved by its (rows, columns), round the edges."""
+    return torch.stack([torch.roll(a, move, (-2, -1)) for a, move in zip(x, moves, strict=True)])

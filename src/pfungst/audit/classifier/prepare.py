@@ -15,7 +15,6 @@ import torch
 
 from pfungst.audit.classifier.config import ClassifierConfig
 from pfungst.audit.classifier.images import Labelled
-from pfungst.audit.classifier.models import Classifier, short_name
 from pfungst.audit.classifier.witnesses import Other, check_witnesses, load_witnesses
 from pfungst.audit.conditions import ORIGINAL, conditions_for
 from pfungst.audit.config import check_file
@@ -26,6 +25,8 @@ from pfungst.data import imagenet_classes as imagenet
 from pfungst.data.imagenet import is_imagenet
 from pfungst.data.outputs import SORTED, Outputs, match_outputs
 from pfungst.device import choose_device
+from pfungst.encoders import Classifier
+from pfungst.encoders.specification import short_name
 from pfungst.errors import ConfigError, DataError, InputError, PfungstError, few
 from pfungst.files import reading
 from pfungst.spurious import FeatureHead, SpuriousFolder, read_components

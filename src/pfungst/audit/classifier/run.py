@@ -12,7 +12,6 @@ from pfungst.audit.classifier.explain import Explainer, Part, finished, n_images
 from pfungst.audit.classifier.images import Labelled
 from pfungst.audit.classifier.measure import Measured, entry, measure
 from pfungst.audit.classifier.mend import chosen, mend
-from pfungst.audit.classifier.models import load_classifier
 from pfungst.audit.classifier.pictures import PictureFolder
 from pfungst.audit.classifier.prepare import Given, Study
 from pfungst.audit.classifier.result import ClassEntry, ClassifierResult, Explained, Faithful
@@ -22,6 +21,7 @@ from pfungst.audit.conditions import ORIGINAL
 from pfungst.audit.machine import circumstances
 from pfungst.audit.result import Skipped, save
 from pfungst.audit.workspace import Workspace
+from pfungst.encoders import load
 from pfungst.errors import DataError, PfungstWarning, few
 from pfungst.features import combined, model_key
 from pfungst.progress import progress_bar
@@ -44,9 +44,10 @@ def run(config: ClassifierConfig) -> ClassifierResult:
     started = time.monotonic()
     given = Given.check(config)
     study = given.study(
-        load_classifier(
+        load(
             config.model,
-            config.checkpoint,
+            "classifier",
+            checkpoint=config.checkpoint,
             trust_checkpoint=config.trust_checkpoint,
             size=config.size,
             condition=config.original,

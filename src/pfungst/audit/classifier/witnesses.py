@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pfungst.audit.classifier.config import ClassifierConfig
-from pfungst.audit.classifier.models import load_classifier, short_name
 from pfungst.audit.config import check_file
 from pfungst.data.outputs import Outputs, match_outputs
+from pfungst.encoders import load
 from pfungst.encoders.packages import PACKAGES, installed
-from pfungst.encoders.specification import parse
+from pfungst.encoders.specification import parse, short_name
 from pfungst.errors import ConfigError, InputError
 from pfungst.measure import limits
 from pfungst.spurious import Witness
@@ -80,7 +80,7 @@ def load_witnesses(
             size if parse(spec, "classifier")[0] == "function" else None
         )  # a function says no size of its own
         trust = config.trust_checkpoint
-        loaded = load_classifier(spec, checkpoint, trust_checkpoint=trust, size=own)
+        loaded = load(spec, "classifier", checkpoint=checkpoint, trust_checkpoint=trust, size=own)
         model = _Resized(loaded.model.to(device).eval(), loaded.preprocessing.size)
         with torch.no_grad():
             n = logits_of(model(torch.rand(2, 3, model.size, model.size, device=device))).shape[1]

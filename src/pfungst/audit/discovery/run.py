@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from pfungst.audit.classifier.images import Labelled, to_uint8
-from pfungst.audit.classifier.models import Classifier, load_classifier, short_name
 from pfungst.audit.classifier.pictures import PictureFolder
 from pfungst.audit.classifier.prepare import choose_classes, open_labelled, read_names
 from pfungst.audit.config import check_file
@@ -31,6 +30,8 @@ from pfungst.device import choose_device
 from pfungst.discover import Clustering, Finding, Proof, explain, find, over_represented
 from pfungst.discover.find import SHOWN
 from pfungst.discover.prove import FEWEST
+from pfungst.encoders import Classifier, load
+from pfungst.encoders.specification import short_name
 from pfungst.errors import DataError, InputError, PfungstWarning, UnreadableImages, few
 from pfungst.features import combined, model_key
 from pfungst.measure import Interval as Measured
@@ -126,16 +127,17 @@ def run(config: DiscoveryConfig) -> DiscoveryResult:
 
 
 def _study(config: DiscoveryConfig, given: ImageSet, names: list[str] | None) -> _Study:
-    load = lambda spec, checkpoint: load_classifier(
+    opened = lambda spec, checkpoint: load(
         spec,
-        checkpoint,
+        "classifier",
+        checkpoint=checkpoint,
         trust_checkpoint=config.trust_checkpoint,
         size=config.size,
         condition=config.original,
         device=config.device,
     )
-    classifier = load(config.model, config.checkpoint)
-    witnesses = [load(spec, None).model for spec in config.witness]
+    classifier = opened(config.model, config.checkpoint)
+    witnesses = [opened(spec, None).model for spec in config.witness]
     preprocessing = classifier.preprocessing
     size = preprocessing.size
     condition = Condition.parse(preprocessing.condition)
