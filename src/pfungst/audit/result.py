@@ -19,7 +19,8 @@ SCHEMA = "pfungst.result/2"
 FILE = "result.json"
 
 Better = Literal["lower", "higher"]
-Level = Literal["too-few", "unfit", "provenance", "clever-hans", "fragile", "sound"]
+Level = Literal["too-few", "unfit", "provenance", "clever-hans", "fragile", "not-established", "sound"]
+SHOWN = 4  # sentences of a verdict that are read at once
 
 
 class Model(BaseModel):
@@ -59,12 +60,23 @@ class About(Model):
 
 
 class Verdict(Model):
-    """The answer in plain language; `level` is the most serious thing found."""
+    """The answer in plain language; `level` is the most serious thing found, sentences go from the most
+    important on."""
 
     level: Level
     headline: str
     sentences: list[str] = []
     about: About = About()
+
+    @property
+    def shown(self) -> list[str]:
+        """The sentences that are read at once."""
+        return self.sentences[:SHOWN]
+
+    @property
+    def folded(self) -> list[str]:
+        """The others."""
+        return self.sentences[SHOWN:]
 
 
 class Metric(Model):
