@@ -3,9 +3,9 @@
 import shlex
 
 import pytest
-import report_factory
 from rich.console import Console
 
+import report_factory
 from pfungst.audit.anomaly.config import AnomalyConfig
 from pfungst.audit.result import SHOWN, Result, Skipped, Verdict
 from pfungst.audit.similarity.config import SimilarityConfig

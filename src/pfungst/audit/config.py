@@ -144,7 +144,7 @@ def check_file(path: Path | None, option: str) -> None:
 class Repeated(AuditConfig):
     """An audit that is repeated with several seeds."""
 
-    seeds: int = Field(5, ge=1, le=100, description="Repetitions; tests and marks need at least 3")
+    seeds: int = Field(5, ge=1, le=100, description="Repetitions, over which numbers are averaged")
 
 
 def listed(value: Any) -> Any:

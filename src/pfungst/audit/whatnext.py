@@ -49,10 +49,11 @@ def _proposed(result: Result) -> Iterator[str]:
 def _anomaly(result: Result) -> Iterator[str]:
     level, about = result.verdict.level, result.verdict.about
     if level == "provenance" or (level == "unfit" and about.column):
-        yield f"{again(result, groups=[about.column])}  # with good images of every {about.column} to train on"
+        told = f"with good images of every {about.column} to train on"
+        yield f"{again(result, groups=[about.column])}  # {told}"
     elif level in ("clever-hans", "fragile", "sound") and result.config.get("mitigate") == "none":
         yield again(result, mitigate="blur")
-    if level != "sound" and [_BACKBONE] != result.config.get("model"):
+    if level != "sound" and result.config.get("model") != [_BACKBONE]:
         yield again(result, model=[_BACKBONE])
 
 
@@ -87,7 +88,8 @@ def again(result: Result, **changes: Any) -> str:
     module, _, name = KINDS[kind].replace("result:", "config:").replace("Result", "Config").partition(":")
     of = getattr(importlib.import_module(module), name).model_fields
     argument = {"anomaly": "data"}.get(kind)
-    values = {**result.config, **changes, "out": f"{result.config.get('out', 'pfungst-audit')}-again"}
+    values = {name: value for name, value in (result.config | changes).items() if name != "out"}
+    values["out"] = f"{result.config.get('out', 'pfungst-audit')}-again"
     words = ["pfungst", "discover"] if kind == "discovery" else ["pfungst", "audit", kind]
     words += [str(values[argument])] if argument and argument in values else []
     for name, value in values.items():

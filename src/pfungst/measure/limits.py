@@ -34,7 +34,17 @@ FALL = Limit(0.03, "2026-07-01", _PAPER)
 LARGE_FALL = Limit(0.06, "2026-07-01", _PAPER)
 P_MARK = Limit(0.001, "2026-07-01", _PAPER)
 
-SEEDS_TESTED = Limit(3, "2026-11-26", "with two repetitions a t-test reaches P < 0.001 only at t > 636")
+P_FALL = Limit(
+    0.05,
+    "2026-11-26",
+    "a fall, paired over images, that a verdict calls one; the published P is for marks only",
+)
+OPEN_FALL = Limit(
+    0.1,
+    "2026-11-26",
+    "a fall on a group that nobody would accept, its own 95 % interval above 0, though not established after "
+    "Holm: said, not called sound",
+)
 
 # --- test sets -------------------------------------------------------------------------------------------
 TEST_IMAGES = Limit(
@@ -51,6 +61,15 @@ P_PROVENANCE = Limit(0.01, "2026-07-01", "difference of η² of group and label,
 
 # --- anomaly ---------------------------------------------------------------------------------------------
 FIT_AUROC = Limit(0.8, "2026-07-01", "below it a detector is not called one")
+MISSED = Limit(
+    0.5,
+    "2026-11-26",
+    "of the defects, at the detector's own threshold: missing every other one is no detection",
+)
+MISSES = Limit(0.2, "2026-11-26", "of the defects: said in the headline of a sound detector")
+WIDE = Limit(
+    0.4, "2026-11-26", "width of the 95 % interval of FNR or FPR: a rate of 50 % of fewer than 20 images"
+)
 INVERTED_AUROC = Limit(
     0.4, "2026-07-01", "below it the score ranks defects lower than good images, not at random"
 )
