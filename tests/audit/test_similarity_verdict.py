@@ -20,7 +20,7 @@ from pfungst.audit.similarity.result import (
     Region,
     Subgroup,
 )
-from pfungst.audit.similarity.verdict import nearly_all, judge, metrics
+from pfungst.audit.similarity.verdict import judge, metrics, nearly_all
 from pfungst.probes import Plan, Predictions
 
 NAME = "logo:tag"
