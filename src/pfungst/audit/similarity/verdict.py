@@ -173,13 +173,16 @@ def _lost(result: Findings, condition: Variant) -> bool:
 
 
 def _doubtful(result: Findings) -> list[tuple[Subgroup, Fall]]:
-    """Falls on groups that are large and by their own interval no chance, but not after Holm; largest
-    first."""
+    """Falls on groups that are large and by their own interval no chance, but not established after Holm;
+    largest first."""
     found = [
         (g, f)
         for g in result.subgroups
         for f in ([g.whole, *g.classes] if g.whole is not None else [])
-        if not f.mark and f.fall.value >= limits.OPEN_FALL and (f.fall.low or 0) > 0
+        if not f.mark
+        and f.fall.value >= limits.OPEN_FALL
+        and (f.fall.low or 0) > 0
+        and f.p_value < limits.P_OPEN
     ]
     return sorted(found, key=lambda pair: -pair[1].fall.value)
 
