@@ -45,7 +45,7 @@ OPEN_FALL = Limit(
 P_OPEN = Limit(
     0.2,
     "2026-11-26",
-    "after Holm, up to which such a fall is called open: of 167 tests on the X-rays 3 have that size and P = 1",
+    "after Holm, up to which such a fall is called open: of 167 tests on X-rays 3 have that size and P = 1",
 )
 
 # --- test sets -------------------------------------------------------------------------------------------
@@ -66,7 +66,7 @@ FIT_AUROC = Limit(0.8, "2026-07-01", "below it a detector is not called one")
 MISSED = Limit(
     0.5,
     "2026-11-26",
-    "of the defects, at the detector's own threshold, is no detection; set on every other defect of the tiles "
+    "of the defects, at its own threshold, is no detection; set on every other defect of the tiles "
     "(PatchCore misses 60 %), holds on the rest (55 %); rendered parts 2 %",
 )
 MISSES = Limit(0.2, "2026-11-26", "of the defects: said in the headline of a sound detector")
