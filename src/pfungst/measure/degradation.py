@@ -80,6 +80,7 @@ def degradation(
             f"outcomes of shapes {a.shape} and {b.shape} for {len(code)} images", "pass (S, N) of both"
         )
     unit = np.arange(len(code)) if units is None else np.unique(np.asarray(units), return_inverse=True)[1]
+    single = int(unit.max()) + 1 == len(code)  # images, drawn within the classes
     member = np.eye(len(classes))[code]  # (N, C)
 
     def measured(outcomes: Array, weights: Array) -> Array:
@@ -105,10 +106,10 @@ def degradation(
     null = np.concatenate(swapped)
     p = float((1 + (np.abs(null) >= abs(change) - _ROUNDING).sum()) / (1 + len(null)))
     drawn = []
-    strata = code if units is None else np.zeros(int(unit.max()) + 1, int)
+    strata = code if single else np.zeros(int(unit.max()) + 1, int)
     for start, count in enumerate(_blocks(resamples // 4, a.size * len(classes))):
         weights = resample_weights(strata, count, seed + start)
-        weights = weights if units is None else weights[:, unit]
+        weights = weights if single else weights[:, unit]
         drawn.append(measured(b, weights) - measured(a, weights))
     found = interval(change, np.concatenate(drawn))
     return Change(first, second, found, p, float(null.std()), mark(change, p))

@@ -34,6 +34,8 @@ def judge(entries: list[Entry], means: dict[str, Scored], config: AnomalyConfig)
     ]
     found.sort(key=lambda v: (SERIOUS.index(v.level), _severity(v)), reverse=True)
     first, *others = found
+    if first.level not in ("unfit", "provenance") and (wide := _too_wide(entries)):
+        return wide
     return first.model_copy(update={"sentences": first.sentences + [f"{v.headline}." for v in others]})
 
 
@@ -43,7 +45,7 @@ def _too_few(entries: list[Entry]) -> Verdict | None:
     mine = [e for e in entries if e.model == model]
     good, defect = sum(e.n_good for e in mine), sum(e.n_defect for e in mine)
     if min(good, defect) >= limits.TEST_IMAGES:
-        return _too_wide(mine)
+        return None
     count, kind = (defect, "defective") if defect <= good else (good, "good")
     return Verdict(
         level="too-few",
@@ -58,7 +60,8 @@ def _too_few(entries: list[Entry]) -> Verdict | None:
 
 
 def _too_wide(entries: list[Entry]) -> Verdict | None:
-    """Whether the rates, all categories together, are known too badly to say anything."""
+    """Whether the rates, all categories together, are known too badly to say what deployment does."""
+    entries = [e for e in entries if e.model == entries[0].model]
     for name, kind, count in (("fnr", "defective", "n_defect"), ("fpr", "good", "n_good")):
         sizes = [getattr(e, count) for e in entries]
         wrong = sum(n * getattr(e.original, name).value for n, e in zip(sizes, entries, strict=True))

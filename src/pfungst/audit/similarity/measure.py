@@ -76,7 +76,7 @@ def _score_one(
     change = None
     if against is not None:
         was = study.found.predicted[against][:, index] == y
-        change = measure.degradation(y, was, correct, units=None if study.unit is None else units)
+        change = measure.degradation(y, was, correct, units=units)
     return ProbeScores(
         variant=variant,
         column=column,
