@@ -110,7 +110,9 @@ def test_zeros_around_the_input_leave_the_first_layer_the_first(rules):
     found = [attribute(net.eval(), x, composite=rules, output=1).values for net in nets]
     torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-6)
     value = torch.nn.Sequential(torch.nn.ConstantPad2d(1, 0.5), outside, *rest).eval()
-    assert not torch.allclose(attribute(value, x, composite=rules, output=1).values, found[0], rtol=1e-2, atol=1e-4)
+    assert not torch.allclose(
+        attribute(value, x, composite=rules, output=1).values, found[0], rtol=1e-2, atol=1e-4
+    )
 
 
 def test_a_real_efficientnet_lite_is_zennits():
