@@ -153,11 +153,11 @@ class LinearizedModel:
         with torch.no_grad():
             tangents = []
             for stream in (s.detach() for s in self._run.streams):
-                total: Tensor | float = 0.0
+                total = stream.new_zeros((weights.shape[1], *stream.shape))
                 for start in range(0, size, step):
                     stop = min(start + step, size)
                     part = basis.components(stream, start, stop)
-                    total = total + torch.tensordot(weights[start:stop].T.to(part), part, 1)
+                    total += torch.tensordot(weights[start:stop].T.to(part), part, 1)
                 tangents.append(total)
             step = self._chunk(weights.shape[1])
             parts = [

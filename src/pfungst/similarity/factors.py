@@ -69,8 +69,8 @@ class Factors:
 
     def first(self, count: int) -> Factors:
         """Those of the first inputs, without a copy."""
-        parts = (x[:count] for x in (self.values, self.representations, self.grids, self.tokens))
-        return Factors(*parts, checks=self.checks)
+        grids, tokens = self.grids[:count], self.tokens[:count]
+        return Factors(self.values[:count], self.representations[:count], grids, tokens, self.checks)
 
     @property
     def shape(self) -> tuple[int, ...]:
