@@ -97,7 +97,7 @@ def subgroup_fall(
         ]
         shares.append(sides)
         counts = int((g & mine).sum()), int((~g & mine).sum())
-        falls[str(k)] = _fall(*sides, shuffled[-1], *counts)
+        falls[str(k)] = _fall(sides[0], sides[1], shuffled[-1], *counts)
     if not falls:
         return None
     within, without = (mean_share(side) for side in zip(*shares, strict=True))

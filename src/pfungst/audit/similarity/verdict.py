@@ -129,10 +129,10 @@ def _open(result: Findings) -> Verdict | None:
         about = About(entry=first.label, column=first.column, numbers={"p": first.p_value})
         told = f"Else it reaches {_reached(result)}{_between(_scores(result, AS_IS).accuracy)}."
         return Verdict(level="not-established", headline=headline, sentences=[told], about=about)
-    lost = {c: s for c in result.conditions if (s := _scores(result, c)) and _lost(result, c)}
-    if lost:
-        worst = min(lost, key=lambda c: lost[c].accuracy.value)
-        before, after = _scores(result, AS_IS).accuracy.value, lost[worst]
+    under = {c: _scores(result, c) for c in result.conditions if _lost(result, c)}
+    if under:
+        worst = min(under, key=lambda c: under[c].accuracy.value)
+        before, after = _scores(result, AS_IS).accuracy.value, under[worst]
         headline = (
             f"Not established whether a probe on {_what(result)} survives {worst}: accuracy {before:.2f} → "
             f"{after.accuracy.value:.2f}, P = {after.p_value:.2g}"
@@ -144,14 +144,14 @@ def _open(result: Findings) -> Verdict | None:
             f"Not established whether a probe on {_what(result)} falls on {g}: {_told(f)} over {f.n} images, "
             f"P = {f.p_value:.2g}"
         )
-        told = [
+        lost = [
             f"{other}: {_told(fall)}, over {fall.n} images: a fall of {fall.fall.value:.2f}"
             f"{_between(fall.fall)}, P = {fall.p_value:.2g} (Holm)."
             for other, fall in doubtful[:3]
         ]
-        told.append(f"Else it reaches {_reached(result)}{_between(_scores(result, AS_IS).accuracy)}.")
+        lost.append(f"Else it reaches {_reached(result)}{_between(_scores(result, AS_IS).accuracy)}.")
         about = About(entry=g.group, column=g.column, numbers={"p": f.p_value, "n": f.n})
-        return Verdict(level="not-established", headline=headline, sentences=told, about=about)
+        return Verdict(level="not-established", headline=headline, sentences=lost, about=about)
     return None
 
 
