@@ -124,7 +124,8 @@ class Given:
         device, size = choose_device(config.device), preprocessing.size
         classifier.model.to(device)
         example = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
-        head = FeatureHead(classifier.model, config.layer, example.to(device))
+        example = example.to(device)
+        head = FeatureHead(classifier.model, config.layer, example).fold(example)
         fingerprint = {**head.fingerprint(), "name": short_name(config.model)}
         outputs, classes, spurious = self.match(head.linear.n_classes)
         conditions = conditions_of(config, preprocessing.condition, size)
