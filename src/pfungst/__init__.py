@@ -6,7 +6,7 @@ imported when first asked for, with torch.
 
 from typing import Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 _LAZY = ("audit_anomaly", "audit_classifier", "audit_similarity")
 
 
