@@ -270,6 +270,13 @@ def _verdict(changes: Sequence[Changed], flips: Sequence[Flips], paired: bool) -
     lost = [f for f in flips if f.corrected < _ALPHA and f.lost > f.gained]
     better = [c for c in changes if c.word == "better"]
     told = [_told(c) for c in sorted(better, key=lambda c: -abs(c.change.value))[:3]]
+    n = max((f.n for f in flips), default=0)
+    if paired and n < limits.COMPARED_IMAGES:
+        return Verdict(
+            level="too-few",
+            headline=f"{n} images in common are too few to compare two audits",
+            sentences=[f"At least {limits.COMPARED_IMAGES:g} are needed."],
+        )
     if worse or lost:
         first = max(worse, key=lambda c: abs(c.change.value)) if worse else None
         headline = (
@@ -284,13 +291,6 @@ def _verdict(changes: Sequence[Changed], flips: Sequence[Flips], paired: bool) -
             headline=headline,
             sentences=[*more, *(f"Better: {t}" for t in told)],
             about=about,
-        )
-    n = max((f.n for f in flips), default=0)
-    if paired and n < limits.COMPARED_IMAGES:
-        return Verdict(
-            level="too-few",
-            headline=f"{n} images in common are too few to compare two audits",
-            sentences=[f"At least {limits.COMPARED_IMAGES:g} are needed."],
         )
     words = f"better: {told[0]}" if told else "no difference is shown"
     return Verdict(level="sound", headline=f"Nothing got worse; {words}", sentences=told[1:])

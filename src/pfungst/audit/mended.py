@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, ValidationError
 from torch import Tensor, nn
 
 from pfungst import __version__
@@ -115,21 +115,28 @@ class Mended(nn.Module):
             DataError, CheckpointError: it is missing or damaged.
         """
         folder = Path(folder)
-        about = About.model_validate(read(folder / "mended.json", _REMEDY, format="pfungst.mended/1"))
+        try:
+            about = About.model_validate(read(folder / "mended.json", _REMEDY, format="pfungst.mended/1"))
+        except ValidationError as error:
+            raise DataError(f"{folder / 'mended.json'} is damaged: {error}", _REMEDY) from None
         if about.kind == "classifier":
             return cls(_load_classifier(folder, about, device, network), about, folder, network)
         read_in = _load_encoder if about.kind == "encoder" else _load_detector
         return cls(read_in(folder, about, device), about, folder)
 
+    def answer(self, images: Tensor) -> Tensor:
+        """The first output alone: scores (N,), logits (N, K) or representations (N, K)."""
+        if self.about.kind == "detector":
+            return self.source.anomaly_score(images)
+        return export.outputs_of(self.source(images))[0]
+
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
-        if self.about.kind != "detector":
-            return export.outputs_of(self.source(images))[0]
+        score = self.answer(images)
+        if "map" not in self.about.outputs:
+            return score
         from pfungst.anomaly.module import as_module
 
         with torch.no_grad():
-            score = self.source.anomaly_score(images)
-            if "map" not in self.about.outputs:
-                return score
             if not hasattr(self, "maps"):
                 self.maps = as_module(self.source)
             return score, self.maps(images.to(score.device))[1]
@@ -148,7 +155,7 @@ class Mended(nn.Module):
         except Undecodable as error:
             raise UnreadableImages([(str(file), str(error))]) from None
         with torch.no_grad():
-            found = export.outputs_of(self(self.prepare(image)))[0][0]
+            found = self.answer(self.prepare(image))[0]
         if self.about.kind == "classifier":
             k = int(found.argmax())
             return {"class": self.about.classes.get(k, str(k)), "probability": float(found.softmax(0)[k])}
@@ -161,7 +168,7 @@ class Mended(nn.Module):
         """The largest difference to what the audit saw, on the sample beside the model."""
         with torch.no_grad():
             images, expected = self.sample()
-            return export.gap(export.outputs_of(self(images))[:1], expected)
+            return export.gap([self.answer(images)], expected)
 
     def sample(self) -> tuple[Tensor, list[Tensor]]:
         """Images (n, C, H, W) and what the audited model said of them: its first output."""
@@ -301,7 +308,7 @@ def write_mended(
 def _answers(model: Mended, images: Tensor, device: str) -> Tensor:
     with torch.no_grad():
         own = lambda x: x if model.about.kind == "detector" else x.to(next(model.parameters(), x).device)
-        found = [export.outputs_of(model(own(part)))[0].cpu() for part in images.split(32)]
+        found = [model.answer(own(part)).cpu() for part in images.split(32)]
     return torch.cat(found)
 
 

@@ -29,7 +29,6 @@ from pfungst.files import read
 from pfungst.measure import limits
 from pfungst.measure.paired import shift
 from pfungst.measure.proportions import wilson
-from pfungst.mitigate.export import outputs_of
 from pfungst.relevance import PixelBands
 
 if TYPE_CHECKING:
@@ -98,7 +97,7 @@ def quantities(model: Mended, images: Tensor, items: Sequence[Item]) -> dict[str
 
 def _answers(model: Mended, images: Tensor) -> dict[str, np.ndarray]:
     with torch.no_grad():
-        out = torch.cat([outputs_of(model(part))[0].double().cpu() for part in images.split(_BATCH)])
+        out = torch.cat([model.answer(part).double().cpu() for part in images.split(_BATCH)])
     if model.about.kind == "detector":
         return {"score": out.numpy()}
     if model.about.kind == "classifier":
@@ -126,7 +125,7 @@ def _relevance(model: Mended, images: Tensor) -> Tensor:
     parts = []
     for part in images.split(_BATCH):
         x = part.clone().requires_grad_()
-        out = outputs_of(model(x))[0]
+        out = model.answer(x)
         if model.about.kind == "classifier":
             score = out.amax(1)
         else:
