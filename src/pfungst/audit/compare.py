@@ -48,6 +48,12 @@ class Changed(Model):
     change: Interval = Field(description="after less before; 95 % bootstrap over the images")
     word: Word = Field(description="by an interval corrected for all measures compared (Bonferroni)")
 
+    @property
+    def words(self) -> str:
+        """The measure as people write it."""
+        plain = self.measure.replace("-", " ")
+        return plain if plain.startswith("balanced") else plain.upper()
+
 
 class Flips(Model):
     """Images answered differently."""
@@ -298,7 +304,7 @@ def _verdict(changes: Sequence[Changed], flips: Sequence[Flips], paired: bool) -
 
 def _told(c: Changed) -> str:
     ends = f"{c.change.low:+.2f} to {c.change.high:+.2f}"
-    return f"{c.measure} of {c.entry}, {c.variant}: {c.before:.2f} → {c.after:.2f} ({ends})"
+    return f"{c.words} of {c.entry}, {c.variant}: {c.before:.2f} → {c.after:.2f} ({ends})"
 
 
 def _flip(f: Flips) -> str:

@@ -284,7 +284,7 @@ def _verdict(found: Sequence[Quantity]) -> Verdict:
 
 def _told(q: Quantity) -> str:
     if q.before is not None and q.after is not None:
-        values = f"median {q.before:.3g} → {q.after:.3g}"
+        values = f"median {q.before:.4g} → {q.after:.4g}"
     else:
         name, (a, b) = max(q.shares.items(), key=lambda kv: abs(kv[1][1] - kv[1][0]))
         values = f"{name!r} {a:.0%} → {b:.0%}"

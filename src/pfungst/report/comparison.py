@@ -52,7 +52,7 @@ def page(result: Result, folder: Path) -> Page:
                 ],
                 "For certain: the interval, corrected for all measures, leaves out zero.",
             ),
-            *[_turned(f) for f in result.flips[:1]],
+            *[_turned(f) for f in sorted(result.flips, key=lambda f: -f.lost - f.gained)[:1]],
         ],
         stats_note="",
     )
@@ -89,12 +89,13 @@ def _changes(result: ComparisonResult) -> Section:
 
 def _row(c: Changed) -> list[Cell]:
     low, high = c.change.low, c.change.high
-    ends = "" if low is None or high is None else f"{_signed(low)} to {_signed(high)}"
+    unchanged = low is None or high is None or low == high == 0
+    ends = "" if unchanged else f"{_signed(low or 0.0)} to {_signed(high or 0.0)}"
     return [
-        Cell(c.measure, f"{c.better} is better"),
+        Cell(c.words, f"{c.better} is better"),
         Cell(f"{c.before:.3f}"),
         Cell(f"{c.after:.3f}"),
-        Cell(_signed(c.change.value), ends),
+        Cell("0" if unchanged else _signed(c.change.value), ends),
         Cell(c.word, tone=_TONES.get(c.word, "")),
     ]
 

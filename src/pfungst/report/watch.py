@@ -56,7 +56,7 @@ def _table(result: WatchResult) -> Section:
     table = Table(
         columns=[
             Column("Quantity", numeric=False),
-            Column("Reference", "median, or share of the word that changed most"),
+            Column("Reference", "median, or a share"),
             Column("New"),
             Column("Distance", "of the distributions, 0 to 1"),
             Column("p", "corrected (Holm)"),
@@ -73,7 +73,7 @@ def _table(result: WatchResult) -> Section:
 def _row(q: Quantity) -> list[Cell]:
     note = ""
     if q.before is not None and q.after is not None:
-        before, after = f"{q.before:.3g}", f"{q.after:.3g}"
+        before, after = f"{q.before:.4g}", f"{q.after:.4g}"
     else:
         note, (a, b) = max(q.shares.items(), key=lambda kv: abs(kv[1][1] - kv[1][0]))
         before, after = text.percent(a), text.percent(b)
