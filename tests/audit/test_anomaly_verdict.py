@@ -208,7 +208,7 @@ def test_metrics_are_the_worst_and_left_out_where_nothing_has_them():
     found = metrics([entry("a"), entry("b", f1=(0.9, 0.7), found=[provenance(within=None)])])
     assert found["f1-drop"].where == "ring / b"
     assert found["mitigated-f1-drop"].per == {"ring / a": pytest.approx(0.0)}
-    assert found["provenance-eta2"].per == {"ring / b by session": pytest.approx(0.6)}
+    assert found["provenance-eta2-excess"].per == {"ring / b by session": pytest.approx(0.6)}
     assert "provenance-gap" not in found
     assert "outside-mask-share" not in found
 

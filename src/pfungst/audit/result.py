@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import math
+from html import escape
 from pathlib import Path
 from typing import Any, Literal
 
@@ -127,6 +128,20 @@ class Result(Model):
     skipped: list[Skipped] = []
     notes: list[str] = Field([], description="how the numbers were made; warnings")
 
+    def _repr_html_(self) -> str:
+        """Verdict and metrics, for notebooks."""
+        rows = "".join(
+            f"<tr><td>{escape(n)}</td><td>{m.value:.4g}</td><td>{escape(m.where)}</td><td>"
+            f"{escape(m.meaning)}; {m.better} is better</td></tr>"
+            for n, m in self.metrics.items()
+        )
+        told = "".join(f"<li>{escape(s)}</li>" for s in self.verdict.sentences[:4])
+        return (
+            f"<div><p><b>{escape(self.verdict.level)}</b>: {escape(self.verdict.headline)}</p><ul>{told}</ul>"
+            f"<details><summary>{len(self.metrics)} metrics of {escape(self.title)}</summary><table>"
+            f"<tr><th>metric</th><th>value</th><th>where</th><th>meaning</th></tr>{rows}</table></details></div>"
+        )
+
 
 # Where each kind of result is defined, imported when it is read.
 KINDS = {
@@ -134,6 +149,8 @@ KINDS = {
     "similarity": "pfungst.audit.similarity.result:SimilarityResult",
     "classifier": "pfungst.audit.classifier.result:ClassifierResult",
     "discovery": "pfungst.audit.discovery.result:DiscoveryResult",
+    "comparison": "pfungst.audit.compare:ComparisonResult",
+    "watch": "pfungst.audit.watch:WatchResult",
 }
 
 

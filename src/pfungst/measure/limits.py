@@ -143,3 +143,8 @@ SAME_MAP = Limit(
     "2026-11-26",
     "|rank correlation| of maps with those of a model whose weights say nothing; half of agreement",
 )
+
+# --- comparisons -----------------------------------------------------------------------------------------
+COMPARED_IMAGES = Limit(20, "2026-11-26", "in common: with fewer McNemar misses a quarter turned wrong")
+SHIFTED = Limit(0.2, "2026-11-26", "distance of distributions from which a certain shift is worth an alarm")
+P_SHIFT = Limit(0.01, "2026-11-26", "of it by chance, after Holm over all quantities watched")

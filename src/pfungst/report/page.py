@@ -289,7 +289,9 @@ class Page:
     ) -> Page:
         """The page of an audit; sections that are None are left out."""
         return cls(
-            kicker=f"{result.kind.capitalize()} audit",
+            kicker=result.kind.capitalize()
+            if result.kind in ("comparison", "watch")
+            else f"{result.kind.capitalize()} audit",
             title=result.title,
             verdict=result.verdict,
             stats=stats,

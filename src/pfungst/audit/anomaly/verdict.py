@@ -354,7 +354,7 @@ def metrics(entries: list[Entry]) -> dict[str, Metric]:
     beyond = {where: p.eta2_group - p.eta2_label for where, p in by.items()}
     what = "share of the score's variance explained by the group, less that by the label"
     found.append(("provenance-gap", "lower", "AUROC pooled against within groups", gaps))
-    found.append(("provenance-eta2", "lower", what, {**beyond}))
+    found.append(("provenance-eta2-excess", "lower", what, {**beyond}))
     result = {}
     for name, better, meaning, values in found:
         per = {where: value for where, value in values.items() if value is not None}

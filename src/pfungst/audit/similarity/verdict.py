@@ -503,7 +503,7 @@ def _image_rows(result: Findings) -> Iterator[_ROW]:
         gap = None if p.auroc_within is None else abs(p.auroc_pooled - p.auroc_within)
         yield "provenance-gap", "lower", "AUROC pooled against within groups", p.column, gap
         meaning = "share of the score's variance explained by the group, less that by the label"
-        yield "provenance-eta2", "lower", meaning, p.column, p.eta2_group - p.eta2_label
+        yield "provenance-eta2-excess", "lower", meaning, p.column, p.eta2_group - p.eta2_label
     yield from _conserved(result)
 
 
