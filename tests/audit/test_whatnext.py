@@ -53,7 +53,7 @@ def test_the_page_folds_the_rest(tmp_path):
 
 
 @pytest.mark.parametrize("level", ["too-few", "unfit", "provenance", "clever-hans", "fragile", "sound"])
-@pytest.mark.parametrize("kind", ["anomaly", "similarity", "classifier", "discovery"])
+@pytest.mark.parametrize("kind", ["anomaly", "similarity", "classifier", "discovery", "comparison", "watch"])
 def test_every_verdict_has_one_to_three_commands(kind, level):
     found = commands(a_result(kind, level, {"out": "a folder"}))
     assert 1 <= len(found) <= 3

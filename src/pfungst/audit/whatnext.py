@@ -31,7 +31,9 @@ def commands(result: Result) -> list[str]:
 def _proposed(result: Result) -> Iterator[str]:
     level, config = result.verdict.level, result.config
     out = shlex.quote(str(config.get("out", "pfungst-audit")))
-    if level in ("too-few", "not-established"):
+    if result.kind in ("comparison", "watch"):
+        pass  # made of audits, which have commands of their own
+    elif level in ("too-few", "not-established"):
         yield f"{again(result)}  # with more images"
     elif result.kind == "anomaly":
         yield from _anomaly(result)
