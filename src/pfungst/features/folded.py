@@ -101,7 +101,7 @@ def _plain(module: nn.Module) -> bool:
     if isinstance(module, nn.Conv2d):
         return module._parameters.get("weight") is not None
     known = type(module) is nn.BatchNorm2d or type(module).__name__ == "BatchNormAct2d"  # timm's
-    return known and module.running_mean is not None  # type: ignore[attr-defined]
+    return known and module.running_mean is not None
 
 
 def _put(model: nn.Module, name: str, module: nn.Module) -> None:

@@ -66,12 +66,13 @@ class Component(Model):
         return self.tested is not None and self.tested.suspect
 
     @property
-    def order(self) -> tuple[bool, float, float]:
+    def order(self) -> tuple[bool, float, float, float]:
         """Sorts what to look at first when sorted in falling order: what is proven, then what divides the
-        class and carries it, then what carries it."""
+        class and carries it, then what carries it, and what is not shown to do so by what it adds."""
         if self.tested is None:
-            return self.spurious, 0.0, -1.0
-        return self.spurious, self.tested.beside, self.tested.sufficiency[0].low or 0.0
+            return self.spurious, 0.0, 0.0, self.adds
+        carried = max(self.tested.sufficiency[0].low or 0.0, 0.0)
+        return self.spurious, round(self.tested.beside, 2), carried, self.adds
 
 
 class SpuriousScores(Model):
