@@ -12,7 +12,7 @@ _LAZY = ("audit_anomaly", "audit_classifier", "audit_similarity")
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
-        from pfungst.audit import objects
+        from pfungst import objects
 
         return getattr(objects, name)
     raise AttributeError(f"module 'pfungst' has no attribute {name!r}")
