@@ -106,13 +106,13 @@ def test_usual_names_of_splits(tmp_path, words):
 
 def test_splits_that_were_seen_are_named():
     odd = [Item(str(i), b"", "good" if i else "bad", split="fold1" if i % 2 else "fold2") for i in range(6)]
-    with pytest.raises(DataError, match=r"has not 2 normal training images.*fold1 good \(3\)") as caught:
+    with pytest.raises(DataError, match=r"lacks 2 normal training images.*fold1 good \(3\)") as caught:
         for_detection(ImageSet("x", odd))
     assert "--split-column" in caught.value.remedy
 
 
 def test_one_class_only_is_refused():
-    with pytest.raises(DataError, match=r"nor a defective test image|not a defective test image"):
+    with pytest.raises(DataError, match=r"lacks a defective test image"):
         for_detection(ImageSet("x", items(good=20)))
 
 

@@ -44,7 +44,7 @@ def test_inspection(tmp_path):
         f"""
         pfungst audit anomaly photos {options} --dry-run
         pfungst audit anomaly photos {options} --out audit
-        pfungst check audit --min f1=0.01 --max provenance-gap=1 --junit gate.xml
+        pfungst check audit --min f1=0.01 --max f1-drop=1 --junit gate.xml
         """,
     )
     assert "photos: image folder, 64 images" in seen
@@ -84,7 +84,7 @@ def test_radiology(tmp_path):
         """,
     )
     assert "CSV, 48 images" in seen
-    assert "site: North 24, South 24" in seen
+    assert "site: South 24, North 24" in seen
     assert "48 DICOM files are shown through the window in their header" in seen
     result = json.loads((tmp_path / "audit/result.json").read_text())
     assert result["kept_together"] == "patient"

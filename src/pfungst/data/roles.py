@@ -168,7 +168,7 @@ def require_both(images: ImageSet) -> None:
         pairs = Counter((i.split or "no split", i.label) for i in images.items)
         seen = few((f"{split} {label} ({count})" for (split, label), count in pairs.most_common()), 12)
         raise DataError(
-            f"{images.name} has not {' nor '.join(lacking)}; there are {seen}",
+            f"{images.name} lacks {' and '.join(lacking)}; there are {seen}",
             "name the column of the split (--split-column, values train and test; without one the good "
             "images are split), of the label (--label-column), and normal images (--normal); see --dry-run",
         )
