@@ -165,7 +165,10 @@ def test_a_csv_with_other_names_root_and_categories(tmp_path: Path):
     ("lines", "message"),
     [
         ("picture,label\nim/0.png,good\n", r"no column 'path'\n.*it has: picture, label.*--path-column"),
-        ("File,image,label\nim/0.png,,good\n", r"2 columns that may be the path: File, image\n.*--path-column"),
+        (
+            "File,image,label\nim/0.png,,good\n",
+            r"2 columns that may be the path: File, image\n.*--path-column",
+        ),
         ("path,kind\nim/0.png,good\n", r"no column 'label'\n.*it has: path, kind"),
         (
             "path,label\nim/0.png,good\nim/9.png,good\n",
@@ -241,7 +244,9 @@ def test_bad_parquet(tmp_path: Path):
     with pytest.raises(DataError, match=r"bad\.parquet cannot be read: Parquet"):
         open_images(tmp_path / "bad.parquet")
     pq.write_table(pa.table({"label": ["a"]}), tmp_path / "none.parquet")
-    with pytest.raises(DataError, match=r"no column of images \(image, .*none of paths: label\n.*--path-column"):
+    with pytest.raises(
+        DataError, match=r"no column of images \(image, .*none of paths: label\n.*--path-column"
+    ):
         open_images(tmp_path / "none.parquet")
 
 
