@@ -22,7 +22,7 @@ def audit_anomaly(config: AnomalyConfig) -> None:
     if config.dry_run:
         typer.echo(dry_run(config))
     else:
-        finish(run(config), config.out)
+        finish(run(config), config.out, config.fail_on)
 
 
 @audit.command("similarity")
@@ -34,7 +34,7 @@ def audit_similarity(config: SimilarityConfig) -> None:
     if config.dry_run:
         typer.echo(dry_run(config))
     else:
-        finish(run(config), config.out)
+        finish(run(config), config.out, config.fail_on)
 
 
 @audit.command("classifier")
@@ -46,4 +46,4 @@ def audit_classifier(config: ClassifierConfig) -> None:
     if config.dry_run:
         typer.echo(dry_run(config))
     else:
-        finish(run(config), config.out)
+        finish(run(config), config.out, config.fail_on)

@@ -17,4 +17,4 @@ def discover(config: DiscoveryConfig) -> None:
     if config.dry_run:
         typer.echo(dry_run(config))
     else:
-        finish(run(config), config.out)
+        finish(run(config), config.out, config.fail_on)
