@@ -363,7 +363,7 @@ def test_two_images_in_all_are_a_named_error(tmp_path):
 def test_test_images_of_one_class_only_are_a_named_error(tmp_path):
     with pytest.raises(DataError, match="lacks a defective test image"):
         run(config(folder(tmp_path / "good", 6, 12, 0), tmp_path / "out"))
-    with pytest.raises(DataError, match="has no normal test images"):
+    with pytest.raises(DataError, match="lacks a normal test image"):
         run(config(folder(tmp_path / "bad", 6, 0, 12), tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
