@@ -260,7 +260,7 @@ def test_a_test_set_without_defects_is_refused(data, tmp_path):
     for kind in ("hole", "scratch"):
         shutil.rmtree(poor / "nut" / "test" / kind)
         shutil.rmtree(poor / "nut" / "ground_truth" / kind)
-    with pytest.raises(DataError, match="no defective test images"):
+    with pytest.raises(DataError, match="lacks a defective test image"):
         run(config(poor, tmp_path / "out"))
 
 
@@ -356,14 +356,14 @@ def test_two_and_ten_test_images_are_too_few(tmp_path, count):
 
 
 def test_two_images_in_all_are_a_named_error(tmp_path):
-    with pytest.raises(DataError, match="1 normal training images"):
+    with pytest.raises(DataError, match="lacks 2 normal training images"):
         run(config(folder(tmp_path / "data", 1, 0, 1), tmp_path / "out"))
 
 
 def test_test_images_of_one_class_only_are_a_named_error(tmp_path):
-    with pytest.raises(DataError, match="has no defective test images"):
+    with pytest.raises(DataError, match="lacks a defective test image"):
         run(config(folder(tmp_path / "good", 6, 12, 0), tmp_path / "out"))
-    with pytest.raises(DataError, match="has no normal test images"):
+    with pytest.raises(DataError, match="lacks a normal test image"):
         run(config(folder(tmp_path / "bad", 6, 0, 12), tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 

@@ -7,6 +7,7 @@ from pfungst.anomaly.d2neighbors import D2Neighbors
 from pfungst.anomaly.kde import KDE
 from pfungst.anomaly.letters import LettersCNN, rendered_letters, train_letters
 from pfungst.anomaly.one_class import DeepOneClass
+from pfungst.anomaly.own import OwnDetector
 from pfungst.anomaly.patchcore import PatchCore
 from pfungst.anomaly.pooling import HarmonicMean, Max, Min, Pooling, SoftMin
 from pfungst.anomaly.spec import detector_from_spec
@@ -24,6 +25,7 @@ __all__ = [
     "LettersCNN",
     "Max",
     "Min",
+    "OwnDetector",
     "PatchCore",
     "Pooling",
     "SoftMin",

@@ -41,14 +41,15 @@ def wrap(estimator: Any, shape: Sequence[int] | None = None, method: str = "mean
 
     Args:
         estimator: scikit-learn's KernelDensity (Gaussian kernel), OneClassSVM (RBF kernel) or
-            NearestNeighbors (Euclidean), PyOD's KNN or KDE, or anomalib's Patchcore or Padim (the model or
-            its torch module).
+            NearestNeighbors (Euclidean), PyOD's KNN or KDE, anomalib's Patchcore or Padim (the model or its
+            torch module); or anything else with a score, or a torch module, that :class:`OwnDetector` takes,
+            explained where it is a module that reconstructs.
         shape: of a sample, for estimators that were fitted on flattened images, e.g. (3, 28, 28).
         method: for NearestNeighbors, which has no score of its own: "mean", "largest" or "median" of the
             distances.
 
     Raises:
-        InputError: an estimator of another kind, not fitted, or with a kernel or metric that is not covered.
+        InputError: an estimator without a score, not fitted, or with a kernel or metric that is not covered.
     """
     module = type(estimator).__module__.split(".")[0]
     if module == "anomalib":
@@ -57,7 +58,17 @@ def wrap(estimator: Any, shape: Sequence[int] | None = None, method: str = "mean
         return wrap_anomalib(estimator)
     if isinstance(estimator, type):
         raise InputError(f"{estimator.__name__} is a class", "fit an instance first")
-    return Wrapped(estimator, None if shape is None else tuple(shape), method)._read()
+    shape = None if shape is None else tuple(shape)
+    try:
+        return Wrapped(estimator, shape, method)._read()
+    except NoReadout:
+        from pfungst.anomaly.own import wrap_fitted
+
+        return wrap_fitted(estimator, shape)
+
+
+class NoReadout(InputError):
+    """An estimator whose score is no readout of distances: it can be used, and is not explained this way."""
 
 
 @dataclass(eq=False, repr=False)
@@ -149,10 +160,10 @@ def _describe(estimator: Any, method: str) -> tuple[np.ndarray, Readout, np.ndar
         return _one_class_svm(estimator)
     if "NearestNeighbors" in names:
         return _neighbours(estimator, method)
-    raise InputError(
-        f"{foreign}'s {names[0]} cannot be wrapped",
-        "wrap KernelDensity, OneClassSVM (RBF), NearestNeighbors, PyOD's KNN or KDE, anomalib's Patchcore "
-        "or Padim",
+    raise NoReadout(
+        f"{foreign}'s {names[0]} has no readout of distances",
+        "explained are KernelDensity, OneClassSVM (RBF), NearestNeighbors, PyOD's KNN or KDE, anomalib's "
+        "Patchcore or Padim",
     )
 
 

@@ -46,7 +46,9 @@ def wrap_anomalib(estimator: Any) -> Detector:
         if not model.gaussian.mean.numel():
             raise InputError("this Padim is not fitted", "fit it, then wrap it")
         return AnomalibPadim(model)._read()
-    raise InputError(f"anomalib's {type(model).__name__} cannot be wrapped", "wrap Patchcore or Padim")
+    from pfungst.anomaly.own import wrap_fitted
+
+    return wrap_fitted(model)
 
 
 class AnomalibPatchcore(PatchCore):

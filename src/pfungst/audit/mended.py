@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from pfungst import __version__
 from pfungst.audit.result import Model, load
 from pfungst.audit.watch import REFERENCE, quantities
-from pfungst.conditions import Condition
+from pfungst.conditions import Condition, sides
 from pfungst.conditions.step import Resize
 from pfungst.data import Item
 from pfungst.data.item import NORMAL
@@ -72,7 +72,7 @@ class About(Model):
     layer: str | None = None
     condition: str = Field(description="how files become images")
     audited: str = Field(description="the condition that it was compared under")
-    size: int
+    size: int | tuple[int, int]
     mean: list[float] = Field([], description="subtracted inside the model")
     std: list[float] = Field([], description="divided by inside the model")
     outputs: list[str]
@@ -207,7 +207,7 @@ class Mended(nn.Module):
                     f"{self.about.mended} switches filters off that no weights of the network can",
                     "export --onnx or --torch-export",
                 )
-            size = None if parse(self.about.spec)[0] == "function" else self.about.size
+            size = None if parse(self.about.spec)[0] == "function" else sides(self.about.size)[0]
             plain = load_model(self.about.spec, weights=False, size=size)
             return state, _Normalised(plain, plain.features)
         network = raw(self.source.model)
@@ -346,7 +346,7 @@ def _classifier(folder: Path, about: About, device: str, network: nn.Module | No
         "classifier",
         checkpoint=None if complete else weights,
         weights=False,
-        size=about.size,
+        size=sides(about.size)[0],
         condition=about.condition,
         device=device,
     ).model
@@ -359,7 +359,7 @@ def _load_classifier(folder: Path, about: About, device: str, network: nn.Module
     from pfungst.spurious import FeatureHead, SpuFix
 
     model = _classifier(folder, about, device, network)
-    example = torch.rand(2, 3, about.size, about.size, generator=torch.Generator().manual_seed(0))
+    example = torch.rand(2, 3, *sides(about.size), generator=torch.Generator().manual_seed(0))
     head = FeatureHead(model, about.layer, example.to(next(model.parameters()).device))
     return SpuFix.load(folder / "spufix", head)
 

@@ -25,8 +25,9 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 
 EXTENSIONS = frozenset(
     {".png", ".jpg", ".jpeg", ".jpe", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
+    | {".dcm", ".dicom", ".ima", ".heic", ".heif", ".avif"}
 )
-"""File name endings that are taken for images, in lower case."""
+"""File name endings that are taken for images, in lower case; the last three are named as unreadable."""
 
 
 class Undecodable(Exception):
@@ -58,7 +59,9 @@ def open_image(source: Path | str | bytes, max_pixels: int = MAX_PIXELS) -> Imag
     except Image.DecompressionBombError:
         raise Undecodable(f"more than the limit of {max_pixels:,} pixels (max_pixels)") from None
     except Image.UnidentifiedImageError:
-        raise Undecodable("not an image of a known format") from None
+        brand = data[8:12].decode("latin-1") if data[4:8] == b"ftyp" else ""
+        kind = f"HEIF or AVIF (brand {brand!r}), which is not read: convert it to PNG" if brand else ""
+        raise Undecodable(kind or "not an image of a known format") from None
     except _DECODING as e:
         raise Undecodable(_reason(e)) from None
     if image.width * image.height > max_pixels:

@@ -75,9 +75,10 @@ def pictures(
     arrays = {
         "image": thumbnails(images),
         "image_deployed": thumbnails(study.deployed.images[rows]),
-        "heat": _half(heat[ORIGINAL][rows]),
-        "joint": _half(runs[ORIGINAL].detector.explain(images, PixelBands.coarse()).values),
     }
+    if heat:
+        joint = runs[ORIGINAL].detector.explain(images, PixelBands.coarse()).values
+        arrays |= {"heat": _half(heat[ORIGINAL][rows]), "joint": _half(joint)}
     if study.test.masks is not None:
         arrays["mask"] = study.test.masks[rows].numpy().astype(np.uint8) * 255
     if MENDED_ORIGINAL in heat:

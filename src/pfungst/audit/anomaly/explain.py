@@ -4,7 +4,7 @@ believed."""
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from pfungst.audit.anomaly.measure import MENDED, ORIGINAL, Run
 from pfungst.audit.anomaly.prepare import Study
 from pfungst.audit.anomaly.result import Exposure, Faithfulness, Spectrum
 from pfungst.audit.result import Variant
+from pfungst.conditions import sides
 from pfungst.errors import InputError, PfungstWarning
 from pfungst.measure.faithfulness import Flipping
 from pfungst.measure.limits import FAITHFUL_IMAGES, HIGH_BAND
@@ -30,14 +31,19 @@ _STEPS, _ORDERS = 6, 2  # points of a curve and random orders: 22 scores an imag
 class Explained:
     """`heat`: (T, S, S) relevance of the test images per variant, of the detectors of the first seed."""
 
-    heat: dict[Variant, Tensor]
-    spectrum: Spectrum
-    exposure: Exposure
-    faithfulness: Faithfulness | None
+    heat: dict[Variant, Tensor] = field(default_factory=dict)
+    spectrum: Spectrum | None = None
+    exposure: Exposure | None = None
+    faithfulness: Faithfulness | None = None
 
 
 def explain(study: Study, runs: dict[Variant, Run]) -> Explained:
-    """Explain the scores of all test images, by pixel and by frequency band."""
+    """Explain the scores of all test images, by pixel and by frequency band; nothing, with a warning, of a
+    detector that nothing explains."""
+    if not (detector := runs[ORIGINAL].detector).explains:
+        why = getattr(detector, "why_not", "")
+        warnings.warn(f"not explained: {why}", PfungstWarning, stacklevel=2)
+        return Explained()
     heat = {v: run.detector.explain(study.images(v.condition)).values for v, run in runs.items()}
     shares = {
         v: _share(runs[v].detector.explain(study.test.images, BANDS).values)
@@ -45,7 +51,7 @@ def explain(study: Study, runs: dict[Variant, Run]) -> Explained:
         if v in runs
     }
     share, mended = shares[ORIGINAL], shares.get(MENDED)
-    edges, kept = list(BANDS.resolve(study.config.size, study.config.size)), _kept_energy(study)
+    edges, kept = list(BANDS.resolve(*sides(study.config.size))), _kept_energy(study)
     spectrum = Spectrum(
         edges=edges,
         original=share.tolist(),
@@ -77,7 +83,7 @@ def faithfulness(study: Study, run: Run, heat: Tensor) -> Faithfulness | None:
     rows = np.sort(rows[: min(FLIPPED, max(int(study.labels.sum()), int(FAITHFUL_IMAGES)))])
     images = study.test.images[rows]
     nearest = torch.cdist(images.flatten(1), study.train.flatten(1)).argmin(1)
-    patch = -(-study.config.size // GRID)
+    patch = -(-max(sides(study.config.size)) // GRID)
     try:
         found = Flipping(
             run.detector.anomaly_score,

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from pfungst.anomaly import Detector, detector_from_spec
 from pfungst.audit.config import check_file
+from pfungst.conditions import Size
 from pfungst.data import ImageSet, Item
 from pfungst.relevance import DCTBands
 
 
-def check_detector(text: str | Detector, size: int) -> None:
+def check_detector(text: str | Detector, size: Size) -> None:
     """Raise ConfigError or InputError where a specification cannot work, before images are read."""
     detector = detector_from_spec(text, device="cpu")
     for name, value in detector.get_params().items():

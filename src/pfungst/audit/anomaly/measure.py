@@ -151,7 +151,7 @@ def scores(study: Study, runs: dict[Variant, Run], heat: dict[Variant, Tensor]) 
     result = []
     for variant, run in runs.items():
         hans = None
-        if study.masked.any() and study.test.masks is not None:
+        if heat and study.masked.any() and study.test.masks is not None:
             found = measure.clever_hans_score(
                 study.labels, run.scores, heat[variant].cpu().numpy(), study.test.masks.numpy()
             )

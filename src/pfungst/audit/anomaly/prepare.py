@@ -14,7 +14,8 @@ from pfungst.audit.anomaly.config import AnomalyConfig
 from pfungst.audit.anomaly.mend import fixed_filter
 from pfungst.audit.sources import group_columns
 from pfungst.conditions import Condition
-from pfungst.data import ImageSet, Prepared, open_images
+from pfungst.data import ImageSet, Prepared
+from pfungst.data.roles import for_detection
 from pfungst.datasets import digits_c
 from pfungst.datasets.synthetic import make_parts
 from pfungst.device import choose_device
@@ -112,22 +113,10 @@ def open_sets(config: AnomalyConfig, sets: list[ImageSet] | None = None) -> list
     elif config.data == "digits-c":
         sets = digits_c(wanted, seed=config.seed)
     else:
-        sets = open_images(config.data, category=wanted)
-    for images in sets:
-        train = images.select(split="train", label="good")
-        test = images.select(split="test")
-        if len(train) < 2:
-            raise DataError(
-                f"{images.name} in {config.data} has {len(train)} normal training images",
-                "mark at least 2 images as split 'train' and label 'good' (MVTec: train/good)",
-            )
-        labels = test.labels
-        if len(test) == 0 or labels.min() == labels.max():
-            missing = "defective" if len(test) and not labels.any() else "normal"
-            raise DataError(
-                f"{images.name} in {config.data} has no {missing} test images",
-                "the audit measures detection, so it needs both normal and defective test images",
-            )
+        sets = [
+            for_detection(s, config.normal, config.keep_together, config.seed, config.label_column)
+            for s in config.open(config.data, config.label_column, wanted)
+        ]
     return sets
 
 
@@ -152,7 +141,8 @@ def state(images: ImageSet) -> str:
     configuration."""
     found = []
     for item in images.items:
-        files = [f for f in (item.image, item.mask) if isinstance(f, Path)]
+        places = [getattr(f, "path", getattr(f, "file", f)) for f in (item.image, item.mask)]
+        files = [f for f in places if isinstance(f, Path)]
         found.append(
             (item.id, item.split, item.label, item.groups, [file_key(f) for f in files if f.exists()])
         )

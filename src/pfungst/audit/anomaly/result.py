@@ -168,8 +168,8 @@ class Entry(Scored):
     kinds: dict[str, int]
     trivial_f1: float = Field(description="plain F1 of flagging everything")
     threshold: float
-    spectrum: Spectrum
-    exposure: Exposure
+    spectrum: Spectrum | None = Field(None, description="None where the detector is not explained")
+    exposure: Exposure | None = Field(None, description="None where the detector is not explained")
     faithfulness: Faithfulness | None = Field(None, description="None where it could not be measured")
     provenance: list[Provenance] = []
     examples: list[Example] = []
@@ -190,7 +190,7 @@ class AnomalyResult(Result):
     deployed: str
     mitigation: str | None
     protocol: Literal["held-out", "published"]
-    size: int
+    size: int | tuple[int, int] = Field(description="side of the images in pixels, or height and width")
     seeds: list[int]
     entries: list[Entry]
     mean: dict[str, Scored] = Field(description="per model: mean over categories")

@@ -24,6 +24,7 @@ from pfungst.audit.anomaly.prepare import Study, check, decode_all, open_sets, s
 from pfungst.audit.anomaly.result import AnomalyResult, Entry
 from pfungst.audit.machine import circumstances
 from pfungst.audit.mended import FOLDER
+from pfungst.audit.recognised import describe, estimate_detection
 from pfungst.audit.result import Skipped, save
 from pfungst.audit.sources import group_columns
 from pfungst.audit.workspace import Workspace, refuse_old_result, slug
@@ -92,6 +93,13 @@ def run(
     save(result, workspace.folder)
     workspace.finish({entry.arrays for entry in entries})
     return result
+
+
+def dry_run(config: AnomalyConfig) -> str:
+    """What the data are recognised as, and the time and memory of the audit; nothing is written."""
+    conditions = check(config)
+    sets = open_sets(config)
+    return f"{describe(sets, config.groups)}\n\n{estimate_detection(sets, conditions, config)}"
 
 
 def _entries(

@@ -198,7 +198,11 @@ class _Case:
     @property
     def lost(self) -> float:
         """Share of the relevance on what deployment removes, mean over categories."""
-        return fmean(e.exposure.lost_in_deployment for e in self.entries)
+        return fmean([e.exposure.lost_in_deployment for e in self.entries if e.exposure] or [0.0])
+
+    @property
+    def _explained(self) -> bool:
+        return any(e.exposure for e in self.entries)
 
     @property
     def _rates(self) -> str:
@@ -235,7 +239,9 @@ class _Case:
 
     def _rests(self) -> list[str]:
         """Where the relevance lies, and whether it is to be believed."""
-        high = fmean(e.exposure.high for e in self.entries)
+        if not self._explained:
+            return [f"{self.model} is not explained, so nothing is said about what it looks at."]
+        high = fmean(e.exposure.high for e in self.entries if e.exposure)
         where = f"{self.lost:.0%} of the relevance lies on what {self.config.deployed} removes from images"
         known, of = [e.faithfulness for e in self.entries if e.faithfulness], len(self.entries)
         told = f"is {fmean(f.value for f in known):.2f}" if known else "was not measured"
@@ -263,6 +269,8 @@ class _Case:
         why = "Explanation and intervention do not agree"
         if agree:
             why = "Explanation and intervention agree, but the explanation is not shown to be faithful"
+        if not self._explained:
+            why = "There is no explanation"
         sentences.append(f"{why}, so the cause is not established.")
         headline = f"{self.model} does not survive {deployed}: {self._rates}"
         return self._verdict("fragile", headline, sentences)
@@ -326,12 +334,15 @@ _LOWER: dict[str, tuple[str, Of]] = {
     ),
     "high-frequency-share": (
         f"share of relevance from zigzag index {HIGH_BAND:g} on",
-        lambda e: e.exposure.high,
+        lambda e: e.exposure.high if e.exposure else None,
     ),
-    "outside-mask-share": ("share of relevance off the defect", lambda e: e.exposure.outside_mask),
+    "outside-mask-share": (
+        "share of relevance off the defect",
+        lambda e: e.exposure.outside_mask if e.exposure else None,
+    ),
     "lost-in-deployment": (
         "share of relevance on what the deployed condition removes",
-        lambda e: e.exposure.lost_in_deployment,
+        lambda e: e.exposure.lost_in_deployment if e.exposure else None,
     ),
     "mitigated-f1-drop": (
         "F1 original minus F1 mended and deployed",

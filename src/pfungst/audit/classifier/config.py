@@ -7,13 +7,13 @@ from typing import Literal
 
 from pydantic import Field
 
-from pfungst.audit.config import AuditConfig
+from pfungst.audit.given import LabelledOptions
 
 
-class ClassifierConfig(AuditConfig):
+class ClassifierConfig(LabelledOptions):
     """``pfungst audit classifier``."""
 
-    _irrelevant = (*AuditConfig._irrelevant, "batch_size", "features")
+    _irrelevant = (*LabelledOptions._irrelevant, "batch_size", "features")
 
     model: str = Field(description="timm:NAME, torchvision:NAME, package.module:function or file.py:function")
     checkpoint: Path | None = Field(None, description="Weights: safetensors or a state dict")

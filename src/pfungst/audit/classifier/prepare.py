@@ -18,10 +18,12 @@ from pfungst.audit.classifier.images import Labelled
 from pfungst.audit.classifier.witnesses import Other, check_witnesses, load_witnesses
 from pfungst.audit.conditions import ORIGINAL, conditions_for
 from pfungst.audit.config import check_file
+from pfungst.audit.given import LabelledOptions
 from pfungst.audit.workspace import refuse_old_result
 from pfungst.conditions import Condition
-from pfungst.data import ImageSet, Item, open_images
+from pfungst.data import ImageSet, Item
 from pfungst.data import imagenet_classes as imagenet
+from pfungst.data.deep import require_one_range
 from pfungst.data.imagenet import is_imagenet
 from pfungst.data.outputs import SORTED, Outputs, match_outputs
 from pfungst.device import choose_device
@@ -32,7 +34,7 @@ from pfungst.files import reading
 from pfungst.spurious import FeatureHead, SpuriousFolder, read_components
 from pfungst.suggest import suggest
 
-_TRAIN, _HELD_OUT = ("train",), ("val", "validation", "test")
+_TRAIN, _HELD_OUT = ("train",), ("validation", "test")
 
 
 @dataclass(frozen=True)
@@ -98,8 +100,9 @@ class Given:
         conditions_of(config, config.original or "pillow-bilinear", config.size)
         if config.masks is not None and not config.masks.is_dir():
             raise ConfigError(f"{config.masks} is no folder", "check --masks")
-        train = open_labelled(config.train, training=True) if train is None else train
-        val = open_labelled(config.val, training=False) if val is None else val
+        train = open_labelled(config.train, config, training=True) if train is None else train
+        val = open_labelled(config.val, config, training=False) if val is None else val
+        require_one_range([train, val])
         if not val.items:
             raise DataError(f"{config.val} holds no validation images", "give labelled images")
         folder = None if config.spurious is None else SpuriousFolder(config.spurious)
@@ -203,13 +206,13 @@ def conditions_of(config: ClassifierConfig, own: str, size: int | None) -> dict[
     return {ORIGINAL: found.pop(ORIGINAL), "deployed": deployed, **found}
 
 
-def open_labelled(path: Path, training: bool) -> ImageSet:
+def open_labelled(path: Path, options: LabelledOptions, training: bool) -> ImageSet:
     """A labelled image set; of one with splits, only the training or the held-out images.
 
     Raises:
         DataError: several sets, or images without a label.
     """
-    sets = open_images(path, normal_label="\0none")
+    sets = options.open(path, options.label_column, normal_label="\0none")
     if len(sets) > 1:
         names = few(s.name for s in sets)
         raise DataError(
@@ -218,7 +221,7 @@ def open_labelled(path: Path, training: bool) -> ImageSet:
     images = sets[0]
     if is_imagenet(path):  # which calls some classes by name: outputs are in the order of WordNet ids
         named = [replace(item, label=item.groups["wnid"]) for item in images.items]
-        images = ImageSet(images.name, named, images.notes)
+        images = images.of(named, images.notes)
     known = {item.split for item in images.items} - {None}
     wanted = _TRAIN if training else _HELD_OUT
     if known & set(wanted):
@@ -227,7 +230,7 @@ def open_labelled(path: Path, training: bool) -> ImageSet:
     if bare:
         raise DataError(
             f"{len(bare)} images in {path} have no label, for example {bare[0]}",
-            "sort them into one folder per class, or give a table with a column 'label'",
+            "sort them into one folder per class, or give a table with a column of labels (--label-column)",
         )
     return images
 

@@ -14,13 +14,14 @@ from pfungst.audit.classifier.images import Labelled
 from pfungst.audit.classifier.measure import Measured, answers_of, entry, measure
 from pfungst.audit.classifier.mend import chosen, mend, write_classifier
 from pfungst.audit.classifier.pictures import PictureFolder
-from pfungst.audit.classifier.prepare import Given, Study
+from pfungst.audit.classifier.prepare import Given, Study, conditions_of
 from pfungst.audit.classifier.result import ClassEntry, ClassifierResult, Explained, Faithful
 from pfungst.audit.classifier.task import write_label_task
 from pfungst.audit.classifier.verdict import Judge, explain_numbers, metrics
 from pfungst.audit.conditions import ORIGINAL
 from pfungst.audit.machine import circumstances
 from pfungst.audit.mended import FOLDER
+from pfungst.audit.recognised import describe, estimate_preparation
 from pfungst.audit.result import Skipped, save
 from pfungst.audit.workspace import Workspace
 from pfungst.data import ImageSet
@@ -80,7 +81,8 @@ def run(
         components = chosen(study, classes)
         fixed = mend(study, npca, components)
     shutil.rmtree(workspace.folder / FOLDER, ignore_errors=True)
-    notes = list(dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, PfungstWarning)))
+    said = [str(w.message) for w in caught if issubclass(w.category, PfungstWarning)]
+    notes = list(dict.fromkeys([*given.train.notes, *given.val.notes, *said]))
     if untested := [e.name for e in classes if not any(c.tested for c in e.components)]:
         notes.append(
             f"{len(untested)} classes have too few images, or there are none of others, for interventions: "
@@ -100,6 +102,15 @@ def run(
     PictureFolder(workspace.folder).tidy(_files(entries))
     workspace.finish({result.arrays})
     return result
+
+
+def dry_run(config: ClassifierConfig) -> str:
+    """What the data are recognised as, and the time of reading them; nothing is written."""
+    given = Given.check(config)
+    conditions = conditions_of(config, config.original or "pillow-bilinear", config.size)
+    both = [given.train, given.val]
+    estimate = estimate_preparation(both, list(conditions.values()), config.size or 224)
+    return f"{describe(both, [])}\n\n{estimate}"
 
 
 def extract(study: Study, workspace: Workspace) -> dict[str, FeatureStore]:

@@ -6,13 +6,13 @@ from pathlib import Path
 
 from pydantic import Field
 
-from pfungst.audit.config import AuditConfig
+from pfungst.audit.given import LabelledOptions
 
 
-class DiscoveryConfig(AuditConfig):
+class DiscoveryConfig(LabelledOptions):
     """``pfungst discover``."""
 
-    _irrelevant = (*AuditConfig._irrelevant, "batch_size")
+    _irrelevant = (*LabelledOptions._irrelevant, "batch_size")
 
     model: str = Field(description="timm:NAME, torchvision:NAME, package.module:function or file.py:function")
     checkpoint: Path | None = Field(None, description="Weights: safetensors or a state dict")

@@ -20,6 +20,7 @@ from pfungst.audit.config import check_file
 from pfungst.audit.discovery.config import DiscoveryConfig
 from pfungst.audit.discovery.result import Column, DiscoveryEntry, DiscoveryResult, Grouped, Proved, Shown
 from pfungst.audit.machine import circumstances
+from pfungst.audit.recognised import describe, estimate_preparation
 from pfungst.audit.result import About, Interval, Metric, Skipped, Verdict, save
 from pfungst.audit.sources import group_columns
 from pfungst.audit.workspace import Workspace, refuse_old_result
@@ -66,6 +67,13 @@ class _Study:
         return np.sort(rng.permutation(own)[: self.config.per_class])
 
 
+def dry_run(config: DiscoveryConfig) -> str:
+    """What the data are recognised as, and the time of reading them; nothing is written."""
+    images = open_labelled(config.images, config, training=False)
+    conditions = [Condition.parse("pillow-bilinear")]
+    return f"{describe([images], [])}\n\n{estimate_preparation([images], conditions, config.size or 224)}"
+
+
 def run(config: DiscoveryConfig) -> DiscoveryResult:
     """Discover; writes ``result.json`` and ``images/`` into ``config.out``. Finished classes survive an
     interruption.
@@ -77,7 +85,7 @@ def run(config: DiscoveryConfig) -> DiscoveryResult:
     refuse_old_result(config)
     choose_device(config.device)
     check_file(config.checkpoint, "--checkpoint")
-    given, names = open_labelled(config.images, training=False), read_names(config.class_names)
+    given, names = open_labelled(config.images, config, training=False), read_names(config.class_names)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", PfungstWarning)
         study = _study(config, given, names)

@@ -8,13 +8,14 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from pfungst.audit.config import Repeated
+from pfungst.audit.given import ImageOptions
 from pfungst.registry import CONDITIONS
 
 
-class SimilarityConfig(Repeated):
+class SimilarityConfig(ImageOptions, Repeated):
     """``pfungst audit similarity``."""
 
-    _irrelevant: ClassVar[tuple[str, ...]] = (*Repeated._irrelevant, "cache")
+    _irrelevant: ClassVar[tuple[str, ...]] = (*ImageOptions._irrelevant, "cache")
 
     images: Path | Literal["synthetic"] | None = Field(
         None, description="Folder, CSV or Parquet of images, or 'synthetic'"

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pfungst.audit.similarity.config import SimilarityConfig
 from pfungst.conditions import Condition
-from pfungst.data import ImageSet, Item, open_images
+from pfungst.data import ImageSet, Item
 from pfungst.data.decode import Undecodable
 from pfungst.data.imagenet_classes import title
 from pfungst.encoders import Encoder
@@ -40,7 +40,7 @@ def open_set(config: SimilarityConfig, given: ImageSet | None = None) -> ImageSe
         images = parting_digits(config.seed)
     else:
         assert config.images is not None
-        sets = open_images(config.images, config.category, label_column=config.labels)
+        sets = config.open(config.images, config.labels, config.category)
         if len(sets) > 1:
             names = few(s.name for s in sets)
             raise DataError(
@@ -67,7 +67,7 @@ def open_set(config: SimilarityConfig, given: ImageSet | None = None) -> ImageSe
         chosen = np.random.default_rng(config.seed).choice(len(labelled), config.limit, replace=False)
         notes.append(f"{config.limit} of {len(labelled)} images were drawn at random")
         labelled = [labelled[i] for i in sorted(chosen)]
-    return ImageSet(images.name, labelled, notes)
+    return images.of(labelled, notes)
 
 
 @dataclass

@@ -12,6 +12,7 @@ from pfungst.audit.conditions import conditions_for
 from pfungst.audit.config import check_file
 from pfungst.audit.machine import circumstances
 from pfungst.audit.mended import FOLDER
+from pfungst.audit.recognised import describe, estimate_preparation
 from pfungst.audit.result import Skipped, save
 from pfungst.audit.similarity import texts, verdict
 from pfungst.audit.similarity.config import SimilarityConfig
@@ -81,6 +82,16 @@ def run(
     save(result, workspace.folder)
     workspace.finish({result.arrays})
     return result
+
+
+def dry_run(config: SimilarityConfig) -> str:
+    """What the data are recognised as, and the time of reading them; nothing is written."""
+    given, _ = check(config)
+    if not isinstance(given, ImageSet):
+        return f"{config.texts}: {len(given)} pairs of sentences"
+    conditions = list(conditions_for("pillow-bilinear", config.condition, config.size).values())
+    estimate = estimate_preparation([given], conditions, config.size or 224)
+    return f"{describe([given], config.groups)}\n\n{estimate}"
 
 
 def check(
