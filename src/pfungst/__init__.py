@@ -4,6 +4,7 @@
 imported when first asked for, with torch.
 """
 
+from importlib import import_module
 from typing import Any
 
 __version__ = "0.2.0"
@@ -12,9 +13,7 @@ _LAZY = ("audit_anomaly", "audit_classifier", "audit_similarity")
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
-        from pfungst import objects
-
-        return getattr(objects, name)
+        return getattr(import_module("pfungst.objects"), name)
     raise AttributeError(f"module 'pfungst' has no attribute {name!r}")
 
 

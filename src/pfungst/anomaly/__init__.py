@@ -12,7 +12,7 @@ from pfungst.anomaly.patchcore import PatchCore
 from pfungst.anomaly.pooling import HarmonicMean, Max, Min, Pooling, SoftMin
 from pfungst.anomaly.spec import detector_from_spec
 from pfungst.anomaly.tiled import Tiled
-from pfungst.anomaly.wrap import wrap
+from pfungst.anomaly.wrapping import wrap
 
 __all__ = [
     "KDE",

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from pfungst.anomaly.base import Detector
 from pfungst.anomaly.features import gradient
+from pfungst.anomaly.wrap import Wrapped
 from pfungst.conditions import Size, sides
 from pfungst.device import choose_device
 from pfungst.errors import ConfigError, InputError, PfungstError
@@ -109,8 +110,6 @@ class OwnDetector(Detector):
             except Exception as error:  # of anybody's code, under the rules of relevance
                 self.why_not = str(getattr(error, "message", error)).split("\n")[0]
         else:
-            from pfungst.anomaly.wrap import Wrapped
-
             with suppress(InputError):
                 self._inner = Wrapped(self.estimator_, tuple(z.shape[1:]))._read()
             self.why_not = "" if self._inner else f"there is no explanation of {name}"

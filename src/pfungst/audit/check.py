@@ -8,16 +8,15 @@ import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 from xml.etree import ElementTree
 
-from pfungst.audit.config import listed
-from pfungst.audit.result import Level, Metric, Result
+from pfungst.audit.config import LEVELS, levels_of
+from pfungst.audit.result import Metric, Result
 from pfungst.errors import ConfigError
 from pfungst.files import reading, write
 from pfungst.suggest import suggest
 
-LEVELS: tuple[str, ...] = get_args(Level)
 _BOUND = {"lower": "max", "higher": "min"}  # which side of a metric may be bounded
 
 
@@ -97,15 +96,6 @@ class Gates:
 
     def __bool__(self) -> bool:
         return bool(self.bounds or self.verdicts)
-
-
-def levels_of(texts: Iterable[Any]) -> tuple[str, ...]:
-    """Levels of verdicts from texts such as "sound,fragile". Raises ConfigError for an unknown one."""
-    found = tuple(str(level) for text in texts for level in listed(text))
-    for level in found:
-        if level not in LEVELS:
-            raise ConfigError(f"no verdict is called {level!r}", suggest(level, LEVELS, "verdicts"))
-    return found
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
+from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args, get_origin
@@ -18,6 +19,7 @@ from pydantic import (
     model_validator,
 )
 
+from pfungst.audit.result import Level
 from pfungst.errors import ConfigError
 from pfungst.files import digest
 from pfungst.suggest import suggest
@@ -74,8 +76,6 @@ class AuditConfig(BaseModel):
     @field_validator("fail_on")
     @classmethod
     def _levels(cls, value: list[str]) -> list[str]:
-        from pfungst.audit.check import levels_of
-
         return list(levels_of(value))
 
     @field_validator("*", mode="before")
@@ -178,3 +178,15 @@ def listed(value: Any) -> Any:
         else:
             parts.append(part)
     return parts
+
+
+LEVELS: tuple[str, ...] = get_args(Level)
+
+
+def levels_of(texts: Iterable[Any]) -> tuple[str, ...]:
+    """Levels of verdicts from texts such as "sound,fragile". Raises ConfigError for an unknown one."""
+    found = tuple(str(level) for text in texts for level in listed(text))
+    for level in found:
+        if level not in LEVELS:
+            raise ConfigError(f"no verdict is called {level!r}", suggest(level, LEVELS, "verdicts"))
+    return found

@@ -23,8 +23,8 @@ from pydantic import Field, ValidationError
 from torch import Tensor, nn
 
 from pfungst import __version__
+from pfungst.audit.quantities import REFERENCE, quantities
 from pfungst.audit.result import Model, load
-from pfungst.audit.watch import REFERENCE, quantities
 from pfungst.conditions import Condition, sides
 from pfungst.conditions.step import Resize
 from pfungst.data import Item

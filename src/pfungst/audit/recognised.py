@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -14,10 +14,7 @@ from pfungst.audit.sources import group_columns
 from pfungst.conditions import Condition
 from pfungst.data import ImageSet
 from pfungst.data.decode import Undecodable, open_image
-from pfungst.errors import DataError, few
-
-if TYPE_CHECKING:
-    from pfungst.audit.anomaly.config import AnomalyConfig
+from pfungst.errors import few
 
 _HEADERS = 100  # files per set whose header is read for the size
 _TIMED = 8  # images that are prepared to know the time
@@ -70,7 +67,7 @@ def _sizes(images: ImageSet) -> str:
     return few(f"{size} {count}" for size, count in found.most_common()) + of
 
 
-def _prepared(
+def prepared_few(
     sets: Sequence[ImageSet], conditions: Sequence[Condition], size: Any
 ) -> tuple[list[Any], float]:
     """A few images of the first set under each condition, and the seconds that all sets would take."""
@@ -85,72 +82,20 @@ def _prepared(
 
 def estimate_preparation(sets: Sequence[ImageSet], conditions: Sequence[Condition], size: Any) -> str:
     """Time and memory of preparing all images, from a few."""
-    found, seconds = _prepared(sets, conditions, size)
+    found, seconds = prepared_few(sets, conditions, size)
     return (
-        f"estimate: decoding and preparing all images about {_time(seconds)}, "
-        f"{_bytes(found[0].images[0].nbytes * sum(map(len, sets)))} where they are kept; without the model"
+        f"estimate: decoding and preparing all images about {duration(seconds)}, "
+        f"{amount(found[0].images[0].nbytes * sum(map(len, sets)))} where they are kept; without the model"
     )
 
 
-def estimate_detection(
-    sets: Sequence[ImageSet], conditions: Sequence[Condition], config: AnomalyConfig
-) -> str:
-    """Time and memory of an anomaly audit, from each detector fitted on a few images.
-
-    The lower bound takes the fit for linear in the training images and a score for independent of them, the
-    upper one for quadratic and linear.
-
-    Raises:
-        DataError: none of the images that are tried can be read.
-    """
-    (original, _), seconds = _prepared(sets, conditions, config.size)
-    tests = original.splits == "test"
-    if tests.all() or not tests.any():
-        raise DataError(
-            f"{sets[0].name}: none of the images tried can be read", "mend them, or try --skip-bad"
-        )
-    mended = config.mitigate != "none"
-    low = high = seconds
-    for model in config.model:
-        fit, score, explain = _timed(model, original.images[~tests], original.images[tests], config)
-        for images in sets:
-            n_train = sum(i.split == "train" and i.label == "good" for i in images.items)
-            n_test = sum(i.split == "test" for i in images.items)
-            more = max(n_train / max(int((~tests).sum()), 1), 1.0)
-            fits, scores = config.seeds * (1 + mended), 2 * n_test * config.seeds * (1 + mended) + 350
-            rest = n_test * (3 + 3 * mended)
-            low += fits * fit * more + scores * score + rest * explain
-            high += fits * fit * more**2 + (scores * score + rest * explain) * more
-    largest = max(map(len, sets))
-    kept = original.images[0].nbytes * largest * (2 + 2 * mended)
-    return (
-        f"estimate: {_time(low)} to {_time(high)}, of which {_time(seconds)} for the images; at least "
-        f"{_bytes(kept)} of memory"
-    )
-
-
-def _timed(model: str, train: Any, test: Any, config: AnomalyConfig) -> tuple[float, float, float]:
-    """Seconds of one fit, of the score of one image and of its explanation."""
-    from pfungst.anomaly import detector_from_spec
-
-    detector = detector_from_spec(model, seed=config.seed, device=config.device)
-    times = [time.perf_counter()]
-    detector.fit(train)
-    times.append(time.perf_counter())
-    detector.anomaly_score(test)
-    times.append(time.perf_counter())
-    if detector.explains:
-        detector.explain(test)
-    times.append(time.perf_counter())
-    fit, score, explain = np.diff(times).tolist()
-    return fit, score / len(test), explain / len(test)
-
-
-def _time(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds as people say them."""
     if seconds < 90:
         return f"{max(seconds, 1):.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def _bytes(count: float) -> str:
+def amount(count: float) -> str:
+    """Bytes as people say them."""
     return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.0f} MB"

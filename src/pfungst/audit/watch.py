@@ -10,33 +10,25 @@ import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
-import torch
 from pydantic import Field
-from torch import Tensor
 
 from pfungst import __version__, measure
 from pfungst.audit.machine import describe_machine
+from pfungst.audit.mended import Mended, folders
+from pfungst.audit.quantities import EXPLAINED, REFERENCE, RELEVANCE, quantities
 from pfungst.audit.result import Interval, Metric, Model, Result, Skipped, Verdict, save
 from pfungst.conditions import Condition
-from pfungst.data import ImageSet, Item, open_images
-from pfungst.data.decode import Undecodable
-from pfungst.data.traits import PREFIX, Traits, traits
-from pfungst.errors import ConfigError, DataError, PfungstError, few
+from pfungst.data import ImageSet, open_images
+from pfungst.data.traits import PREFIX
+from pfungst.errors import ConfigError, DataError, few
 from pfungst.files import read
 from pfungst.measure import limits
 from pfungst.measure.paired import shift
 from pfungst.measure.proportions import wilson
-from pfungst.relevance import PixelBands
 
-if TYPE_CHECKING:
-    from pfungst.audit.mended import Mended
-
-REFERENCE = "reference.npz"
-RELEVANCE = "relevance: "
-_EXPLAINED = 32  # images whose relevance is read
 _BATCH = 32
 _LEAST = 10  # new images
 
@@ -72,82 +64,6 @@ class WatchResult(Result):
         return sorted((q for q in self.quantities if q.shifted), key=lambda q: -q.distance)
 
 
-def quantities(model: Mended, images: Tensor, items: Sequence[Item]) -> dict[str, np.ndarray]:
-    """What is watched of images (N, C, H, W) and their items: numbers or words, (N,) or fewer, by name.
-
-    Relevance is read from the first 32 images: of a detector its explanation, of others gradient × input of
-    the answer. Its shares are of absolute values.
-    """
-    found = _answers(model, images)
-    try:
-        maps = _relevance(model, images[:_EXPLAINED])
-    except PfungstError:  # a detector without maps of bands, such as one of tiles
-        maps = None
-    if maps is not None:
-        size = maps.abs()
-        total = size.flatten(1).sum(1).clamp_min(torch.finfo(size.dtype).tiny)
-        bands = (size.sum((2, 3)) / total[:, None]).numpy()
-        edge = max(1, size.shape[-1] // 6)
-        inner = size[..., edge:-edge, edge:-edge].flatten(1).sum(1)
-        names = ("low frequencies", "middle frequencies", "high frequencies")
-        found |= {RELEVANCE + name: bands[:, k] for k, name in enumerate(names)}
-        found[f"{RELEVANCE}border"] = (1 - inner / total).numpy()
-    return found | _files(items)
-
-
-def _answers(model: Mended, images: Tensor) -> dict[str, np.ndarray]:
-    with torch.no_grad():
-        out = torch.cat([model.answer(part).double().cpu() for part in images.split(_BATCH)])
-    if model.about.kind == "detector":
-        return {"score": out.numpy()}
-    if model.about.kind == "classifier":
-        confidence, k = out.softmax(1).max(1)
-        names = model.about.classes
-        return {
-            "confidence": confidence.numpy(),
-            "predicted class": np.array([names.get(i, str(i)) for i in k.tolist()]),
-        }
-    unit = torch.nn.functional.normalize(out, dim=1)
-    return {"likeness to the audit's images": (unit @ _centre(model).double()).numpy()}
-
-
-def _centre(model: Mended) -> Tensor:
-    """Mean direction of the representations of the sample of an encoder."""
-    _, (kept,) = model.sample()
-    return torch.nn.functional.normalize(torch.nn.functional.normalize(kept, dim=1).mean(0), dim=0)
-
-
-def _relevance(model: Mended, images: Tensor) -> Tensor:
-    """(N, 3, H, W): low, middle and high frequencies."""
-    basis = PixelBands.coarse()
-    if model.about.kind == "detector":
-        return model.source.explain(images, basis).values.detach().cpu()
-    parts = []
-    for part in images.split(_BATCH):
-        x = part.clone().requires_grad_()
-        out = model.answer(x)
-        if model.about.kind == "classifier":
-            score = out.amax(1)
-        else:
-            score = torch.nn.functional.normalize(out, dim=1) @ _centre(model).to(out)
-        slope = torch.autograd.grad(score.sum(), x)[0]
-        parts.append(basis.contract(part, slope).detach().cpu())
-    return torch.cat(parts)
-
-
-def _files(items: Sequence[Item]) -> dict[str, np.ndarray]:
-    known: list[Traits] = []
-    for item in items:
-        try:
-            known.append(traits(item))
-        except Undecodable:
-            continue
-    numbers = dict.fromkeys(name for t in known for name in t.numbers)
-    words = dict.fromkeys(name for t in known for name in t.words)
-    found = {PREFIX + n: np.array([t.numbers.get(n, np.nan) for t in known]) for n in numbers}
-    return found | {PREFIX + n: np.array([t.words.get(n, "none") for t in known]) for n in words}
-
-
 def watch(
     audit: Path,
     source: Path,
@@ -168,8 +84,6 @@ def watch(
         DataError: the audit kept no reference, or there are too few new images.
         UnreadableImages: some cannot be decoded.
     """
-    from pfungst.audit.mended import Mended, folders
-
     started = time.monotonic()
     found = folders(audit, entry)
     if len(found) > 1:
@@ -207,7 +121,7 @@ def watch(
         notes=[
             "numbers by the Kolmogorov–Smirnov test, words by a permutation test of the total variation "
             f"distance; shifted: {limits.SHIFTED:g} or more with p < {limits.P_SHIFT:g} after Holm",
-            f"relevance of the first {_EXPLAINED} images; of classifiers and encoders gradient × input",
+            f"relevance of the first {EXPLAINED} images; of classifiers and encoders gradient × input",
             "the reference are images of the audit, of a detector the normal ones",
         ],
         model=model.about.name,

@@ -26,8 +26,8 @@ def compare(
 ) -> None:
     """What got better and worse from one audit to another, over the images that both saw? Differences are
     gates of `pfungst check`."""
-    from pfungst.audit.check import levels_of
     from pfungst.audit.compare import compare as run
+    from pfungst.audit.config import levels_of
 
     levels = levels_of(fail_on or ())
     finish(run(first, second, out, seed), out, levels)
@@ -50,7 +50,7 @@ def watch(
 ) -> None:
     """Have the images changed since the audit? Scores, shares of relevance and what the files tell, against
     what the audit kept. Exits with 1 where they have."""
-    from pfungst.audit.check import levels_of
+    from pfungst.audit.config import levels_of
     from pfungst.audit.watch import watch as run
 
     levels = levels_of(_FAIL_ON if fail_on is None else fail_on)

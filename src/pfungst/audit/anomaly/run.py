@@ -18,13 +18,15 @@ from pfungst.audit.anomaly import verdict
 from pfungst.audit.anomaly.config import AnomalyConfig
 from pfungst.audit.anomaly.examples import choose, examples, pictures
 from pfungst.audit.anomaly.explain import explain
+from pfungst.audit.anomaly.forecast import estimate
+from pfungst.audit.anomaly.leave import write_detector
 from pfungst.audit.anomaly.measure import DEPLOYED, MENDED, ORIGINAL, mean_scores, provenance, repeat, scores
-from pfungst.audit.anomaly.mend import mitigation, write_detector
+from pfungst.audit.anomaly.mend import mitigation
 from pfungst.audit.anomaly.prepare import Study, check, decode_all, open_sets, state
 from pfungst.audit.anomaly.result import AnomalyResult, Entry
 from pfungst.audit.machine import circumstances
 from pfungst.audit.mended import FOLDER
-from pfungst.audit.recognised import describe, estimate_detection
+from pfungst.audit.recognised import describe
 from pfungst.audit.result import Skipped, save
 from pfungst.audit.sources import group_columns
 from pfungst.audit.workspace import Workspace, refuse_old_result, slug
@@ -99,7 +101,7 @@ def dry_run(config: AnomalyConfig) -> str:
     """What the data are recognised as, and the time and memory of the audit; nothing is written."""
     conditions = check(config)
     sets = open_sets(config)
-    return f"{describe(sets, config.groups)}\n\n{estimate_detection(sets, conditions, config)}"
+    return f"{describe(sets, config.groups)}\n\n{estimate(sets, conditions, config)}"
 
 
 def _entries(
