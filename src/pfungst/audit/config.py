@@ -19,7 +19,7 @@ from pydantic import (
 )
 
 from pfungst.errors import ConfigError
-from pfungst.files import digest
+from pfungst.files import content, digest, reading
 from pfungst.suggest import suggest
 
 
@@ -83,12 +83,10 @@ class AuditConfig(BaseModel):
         where = "the options"
         if file is not None:
             where = str(file)
-            try:
-                values = tomllib.loads(Path(file).read_text(encoding="utf-8"))
-            except FileNotFoundError:
-                raise ConfigError(f"{file} does not exist", "give the path of a TOML file") from None
-            except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-                raise ConfigError(f"{file} is not readable TOML: {error}", "mend that line") from None
+            if not Path(file).exists():
+                raise ConfigError(f"{file} does not exist", "give the path of a TOML file")
+            with reading(file, "it is a TOML file; mend that line", ConfigError):
+                values = tomllib.loads(content(file).decode())
             base = Path(file).resolve().parent
             values = {key.replace("-", "_"): value for key, value in values.items()}
             values = {

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pfungst.errors import DataError, lines
-from pfungst.files import reading
+from pfungst.files import content, reading
 
 from .delimited import read_rows, require, require_distinct
 from .item import Item
@@ -150,7 +150,7 @@ class RowGroups:
         with self._lock:
             key = (file, group)
             if key not in self._groups:
-                with pq.ParquetFile(file) as handle:
+                with reading(file, "repair or remove it"), pq.ParquetFile(file) as handle:
                     self._groups[key] = handle.read_row_group(group, columns=self.columns)
                 while len(self._groups) > self.keep:
                     self._groups.popitem(last=False)
@@ -176,7 +176,7 @@ class Cell:
                 return value["bytes"]
             path = value.get("path")
             return (
-                (self.file.parent / path).read_bytes()
+                content(self.file.parent / path)
                 if path and (self.file.parent / path).is_file()
                 else b""
             )
@@ -218,11 +218,12 @@ def _parquet_items(file: Path, root: Path, columns: Columns, taken: set[str]) ->
         names = _label_names(file, schema, columns.label)
         reader = RowGroups([image] + ([mask] if mask else []))
         plain = [c for c in fields if c not in (image, mask)]
-        paths = _image_paths(handle, image)
+        paths = _image_paths(file, handle, image)
         start = 0
         for group in range(handle.num_row_groups):
             count = handle.metadata.row_group(group).num_rows
-            rows = handle.read_row_group(group, columns=plain).to_pylist() if plain else [{}] * count
+            with reading(file, "repair or remove it"):
+                rows = handle.read_row_group(group, columns=plain).to_pylist() if plain else [{}] * count
             for r, row in enumerate(rows):
                 number = start + r
                 known = row.get(columns.path) or (paths[number] if paths else None)
@@ -244,11 +245,12 @@ def _parquet_items(file: Path, root: Path, columns: Columns, taken: set[str]) ->
             start += count
 
 
-def _image_paths(handle: pq.ParquetFile, image: str) -> list[str | None]:
+def _image_paths(file: Path, handle: pq.ParquetFile, image: str) -> list[str | None]:
     kind = handle.schema_arrow.field(image).type
     if not (pa.types.is_struct(kind) and kind.get_field_index("path") >= 0):
         return []
-    column = handle.read(columns=[f"{image}.path"])[image]
+    with reading(file, "repair or remove it"):
+        column = handle.read(columns=[f"{image}.path"])[image]
     return [None if v is None else v["path"] for v in column.to_pylist()]
 
 
@@ -256,13 +258,13 @@ def _label_names(file: Path, schema: pa.Schema, label: str | None) -> list[str]:
     beside = file.parent / "labels.json"
     try:
         if beside.is_file():
-            names = json.loads(beside.read_text(encoding="utf-8"))
+            names = json.loads(content(beside))
             return [str(n) for n in names] if isinstance(names, list) else []
         features = (
             json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
         )
         return [str(n) for n in features.get(label, {}).get("names", [])]
-    except (json.JSONDecodeError, AttributeError, UnicodeDecodeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         raise DataError(
             f"the names of the labels of {file} cannot be read from {beside.name}",
             "it is a JSON list of names",

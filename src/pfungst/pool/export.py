@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pfungst.data.decode import Undecodable, read_image
 from pfungst.errors import DataError, InputError
 from pfungst.files import whole, write
 from pfungst.label import ImageItem, ImageTask, Study, write_task
@@ -58,7 +59,7 @@ def to_label_task(
     if (out / "label-task.json").exists():
         raise DataError(f"{out} has a task already", "give another folder")
     images = out / "images"
-    shown = [_copy(Path(file).read_bytes(), images, f"reference-{i}") for i, file in enumerate(reference)]
+    shown = [_copy(Path(file).read_bytes(), images, f"reference-{i}", str(file)) for i, file in enumerate(reference)]
     places: dict[tuple[int, int], Place] = {}
     for shard in sorted({hit.shard for hit in hits}):
         content = pool.shard(shard)
@@ -69,7 +70,7 @@ def to_label_task(
     for number, (key, content_) in enumerate(zip(order, read(pool, [places[k] for k in order]), strict=True)):
         if isinstance(content_, str):
             raise DataError(f"{places[key].id} cannot be read: {content_}", "restore the pool's images")
-        found[key] = _copy(content_, images, f"{number:06d}")
+        found[key] = _copy(content_, images, f"{number:06d}", places[key].id)
 
     def name(index: int) -> str | int:
         return (class_names or {}).get(index, index)
@@ -133,16 +134,17 @@ def to_spurious_folder(
     return counts
 
 
-def _copy(content: bytes, images: Path, stem: str) -> str:
+def _copy(content: bytes, images: Path, stem: str, name: str) -> str:
     """Write an image under a name of ours; formats that browsers do not show become PNG."""
     suffix = next((s for start, s in _KNOWN.items() if content.startswith(start)), None)
     if content[:4] == b"RIFF" and content[8:12] == b"WEBP":
         suffix = ".webp"
     if suffix is None:
-        from PIL import Image
-
         buffer = io.BytesIO()
-        Image.open(io.BytesIO(content)).convert("RGB").save(buffer, "PNG")
+        try:
+            read_image(content).save(buffer, "PNG")
+        except Undecodable as error:
+            raise DataError(f"{name} cannot be read: {error}", "restore the pool's images") from None
         content, suffix = buffer.getvalue(), ".png"
     write(images / f"{stem}{suffix}", content)
     return f"images/{stem}{suffix}"

@@ -163,7 +163,7 @@ def index(
             try:
                 found = _tar(file, name) if kind == "tar" else _parquet(file, name, column, id_column)
                 yield from (replace(place, stamp=now) for place in found)
-            except (OSError, tarfile.TarError, pa.ArrowException, _Unusable) as error:
+            except (OSError, ValueError, tarfile.TarError, pa.ArrowException, _Unusable) as error:
                 unreadable[name] = str(error).splitlines()[0]
 
     schema = pa.schema(
@@ -230,6 +230,10 @@ def _tar(file: Path, name: str) -> Iterator[Place]:
         for member in tar:
             if member.isfile() and Path(member.name).suffix.lower() in SUFFIXES:
                 yield Place(f"{name}/{member.name}", name, member.offset_data, member.size)
+        # tarfile takes any end for the end: an archive that was cut between two members lacks its mark.
+        tar.fileobj.seek(tar.offset)  # type: ignore[union-attr]
+        if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # type: ignore[union-attr]
+            raise _Unusable("it is cut off or damaged: the mark of its end is missing")
 
 
 def _parquet(file: Path, name: str, column: str, id_column: str | None) -> Iterator[Place]:
