@@ -110,6 +110,7 @@ class Result(Model):
     seconds: float
     machine: str
     config: dict[str, Any]
+    inputs: str = Field("", description="digest of options, files, data and version, for --resume")
     verdict: Verdict
     metrics: dict[str, Metric] = {}
     skipped: list[Skipped] = []

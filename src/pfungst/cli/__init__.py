@@ -84,9 +84,7 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
             code = _refuse(_unforeseen(error))
     if code == 130:
         again = "with --resume " if {"audit", "discover"} & set(words[:1]) else ""
-        typer.secho(
-            f"\ninterrupted; finished parts are kept, run the same command {again}to go on", err=True
-        )
+        typer.secho(f"\ninterrupted; finished parts are kept, run the same command {again}to go on", err=True)
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -108,7 +106,9 @@ def _unforeseen(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         name = f"{str(error.filename)[:200]!r}: " if error.filename else ""
         return f"{name}{error.strerror}\n  → check the path and its rights"
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if f"{os.sep}pfungst{os.sep}" in f.filename]
+    frames = [
+        f for f in traceback.extract_tb(error.__traceback__) if f"{os.sep}pfungst{os.sep}" in f.filename
+    ]
     where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
     return (
         f"an error that was not foreseen: {kind}: {text}{where}\n"

@@ -175,11 +175,7 @@ class Cell:
             if value.get("bytes"):
                 return value["bytes"]
             path = value.get("path")
-            return (
-                content(self.file.parent / path)
-                if path and (self.file.parent / path).is_file()
-                else b""
-            )
+            return content(self.file.parent / path) if path and (self.file.parent / path).is_file() else b""
         return value or b""
 
 

@@ -59,7 +59,10 @@ def to_label_task(
     if (out / "label-task.json").exists():
         raise DataError(f"{out} has a task already", "give another folder")
     images = out / "images"
-    shown = [_copy(Path(file).read_bytes(), images, f"reference-{i}", str(file)) for i, file in enumerate(reference)]
+    shown = [
+        _copy(Path(file).read_bytes(), images, f"reference-{i}", str(file))
+        for i, file in enumerate(reference)
+    ]
     places: dict[tuple[int, int], Place] = {}
     for shard in sorted({hit.shard for hit in hits}):
         content = pool.shard(shard)

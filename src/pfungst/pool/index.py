@@ -231,8 +231,8 @@ def _tar(file: Path, name: str) -> Iterator[Place]:
             if member.isfile() and Path(member.name).suffix.lower() in SUFFIXES:
                 yield Place(f"{name}/{member.name}", name, member.offset_data, member.size)
         # tarfile takes any end for the end: an archive that was cut between two members lacks its mark.
-        tar.fileobj.seek(tar.offset)  # type: ignore[union-attr]
-        if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # type: ignore[union-attr]
+        tar.fileobj.seek(tar.offset)
+        if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
             raise _Unusable("it is cut off or damaged: the mark of its end is missing")
 
 

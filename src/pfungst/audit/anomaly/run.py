@@ -17,12 +17,12 @@ from pfungst.audit.anomaly.examples import choose, examples, pictures
 from pfungst.audit.anomaly.explain import explain
 from pfungst.audit.anomaly.measure import DEPLOYED, ORIGINAL, mean_scores, provenance, repeat, scores
 from pfungst.audit.anomaly.mend import mitigation
-from pfungst.audit.anomaly.prepare import Study, check, decode_all, open_sets, state
+from pfungst.audit.anomaly.prepare import Study, check, decode_all, open_sets
 from pfungst.audit.anomaly.result import AnomalyResult, Entry
 from pfungst.audit.machine import circumstances
 from pfungst.audit.result import Skipped, save
 from pfungst.audit.sources import group_columns
-from pfungst.audit.workspace import Workspace, refuse_old_result
+from pfungst.audit.workspace import Workspace, data_state, refuse_old_result, resumed_result
 from pfungst.conditions import Condition
 from pfungst.data import ImageSet
 from pfungst.errors import PfungstWarning
@@ -47,7 +47,10 @@ def run(config: AnomalyConfig) -> AnomalyResult:
     sets = open_sets(config)
     for images in sets:
         group_columns(images.items, config.groups)
-    workspace = Workspace(config)
+    state = data_state(item for images in sets for item in images.items)
+    if (done := resumed_result(config, state)) is not None:
+        return done
+    workspace = Workspace(config, state)
     entries = _entries(config, conditions, sets, workspace)
     notes = [f"{images.name}: {note}" for images in sets for note in images.notes]
     if workspace.resumed:
@@ -56,7 +59,7 @@ def run(config: AnomalyConfig) -> AnomalyResult:
     mean = mean_scores(entries)
     result = AnomalyResult(
         title=f"{', '.join(config.model)} on {config.data}",
-        **circumstances(config, started),
+        **circumstances(config, started, workspace.fingerprint),
         verdict=verdict.judge(entries, mean, config),
         metrics=verdict.metrics(entries),
         skipped=[Skipped(id=id_, reason=reason) for id_, reason in skipped.items()],
@@ -91,7 +94,7 @@ def _entries(
             bar.advance()
             study = cache(partial(Study.prepare, images, conditions, config, detectors))
             for model in config.model:
-                part = f"{images.name} {model} {state(images)}"
+                part = f"{images.name} {model} {data_state(images.items)}"
                 entry = workspace.load_part(part, Entry)
                 if entry is None:
                     entry = evaluate(study(), model, workspace)

@@ -20,7 +20,7 @@ from pfungst.audit.classifier.verdict import Judge, explain_numbers, metrics
 from pfungst.audit.conditions import ORIGINAL
 from pfungst.audit.machine import circumstances
 from pfungst.audit.result import Skipped, save
-from pfungst.audit.workspace import Workspace
+from pfungst.audit.workspace import Workspace, data_state, resumed_result
 from pfungst.encoders import load
 from pfungst.errors import DataError, PfungstWarning, few
 from pfungst.features import combined, model_key
@@ -43,6 +43,9 @@ def run(config: ClassifierConfig) -> ClassifierResult:
     """
     started = time.monotonic()
     given = Given.check(config)
+    state = data_state([*given.train.items, *given.val.items], config.spurious, config.masks)
+    if (done := resumed_result(config, state)) is not None:
+        return done
     study = given.study(
         load(
             config.model,
@@ -53,7 +56,7 @@ def run(config: ClassifierConfig) -> ClassifierResult:
             condition=config.original,
         )
     )
-    workspace = Workspace(config)
+    workspace = Workspace(config, state)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", PfungstWarning)
         stores = extract(study, workspace)
@@ -75,7 +78,8 @@ def run(config: ClassifierConfig) -> ClassifierResult:
         notes.append(f"{workspace.resumed} finished classes were taken over from an interrupted run")
     measured = measure(study, stores, fixed, [e.index for e in classes])
     entries = [entry(e, measured, study.judged, components) for e in classes]
-    result = _result(study, measured, entries, stores, notes, faithful, started)
+    about = circumstances(config, started, workspace.fingerprint)
+    result = _result(study, measured, entries, stores, notes, faithful, about)
     npca.save(workspace.folder / "npca")
     write_label_task(workspace.folder, result.title, study.fingerprint, entries)
     save(result, workspace.folder)
@@ -151,7 +155,7 @@ def _result(
     stores: dict[str, FeatureStore],
     notes: list[str],
     faithful: Faithful | None,
-    started: float,
+    about: dict[str, Any],
 ) -> ClassifierResult:
     config, name = study.config, study.fingerprint["name"]
     chosen_by = (
@@ -165,7 +169,7 @@ def _result(
     }
     return ClassifierResult(
         title=f"{name} on {Path(config.train).resolve().name}",
-        **circumstances(config, started),
+        **about,
         verdict=Judge(study, measured, entries, chosen_by, faithful)(),
         metrics=metrics(measured, entries, faithful),
         skipped=[Skipped(id=id_, reason=reason) for id_, reason in skipped.items()],

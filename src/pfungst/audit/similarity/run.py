@@ -18,7 +18,7 @@ from pfungst.audit.similarity.measure import confusion, erased, follow, score, s
 from pfungst.audit.similarity.mend import Wish, mitigate, recovered
 from pfungst.audit.similarity.prepare import Study, open_labelled
 from pfungst.audit.similarity.result import Findings, SimilarityResult
-from pfungst.audit.workspace import Workspace, refuse_old_result
+from pfungst.audit.workspace import Workspace, data_state, refuse_old_result, resumed_result
 from pfungst.data import ImageSet
 from pfungst.device import choose_device
 from pfungst.encoders import Encoder, load
@@ -39,6 +39,9 @@ def run(config: SimilarityConfig) -> SimilarityResult:
     """
     started = time.monotonic()
     given, wish = check(config)
+    state = data_state(given.items if isinstance(given, ImageSet) else ())
+    if (done := resumed_result(config, state)) is not None:
+        return done
     encoder = load(
         config.encoder,
         checkpoint=config.checkpoint,
@@ -50,19 +53,19 @@ def run(config: SimilarityConfig) -> SimilarityResult:
     skipped: list[Skipped] = []
     if isinstance(given, ImageSet):
         _fits(encoder, wish, config)
-        workspace = Workspace(config)
+        workspace = Workspace(config, state)
         with progress_bar("checking images") as bar:
             study = Study.of(encoder, given, config, workspace, bar)
             found, arrays = _findings(study, wish, bar)
         name, notes = given.name, study.notes
         skipped = [Skipped(id=i, reason=r) for i, r in study.source.skipped]
     else:
-        workspace = Workspace(config)
+        workspace = Workspace(config, state)
         found, arrays = texts.audit(encoder, given, config)
         name = config.texts.name if config.texts else ""
     result = SimilarityResult(
         **dict(found),
-        **circumstances(config, started),
+        **circumstances(config, started, workspace.fingerprint),
         title=f"{encoder.name} on {name}",
         verdict=verdict.judge(found),
         metrics=verdict.metrics(found),
