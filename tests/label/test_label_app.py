@@ -342,3 +342,11 @@ def test_methods_that_are_not_meant(world):
     for method in ("PUT", "DELETE", "PATCH", "TRACE"):
         assert anna.http.request(method, anna.home, headers={"Origin": BASE}).status_code == 405
     assert anna.http.get(anna.home + "do").status_code == 405
+
+
+def test_an_answer_does_not_look_at_the_answers_of_all_labellers(world, monkeypatch):
+    """It took 33 ms with 100 labellers of 2,000 items, now as long as with two of 100."""
+    anna = world.visit("anna")
+    anna.get()
+    monkeypatch.setattr(type(world.study), "answers", lambda self: pytest.fail("all answers were collected"))
+    assert anna.post("not").status_code == 200
