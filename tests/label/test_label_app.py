@@ -6,7 +6,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from label_sample import component_task, image_task, picture
-from pfungst.label import Study
+from pfungst.label import Study, write_task
 from pfungst.label.app import create_app
 from pfungst.label.security import HEADERS, MAX_BODY
 from pfungst.label.server import links
@@ -350,3 +350,21 @@ def test_an_answer_does_not_look_at_the_answers_of_all_labellers(world, monkeypa
     anna.get()
     monkeypatch.setattr(type(world.study), "answers", lambda self: pytest.fail("all answers were collected"))
     assert anna.post("not").status_code == 200
+
+
+def test_the_question_names_only_what_is_shown(tmp_path):
+    """An audit with --steps 0 makes no feature visualisation."""
+    task = component_task(tmp_path, 1)
+    (item,) = task.items
+    for npfv, regions in ((True, True), (False, True), (False, False)):
+        images = [i if regions else i.model_copy(update={"gradcam": None}) for i in item.images]
+        bare = item.model_copy(
+            update={"images": images} | ({} if npfv else {"npfv": None, "npfv_gradcam": None})
+        )
+        write_task(tmp_path, task.model_copy(update={"items": [bare]}))
+        world = World(tmp_path, lambda *a: None, ["anna"])
+        text = world.visit("anna").get().text
+        assert ("visualisation shows" in text) == npfv
+        assert ("outlined regions" in text) == regions
+        assert ("share something that is not the golden retriever" in text) != npfv
+        world.study.close()

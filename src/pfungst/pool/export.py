@@ -5,18 +5,26 @@ from __future__ import annotations
 import io
 import os
 import shutil
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from pfungst import files
 from pfungst.data.decode import Undecodable, read_image
-from pfungst.errors import DataError, InputError
-from pfungst.files import whole, write
+from pfungst.errors import DataError, InputError, lines
+from pfungst.files import Lock, digest, whole, write, write_json
 from pfungst.label import ImageItem, ImageTask, Study, write_task
 from pfungst.pool.index import Place, open_pool
 from pfungst.pool.parts import model_record
 from pfungst.pool.read import read
 from pfungst.pool.search import Hit
+
+EXPORTED = "export.json"
+"""What an export wrote, with digests, beside its folders."""
+
+_EXPORT = "pfungst.export/1"
 
 # First bytes of the formats that browsers show as they are.
 _KNOWN = {b"\xff\xd8\xff": ".jpg", b"\x89PNG\r\n\x1a\n": ".png", b"GIF8": ".gif"}
@@ -110,31 +118,61 @@ def to_spurious_folder(
         labellers: whose answers count; None takes everybody who answered.
 
     Returns:
-        Number of images by folder.
+        Number of images by folder. Images of an earlier export that are no longer accepted are removed;
+        nothing that no export wrote is touched.
 
     Raises:
         InputError: the task is about components.
-        DataError: no image was accepted, or files cannot be written.
+        DataError: no image was accepted, files cannot be written, or other files stand in their way.
     """
+    out = Path(out)
     study = Study(folder, labellers)
     try:
         if study.task.kind != "images":
             raise InputError(f"{folder} is a task about components", "give a labelled task about images")
         verdicts = study.verdicts()
-        counts: dict[str, int] = {}
+        accepted: dict[str, Path] = {}
         for item in study.task.items:
-            if verdicts[item.id].final != "out":
-                continue
-            name = f"spurious_class_{item.class_index}_component_{item.component}"
-            target = Path(out) / name / Path(item.file).name
-            with whole(target) as part:
-                shutil.copyfile(Path(folder) / item.file, part)
-            counts[name] = counts.get(name, 0) + 1
+            if verdicts[item.id].final == "out":
+                name = f"spurious_class_{item.class_index}_component_{item.component}"
+                accepted[f"{name}/{Path(item.file).name}"] = Path(folder) / item.file
     finally:
         study.close()
-    if not counts:
+    if not accepted:
         raise DataError(f"no image of {folder} was judged out by all labellers", "label and adjudicate first")
-    return counts
+    with Lock(out / ".lock", str(out)):
+        _replace(out, accepted)
+    return dict(Counter(name.partition("/")[0] for name in accepted))
+
+
+def _replace(out: Path, accepted: Mapping[str, Path]) -> None:
+    """Make a folder hold copies of these files, besides what was there and no export wrote."""
+    listing = out / EXPORTED
+    ours: dict[str, str] = (
+        files.read(listing, "delete it", format=_EXPORT)["files"] if listing.exists() else {}
+    )
+    now = {name: _digest(file) for name, file in accepted.items()}
+    there = {name: _digest(out / name) for name in {**ours, **now} if (out / name).exists()}
+    foreign = [name for name, found in there.items() if found not in (ours.get(name), now.get(name))]
+    if foreign:
+        raise DataError(
+            f"{len(foreign)} files in {out} are not those that an export wrote:{lines(sorted(foreign))}",
+            "move them away, or export into another folder",
+        )
+    write_json(listing, {"format": _EXPORT, "files": now | ours})  # first, so that nothing is left unknown
+    for name in ours.keys() - accepted.keys():
+        (out / name).unlink(missing_ok=True)
+        with suppress(OSError):  # not empty
+            (out / name).parent.rmdir()
+    for name, file in accepted.items():
+        if there.get(name) != now[name]:
+            with whole(out / name) as part:
+                shutil.copyfile(file, part)
+    write_json(listing, {"format": _EXPORT, "files": now})
+
+
+def _digest(file: Path) -> str:
+    return digest(file.read_bytes())
 
 
 def _copy(content: bytes, images: Path, stem: str, name: str) -> str:

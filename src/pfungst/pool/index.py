@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -196,7 +197,7 @@ def index(
             raise DataError(
                 f"no images in {source}", "give a folder of images, of tar shards or of Parquet files"
             )
-        _refuse_duplicates(folder)
+        _refuse_duplicates(folder, shards)
         meta: dict[str, Any] = {
             "format": FORMAT,
             "source": str(root),
@@ -254,7 +255,12 @@ def _parquet(file: Path, name: str, column: str, id_column: str | None) -> Itera
                 row += 1
 
 
-def _refuse_duplicates(folder: Path) -> None:
+def literal(path: Path) -> str:
+    """A file as DuckDB takes it for itself, which reads patterns even in lists of files."""
+    return re.sub(r"[*?\[]", r"[\g<0>]", str(path))
+
+
+def _refuse_duplicates(folder: Path, shards: int) -> None:
     import duckdb
 
     with duckdb.connect() as db:
@@ -262,7 +268,8 @@ def _refuse_duplicates(folder: Path) -> None:
             "SELECT id, count(*) AS n, min(file), max(file) FROM read_parquet(?) "
             "GROUP BY id HAVING n > 1 ORDER BY id"
         )
-        twice = db.execute(query, [str(folder / "index" / "part-*.parquet")]).fetchall()
+        files = [literal(folder / "index" / f"part-{i:06d}.parquet") for i in range(shards)]
+        twice = db.execute(query, [files]).fetchall()
     if twice:
         listing = lines(
             (f"{i!r}: {n} times, in {a}" + (f" and {b}" if a != b else "") for i, n, a, b in twice), 10
