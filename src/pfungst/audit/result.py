@@ -155,7 +155,7 @@ def load(folder: str | Path) -> Result:
             f"{path} {told} schema {found!r}, not {SCHEMA!r}",
             "run the audit again, with --overwrite to replace it",
         )
-    if data.get("kind") not in KINDS:
+    if str(data.get("kind")) not in KINDS:
         raise DataError(f"{path} has kind {data.get('kind')!r}", f"known kinds: {', '.join(KINDS)}")
     module, _, name = KINDS[data["kind"]].partition(":")
     kind: type[Result] = getattr(importlib.import_module(module), name)
