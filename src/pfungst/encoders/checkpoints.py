@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pfungst.errors import CheckpointError, few
-from pfungst.files import read
+from pfungst.files import read, reading
 
 State = dict[str, Tensor]
 
@@ -83,7 +83,7 @@ def _is_torchscript(path: Path) -> bool:
 
     if not zipfile.is_zipfile(path):
         return False
-    with zipfile.ZipFile(path) as archive:
+    with reading(path, "copy it again", CheckpointError), zipfile.ZipFile(path) as archive:
         return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 

@@ -119,6 +119,8 @@ def serve(
 
 def _listen(host: str, port: int) -> socket.socket:
     remedy = "give another --host or --port"
+    if not 0 <= port < 65536:  # some systems take the remainder, and listen somewhere else
+        raise InputError(f"cannot listen on port {port}: ports go from 0 to 65535", remedy)
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except (OSError, OverflowError, UnicodeError) as error:
