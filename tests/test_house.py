@@ -106,7 +106,10 @@ def test_images_are_opened_in_one_place():
 def test_the_lowest_versions_are_those_that_are_tested():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
-    wanted = [*project["dependencies"], *(r for name in extras if name not in ("lint", "docs") for r in extras[name])]
+    wanted = [
+        *project["dependencies"],
+        *(r for name in extras if name not in ("lint", "docs") for r in extras[name]),
+    ]
     bounds = {m[1]: m[2] for r in wanted if (m := re.match(r"([\w.-]+)(?:\[.*?\])?>=([\d.]+)", r))}
     rows = (ROOT / "constraints-lowest.txt").read_text(encoding="utf-8").splitlines()
     assert dict(row.removesuffix(".*").split("==") for row in rows if row[:1] != "#") == bounds
