@@ -40,7 +40,7 @@ class Workspace:
 
     def __init__(self, config: AuditConfig, state: str = "") -> None:
         self.folder = config.out
-        refuse_old_result(config)
+        refuse_old_result(config.model_copy(update={"resume": False}))  # resumed_result was asked before
         self.fingerprint = config.fingerprint(state)
         self._lock = Lock(self.folder / ".lock", str(self.folder))
         self._all_parts = self.folder / ".parts"

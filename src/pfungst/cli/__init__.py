@@ -17,8 +17,10 @@ from pfungst import __version__
 from pfungst.cli.audit import audit
 from pfungst.cli.claims import claims
 from pfungst.cli.common import group
+from pfungst.cli.compare import compare, watch
 from pfungst.cli.discover import discover
 from pfungst.cli.doctor import doctor
+from pfungst.cli.export import export
 from pfungst.cli.label import label
 from pfungst.cli.pool import pool
 from pfungst.cli.tools import check, conditions, demo, report
@@ -34,7 +36,7 @@ app.add_typer(audit, name="audit")
 app.command()(discover)
 app.command()(label)
 app.add_typer(pool, name="pool")
-for command in (demo, doctor, check, report, conditions, claims):
+for command in (demo, doctor, check, compare, watch, export, report, conditions, claims):
     app.command()(command)
 
 

@@ -205,6 +205,10 @@ class ClassifierResult(Result):
     rule: Literal["alpha", "npfv"]
     witnesses: list[str] = Field(description="other models that know the classes")
     faithfulness: Faithful | None = None
+    arrays: str = Field(
+        "",
+        description="npz: ids (N,) and labels (N,) of the validation images, predicted_KEY (N,) per variant",
+    )
 
     def under(self, condition: str = "original", mitigated: bool = False) -> Scores:
         """The scores under a condition; where nothing was switched off, the mended model is the model."""

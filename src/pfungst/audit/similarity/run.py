@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from dataclasses import replace
 
@@ -10,6 +11,7 @@ import numpy as np
 from pfungst.audit.conditions import conditions_for
 from pfungst.audit.config import check_file
 from pfungst.audit.machine import circumstances
+from pfungst.audit.mended import FOLDER
 from pfungst.audit.result import Skipped, save
 from pfungst.audit.similarity import texts, verdict
 from pfungst.audit.similarity.config import SimilarityConfig
@@ -28,8 +30,13 @@ from pfungst.errors import ConfigError
 from pfungst.progress import Bar, progress_bar
 
 
-def run(config: SimilarityConfig) -> SimilarityResult:
+def run(
+    config: SimilarityConfig, *, encoder: Encoder | None = None, images: ImageSet | None = None
+) -> SimilarityResult:
     """Run the audit and write ``result.json`` and the arrays into ``config.out``.
+
+    Args:
+        encoder, images: in memory, instead of what ``config`` names.
 
     Embeddings stay in the output folder and are found again by content; the sweep and the explanations of an
     interrupted run are taken over with ``resume``.
@@ -38,11 +45,11 @@ def run(config: SimilarityConfig) -> SimilarityResult:
         ConfigError, DataError, InputError, CheckpointError, UnreadableImages: see :mod:`pfungst.errors`.
     """
     started = time.monotonic()
-    given, wish = check(config)
+    given, wish = check(config, images)
     state = data_state(given.items if isinstance(given, ImageSet) else ())
-    if (done := resumed_result(config, state)) is not None:
+    if encoder is None and (done := resumed_result(config, state)) is not None:
         return done
-    encoder = load(
+    encoder = encoder or load(
         config.encoder,
         checkpoint=config.checkpoint,
         trust_checkpoint=config.trust_checkpoint,
@@ -54,10 +61,11 @@ def run(config: SimilarityConfig) -> SimilarityResult:
     if isinstance(given, ImageSet):
         _fits(encoder, wish, config)
         workspace = Workspace(config, state)
+        shutil.rmtree(workspace.folder / FOLDER, ignore_errors=True)
         with progress_bar("checking images") as bar:
             study = Study.of(encoder, given, config, workspace, bar)
-            found, arrays = _findings(study, wish, bar)
-        name, notes = given.name, study.notes
+            found, arrays, notes = _findings(study, wish, bar)
+        name = given.name
         skipped = [Skipped(id=i, reason=r) for i, r in study.source.skipped]
     else:
         workspace = Workspace(config, state)
@@ -78,7 +86,9 @@ def run(config: SimilarityConfig) -> SimilarityResult:
     return result
 
 
-def check(config: SimilarityConfig) -> tuple[ImageSet | list[texts.Sentences], Wish | None]:
+def check(
+    config: SimilarityConfig, images: ImageSet | None = None
+) -> tuple[ImageSet | list[texts.Sentences], Wish | None]:
     """Find all that can be wrong with the arguments without the encoder.
 
     Returns:
@@ -102,7 +112,7 @@ def check(config: SimilarityConfig) -> tuple[ImageSet | list[texts.Sentences], W
         raise ConfigError(
             "the first condition pastes no logo, so there is no region to prune in", "give rows= and cols="
         )
-    return open_labelled(config), wish
+    return open_labelled(config, images), wish
 
 
 def _reads(config: SimilarityConfig, texts: bool) -> None:
@@ -125,8 +135,10 @@ def _fits(encoder: Encoder, wish: Wish | None, config: SimilarityConfig) -> None
         resolve_layer(encoder, wish.layer)
 
 
-def _findings(study: Study, wish: Wish | None, bar: Bar) -> tuple[Findings, dict[str, np.ndarray]]:
-    """All that is measured and explained, and the arrays."""
+def _findings(
+    study: Study, wish: Wish | None, bar: Bar
+) -> tuple[Findings, dict[str, np.ndarray], tuple[str, ...]]:
+    """All that is measured and explained, the arrays, and notes."""
     mitigation = None
     if wish is not None:
         bar.turn("pruning")
@@ -162,4 +174,4 @@ def _findings(study: Study, wish: Wish | None, bar: Bar) -> tuple[Findings, dict
         basis=f"patches of {study.config.patch(study.encoder.size)} px",
         **explained,
     )
-    return found, arrays | draw_map(study)
+    return found, arrays | draw_map(study), study.notes
