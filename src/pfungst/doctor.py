@@ -237,7 +237,7 @@ def _reads() -> str:
     """Each image format that audits read, through a file."""
     from PIL import Image, features
 
-    from pfungst.data.decode import FORMATS
+    from pfungst.files import FORMATS, open_picture
 
     lossy = {"JPEG": "jpg", "WEBP": "webp"}
     done = []
@@ -248,7 +248,7 @@ def _reads() -> str:
                 continue
             path = Path(folder) / f"image.{lossy.get(form, form.lower())}"
             Image.new("RGB", (16, 16), (200, 100, 50)).save(path, form)
-            with Image.open(path, formats=FORMATS) as image:
+            with open_picture(path) as image:
                 red, green, blue = image.convert("RGB").getpixel((8, 8))  # type: ignore[misc]
             if max(abs(red - 200), abs(green - 100), abs(blue - 50)) > 12:
                 raise ArithmeticError(f"{form}: red comes back as {red}, {green}, {blue}")

@@ -165,7 +165,8 @@ def test_pruning_is_chosen_on_training_images_only(tmp_path, stamp, monkeypatch)
     with pytest.raises(InterruptedError):
         run(config(listing, out, condition=[stamp], mitigate="prune:auto"))
     assert set(picked) == {"train"}
-    store = json.loads(next((out / ".parts").rglob("sweep*.json")).read_text())
+    _, text = next((out / ".parts").rglob("sweep*.json")).read_text().split("\n")
+    store = json.loads(text)
     trials = store["trials"]
     worth = [t["accuracy"] + t["conditions"]["logo:tag"] for t in trials]
     assert worth[store["chosen"]] == max(worth[1:])

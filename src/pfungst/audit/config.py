@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from collections.abc import Iterable
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args, get_origin
@@ -19,9 +21,10 @@ from pydantic import (
     model_validator,
 )
 
+from pfungst import __version__
 from pfungst.audit.result import Level
 from pfungst.errors import ConfigError
-from pfungst.files import digest
+from pfungst.files import content, digest, reading, stamp
 from pfungst.suggest import suggest
 
 
@@ -97,12 +100,10 @@ class AuditConfig(BaseModel):
         where = "the options"
         if file is not None:
             where = str(file)
-            try:
-                values = tomllib.loads(Path(file).read_text(encoding="utf-8"))
-            except FileNotFoundError:
-                raise ConfigError(f"{file} does not exist", "give the path of a TOML file") from None
-            except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-                raise ConfigError(f"{file} is not readable TOML: {error}", "mend that line") from None
+            if not Path(file).exists():
+                raise ConfigError(f"{file} does not exist", "give the path of a TOML file")
+            with reading(file, "it is a TOML file; mend that line", ConfigError):
+                values = tomllib.loads(content(file).decode())
             base = Path(file).resolve().parent
             values = {key.replace("-", "_"): value for key, value in values.items()}
             values = {
@@ -123,10 +124,25 @@ class AuditConfig(BaseModel):
         kinds = get_args(of) or (of,)
         return Path in kinds and all(value not in get_args(kind) for kind in kinds)
 
-    def fingerprint(self) -> str:
-        """Identifies what the numbers depend on."""
+    def fingerprint(self, state: str = "") -> str:
+        """Identifies what the numbers depend on: the options, the files that they name as they are now, the
+        version, and `state`, which names the data."""
         data = self.model_dump(mode="json", exclude=set(self._irrelevant))
-        return digest(json.dumps(data, sort_keys=True), length=16)
+        return digest(json.dumps([__version__, data, self._named(data), state], sort_keys=True), length=16)
+
+    def _named(self, value: Any) -> list[str]:
+        """Files in the texts of a value, such as checkpoints, ``FILE.py:FUNCTION`` and logos, and those
+        directly in folders, with their stamps."""
+        if isinstance(value, dict | list):
+            return [t for v in (value.values() if isinstance(value, dict) else value) for t in self._named(v)]
+        found: list[str] = []
+        for text in {value, *re.split("[:,;=+]", value)} - {""} if isinstance(value, str) else ():
+            with suppress(OSError, ValueError):
+                path = Path(text)
+                inside = path.is_dir() and path.resolve() != self.out.resolve()
+                files = [f for f in path.iterdir() if f.is_file()] if inside else [path]
+                found += [f"{file}:{stamp(file)}" for file in files if file.is_file()]
+        return sorted(found)
 
 
 def _explain(error: ValidationError, where: str, cls: type[BaseModel]) -> tuple[str, str]:

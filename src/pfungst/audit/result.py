@@ -123,6 +123,7 @@ class Result(Model):
     seconds: float
     machine: str
     config: dict[str, Any]
+    inputs: str = Field("", description="digest of options, files, data and version, for --resume")
     verdict: Verdict
     metrics: dict[str, Metric] = {}
     skipped: list[Skipped] = []
@@ -183,7 +184,7 @@ def load(folder: str | Path) -> Result:
             f"{path} {told} schema {found!r}, not {SCHEMA!r}",
             "run the audit again, with --overwrite to replace it",
         )
-    if data.get("kind") not in KINDS:
+    if str(data.get("kind")) not in KINDS:
         raise DataError(f"{path} has kind {data.get('kind')!r}", f"known kinds: {', '.join(KINDS)}")
     module, _, name = KINDS[data["kind"]].partition(":")
     kind: type[Result] = getattr(importlib.import_module(module), name)

@@ -17,11 +17,10 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
+from pfungst import files
+
 MAX_PIXELS = 178_000_000
 """Largest width × height that is decoded unless told otherwise; just below Pillow's own limit."""
-
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
-"""What a file may hold, whatever its name says: Pillow would also hand PostScript to an interpreter."""
 
 EXTENSIONS = frozenset(
     {".png", ".jpg", ".jpeg", ".jpe", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
@@ -39,11 +38,11 @@ def _bytes(source: Path | str | bytes) -> bytes:
         return source
     try:
         # Reading the whole file first is one system call, and the file is closed before decoding starts.
-        return Path(source).read_bytes()
+        return files.content(source)
     except FileNotFoundError:
         raise Undecodable("the file does not exist") from None
-    except OSError as e:
-        raise Undecodable(e.strerror or str(e)) from None
+    except (OSError, ValueError) as e:  # ValueError: a zero byte in the name
+        raise Undecodable(getattr(e, "strerror", None) or str(e)) from None
 
 
 def open_image(source: Path | str | bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -55,7 +54,7 @@ def open_image(source: Path | str | bytes, max_pixels: int = MAX_PIXELS) -> Imag
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            image = files.open_picture(io.BytesIO(data))
     except Image.DecompressionBombError:
         raise Undecodable(f"more than the limit of {max_pixels:,} pixels (max_pixels)") from None
     except Image.UnidentifiedImageError:
@@ -80,6 +79,8 @@ _DECODING = (
     IndexError,
     KeyError,
     TypeError,
+    MemoryError,
+    RecursionError,
     struct.error,
     zlib.error,
 )

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pfungst.errors import DataError, few, lines
-from pfungst.files import reading
+from pfungst.files import content, reading
 
 from .delimited import Rows, read_rows, require_distinct
 from .folders import visible
@@ -212,7 +212,7 @@ class Cell:
                 return value["bytes"]
             path = value.get("path")
             beside = self.file.parent / path if path else None
-            return beside.read_bytes() if beside and beside.is_file() else b""
+            return content(beside) if beside and beside.is_file() else b""
         return value or b""
 
 
@@ -348,7 +348,7 @@ def _label_names(file: Path, schema: pa.Schema, label: str | None) -> list[str]:
     described = file.parent / "dataset_info.json"
     try:
         if beside.is_file():
-            names = json.loads(beside.read_text(encoding="utf-8"))
+            names = json.loads(content(beside))
             return [str(n) for n in names] if isinstance(names, list) else []
         info = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {})
         if not info and described.is_file():

@@ -6,12 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from pfungst.audit.discovery.result import DiscoveryEntry, DiscoveryResult, Proved
 from pfungst.audit.result import Result
 from pfungst.errors import DataError
-from pfungst.files import read
+from pfungst.files import open_picture, read
 from pfungst.report import parts, text
 from pfungst.report.images import data_uri, outline, overlay, ramp
 from pfungst.report.page import (
@@ -184,7 +183,7 @@ def _map(f: Proved, folder: Path) -> Tile:
 
 def _picture(folder: Path, file: str) -> np.ndarray:
     try:
-        with Image.open(folder / file) as image:
+        with open_picture(folder / file) as image:
             return np.asarray(image.convert("RGB"))
     except (OSError, ValueError) as error:
         raise DataError(f"{folder / file} cannot be shown: {error}", "run the discovery again") from None

@@ -20,7 +20,6 @@ from pfungst.datasets import digits_c
 from pfungst.datasets.synthetic import make_parts
 from pfungst.device import choose_device
 from pfungst.errors import DataError, UnreadableImages
-from pfungst.features import combined, file_key
 
 if TYPE_CHECKING:
     from pfungst.anomaly import Detector
@@ -134,16 +133,3 @@ def decode_all(sets: list[ImageSet]) -> None:
             problems += error.problems
     if problems:
         raise UnreadableImages(problems)
-
-
-def state(images: ImageSet) -> str:
-    """Names the items and the files they lie in as they are now; made images follow from the
-    configuration."""
-    found = []
-    for item in images.items:
-        places = [getattr(f, "path", getattr(f, "file", f)) for f in (item.image, item.mask)]
-        files = [f for f in places if isinstance(f, Path)]
-        found.append(
-            (item.id, item.split, item.label, item.groups, [file_key(f) for f in files if f.exists()])
-        )
-    return combined(found)

@@ -22,14 +22,14 @@ from pfungst.audit.anomaly.forecast import estimate
 from pfungst.audit.anomaly.leave import write_detector
 from pfungst.audit.anomaly.measure import DEPLOYED, MENDED, ORIGINAL, mean_scores, provenance, repeat, scores
 from pfungst.audit.anomaly.mend import mitigation
-from pfungst.audit.anomaly.prepare import Study, check, decode_all, open_sets, state
+from pfungst.audit.anomaly.prepare import Study, check, decode_all, open_sets
 from pfungst.audit.anomaly.result import AnomalyResult, Entry
 from pfungst.audit.machine import circumstances
 from pfungst.audit.mended import FOLDER
 from pfungst.audit.recognised import describe
 from pfungst.audit.result import Skipped, save
 from pfungst.audit.sources import group_columns
-from pfungst.audit.workspace import Workspace, refuse_old_result, slug
+from pfungst.audit.workspace import Workspace, data_state, refuse_old_result, resumed_result, slug
 from pfungst.conditions import Condition
 from pfungst.data import ImageSet
 from pfungst.errors import PfungstWarning
@@ -67,7 +67,10 @@ def run(
     sets = open_sets(config, sets)
     for images in sets:
         group_columns(images.items, config.groups)
-    workspace = Workspace(config)
+    state = data_state(item for images in sets for item in images.items)
+    if not given and (done := resumed_result(config, state)) is not None:
+        return done
+    workspace = Workspace(config, state)
     if not config.resume:
         shutil.rmtree(workspace.folder / FOLDER, ignore_errors=True)
     entries = _entries(config, conditions, sets, workspace, given)
@@ -78,7 +81,7 @@ def run(
     mean = mean_scores(entries)
     result = AnomalyResult(
         title=f"{', '.join(config.model)} on {config.data}",
-        **circumstances(config, started),
+        **circumstances(config, started, workspace.fingerprint),
         verdict=verdict.judge(entries, mean, config),
         metrics=verdict.metrics(entries),
         skipped=[Skipped(id=id_, reason=reason) for id_, reason in skipped.items()],
@@ -124,7 +127,7 @@ def _entries(
             bar.advance()
             study = cache(partial(Study.prepare, images, conditions, config, detectors))
             for model in config.model:
-                part = f"{images.name} {model} {state(images)}"
+                part = f"{images.name} {model} {data_state(images.items)}"
                 entry = workspace.load_part(part, Entry)
                 if entry is None:
                     entry = evaluate(study(), model, workspace)

@@ -30,7 +30,7 @@ from pfungst.device import choose_device
 from pfungst.encoders import Classifier
 from pfungst.encoders.specification import short_name
 from pfungst.errors import ConfigError, DataError, InputError, PfungstError, few
-from pfungst.files import reading
+from pfungst.files import content, reading
 from pfungst.spurious import FeatureHead, SpuriousFolder, read_components
 from pfungst.suggest import suggest
 
@@ -241,7 +241,7 @@ def read_names(path: Path | None) -> list[str] | None:
         return None
     remedy = "a JSON list of names, or one name a line"
     with reading(path, remedy, ConfigError):
-        text = path.read_text(encoding="utf-8")
+        text = content(path).decode()
         names = json.loads(text) if path.suffix == ".json" else [line.strip() for line in text.split("\n")]
     if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
         raise ConfigError(f"{path} holds no list of names", remedy)

@@ -23,7 +23,7 @@ from pfungst.audit.machine import circumstances
 from pfungst.audit.mended import FOLDER
 from pfungst.audit.recognised import describe, estimate_preparation
 from pfungst.audit.result import Skipped, save
-from pfungst.audit.workspace import Workspace
+from pfungst.audit.workspace import Workspace, data_state, resumed_result
 from pfungst.data import ImageSet
 from pfungst.encoders import Classifier, load
 from pfungst.errors import DataError, PfungstWarning, few
@@ -57,6 +57,9 @@ def run(
     """
     started = time.monotonic()
     given = Given.check(config, train, val, names)
+    state = data_state([*given.train.items, *given.val.items], config.spurious, config.masks)
+    if model is None and (done := resumed_result(config, state)) is not None:
+        return done
     study = given.study(
         model
         or load(
@@ -68,7 +71,7 @@ def run(
             condition=config.original,
         )
     )
-    workspace = Workspace(config)
+    workspace = Workspace(config, state)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", PfungstWarning)
         stores = extract(study, workspace)
@@ -94,7 +97,8 @@ def run(
         notes.append(write_classifier(study, fixed, stores[ORIGINAL], workspace.folder / FOLDER))
     measured = measure(study, stores, fixed, [e.index for e in classes])
     entries = [entry(e, measured, study.judged, components) for e in classes]
-    result = _result(study, measured, entries, stores, notes, faithful, started)
+    about = circumstances(config, started, workspace.fingerprint)
+    result = _result(study, measured, entries, stores, notes, faithful, about)
     result.arrays = workspace.save_arrays("answers", answers_of(study, stores, fixed))
     npca.save(workspace.folder / "npca")
     write_label_task(workspace.folder, result.title, study.fingerprint, entries)
@@ -180,7 +184,7 @@ def _result(
     stores: dict[str, FeatureStore],
     notes: list[str],
     faithful: Faithful | None,
-    started: float,
+    about: dict[str, Any],
 ) -> ClassifierResult:
     config, name = study.config, study.fingerprint["name"]
     chosen_by = (
@@ -194,7 +198,7 @@ def _result(
     }
     return ClassifierResult(
         title=f"{name} on {Path(config.train).resolve().name}",
-        **circumstances(config, started),
+        **about,
         verdict=Judge(study, measured, entries, chosen_by, faithful)(),
         metrics=metrics(measured, entries, faithful),
         skipped=[Skipped(id=id_, reason=reason) for id_, reason in skipped.items()],

@@ -23,7 +23,7 @@ from pfungst.audit.machine import circumstances
 from pfungst.audit.recognised import describe, estimate_preparation
 from pfungst.audit.result import About, Interval, Metric, Skipped, Verdict, save
 from pfungst.audit.sources import group_columns
-from pfungst.audit.workspace import Workspace, refuse_old_result
+from pfungst.audit.workspace import Workspace, data_state, refuse_old_result, resumed_result
 from pfungst.conditions import Condition
 from pfungst.data import ImageSet, Item
 from pfungst.data.outputs import Outputs, match_outputs
@@ -86,13 +86,16 @@ def run(config: DiscoveryConfig) -> DiscoveryResult:
     choose_device(config.device)
     check_file(config.checkpoint, "--checkpoint")
     given, names = open_labelled(config.images, config, training=False), read_names(config.class_names)
+    data = data_state(given.items)
+    if (done := resumed_result(config, data)) is not None:
+        return done
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", PfungstWarning)
         study = _study(config, given, names)
         chosen = sorted(choose_classes(config.classes, study.outputs, set(study.data.labels)))
         counts = {k: study.data.labels.count(k) for k in chosen}
         able = [k for k in chosen if counts[k] >= FEWEST and counts[k] < len(study.data)]
-        workspace = Workspace(config)
+        workspace = Workspace(config, data)
         state = combined(study.data.state(None), model_key(study.head.model), sorted(study.columns))
         entries = []
         with progress_bar("classes", len(able)) as bar:
@@ -112,7 +115,7 @@ def run(config: DiscoveryConfig) -> DiscoveryResult:
     command = _command(config, entries)
     result = DiscoveryResult(
         title=f"{short_name(config.model)} on {config.images.resolve().name}",
-        **circumstances(config, started),
+        **circumstances(config, started, workspace.fingerprint),
         verdict=_verdict(entries, too_few, study),
         metrics=_metrics(entries),
         skipped=[Skipped(id=i, reason=r) for i, r in study.skipped],

@@ -21,7 +21,7 @@ from pfungst.audit.similarity.measure import confusion, erased, follow, score, s
 from pfungst.audit.similarity.mend import Wish, mitigate, recovered
 from pfungst.audit.similarity.prepare import Study, open_labelled
 from pfungst.audit.similarity.result import Findings, SimilarityResult
-from pfungst.audit.workspace import Workspace, refuse_old_result
+from pfungst.audit.workspace import Workspace, data_state, refuse_old_result, resumed_result
 from pfungst.data import ImageSet
 from pfungst.device import choose_device
 from pfungst.encoders import Encoder, load
@@ -47,6 +47,9 @@ def run(
     """
     started = time.monotonic()
     given, wish = check(config, images)
+    state = data_state(given.items if isinstance(given, ImageSet) else ())
+    if encoder is None and (done := resumed_result(config, state)) is not None:
+        return done
     encoder = encoder or load(
         config.encoder,
         checkpoint=config.checkpoint,
@@ -58,7 +61,7 @@ def run(
     skipped: list[Skipped] = []
     if isinstance(given, ImageSet):
         _fits(encoder, wish, config)
-        workspace = Workspace(config)
+        workspace = Workspace(config, state)
         shutil.rmtree(workspace.folder / FOLDER, ignore_errors=True)
         with progress_bar("checking images") as bar:
             study = Study.of(encoder, given, config, workspace, bar)
@@ -66,12 +69,12 @@ def run(
         name = given.name
         skipped = [Skipped(id=i, reason=r) for i, r in study.source.skipped]
     else:
-        workspace = Workspace(config)
+        workspace = Workspace(config, state)
         found, arrays = texts.audit(encoder, given, config)
         name = config.texts.name if config.texts else ""
     result = SimilarityResult(
         **dict(found),
-        **circumstances(config, started),
+        **circumstances(config, started, workspace.fingerprint),
         title=f"{encoder.name} on {name}",
         verdict=verdict.judge(found),
         metrics=verdict.metrics(found),
