@@ -122,6 +122,7 @@ KINDS = {
     "similarity": "pfungst.audit.similarity.result:SimilarityResult",
     "classifier": "pfungst.audit.classifier.result:ClassifierResult",
     "discovery": "pfungst.audit.discovery.result:DiscoveryResult",
+    "models": "pfungst.audit.compare_models:ModelsResult",
 }
 
 

@@ -15,6 +15,7 @@ from pfungst.cli.common import group
 from pfungst.cli.discover import discover
 from pfungst.cli.label import label
 from pfungst.cli.pool import pool
+from pfungst.cli.reproduce import reproduce
 from pfungst.cli.tools import check, conditions, demo, report
 from pfungst.errors import PfungstError
 from pfungst.memory import keep_freed_memory
@@ -27,7 +28,7 @@ app.add_typer(audit, name="audit")
 app.command()(discover)
 app.command()(label)
 app.add_typer(pool, name="pool")
-for command in (demo, check, report, conditions, claims):
+for command in (demo, check, report, conditions, claims, reproduce):
     app.command()(command)
 
 

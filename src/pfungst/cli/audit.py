@@ -26,15 +26,15 @@ def audit_anomaly(config: AnomalyConfig) -> None:
 @from_config(SimilarityConfig)
 def audit_similarity(config: SimilarityConfig) -> None:
     """What makes two inputs alike to an encoder, and does a probe on it survive?"""
-    from pfungst.audit.similarity.run import run
+    from pfungst.audit.compare_models import run_models
 
-    finish(run(config), config.out)
+    finish(run_models(config), config.out)
 
 
 @audit.command("classifier")
 @from_config(ClassifierConfig)
 def audit_classifier(config: ClassifierConfig) -> None:
     """Which spurious features does a classifier rely on, how much, and what if they are switched off?"""
-    from pfungst.audit.classifier.run import run
+    from pfungst.audit.compare_models import run_models
 
-    finish(run(config), config.out)
+    finish(run_models(config), config.out)

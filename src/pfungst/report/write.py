@@ -18,6 +18,7 @@ PAGES = {
     "similarity": "pfungst.report.similarity",
     "classifier": "pfungst.report.classifier",
     "discovery": "pfungst.report.discovery",
+    "models": "pfungst.report.models",
 }
 
 

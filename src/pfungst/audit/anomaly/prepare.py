@@ -15,6 +15,7 @@ from pfungst.audit.sources import group_columns
 from pfungst.conditions import Condition
 from pfungst.data import ImageSet, Prepared, open_images
 from pfungst.datasets import digits_c
+from pfungst.datasets.mnist import corrupted_mnist, is_mnist, is_mnist_c, mnist_c
 from pfungst.datasets.synthetic import make_parts
 from pfungst.device import choose_device
 from pfungst.errors import DataError, UnreadableImages
@@ -105,6 +106,10 @@ def open_sets(config: AnomalyConfig) -> list[ImageSet]:
         sets = make_parts(wanted, seed=config.seed)
     elif config.data == "digits-c":
         sets = digits_c(wanted, seed=config.seed)
+    elif is_mnist_c(config.data):
+        sets = mnist_c(config.data, wanted, train=1000, good=300, anomalous=300)
+    elif is_mnist(config.data):
+        sets = corrupted_mnist(config.data, wanted, seed=config.seed)
     else:
         sets = open_images(config.data, category=wanted)
     for images in sets:
