@@ -1,7 +1,8 @@
-"""Several models in one audit: one after the other, each in a folder of its own, and one result with all of them
-side by side.
+"""Several models in one audit: one after the other, each in a folder of its own, and one result with all of
+them side by side.
 
-This is the form of the papers' main tables (Kauffmann et al. 2025, table 1; Neuhaus et al. 2023, tables 1 and 2).
+This is the form of the papers' main tables (Kauffmann et al. 2025, table 1; Neuhaus et al. 2023, tables 1
+and 2).
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -22,7 +24,7 @@ from pfungst.audit.result import FILE, Interval, Level, Metric, Model, Result, V
 from pfungst.audit.similarity.config import SimilarityConfig
 from pfungst.audit.similarity.result import SimilarityResult, named
 from pfungst.audit.workspace import Workspace, refuse_old_result, slug
-from pfungst.encoders.specification import parse, short_name
+from pfungst.encoders.specification import STORED, parse, short_name
 from pfungst.errors import ConfigError, DataError
 
 Config = SimilarityConfig | ClassifierConfig
@@ -39,7 +41,7 @@ class Row(Model):
     level: Level
     headline: str
     values: dict[str, Interval]
-    marks: dict[str, str] = {}
+    marks: dict[str, str] = Field({})
 
 
 class ClassRow(Model):
@@ -69,8 +71,8 @@ class ModelsResult(Result):
     of: Literal["similarity", "classifier"]
     columns: list[str]
     rows: list[Row]
-    classes: list[ClassRow] = []
-    pairs: list[GridPair] = []
+    classes: list[ClassRow] = Field([])
+    pairs: list[GridPair] = Field([])
     arrays: str = ""
 
 
@@ -78,8 +80,8 @@ def run_models(config: Config) -> Result:
     """Run an audit of one model, or of several after each other.
 
     Args:
-        config: whose encoder or model may name several: ``A,B`` or ``A,checkpoint=FILE,B,checkpoint=FILE``, in TOML
-            a list. With ``resume`` the models that are finished are taken over.
+        config: whose encoder or model may name several: ``A,B`` or ``A,checkpoint=FILE,B,checkpoint=FILE``,
+            in TOML a list. With ``resume`` the models that are finished are taken over.
 
     Returns:
         The audit's result for one model, a :class:`ModelsResult` for several.
@@ -150,8 +152,8 @@ def _audited(run: Callable[[Any], Result], config: Config) -> Result:
 
 
 def finished(config: Any) -> Any:
-    """The result that an audit of this configuration has left in its folder; None where there is none, or where it
-    is to be made anew."""
+    """The result that an audit of this configuration has left in its folder; None where there is none, or
+    where it is to be made anew."""
     if not config.resume or not (config.out / FILE).exists():
         return None
     result = load(config.out)
@@ -178,9 +180,10 @@ def _models(config: Config, field: str) -> list[tuple[str, Config]]:
         )
     found: dict[str, Config] = {}
     for spec, checkpoint in specs:
-        parse(spec, "encoder" if field == "encoder" else "classifier")
+        scheme, rest = parse(spec, "encoder" if field == "encoder" else "classifier")
         check_file(checkpoint, option)
-        name = short_name(spec) + (f" {checkpoint.stem}" if checkpoint else "")
+        name = Path(rest).name if scheme in STORED - {"package"} else short_name(spec)
+        name += f" {checkpoint.stem}" if checkpoint else ""
         if name in found:
             raise ConfigError(f"{option} names {name} twice", "leave one of them out")
         own = {field: spec, "checkpoint": checkpoint}
@@ -262,7 +265,8 @@ def _verdict(rows: list[Row]) -> Verdict:
 def _grid(
     models: list[tuple[str, Config]], found: dict[str, Result]
 ) -> tuple[list[GridPair], dict[str, np.ndarray]]:
-    """The pairs that the first model finds most alike, explained for every model; one encoder is held at a time."""
+    """The pairs that the first model finds most alike, explained for every model; one encoder is held at a
+    time."""
     from pfungst.audit.similarity.prepare import open_labelled
     from pfungst.data import ImageSet
     from pfungst.encoders import load as load_encoder
@@ -274,12 +278,13 @@ def _grid(
     if first.modality != "images":
         return [], {}
     shown: dict[str, tuple[str, str]] = {}
-    for pair in first.pairs:
-        if pair.title in first.classes:
-            shown.setdefault(pair.title, (pair.first, pair.second))
+    for known in first.pairs:
+        if known.title in first.classes:
+            shown.setdefault(known.title, (known.first, known.second))
     chosen = list(shown.items())[:_PAIRS]
     pairs = [
-        GridPair(title=title, ids=ids, arrays={}, similarity={}, bias_share={}, grids={}) for title, ids in chosen
+        GridPair(title=title, ids=ids, arrays={}, similarity={}, bias_share={}, grids={})
+        for title, ids in chosen
     ]
     arrays: dict[str, np.ndarray] = {}
     for m, (name, config) in enumerate(models):
@@ -309,4 +314,3 @@ def _grid(
         del encoder, explainer
         gc.collect()
     return pairs, arrays
-

@@ -68,7 +68,8 @@ class AuditConfig(BaseModel):
     @classmethod
     def _listed(cls, value: Any, info: ValidationInfo) -> Any:
         of = cls.model_fields[info.field_name or ""].annotation
-        if info.field_name in ("encoder", "model") and of is str and isinstance(value, list):  # several, in TOML
+        several = info.field_name in ("encoder", "model") and of is str
+        if several and isinstance(value, list):  # in TOML
             return ";".join(map(str, value))
         return listed(value) if get_origin(of) is list else value
 

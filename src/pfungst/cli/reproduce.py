@@ -13,6 +13,7 @@ from pfungst.errors import ConfigError
 
 def reproduce(
     what: Annotated[str | None, typer.Argument(help="Table or figure, such as 001-table2.")] = None,
+    *,
     list_: Annotated[
         bool, typer.Option("--list", help="List every table and figure, and what each needs.")
     ] = False,
@@ -20,6 +21,7 @@ def reproduce(
     val: Annotated[Path | None, typer.Option(help="Validation images of classifiers.")] = None,
     spurious: Annotated[Path | None, typer.Option(help="Images with only a spurious feature.")] = None,
     logo: Annotated[Path | None, typer.Option(help="Picture of the logo that is pasted.")] = None,
+    people: Annotated[Path | None, typer.Option(help="CSV of path and human, human or no human.")] = None,
     models: Annotated[
         str | None, typer.Option(help="Encoders or classifiers: A,checkpoint=FILE,B,checkpoint=FILE.")
     ] = None,
@@ -50,7 +52,8 @@ def reproduce(
     from pfungst.papers.made import Wish
     from pfungst.papers.run import reproduce as make
 
-    more = {k: v for k, v in (("val", val), ("spurious", spurious), ("logo", logo)) if v is not None}
+    given = {"val": val, "spurious": spurious, "logo": logo, "people": people}
+    more = {k: v for k, v in given.items() if v is not None}
     folder = out or Path("pfungst-reproduce")
     wish = Wish(piece, folder, data, stand_in, tiny, models, more, seeds, device)
     found, where = make(wish)

@@ -13,7 +13,8 @@ from .items import ImageSet
 
 LAYOUTS = (
     "an MVTec folder (CATEGORY/train/good, CATEGORY/test/DEFECT, CATEGORY/ground_truth/DEFECT), one "
-    "category of it, an image folder (CLASS/*.png), the COVID-19 collection (metadata.csv), ImageNet "
+    "category of it, an image folder (CLASS/*.png), the COVID-19 collection (metadata.csv), a folder of it "
+    "and NIH CXR8, ImageNet "
     "({train,val}/WNID), a flat folder with a CSV, a CSV, or Parquet"
 )
 
@@ -75,8 +76,8 @@ def open_images(
     elif found := mvtec.categories(where):
         _require(where, wanted, [c.name for c in found])
         sets = [mvtec.open_category(c) for c in found if wanted is None or c.name in wanted]
-    elif covid.is_collection(where):
-        sets = [covid.open_collection(where, None if label_column == "label" else label_column)]
+    elif found_covid := covid.recognise(where, None if label_column == "label" else label_column):
+        sets = [found_covid]
     elif imagenet.is_imagenet(where):
         sets, wanted = (
             [imagenet.open_imagenet(where, wanted[0] if wanted and len(wanted) == 1 else wanted)],

@@ -33,7 +33,8 @@ class Piece:
         title: what it shows.
         needs: the data and weights of the paper, and where they lie below ``--data``.
         stand_in: what is used without them.
-        maker: the function that makes it, ``module:function`` in this package; "" for drawings and missing ones.
+        maker: the function that makes it, ``module:function`` in this package; "" for drawings and missing
+            ones.
         state: "done": made as the paper makes it where its data are given; "stand-in only": only its form;
             "drawing": it shows no data.
         note: what differs, or why it is missing.
@@ -64,7 +65,9 @@ class Piece:
             ConfigError: there is none.
         """
         if not self.maker:
-            raise ConfigError(f"{self.id} cannot be made: {self.note or self.state}", "see pfungst reproduce --list")
+            raise ConfigError(
+                f"{self.id} cannot be made: {self.note or self.state}", "see pfungst reproduce --list"
+            )
         module, _, name = self.maker.partition(":")
         made: Callable[..., Any] = getattr(importlib.import_module(f"pfungst.papers.{module}"), name)
         return made

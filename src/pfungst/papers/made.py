@@ -157,8 +157,8 @@ class Reproduction(Model):
 
 
 def mean_of(values: Sequence[Interval]) -> Interval:
-    """The mean of independent values, fixed sets of images each: its ends are as far off as the roots of the summed
-    squares of theirs, over their number."""
+    """The mean of independent values, fixed sets of images each: its ends are as far off as the roots of
+    the summed squares of theirs, over their number."""
     n = len(values)
     value = sum(v.value for v in values) / n
     if any(v.low is None or v.high is None for v in values):

@@ -8,7 +8,8 @@ from pfungst.report import text
 from pfungst.report.page import Block, Cell, Column, Page, Prose, Rows, Section, Table
 
 _LEAD = (
-    "Ours in large figures with the 95 % interval; below it what the paper prints, and ours less that. A dash: only "
+    "Ours in large figures with the 95 % interval; below it what the paper prints, and ours less that. A "
+    "dash: only "
     "the paper has it."
 )
 
@@ -51,7 +52,8 @@ def _headline(wish: Wish) -> str:
     if not wish.stand_in:
         return "Made from the data that the paper names."
     return (
-        "Stand-in: the data are not the paper's, so its numbers stand beside ours for orientation; the differences "
+        "Stand-in: the data are not the paper's, so its numbers stand beside ours for orientation; the "
+        "differences "
         "test nothing."
     )
 

@@ -168,7 +168,8 @@ def _spectrum(entry: Entry) -> Figure:
     legend = [Key(label="original", colour="original", shape="bar")]
     if lost:
         caption = (
-            f"{over}{text.percent(sum(spectrum.original[b] for b in lost))} of the original detector's relevance "
+            f"{over}{text.percent(sum(spectrum.original[b] for b in lost))} of the original detector's "
+            f"relevance "
         )
         caption += "lies in bands that lose more than half of their energy in deployment (shaded)"
         if spectrum.mitigated is not None:

@@ -51,7 +51,8 @@ def bars(values: np.ndarray, colour: str = "#5b7ea6") -> str:
         f'<rect x="{i * step + 0.1 * step:.2f}" y="{98 - h:.2f}" width="{0.8 * step:.2f}" height="{h:.2f}"/>'
         for i, h in enumerate(heights)
     )
-    svg = f'<svg xmlns="http://www.w3.org/2000/svg" width="200" height="200" viewBox="0 0 100 100" fill="{colour}">'
+    svg = '<svg xmlns="http://www.w3.org/2000/svg" width="200" height="200" viewBox="0 0 100 100" '
+    svg += f'fill="{colour}">'
     svg += f'<path d="M0 98.5H100" stroke="{colour}" stroke-width=".6"/>{drawn}</svg>'
     return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
 

@@ -1,4 +1,5 @@
-"""The page of an audit of several models: one table, figures of all of them, and the same pairs in every model."""
+"""The page of an audit of several models: one table, figures of all of them, and the same pairs in every
+model."""
 
 from __future__ import annotations
 
@@ -82,7 +83,7 @@ def _tables(result: ModelsResult) -> list[Block]:
     caption = "Small figures are 95 % intervals; the word below a model is its verdict. "
     if result.of == "similarity":
         caption += (
-            "Class-balanced accuracy of the probe; of groups with each class's weight capped at that of 10 images. "
+            "Class-balanced accuracy of the probe; of groups with the weight of each class capped at 10. "
         )
         caption += parts.legend(meanings)
     blocks: list[Block] = [
@@ -161,7 +162,8 @@ def _grid(result: ModelsResult, folder: Path) -> Section | None:
             Details(title=row.name, blocks=[Columns(blocks=pictures)], open=True, note=row.headline)
         )
     lead = (
-        "The pairs that the first model finds most alike within a class, explained for every model. Red lines join "
+        "The pairs that the first model finds most alike within a class, explained for every model. Red "
+        "lines join "
         "parts that raise the similarity, blue ones lower it."
     )
     return Section(id="pairs", title="The same pairs in every model", lead=lead, blocks=blocks)

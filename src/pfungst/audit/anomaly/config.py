@@ -15,7 +15,8 @@ class AnomalyConfig(Repeated):
     """``pfungst audit anomaly``."""
 
     data: Path | Literal["synthetic", "digits-c"] = Field(
-        description="MVTec folder, CSV, Parquet, image folder, MNIST-C, MNIST (corrupted here), 'synthetic' or "
+        description="MVTec folder, CSV, Parquet, image folder, MNIST-C, MNIST (corrupted here), 'synthetic' "
+        "or "
         "'digits-c'"
     )
     model: list[str] = Field(

@@ -46,9 +46,7 @@ def choose(labels: np.ndarray, original: Run, deployed: Run, count: int) -> Chos
     return sorted(chosen, key=lambda pair: order.index(pair[1]))
 
 
-def examples(
-    study: Study, runs: dict[Variant, Run], chosen: Chosen, bands: np.ndarray
-) -> list[Example]:
+def examples(study: Study, runs: dict[Variant, Run], chosen: Chosen, bands: np.ndarray) -> list[Example]:
     """The chosen images, with what each variant says of them; `bands` (T, B) as in :class:`Explained`."""
     return [
         Example(

@@ -28,8 +28,8 @@ _STEPS, _ORDERS = 6, 2  # points of a curve and random orders: 22 scores an imag
 
 @dataclass(frozen=True)
 class Explained:
-    """`heat`: (T, S, S) relevance of the test images per variant, `bands`: (T, B) shares of the original one's
-    relevance per frequency band, of the detectors of the first seed."""
+    """`heat`: (T, S, S) relevance of the test images per variant, `bands`: (T, B) shares of the original
+    one's relevance per frequency band, of the detectors of the first seed."""
 
     heat: dict[Variant, Tensor]
     bands: np.ndarray
@@ -61,7 +61,9 @@ def explain(study: Study, runs: dict[Variant, Run]) -> Explained:
         lost_in_deployment=float(share @ (1 - np.clip(kept, 0, 1))),
         outside_mask=_outside_mask(study, heat[ORIGINAL]),
     )
-    return Explained(heat, bands[ORIGINAL], spectrum, exposure, faithfulness(study, runs[ORIGINAL], heat[ORIGINAL]))
+    return Explained(
+        heat, bands[ORIGINAL], spectrum, exposure, faithfulness(study, runs[ORIGINAL], heat[ORIGINAL])
+    )
 
 
 def faithfulness(study: Study, run: Run, heat: Tensor) -> Faithfulness | None:

@@ -85,8 +85,8 @@ class Provenance(Model):
 
 
 class Spectrum(Model):
-    """Where in frequency the relevance lies: mean over the defective test images of the share per band (bands of
-    the zigzag index), as in figure 4 b of Kauffmann et al. 2025."""
+    """Where in frequency the relevance lies: mean over the defective test images of the share per band
+    (bands of the zigzag index), as in figure 4 b of Kauffmann et al. 2025."""
 
     edges: list[int]
     original: list[float]
@@ -132,7 +132,9 @@ class Example(Model):
     answers: list[Answer] = Field(
         description="original, deployed and, with a mitigation, deployed and mended"
     )
-    bands: list[float] = Field([], description="share of the original detector's relevance per frequency band")
+    bands: list[float] = Field(
+        [], description="share of the original detector's relevance per frequency band"
+    )
     why: str = Field(description="why it is shown, for example 'missed after deployment'")
 
 

@@ -16,8 +16,8 @@ class ClassifierConfig(AuditConfig):
     _irrelevant = (*AuditConfig._irrelevant, "batch_size", "features")
 
     model: str = Field(
-        description="timm:NAME, torchvision:NAME, package.module:function or file.py:function; several: A,B or "
-        "A,checkpoint=FILE,B"
+        description="timm:NAME, torchvision:NAME, package.module:function or file.py:function; several: A,B "
+        "or A,checkpoint=FILE,B"
     )
     checkpoint: Path | None = Field(None, description="Weights: safetensors or a state dict")
     trust_checkpoint: bool = Field(False, description="Also read checkpoints that can run code")
