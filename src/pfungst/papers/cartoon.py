@@ -98,7 +98,7 @@ def cartoon(wish: Wish) -> Made:
             Key(label="outlier", colour="original", shape="circle"),
             Key(label="found for the wrong reason", colour="defect", shape="circle"),
         ],
-        caption=f"Dashed: the threshold. Red: the explanation's cosine with the way to the normal region, "
+        caption=f"Dashed: the threshold. Marked: the explanation's cosine with the way to the normal region, "
         f"an ellipse, is "
         f"below {WRONG:g}.",
     )

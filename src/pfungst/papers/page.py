@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from pfungst import __version__
 from pfungst.papers.made import Made, Number, Numbers, Wish
-from pfungst.report import text
+from pfungst.report import parts, text
 from pfungst.report.page import Block, Cell, Column, Page, Prose, Rows, Section, Table
 
-_LEAD = (
-    "Ours in large figures with the 95 % interval; below it what the paper prints, and ours less that. A "
-    "dash: only "
-    "the paper has it."
-)
+_LEAD = "Small figures are 95 % intervals of ours; the difference is ours less what the paper prints."
 
 
 def page(wish: Wish, made: Made) -> Page:
@@ -59,29 +55,30 @@ def _headline(wish: Wish) -> str:
 
 
 def _table(numbers: Numbers) -> Table:
+    """A row of ours; where the paper prints numbers, rows of its own and of the difference below it."""
     write = text.percent if numbers.unit == "percent" else text.ratio
-    rows = [
-        [Cell(row), *(_cell(numbers.at(row, column), write) for column in numbers.columns)]
-        for row in numbers.rows
-    ]
+    compared = any(cell.paper is not None for cell in numbers.cells)
+    groups = []
+    for row in numbers.rows:
+        cells = [numbers.at(row, column) for column in numbers.columns]
+        lines = [[Cell("ours" if compared else row), *(_ours(c, write) for c in cells)]]
+        if any(c is not None and c.paper is not None for c in cells):
+            printed = [Cell("" if c is None or c.paper is None else write(c.paper)) for c in cells]
+            lines += [[Cell("paper"), *printed], [Cell("difference"), *(_less(c, write) for c in cells)]]
+        groups.append(Rows(lines, row if compared else ""))
     return Table(
         columns=[Column("", numeric=False), *(Column(c) for c in numbers.columns)],
-        groups=[Rows(rows)],
+        groups=groups if compared else [Rows([line for g in groups for line in g.rows])],
         name=numbers.title,
         caption=numbers.caption or numbers.title,
     )
 
 
-def _cell(number: Number | None, write: text.Writer) -> Cell:
+def _ours(number: Number | None, write: text.Writer) -> Cell:
     if number is None:
         return Cell("")
-    ours = "–" if number.ours is None else write(number.ours.value)
-    notes = []
-    if number.ours is not None and (between := text.interval(number.ours.low, number.ours.high, write)):
-        notes.append(between)
-    if number.paper is not None:
-        notes.append(f"paper {write(number.paper)}")
-    if (d := number.difference) is not None:
-        between = text.interval(d.low, d.high, write)
-        notes.append(f"difference {write(d.value)}" + (f" ({between})" if between else ""))
-    return Cell(ours, " · ".join(notes))
+    return parts.cell(number.ours, write, missing="not measured here")
+
+
+def _less(number: Number | None, write: text.Writer) -> Cell:
+    return Cell("") if number is None or number.difference is None else parts.cell(number.difference, write)

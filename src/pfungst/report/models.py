@@ -80,7 +80,7 @@ def _tables(result: ModelsResult) -> list[Block]:
             )
         rows.append(cells)
     heads = [Column("Model", numeric=False), *(Column(c[:1].upper() + c[1:]) for c in result.columns)]
-    caption = "Small figures are 95 % intervals; the word below a model is its verdict. "
+    caption = "The word below a model is its verdict. "
     if result.of == "similarity":
         caption += (
             "Class-balanced accuracy of the probe; of groups with the weight of each class capped at 10. "

@@ -382,7 +382,7 @@ def planes(panels: Sequence[Plane], label: str, width: float = 980) -> Markup:
     with _drawing():
         stacked = width < 500
         shape = (len(panels), 1) if stacked else (1, len(panels))
-        figure = _figure(width, 250 * len(panels) if stacked else 290)
+        figure = _figure(width, 220 * len(panels) if stacked else 220)
         axes = figure.subplots(*shape, squeeze=False).ravel()
         every = np.concatenate([np.concatenate([p.inliers, p.outliers]) for p in panels])
         low, high = every.min(0) - 0.2, every.max(0) + 0.2
