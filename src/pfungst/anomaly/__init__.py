@@ -6,6 +6,7 @@ from pfungst.anomaly.base import Detector, register
 from pfungst.anomaly.d2neighbors import D2Neighbors
 from pfungst.anomaly.kde import KDE
 from pfungst.anomaly.letters import LettersCNN, rendered_letters, train_letters
+from pfungst.anomaly.mixture import GaussianMixture
 from pfungst.anomaly.one_class import DeepOneClass
 from pfungst.anomaly.own import OwnDetector
 from pfungst.anomaly.patchcore import PatchCore
@@ -21,6 +22,7 @@ __all__ = [
     "D2Neighbors",
     "DeepOneClass",
     "Detector",
+    "GaussianMixture",
     "HarmonicMean",
     "LettersCNN",
     "Max",

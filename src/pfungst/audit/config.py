@@ -85,6 +85,9 @@ class AuditConfig(BaseModel):
     @classmethod
     def _listed(cls, value: Any, info: ValidationInfo) -> Any:
         of = cls.model_fields[info.field_name or ""].annotation
+        several = info.field_name in ("encoder", "model") and of is str
+        if several and isinstance(value, list):  # in TOML
+            return ";".join(map(str, value))
         return listed(value) if get_origin(of) is list else value
 
     @classmethod
@@ -169,6 +172,15 @@ def check_file(path: Path | None, option: str) -> None:
     """Raise ConfigError where the file of an option is missing, before anything is loaded."""
     if path is not None and not path.is_file():
         raise ConfigError(f"{path} does not exist", f"check {option}")
+
+
+def with_checkpoint(text: str, option: str) -> tuple[str, Path | None]:
+    """The specification and the file of ``SPEC[,checkpoint=FILE]``."""
+    spec, _, rest = text.partition(",")
+    key, _, file = rest.partition("=")
+    if rest and (key != "checkpoint" or not file):
+        raise ConfigError(f"{option} {text!r}", "write SPEC or SPEC,checkpoint=FILE")
+    return spec, Path(file) if file else None
 
 
 class Repeated(AuditConfig):

@@ -152,6 +152,7 @@ KINDS = {
     "discovery": "pfungst.audit.discovery.result:DiscoveryResult",
     "comparison": "pfungst.audit.compare:ComparisonResult",
     "watch": "pfungst.audit.watch:WatchResult",
+    "models": "pfungst.audit.compare_models:ModelsResult",
 }
 
 

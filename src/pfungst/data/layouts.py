@@ -47,9 +47,9 @@ def _collection(path: Path) -> Path:
 LAYOUTS = (
     Layout(
         "COVID-19 collection",
-        "metadata.csv beside images",
-        lambda p: (p.is_dir() or p.name == "metadata.csv") and covid.is_collection(_collection(p)),
-        lambda p, o, _: [covid.open_collection(_collection(p), None if o.label == "label" else o.label)],
+        "metadata.csv beside images, or folders of it and of NIH CXR8",
+        lambda p: (p.is_dir() or p.name == "metadata.csv") and covid.is_covid(_collection(p)),
+        lambda p, o, _: [covid.recognise(_collection(p), None if o.label == "label" else o.label)],
     ),
     Layout("CSV", "*.csv, *.tsv", _is_file(".csv", ".tsv"), lambda p, o, _: tables.open_csv(p, o)),
     Layout("COCO", "annotations/*.json or a .json", boxes.is_coco, lambda p, o, _: boxes.open_coco(p)),

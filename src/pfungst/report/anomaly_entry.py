@@ -159,11 +159,13 @@ def _histogram(entry: Entry, data: Arrays) -> Figure:
 
 def _spectrum(entry: Entry, spectrum: Spectrum) -> Figure:
     lost = [b for b, kept in enumerate(spectrum.kept) if kept < plots.MOSTLY]
-    caption = "No band loses more than half of its energy in deployment."
+    over = "Mean over the defective test images. "
+    caption = f"{over}No band loses more than half of its energy in deployment."
     legend = [Key(label="original", colour="original", shape="bar")]
     if lost:
         caption = (
-            f"{text.percent(sum(spectrum.original[b] for b in lost))} of the original detector's relevance "
+            f"{over}{text.percent(sum(spectrum.original[b] for b in lost))} of the original detector's "
+            f"relevance "
         )
         caption += "lies in bands that lose more than half of their energy in deployment (shaded)"
         if spectrum.mitigated is not None:
@@ -244,7 +246,13 @@ def _strips(what: str, example: Example, data: Arrays, side: int) -> list[Strip]
         for band, heat in zip(BANDS, joint, strict=True)
     ]
     relevance, by_band = "Relevance of the detector", "Original detector, by frequency"
-    return [*strips, heats(relevance, maps), heats(by_band, bands)]
+    found = [*strips, heats(relevance, maps), heats(by_band, bands)]
+    if example.bands:
+        most = max(example.bands)
+        alt = f"{what}: share of the relevance per frequency band, at most {text.percent(most)}"
+        tile = Tile("low → high", alt, images.bars(np.array(example.bands)))
+        found.append(Strip("By band", [tile], f"full height at {text.percent(most)}"))
+    return found
 
 
 # --- provenance ------------------------------------------------------------------------------------------

@@ -265,12 +265,13 @@ class Section:
 
 @dataclass(frozen=True, kw_only=True)
 class Page:
-    """A report: what was found, first; then how."""
+    """A report: what was found, first; then how. One without a verdict has a headline of its own."""
 
     kicker: str
     title: str
-    verdict: Verdict
+    verdict: Verdict | None
     sections: Sequence[Section]
+    headline: str = ""
     stats: Sequence[Stat] = ()
     stats_note: str = ""
     facts: Sequence[tuple[str, str]] = field(default_factory=tuple)
@@ -304,7 +305,7 @@ class Page:
 
     @property
     def word(self) -> str:
-        return WORDS[self.verdict.level]
+        return self.kicker if self.verdict is None else WORDS[self.verdict.level]
 
 
 R = TypeVar("R", bound=Result)

@@ -20,6 +20,7 @@ PAGES = {
     "discovery": "pfungst.report.discovery",
     "comparison": "pfungst.report.comparison",
     "watch": "pfungst.report.watch",
+    "models": "pfungst.report.models",
 }
 
 

@@ -18,7 +18,8 @@ class AnomalyConfig(LabelledOptions, Repeated):
     """``pfungst audit anomaly``."""
 
     data: Path | Literal["synthetic", "digits-c"] = Field(
-        description="Folders good and bad, CSV, Parquet, MVTec, VisA, COCO, …, 'synthetic' or 'digits-c'"
+        description="Folders good and bad, CSV, Parquet, MVTec, VisA, COCO, …, MNIST-C, MNIST (corrupted "
+        "here), 'synthetic' or 'digits-c'"
     )
     model: list[str] = Field(
         ["d2neighbors"],

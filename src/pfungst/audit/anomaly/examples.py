@@ -46,8 +46,10 @@ def choose(labels: np.ndarray, original: Run, deployed: Run, count: int) -> Chos
     return sorted(chosen, key=lambda pair: order.index(pair[1]))
 
 
-def examples(study: Study, runs: dict[Variant, Run], chosen: Chosen) -> list[Example]:
-    """The chosen images, with what each variant says of them."""
+def examples(
+    study: Study, runs: dict[Variant, Run], chosen: Chosen, bands: np.ndarray | None
+) -> list[Example]:
+    """The chosen images, with what each variant says of them; `bands` (T, B) as in :class:`Explained`."""
     return [
         Example(
             id=study.test.ids[index],
@@ -60,6 +62,7 @@ def examples(study: Study, runs: dict[Variant, Run], chosen: Chosen) -> list[Exa
                 for v in (ORIGINAL, DEPLOYED, MENDED)
                 if v in runs
             ],
+            bands=[] if bands is None else bands[index].tolist(),
             why=why,
         )
         for row, (index, why) in enumerate(chosen)

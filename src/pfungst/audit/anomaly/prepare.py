@@ -17,6 +17,7 @@ from pfungst.conditions import Condition
 from pfungst.data import ImageSet, Prepared
 from pfungst.data.roles import for_detection
 from pfungst.datasets import digits_c
+from pfungst.datasets.mnist import corrupted_mnist, is_mnist, is_mnist_c, mnist_c
 from pfungst.datasets.synthetic import make_parts
 from pfungst.device import choose_device
 from pfungst.errors import DataError, UnreadableImages
@@ -111,6 +112,10 @@ def open_sets(config: AnomalyConfig, sets: list[ImageSet] | None = None) -> list
         sets = make_parts(wanted, seed=config.seed)
     elif config.data == "digits-c":
         sets = digits_c(wanted, seed=config.seed)
+    elif is_mnist_c(config.data):
+        sets = mnist_c(config.data, wanted, train=1000, good=300, anomalous=300)
+    elif is_mnist(config.data):
+        sets = corrupted_mnist(config.data, wanted, seed=config.seed)
     else:
         sets = [
             for_detection(s, config.normal, config.keep_together, config.seed, config.label_column)

@@ -100,7 +100,8 @@ class Provenance(Model):
 
 
 class Spectrum(Model):
-    """Where in frequency the relevance lies, share per band (bands of the zigzag index)."""
+    """Where in frequency the relevance lies: mean over the defective test images of the share per band
+    (bands of the zigzag index), as in figure 4 b of Kauffmann et al. 2025."""
 
     edges: list[int]
     original: list[float]
@@ -109,7 +110,7 @@ class Spectrum(Model):
 
 
 class Exposure(Model):
-    """Shares of the relevance on the original images, in [0, 1]."""
+    """Shares of the relevance on the defective images, original condition, in [0, 1]."""
 
     high: float = Field(description="on high frequencies")
     lost_in_deployment: float = Field(description="on what the deployed condition removes")
@@ -145,6 +146,9 @@ class Example(Model):
     groups: dict[str, str] = {}
     answers: list[Answer] = Field(
         description="original, deployed and, with a mitigation, deployed and mended"
+    )
+    bands: list[float] = Field(
+        [], description="share of the original detector's relevance per frequency band"
     )
     why: str = Field(description="why it is shown, for example 'missed after deployment'")
 

@@ -181,7 +181,7 @@ def evaluate(study: Study, model: str, workspace: Workspace) -> Entry:
         exposure=explained.exposure,
         faithfulness=explained.faithfulness,
         provenance=provenance(study, original.scores),
-        examples=examples(study, runs, chosen),
+        examples=examples(study, runs, chosen, explained.bands),
         arrays=workspace.save_arrays(f"{test.name} {model}", arrays),
         notes=notes,
         skipped=[Skipped(id=id_, reason=reason) for id_, reason in test.skipped],

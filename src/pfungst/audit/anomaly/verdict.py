@@ -404,6 +404,9 @@ def explain_numbers(config: AnomalyConfig) -> list[str]:
         "Clever Hans score: AUROC minus the mean cosine between positive relevance and mask over defective "
         "images (Kauffmann et al. 2020), from the first repetition: high where a detector ranks well while "
         "its relevance lies elsewhere.",
+        "Frequencies: 20 bands of the zigzag index by the published power law (the paper's list prints 19); "
+        "shares are "
+        "means over the defective test images.",
         "Lost in deployment: share of relevance per frequency band times the share of the images' energy in "
         "that band (deviation from the mean training image) that the deployed condition removes.",
         f"Faithfulness: the patches of a {GRID} × {GRID} grid of up to {FLIPPED} defective test images are "

@@ -15,7 +15,10 @@ class ClassifierConfig(LabelledOptions):
 
     _irrelevant = (*LabelledOptions._irrelevant, "batch_size", "features")
 
-    model: str = Field(description="timm:NAME, torchvision:NAME, package.module:function or file.py:function")
+    model: str = Field(
+        description="timm:NAME, torchvision:NAME, package.module:function or file.py:function; several: A,B "
+        "or A,checkpoint=FILE,B"
+    )
     checkpoint: Path | None = Field(None, description="Weights: safetensors or a state dict")
     trust_checkpoint: bool = Field(False, description="Also read checkpoints that can run code")
     train: Path = Field(description="Training images: CLASS/*.jpg, CSV or Parquet")

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pfungst.audit.classifier.config import ClassifierConfig
-from pfungst.audit.config import check_file
+from pfungst.audit.config import check_file, with_checkpoint
 from pfungst.data.outputs import Outputs, match_outputs
 from pfungst.encoders import load
 from pfungst.encoders.packages import PACKAGES, installed
@@ -53,7 +52,7 @@ def check_witnesses(config: ClassifierConfig) -> None:
         raise ConfigError("--witness none and another", "leave one of them out")
     for text in config.witness:
         if text != "none":
-            spec, checkpoint = _parsed(text)
+            spec, checkpoint = with_checkpoint(text, "--witness")
             parse(spec, "classifier")
             check_file(checkpoint, "--witness")
 
@@ -76,7 +75,7 @@ def load_witnesses(
         given = _common(config, outputs, n_outputs)
     found = []
     for text in given:
-        spec, checkpoint = _parsed(text)
+        spec, checkpoint = with_checkpoint(text, "--witness")
         own = (
             size if parse(spec, "classifier")[0] == "function" else None
         )  # a function says no size of its own
@@ -93,14 +92,6 @@ def load_witnesses(
             raise InputError(f"--witness {text} does not know the classes: {error}", error.remedy) from None
         found.append(Other(short_name(spec), model, classes))
     return found
-
-
-def _parsed(text: str) -> tuple[str, Path | None]:
-    spec, _, rest = text.partition(",")
-    key, _, file = rest.partition("=")
-    if rest and (key != "checkpoint" or not file):
-        raise ConfigError(f"--witness {text!r}", "write SPEC or SPEC,checkpoint=FILE")
-    return spec, Path(file) if file else None
 
 
 def _common(config: ClassifierConfig, outputs: Outputs, n_outputs: int) -> list[str]:

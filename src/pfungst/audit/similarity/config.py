@@ -21,7 +21,8 @@ class SimilarityConfig(ImageOptions, Repeated):
         None, description="Folder, CSV or Parquet of images, or 'synthetic'"
     )
     encoder: str = Field(
-        description="torchvision:NAME, timm:NAME, open_clip:NAME, sentence-transformers:PATH, …"
+        description="torchvision:NAME, timm:NAME, open_clip:NAME, sentence-transformers:PATH, …; several: "
+        "A,B or A,checkpoint=FILE,B"
     )
     texts: Path | None = Field(None, description="CSV of sentence pairs: first, second, relation")
     checkpoint: Path | None = Field(None, description="Weights of the encoder; random ones without")
