@@ -16,7 +16,7 @@ from pfungst.audit.discovery.config import DiscoveryConfig
 from pfungst.audit.discovery.run import run
 from pfungst.audit.result import load
 from pfungst.cli import app
-from pfungst.discover import Judge, Proof, cluster, correct, explain, find
+from pfungst.discover import ClassSubject, Judge, Proof, cluster, correct, explain, find
 from pfungst.errors import ConfigError, InputError
 from pfungst.measure import Interval, auroc
 from pfungst.relevance import Patches, attribute
@@ -75,9 +75,8 @@ def searched(net, x, y, classes, witness=None):
         own = x[y == k]
         explained = explain(head, k, lambda r, own=own: own[list(r)], len(own), batch_size=64)
         witnesses = [] if witness is None else [Witness(witness, k)]
-        found += find(
-            head, explained, lambda r, own=own: own[list(r)], x[y != k][:80], witnesses, batch_size=64
-        )[0]
+        subject = ClassSubject(head, k, witnesses)
+        found += find(subject, explained, lambda r, own=own: own[list(r)], x[y != k][:80], batch_size=64)[0]
     return correct(found)
 
 
@@ -86,12 +85,12 @@ def test_a_planted_mark_is_the_first_finding_and_clean_classes_have_none(planted
     found = searched(net, x, y, [MARKED, 0, 7])
     first = found[0]
     assert first.proof.survives, first.proof.reason
-    assert first.class_ == MARKED
+    assert first.index == MARKED
     member = np.zeros(int((y == MARKED).sum()))
     member[first.rows] = 1
     assert auroc(marked[y == MARKED].numpy(), member) > 0.9
     assert first.proof.flips[0] > first.proof.flips[1]
-    assert {f.class_ for f in found if f.proof.survives} == {MARKED}
+    assert {f.index for f in found if f.proof.survives} == {MARKED}
     region = next(f.regions[0] for f in found if f.proof.survives and f.regions is not None)
     assert region[1:4, 1:4].mean() > 0.5  # the mark is in it
 
@@ -108,7 +107,7 @@ def test_explanations_are_those_of_the_engine_and_of_the_head(planted):
     np.testing.assert_allclose(
         explained.psi.sum(1) + net[-1].bias[2].item(), logits[:, 2].numpy(), rtol=1e-4, atol=1e-4
     )
-    assert explained.predicted.tolist() == logits.argmax(1).tolist()
+    assert explained.said.tolist() == (logits.argmax(1) == 2).tolist()
     with pytest.raises(InputError, match="class 2 has no images"):
         explain(head, 2, lambda r: few[:0], 0)
 
@@ -134,7 +133,7 @@ def test_proof_by_hand():
     x, others = torch.zeros(12, 1, 8, 8), torch.zeros(20, 1, 8, 8)
     x[:, :, :2, :2] = 1
     head = FeatureHead(net, example=torch.rand(4, 1, 8, 8))
-    judge = Judge(head, 1, x, others)
+    judge = Judge(ClassSubject(head, 1), x, others)
     odds, hit = judge.odds(0, x)
     np.testing.assert_allclose(odds, 2.0 * 4 - 3, rtol=1e-5)  # log odds of two classes are their difference
     assert hit.all()
@@ -154,11 +153,11 @@ def test_proof_by_hand():
     always = _Corner().eval()
     with torch.no_grad():
         always.fc.bias[1] = 5.0
-    witnessed = Judge(head, 1, x, others, [Witness(always, 1)])
+    witnessed = Judge(ClassSubject(head, 1, [Witness(always, 1)]), x, others)
     assert witnessed.regions(x, heat, None).retained.value == 1  # a witness still knows the class
     assert witnessed.regions(x, heat, None).insert.low < 0.1  # and is moved as much, so that it is the object
     with pytest.raises(InputError, match="prove nothing"):
-        Judge(head, 1, x, others[:0])
+        Judge(ClassSubject(head, 1), x, others[:0])
 
 
 def test_exchanged_bands_are_what_a_network_of_high_frequencies_follows():
@@ -180,7 +179,7 @@ def test_exchanged_bands_are_what_a_network_of_high_frequencies_follows():
     x = smooth[:20] + 0.2 * checks
     net = Fine().eval()
     head = FeatureHead(net, example=torch.rand(4, 1, 16, 16))
-    judge = Judge(head, 1, x, smooth[20:40])
+    judge = Judge(ClassSubject(head, 1), x, smooth[20:40])
     kept = np.zeros(8, bool)
     kept[-1] = True
     proof = judge.bands(x, kept, smooth[40:])
@@ -284,6 +283,6 @@ def test_one_cluster_and_few_images(planted):
     net, x, *_ = planted
     head = FeatureHead(net, example=x[:4])
     explained = explain(head, 1, lambda r: x[list(r)], 5)
-    with pytest.raises(InputError, match="5 images of class 1"):
-        find(head, explained, lambda r: x[list(r)], x)
+    with pytest.raises(InputError, match="5 images of subject 1"):
+        find(ClassSubject(head, 1), explained, lambda r: x[list(r)], x)
     assert cluster(np.zeros((9, 3))).n_clusters == 1

@@ -1,4 +1,4 @@
-"""Find what the explanations of a class share, and prove it: cluster each view of them, intervene on each
+"""Find what the explanations of a subject share, and prove it: cluster each view of them, intervene on each
 cluster."""
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from torch.nn import functional
 from pfungst.discover.cluster import Clustering, cluster
 from pfungst.discover.explain import Explanations, Images, Kind, View
 from pfungst.discover.prove import FEWEST, Judge, Proof
+from pfungst.discover.subjects import Heat, Subject
 from pfungst.errors import InputError
 from pfungst.measure import holm
-from pfungst.spurious.evidence import Witness, region
-from pfungst.spurious.heads import FeatureHead
+from pfungst.spurious.evidence import region
 
 SHOWN = 6  # prototypes
 _BAND_SHARE = 0.5  # of what a cluster's spectrum has more than the others, that the exchanged bands hold
@@ -28,18 +28,19 @@ class Finding:
     """A cluster of one view of a class's explanations, and what interventions on it did.
 
     Attributes:
-        class_: index. view, kind: see :class:`pfungst.discover.View`.
+        index: of the subject. view, kind: see :class:`pfungst.discover.View`.
         cluster, n_clusters: which of how many; of one, the whole class was tried.
-        rows: images of the class in it, the most typical first.
-        share: of the class's images.
+        rows: images of the subject in it, the most typical first.
+        share: of the subject's images.
         map: (R, S) mean heatmap by patches, each of norm 1, less that of the other images where there are
             any.
+        contrast: (D,) mean ψ likewise; None where there is none.
         bands: which frequency bands were exchanged, of kind "bands".
         regions: (n, H, W) boolean, where the first n typical images were changed; None of kind "bands".
         proof: what interventions did, on images drawn from the cluster.
     """
 
-    class_: int
+    index: int
     view: str
     kind: Kind
     cluster: int
@@ -48,6 +49,7 @@ class Finding:
     share: float
     map: np.ndarray
     proof: Proof
+    contrast: np.ndarray | None = None
     bands: tuple[int, ...] = ()
     regions: np.ndarray | None = None
 
@@ -58,11 +60,10 @@ class Finding:
 
 
 def find(
-    head: FeatureHead,
+    subject: Subject,
     explained: Explanations,
     images: Images,
     others: Tensor,
-    witnesses: Sequence[Witness] = (),
     *,
     views: Sequence[View] | None = None,
     most: int = 6,
@@ -70,16 +71,15 @@ def find(
     batch_size: int = 16,
     seed: int = 0,
 ) -> tuple[list[Finding], dict[str, Clustering]]:
-    """Cluster the explanations of a class and intervene on each cluster of at least 6 images.
+    """Cluster the explanations of a subject and intervene on each cluster of at least 6 images.
 
     Args:
-        head: the classifier.
-        explained: of the images of the class.
+        subject: a class, or the score of a detector. Without witnesses, the object is what the audited model
+            still recognises.
+        explained: of its images.
         images: gives the images of rows, in the same order.
-        others: (M, C, H, W) of other classes.
-        witnesses: other models that know the class. Without any, the object is what the audited model still
-            recognises.
-        views: what is clustered; heatmaps, features and spectra by default.
+        others: (M, C, H, W) that are not of it.
+        views: what is clustered; all of the explanations by default.
         most: clusters per view.
         n_images: of a cluster that are changed, drawn at random.
         batch_size: images at a time.
@@ -90,21 +90,21 @@ def find(
         view.
 
     Raises:
-        InputError: fewer than 6 images of the class, or none of others.
+        InputError: fewer than 6 images, or none of others.
     """
     n = len(explained)
     if n < FEWEST:
-        raise InputError(f"{n} images of class {explained.class_} prove nothing", f"pass at least {FEWEST}")
-    rng = np.random.default_rng((seed, explained.class_))
+        raise InputError(f"{n} images of subject {subject.index} prove nothing", f"pass at least {FEWEST}")
+    rng = np.random.default_rng((seed, subject.index))
     some = images(np.sort(rng.permutation(n)[:32]).tolist())
-    judge = Judge(head, explained.class_, some, others[:64], witnesses, batch_size)
+    judge = Judge(subject, some, others[:64], batch_size)
     judge.others = others
     found: list[Finding] = []
     clusterings: dict[str, Clustering] = {}
     for view in views if views is not None else explained.views():
         parts = clusterings[view.name] = cluster(view.vectors, most, seed=seed)
         if parts.n_clusters == 1 and any(f.n_clusters == 1 for f in found):
-            continue  # the whole class is tried once
+            continue  # the whole is tried once
         for number in range(parts.n_clusters):
             if len(parts.rows(number)) >= FEWEST:
                 kinds = [k for k in view.kinds if k != "bands" or parts.n_clusters > 1]
@@ -129,12 +129,13 @@ def _tried(
     seed: int,
 ) -> Finding:
     view, kind, parts, number = which
-    rng = np.random.default_rng((seed, explained.class_, number))
+    rng = np.random.default_rng((seed, judge.subject.index, number))
     rows, rest = parts.rows(number), np.flatnonzero(parts.labels != number)
     drawn, beside = (np.sort(rng.permutation(r)[:n_images]).tolist() for r in (rows, rest))
     x, mates = images(drawn), images(beside) if len(beside) >= FEWEST else None
     contrast = lambda values: values[rows].mean(0) - (values[rest].mean(0) if mates is not None else 0)
     heatmap = contrast(_unit(explained.maps))
+    direction = None if explained.psi is None else contrast(explained.psi)
     shown = images(rows[:SHOWN].tolist())
     bands: tuple[int, ...] = ()
     regions = None
@@ -147,22 +148,19 @@ def _tried(
         bands = tuple(np.flatnonzero(kept).tolist())
         proof = judge.bands(x, kept, x if mates is None else mates, seed)
     else:
+        heat: Heat
         if kind == "place":
             grid = torch.from_numpy(heatmap).float().clamp_min(0)[None, None]
-            heat = functional.interpolate(grid, x.shape[-2:], mode="bilinear", align_corners=False)[0]
-            heats = [heat.expand(len(z), -1, -1) for z in (x, shown)]
-        else:
-            direction = torch.from_numpy(contrast(explained.psi)).float()
-            weight = judge.head.linear.psi(torch.ones(1, len(direction)), explained.class_)[0].cpu()
-            along = weight * direction / direction.norm().clamp_min(1e-12)
-            if mates is None:
-                along = weight  # the logit itself
-            heats = [judge.heat(z, along) for z in (x, shown)]
+            one = functional.interpolate(grid, x.shape[-2:], mode="bilinear", align_corners=False)[0]
+            heat = lambda z: one.expand(len(z), -1, -1)
+        else:  # of a whole class the logit itself
+            heat = judge.subject.content(None if mates is None else direction, judge.batch_size)
+        heats = [heat(z) for z in (x, shown)]
         heats = [judge.beyond(z, h) for z, h in zip((x, shown), heats, strict=True)]
         regions = region(heats[1]).bool().numpy()
         proof = judge.regions(x, heats[0], mates, seed)
     return Finding(
-        explained.class_,
+        judge.subject.index,
         view.name,
         kind,
         number,
@@ -171,6 +169,7 @@ def _tried(
         len(rows) / len(explained),
         heatmap.astype(np.float32),
         proof,
+        direction,
         bands,
         regions,
     )
