@@ -229,7 +229,7 @@ def test_the_command_finds_the_mark_names_the_column_and_writes_the_page(command
     assert result.kind == "discovery"
     assert result.verdict.level == "clever-hans"
     assert result.verdict.about.entry == str(MARKED)
-    entry, first = result.found()[0]
+    entry, first = result.discovered.found()[0]
     assert entry.index == MARKED
     assert (first.columns[0].column, first.columns[0].value) == ("site", "A")
     assert first.columns[0].inside > 0.9 > 0.1 > first.columns[0].outside
@@ -242,7 +242,7 @@ def test_the_command_finds_the_mark_names_the_column_and_writes_the_page(command
 
 
 def test_an_interrupted_discovery_goes_on_with_the_same_numbers(command, tmp_path, monkeypatch):
-    import pfungst.audit.discovery.run as module
+    import pfungst.audit.discovery.search as module
 
     whole = run(DiscoveryConfig.build(**command, out=tmp_path / "whole", classes="0,3"))
     real, calls = module.find, []
@@ -259,8 +259,8 @@ def test_an_interrupted_discovery_goes_on_with_the_same_numbers(command, tmp_pat
         run(DiscoveryConfig.build(**options))
     resumed = run(DiscoveryConfig.build(**options, resume=True))
     assert len(calls) == 3
-    assert any("1 finished classes were taken over" in n for n in resumed.notes)
-    assert json.loads(resumed.model_dump_json())["entries"] == json.loads(whole.model_dump_json())["entries"]
+    assert any("1 finished topics were taken over" in n for n in resumed.notes)
+    assert resumed.discovered == whole.discovered
     with pytest.raises(ConfigError, match="already holds a result"):
         run(DiscoveryConfig.build(**options))
 

@@ -76,7 +76,7 @@ def explain(
     composite: str | Composite = "auto",
     batch_size: int = 16,
     progress: Callable[[int], object] | None = None,
-    alike: torch.nn.Module | None = None,
+    alike: tuple[torch.nn.Module, Tensor] | None = None,
 ) -> Explanations:
     """Explain the logit of a class on its images.
 
@@ -87,7 +87,7 @@ def explain(
         composite: rules of LRP.
         batch_size: images at a time; memory is that of one batch and of what is returned.
         progress: called with the number of images of each batch.
-        alike: images → similarity (n, K) with each class, explained too where it is given.
+        alike: an encoder and a representation (K,): the similarity with it is explained too, where given.
 
     Raises:
         InputError: no images, or what :func:`pfungst.relevance.attribute` raises.
@@ -105,8 +105,9 @@ def explain(
         parts.add("psi", head.linear.psi(phi, class_).float())
         parts.add("said", logits.argmax(1) == class_)
         if alike is not None:
-            pixels = attribute(alike, x, class_, composite, Patches(_side(x))).values.float()
-            parts.add("alike", pixels)
+            encoder, centre = alike
+            near = attribute(encoder, x, centre.to(x), composite, Patches(_side(x)))
+            parts.add("alike", near.values.float())
         if progress is not None:
             progress(len(x))
     return Explanations(**parts.arrays())
