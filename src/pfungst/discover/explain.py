@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pfungst.anomaly import Detector
 
 Images = Callable[[Sequence[int]], Tensor]  # rows → (n, C, H, W) in [0, 1]
-Kind = Literal["place", "content", "bands"]
+Kind = Literal["place", "content", "tone", "bands"]
 GRID, BANDS = 14, 8  # patches across an image; frequency bands of the power law
 
 
@@ -31,12 +31,12 @@ class View:
         name: of the view.
         vectors: (N, D).
         kinds: what is tried: a place in the image (that of the mean heatmap), content wherever it is (what
-            raises the features that they share), frequency bands.
+            raises the features that they share), tone (mean and spread of each channel), frequency bands.
     """
 
     name: str
     vectors: np.ndarray
-    kinds: tuple[Kind, ...] = ("place", "content")
+    kinds: tuple[Kind, ...] = ("place", "content", "tone")
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,8 @@ class Explanations:
     Attributes:
         maps: (N, R, S) by patches.
         spectra: (N, B) by frequency bands.
-        said: (N,) boolean, whether the model says so: gives the class, or flags the image.
+        evidence: (N,) the logit, or the score. said: (N,) boolean, whether the model gives the class, or flags
+            the image.
         psi: (N, D) by penultimate features, w_k ⊙ φ / T; None of a detector.
         alike: (N, R, S) of the similarity with the class's mean representation: BiLRP of an image with all
             of the class, summed over their features; of encoders.
@@ -54,6 +55,7 @@ class Explanations:
 
     maps: np.ndarray
     spectra: np.ndarray
+    evidence: np.ndarray
     said: np.ndarray
     psi: np.ndarray | None = None
     alike: np.ndarray | None = None
@@ -65,7 +67,7 @@ class Explanations:
         """Heatmaps, features, similarity where there are any, and spectra."""
         flat = {"heatmaps": self.maps, "features": self.psi, "similarity": self.alike}
         views = [View(name, v.reshape(len(self), -1)) for name, v in flat.items() if v is not None]
-        return [*views, View("spectra", self.spectra, ("place", "content", "bands"))]
+        return [*views, View("spectra", self.spectra, ("place", "content", "tone", "bands"))]
 
 
 def explain(
@@ -103,6 +105,7 @@ def explain(
         parts.add("spectra", found.sum((2, 3)))
         parts.add("maps", _patches(found.sum(1)))
         parts.add("psi", head.linear.psi(phi, class_).float())
+        parts.add("evidence", logits[:, class_].float())
         parts.add("said", logits.argmax(1) == class_)
         if alike is not None:
             encoder, centre = alike
@@ -138,6 +141,7 @@ def explain_scores(
         pixels = heat.values.float()
         parts.add("maps", _patches(pixels if pixels.ndim == 3 else pixels.sum(1)))
         parts.add("spectra", detector.explain(x, DCTBands(count=BANDS)).values.float())
+        parts.add("evidence", heat.score.float())
         parts.add("said", heat.score > threshold)
         if progress is not None:
             progress(len(x))

@@ -3,11 +3,12 @@ cluster."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from scipy import stats
 from torch import Tensor
 from torch.nn import functional
 
@@ -17,9 +18,11 @@ from pfungst.discover.prove import FEWEST, Judge, Proof
 from pfungst.discover.subjects import Heat, Subject
 from pfungst.errors import InputError
 from pfungst.measure import holm
+from pfungst.measure.limits import P_SPURIOUS
 from pfungst.spurious.evidence import region
 
 SHOWN = 6  # prototypes
+_COLUMNS = 3  # columns that the evidence follows most, whose groups are tried as clusters
 _BAND_SHARE = 0.5  # of what a cluster's spectrum has more than the others, that the exchanged bands hold
 
 
@@ -66,6 +69,7 @@ def find(
     others: Tensor,
     *,
     views: Sequence[View] | None = None,
+    columns: Mapping[str, np.ndarray] | None = None,
     most: int = 6,
     n_images: int = 20,
     batch_size: int = 16,
@@ -80,6 +84,8 @@ def find(
         images: gives the images of rows, in the same order.
         others: (M, C, H, W) that are not of it.
         views: what is clustered; all of the explanations by default.
+        columns: values (N,) as text, "" for unknown. Of the columns that the evidence follows (Kruskal and
+            Wallis, Holm over all columns), the group of most evidence is tried like a cluster.
         most: clusters per view.
         n_images: of a cluster that are changed, drawn at random.
         batch_size: images at a time.
@@ -107,9 +113,14 @@ def find(
             continue  # the whole is tried once
         for number in range(parts.n_clusters):
             if len(parts.rows(number)) >= FEWEST:
-                kinds = [k for k in view.kinds if k != "bands" or parts.n_clusters > 1]
-                tried = ((view, kind, parts, number) for kind in kinds)
-                found += [_tried(judge, explained, images, which, n_images, seed) for which in tried]
+                for kind in view.kinds:
+                    if parts.n_clusters > 1 or kind in ("place", "content"):
+                        found.append(
+                            _tried(judge, explained, images, (view.name, kind, parts, number), n_images, seed)
+                        )
+    for name, parts in _followed(explained.evidence, columns or {}):
+        for kind in ("place", "content", "tone", "bands"):
+            found.append(_tried(judge, explained, images, (name, kind, parts, 0), n_images, seed))
     return found, clusterings
 
 
@@ -120,11 +131,33 @@ def correct(findings: Sequence[Finding]) -> list[Finding]:
     return sorted(out, key=lambda f: f.rank, reverse=True)
 
 
+def _followed(evidence: np.ndarray, columns: Mapping[str, np.ndarray]) -> Iterator[tuple[str, Clustering]]:
+    """ "COLUMN = VALUE" of the columns that the evidence follows most, and that group (0) against the rest."""
+    tried = []
+    for name, values in columns.items():
+        groups = {str(v): values == v for v in np.unique(values[values != ""])}
+        groups = {v: member for v, member in groups.items() if member.sum() >= FEWEST}
+        if len(groups) > 1 and np.ptp(evidence) > 0:
+            p = float(stats.kruskal(*(evidence[m] for m in groups.values())).pvalue)
+            value = max(groups, key=lambda v: float(np.median(evidence[groups[v]])))
+            tried.append((p, f"{name} = {value}", groups[value]))
+    ps = holm([p for p, _, _ in tried]) if tried else []
+    told = sorted((p, name, i) for i, (p, (_, name, _)) in enumerate(zip(ps, tried, strict=True)))
+    seen: list[np.ndarray] = []
+    for p, name, i in told:
+        member = tried[i][2]
+        if p <= P_SPURIOUS and len(seen) < _COLUMNS and not any((member == s).all() for s in seen):
+            seen.append(member)
+            far = np.abs(evidence - np.median(evidence[member]))
+            labels = (~member).astype(int)
+            yield name, Clustering(labels, np.zeros(3), np.zeros(2), {}, np.lexsort((far, labels)))
+
+
 def _tried(
     judge: Judge,
     explained: Explanations,
     images: Images,
-    which: tuple[View, Kind, Clustering, int],
+    which: tuple[str, Kind, Clustering, int],
     n_images: int,
     seed: int,
 ) -> Finding:
@@ -147,6 +180,8 @@ def _tried(
         kept[order[held]] = True
         bands = tuple(np.flatnonzero(kept).tolist())
         proof = judge.bands(x, kept, x if mates is None else mates, seed)
+    elif kind == "tone":
+        proof = judge.tone(x, x if mates is None else mates, seed)
     else:
         heat: Heat
         if kind == "place":
@@ -161,7 +196,7 @@ def _tried(
         proof = judge.regions(x, heats[0], mates, seed)
     return Finding(
         judge.subject.index,
-        view.name,
+        view,
         kind,
         number,
         parts.n_clusters,

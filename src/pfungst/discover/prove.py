@@ -3,7 +3,7 @@ other classes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -156,25 +156,46 @@ class Judge:
         Args:
             x: (n, C, H, W) of the cluster, at least 6.
             kept: (B,) boolean, the bands that the cluster's images share, of as many bands of the power law.
-            mates: images of the class outside the cluster.
-            n_targets: images of other classes that the bands are put into.
+            mates: images of the subject outside the cluster.
+            n_targets: images that are not of the subject, that the bands are put into.
         """
-        rng, n = np.random.default_rng((seed, self.subject.index, 1)), len(x)
         basis = DCTBands(count=len(kept))
 
         def inside(z: Tensor) -> Tensor:
             parts = basis.components(z.flatten(0, -4))[torch.from_numpy(kept)]
             return parts.sum(0).view_as(z)
 
-        own, turned = inside(x), torch.roll(x, 1, 0)
+        exchange = lambda z, source: (z - inside(z) + inside(source)).clamp(0, 1)
+        return self._exchanged(exchange, x, mates, seed, n_targets)
+
+    def tone(self, x: Tensor, mates: Tensor, seed: int = 0, n_targets: int = 2) -> Proof:
+        """Proof of brightness, contrast and colour: mean and standard deviation of each channel of an image
+        are exchanged for those of another (Reinhard et al. 2001). Args as of :meth:`bands`."""
+
+        def exchange(z: Tensor, source: Tensor) -> Tensor:
+            spread = lambda y: y.std((-2, -1), keepdim=True).clamp_min(1e-3)
+            mean = lambda y: y.mean((-2, -1), keepdim=True)
+            return ((z - mean(z)) / spread(z) * spread(source) + mean(source)).clamp(0, 1)
+
+        return self._exchanged(exchange, x, mates, seed, n_targets)
+
+    def _exchanged(
+        self,
+        exchange: Callable[[Tensor, Tensor], Tensor],
+        x: Tensor,
+        mates: Tensor,
+        seed: int,
+        n_targets: int,
+    ) -> Proof:
+        """Proof of a property that `exchange(z, source)` gives to z from another image: taken from mates,
+        against that of other images of the cluster; put into others, against that of mates and of others."""
+        rng, n = np.random.default_rng((seed, self.subject.index, 1)), len(x)
         others = self._drawn(mates, (n_targets, n), rng)
         targets = self._drawn(self.others, (n_targets, n), rng)
-        bare = targets - inside(targets)
-        swapped = [
-            (bare + inside(z)).clamp(0, 1) for z in (others, self._drawn(self.others, (n_targets, n), rng))
-        ]
-        removed, control = ((x - own + inside(z)).clamp(0, 1) for z in (others[0], turned))
-        return self._weigh(x, removed, [control], (bare + own).clamp(0, 1), swapped, seed)
+        sources = (x.expand_as(targets), others, self._drawn(self.others, (n_targets, n), rng))
+        put, *against = (exchange(targets, source) for source in sources)
+        removed, control = exchange(x, others[0]), exchange(x, torch.roll(x, 1, 0))
+        return self._weigh(x, removed, [control], put, against, seed)
 
     def _weigh(
         self,

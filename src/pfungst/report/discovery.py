@@ -36,7 +36,12 @@ from pfungst.report.page import (
 )
 
 _WORDS = {"found": "found", "object": "may be the object", "unproved": "not proved"}
-_KINDS = {"place": "one place", "content": "content, wherever it is", "bands": "frequency bands"}
+_KINDS = {
+    "place": "one place",
+    "content": "content, wherever it is",
+    "tone": "brightness, contrast, colour",
+    "bands": "frequency bands",
+}
 _CERTAIN = 0.05  # corrected p up to which a column is named beside a cluster
 _SIDE = 176
 

@@ -22,8 +22,12 @@ class DiscoveryConfig(AuditConfig):
         None,
         description="A classifier: timm:NAME, torchvision:NAME, package.module:function or file.py:function",
     )
-    encoder: str | None = Field(None, description="Or an encoder, with a probe of the labels: efficientnet-lite0, …")
-    detector: str | None = Field(None, description="Or an anomaly detector, fitted to the normal images: kde, …")
+    encoder: str | None = Field(
+        None, description="Or an encoder, with a probe of the labels: efficientnet-lite0, …"
+    )
+    detector: str | None = Field(
+        None, description="Or an anomaly detector, fitted to the normal images: kde, …"
+    )
     checkpoint: Path | None = Field(None, description="Weights: safetensors or a state dict")
     trust_checkpoint: bool = Field(False, description="Also read checkpoints that can run code")
     images: Path = Field(
@@ -43,15 +47,19 @@ class DiscoveryConfig(AuditConfig):
         "[ImageNet's, or sorted]",
     )
     group: list[str] = Field(
-        ["auto", "files"], description="Columns that clusters are compared with: names, auto, files or none"
+        ["auto", "files"],
+        description="Columns that clusters are compared with, and whose groups are tried: names, auto, files, text, "
+        "none",
     )
     layer: str | None = Field(None, description="The final linear layer [found by itself]")
     size: int | None = Field(None, ge=4, le=2048, description="Side of the images in pixels [the model's]")
     original: str | None = Field(None, description="How files become images [as for the published weights]")
-    per_class: int = Field(500, ge=6, description="Images of a class (or of a detector, normal and defective) that are explained")
+    per_class: int = Field(
+        500, ge=6, description="Images of a class (or of a detector, normal and defective) that are explained"
+    )
     most: int = Field(6, ge=1, le=20, description="Clusters per class and kind of explanation")
     changed: int = Field(40, ge=6, description="Images of a cluster that are changed to prove it")
-    batch_size: int = Field(16, ge=1, description="Images at a time")
+    batch_size: int = Field(8, ge=1, description="Images at a time")
 
     def no_pass(self) -> str:
         """Explanations need gradients, which the pass over images for workers does not give."""
@@ -63,7 +71,10 @@ class DiscoveryConfig(AuditConfig):
         if len(given) != 1:
             named = " and ".join(f"--{name}" for name in given) or "none"
             raise ValueError(f"give one of --model, --encoder and --detector, not {named}")
-        idle = {"encoder": ("witness", "layer", "class_names", "original"), "detector": ("witness", "layer", "class_names", "classes")}
+        idle = {
+            "encoder": ("witness", "layer", "class_names", "original"),
+            "detector": ("witness", "layer", "class_names", "classes"),
+        }
         if unread := [o for o in idle.get(given[0], ()) if getattr(self, o)]:
             raise ValueError(f"--{unread[0].replace('_', '-')} does nothing for --{given[0]}; leave it out")
         return self

@@ -33,8 +33,12 @@ class Proved(Model):
     """A cluster and its proof; what each number means is in :class:`pfungst.discover.Proof`."""
 
     number: int = Field(description="key of the regions of `images` in the arrays of its topic")
-    view: str = Field(description="what was clustered: heatmaps, features, similarity or spectra")
-    kind: str = Field(description="what was changed: a place, content wherever it is, or frequency bands")
+    view: str = Field(
+        description="what was clustered: heatmaps, features, similarity or spectra; or a COLUMN = VALUE"
+    )
+    kind: str = Field(
+        description="what was changed: a place, content wherever it is, tone, or frequency bands"
+    )
     cluster: int
     n_clusters: int
     n: int

@@ -47,6 +47,7 @@ def _entry(topic: Topic, effort: Effort, workspace: Workspace) -> DiscoveryEntry
         explained,
         topic.load,
         topic.others(),
+        columns=topic.columns,
         most=effort.most,
         n_images=effort.changed,
         batch_size=effort.batch_size,

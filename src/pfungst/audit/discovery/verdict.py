@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pfungst.audit.discovery.result import Discovered, DiscoveryEntry, Proved
+from pfungst.audit.discovery.result import Column, Discovered, DiscoveryEntry, Proved
 from pfungst.audit.discovery.search import corrected
 from pfungst.audit.discovery.topics import Effort
 from pfungst.audit.result import About, Metric, Verdict
@@ -13,8 +13,8 @@ from pfungst.errors import few
 from pfungst.measure.limits import CARRIED, P_SPURIOUS, RETAINED, STABLE
 
 _BLIND = (
-    "An artefact in nearly every image of a class, and what has neither a place, nor content that moves, nor a "
-    "frequency of its own (a colour cast, blur), can escape."
+    "An artefact in nearly every image of a class can escape, and what has neither a place, nor content that "
+    "moves, nor a tone or frequency of its own."
 )
 
 
@@ -36,9 +36,7 @@ def conclude(entries: Sequence[DiscoveryEntry], witnesses: Sequence[str] = ()) -
     unsure = [e.name for e in entries if any(f.standing == "object" for f in e.findings)]
     pairs = made("").found()
     if not pairs:
-        open_ = (
-            f"Of {few(unsure)} the model follows something that it cannot do without: the object, or a shortcut."
-        )
+        open_ = f"Of {few(unsure)} the model follows something that it cannot do without: the object, or a shortcut."
         classes = any(e.what == "class" and e.name in unsure for e in entries)
         hint = " Only another model can tell: name one with --witness." if classes and not witnesses else ""
         return made(
@@ -73,7 +71,12 @@ def verdict(found: Discovered, too_few: dict[str, int]) -> Verdict:
     if not pairs:
         return Verdict(level="sound", headline=found.headline, sentences=found.sentences)
     entry, first = pairs[0]
-    numbers = {"share": first.share, "insert": first.insert.value, "flips": first.flips[0], "found": len(pairs)}
+    numbers = {
+        "share": first.share,
+        "insert": first.insert.value,
+        "flips": first.flips[0],
+        "found": len(pairs),
+    }
     about = About(entry=entry.name, numbers=numbers)
     return Verdict(level="clever-hans", headline=found.headline, sentences=found.sentences, about=about)
 
@@ -81,12 +84,19 @@ def verdict(found: Discovered, too_few: dict[str, int]) -> Verdict:
 def what_of(f: Proved) -> str:
     """What a cluster shares, in words that start a sentence."""
     some = f"in {f.share:.0%} of its images " if f.n_clusters > 1 else "in all of its images "
-    kinds = {"place": "what lies at one place", "content": "content that the explanations share"}
+    kinds = {
+        "place": "what lies at one place",
+        "content": "content that the explanations share",
+        "tone": "brightness, contrast or colour",
+        "bands": f"frequency bands {few(map(str, f.bands))} of 8",
+    }
+    if " = " in f.view:
+        return f"{some}({f.view}) {kinds[f.kind]}:"
     named = next((f" ({c.column} = {c.value} in {c.inside:.0%}, else {c.outside:.0%})" for c in sure(f)), "")
-    return some + kinds.get(f.kind, f"frequency bands {few(map(str, f.bands))} of 8") + named + ":"
+    return some + kinds[f.kind] + named + ":"
 
 
-def sure(f: Proved) -> list:
+def sure(f: Proved) -> list[Column]:
     """The columns that a cluster surely goes with."""
     return [c for c in f.columns if c.p <= P_SPURIOUS]
 
@@ -99,7 +109,9 @@ def metrics(found: Discovered) -> dict[str, Metric]:
     flips = {name: max((f.flips[0] - f.flips[1] for f in fs), default=0.0) for name, fs in alive.items()}
     return {
         "findings": Metric.worst(count, "lower", "findings that survived proof"),
-        "flips": Metric.worst(flips, "lower", "other images that it turns once put into them, beyond controls"),
+        "flips": Metric.worst(
+            flips, "lower", "other images that it turns once put into them, beyond controls"
+        ),
     }
 
 
@@ -109,6 +121,8 @@ def how(effort: Effort) -> list[str]:
         f"Explained is the logit of a class, or the score of a detector, on up to {effort.per_topic} of its "
         "images, by layer-wise relevance propagation; clustered are heatmaps by patches, spectra, and where "
         "there are any relevance by penultimate features and the similarity with the class, each of norm 1.",
+        "Groups of the columns that the evidence follows most (Kruskal and Wallis, Holm over the columns), at most "
+        "three, are tried like clusters.",
         "Clusters are spectral, on a graph of 10 nearest neighbours. Their number is that of the eigengap which "
         "most exceeds those of 19 single clouds of the same covariance, if resamples agree (adjusted Rand index "
         f"{STABLE:.1f} or more); else one.",
