@@ -19,6 +19,8 @@ from pfungst.audit.anomaly.measure import DEPLOYED, ORIGINAL, mean_scores, prove
 from pfungst.audit.anomaly.mend import mitigation
 from pfungst.audit.anomaly.prepare import Study, check, decode_all, open_sets, state
 from pfungst.audit.anomaly.result import AnomalyResult, Entry
+from pfungst.audit.discovery.section import of_detector
+from pfungst.audit.discovery.verdict import conclude
 from pfungst.audit.machine import circumstances
 from pfungst.audit.result import Skipped, save
 from pfungst.audit.sources import group_columns
@@ -49,6 +51,8 @@ def run(config: AnomalyConfig) -> AnomalyResult:
         group_columns(images.items, config.groups)
     workspace = Workspace(config)
     entries = _entries(config, conditions, sets, workspace)
+    found = conclude([d for e in entries for d in e.discovered]) if config.discover else None
+    entries = [e.model_copy(update={"discovered": []}) for e in entries]
     notes = [f"{images.name}: {note}" for images in sets for note in images.notes]
     if workspace.resumed:
         notes.append(f"{workspace.resumed} finished parts were taken over from an interrupted run")
@@ -69,9 +73,10 @@ def run(config: AnomalyConfig) -> AnomalyResult:
         seeds=[config.seed + i for i in range(config.seeds)],
         entries=entries,
         mean=mean,
+        discovery=found,
     )
     save(result, workspace.folder)
-    workspace.finish({entry.arrays for entry in entries})
+    workspace.finish({entry.arrays for entry in entries} | (found.arrays() if found else set()))
     return result
 
 
@@ -143,6 +148,7 @@ def evaluate(study: Study, model: str, workspace: Workspace) -> Entry:
         provenance=provenance(study, original.scores),
         examples=examples(study, runs, chosen),
         arrays=workspace.save_arrays(f"{test.name} {model}", arrays),
+        discovered=of_detector(study, f"{test.name} / {model}", original, workspace) if config.discover else [],
         notes=_notes(study) + [str(w.message) for w in caught if issubclass(w.category, PfungstWarning)],
         skipped=[Skipped(id=id_, reason=reason) for id_, reason in test.skipped],
     )

@@ -6,6 +6,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import Field
 
+from pfungst.audit.discovery.result import Discovered
 from pfungst.audit.result import Interval, Model, Result, Variant
 
 
@@ -205,6 +206,7 @@ class ClassifierResult(Result):
     rule: Literal["alpha", "npfv"]
     witnesses: list[str] = Field(description="other models that know the classes")
     faithfulness: Faithful | None = None
+    discovery: Discovered | None = Field(None, description="what nobody named, where it was looked for")
 
     def under(self, condition: str = "original", mitigated: bool = False) -> Scores:
         """The scores under a condition; where nothing was switched off, the mended model is the model."""

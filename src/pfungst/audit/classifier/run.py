@@ -18,6 +18,7 @@ from pfungst.audit.classifier.result import ClassEntry, ClassifierResult, Explai
 from pfungst.audit.classifier.task import write_label_task
 from pfungst.audit.classifier.verdict import Judge, explain_numbers, metrics
 from pfungst.audit.conditions import ORIGINAL
+from pfungst.audit.discovery.section import of_classifier
 from pfungst.audit.machine import circumstances
 from pfungst.audit.result import Skipped, save
 from pfungst.audit.workspace import Workspace
@@ -75,12 +76,14 @@ def run(config: ClassifierConfig) -> ClassifierResult:
         notes.append(f"{workspace.resumed} finished classes were taken over from an interrupted run")
     measured = measure(study, stores, fixed, [e.index for e in classes])
     entries = [entry(e, measured, study.judged, components) for e in classes]
+    found = of_classifier(study, workspace) if config.discover else None
     result = _result(study, measured, entries, stores, notes, faithful, started)
+    result = result.model_copy(update={"discovery": found})
     npca.save(workspace.folder / "npca")
     write_label_task(workspace.folder, result.title, study.fingerprint, entries)
     save(result, workspace.folder)
-    PictureFolder(workspace.folder).tidy(_files(entries))
-    workspace.finish(set())
+    PictureFolder(workspace.folder).tidy(_files(entries) | (found.files() if found else set()))
+    workspace.finish(found.arrays() if found else set())
     return result
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pfungst.audit.classifier.images import Labelled
 from pfungst.audit.conditions import ORIGINAL
+from pfungst.data.traits import file_columns
 from pfungst.discover import ClassSubject, Explanations, ScoreSubject, Subject, explain, explain_scores
 from pfungst.discover.prove import FEWEST
 from pfungst.features import combined, model_key
@@ -106,8 +107,9 @@ def encoder_topics(study: SimilarityStudy, effort: Effort) -> list[Topic]:
     codes = np.array([list(names.values()).index(c) for c in labels[tests].tolist()])
     means = [embedded[train][labels[train] == c].mean(0) for c in names.values()]
     load = lambda rows: study.source.pick(tests[np.asarray(rows)].tolist(), [ORIGINAL])[ORIGINAL]
-    ids = [study.source.items[r].id for r in tests]
-    columns = {name: values[tests] for name, values in study.columns.items()}
+    items = [study.source.items[r] for r in tests]
+    ids = [item.id for item in items]
+    columns = {**file_columns(items), **{name: values[tests] for name, values in study.columns.items()}}
     state = combined(study.source.state(), encoder.key(), study.config.probe, train.tolist(), sorted(columns))
     centres = [torch.from_numpy(m / max(float(np.linalg.norm(m)), 1e-12)).float() for m in means]
     return _topics(
@@ -159,6 +161,7 @@ def _topics(
 def score_topics(study: AnomalyStudy, name: str, run: Run, effort: Effort) -> list[Topic]:
     """The scores of a fitted detector: on normal test images, and on defective ones."""
     images, labels, out = study.test.images, study.labels, []
+    columns = {**file_columns(study.test.items), **study.columns}
     normal = study.train[drawn(np.arange(len(study.train)), _OTHERS, effort.seed)]
     for defect in (0, 1):
         rows = drawn(np.flatnonzero(labels == defect), effort.per_topic, effort.seed, defect)
@@ -177,7 +180,7 @@ def score_topics(study: AnomalyStudy, name: str, run: Run, effort: Effort) -> li
             own,
             lambda others=others: others,
             explained,
-            {c: v[rows] for c, v in study.columns.items()},
+            {c: v[rows] for c, v in columns.items()},
             combined(study.test.ids, name, run.threshold, run.scores),
         )
         out.append(topic)

@@ -60,6 +60,9 @@ class SimilarityConfig(Repeated):
     pairs: int = Field(2, ge=1, le=20, description="Most similar pairs shown per class")
     explain: int = Field(40, ge=2, description="Images averaged over, besides those of the pairs shown")
     limit: int | None = Field(None, ge=2, description="Use this many images, drawn at random")
+    discover: bool = Field(
+        False, description="Also cluster the explanations, and prove what in the images decides that nobody named"
+    )
     cache: Path | None = Field(None, description="Folder of the embeddings [in OUT]")
 
     def no_pass(self) -> str:
@@ -69,6 +72,8 @@ class SimilarityConfig(Repeated):
     def _consistent(self) -> Self:
         if (self.images is None) == (self.texts is None):
             raise ValueError("give either images or texts")
+        if self.discover and self.texts is not None:
+            raise ValueError("discovery goes through images, not texts; leave --discover out")
         if self.mitigate != "none" and not self.condition:
             raise ValueError("a mitigation needs a condition that shows the artefact, for example logo:FILE")
         return self

@@ -9,6 +9,7 @@ import numpy as np
 
 from pfungst.audit.conditions import conditions_for
 from pfungst.audit.config import check_file
+from pfungst.audit.discovery.section import of_encoder
 from pfungst.audit.machine import circumstances
 from pfungst.audit.result import Skipped, save
 from pfungst.audit.similarity import texts, verdict
@@ -71,7 +72,7 @@ def run(config: SimilarityConfig) -> SimilarityResult:
         arrays=workspace.save_arrays("similarity", arrays),
     )
     save(result, workspace.folder)
-    workspace.finish({result.arrays})
+    workspace.finish({result.arrays, *(result.discovery.arrays() if result.discovery else ())})
     return result
 
 
@@ -156,6 +157,7 @@ def _findings(study: Study, wish: Wish | None, bar: Bar) -> tuple[Findings, dict
         provenance=provenance,
         erased=erased(study),
         mitigation=mitigation,
+        discovery=of_encoder(study, study.workspace) if study.config.discover else None,
         basis=f"patches of {study.config.patch(study.encoder.size)} px",
         **explained,
     )
