@@ -1,6 +1,5 @@
 """Discovery end to end: a planted mark is the first finding, a clean network has none; proof by hand."""
 
-import json
 from dataclasses import replace
 
 import numpy as np
@@ -198,6 +197,10 @@ def test_words_of_proofs():
     assert made().survives
     assert not made(retained=Interval(0.6, 0.4, 0.8)).survives
     assert "decides little" in made(insert=Interval(0.2, 0.05, 0.3)).reason
+    lungs = made(alone=True)  # all X-rays of a class have lungs: once called an artefact
+    assert lungs.decides
+    assert not lungs.survives
+    assert "only a witness" in lungs.reason
     assert "falls by" in made(remove=Interval(0.2, -0.1, 0.3)).reason
     assert "after correction" in made(corrected=0.2).reason
 

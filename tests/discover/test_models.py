@@ -70,19 +70,24 @@ def marked(tmp_path_factory):
 
 def test_the_brightness_of_a_session_is_found_in_a_detectors_scores(tiles, tmp_path):
     result = run(
-        DiscoveryConfig.build(detector="d2neighbors", images=tiles, size=32, group="files", out=tmp_path / "out")
+        DiscoveryConfig.build(
+            detector="d2neighbors", images=tiles, size=32, group="files", out=tmp_path / "out"
+        )
     )
     entry, first = result.discovered.found()[0]
     assert entry.what == "normal"
-    assert first.kind == "tone"
-    assert first.view.startswith("file: brightness")
+    assert first.kind == "tone" or (
+        first.kind == "bands" and first.bands[0] == 0
+    )  # the lowest holds the mean
     assert first.share == pytest.approx(0.5, abs=0.3)
+    assert any(c.column == "file: brightness" and c.p < 0.05 for c in first.columns)
+    assert any(e.turned[1] < e.turned[0] for e in first.edits)
     assert first.flips[0] > first.flips[1]
     assert result.verdict.level == "clever-hans"
     assert "no defect" in result.verdict.sentences[0]
     assert load(tmp_path / "out").discovered == result.discovered
     page = write_report(tmp_path / "out").read_text()
-    for said in ("brightness, contrast, colour", "the way to the threshold", "audit anomaly"):
+    for said in ("What mends it, and the price", "the way to the threshold", "audit anomaly"):
         assert said in page
 
 
@@ -95,8 +100,6 @@ def test_a_mark_is_found_in_what_a_probe_reads_of_an_encoder(marked, tmp_path):
     shown = [marks[s.id.rsplit("/", 1)[-1]] for s in first.images]
     assert first.n_clusters == 1 or np.mean(shown) > 0.8
     assert "similarity" in {g.view for g in entry.groupings}
-    regions = np.load(tmp_path / "out" / entry.arrays)[str(first.number)]
-    assert regions[np.array(shown)][:, :3, :3].mean() > 0.5
     assert {e.name for e, _ in result.discovered.found()} == {"3"}
 
 
@@ -131,9 +134,7 @@ def test_the_similarity_view_is_bilrp_with_the_class_summed_over_its_side():
     x, mates = torch.rand(3, 1, 4, 4), torch.rand(6, 1, 4, 4)
     net = nn.Sequential(encoder, nn.Linear(5, 2)).eval()
     centre = encoder(mates).mean(0).detach()
-    found = explain(
-        FeatureHead(net, "1", x), 1, lambda r: x[list(r)], 3, "gradient", alike=(encoder, centre)
-    )
+    found = explain(FeatureHead(net, "1", x), 1, lambda r: x[list(r)], 3, "gradient", alike=(encoder, centre))
     weight = encoder[1].weight.detach()
     pairs = torch.einsum("ni,mj,ki,kj->nmij", x.flatten(1), mates.flatten(1), weight, weight)
     np.testing.assert_allclose(found.alike.reshape(3, 16), pairs.sum(3).mean(1), rtol=1e-3, atol=1e-4)
@@ -165,7 +166,7 @@ def told(result, folder):
 def test_the_anomaly_audit_tells_what_nobody_named(tiles, tmp_path):
     made = {"data": tiles, "size": 32, "seeds": 1, "mitigate": "none", "examples": 2, "discover": True}
     found = told(audit_anomaly(AnomalyConfig.build(**made, out=tmp_path / "out")), tmp_path / "out")
-    assert found.found()[0][1].kind == "tone"
+    assert found.found()[0][1].kind in ("tone", "bands")
 
 
 def test_the_similarity_audit_tells_what_nobody_named(marked, tmp_path):

@@ -46,8 +46,8 @@ class Explanations:
     Attributes:
         maps: (N, R, S) by patches.
         spectra: (N, B) by frequency bands.
-        evidence: (N,) the logit, or the score. said: (N,) boolean, whether the model gives the class, or flags
-            the image.
+        evidence: (N,) the logit, or the score.
+        said: (N,) boolean, whether the model gives the class, or flags the image.
         psi: (N, D) by penultimate features, w_k ⊙ φ / T; None of a detector.
         alike: (N, R, S) of the similarity with the class's mean representation: BiLRP of an image with all
             of the class, summed over their features; of encoders.

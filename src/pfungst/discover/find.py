@@ -3,7 +3,7 @@ cluster."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from pfungst.discover.cluster import Clustering, cluster
 from pfungst.discover.explain import Explanations, Images, Kind, View
+from pfungst.discover.mend import Edit, Pairs
 from pfungst.discover.prove import FEWEST, Judge, Proof
 from pfungst.discover.subjects import Heat, Subject
 from pfungst.errors import InputError
@@ -22,6 +23,7 @@ from pfungst.measure.limits import P_SPURIOUS
 from pfungst.spurious.evidence import region
 
 SHOWN = 6  # prototypes
+_KINDS: tuple[Kind, ...] = ("place", "content", "tone", "bands")
 _COLUMNS = 3  # columns that the evidence follows most, whose groups are tried as clusters
 _BAND_SHARE = 0.5  # of what a cluster's spectrum has more than the others, that the exchanged bands hold
 
@@ -41,6 +43,7 @@ class Finding:
         bands: which frequency bands were exchanged, of kind "bands".
         regions: (n, H, W) boolean, where the first n typical images were changed; None of kind "bands".
         proof: what interventions did, on images drawn from the cluster.
+        edits: what mends it, best first, where it may survive correction and `mend` was given.
     """
 
     index: int
@@ -55,11 +58,15 @@ class Finding:
     contrast: np.ndarray | None = None
     bands: tuple[int, ...] = ()
     regions: np.ndarray | None = None
+    edits: tuple[Edit, ...] = ()
 
     @property
     def rank(self) -> tuple[bool, bool, float]:
         """Sorts findings by what is proved when sorted in falling order."""
         return self.proof.survives, self.proof.decides, self.proof.insert.low
+
+
+Mend = Callable[[Finding, Pairs, Explanations], list[Edit]]
 
 
 def find(
@@ -70,6 +77,7 @@ def find(
     *,
     views: Sequence[View] | None = None,
     columns: Mapping[str, np.ndarray] | None = None,
+    mend: Mend | None = None,
     most: int = 6,
     n_images: int = 20,
     batch_size: int = 16,
@@ -86,6 +94,7 @@ def find(
         views: what is clustered; all of the explanations by default.
         columns: values (N,) as text, "" for unknown. Of the columns that the evidence follows (Kruskal and
             Wallis, Holm over all columns), the group of most evidence is tried like a cluster.
+        mend: gives the edits that fit a finding, with what its proof changed.
         most: clusters per view.
         n_images: of a cluster that are changed, drawn at random.
         batch_size: images at a time.
@@ -106,21 +115,23 @@ def find(
     judge = Judge(subject, some, others[:64], batch_size)
     judge.others = others
     found: list[Finding] = []
+    tried: list[tuple[str, Kind, Clustering, int]] = []
     clusterings: dict[str, Clustering] = {}
     for view in views if views is not None else explained.views():
         parts = clusterings[view.name] = cluster(view.vectors, most, seed=seed)
-        if parts.n_clusters == 1 and any(f.n_clusters == 1 for f in found):
+        if parts.n_clusters == 1 and any(t[2].n_clusters == 1 for t in tried):
             continue  # the whole is tried once
         for number in range(parts.n_clusters):
             if len(parts.rows(number)) >= FEWEST:
-                for kind in view.kinds:
-                    if parts.n_clusters > 1 or kind in ("place", "content"):
-                        found.append(
-                            _tried(judge, explained, images, (view.name, kind, parts, number), n_images, seed)
-                        )
+                kinds = [k for k in view.kinds if parts.n_clusters > 1 or k in ("place", "content")]
+                tried += [(view.name, kind, parts, number) for kind in kinds]
     for name, parts in _followed(explained.evidence, columns or {}):
-        for kind in ("place", "content", "tone", "bands"):
-            found.append(_tried(judge, explained, images, (name, kind, parts, 0), n_images, seed))
+        tried += [(name, kind, parts, 0) for kind in _KINDS]
+    for which in tried:
+        one = _tried(judge, explained, images, which, n_images, seed)
+        if mend is not None and replace(one.proof, corrected=one.proof.p).survives:
+            one = replace(one, edits=tuple(mend(one, judge.pairs, explained)))
+        found.append(one)
     return found, clusterings
 
 
@@ -132,7 +143,7 @@ def correct(findings: Sequence[Finding]) -> list[Finding]:
 
 
 def _followed(evidence: np.ndarray, columns: Mapping[str, np.ndarray]) -> Iterator[tuple[str, Clustering]]:
-    """ "COLUMN = VALUE" of the columns that the evidence follows most, and that group (0) against the rest."""
+    """Of the columns that the evidence follows most: COLUMN = VALUE, and that group (0) against the rest."""
     tried = []
     for name, values in columns.items():
         groups = {str(v): values == v for v in np.unique(values[values != ""])}
@@ -194,6 +205,8 @@ def _tried(
         heats = [judge.beyond(z, h) for z, h in zip((x, shown), heats, strict=True)]
         regions = region(heats[1]).bool().numpy()
         proof = judge.regions(x, heats[0], mates, seed)
+    if parts.n_clusters == 1 and judge.subject.n_models == 1 and judge.subject.what != "normal":
+        proof = replace(proof, alone=True)
     return Finding(
         judge.subject.index,
         view,

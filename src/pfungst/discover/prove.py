@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pfungst.discover.mend import Pairs
 from pfungst.discover.subjects import WORDS, Subject, What
 from pfungst.errors import InputError
 from pfungst.measure import Interval
@@ -31,13 +32,11 @@ class Proof:
     Attributes:
         n: how many these were.
         remove: fall of the evidence without what they share, beyond a control: an equal region elsewhere in
-            the same images,
-            or bands of another image of the cluster.
+            the same images, or tone or bands of another image of the cluster.
         insert: rise of the evidence in images of other classes that it is put into, beyond controls, as a
-            share of the way
-            from the model's evidence in other classes to that in the class, or to the threshold. Controls: other content of the
-            same images at
-            the same place, and the content of images of the class outside the cluster; of both the least.
+            share of the way from the model's evidence in other classes to that in the class, or to the
+            threshold. Controls: other content of the same images at the same place, and the content of images
+            of the class outside the cluster; of both the least.
         accuracy: share of the images taken for the class as they are, without it, and with the control.
         flips: share of the images of other classes taken for the class with it, and with the controls.
         retained: share of the images in which the class is still recognised without it, of those where it was
@@ -46,6 +45,9 @@ class Proof:
             nothing that should raise a score.
         p: of no fall or no rise beyond any control (Wilcoxon signed ranks, the largest).
         corrected: p corrected for all that were tried (Holm).
+        what: of the subject.
+        alone: whether all images of the subject have it and no witness judged it: then nothing tells it from
+            the object.
     """
 
     n: int
@@ -57,11 +59,12 @@ class Proof:
     p: float
     corrected: float = 1.0
     what: What = "class"
+    alone: bool = False
 
     @property
     def survives(self) -> bool:
         """Whether explanation and intervention agree: it decides, and it is not the object."""
-        return self.decides and self.retained.low >= RETAINED
+        return self.decides and self.retained.low >= RETAINED and not self.alone
 
     @property
     def decides(self) -> bool:
@@ -72,13 +75,17 @@ class Proof:
     def reason(self) -> str:
         """Why it survives, or why not, in one sentence."""
         i, r, k, words = self.insert, self.remove, self.retained, WORDS[self.what]
-        put = f"put into {words.targets} it carries {i.value:.0%} of {words.carried} [{i.low:.0%}, {i.high:.0%}]"
+        carried = f"{i.value:.0%} of {words.carried} [{i.low:.0%}, {i.high:.0%}]"
+        put = f"put into {words.targets} it carries {carried}"
         fall = f"{r.value:.2g} {words.unit} [{r.low:.2g}, {r.high:.2g}]"
         gone = f"without it the evidence falls by {fall} more than without a control"
         left = f"{k.value:.0%} of the images are {words.kept} without it [{k.low:.0%}, {k.high:.0%}]"
         left = "the images are normal, so that it is no defect" if self.what == "normal" else left
         if self.survives:
             return f"{put}, {gone}, and {left} (corrected p {self.corrected:.2g})"
+        if self.decides and self.alone and k.low >= RETAINED:
+            only = "but no images are without it: only a witness tells it from the object"
+            return f"{put}, {gone}, and {left}, {only}"
         if self.decides:
             return f"{put} and {gone}, but {left}, so it may be the object"
         if i.low < CARRIED:
@@ -96,9 +103,14 @@ class Judge:
         own: (n, C, H, W) of it, others: (M, C, H, W) not of it: what lies between is the whole way.
         batch_size: images at a time.
 
+    Attributes:
+        pairs: what the last proof changed.
+
     Raises:
         InputError: no images of one side.
     """
+
+    pairs: Pairs
 
     def __init__(self, subject: Subject, own: Tensor, others: Tensor, batch_size: int = 16) -> None:
         if not len(own) or not len(others):
@@ -148,7 +160,7 @@ class Judge:
         against = [put(moved(x, far[0]))]
         if mates is not None:
             against.append(put(self._drawn(mates, (n_targets, n), rng)))
-        return self._weigh(x, inpaint(x, soft), controls, put(x), against, seed)
+        return self._weigh(x, inpaint(x, soft), controls, targets, put(x), against, seed)
 
     def bands(self, x: Tensor, kept: np.ndarray, mates: Tensor, seed: int = 0, n_targets: int = 2) -> Proof:
         """Proof of frequency bands: those of an image are exchanged for those of another.
@@ -195,24 +207,26 @@ class Judge:
         sources = (x.expand_as(targets), others, self._drawn(self.others, (n_targets, n), rng))
         put, *against = (exchange(targets, source) for source in sources)
         removed, control = exchange(x, others[0]), exchange(x, torch.roll(x, 1, 0))
-        return self._weigh(x, removed, [control], put, against, seed)
+        return self._weigh(x, removed, [control], targets, put, against, seed)
 
     def _weigh(
         self,
         x: Tensor,
         removed: Tensor,
         controls: list[Tensor],
+        targets: Tensor,
         put: Tensor,
         against: list[Tensor],
         seed: int,
     ) -> Proof:
-        """Compare; `put` and `against` are (targets, n, C, H, W), the others (n, C, H, W)."""
+        """Compare; `targets`, `put` and `against` are (targets, n, C, H, W), the others (n, C, H, W)."""
         answers = [self.odds(i, torch.stack([x, removed, *controls])) for i in range(self.subject.n_models)]
         odds, hit = answers[0]
         falls = odds[2:].mean(0) - odds[1]
         judged = [h for _, h in answers[1:]] or [hit]
         before = np.stack([h[0] for h in judged])
         after = np.stack([h[1] for h in judged]) & before
+        self.pairs = Pairs(x, removed, targets, put)
         seen = [self.odds(i, torch.stack([put, *against])) for i in range(self.subject.n_models)]
         rises = [
             [(o[0] - other).mean(0) / way for other in o[1:]]

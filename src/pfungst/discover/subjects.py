@@ -49,8 +49,11 @@ class Subject(Protocol):
         device: where images go.
     """
 
-    index: int
-    what: What
+    @property
+    def index(self) -> int: ...
+
+    @property
+    def what(self) -> What: ...
 
     @property
     def device(self) -> torch.device: ...

@@ -53,7 +53,8 @@ def page(result: Result, folder: Path) -> Page:
     facts += [("Data", text.plural(len(categories), "category", "categories"))]
     facts += [("Threshold", result.protocol)]
     audit = [("Seeds", ", ".join(map(str, result.seeds))), ("Protocol", result.protocol)]
-    last = [discovery.section(result.discovery, folder), parts.skipped(result), parts.method(result, [*audit, ("Detectors", text.listing(models))])]
+    last = [discovery.section(result.discovery, folder), parts.skipped(result)]
+    last += [parts.method(result, [*audit, ("Detectors", text.listing(models))])]
     stats, note = _headline(result)
     sections = [*first, _categories(result, folder, categories), *last]
     return Page.of(result, facts=facts, sections=sections, stats=stats, stats_note=note)

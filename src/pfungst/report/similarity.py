@@ -68,7 +68,8 @@ def page(result: Result, folder: Path) -> Page:
         if result.verdict.level == "provenance":
             found.reverse()
         found += [_pairs(result, arrays), _summaries(result, arrays), _mitigation(result)]
-        found += [discovery.section(result.discovery, folder), _map(result, arrays), _errors(result), parts.skipped(result)]
+        found += [discovery.section(result.discovery, folder), _map(result, arrays), _errors(result)]
+        found.append(parts.skipped(result))
     else:
         found = [_relations(result), _pairs(result, arrays)]
     facts = [

@@ -36,7 +36,7 @@ class AnomalyConfig(Repeated):
     )
     quantile: float = Field(0.95, gt=0, lt=1, description="Of held-out normal scores, for the threshold")
     discover: bool = Field(
-        False, description="Also cluster the explanations, and prove what in the images decides that nobody named"
+        False, description="Also cluster the explanations and prove what decides that nobody named"
     )
     examples: int = Field(6, ge=1, le=50, description="Images shown per category and detector")
 

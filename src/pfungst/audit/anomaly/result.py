@@ -159,7 +159,7 @@ class Entry(Scored):
     faithfulness: Faithfulness | None = Field(None, description="None where it could not be measured")
     provenance: list[Provenance] = []
     examples: list[Example] = []
-    discovered: list[DiscoveryEntry] = Field([], description="until all are done; then in the result's discovery")
+    discovered: list[DiscoveryEntry] = Field([], description="moved into the result when all are done")
     arrays: str = Field(description="npz file, relative to the result")
     notes: list[str] = []
     skipped: list[Skipped] = []

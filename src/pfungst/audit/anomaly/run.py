@@ -148,7 +148,7 @@ def evaluate(study: Study, model: str, workspace: Workspace) -> Entry:
         provenance=provenance(study, original.scores),
         examples=examples(study, runs, chosen),
         arrays=workspace.save_arrays(f"{test.name} {model}", arrays),
-        discovered=of_detector(study, f"{test.name} / {model}", original, workspace) if config.discover else [],
+        discovered=of_detector(study, model, original, workspace) if config.discover else [],
         notes=_notes(study) + [str(w.message) for w in caught if issubclass(w.category, PfungstWarning)],
         skipped=[Skipped(id=id_, reason=reason) for id_, reason in test.skipped],
     )

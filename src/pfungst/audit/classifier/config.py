@@ -64,7 +64,7 @@ class ClassifierConfig(AuditConfig):
     )
     features: Path | None = Field(None, description="Folder to keep features in for later audits")
     discover: bool = Field(
-        False, description="Also cluster the explanations, and prove what in the images decides that nobody named"
+        False, description="Also cluster the explanations and prove what decides that nobody named"
     )
     batch_size: int = Field(32, ge=1, description="Images at a time")
 

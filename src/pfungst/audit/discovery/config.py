@@ -22,17 +22,15 @@ class DiscoveryConfig(AuditConfig):
         None,
         description="A classifier: timm:NAME, torchvision:NAME, package.module:function or file.py:function",
     )
-    encoder: str | None = Field(
-        None, description="Or an encoder, with a probe of the labels: efficientnet-lite0, …"
-    )
+    encoder: str | None = Field(None, description="Or an encoder, with a probe: efficientnet-lite0, …")
     detector: str | None = Field(
         None, description="Or an anomaly detector, fitted to the normal images: kde, …"
     )
     checkpoint: Path | None = Field(None, description="Weights: safetensors or a state dict")
     trust_checkpoint: bool = Field(False, description="Also read checkpoints that can run code")
     images: Path = Field(
-        description="Labelled images, best not those of training: CLASS/*.jpg, CSV or Parquet; of a detector an "
-        "MVTec folder, CSV or Parquet"
+        description="Labelled images, best not those of training: CLASS/*.jpg, CSV or Parquet; for a "
+        "detector an MVTec folder, CSV or Parquet"
     )
     labels: str = Field("label", description="Column that the probe of an encoder predicts")
     witness: list[str] = Field(
@@ -48,8 +46,7 @@ class DiscoveryConfig(AuditConfig):
     )
     group: list[str] = Field(
         ["auto", "files"],
-        description="Columns that clusters are compared with, and whose groups are tried: names, auto, files, text, "
-        "none",
+        description="Columns compared and tried: names, auto, files, text, none",
     )
     layer: str | None = Field(None, description="The final linear layer [found by itself]")
     size: int | None = Field(None, ge=4, le=2048, description="Side of the images in pixels [the model's]")

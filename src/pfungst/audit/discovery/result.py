@@ -29,6 +29,21 @@ class Shown(Model):
     file: str
 
 
+class Mended(Model):
+    """An edit that fits a finding, measured on images that it was not fitted to."""
+
+    name: str
+    turned: tuple[float, float] = Field(
+        description="other images taken for the topic with the finding put into them (of a detector the "
+        "cluster's images that are flagged), before and after"
+    )
+    right: tuple[float, float] = Field(
+        description="images as they are that are answered rightly, topic and others in equal parts (of a "
+        "detector AUROC), before and after"
+    )
+    n: int = Field(description="images that `turned` is measured on")
+
+
 class Proved(Model):
     """A cluster and its proof; what each number means is in :class:`pfungst.discover.Proof`."""
 
@@ -56,6 +71,8 @@ class Proved(Model):
     retained: Interval
     p: float = Field(description="before correction")
     corrected: float = Field(1.0, description="for all clusters of all topics (Holm)")
+    alone: bool = Field(False, description="all images have it, and no witness tells it from the object")
+    edits: list[Mended] = Field([], description="best first; of what may survive")
     standing: Standing = "unproved"
     reason: str = ""
 

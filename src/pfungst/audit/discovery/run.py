@@ -199,7 +199,9 @@ def _detector(config: DiscoveryConfig) -> tuple[_Given, Workspace]:
     for images in sets:
         study = Study.prepare(images, conditions, given, detectors)
         name = config.detector if len(sets) == 1 else f"{images.name} / {config.detector}"
-        topics += score_topics(study, name, repeat(study, config.detector)[ORIGINAL], config.effort)
+        topics += score_topics(
+            study, config.detector, repeat(study, config.detector)[ORIGINAL], config.effort, name
+        )
         skipped += study.test.skipped
     told = "fitted", {"condition": given.original, "size": given.size}, "normal and defective"
     return _Given(topics, *told, skipped), workspace

@@ -8,7 +8,7 @@ import numpy as np
 
 from pfungst.audit.classifier.images import to_uint8
 from pfungst.audit.classifier.pictures import PictureFolder
-from pfungst.audit.discovery.result import Column, DiscoveryEntry, Grouped, Proved, Shown
+from pfungst.audit.discovery.result import Column, DiscoveryEntry, Grouped, Mended, Proved, Shown
 from pfungst.audit.discovery.topics import Effort, Topic
 from pfungst.audit.result import Interval
 from pfungst.audit.workspace import Workspace
@@ -48,6 +48,7 @@ def _entry(topic: Topic, effort: Effort, workspace: Workspace) -> DiscoveryEntry
         topic.load,
         topic.others(),
         columns=topic.columns,
+        mend=topic.mend,
         most=effort.most,
         n_images=effort.changed,
         batch_size=effort.batch_size,
@@ -102,6 +103,8 @@ def _proved(topic: Topic, number: int, f: Finding, said: np.ndarray, pictures: P
         flips=p.flips,
         retained=_interval(p.retained),
         p=p.p,
+        alone=p.alone,
+        edits=[Mended(**vars(e)) for e in f.edits],
     )
 
 
@@ -121,7 +124,9 @@ def corrected(entries: Iterable[DiscoveryEntry]) -> list[DiscoveryEntry]:
                 Measured(i.value, float(i.low or 0), float(i.high or 0))
                 for i in (f.remove, f.insert, f.retained)
             )
-            proof = Proof(f.changed, remove, insert, f.accuracy, f.flips, retained, f.p, next(ps), entry.what)
+            proof = Proof(
+                f.changed, remove, insert, f.accuracy, f.flips, retained, f.p, next(ps), entry.what, f.alone
+            )
             standing = "found" if proof.survives else "object" if proof.decides else "unproved"
             told = {"corrected": proof.corrected, "standing": standing, "reason": proof.reason}
             findings.append(f.model_copy(update=told))

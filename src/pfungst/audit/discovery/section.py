@@ -35,7 +35,7 @@ def of_encoder(study: SimilarityStudy, workspace: Workspace) -> Discovered:
     return conclude(search(encoder_topics(study, effort), effort, workspace))
 
 
-def of_detector(study: AnomalyStudy, name: str, run: Run, workspace: Workspace) -> list[DiscoveryEntry]:
+def of_detector(study: AnomalyStudy, model: str, run: Run, workspace: Workspace) -> list[DiscoveryEntry]:
     """In the normal and in the defective test images of a category; :func:`conclude` comes after all."""
     effort = Effort(seed=study.config.seed, batch_size=_BATCH)
-    return search(score_topics(study, name, run, effort), effort, workspace)
+    return search(score_topics(study, model, run, effort, f"{study.test.name} / {model}"), effort, workspace)

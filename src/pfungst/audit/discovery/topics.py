@@ -3,7 +3,7 @@ detector."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,12 +15,16 @@ from pfungst.audit.classifier.images import Labelled
 from pfungst.audit.conditions import ORIGINAL
 from pfungst.data.traits import file_columns
 from pfungst.discover import ClassSubject, Explanations, ScoreSubject, Subject, explain, explain_scores
+from pfungst.discover.find import Finding, Mend
+from pfungst.discover.mend import Edit, Pairs, class_edits, score_edits
 from pfungst.discover.prove import FEWEST
+from pfungst.discover.subjects import What
 from pfungst.features import combined, model_key
 from pfungst.probes.plan import fit_probe
 from pfungst.spurious import FeatureHead, Witness
 
 if TYPE_CHECKING:
+    from pfungst.anomaly import Detector
     from pfungst.audit.anomaly.measure import Run
     from pfungst.audit.anomaly.prepare import Study as AnomalyStudy
     from pfungst.audit.similarity.prepare import Study as SimilarityStudy
@@ -56,6 +60,7 @@ class Topic:
         explained: explains all N, told how many are done.
         columns: values (N,) that clusters are compared with.
         state: names the images and the model as they are now.
+        mend: gives the edits that fit a finding.
     """
 
     name: str
@@ -66,6 +71,7 @@ class Topic:
     explained: Callable[[Callable[[int], object]], Explanations]
     columns: dict[str, np.ndarray]
     state: str
+    mend: Mend
 
 
 def drawn(rows: np.ndarray, count: int, *seeds: int) -> np.ndarray:
@@ -133,7 +139,7 @@ def _topics(
     def one(k: int) -> Topic:
         rows = drawn(np.flatnonzero(labels == k), effort.per_topic, effort.seed, k)
         others = drawn(np.flatnonzero(labels != k), _OTHERS, effort.seed, k, 1)
-        own = lambda chosen: load(rows[np.asarray(list(chosen), dtype=int)])
+        own = lambda chosen: load(rows[np.asarray(list(chosen), dtype=int)].tolist())
         explained = lambda advance: explain(
             head,
             k,
@@ -143,45 +149,65 @@ def _topics(
             progress=advance,
             alike=None if alike is None else alike(k),
         )
+        subject = ClassSubject(head, k, witnesses(k))
+
+        def mend(f: Finding, pairs: Pairs, e: Explanations) -> list[Edit]:
+            rest = np.setdiff1d(np.arange(len(rows)), f.rows)
+            psi = e.psi[rest].mean(0) if e.psi is not None and len(rest) else None
+            return class_edits(subject, pairs, psi, f.contrast, f.bands, effort.batch_size)
+
         return Topic(
             names[k],
-            ClassSubject(head, k, witnesses(k)),
+            subject,
             [ids[r] for r in rows],
             own,
             lambda: load(others),
             explained,
             {name: values[rows] for name, values in columns.items()},
             state,
+            mend,
         )
 
     counts = {k: int((labels == k).sum()) for k in names}
     return [one(k) for k in sorted(names) if FEWEST <= counts[k] < len(labels)]
 
 
-def score_topics(study: AnomalyStudy, name: str, run: Run, effort: Effort) -> list[Topic]:
-    """The scores of a fitted detector: on normal test images, and on defective ones."""
-    images, labels, out = study.test.images, study.labels, []
+def score_topics(study: AnomalyStudy, model: str, run: Run, effort: Effort, name: str = "") -> list[Topic]:
+    """The scores of a fitted detector of specification `model`, on normal and on defective test images."""
+    from pfungst.anomaly import detector_from_spec
+
+    images, labels, detector = study.test.images, study.labels, run.detector
     columns = {**file_columns(study.test.items), **study.columns}
     normal = study.train[drawn(np.arange(len(study.train)), _OTHERS, effort.seed)]
-    for defect in (0, 1):
-        rows = drawn(np.flatnonzero(labels == defect), effort.per_topic, effort.seed, defect)
-        if len(rows) < FEWEST:
-            continue
-        others = normal if not defect else images[drawn(np.flatnonzero(labels == 0), _OTHERS, effort.seed)]
-        subject = ScoreSubject(run.detector, defect, "defect" if defect else "normal", run.threshold)
-        own = lambda chosen, rows=rows: images[rows[np.asarray(list(chosen), dtype=int)]]
-        explained = lambda advance, own=own, n=len(rows): explain_scores(
-            run.detector, own, n, run.threshold, effort.batch_size, advance
-        )
-        topic = Topic(
-            f"{name}, {'defective' if defect else 'normal'} images",
-            subject,
+
+    def fit(layer: torch.nn.Module | None, x: Tensor) -> Detector:
+        device = study.config.device
+        return detector_from_spec(model, features=layer, seed=effort.seed, device=device).fit(x)
+
+    def one(what: What, rows: np.ndarray, others: Tensor) -> Topic:
+        def own(chosen: Iterable[int]) -> Tensor:
+            return images[rows[np.asarray(list(chosen), dtype=int)]]
+
+        def mend(f: Finding, pairs: Pairs, e: Explanations) -> list[Edit]:
+            if what == "defect":
+                return []
+            return score_edits(fit, study.train, images, labels, rows[f.rows], f.kind)
+
+        return Topic(
+            f"{name or model}, {'defective' if what == 'defect' else 'normal'} images",
+            ScoreSubject(detector, int(what == "defect"), what, run.threshold),
             [study.test.ids[r] for r in rows],
             own,
-            lambda others=others: others,
-            explained,
+            lambda: others,
+            lambda advance: explain_scores(
+                detector, own, len(rows), run.threshold, effort.batch_size, advance
+            ),
             {c: v[rows] for c, v in columns.items()},
-            combined(study.test.ids, name, run.threshold, run.scores),
+            combined(study.test.ids, model, run.threshold, run.scores),
+            mend,
         )
-        out.append(topic)
-    return out
+
+    good, bad = (drawn(np.flatnonzero(labels == d), effort.per_topic, effort.seed, d) for d in (0, 1))
+    topics = [one("normal", good, normal)] if len(good) >= FEWEST else []
+    beside = images[drawn(np.flatnonzero(labels == 0), _OTHERS, effort.seed)]
+    return topics + ([one("defect", bad, beside)] if len(bad) >= FEWEST else [])

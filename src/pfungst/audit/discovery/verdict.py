@@ -36,7 +36,7 @@ def conclude(entries: Sequence[DiscoveryEntry], witnesses: Sequence[str] = ()) -
     unsure = [e.name for e in entries if any(f.standing == "object" for f in e.findings)]
     pairs = made("").found()
     if not pairs:
-        open_ = f"Of {few(unsure)} the model follows something that it cannot do without: the object, or a shortcut."
+        open_ = f"{few(unsure)}: the model follows what it cannot do without, the object or a shortcut."
         classes = any(e.what == "class" and e.name in unsure for e in entries)
         hint = " Only another model can tell: name one with --witness." if classes and not witnesses else ""
         return made(
@@ -102,6 +102,7 @@ def sure(f: Proved) -> list[Column]:
 
 
 def metrics(found: Discovered) -> dict[str, Metric]:
+    """What ``pfungst check`` can gate on."""
     if not found.entries:
         return {}
     alive = {e.name: [f for f in e.findings if f.standing == "found"] for e in found.entries}
@@ -121,16 +122,17 @@ def how(effort: Effort) -> list[str]:
         f"Explained is the logit of a class, or the score of a detector, on up to {effort.per_topic} of its "
         "images, by layer-wise relevance propagation; clustered are heatmaps by patches, spectra, and where "
         "there are any relevance by penultimate features and the similarity with the class, each of norm 1.",
-        "Groups of the columns that the evidence follows most (Kruskal and Wallis, Holm over the columns), at most "
-        "three, are tried like clusters.",
-        "Clusters are spectral, on a graph of 10 nearest neighbours. Their number is that of the eigengap which "
-        "most exceeds those of 19 single clouds of the same covariance, if resamples agree (adjusted Rand index "
-        f"{STABLE:.1f} or more); else one.",
-        f"Each cluster of {FEWEST} images or more is tried on {effort.changed} of them, drawn at random. Found "
-        "is what lowers the evidence when taken away more than a control does, raises it when put into other "
-        "images, beyond other content of the same images and the content of the topic's other images, by "
-        f"{CARRIED:.0%} of the way at the lower end, with P ≤ {P_SPURIOUS:g} after Holm's correction for all "
-        f"clusters, and without which at least {RETAINED:.0%} (lower end) of the images are still recognised "
-        "(of normal images, which hold no object, that is not asked).",
+        "Groups of the columns that the evidence follows most (Kruskal and Wallis, Holm over the columns), at "
+        "most three, are tried like clusters.",
+        "Clusters are spectral, on a graph of 10 nearest neighbours. Their number is that of the eigengap "
+        "which most exceeds those of 19 single clouds of the same covariance, if resamples agree (adjusted "
+        f"Rand index {STABLE:.1f} or more); else one.",
+        f"Each cluster of {FEWEST} images or more is tried on {effort.changed} of them, drawn at random. "
+        "Found is what lowers the evidence when taken away more than a control does, raises it when put into "
+        "other images, beyond other content of the same images and the content of the topic's other images, "
+        f"by {CARRIED:.0%} of the way at the lower end, with P ≤ {P_SPURIOUS:g} after Holm's correction for "
+        f"all clusters, and without which at least {RETAINED:.0%} (lower end) of the images are still "
+        "recognised (of normal images, which hold no object, that is not asked). What all images of a class "
+        "have is found only where a witness judged it.",
         "Intervals are 95 % bootstrap over the changed images.",
     ]

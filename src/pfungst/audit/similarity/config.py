@@ -61,7 +61,7 @@ class SimilarityConfig(Repeated):
     explain: int = Field(40, ge=2, description="Images averaged over, besides those of the pairs shown")
     limit: int | None = Field(None, ge=2, description="Use this many images, drawn at random")
     discover: bool = Field(
-        False, description="Also cluster the explanations, and prove what in the images decides that nobody named"
+        False, description="Also cluster the explanations and prove what decides that nobody named"
     )
     cache: Path | None = Field(None, description="Folder of the embeddings [in OUT]")
 
