@@ -122,7 +122,7 @@ def how(effort: Effort) -> list[str]:
         f"Explained is the logit of a class, or the score of a detector, on up to {effort.per_topic} of its "
         "images, by layer-wise relevance propagation; clustered are heatmaps by patches, spectra, and where "
         "there are any relevance by penultimate features and the similarity with the class, each of norm 1.",
-        "Groups of the columns that the evidence follows most (Kruskal and Wallis, Holm over the columns), at "
+        "Groups of the columns that the evidence follows most (Kruskal and Wallis, Holm over columns), at "
         "most three, are tried like clusters.",
         "Clusters are spectral, on a graph of 10 nearest neighbours. Their number is that of the eigengap "
         "which most exceeds those of 19 single clouds of the same covariance, if resamples agree (adjusted "
