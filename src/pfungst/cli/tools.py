@@ -7,19 +7,24 @@ from typing import Annotated
 
 import typer
 
-from pfungst.cli.common import Out, finish
+from pfungst.cli.common import Out
 
 
 def demo(
     out: Out = None,
     only: Annotated[str | None, typer.Option(help="anomaly, similarity or classifier [all three].")] = None,
+    train: Annotated[
+        bool, typer.Option("--train", help="Train the small networks anew instead of taking those at hand.")
+    ] = False,
 ) -> None:
     """A Clever Hans effect, found, measured and mended, on data that Pfungst makes itself."""
     from pfungst.audit.demo import run_demo
+    from pfungst.audit.summary import print_summary
+    from pfungst.report import write
 
-    folder = out or Path("pfungst-demo")
-    for result, where in run_demo(folder, only):
-        finish(result, where)
+    for result, page in run_demo(out or Path("pfungst-demo"), write, only, train):
+        print_summary(result)
+        typer.echo(f"\nreport: {page}")
 
 
 def check(
