@@ -50,13 +50,16 @@ class Subject(Protocol):
     """
 
     @property
-    def index(self) -> int: ...
+    def index(self) -> int:
+        """See above."""
 
     @property
-    def what(self) -> What: ...
+    def what(self) -> What:
+        """See above."""
 
     @property
-    def device(self) -> torch.device: ...
+    def device(self) -> torch.device:
+        """See above."""
 
     @property
     def n_models(self) -> int:
@@ -90,22 +93,27 @@ class ClassSubject:
 
     @property
     def device(self) -> torch.device:
+        """See :class:`Subject`."""
         return self.head.device
 
     @property
     def n_models(self) -> int:
+        """See :class:`Subject`."""
         return 1 + len(self.witnesses)
 
     def answer(self, number: int, x: Tensor) -> Answer:
+        """Evidence (n,), and whether the model says so (n,)."""
         model, k = self._model(number)
         logits = logits_of(model(x)).double()
         rest = torch.cat([logits[:, :k], logits[:, k + 1 :]], 1)
         return logits[:, k] - rest.logsumexp(1), logits[:, k] > rest.max(1).values
 
     def way(self, own: np.ndarray, others: np.ndarray) -> float:
+        """How much evidence is the whole."""
         return max(float(own.mean() - others.mean()), 0.1)
 
     def content(self, contrast: np.ndarray | None, batch_size: int) -> Heat:
+        """Where what raises the evidence lies."""
         linear = self.head.linear
         along = linear.psi(torch.ones(1, linear.n_features), self.index)[0].to(self.device)
         if contrast is not None:
@@ -115,6 +123,7 @@ class ClassSubject:
         return lambda x: relevance(score, x.to(self.device), batch_size=batch_size).clamp_min(0).cpu()
 
     def seen_by(self, number: int, batch_size: int) -> Heat:
+        """Where a witness sees evidence."""
         model, k = self._model(number)
 
         def log_p(z: Tensor) -> Tensor:
@@ -148,21 +157,27 @@ class ScoreSubject:
 
     @property
     def device(self) -> torch.device:
+        """See :class:`Subject`."""
         return torch.device("cpu")  # detectors bring images to their own
 
     @property
     def n_models(self) -> int:
+        """See :class:`Subject`."""
         return 1
 
     def answer(self, number: int, x: Tensor) -> Answer:
+        """Evidence (n,), and whether the model says so (n,)."""
         zero = float(np.median(self.detector.training_scores_))
         scores: Any = self.detector.anomaly_score(x).double().cpu()
         return (scores - zero) / max(self.threshold - zero, 1e-12), scores > self.threshold
 
     def way(self, own: np.ndarray, others: np.ndarray) -> float:
+        """How much evidence is the whole."""
         return 1.0
 
     def content(self, contrast: np.ndarray | None, batch_size: int) -> Heat:
+        """Where what raises the evidence lies."""
+
         def heat(x: Tensor) -> Tensor:
             parts = [self.detector.explain(p).values.float().cpu() for p in x.split(batch_size)]
             found = torch.cat(parts)
@@ -172,4 +187,5 @@ class ScoreSubject:
         return heat
 
     def seen_by(self, number: int, batch_size: int) -> Heat:
+        """Where a witness sees evidence."""
         raise AssertionError("a detector has no witnesses")

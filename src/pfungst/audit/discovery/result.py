@@ -118,6 +118,7 @@ class Discovered(Model):
         return sorted(pairs, key=lambda pair: -(pair[1].insert.low or 0))
 
     def arrays(self) -> set[str]:
+        """The files of changed regions."""
         return {e.arrays for e in self.entries}
 
     def files(self) -> set[str]:

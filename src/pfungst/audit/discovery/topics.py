@@ -88,10 +88,17 @@ def class_topics(
     effort: Effort,
 ) -> list[Topic]:
     """The classes `names` of a classifier that have enough images, and others beside them."""
-    state = combined(data.state(None), model_key(head.model), sorted(columns))
-    load = lambda rows: torch.stack([data[int(r)][1] for r in rows])
-    labels = np.array(data.labels)
-    return _topics(head, names, labels, data.ids, load, columns, witnesses, state, effort)
+    return _topics(
+        head,
+        names,
+        effort,
+        labels=np.array(data.labels),
+        ids=data.ids,
+        load=lambda rows: torch.stack([data[int(r)][1] for r in rows]),
+        columns=columns,
+        witnesses=witnesses,
+        state=combined(data.state(None), model_key(head.model), sorted(columns)),
+    )
 
 
 def encoder_topics(study: SimilarityStudy, effort: Effort) -> list[Topic]:
@@ -108,9 +115,11 @@ def encoder_topics(study: SimilarityStudy, effort: Effort) -> list[Topic]:
     embedded, labels = study.original, study.plan.labels
     probe = fit_probe(study.config.probe, embedded[train], labels[train])
     encoder = study.encoder.eval()
-    head = FeatureHead(probe.attach(encoder), "head", study.source.pick([0, 1], [ORIGINAL])[ORIGINAL])
+    example = study.source.pick([0, 1], [ORIGINAL])[ORIGINAL]
+    head = FeatureHead(probe.attach(encoder), "head", example.to(encoder.device))
     names = {k: str(c) for k, c in enumerate(probe.classes_)}
-    codes = np.array([list(names.values()).index(c) for c in labels[tests].tolist()])
+    known = {c: k for k, c in names.items()}
+    codes = np.array([known.get(c, -1) for c in labels[tests].tolist()])
     means = [embedded[train][labels[train] == c].mean(0) for c in names.values()]
     load = lambda rows: study.source.pick(tests[np.asarray(rows)].tolist(), [ORIGINAL])[ORIGINAL]
     items = [study.source.items[r] for r in tests]
@@ -119,21 +128,30 @@ def encoder_topics(study: SimilarityStudy, effort: Effort) -> list[Topic]:
     state = combined(study.source.state(), encoder.key(), study.config.probe, train.tolist(), sorted(columns))
     centres = [torch.from_numpy(m / max(float(np.linalg.norm(m)), 1e-12)).float() for m in means]
     return _topics(
-        head, names, codes, ids, load, columns, lambda k: (), state, effort,
+        head,
+        names,
+        effort,
+        labels=codes,
+        ids=ids,
+        load=load,
+        columns=columns,
+        witnesses=lambda k: (),
+        state=state,
         alike=lambda k: (encoder, centres[k]),
-    )  # fmt: skip
+    )
 
 
 def _topics(
     head: FeatureHead,
     names: dict[int, str],
+    effort: Effort,
+    *,
     labels: np.ndarray,
     ids: Sequence[str],
     load: Callable[[Sequence[int]], Tensor],
     columns: dict[str, np.ndarray],
     witnesses: Callable[[int], Sequence[Witness]],
     state: str,
-    effort: Effort,
     alike: Callable[[int], tuple[torch.nn.Module, Tensor]] | None = None,
 ) -> list[Topic]:
     def one(k: int) -> Topic:
