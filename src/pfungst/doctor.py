@@ -26,6 +26,10 @@ EXTRAS = {
     "label": "the labelling app",
     "pool": "pools of images for the spurious score",
     "ray": "work on several machines",
+    "export": "mended models as ONNX",
+    "mlflow": "results in MLflow",
+    "wandb": "results in Weights & Biases",
+    "tensorboard": "results in TensorBoard",
     "dicom": "radiology files",
 }
 ROOM = 1 << 30  # bytes; less free memory or disk than this is said

@@ -12,7 +12,7 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from classifier_factory import MARKED, SIZE, make
-from pfungst.audit.check import Gate, check
+from pfungst.audit.check import Gates, check
 from pfungst.audit.classifier.config import ClassifierConfig
 from pfungst.audit.classifier.run import run
 from pfungst.audit.result import load
@@ -137,9 +137,9 @@ def test_result_survives_the_disk_and_its_gates_work(biased):
         again.model_dump() == json.loads(json.dumps(result.model_dump()), parse_constant=float)
         or again == result
     )
-    outcomes = check(again, [Gate.parse("mauc-fixed=0.9", "min"), Gate.parse("triggered=0.1", "max")])
-    assert [o.passed for o in outcomes] == [result.under(mitigated=True).mauc.value >= 0.9, False]
-    assert "green" in outcomes[1].where
+    outcomes = check(again, Gates.read(maximum=["triggered=0.1"], minimum=["mauc-fixed=0.9"]))
+    assert [o.passed for o in outcomes] == [False, result.under(mitigated=True).mauc.value >= 0.9]
+    assert "green" in outcomes[0].where
 
 
 def test_labels_of_people_come_back_through_the_labelling_app(data, tmp_path, biased):

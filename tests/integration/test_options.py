@@ -10,7 +10,7 @@ from pfungst.audit.similarity.config import SimilarityConfig
 from pfungst.cli import app
 from pfungst.cli.options import from_config
 
-SHARED = "--config --out --seed --skip-bad --resume --overwrite --device --workers --ray --help"
+SHARED = "--config --out --seed --skip-bad --resume --overwrite --device --workers --ray --fail-on --help"
 # The options when they were written by hand, without those above; and fields that only TOML files could set.
 OPTIONS = {
     "anomaly": "--category --deployed --groups --mitigate --model --original --protocol --seeds --size",

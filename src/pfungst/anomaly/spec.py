@@ -6,12 +6,15 @@ import inspect
 from collections.abc import Iterable
 from typing import Any
 
+from sklearn.base import clone
+from torch import nn
+
 from pfungst.anomaly.base import Detector
 from pfungst.errors import ConfigError
 from pfungst.registry import DETECTORS, read_parameters
 
 
-def detector_from_spec(spec: str, **common: Any) -> Detector:
+def detector_from_spec(spec: str | Detector, **common: Any) -> Detector:
     """The unfitted detector of a specification.
 
     Args:
@@ -20,12 +23,15 @@ def detector_from_spec(spec: str, **common: Any) -> Detector:
             with
             theirs: ``bag:kde+autoencoder``, ``tiled:tile=128:patchcore:coreset=0.1``. ``FILE.py:NAME…`` runs
                 the file
-            first, which registers NAME.
+            first, which registers NAME. Or a detector, of which a clone is given its own parameters and, in
+            front of its own, the features.
         common: parameters for every detector that has them, such as features, seed, device or progress.
 
     Raises:
         ConfigError: an unknown name or parameter, or a value of the wrong type.
     """
+    if isinstance(spec, Detector):
+        return _cloned(spec, common)
     cls, name, rest = DETECTORS.find(spec)
     known = inspect.signature(cls).parameters
     params: dict[str, Any] = {k: v for k, v in common.items() if k in known}
@@ -36,6 +42,15 @@ def detector_from_spec(spec: str, **common: Any) -> Detector:
     own = {k: p.default for k, p in known.items() if k not in ("features", cls.nested)}
     params |= read_parameters(rest, own, f"detector {name!r} in {spec!r}")
     return cls(**params)
+
+
+def _cloned(detector: Detector, common: dict[str, Any]) -> Detector:
+    made = clone(detector)
+    own = made.get_params(deep=False)
+    changed = {k: v for k, v in common.items() if k in own and (k != "features" or v is not None)}
+    if changed.get("features") is not None and own["features"] is not None:
+        changed["features"] = nn.Sequential(changed["features"], own["features"])
+    return made.set_params(**changed)
 
 
 def detector_table(names: Iterable[str] | None = None) -> str:

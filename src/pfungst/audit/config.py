@@ -45,8 +45,15 @@ class AuditConfig(BaseModel):
     )
     ray: str | None = Field(None, description="Run the model on a Ray cluster: HOST:PORT, or auto [no]")
 
+    fail_on: list[str] = Field(
+        [],
+        description="Exit with 1 where the verdict is one of these, such as unfit,fragile",
+    )
+
     # What does not change the numbers, so that a resumed run may differ in it.
-    _irrelevant: ClassVar[tuple[str, ...]] = ("out", "resume", "overwrite", "device", "workers", "ray")
+    _irrelevant: ClassVar[tuple[str, ...]] = (
+        *("out", "resume", "overwrite", "device", "workers", "ray", "fail_on"),
+    )
 
     def no_pass(self) -> str:
         """Why there is no pass of a model over images that workers or a cluster could share; "" where there
@@ -63,6 +70,13 @@ class AuditConfig(BaseModel):
         if self.ray is not None and find_spec("ray") is None:
             raise ValueError("--ray needs Ray, which is not installed: pip install 'pfungst[ray]'")
         return self
+
+    @field_validator("fail_on")
+    @classmethod
+    def _levels(cls, value: list[str]) -> list[str]:
+        from pfungst.audit.check import levels_of
+
+        return list(levels_of(value))
 
     @field_validator("*", mode="before")
     @classmethod
@@ -144,7 +158,7 @@ def check_file(path: Path | None, option: str) -> None:
 class Repeated(AuditConfig):
     """An audit that is repeated with several seeds."""
 
-    seeds: int = Field(5, ge=1, le=100, description="Repetitions; tests and marks need at least 3")
+    seeds: int = Field(5, ge=1, le=100, description="Repetitions, over which numbers are averaged")
 
 
 def listed(value: Any) -> Any:

@@ -3,6 +3,7 @@ torch."""
 
 from __future__ import annotations
 
+import io
 import sys
 from typing import Annotated
 
@@ -12,8 +13,10 @@ from pfungst import __version__
 from pfungst.cli.audit import audit
 from pfungst.cli.claims import claims
 from pfungst.cli.common import group
+from pfungst.cli.compare import compare, watch
 from pfungst.cli.discover import discover
 from pfungst.cli.doctor import doctor
+from pfungst.cli.export import export
 from pfungst.cli.label import label
 from pfungst.cli.pool import pool
 from pfungst.cli.tools import check, conditions, demo, report
@@ -28,7 +31,7 @@ app.add_typer(audit, name="audit")
 app.command()(discover)
 app.command()(label)
 app.add_typer(pool, name="pool")
-for command in (demo, doctor, check, report, conditions, claims):
+for command in (demo, doctor, check, compare, watch, export, report, conditions, claims):
     app.command()(command)
 
 
@@ -51,6 +54,9 @@ def main() -> None:
     """Entry point: our own errors become one message and exit code 2."""
     keep_freed_memory()
     share_the_machine()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that lacks a sign shows its number
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except PfungstError as error:

@@ -19,7 +19,7 @@ def audit_anomaly(config: AnomalyConfig) -> None:
     """Does an anomaly detector look at the defects, and does it survive deployment?"""
     from pfungst.audit.anomaly.run import run
 
-    finish(run(config), config.out)
+    finish(run(config), config.out, config.fail_on)
 
 
 @audit.command("similarity")
@@ -28,7 +28,7 @@ def audit_similarity(config: SimilarityConfig) -> None:
     """What makes two inputs alike to an encoder, and does a probe on it survive?"""
     from pfungst.audit.similarity.run import run
 
-    finish(run(config), config.out)
+    finish(run(config), config.out, config.fail_on)
 
 
 @audit.command("classifier")
@@ -37,4 +37,4 @@ def audit_classifier(config: ClassifierConfig) -> None:
     """Which spurious features does a classifier rely on, how much, and what if they are switched off?"""
     from pfungst.audit.classifier.run import run
 
-    finish(run(config), config.out)
+    finish(run(config), config.out, config.fail_on)

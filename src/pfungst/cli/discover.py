@@ -12,4 +12,4 @@ def discover(config: DiscoveryConfig) -> None:
     """What does a model rely on that nobody named? Its explanations, clustered and proved."""
     from pfungst.audit.discovery.run import run
 
-    finish(run(config), config.out)
+    finish(run(config), config.out, config.fail_on)

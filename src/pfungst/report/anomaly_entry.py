@@ -95,7 +95,7 @@ def entry_blocks(entry: Entry, folder: Path, side: int) -> list[Block]:
 def _numbers(entry: Entry) -> Table:
     tested = any(s.p_value is not None for s in entry.scores)
     heads = [*HEADS, Column("Balanced accuracy", "higher is better")]
-    heads += [Column("P", "t-test over seeds")] if tested else []
+    heads += [Column("P", "permutation over images")] if tested else []
     rows = []
     for scores in entry.scores:
         cells = [*row(scores), parts.cell(scores.balanced_accuracy)]

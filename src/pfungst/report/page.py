@@ -17,6 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from pfungst.audit.result import Level, Result, Verdict
+from pfungst.audit.whatnext import commands
 from pfungst.errors import DataError
 
 Tone = Literal["", "good", "bad", "original", "deployed", "mitigated"]
@@ -28,6 +29,7 @@ WORDS: dict[Level, str] = {
     "provenance": "Follows where the data came from",
     "clever-hans": "Clever Hans effect",
     "fragile": "Fragile",
+    "not-established": "Not established",
     "sound": "Sound",
 }
 
@@ -273,6 +275,7 @@ class Page:
     stats_note: str = ""
     facts: Sequence[tuple[str, str]] = field(default_factory=tuple)
     version: str = ""
+    commands: Sequence[str] = ()
 
     @classmethod
     def of(
@@ -286,7 +289,9 @@ class Page:
     ) -> Page:
         """The page of an audit; sections that are None are left out."""
         return cls(
-            kicker=f"{result.kind.capitalize()} audit",
+            kicker=result.kind.capitalize()
+            if result.kind in ("comparison", "watch")
+            else f"{result.kind.capitalize()} audit",
             title=result.title,
             verdict=result.verdict,
             stats=stats,
@@ -294,6 +299,7 @@ class Page:
             sections=[s for s in sections if s is not None],
             facts=[*facts, ("Audited", result.created[:10])],
             version=result.version,
+            commands=commands(result),
         )
 
     @property

@@ -86,6 +86,11 @@ def page(result: Result, folder: Path) -> Page:
         ("Split", result.split),
         ("Rules", result.composite),
         ("Error of the sums", text.number(result.conservation)),
+        *(
+            [("Left out of a pair", f"≤ {text.percent(result.remainder)}")]
+            if result.remainder is not None
+            else []
+        ),
         ("Faithfulness", str(result.faithfulness or "not measured")),
     ]
     sections = [*found, parts.method(result, circumstances)]

@@ -18,6 +18,8 @@ PAGES = {
     "similarity": "pfungst.report.similarity",
     "classifier": "pfungst.report.classifier",
     "discovery": "pfungst.report.discovery",
+    "comparison": "pfungst.report.comparison",
+    "watch": "pfungst.report.watch",
 }
 
 

@@ -223,12 +223,13 @@ def evidence(
             f"{len(images)} images of the class and {len(others)} of others prove nothing",
             "pass at least 6 and 1",
         )
-    with torch.no_grad():
-        phi = torch.cat([head.features(part) for part in images.split(batch_size)])
-    alpha = npca.alpha_features(phi, class_)
     if apart and len(apart) != len(components):
         raise InputError(f"apart of {len(apart)} for {len(components)} components", "pass one for each")
-    lab = _Lab(head, class_, images, others, witnesses, batch_size)
+    with torch.no_grad():
+        seen = [head.features_and_logits(part) for part in images.split(batch_size)]
+    phi, logits = (torch.cat(parts) for parts in zip(*seen, strict=True))
+    alpha = npca.alpha_features(phi, class_)
+    lab = _Lab(head, class_, images, others, witnesses, batch_size, logits)
     out = []
     for number, component in enumerate(components):
         npca._known(class_, component)
@@ -313,41 +314,44 @@ class _Lab:
         others: Tensor,
         witnesses: Sequence[Witness],
         batch_size: int,
+        logits: Tensor,
     ) -> None:
-        self.models = [Witness(head.model, class_), *witnesses]
+        self.models = [Witness(head.runs, class_), *witnesses]
         self.images, self.others, self.batch_size = images, others, batch_size
         self._seen: dict[int, Tensor] = {}
-        some = images[:: max(1, len(images) // 32)], others[:: max(1, len(others) // 32)]
-        ways = [[self.answer(i, x)[0].mean() for x in some] for i in range(len(self.models))]
-        self.way = [max(own - rest, 0.1) for own, rest in ways]  # nats between the class and the others
+        numbers = range(len(self.models))
+        self.own = [self.judged(0, logits), *(self.answer(i, images) for i in numbers[1:])]
+        some, rest = slice(None, None, max(1, len(images) // 32)), others[:: max(1, len(others) // 32)]
+        # nats between the class and the others
+        self.way = [max(self.own[i][0][some].mean() - self.answer(i, rest)[0].mean(), 0.1) for i in numbers]
 
     def answer(self, number: int, x: Tensor) -> tuple[np.ndarray, np.ndarray]:
         """Log odds of the class, and whether it is the answer, of images (..., C, H, W) by one model."""
-        model, k = self.models[number].model, self.models[number].class_
+        model = self.models[number].model
         with torch.no_grad():
-            flat = [logits_of(model(part)).float() for part in x.flatten(0, -4).split(self.batch_size)]
-        logits = torch.cat(flat)
-        own = logits[:, k]
-        rest = torch.cat([logits[:, :k], logits[:, k + 1 :]], 1)
-        lead = x.shape[:-3]
-        odds, hit = own - rest.logsumexp(1), own > rest.max(1).values
-        return odds.double().view(lead).cpu().numpy(), hit.view(lead).cpu().numpy()
+            flat = [logits_of(model(part)) for part in x.flatten(0, -4).split(self.batch_size)]
+        return self.judged(number, torch.cat(flat).unflatten(0, x.shape[:-3]))
+
+    def judged(self, number: int, logits: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """The same of logits (..., K) by that model."""
+        logits, k = logits.float(), self.models[number].class_
+        own, rest = logits[..., k], torch.cat([logits[..., :k], logits[..., k + 1 :]], -1)
+        odds, hit = own - rest.logsumexp(-1), own > rest.max(-1).values
+        return odds.double().cpu().numpy(), hit.cpu().numpy()
 
     def elsewhere(self, rows: Tensor) -> Tensor:
         """Most relevance that the class has in any witness, each map summing to 1, (n, H, W)."""
-        for row in rows.tolist():
-            if row not in self._seen:
-                maps = []
-                for number in range(1, len(self.models)):
-                    witness = self.models[number]
+        if new := [row for row in rows.tolist() if row not in self._seen]:
+            maps = []
+            for witness in self.models[1:]:
 
-                    def odds(x: Tensor, w: Witness = witness) -> Tensor:
-                        logits = logits_of(w.model(x))
-                        return logits[:, w.class_] - logits.logsumexp(1)
+                def odds(x: Tensor, w: Witness = witness) -> Tensor:
+                    logits = logits_of(w.model(x))
+                    return logits[:, w.class_] - logits.logsumexp(1)
 
-                    heat = relevance(odds, self.images[row][None], 2).clamp_min(0)
-                    maps.append(heat / heat.sum().clamp_min(1e-12))
-                self._seen[row] = torch.cat(maps).max(0).values
+                heat = relevance(odds, self.images[new], 2, self.batch_size).clamp_min(0)
+                maps.append(heat / heat.sum((1, 2), keepdim=True).clamp_min(1e-12))
+            self._seen.update(zip(new, torch.stack(maps).max(0).values, strict=True))
         return torch.stack([self._seen[row] for row in rows.tolist()])
 
     def intervene(
@@ -363,13 +367,12 @@ class _Lab:
         moves = [self._moves(x, rng) for _ in range(2)]
         soft, soft_part = soften(whole), soften(part)
         gone = torch.stack(
-            [x, inpaint(x, soft), *(inpaint(x, moved(soft, m)) for m in moves), inpaint(x, soft_part)]
+            [inpaint(x, soft), *(inpaint(x, moved(soft, m)) for m in moves), inpaint(x, soft_part)]
         )
         answers = [self.answer(i, gone) for i in range(len(self.models))]
-        necessity = tuple(mean_interval(odds[2:4].mean(0) - odds[1], seed) for odds, _ in answers)
-        judges = answers[1:] or answers
-        before = np.stack([hit[0] for _, hit in judges])
-        after = np.stack([hit[4] for _, hit in judges]) & before
+        necessity = tuple(mean_interval(odds[1:3].mean(0) - odds[0], seed) for odds, _ in answers)
+        before = np.stack([hit[rows.cpu().numpy()] for _, hit in self.own[1:] or self.own])
+        after = np.stack([hit[3] for _, hit in answers[1:] or answers]) & before
         retained = ratio_interval(after.sum(0), before.sum(0), seed)
         picked = rng.choice(len(self.others), (n_targets, n), replace=n_targets * n > len(self.others))
         targets = self.others[torch.from_numpy(picked).to(self.others.device)].to(x)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pfungst.audit.mended import COMPARED, About, preparation, resolved, write_mended
 from pfungst.errors import ConfigError
 from pfungst.mitigate import GaussianBlur, Layer, LowPass, propose_cutoff
 from pfungst.relevance import DCTBands
@@ -15,6 +19,8 @@ from pfungst.suggest import suggest
 if TYPE_CHECKING:
     from pfungst.anomaly import Detector
     from pfungst.audit.anomaly.config import AnomalyConfig
+    from pfungst.audit.anomaly.measure import Run
+    from pfungst.audit.anomaly.prepare import Study
 
 _NUMBERS = {"none": (0,), "blur": (0, 2), "lowpass": (0, 1)}
 
@@ -73,3 +79,36 @@ def filtered(mitigation: nn.Module, images: Tensor) -> Tensor:
     """Images (N, C, S, S) as the detector behind the filter sees them."""
     with torch.inference_mode():
         return torch.cat([mitigation(part) for part in images.split(32)]).clone()
+
+
+def write_detector(study: Study, model: str, run: Run, filter_: nn.Module, folder: Path) -> str:
+    """Write the mended detector of the first seed, with the threshold of the audit; returns a note.
+
+    Args:
+        model: its specification. run: what it said of the deployed images. filter_: what is in front of it.
+        folder: of this detector.
+    """
+    from pfungst.anomaly.module import as_module  # with scikit-learn
+    from pfungst.errors import InputError
+
+    detector = copy.copy(run.detector)
+    detector.threshold_ = run.threshold
+    try:
+        outputs = as_module(detector).outputs
+    except InputError:
+        outputs = ("score",)
+    rows = np.unique(np.linspace(0, len(study.labels) - 1, COMPARED).round().astype(int))
+    about = About(
+        kind="detector",
+        name=f"{study.test.name} / {model}",
+        spec=resolved(model),
+        condition=preparation(study.deployed.condition),
+        audited=str(study.deployed.condition),
+        size=study.config.size,
+        outputs=list(outputs),
+        threshold=run.threshold,
+        mended=f"{filter_} in front",
+    )
+    items = [study.deployed.items[i] for i in rows]
+    expected = torch.from_numpy(run.scores[rows])
+    return write_mended(folder, about, detector.save, study.deployed.images[rows], expected, items)

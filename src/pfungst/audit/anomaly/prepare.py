@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +22,7 @@ from pfungst.errors import DataError, UnreadableImages
 from pfungst.features import combined, file_key
 
 if TYPE_CHECKING:
+    from pfungst.anomaly import Detector
     from pfungst.audit.anomaly.fitted import FittedDetectors
 
 
@@ -77,23 +79,25 @@ class Study:
         return {"original": self.test, "deployed": self.deployed}[condition].images
 
 
-def check(config: AnomalyConfig) -> tuple[Condition, Condition]:
+def check(
+    config: AnomalyConfig, sets: list[ImageSet] | None = None, given: Mapping[str, Detector] | None = None
+) -> tuple[Condition, Condition]:
     """The two conditions; raise where an option cannot work, before images are looked for."""
     choose_device(config.device)
     fixed_filter(config.mitigate, config.size)
     conditions = Condition.parse(config.original), Condition.parse(config.deployed)
     for condition in conditions:
         condition.check(config.size)
-    if isinstance(config.data, Path) and not config.data.exists():
+    if sets is None and isinstance(config.data, Path) and not config.data.exists():
         raise DataError(f"{config.data} does not exist", "check the path")
     from pfungst.audit.anomaly.fitted import check_detector  # with scikit-learn, half as long as torch
 
     for text in config.model:
-        check_detector(text, config.size)
+        check_detector((given or {}).get(text, text), config.size)
     return conditions
 
 
-def open_sets(config: AnomalyConfig) -> list[ImageSet]:
+def open_sets(config: AnomalyConfig, sets: list[ImageSet] | None = None) -> list[ImageSet]:
     """The image sets to audit, each with normal training images and labelled test images.
 
     Raises:
@@ -101,7 +105,9 @@ def open_sets(config: AnomalyConfig) -> list[ImageSet]:
         ConfigError: a category does not exist.
     """
     wanted = config.category or None
-    if config.data == "synthetic":
+    if sets is not None:
+        pass
+    elif config.data == "synthetic":
         sets = make_parts(wanted, seed=config.seed)
     elif config.data == "digits-c":
         sets = digits_c(wanted, seed=config.seed)

@@ -9,6 +9,8 @@ from pydantic import Field
 from pfungst.audit.discovery.result import Discovered, DiscoveryEntry
 from pfungst.audit.result import Interval, Model, Result, Skipped, Variant
 from pfungst.errors import DataError
+from pfungst.measure import Change
+from pfungst.measure import Interval as Span
 
 
 class Scores(Model):
@@ -25,9 +27,22 @@ class Scores(Model):
     clever_hans: Interval | None = Field(None, description="AUROC minus mean cosine of relevance and mask")
     mark: Literal["", "↓", "↓↓", "↑"] = Field("", description="of F1 against the variant to compare with")
     p_value: float | None = Field(
-        None, description="two-sided t-test over seeds; None where they test nothing"
+        None, description="two-sided, by exchanging what is said of each image in the two variants"
     )
+    change: Interval | None = Field(None, description="of F1, over the same images; positive where it rose")
+    spread: float | None = Field(None, description="of the change, were the two variants exchangeable")
     per_seed: dict[str, list[float]] = Field({}, description="measure → value of each seed")
+
+    @property
+    def compared(self) -> Change | None:
+        """The change of F1 as it was measured."""
+        if self.change is None or self.p_value is None or self.spread is None:
+            return None
+        value, low, high = self.change.value, self.change.low, self.change.high
+        assert low is not None
+        assert high is not None
+        before = self.f1.value - value
+        return Change(before, self.f1.value, Span(value, low, high), self.p_value, self.spread, self.mark)
 
 
 class Scored(Model):

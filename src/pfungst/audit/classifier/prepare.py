@@ -76,8 +76,17 @@ class Given:
     spurious: SpuriousFolder | None
 
     @classmethod
-    def check(cls, config: ClassifierConfig) -> Given:
+    def check(
+        cls,
+        config: ClassifierConfig,
+        train: ImageSet | None = None,
+        val: ImageSet | None = None,
+        names: list[str] | None = None,
+    ) -> Given:
         """Find all that can be wrong with the arguments without the model.
+
+        Args:
+            train, val, names: in memory, instead of what ``config`` names.
 
         Raises:
             ConfigError, DataError, InputError: see :mod:`pfungst.errors`.
@@ -89,11 +98,12 @@ class Given:
         conditions_of(config, config.original or "pillow-bilinear", config.size)
         if config.masks is not None and not config.masks.is_dir():
             raise ConfigError(f"{config.masks} is no folder", "check --masks")
-        train, val = open_labelled(config.train, training=True), open_labelled(config.val, training=False)
+        train = open_labelled(config.train, training=True) if train is None else train
+        val = open_labelled(config.val, training=False) if val is None else val
         if not val.items:
             raise DataError(f"{config.val} holds no validation images", "give labelled images")
         folder = None if config.spurious is None else SpuriousFolder(config.spurious)
-        given = cls(config, train, val, read_names(config.class_names), folder)
+        given = cls(config, train, val, names or read_names(config.class_names), folder)
         labels = set(map(_label, train.items))
         likely = len(
             labels if given.names is None else given.names
@@ -124,7 +134,8 @@ class Given:
         device, size = choose_device(config.device), preprocessing.size
         classifier.model.to(device)
         example = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
-        head = FeatureHead(classifier.model, config.layer, example.to(device))
+        example = example.to(device)
+        head = FeatureHead(classifier.model, config.layer, example).fold(example)
         fingerprint = {**head.fingerprint(), "name": short_name(config.model)}
         outputs, classes, spurious = self.match(head.linear.n_classes)
         conditions = conditions_of(config, preprocessing.condition, size)

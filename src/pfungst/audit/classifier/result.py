@@ -207,6 +207,10 @@ class ClassifierResult(Result):
     witnesses: list[str] = Field(description="other models that know the classes")
     faithfulness: Faithful | None = None
     discovery: Discovered | None = Field(None, description="what nobody named, where it was looked for")
+    arrays: str = Field(
+        "",
+        description="npz: ids (N,) and labels (N,) of the validation images, predicted_KEY (N,) per variant",
+    )
 
     def under(self, condition: str = "original", mitigated: bool = False) -> Scores:
         """The scores under a condition; where nothing was switched off, the mended model is the model."""

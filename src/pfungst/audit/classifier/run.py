@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 import warnings
 from pathlib import Path
@@ -10,8 +11,8 @@ from typing import Any
 from pfungst.audit.classifier.config import ClassifierConfig
 from pfungst.audit.classifier.explain import Explainer, Part, finished, n_images
 from pfungst.audit.classifier.images import Labelled
-from pfungst.audit.classifier.measure import Measured, entry, measure
-from pfungst.audit.classifier.mend import chosen, mend
+from pfungst.audit.classifier.measure import Measured, answers_of, entry, measure
+from pfungst.audit.classifier.mend import chosen, mend, write_classifier
 from pfungst.audit.classifier.pictures import PictureFolder
 from pfungst.audit.classifier.prepare import Given, Study
 from pfungst.audit.classifier.result import ClassEntry, ClassifierResult, Explained, Faithful
@@ -20,9 +21,11 @@ from pfungst.audit.classifier.verdict import Judge, explain_numbers, metrics
 from pfungst.audit.conditions import ORIGINAL
 from pfungst.audit.discovery.section import of_classifier
 from pfungst.audit.machine import circumstances
+from pfungst.audit.mended import FOLDER
 from pfungst.audit.result import Skipped, save
 from pfungst.audit.workspace import Workspace
-from pfungst.encoders import load
+from pfungst.data import ImageSet
+from pfungst.encoders import Classifier, load
 from pfungst.errors import DataError, PfungstWarning, few
 from pfungst.features import combined, model_key
 from pfungst.progress import progress_bar
@@ -30,11 +33,21 @@ from pfungst.spurious import FeatureStore, NeuralPCA, SpuriousFolder, extract_fe
 from pfungst.spurious.visualise import NOTE
 
 
-def run(config: ClassifierConfig) -> ClassifierResult:
+def run(
+    config: ClassifierConfig,
+    *,
+    model: Classifier | None = None,
+    train: ImageSet | None = None,
+    val: ImageSet | None = None,
+    names: list[str] | None = None,
+) -> ClassifierResult:
     """Run the audit; writes ``result.json``, ``images/`` and ``label-task.json`` into ``config.out``.
 
     Classes, files and components are checked before the model is loaded; unreadable images are all named by
     the pass over the images. Finished features and classes survive an interruption.
+
+    Args:
+        model, train, val, names: in memory, instead of what ``config`` names.
 
     Returns:
         The result, as written.
@@ -43,9 +56,10 @@ def run(config: ClassifierConfig) -> ClassifierResult:
         ConfigError, DataError, InputError, CheckpointError, UnreadableImages: see :mod:`pfungst.errors`.
     """
     started = time.monotonic()
-    given = Given.check(config)
+    given = Given.check(config, train, val, names)
     study = given.study(
-        load(
+        model
+        or load(
             config.model,
             "classifier",
             checkpoint=config.checkpoint,
@@ -66,6 +80,7 @@ def run(config: ClassifierConfig) -> ClassifierResult:
         classes, faithful = explain(study, workspace, Explainer(study, npca, stores, tests))
         components = chosen(study, classes)
         fixed = mend(study, npca, components)
+    shutil.rmtree(workspace.folder / FOLDER, ignore_errors=True)
     notes = list(dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, PfungstWarning)))
     if untested := [e.name for e in classes if not any(c.tested for c in e.components)]:
         notes.append(
@@ -74,16 +89,19 @@ def run(config: ClassifierConfig) -> ClassifierResult:
         )
     if workspace.resumed:
         notes.append(f"{workspace.resumed} finished classes were taken over from an interrupted run")
+    if fixed is not None:
+        notes.append(write_classifier(study, fixed, stores[ORIGINAL], workspace.folder / FOLDER))
     measured = measure(study, stores, fixed, [e.index for e in classes])
     entries = [entry(e, measured, study.judged, components) for e in classes]
     found = of_classifier(study, workspace) if config.discover else None
     result = _result(study, measured, entries, stores, notes, faithful, started)
-    result = result.model_copy(update={"discovery": found})
+    result.discovery = found
+    result.arrays = workspace.save_arrays("answers", answers_of(study, stores, fixed))
     npca.save(workspace.folder / "npca")
     write_label_task(workspace.folder, result.title, study.fingerprint, entries)
     save(result, workspace.folder)
     PictureFolder(workspace.folder).tidy(_files(entries) | (found.files() if found else set()))
-    workspace.finish(found.arrays() if found else set())
+    workspace.finish({result.arrays} | (found.arrays() if found else set()))
     return result
 
 

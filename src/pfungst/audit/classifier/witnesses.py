@@ -16,6 +16,7 @@ from pfungst.encoders import load
 from pfungst.encoders.packages import PACKAGES, installed
 from pfungst.encoders.specification import parse, short_name
 from pfungst.errors import ConfigError, InputError
+from pfungst.features.folded import folded
 from pfungst.measure import limits
 from pfungst.spurious import Witness
 from pfungst.spurious.heads import logits_of
@@ -81,9 +82,11 @@ def load_witnesses(
         )  # a function says no size of its own
         trust = config.trust_checkpoint
         loaded = load(spec, "classifier", checkpoint=checkpoint, trust_checkpoint=trust, size=own)
-        model = _Resized(loaded.model.to(device).eval(), loaded.preprocessing.size)
+        side = loaded.preprocessing.size
+        example = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(0)).to(device)
+        model = _Resized(folded(loaded.model.to(device).eval(), example), side)
         with torch.no_grad():
-            n = logits_of(model(torch.rand(2, 3, model.size, model.size, device=device))).shape[1]
+            n = logits_of(model(example)).shape[1]
         try:
             classes = _classes(outputs, n_outputs, n)
         except InputError as error:

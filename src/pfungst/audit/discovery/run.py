@@ -194,7 +194,7 @@ def _detector(config: DiscoveryConfig) -> tuple[_Given, Workspace]:
     )
     conditions, sets = check(given), open_sets(given)
     workspace = Workspace(config)
-    detectors = FittedDetectors(config.device, sets)
+    detectors = FittedDetectors(config.device, sets, {})
     topics, skipped = [], []
     for images in sets:
         study = Study.prepare(images, conditions, given, detectors)

@@ -200,7 +200,8 @@ def score_topics(study: AnomalyStudy, model: str, run: Run, effort: Effort, name
 
     def fit(layer: torch.nn.Module | None, x: Tensor) -> Detector:
         device = study.config.device
-        return detector_from_spec(model, features=layer, seed=effort.seed, device=device).fit(x)
+        spec = study.detectors.given.get(model, model)
+        return detector_from_spec(spec, features=layer, seed=effort.seed, device=device).fit(x)
 
     def one(what: What, rows: np.ndarray, others: Tensor) -> Topic:
         def own(chosen: Iterable[int]) -> Tensor:

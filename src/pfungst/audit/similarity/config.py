@@ -59,6 +59,12 @@ class SimilarityConfig(Repeated):
     )
     pairs: int = Field(2, ge=1, le=20, description="Most similar pairs shown per class")
     explain: int = Field(40, ge=2, description="Images averaged over, besides those of the pairs shown")
+    rank: int | None = Field(
+        None,
+        ge=0,
+        description="Directions that explain a representation; what they leave out is said. 0: all "
+        "[16 for more than 1,000 values]",
+    )
     limit: int | None = Field(None, ge=2, description="Use this many images, drawn at random")
     discover: bool = Field(
         False, description="Also cluster the explanations and prove what decides that nobody named"
@@ -77,6 +83,10 @@ class SimilarityConfig(Repeated):
         if self.mitigate != "none" and not self.condition:
             raise ValueError("a mitigation needs a condition that shows the artefact, for example logo:FILE")
         return self
+
+    def directions(self, width: int) -> int:
+        """How many stand for a representation of this width; 0 for all."""
+        return (16 if width > 1000 else 0) if self.rank is None else self.rank
 
     def patch(self, size: int) -> int:
         """Side of the patches in images of this size: as asked, else the smallest that gives at most 16 × 16,

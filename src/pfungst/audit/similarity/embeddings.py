@@ -25,13 +25,16 @@ _BATCH = 64  # images that are embedded at a time
 _KEEP = 1 << 30  # bytes of prepared images that are kept for the sweep
 
 
-def open_set(config: SimilarityConfig) -> ImageSet:
-    """The images to audit, with a label each; those that are WordNet ids get their names, "n01440764 tench".
+def open_set(config: SimilarityConfig, given: ImageSet | None = None) -> ImageSet:
+    """The images to audit, `given` or those that `config` names, with a label each; WordNet ids become names,
+    "n01440764 tench".
 
     Raises:
         DataError: fewer than two classes with two images, or several sets and no category.
     """
-    if config.images == "synthetic":
+    if given is not None:
+        images = given
+    elif config.images == "synthetic":
         from pfungst.datasets.tagged import parting_digits
 
         images = parting_digits(config.seed)

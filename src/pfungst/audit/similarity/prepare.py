@@ -160,14 +160,14 @@ def _erased(items: Sequence[Item], text: BurntInText) -> Iterator[tuple[Variant,
         )
 
 
-def open_labelled(config: SimilarityConfig) -> ImageSet:
+def open_labelled(config: SimilarityConfig, given: ImageSet | None = None) -> ImageSet:
     """The images to audit, of classes that can be probed, with the columns of the groups file.
 
     Raises:
         ConfigError, DataError: the images, their columns, labels or splits are not what the configuration
             says.
     """
-    images = open_set(config)
+    images = open_set(config, given)
     notes = list(images.notes)
     items = images.items
     if config.groups_file is not None:

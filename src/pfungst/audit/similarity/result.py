@@ -45,7 +45,10 @@ class ProbeScores(Model):
     mark: Mark = Field(
         "", description="of the accuracy against the original images (mended: the same condition)"
     )
-    p_value: float | None = None
+    change: Interval | None = Field(None, description="of the accuracy, over the same images or patients")
+    p_value: float | None = Field(
+        None, description="two-sided, by exchanging what is said of each image (patient) in the two variants"
+    )
 
 
 class Fall(Model):
@@ -269,6 +272,10 @@ class Findings(Model):
     basis: str
     composite: str = Field(description="the rules")
     conservation: float = Field(description="largest |sum + bias − similarity| relative to the similarity")
+    remainder: float | None = Field(
+        None,
+        description="largest relative size of what a decomposition left out of a pair; None for exact ones",
+    )
 
     def pooled(self, variant: Variant) -> ProbeScores | None:
         """The scores over all images."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from dataclasses import replace
 
@@ -11,6 +12,7 @@ from pfungst.audit.conditions import conditions_for
 from pfungst.audit.config import check_file
 from pfungst.audit.discovery.section import of_encoder
 from pfungst.audit.machine import circumstances
+from pfungst.audit.mended import FOLDER
 from pfungst.audit.result import Skipped, save
 from pfungst.audit.similarity import texts, verdict
 from pfungst.audit.similarity.config import SimilarityConfig
@@ -29,8 +31,13 @@ from pfungst.errors import ConfigError
 from pfungst.progress import Bar, progress_bar
 
 
-def run(config: SimilarityConfig) -> SimilarityResult:
+def run(
+    config: SimilarityConfig, *, encoder: Encoder | None = None, images: ImageSet | None = None
+) -> SimilarityResult:
     """Run the audit and write ``result.json`` and the arrays into ``config.out``.
+
+    Args:
+        encoder, images: in memory, instead of what ``config`` names.
 
     Embeddings stay in the output folder and are found again by content; the sweep and the explanations of an
     interrupted run are taken over with ``resume``.
@@ -39,8 +46,8 @@ def run(config: SimilarityConfig) -> SimilarityResult:
         ConfigError, DataError, InputError, CheckpointError, UnreadableImages: see :mod:`pfungst.errors`.
     """
     started = time.monotonic()
-    given, wish = check(config)
-    encoder = load(
+    given, wish = check(config, images)
+    encoder = encoder or load(
         config.encoder,
         checkpoint=config.checkpoint,
         trust_checkpoint=config.trust_checkpoint,
@@ -52,10 +59,11 @@ def run(config: SimilarityConfig) -> SimilarityResult:
     if isinstance(given, ImageSet):
         _fits(encoder, wish, config)
         workspace = Workspace(config)
+        shutil.rmtree(workspace.folder / FOLDER, ignore_errors=True)
         with progress_bar("checking images") as bar:
             study = Study.of(encoder, given, config, workspace, bar)
-            found, arrays = _findings(study, wish, bar)
-        name, notes = given.name, study.notes
+            found, arrays, notes = _findings(study, wish, bar)
+        name = given.name
         skipped = [Skipped(id=i, reason=r) for i, r in study.source.skipped]
     else:
         workspace = Workspace(config)
@@ -76,7 +84,9 @@ def run(config: SimilarityConfig) -> SimilarityResult:
     return result
 
 
-def check(config: SimilarityConfig) -> tuple[ImageSet | list[texts.Sentences], Wish | None]:
+def check(
+    config: SimilarityConfig, images: ImageSet | None = None
+) -> tuple[ImageSet | list[texts.Sentences], Wish | None]:
     """Find all that can be wrong with the arguments without the encoder.
 
     Returns:
@@ -100,7 +110,7 @@ def check(config: SimilarityConfig) -> tuple[ImageSet | list[texts.Sentences], W
         raise ConfigError(
             "the first condition pastes no logo, so there is no region to prune in", "give rows= and cols="
         )
-    return open_labelled(config), wish
+    return open_labelled(config, images), wish
 
 
 def _reads(config: SimilarityConfig, texts: bool) -> None:
@@ -123,8 +133,10 @@ def _fits(encoder: Encoder, wish: Wish | None, config: SimilarityConfig) -> None
         resolve_layer(encoder, wish.layer)
 
 
-def _findings(study: Study, wish: Wish | None, bar: Bar) -> tuple[Findings, dict[str, np.ndarray]]:
-    """All that is measured and explained, and the arrays."""
+def _findings(
+    study: Study, wish: Wish | None, bar: Bar
+) -> tuple[Findings, dict[str, np.ndarray], tuple[str, ...]]:
+    """All that is measured and explained, the arrays, and notes."""
     mitigation = None
     if wish is not None:
         bar.turn("pruning")
@@ -161,4 +173,4 @@ def _findings(study: Study, wish: Wish | None, bar: Bar) -> tuple[Findings, dict
         basis=f"patches of {study.config.patch(study.encoder.size)} px",
         **explained,
     )
-    return found, arrays | draw_map(study)
+    return found, arrays | draw_map(study), study.notes
