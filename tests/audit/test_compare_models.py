@@ -30,7 +30,11 @@ def data(tmp_path_factory):
 def compared(data, tmp_path_factory):
     out = tmp_path_factory.mktemp("out") / "both"
     stamp = f"logo:{logo(tmp_path_factory.mktemp('logo') / 'tag.png')},width=0.6,margin=1"
-    return run_models(config(data, out, encoder="small:4,small:6", condition=[stamp], **OPTIONS), write), out, stamp
+    return (
+        run_models(config(data, out, encoder="small:4,small:6", condition=[stamp], **OPTIONS), write),
+        out,
+        stamp,
+    )
 
 
 def test_several_models_have_the_numbers_that_each_has_alone(compared, data, tmp_path):

@@ -11,7 +11,7 @@ from pfungst.cli.options import from_config
 
 @from_config(DiscoveryConfig)
 def discover(config: DiscoveryConfig) -> None:
-    """What does a classifier rely on that nobody named? Its explanations, clustered and proved."""
+    """What does a model rely on that nobody named? Its explanations, clustered and proved."""
     from pfungst.audit.discovery.run import dry_run, run
 
     if config.dry_run:

@@ -130,9 +130,6 @@ WITNESSES = Limit(
 
 # --- discovery -------------------------------------------------------------------------------------------
 STABLE = Limit(0.8, "2026-11-26", "adjusted Rand index over resamples, from which clusters are believed")
-CARRIED = Limit(
-    0.1, "2026-11-26", "of the way to a class, lower end, that a finding must carry elsewhere to matter"
-)
 
 # --- faithfulness ----------------------------------------------------------------------------------------
 FAITHFUL_IMAGES = Limit(

@@ -9,7 +9,7 @@ from statistics import fmean
 from pfungst.audit.anomaly.result import AnomalyResult, Entry, Scored
 from pfungst.audit.result import Interval, Result
 from pfungst.conditions import sides
-from pfungst.report import parts, plots, text
+from pfungst.report import discovery, parts, plots, text
 from pfungst.report.anomaly_entry import entry_blocks, entry_id, provenance_blocks
 from pfungst.report.anomaly_tables import group, shown, steps, table
 from pfungst.report.page import (
@@ -59,7 +59,8 @@ def page(result: Result, folder: Path) -> Page:
     facts += [("Data", text.plural(len(categories), "category", "categories"))]
     facts += [("Threshold", result.protocol)]
     audit = [("Seeds", ", ".join(map(str, result.seeds))), ("Protocol", result.protocol)]
-    last = [parts.skipped(result), parts.method(result, [*audit, ("Detectors", text.listing(models))])]
+    last = [discovery.section(result.discovery, folder), parts.skipped(result)]
+    last += [parts.method(result, [*audit, ("Detectors", text.listing(models))])]
     stats, note = _headline(result)
     sections = [*first, _categories(result, folder, categories), *last]
     return Page.of(result, facts=facts, sections=sections, stats=stats, stats_note=note)

@@ -47,6 +47,9 @@ class AnomalyConfig(LabelledOptions, Repeated):
         description="held-out: threshold from normal images not fitted; published: best F1 on the test set",
     )
     quantile: float = Field(0.95, gt=0, lt=1, description="Of held-out normal scores, for the threshold")
+    discover: bool = Field(
+        False, description="Also cluster the explanations and prove what decides that nobody named"
+    )
     examples: int = Field(6, ge=1, le=50, description="Images shown per category and detector")
 
     def no_pass(self) -> str:

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from pfungst.audit.discovery.result import Discovered, DiscoveryEntry
 from pfungst.audit.result import Interval, Model, Result, Skipped, Variant
 from pfungst.errors import DataError
 from pfungst.measure import Change
@@ -177,6 +178,7 @@ class Entry(Scored):
     faithfulness: Faithfulness | None = Field(None, description="None where it could not be measured")
     provenance: list[Provenance] = []
     examples: list[Example] = []
+    discovered: list[DiscoveryEntry] = Field([], description="moved into the result when all are done")
     arrays: str = Field(description="npz file, relative to the result")
     notes: list[str] = []
     skipped: list[Skipped] = []
@@ -198,3 +200,4 @@ class AnomalyResult(Result):
     seeds: list[int]
     entries: list[Entry]
     mean: dict[str, Scored] = Field(description="per model: mean over categories")
+    discovery: Discovered | None = Field(None, description="what nobody named, where it was looked for")

@@ -24,6 +24,8 @@ from pfungst.audit.anomaly.measure import DEPLOYED, MENDED, ORIGINAL, mean_score
 from pfungst.audit.anomaly.mend import mitigation
 from pfungst.audit.anomaly.prepare import Study, check, decode_all, open_sets
 from pfungst.audit.anomaly.result import AnomalyResult, Entry
+from pfungst.audit.discovery.section import of_detector
+from pfungst.audit.discovery.verdict import conclude
 from pfungst.audit.machine import circumstances
 from pfungst.audit.mended import FOLDER
 from pfungst.audit.recognised import describe
@@ -74,6 +76,8 @@ def run(
     if not config.resume:
         shutil.rmtree(workspace.folder / FOLDER, ignore_errors=True)
     entries = _entries(config, conditions, sets, workspace, given)
+    found = conclude([d for e in entries for d in e.discovered]) if config.discover else None
+    entries = [e.model_copy(update={"discovered": []}) for e in entries]
     notes = [f"{images.name}: {note}" for images in sets for note in images.notes]
     if workspace.resumed:
         notes.append(f"{workspace.resumed} finished parts were taken over from an interrupted run")
@@ -94,9 +98,10 @@ def run(
         seeds=[config.seed + i for i in range(config.seeds)],
         entries=entries,
         mean=mean,
+        discovery=found,
     )
     save(result, workspace.folder)
-    workspace.finish({entry.arrays for entry in entries})
+    workspace.finish({entry.arrays for entry in entries} | (found.arrays() if found else set()))
     return result
 
 
@@ -183,6 +188,7 @@ def evaluate(study: Study, model: str, workspace: Workspace) -> Entry:
         provenance=provenance(study, original.scores),
         examples=examples(study, runs, chosen, explained.bands),
         arrays=workspace.save_arrays(f"{test.name} {model}", arrays),
+        discovered=of_detector(study, model, original, workspace) if config.discover else [],
         notes=notes,
         skipped=[Skipped(id=id_, reason=reason) for id_, reason in test.skipped],
     )

@@ -66,6 +66,9 @@ class ClassifierConfig(LabelledOptions):
         "absent", description="SpuFix measures from images without the feature (absent), or all (mean)"
     )
     features: Path | None = Field(None, description="Folder to keep features in for later audits")
+    discover: bool = Field(
+        False, description="Also cluster the explanations and prove what decides that nobody named"
+    )
     batch_size: int = Field(32, ge=1, description="Images at a time")
 
     @property

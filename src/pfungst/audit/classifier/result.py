@@ -6,6 +6,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import Field
 
+from pfungst.audit.discovery.result import Discovered
 from pfungst.audit.result import Interval, Model, Result, Variant
 
 
@@ -206,6 +207,7 @@ class ClassifierResult(Result):
     rule: Literal["alpha", "npfv"]
     witnesses: list[str] = Field(description="other models that know the classes")
     faithfulness: Faithful | None = None
+    discovery: Discovered | None = Field(None, description="what nobody named, where it was looked for")
     arrays: str = Field(
         "",
         description="npz: ids (N,) and labels (N,) of the validation images, predicted_KEY (N,) per variant",

@@ -19,6 +19,7 @@ from pfungst.audit.classifier.result import ClassEntry, ClassifierResult, Explai
 from pfungst.audit.classifier.task import write_label_task
 from pfungst.audit.classifier.verdict import Judge, explain_numbers, metrics
 from pfungst.audit.conditions import ORIGINAL
+from pfungst.audit.discovery.section import of_classifier
 from pfungst.audit.machine import circumstances
 from pfungst.audit.mended import FOLDER
 from pfungst.audit.recognised import describe, estimate_preparation
@@ -97,14 +98,16 @@ def run(
         notes.append(write_classifier(study, fixed, stores[ORIGINAL], workspace.folder / FOLDER))
     measured = measure(study, stores, fixed, [e.index for e in classes])
     entries = [entry(e, measured, study.judged, components) for e in classes]
+    found = of_classifier(study, workspace) if config.discover else None
     about = circumstances(config, started, workspace.fingerprint)
     result = _result(study, measured, entries, stores, notes, faithful, about)
+    result.discovery = found
     result.arrays = workspace.save_arrays("answers", answers_of(study, stores, fixed))
     npca.save(workspace.folder / "npca")
     write_label_task(workspace.folder, result.title, study.fingerprint, entries)
     save(result, workspace.folder)
-    PictureFolder(workspace.folder).tidy(_files(entries))
-    workspace.finish({result.arrays})
+    PictureFolder(workspace.folder).tidy(_files(entries) | (found.files() if found else set()))
+    workspace.finish({result.arrays} | (found.arrays() if found else set()))
     return result
 
 

@@ -68,6 +68,9 @@ class SimilarityConfig(ImageOptions, Repeated):
         "[16 for more than 1,000 values]",
     )
     limit: int | None = Field(None, ge=2, description="Use this many images, drawn at random")
+    discover: bool = Field(
+        False, description="Also cluster the explanations and prove what decides that nobody named"
+    )
     cache: Path | None = Field(None, description="Folder of the embeddings [in OUT]")
 
     def no_pass(self) -> str:
@@ -77,6 +80,8 @@ class SimilarityConfig(ImageOptions, Repeated):
     def _consistent(self) -> Self:
         if (self.images is None) == (self.texts is None):
             raise ValueError("give either images or texts")
+        if self.discover and self.texts is not None:
+            raise ValueError("discovery goes through images, not texts; leave --discover out")
         if self.mitigate != "none" and not self.condition:
             raise ValueError("a mitigation needs a condition that shows the artefact, for example logo:FILE")
         return self

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from pfungst.audit.discovery.result import Discovered
 from pfungst.audit.result import Interval, Model, Result, Variant
 
 Mark = Literal["", "↓", "↓↓", "↑"]
@@ -262,6 +263,7 @@ class Findings(Model):
     faithfulness: Faithful | None = Field(None, description="None: too few images, or texts")
     summaries: list[Group] = Field([])
     mitigation: Mitigation | None = None
+    discovery: Discovered | None = Field(None, description="what nobody named, where it was looked for")
     pairs: list[Pair] = Field([])
     relations: list[Relation] = Field([])
     auroc: float | None = Field(

@@ -10,6 +10,7 @@ import numpy as np
 
 from pfungst.audit.conditions import conditions_for
 from pfungst.audit.config import check_file
+from pfungst.audit.discovery.section import of_encoder
 from pfungst.audit.machine import circumstances
 from pfungst.audit.mended import FOLDER
 from pfungst.audit.recognised import describe, estimate_preparation
@@ -83,7 +84,7 @@ def run(
         arrays=workspace.save_arrays("similarity", arrays),
     )
     save(result, workspace.folder)
-    workspace.finish({result.arrays})
+    workspace.finish({result.arrays, *(result.discovery.arrays() if result.discovery else ())})
     return result
 
 
@@ -182,6 +183,7 @@ def _findings(
         provenance=provenance,
         erased=erased(study),
         mitigation=mitigation,
+        discovery=of_encoder(study, study.workspace) if study.config.discover else None,
         basis=f"patches of {study.config.patch(study.encoder.size)} px",
         **explained,
     )
