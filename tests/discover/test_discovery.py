@@ -245,7 +245,7 @@ def test_the_command_finds_the_mark_names_the_column_and_writes_the_page(command
 
 
 def test_an_interrupted_discovery_goes_on_with_the_same_numbers(command, tmp_path, monkeypatch):
-    import pfungst.audit.discovery.search as module
+    import pfungst.audit.findings.search as module
 
     whole = run(DiscoveryConfig.build(**command, out=tmp_path / "whole", classes="0,3"))
     real, calls = module.find, []

@@ -14,8 +14,8 @@ import torch
 
 from pfungst.audit.anomaly.config import AnomalyConfig
 from pfungst.audit.classifier.config import ClassifierConfig
-from pfungst.audit.classifier.images import Labelled
 from pfungst.audit.conditions import conditions_for
+from pfungst.audit.images import Labelled
 from pfungst.audit.similarity.config import SimilarityConfig
 from pfungst.audit.similarity.embeddings import Source, embed
 from pfungst.conditions import Condition

@@ -29,7 +29,7 @@ FEATURES = """
 import sys
 from pathlib import Path
 from pool_sample import Tiny
-from pfungst.audit.classifier.images import Labelled
+from pfungst.audit.images import Labelled
 from pfungst.conditions import Condition
 from pfungst.data import Item
 from pfungst.spurious import extract_features

@@ -149,7 +149,7 @@ KINDS = {
     "anomaly": "pfungst.audit.anomaly.result:AnomalyResult",
     "similarity": "pfungst.audit.similarity.result:SimilarityResult",
     "classifier": "pfungst.audit.classifier.result:ClassifierResult",
-    "discovery": "pfungst.audit.discovery.result:DiscoveryResult",
+    "discovery": "pfungst.audit.findings.result:DiscoveryResult",
     "comparison": "pfungst.audit.compare:ComparisonResult",
     "watch": "pfungst.audit.watch:WatchResult",
     "models": "pfungst.audit.compare_models:ModelsResult",

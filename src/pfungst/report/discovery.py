@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pfungst.audit.discovery.result import Discovered, DiscoveryEntry, DiscoveryResult, Proved
+from pfungst.audit.findings.result import Discovered, DiscoveryEntry, DiscoveryResult, Proved
 from pfungst.audit.result import Result
 from pfungst.errors import DataError
 from pfungst.files import open_picture, read

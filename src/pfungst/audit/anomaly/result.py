@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from pfungst.audit.discovery.result import Discovered, DiscoveryEntry
+from pfungst.audit.findings.result import Discovered, DiscoveryEntry
 from pfungst.audit.result import Interval, Model, Result, Skipped, Variant
 from pfungst.errors import DataError
 from pfungst.measure import Change

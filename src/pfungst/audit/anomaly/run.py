@@ -24,8 +24,8 @@ from pfungst.audit.anomaly.measure import DEPLOYED, MENDED, ORIGINAL, mean_score
 from pfungst.audit.anomaly.mend import mitigation
 from pfungst.audit.anomaly.prepare import Study, check, decode_all, open_sets
 from pfungst.audit.anomaly.result import AnomalyResult, Entry
-from pfungst.audit.discovery.section import of_detector
-from pfungst.audit.discovery.verdict import conclude
+from pfungst.audit.findings.section import of_detector
+from pfungst.audit.findings.verdict import conclude
 from pfungst.audit.machine import circumstances
 from pfungst.audit.mended import FOLDER
 from pfungst.audit.recognised import describe

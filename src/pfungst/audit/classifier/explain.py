@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pfungst.audit.classifier.images import Labelled, to_uint8
-from pfungst.audit.classifier.pictures import PictureFolder
 from pfungst.audit.classifier.prepare import Study
 from pfungst.audit.classifier.result import Component, Explained, Faithful, Shown, Tested
 from pfungst.audit.conditions import ORIGINAL
+from pfungst.audit.images import Labelled, to_uint8
+from pfungst.audit.pictures import PictureFolder
 from pfungst.audit.result import Interval, Model
 from pfungst.errors import InputError
 from pfungst.measure import limits, share_outside

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 
 from pfungst.audit.classifier.config import ClassifierConfig
-from pfungst.audit.classifier.images import Labelled
 from pfungst.audit.classifier.witnesses import Other, check_witnesses, load_witnesses
 from pfungst.audit.conditions import ORIGINAL, conditions_for
 from pfungst.audit.config import check_file
 from pfungst.audit.given import LabelledOptions
+from pfungst.audit.images import Labelled
 from pfungst.audit.workspace import refuse_old_result
 from pfungst.conditions import Condition
 from pfungst.data import ImageSet, Item

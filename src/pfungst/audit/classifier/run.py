@@ -10,18 +10,18 @@ from typing import Any
 
 from pfungst.audit.classifier.config import ClassifierConfig
 from pfungst.audit.classifier.explain import Explainer, Part, finished, n_images
-from pfungst.audit.classifier.images import Labelled
 from pfungst.audit.classifier.measure import Measured, answers_of, entry, measure
 from pfungst.audit.classifier.mend import chosen, mend, write_classifier
-from pfungst.audit.classifier.pictures import PictureFolder
 from pfungst.audit.classifier.prepare import Given, Study, conditions_of
 from pfungst.audit.classifier.result import ClassEntry, ClassifierResult, Explained, Faithful
 from pfungst.audit.classifier.task import write_label_task
 from pfungst.audit.classifier.verdict import Judge, explain_numbers, metrics
 from pfungst.audit.conditions import ORIGINAL
-from pfungst.audit.discovery.section import of_classifier
+from pfungst.audit.findings.section import of_classifier
+from pfungst.audit.images import Labelled
 from pfungst.audit.machine import circumstances
 from pfungst.audit.mended import FOLDER
+from pfungst.audit.pictures import PictureFolder
 from pfungst.audit.recognised import describe, estimate_preparation
 from pfungst.audit.result import Skipped, save
 from pfungst.audit.workspace import Workspace, data_state, resumed_result

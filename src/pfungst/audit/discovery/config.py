@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from pfungst.audit.given import LabelledOptions
 
 if TYPE_CHECKING:
-    from pfungst.audit.discovery.topics import Effort
+    from pfungst.audit.findings.topics import Effort
 
 
 class DiscoveryConfig(LabelledOptions):
@@ -83,7 +83,7 @@ class DiscoveryConfig(LabelledOptions):
 
     @property
     def effort(self) -> Effort:
-        from pfungst.audit.discovery.topics import Effort  # with torch
+        from pfungst.audit.findings.topics import Effort  # with torch
 
         return Effort(self.per_class, self.most, self.changed, self.batch_size, self.seed)
 

@@ -12,17 +12,17 @@ from typing import Any
 import torch
 
 from pfungst.audit.anomaly.config import AnomalyConfig
-from pfungst.audit.classifier.images import Labelled
-from pfungst.audit.classifier.pictures import PictureFolder
 from pfungst.audit.classifier.prepare import choose_classes, open_labelled, read_names
 from pfungst.audit.config import AuditConfig, check_file
 from pfungst.audit.discovery.config import DiscoveryConfig
-from pfungst.audit.discovery.result import Discovered, DiscoveryResult
-from pfungst.audit.discovery.search import search
-from pfungst.audit.discovery.topics import Topic, class_topics, encoder_topics, score_topics
-from pfungst.audit.discovery.verdict import conclude, how, metrics, verdict
+from pfungst.audit.findings.result import Discovered, DiscoveryResult
+from pfungst.audit.findings.search import search
+from pfungst.audit.findings.topics import Topic, class_topics, encoder_topics, score_topics
+from pfungst.audit.findings.verdict import conclude, how, metrics, verdict
 from pfungst.audit.given import ImageOptions
+from pfungst.audit.images import Labelled
 from pfungst.audit.machine import circumstances
+from pfungst.audit.pictures import PictureFolder
 from pfungst.audit.recognised import describe, estimate_preparation
 from pfungst.audit.result import Skipped, save
 from pfungst.audit.similarity.config import SimilarityConfig

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from pfungst.audit.discovery.result import Discovered
+from pfungst.audit.findings.result import Discovered
 from pfungst.audit.result import Interval, Model, Result, Variant
 
 Mark = Literal["", "↓", "↓↓", "↑"]

@@ -10,7 +10,7 @@ import numpy as np
 
 from pfungst.audit.conditions import conditions_for
 from pfungst.audit.config import check_file
-from pfungst.audit.discovery.section import of_encoder
+from pfungst.audit.findings.section import of_encoder
 from pfungst.audit.machine import circumstances
 from pfungst.audit.mended import FOLDER
 from pfungst.audit.recognised import describe, estimate_preparation

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from pfungst.audit.classifier.images import to_uint8
-from pfungst.audit.classifier.pictures import PictureFolder
-from pfungst.audit.discovery.result import Column, DiscoveryEntry, Grouped, Mended, Proved, Shown
-from pfungst.audit.discovery.topics import Effort, Topic
+from pfungst.audit.findings.result import Column, DiscoveryEntry, Grouped, Mended, Proved, Shown
+from pfungst.audit.findings.topics import Effort, Topic
+from pfungst.audit.images import to_uint8
+from pfungst.audit.pictures import PictureFolder
 from pfungst.audit.result import Interval
 from pfungst.audit.workspace import Workspace
 from pfungst.discover import Clustering, Finding, Proof, find, over_represented

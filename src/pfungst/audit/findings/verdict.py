@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pfungst.audit.discovery.result import Column, Discovered, DiscoveryEntry, Proved
-from pfungst.audit.discovery.search import corrected
-from pfungst.audit.discovery.topics import Effort
+from pfungst.audit.findings.result import Column, Discovered, DiscoveryEntry, Proved
+from pfungst.audit.findings.search import corrected
+from pfungst.audit.findings.topics import Effort
 from pfungst.audit.result import About, Metric, Verdict
 from pfungst.discover.prove import FEWEST
 from pfungst.errors import few

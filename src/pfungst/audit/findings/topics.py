@@ -5,14 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pfungst.audit.classifier.images import Labelled
 from pfungst.audit.conditions import ORIGINAL
+from pfungst.audit.images import Labelled
 from pfungst.data.traits import file_columns
 from pfungst.discover import ClassSubject, Explanations, ScoreSubject, Subject, explain, explain_scores
 from pfungst.discover.find import Finding, Mend
@@ -25,9 +25,6 @@ from pfungst.spurious import FeatureHead, Witness
 
 if TYPE_CHECKING:
     from pfungst.anomaly import Detector
-    from pfungst.audit.anomaly.measure import Run
-    from pfungst.audit.anomaly.prepare import Study as AnomalyStudy
-    from pfungst.audit.similarity.prepare import Study as SimilarityStudy
 
 _OTHERS = 100  # images that things are put into
 
@@ -101,7 +98,7 @@ def class_topics(
     )
 
 
-def encoder_topics(study: SimilarityStudy, effort: Effort) -> list[Topic]:
+def encoder_topics(study: Any, effort: Effort) -> list[Topic]:
     """The classes of a probe on an encoder, on images that the probe was not fitted to.
 
     The probe is that of the first split of the study. Beside its classes, what makes their images alike is
@@ -179,7 +176,7 @@ def _topics(
             subject,
             [ids[r] for r in rows],
             own,
-            lambda: load(others),
+            lambda: load(others.tolist()),
             explained,
             {name: values[rows] for name, values in columns.items()},
             state,
@@ -190,7 +187,7 @@ def _topics(
     return [one(k) for k in sorted(names) if FEWEST <= counts[k] < len(labels)]
 
 
-def score_topics(study: AnomalyStudy, model: str, run: Run, effort: Effort, name: str = "") -> list[Topic]:
+def score_topics(study: Any, model: str, run: Any, effort: Effort, name: str = "") -> list[Topic]:
     """The scores of a fitted detector of specification `model`, on normal and on defective test images."""
     from pfungst.anomaly import detector_from_spec
 
