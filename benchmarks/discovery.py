@@ -27,7 +27,7 @@ from _planting import plant
 from _truth_nets import answers, as_tensors, pictures, trained
 from evidence import Photos, load
 
-from pfungst.discover import Finding, View, cluster, correct, explain, find
+from pfungst.discover import ClassSubject, Finding, View, cluster, correct, explain, find
 from pfungst.measure import auroc
 from pfungst.spurious import FeatureHead, Witness
 
@@ -44,7 +44,7 @@ def baselines(x: torch.Tensor, phi: np.ndarray) -> list[View]:
 def told(f: Finding) -> dict[str, object]:
     p = f.proof
     return {
-        "class": f.class_, "view": f.view, "kind": f.kind, "cluster": f"{f.cluster + 1}/{f.n_clusters}", "share": round(f.share, 2),
+        "class": f.index, "view": f.view, "kind": f.kind, "cluster": f"{f.cluster + 1}/{f.n_clusters}", "share": round(f.share, 2),
         "remove": [round(v, 2) for v in p.remove], "insert": [round(v, 2) for v in p.insert],
         "retained": [round(v, 2) for v in p.retained], "flips": p.flips, "p": p.corrected,
         "decides": p.decides, "survives": p.survives,
@@ -97,9 +97,8 @@ def one_network(args: argparse.Namespace, seed: int, on: str, artefact: str) -> 
             ("explanations", explained.views()),
             *((v.name, [v]) for v in baselines(x[rows], phi)),
         ):
-            found[name] += find(
-                head, explained, images, others, witnesses, views=views, batch_size=64, seed=seed
-            )[0]
+            subject = ClassSubject(head, k, witnesses)
+            found[name] += find(subject, explained, images, others, views=views, batch_size=64, seed=seed)[0]
     line: dict[str, object] = {
         "seed": seed, "on": on, "artefact": artefact or "clean", "accuracy": round(float((answers(network, parts["held"][0]) == parts["held"][1]).mean()), 2),
     }  # fmt: skip
@@ -110,7 +109,7 @@ def one_network(args: argparse.Namespace, seed: int, on: str, artefact: str) -> 
     for name, all_found in found.items():
         ranked = correct(all_found)
         alive = [f for f in ranked if f.proof.survives]
-        right = [is_right(f, changed[rows_of[f.class_]], target) for f in ranked]
+        right = [is_right(f, changed[rows_of[f.index]], target) for f in ranked]
         line[name] = {
             "tried": len(ranked), "survive": len(alive), "first is right": bool(alive and right[0]),
             "wrong": sum(not r for r in right[: len(alive)]), "cluster": any(right),
@@ -128,7 +127,7 @@ def clean_pictures(args: argparse.Namespace, seed: int, on: str):
 def is_right(f: Finding, changed: np.ndarray, target: int) -> bool:
     """Whether a finding is the artefact: `changed` (N, H, W) is what it changed in the images of the class."""
     marked = changed.any((1, 2))
-    if f.class_ != target or not marked.any():
+    if f.index != target or not marked.any():
         return False
     if f.n_clusters > 1 and marked[f.rows].mean() >= 0.9:
         return True
@@ -188,11 +187,10 @@ def real(args: argparse.Namespace) -> None:
     for group in (views[:3], views[3:4], views[4:]):
         started = time.perf_counter()
         found, _ = find(
-            head,
+            ClassSubject(head, k, witnesses),
             explained,
             images,
             others,
-            witnesses,
             views=group,
             n_images=args.images,
             batch_size=8,

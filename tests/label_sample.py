@@ -21,6 +21,7 @@ from PIL import Image
 
 from pfungst.label import ComponentItem, ComponentTask, ImageItem, ImageTask, ShownImage, Study, write_task
 from pfungst.label.app import create_app
+from pfungst.label.connection import Connection
 from pfungst.label.server import links
 
 SOURCE = Path(__file__).parents[1] / "src"
@@ -186,7 +187,9 @@ def local_server(folder: Path, *labellers: str) -> Iterator[Local]:
     sock = socket.create_server(("127.0.0.1", 0), backlog=64)
     base = f"http://127.0.0.1:{sock.getsockname()[1]}"
     app = create_app(study, {base.removeprefix("http://")})
-    running = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off"))
+    running = uvicorn.Server(
+        uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off", http=Connection)
+    )
     thread = threading.Thread(target=running.run, kwargs={"sockets": [sock]})
     thread.start()
     try:

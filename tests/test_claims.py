@@ -66,6 +66,7 @@ def test_a_claim_with_a_status_names_what_shows_it():
                 "unfit",
                 "sound",
                 "too-few",
+                "not-established",
             ],
         ),
         ("mitigation", ["blur", "lowpass", "prune", "SpuFix"]),

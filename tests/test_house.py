@@ -84,3 +84,32 @@ def test_the_import_contract_is_the_table_of_contributing():
     files = {p.name for p in (ROOT / "src" / "pfungst").glob("[!_]*.py")}
     assert files <= table
     assert {f.removesuffix(".py") for f in files} <= held
+
+
+def test_images_are_opened_in_one_place():
+    """Pillow hands a .png with PostScript inside to an interpreter unless told which formats it may hold."""
+    found = {
+        f"{path.name}:{node.lineno}"
+        for path in SOURCES
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("Image.open", "PIL.Image.open")
+        if not (path.name == "files.py" and [k.arg for k in node.keywords] == ["formats"])
+    }
+    assert not found
+    assert not [
+        p.name
+        for p in SOURCES
+        if re.search(r"from PIL.Image import|cv2\.imread|read_image\(.*torchvision", p.read_text())
+    ]
+
+
+def test_the_lowest_versions_are_those_that_are_tested():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    wanted = [
+        *project["dependencies"],
+        *(r for name in extras if name not in ("lint", "docs") for r in extras[name]),
+    ]
+    bounds = {m[1]: m[2] for r in wanted if (m := re.match(r"([\w.-]+)(?:\[.*?\])?>=([\d.]+)", r))}
+    rows = (ROOT / "constraints-lowest.txt").read_text(encoding="utf-8").splitlines()
+    assert dict(row.removesuffix(".*").split("==") for row in rows if row[:1] != "#") == bounds

@@ -10,6 +10,7 @@ import json
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from typing import IO, TYPE_CHECKING, Any
 from pfungst.errors import DataError, PfungstError
 
 if TYPE_CHECKING:
+    from PIL import Image
     from torch import Tensor
 
 try:
@@ -25,6 +27,12 @@ except ImportError:  # Windows, where nothing is locked
     fcntl = None  # type: ignore[assignment]
 
 Pathlike = str | os.PathLike[str]
+
+MAX_BYTES = 2**31
+"""Largest file that is read into memory at once; a sparse one may claim any size."""
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
+"""What an image may hold, whatever its name says: Pillow would also hand PostScript to an interpreter."""
 
 
 # --- writing ---------------------------------------------------------------------------------------------
@@ -61,7 +69,7 @@ def whole(path: Pathlike) -> Iterator[Path]:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
         text = str(error)
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in text:
+        if disk_is_full(error):
             raise DataError(
                 f"the disk is full: {path} could not be written",
                 "free some space and run the same command again; finished parts are kept",
@@ -72,6 +80,12 @@ def whole(path: Pathlike) -> Iterator[Path]:
                 f"{path} cannot be written: {reason}", "make the folder writable or choose another"
             ) from None
         raise
+
+
+def disk_is_full(error: BaseException) -> bool:
+    """Whether an error says that there is no room, also in the words of a library."""
+    text = str(error)
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in text
 
 
 def write(path: Pathlike, content: str | bytes) -> None:
@@ -109,6 +123,29 @@ def remove_leftovers(folder: Pathlike) -> None:
 
 
 # --- reading ---------------------------------------------------------------------------------------------
+
+
+def content(path: Pathlike) -> bytes:
+    """All bytes of a file.
+
+    Raises:
+        OSError: there is none, or it is a pipe or a device, or larger than ``MAX_BYTES``.
+    """
+    with open(path, "rb", opener=lambda p, flags: os.open(p, flags | getattr(os, "O_NONBLOCK", 0))) as file:
+        found = os.fstat(file.fileno())
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file", str(path))
+        if found.st_size > MAX_BYTES:
+            large = f"{found.st_size:,} bytes are more than the limit of {MAX_BYTES:,}"
+            raise OSError(errno.EFBIG, large, str(path))
+        return file.read()
+
+
+def open_picture(source: Pathlike | IO[bytes]) -> Image.Image:
+    """An image whose header is read, of one of ``FORMATS``: the one call of Pillow's ``Image.open``."""
+    from PIL import Image
+
+    return Image.open(source, formats=FORMATS)
 
 
 @contextlib.contextmanager
@@ -156,11 +193,11 @@ def read(
                 return np.load(path, mmap_mode="r", allow_pickle=False)
             with np.load(path, allow_pickle=False) as file:
                 return {name: file[name] for name in file.files}
-        content = json.loads(path.read_text(encoding="utf-8"))
-    found = content.get("format") if isinstance(content, dict) else None
+        value = json.loads(content(path))
+    found = value.get("format") if isinstance(value, dict) else None
     if format is not None and found != format:
         raise error(f"{path} has format {found!r}, not {format!r}", remedy)
-    return content
+    return value
 
 
 # --- one process at a time -------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pfungst.errors import ConfigError
+from pfungst.errors import ConfigError, PfungstError
 from pfungst.suggest import suggest
 
 _DECORATED = re.compile(r'^@register\(((?:"[^"]+"(?:, )?)+)', re.MULTILINE)
@@ -86,16 +86,29 @@ class Registry(Mapping[str, Any]):
             raise ConfigError(f"unknown {self.kind} {name!r}", suggest(name, self.names()))
         return self._known.get(name, default)
 
-    def find(self, spec: str) -> tuple[Any, str, str]:
+    def find(self, spec: str, anything: bool = False) -> tuple[Any, str, str]:
         """What ``NAME[:REST]`` names, its name and the rest; ``FILE.py:NAME[:REST]`` runs the file first.
 
+        Args:
+            anything: also take what is in the file, or in ``package.module:NAME``, and not registered.
+
         Raises:
-            ConfigError: no such file or name.
+            ConfigError: no such file, module or name, or running it raises.
         """
         name, _, rest = spec.partition(":")
+        found: Mapping[str, Any] = {}
         if name.endswith(".py"):
-            _run(Path(name).resolve(), self.kind)
-            name, _, rest = rest.partition(":")
+            found = _run(Path(name).resolve(), self.kind)
+        elif anything and "." in name and name not in self:
+            found = _imported(name, self.kind)
+        else:
+            return self.get(name), name, rest
+        name, _, rest = rest.partition(":")
+        if anything and name not in self and name in found:
+            return found[name], name, rest
+        if anything and name not in self:
+            own = [n for n, thing in found.items() if not n.startswith("_") and callable(thing)]
+            raise ConfigError(f"there is no {name!r} in {spec.partition(':')[0]}", suggest(name, own))
         return self.get(name), name, rest
 
     def name_of(self, thing: Any) -> str | None:
@@ -128,12 +141,24 @@ class Registry(Mapping[str, Any]):
 
 
 @cache
-def _run(file: Path, kind: str) -> None:
+def _run(file: Path, kind: str) -> Mapping[str, Any]:
     if not file.is_file():
         raise ConfigError(
             f"there is no file {file}", f"write FILE.py:NAME, where the file registers a {kind}"
         )
-    runpy.run_path(str(file), run_name=str(file))  # two files may not register the same name
+    try:
+        return runpy.run_path(str(file), run_name=str(file))  # two files may not register the same name
+    except PfungstError:
+        raise
+    except Exception as error:  # of anybody's code
+        raise ConfigError(f"{file} cannot be run: {type(error).__name__}: {error}", "mend it") from error
+
+
+def _imported(name: str, kind: str) -> Mapping[str, Any]:
+    try:
+        return vars(importlib.import_module(name))
+    except ImportError as error:
+        raise ConfigError(f"{name!r} is no {kind} and no module: {error}", "write FILE.py:NAME") from None
 
 
 def read_parameters(text: str, known: Mapping[str, Any], of: str) -> dict[str, Any]:

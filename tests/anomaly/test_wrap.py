@@ -150,7 +150,7 @@ def test_wrapped_detectors_join_a_bag():
         (OneClassSVM(kernel="linear").fit(table(5)), "linear"),
         (NearestNeighbors(metric="cosine").fit(table(5)), "cosine"),
         (NearestNeighbors(n_neighbors=9).fit(table(5)), "9 neighbours among 5"),
-        (object(), "cannot be wrapped"),
+        (object(), "has no score for new samples"),
         (KernelDensity, "is a class"),
     ],
 )

@@ -260,7 +260,7 @@ def test_a_test_set_without_defects_is_refused(data, tmp_path):
     for kind in ("hole", "scratch"):
         shutil.rmtree(poor / "nut" / "test" / kind)
         shutil.rmtree(poor / "nut" / "ground_truth" / kind)
-    with pytest.raises(DataError, match="no defective test images"):
+    with pytest.raises(DataError, match="lacks a defective test image"):
         run(config(poor, tmp_path / "out"))
 
 
@@ -356,14 +356,14 @@ def test_two_and_ten_test_images_are_too_few(tmp_path, count):
 
 
 def test_two_images_in_all_are_a_named_error(tmp_path):
-    with pytest.raises(DataError, match="1 normal training images"):
+    with pytest.raises(DataError, match="lacks 2 normal training images"):
         run(config(folder(tmp_path / "data", 1, 0, 1), tmp_path / "out"))
 
 
 def test_test_images_of_one_class_only_are_a_named_error(tmp_path):
-    with pytest.raises(DataError, match="has no defective test images"):
+    with pytest.raises(DataError, match="lacks a defective test image"):
         run(config(folder(tmp_path / "good", 6, 12, 0), tmp_path / "out"))
-    with pytest.raises(DataError, match="has no normal test images"):
+    with pytest.raises(DataError, match="lacks a normal test image"):
         run(config(folder(tmp_path / "bad", 6, 0, 12), tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
@@ -417,3 +417,50 @@ def test_scores_that_are_not_numbers_are_a_named_error(data, tmp_path, monkeypat
     with pytest.raises(InputError, match=r"scores of 1 of \d+ samples are NaN or infinite"):
         run(config(data, tmp_path / "out", model="kde", seeds=1))
     assert not (tmp_path / "out" / "result.json").exists()
+
+
+def test_the_frequency_chart_is_the_mean_over_the_defective_images(data, tmp_path):
+    """Regression: it was the sum over all test images, good ones too; the paper's is over anomalous ones, and per image.
+
+    By hand: SciPy's DCT of the differences to every training image, weighted by softmin's shares.
+    """
+    from scipy.fft import dctn
+
+    from pfungst.anomaly import D2Neighbors
+    from pfungst.audit.anomaly.explain import BANDS
+    from pfungst.data import open_images
+    from pfungst.relevance.dct import band_masks
+
+    result = run(config(data, tmp_path, category="nut", protocol="published", mitigate="none", seeds=1))
+    (entry,) = result.entries
+    images = next(s for s in open_images(data) if s.name == "nut").prepare("opencv-nearest", 32)
+    train = images[images.splits == "train"].images
+    test = images[images.splits == "test"]
+    detector = D2Neighbors().fit(train)
+    x, u = (t.double().numpy() for t in (test.images, train))
+    x, u = (np.asarray(detector._normalise(torch.from_numpy(a))) for a in (x, u))
+    difference = x[:, None] - u[None]
+    distance = (difference**2).sum((2, 3, 4))
+    weight = np.exp(-detector.gamma_ * (distance - distance.min(1, keepdims=True)))
+    weight = weight / weight.sum(1, keepdims=True) / distance
+    energy = (dctn(difference, axes=(3, 4), norm="ortho") ** 2).sum(2)
+    masks = band_masks(BANDS.resolve(32, 32), 32, 32, torch.zeros((), dtype=torch.float64)).numpy()
+    share = np.einsum("nj,njhw,bhw->nb", weight, energy, masks)
+    share /= share.sum(1, keepdims=True)
+    np.testing.assert_allclose(entry.spectrum.original, share[test.labels == 1].mean(0), atol=1e-4)
+    for example in entry.examples:
+        np.testing.assert_allclose(example.bands, share[test.ids.index(example.id)], atol=1e-4)
+
+
+def test_masks_without_relevance_give_no_share_and_no_warning():
+    """Regression: "Mean of empty slice" where no heatmap has positive relevance."""
+    import warnings
+    from types import SimpleNamespace
+
+    from pfungst.audit.anomaly.explain import _outside_mask
+
+    masked = np.array([True, True])
+    study = SimpleNamespace(masked=masked, test=SimpleNamespace(masks=torch.ones(2, 4, 4, dtype=torch.bool)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        assert _outside_mask(study, torch.zeros(2, 4, 4)) is None

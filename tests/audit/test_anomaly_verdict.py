@@ -44,11 +44,21 @@ def entry(
     category="ring",
     found=(),
     faithful=FAITHFUL,
+    fnr=None,
+    fpr=None,
+    low=None,
+    p=None,
 ):
     def scores(variant, value):
         rates = dict.fromkeys(("f1", "f1_balanced", "balanced_accuracy"), Interval(value=value))
         rates |= dict.fromkeys(("fnr", "fpr"), Interval(value=1 - value))
-        return Scores(variant=variant, auroc=Interval(value=auroc), clever_hans=Interval(value=hans), **rates)
+        if fnr is not None:
+            rates["fnr"] = Interval(value=fnr)
+        if fpr is not None and variant == MENDED:
+            rates["fpr"] = Interval(value=fpr)
+        rates["auroc"] = Interval(value=auroc, low=low, high=None if low is None else 0.99)
+        change = {} if p is None else {"p_value": p, "change": Interval(value=-0.1, low=-0.2, high=0.02)}
+        return Scores(variant=variant, clever_hans=Interval(value=hans), **rates, **change)
 
     return Entry(
         scores=[scores(v, value) for v, value in zip((ORIGINAL, DEPLOYED, MENDED), f1, strict=False)],
@@ -88,13 +98,48 @@ def verdict(*entries):
         ({"found": [provenance()], "auroc": 0.5}, "unfit"),
         ({"n": (limits.TEST_IMAGES - 1, 50)}, "too-few"),
         ({"n": (50, limits.TEST_IMAGES - 1), "found": [provenance()], "auroc": 0.5}, "too-few"),
-        ({"n": (limits.TEST_IMAGES, limits.TEST_IMAGES)}, "clever-hans"),
+        ({"n": (20, 20)}, "clever-hans"),
+        ({"n": (20, 20), "fnr": 0.49}, "too-few"),  # FNR 29 to 70 %
+        ({"n": (limits.TEST_IMAGES, 50)}, "clever-hans"),  # FPR 2 to 40 %
+        ({"fnr": limits.MISSED}, "unfit"),
+        ({"fnr": limits.MISSED - 0.01}, "clever-hans"),
+        ({"low": 0.5}, "unfit"),  # AUROC's lower end is chance
+        ({"low": 0.51}, "clever-hans"),
+        ({"p": limits.P_FALL}, "not-established"),
+        ({"p": limits.P_FALL / 2}, "clever-hans"),
         ({"faithful": UNFAITHFUL}, "fragile"),
         ({"faithful": None}, "fragile"),
     ],
 )
 def test_levels(changes, level):
     assert verdict(entry(**changes)).level == level
+
+
+def test_a_detector_that_misses_half_of_the_defects_is_not_called_sound():
+    """Regression: PatchCore at FNR 55 % was "sound", as deployment cost it nothing."""
+    found = verdict(entry(f1=(0.6, 0.7), fnr=0.55, auroc=0.83))
+    assert found.level == "unfit"
+    assert "misses 55% of the defects" in found.headline
+    assert "flagging everything has 0.67" in " ".join(found.sentences)
+    held = verdict(entry(f1=(0.9, 0.9), fnr=0.3))
+    assert held.level == "sound"
+    assert "but misses 30% of the defects" in held.headline
+    assert "misses" not in verdict(entry(f1=(0.9, 0.9), fnr=0.1)).headline
+
+
+def test_the_price_of_mending_is_in_the_headline():
+    """Regression: FPR 6 → 26 % by the mend stood in a table only."""
+    mean = {"kde": Scored(scores=entry(f1=(0.9, 0.8, 0.9), fpr=0.46).scores)}
+    worse = [entry(category="a", f1=(0.9, 0.8, 0.7)), *(entry(category=c) for c in "bcde")]
+    found = judge(worse, mean, CONFIG)
+    assert "↓ at the price of FPR 20% → 46%, F1 lower in 1 of 5 categories" in found.headline
+    assert "price" not in verdict(entry()).headline
+
+
+def test_a_fall_that_may_be_chance_is_not_established():
+    found = verdict(entry(p=0.2))
+    assert found.headline.startswith("Not established whether kde survives pillow-bilinear")
+    assert "F1 falls by 0.10 (-0.02 to 0.20), P = 0.2 over the test images" in found.sentences[0]
 
 
 def test_no_verdict_rests_on_an_explanation_that_does_not_beat_random():
@@ -163,7 +208,7 @@ def test_metrics_are_the_worst_and_left_out_where_nothing_has_them():
     found = metrics([entry("a"), entry("b", f1=(0.9, 0.7), found=[provenance(within=None)])])
     assert found["f1-drop"].where == "ring / b"
     assert found["mitigated-f1-drop"].per == {"ring / a": pytest.approx(0.0)}
-    assert found["provenance-eta2"].per == {"ring / b by session": pytest.approx(0.6)}
+    assert found["provenance-eta2-excess"].per == {"ring / b by session": pytest.approx(0.6)}
     assert "provenance-gap" not in found
     assert "outside-mask-share" not in found
 

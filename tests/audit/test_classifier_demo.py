@@ -63,7 +63,7 @@ def test_the_radius_grows_evenly_to_its_value(monkeypatch):
 
 @pytest.mark.slow
 def test_the_demo_finds_the_watermark_proves_that_it_triggers_the_class_and_ends_it(tmp_path):
-    result = PARTS["classifier"](tmp_path)
+    result = PARTS["classifier"](tmp_path, train=True)
     assert isinstance(result, ClassifierResult)
     entry = next(e for e in result.entries if e.index == demo.MARKED)
     first = entry.components[0]

@@ -27,7 +27,7 @@ def test_a_wrong_key_is_answered_with_the_nearest_right_one(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("data = ", "not readable TOML"),
+        ("data = ", "cannot be read: Invalid value"),
         ("size = 3\ndata = 'x'", "size = 3"),
         ("size = 64", "'data' is missing"),
     ],

@@ -55,6 +55,10 @@ def parts(tmp_path_factory):
         ({"groups": "session"}, "no column 'session'"),
         ({"category": "screw"}, "screw"),
         ({"data": "nowhere"}, "nowhere does not exist"),
+        ({"device": "tpu"}, "unknown device 'tpu'"),
+        ({"normal": "OK"}, "no image has the label 'OK': there are 'good'"),
+        ({"window": "40"}, "window '40' cannot be read"),
+        ({"window": "40,400"}, "a window does nothing here"),
     ],
 )
 def test_anomaly(parts, tmp_path, options, says):
@@ -86,7 +90,7 @@ def shapes(tmp_path_factory):
         ({"condition": "jpeg:30", "mitigate": "prune"}, "what to prune"),
         ({"condition": "jpeg:30", "mitigate": "prune:auto:region"}, "no logo"),
         ({"groups": "device"}, "no column 'device'"),
-        ({"labels": "colour"}, "no label"),
+        ({"labels": "colour"}, "no column 'colour'"),
         ({"positive": "z"}, "no image has the label 'z'"),
         ({"keep_together": "ward"}, "no column 'ward'"),
         ({"split": "given"}, "--split folds"),

@@ -14,7 +14,7 @@ from torch import nn
 import pfungst.audit.similarity.mend as mending
 import pfungst.audit.similarity.prepare as prepare
 import pfungst.audit.similarity.run as audit
-from pfungst.audit.check import Gate, check
+from pfungst.audit.check import Gates, check
 from pfungst.audit.result import Level, Variant, load
 from pfungst.audit.similarity.embeddings import Source, open_set
 from pfungst.audit.similarity.explain import _marks
@@ -85,7 +85,7 @@ def test_the_result_is_complete_and_consistent(audited):
     mitigation = result.mitigation
     assert [(t.layer, t.k) for t in mitigation.trials] == [("", 0), ("stage1.relu1", 1), ("stage1.relu1", 2)]
     assert (mitigation.spec, mitigation.chosen) == ("prune:stage1.relu1:1", 1)  # as asked for, not the best
-    assert load_encoder(f"pfungst:{out / 'pruned'}").edits[0]["filters"] == result.mitigation.filters
+    assert load_encoder(f"pfungst:{out / 'mended'}").edits[0]["filters"] == result.mitigation.filters
     assert not (out / ".parts").exists()
     assert not (out / ".factors").exists()
 
@@ -93,9 +93,8 @@ def test_the_result_is_complete_and_consistent(audited):
 def test_gates_read_the_metrics(audited):
     result, _ = audited
     drop = result.pooled(AS_IS).accuracy.value - result.pooled(Variant(condition="logo:tag")).accuracy.value
-    outcome = check(
-        result, [Gate.parse(f"condition-drop={drop + 0.01}", "max"), Gate.parse("accuracy=1.1", "min")]
-    )
+    gates = Gates.read(maximum=[f"condition-drop={drop + 0.01}"], minimum=["accuracy=1.1"])
+    outcome = check(result, gates)
     assert [o.passed for o in outcome] == [True, False]
 
 
@@ -166,7 +165,8 @@ def test_pruning_is_chosen_on_training_images_only(tmp_path, stamp, monkeypatch)
     with pytest.raises(InterruptedError):
         run(config(listing, out, condition=[stamp], mitigate="prune:auto"))
     assert set(picked) == {"train"}
-    store = json.loads(next((out / ".parts").rglob("sweep*.json")).read_text())
+    _, text = next((out / ".parts").rglob("sweep*.json")).read_text().split("\n")
+    store = json.loads(text)
     trials = store["trials"]
     worth = [t["accuracy"] + t["conditions"]["logo:tag"] for t in trials]
     assert worth[store["chosen"]] == max(worth[1:])

@@ -114,7 +114,7 @@ def test_columns_of_another_file_are_joined_by_path(tmp_path):
     file.write_text("path,split,label,faces\na/0.png,train,x,2\na\\1.png,val,x,0\n")
     joined, notes = join_columns(items, file)
     assert [i.groups for i in joined] == [{"faces": "2"}, {"faces": "0"}, {}]
-    assert [i.split for i in joined] == ["train", "val", None]
+    assert [i.split for i in joined] == ["train", "validation", None]
     assert joined[0].label == "a"
     assert notes == ["more.csv does not name 1 of 3 images: a/2.png"]
 

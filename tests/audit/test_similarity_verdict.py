@@ -9,8 +9,18 @@ from scipy import stats
 from pfungst.audit.result import Interval, Variant
 from pfungst.audit.similarity.measure import beyond_label, confusion
 from pfungst.audit.similarity.prepare import AS_IS, ERASED, OPPOSITE
-from pfungst.audit.similarity.result import Artefact, Confusion, Faithful, Findings, ProbeScores, Region
-from pfungst.audit.similarity.verdict import judge
+from pfungst.audit.similarity.result import (
+    Artefact,
+    Confusion,
+    Faithful,
+    Fall,
+    Findings,
+    ProbeScores,
+    Provenance,
+    Region,
+    Subgroup,
+)
+from pfungst.audit.similarity.verdict import judge, metrics, nearly_all
 from pfungst.probes import Plan, Predictions
 
 NAME = "logo:tag"
@@ -32,7 +42,7 @@ def result(
         value = Interval(value=accuracy, low=accuracy - 0.02, high=accuracy + 0.02)
         return ProbeScores(
             variant=variant, n=300, counts=dict.fromkeys(classes, 100), accuracy=value, rebalanced=value,
-            per_seed=[accuracy] * 5, mark=mark,
+            per_seed=[accuracy] * 5, mark=mark, p_value=0.02,
         )  # fmt: skip
 
     matrix = (np.eye(len(classes), dtype=int) * 80).tolist()
@@ -151,3 +161,56 @@ def test_of_scores_that_know_the_label_only_one_in_a_hundred_is_marked():
         beyond_label(rng.normal(size=80) + (labels == "a"), labels, groups, np.arange(80)) for _ in range(400)
     ]
     assert np.mean(np.array(p) < 0.05) == pytest.approx(0.05, abs=0.03)
+
+
+def doubtful(low, p=0.11):
+    """Chain saws of a group fall by 0.22; by its own interval no chance, but not after Holm."""
+    fall = Fall(
+        classes=["a"], n=11, inside=0.73, outside=0.95, p_value=p,
+        fall=Interval(value=0.22, low=low, high=0.51),
+    )  # fmt: skip
+    whole = fall.model_copy(update={"classes": ["a", "b"], "fall": Interval(value=0.02, low=-0.1, high=0.1)})
+    group = Subgroup(column="faces>0", group="faces>0", n=106, whole=whole, classes=[fall])
+    return result(fall=0.0, mark="").model_copy(update={"subgroups": [group]})
+
+
+def test_a_large_fall_that_is_not_significant_is_not_established():
+    """Regression: such an audit said "sound"."""
+    found = judge(doubtful(0.04))
+    assert found.level == "not-established"
+    assert "falls on faces>0: accuracy for 'a' 0.95 → 0.73 over 11 images, P = 0.11" in found.headline
+    assert judge(doubtful(-0.01)).level == "sound"
+    assert judge(doubtful(0.04, p=1.0)).level == "sound"  # one of many tests
+
+
+def test_a_column_that_the_score_may_follow_is_not_established():
+    """Regression: AUROC 0.62 pooled and 0.51 within locations was "sound", as P was 0.53."""
+    seen = Provenance(
+        column="location", label="a", eta2_group=0.08, eta2_label=0.03, auroc_pooled=0.62, auroc_within=0.51,
+        accuracy_pooled=0.56, accuracy_within=0.5, by_group_alone=0.67, group_readable=0.4, group_chance=0.3,
+        p_value=0.53, follows=False, reasons=["AUROC differs by 0.11"],
+    )  # fmt: skip
+    found = judge(result(fall=0.0, mark="").model_copy(update={"provenance": [seen]}))
+    assert found.level == "not-established"
+    assert "follows location: AUROC 0.62 pooled, 0.51 within it, P = 0.53" in found.headline
+
+
+def test_a_condition_that_costs_much_without_significance_is_not_established():
+    assert judge(result(fall=0.08, mark="")).level == "not-established"
+    assert judge(result(fall=0.04, mark="")).level == "sound"
+
+
+def test_a_gate_sees_what_is_not_a_number():
+    """Regression: metrics that are NaN were left out, and a gate on them passed or did not exist."""
+    base = result()
+    nan = base.artefacts[0].model_copy(update={"share": float("nan")})
+    metric = metrics(base.model_copy(update={"artefacts": [nan]}))["artefact-excess"]
+    assert np.isnan(metric.value)
+
+
+@pytest.mark.parametrize(
+    ("share", "said"), [(0.5, "50%"), (0.99998, "99.998%"), (0.997, "99.7%"), (1.0, "100%"), (1.4, "140%")]
+)
+def testnearly_all_is_not_all(share, said):
+    """Regression: biases that absorb 99.998 % were said to absorb 100 %."""
+    assert nearly_all(share) == said

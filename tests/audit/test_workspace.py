@@ -1,9 +1,14 @@
 import numpy as np
 import pytest
+from pydantic import BaseModel
 
+from factories import mini_mvtec
 from pfungst.audit.anomaly.config import AnomalyConfig
-from pfungst.audit.result import Metric
-from pfungst.audit.workspace import Workspace, slug
+from pfungst.audit.anomaly.run import run
+from pfungst.audit.result import Metric, load
+from pfungst.audit.workspace import Workspace, data_state, slug
+from pfungst.data import Item
+from pfungst.data.tables import Cell
 from pfungst.errors import ConfigError, DataError
 
 PART = Metric(value=0.5, where="ring", meaning="m")
@@ -62,3 +67,93 @@ def test_slugs_keep_different_names_apart():
     names = ["a/b", "a:b", "../a", "", "<script>", "ä"]
     assert len({slug(n) for n in names}) == len(names)
     assert all("/" not in slug(n) and not slug(n).startswith(".") for n in names)
+
+
+class Pictured(BaseModel):
+    arrays: str
+    images: list[str]
+
+
+def test_a_part_whose_files_or_text_changed_is_computed_again(tmp_path):
+    space = Workspace(AnomalyConfig.build(data="x", out=tmp_path, resume=True))
+    (tmp_path / "images").mkdir()
+    picture = tmp_path / "images" / "photo-1.png"
+    picture.write_bytes(b"1")
+    part = Pictured(arrays=space.save_arrays("a", {"a": np.arange(3)}), images=["images/photo-1.png"])
+    space.save_part("a", part)
+    assert space.load_part("a", Pictured) == part
+    file = next(tmp_path.rglob("a.json"))
+    text = file.read_text()
+    file.write_text(text.replace("photo-1", "photo-2"))
+    assert space.load_part("a", Pictured) is None
+    file.write_text(text)
+    assert space.load_part("a", Pictured) == part
+    picture.write_bytes(b"2")
+    assert space.load_part("a", Pictured) is None
+    picture.unlink()
+    assert space.load_part("a", Pictured) is None
+
+
+def test_the_fingerprint_holds_options_version_data_and_the_files_that_options_name(tmp_path, monkeypatch):
+    (tmp_path / "tag.png").write_text("1")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "table.csv").write_text("path\n")
+
+    def build(**more):
+        deployed = f"logo:file={tmp_path / 'tag.png'}"
+        return AnomalyConfig.build(
+            data=tmp_path / "data", out=tmp_path / "o", **{"deployed": deployed} | more
+        )
+
+    known = {build().fingerprint()}
+    assert build(resume=True, device="cpu").fingerprint() in known
+    found = [build(size=64).fingerprint(), build().fingerprint("other data")]
+    (tmp_path / "tag.png").write_text("22")
+    found.append(build().fingerprint())
+    (tmp_path / "data" / "table.csv").write_text("path,label\n")
+    found.append(build().fingerprint())
+    monkeypatch.setattr("pfungst.audit.config.__version__", "9")
+    found.append(build().fingerprint())
+    assert len(known | set(found)) == 6
+
+
+def test_the_state_of_data_follows_their_files(tmp_path):
+    for name in ("a.png", "b.parquet"):
+        (tmp_path / name).write_text("1")
+    items = [
+        Item("a", tmp_path / "a.png", "good"),
+        Item("b", Cell(None, tmp_path / "b.parquet", 0, 0, "image")),
+        Item("c", b"1"),
+        Item("d", lambda: b"made"),
+    ]
+    states = [data_state(items)]
+    assert data_state(items) == states[0]
+    for file in ("a.png", "b.parquet"):
+        (tmp_path / file).write_text("22")
+        states.append(data_state(items))
+    states += [data_state([*items[:2], Item("c", b"2")]), data_state(items[:3]), data_state(items, tmp_path)]
+    assert len(set(states)) == 6
+
+
+def test_a_finished_result_is_resumed_for_free_and_never_replaced_unasked(tmp_path):
+    data = mini_mvtec(tmp_path / "data", train=6, good=4, defective=2, size=32)
+    options = {"data": data, "size": 16, "seeds": 3, "out": tmp_path / "o"}
+    first = run(AnomalyConfig.build(**options))
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "o").rglob("*")}
+    assert run(AnomalyConfig.build(**options, resume=True)) == first
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "o").rglob("*")} == before
+    with pytest.raises(ConfigError, match="other options"):
+        run(AnomalyConfig.build(**options | {"size": 24}, resume=True))
+    image = next(data.rglob("*.png"))
+    image.write_bytes(image.read_bytes())
+    with pytest.raises(ConfigError, match="other data"):
+        run(AnomalyConfig.build(**options, resume=True))
+    assert load(tmp_path / "o") == first
+
+
+def test_what_overwrites_a_result_takes_it_away_before_the_first_new_number(tmp_path):
+    (tmp_path / "result.json").write_text("{}")
+    (tmp_path / "report.html").write_text("")
+    Workspace(AnomalyConfig.build(data="x", out=tmp_path, overwrite=True))
+    assert not (tmp_path / "result.json").exists()
+    assert not (tmp_path / "report.html").exists()

@@ -253,3 +253,27 @@ def test_what_is_missing_is_named(tmp_path, pixel, github):
     write(tmp_path / "Data_Entry_2017_v2020.csv", NIH_COLUMNS, [{"Image Index": "1.png", "Patient ID": "1"}])
     with pytest.raises(DataError, match="none of the 1 images"):
         open_nih(tmp_path)
+
+
+def test_files_that_are_listed_twice_are_read_once(tmp_path, pixel):
+    """Regression: the published metadata.csv lists four files twice, which was refused."""
+    row = {"finding": "Pneumonia/Viral/COVID-19", "view": "PA", "modality": "X-ray", "folder": "images"}
+    rows = [
+        row | {"patientid": p, "filename": f, "sex": s}
+        for p, f, s in (("1", "a.png", "F"), ("2", "b.png", "M"), ("1", "a.png", "M"))
+    ]
+    for name in ("a.png", "b.png"):
+        link(tmp_path / "images" / name, pixel)
+    write(tmp_path / "metadata.csv", COLUMNS, rows)
+    found = open_collection(tmp_path)
+    assert [i.id for i in found.items] == ["images/a.png", "images/b.png"]
+    assert found.items[0].groups["sex"] == "F"
+    assert "1 images are listed twice; the first row of each counts" in found.notes
+
+
+def test_a_folder_of_both_sources_is_the_aggregate(github, nih, tmp_path):
+    (tmp_path / "collection").symlink_to(github)
+    (tmp_path / "cxr8").symlink_to(nih)
+    (found,) = open_images(tmp_path)
+    expected = open_covid(github, nih)
+    assert [i.id for i in found.items] == [i.id for i in expected.items]

@@ -106,7 +106,7 @@ def test_image_folders(tmp_path: Path):
     assert s.labels.tolist() == [1, 1, 0, 0]
     (s,) = open_images(tmp_path / "b")
     assert len(s.select(split="train", label="cat")) == 2
-    assert {i.split for i in s.items} == {"train", "val"}
+    assert {i.split for i in s.items} == {"train", "validation"}
     (s,) = open_images(tmp_path / "b/val/cat")
     assert s.classes == [None, None]
     with pytest.raises(DataError, match="2 of 2 images have no label"):
@@ -164,7 +164,11 @@ def test_a_csv_with_other_names_root_and_categories(tmp_path: Path):
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ("file,label\nim/0.png,good\n", r"no column 'path'\n.*it has: file, label"),
+        ("picture,label\nim/0.png,good\n", r"no column 'path'\n.*it has: picture, label.*--path-column"),
+        (
+            "File,image,label\nim/0.png,,good\n",
+            r"2 columns that may be the path: File, image\n.*--path-column",
+        ),
         ("path,kind\nim/0.png,good\n", r"no column 'label'\n.*it has: path, kind"),
         (
             "path,label\nim/0.png,good\nim/9.png,good\n",
@@ -240,7 +244,9 @@ def test_bad_parquet(tmp_path: Path):
     with pytest.raises(DataError, match=r"bad\.parquet cannot be read: Parquet"):
         open_images(tmp_path / "bad.parquet")
     pq.write_table(pa.table({"label": ["a"]}), tmp_path / "none.parquet")
-    with pytest.raises(DataError, match=r"no column 'image'\n.*'label'"):
+    with pytest.raises(
+        DataError, match=r"no column of images \(image, .*none of paths: label\n.*--path-column"
+    ):
         open_images(tmp_path / "none.parquet")
 
 

@@ -1,12 +1,13 @@
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from factories import broken_files, picture, save
-from pfungst.conditions import Condition
+from pfungst.conditions import RESIZERS, Condition
 from pfungst.data import ImageSet, Item, open_images, resize_mask
 from pfungst.errors import DataError, UnreadableImages
 
@@ -171,3 +172,22 @@ def test_the_two_resizers_give_the_published_scores(golden: Path, shared: Path):
         d = ((flat(p)[60:, None] - u[None]) ** 2).sum(2)
         score = -(logsumexp(-gamma * d, axis=1) - np.log(60)) / gamma
         np.testing.assert_allclose(score, z[key], rtol=1e-3)
+
+
+def test_a_size_of_two_sides(tmp_path):
+    """Height first, as torch has it; every resizer against its library called by hand."""
+    image = picture(3, (50, 40))[0]
+    wide = {"pillow-bilinear": Image.Resampling.BILINEAR, "pillow-lanczos": Image.Resampling.LANCZOS}
+    for name in set(RESIZERS) - {"none"}:
+        assert Condition.parse(name)(image, (16, 24)).shape == (3, 16, 24)
+    for name, how in wide.items():
+        by_hand = np.asarray(Image.fromarray(image).resize((24, 16), how)).transpose(2, 0, 1) / np.float32(
+            255
+        )
+        np.testing.assert_array_equal(Condition.parse(name)(image, (16, 24)).numpy(), by_hand)
+    by_hand = cv2.resize(image, (24, 16), interpolation=cv2.INTER_AREA).transpose(2, 0, 1) / np.float32(255)
+    np.testing.assert_array_equal(Condition.parse("opencv-area")(image, (16, 24)).numpy(), by_hand)
+    mask = np.zeros((40, 50), bool)
+    mask[:20, :25] = True
+    assert resize_mask(mask, (16, 24)).shape == (16, 24)
+    assert resize_mask(mask, (16, 24)).sum() == 8 * 12

@@ -176,3 +176,34 @@ def test_mnist_c_that_is_not_as_published(published):
         mnist_c(published, "stripe")
     with pytest.raises(DataError, match="identity"):
         mnist_c(published / "fog")
+
+
+def test_mnist_is_corrupted_here_and_found_by_the_audit(tmp_path):
+    """The corrupted image by hand, from the bytes of the file; the same data by the path of the folder."""
+    from pfungst.audit.anomaly.config import AnomalyConfig
+    from pfungst.audit.anomaly.prepare import open_sets
+    from pfungst.datasets.mnist import corrupted_mnist
+
+    images = np.random.default_rng(0).integers(0, 256, (1700, 28, 28), dtype=np.uint8)
+    labels = (np.arange(1700) % 10).astype(np.uint8)
+    (tmp_path / "t10k-images-idx3-ubyte").write_bytes(idx(images))
+    (tmp_path / "t10k-labels-idx1-ubyte").write_bytes(idx(labels))
+    (found,) = corrupted_mnist(tmp_path, "stripe", train=20, good=5, anomalous=5)
+    item = next(i for i in found.items if i.label == "stripe")
+    number = int(item.id.rsplit("/", 1)[1])
+    expected = images[number].copy()
+    expected[:, :7] = expected[:, 21:] = 255
+    assert np.array_equal(np.asarray(item.read())[..., 0], expected)
+    assert np.array_equal(item.read_mask(), expected != images[number])
+    assert item.groups["digit"] == str(number % 10)
+    sets = open_sets(AnomalyConfig.build(data=tmp_path, category="stripe,fog"))
+    assert [(s.name, len(s.items)) for s in sets] == [("stripe", 1600), ("fog", 1600)]
+
+
+def test_mnist_c_is_data_of_the_audit(published):
+    from pfungst.audit.anomaly.config import AnomalyConfig
+    from pfungst.audit.anomaly.prepare import open_sets
+
+    sets = open_sets(AnomalyConfig.build(data=published))
+    assert sets
+    assert all(i.label in ("good", s.name) for s in sets for i in s.items)

@@ -1,6 +1,5 @@
 """Discovery end to end: a planted mark is the first finding, a clean network has none; proof by hand."""
 
-import json
 from dataclasses import replace
 
 import numpy as np
@@ -16,7 +15,7 @@ from pfungst.audit.discovery.config import DiscoveryConfig
 from pfungst.audit.discovery.run import run
 from pfungst.audit.result import load
 from pfungst.cli import app
-from pfungst.discover import Judge, Proof, cluster, correct, explain, find
+from pfungst.discover import ClassSubject, Judge, Proof, cluster, correct, explain, find
 from pfungst.errors import ConfigError, InputError
 from pfungst.measure import Interval, auroc
 from pfungst.relevance import Patches, attribute
@@ -75,9 +74,8 @@ def searched(net, x, y, classes, witness=None):
         own = x[y == k]
         explained = explain(head, k, lambda r, own=own: own[list(r)], len(own), batch_size=64)
         witnesses = [] if witness is None else [Witness(witness, k)]
-        found += find(
-            head, explained, lambda r, own=own: own[list(r)], x[y != k][:80], witnesses, batch_size=64
-        )[0]
+        subject = ClassSubject(head, k, witnesses)
+        found += find(subject, explained, lambda r, own=own: own[list(r)], x[y != k][:80], batch_size=64)[0]
     return correct(found)
 
 
@@ -86,12 +84,12 @@ def test_a_planted_mark_is_the_first_finding_and_clean_classes_have_none(planted
     found = searched(net, x, y, [MARKED, 0, 7])
     first = found[0]
     assert first.proof.survives, first.proof.reason
-    assert first.class_ == MARKED
+    assert first.index == MARKED
     member = np.zeros(int((y == MARKED).sum()))
     member[first.rows] = 1
     assert auroc(marked[y == MARKED].numpy(), member) > 0.9
     assert first.proof.flips[0] > first.proof.flips[1]
-    assert {f.class_ for f in found if f.proof.survives} == {MARKED}
+    assert {f.index for f in found if f.proof.survives} == {MARKED}
     region = next(f.regions[0] for f in found if f.proof.survives and f.regions is not None)
     assert region[1:4, 1:4].mean() > 0.5  # the mark is in it
 
@@ -108,7 +106,7 @@ def test_explanations_are_those_of_the_engine_and_of_the_head(planted):
     np.testing.assert_allclose(
         explained.psi.sum(1) + net[-1].bias[2].item(), logits[:, 2].numpy(), rtol=1e-4, atol=1e-4
     )
-    assert explained.predicted.tolist() == logits.argmax(1).tolist()
+    assert explained.said.tolist() == (logits.argmax(1) == 2).tolist()
     with pytest.raises(InputError, match="class 2 has no images"):
         explain(head, 2, lambda r: few[:0], 0)
 
@@ -134,7 +132,7 @@ def test_proof_by_hand():
     x, others = torch.zeros(12, 1, 8, 8), torch.zeros(20, 1, 8, 8)
     x[:, :, :2, :2] = 1
     head = FeatureHead(net, example=torch.rand(4, 1, 8, 8))
-    judge = Judge(head, 1, x, others)
+    judge = Judge(ClassSubject(head, 1), x, others)
     odds, hit = judge.odds(0, x)
     np.testing.assert_allclose(odds, 2.0 * 4 - 3, rtol=1e-5)  # log odds of two classes are their difference
     assert hit.all()
@@ -154,11 +152,11 @@ def test_proof_by_hand():
     always = _Corner().eval()
     with torch.no_grad():
         always.fc.bias[1] = 5.0
-    witnessed = Judge(head, 1, x, others, [Witness(always, 1)])
+    witnessed = Judge(ClassSubject(head, 1, [Witness(always, 1)]), x, others)
     assert witnessed.regions(x, heat, None).retained.value == 1  # a witness still knows the class
     assert witnessed.regions(x, heat, None).insert.low < 0.1  # and is moved as much, so that it is the object
     with pytest.raises(InputError, match="prove nothing"):
-        Judge(head, 1, x, others[:0])
+        Judge(ClassSubject(head, 1), x, others[:0])
 
 
 def test_exchanged_bands_are_what_a_network_of_high_frequencies_follows():
@@ -180,7 +178,7 @@ def test_exchanged_bands_are_what_a_network_of_high_frequencies_follows():
     x = smooth[:20] + 0.2 * checks
     net = Fine().eval()
     head = FeatureHead(net, example=torch.rand(4, 1, 16, 16))
-    judge = Judge(head, 1, x, smooth[20:40])
+    judge = Judge(ClassSubject(head, 1), x, smooth[20:40])
     kept = np.zeros(8, bool)
     kept[-1] = True
     proof = judge.bands(x, kept, smooth[40:])
@@ -199,6 +197,10 @@ def test_words_of_proofs():
     assert made().survives
     assert not made(retained=Interval(0.6, 0.4, 0.8)).survives
     assert "decides little" in made(insert=Interval(0.2, 0.05, 0.3)).reason
+    lungs = made(alone=True)  # all X-rays of a class have lungs: once called an artefact
+    assert lungs.decides
+    assert not lungs.survives
+    assert "only a witness" in lungs.reason
     assert "falls by" in made(remove=Interval(0.2, -0.1, 0.3)).reason
     assert "after correction" in made(corrected=0.2).reason
 
@@ -230,7 +232,7 @@ def test_the_command_finds_the_mark_names_the_column_and_writes_the_page(command
     assert result.kind == "discovery"
     assert result.verdict.level == "clever-hans"
     assert result.verdict.about.entry == str(MARKED)
-    entry, first = result.found()[0]
+    entry, first = result.discovered.found()[0]
     assert entry.index == MARKED
     assert (first.columns[0].column, first.columns[0].value) == ("site", "A")
     assert first.columns[0].inside > 0.9 > 0.1 > first.columns[0].outside
@@ -243,7 +245,7 @@ def test_the_command_finds_the_mark_names_the_column_and_writes_the_page(command
 
 
 def test_an_interrupted_discovery_goes_on_with_the_same_numbers(command, tmp_path, monkeypatch):
-    import pfungst.audit.discovery.run as module
+    import pfungst.audit.findings.search as module
 
     whole = run(DiscoveryConfig.build(**command, out=tmp_path / "whole", classes="0,3"))
     real, calls = module.find, []
@@ -260,8 +262,8 @@ def test_an_interrupted_discovery_goes_on_with_the_same_numbers(command, tmp_pat
         run(DiscoveryConfig.build(**options))
     resumed = run(DiscoveryConfig.build(**options, resume=True))
     assert len(calls) == 3
-    assert any("1 finished classes were taken over" in n for n in resumed.notes)
-    assert json.loads(resumed.model_dump_json())["entries"] == json.loads(whole.model_dump_json())["entries"]
+    assert any("1 finished topics were taken over" in n for n in resumed.notes)
+    assert resumed.discovered == whole.discovered
     with pytest.raises(ConfigError, match="already holds a result"):
         run(DiscoveryConfig.build(**options))
 
@@ -284,6 +286,6 @@ def test_one_cluster_and_few_images(planted):
     net, x, *_ = planted
     head = FeatureHead(net, example=x[:4])
     explained = explain(head, 1, lambda r: x[list(r)], 5)
-    with pytest.raises(InputError, match="5 images of class 1"):
-        find(head, explained, lambda r: x[list(r)], x)
+    with pytest.raises(InputError, match="5 images of subject 1"):
+        find(ClassSubject(head, 1), explained, lambda r: x[list(r)], x)
     assert cluster(np.zeros((9, 3))).n_clusters == 1

@@ -14,8 +14,8 @@ import torch
 
 from pfungst.audit.anomaly.config import AnomalyConfig
 from pfungst.audit.classifier.config import ClassifierConfig
-from pfungst.audit.classifier.images import Labelled
 from pfungst.audit.conditions import conditions_for
+from pfungst.audit.images import Labelled
 from pfungst.audit.similarity.config import SimilarityConfig
 from pfungst.audit.similarity.embeddings import Source, embed
 from pfungst.conditions import Condition
@@ -249,3 +249,41 @@ def test_ray_is_asked_for_before_anything_is_loaded(monkeypatch):
     monkeypatch.setattr("pfungst.audit.config.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pfungst\[ray\]"):
         ClassifierConfig.build(model="m:f", train="t", val="v", ray="auto")
+
+
+STARTED = """
+import multiprocessing, os, sys, time
+from pfungst.features.workers import end_with_parent
+def work(file):
+    open(file, "w").write(str(os.getpid()))
+    time.sleep(0.7)
+    end_with_parent()
+    time.sleep(60)
+if __name__ == "__main__":
+    context = multiprocessing.get_context(sys.argv[2])
+    context.Process(target=work, args=(sys.argv[1],)).start()
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("how", ["spawn", "fork", "forkserver"])
+def test_a_worker_ends_even_if_its_parent_was_killed_while_it_started(tmp_path, how):
+    (tmp_path / "job.py").write_text(STARTED)
+    file = tmp_path / "pid"
+    job = subprocess.Popen([sys.executable, str(tmp_path / "job.py"), str(file), how])
+    until = time.monotonic() + 60
+    while not (file.exists() and file.read_text()) and time.monotonic() < until:
+        time.sleep(0.02)
+    child = Path("/proc", file.read_text(), "cmdline")
+    job.kill()
+    job.wait()
+    until = time.monotonic() + 10
+    while time.monotonic() < until:
+        try:
+            if not child.read_bytes():
+                break
+        except OSError:
+            break
+        time.sleep(0.05)
+    else:
+        pytest.fail("the worker is still there")

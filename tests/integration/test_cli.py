@@ -52,10 +52,20 @@ def test_audit_report_and_gates(data, tmp_path):
     assert good.returncode == 0, good.stderr
     assert good.stdout.count("pass") == 2
     assert (tmp_path / "j.xml").exists()
+    failing = pfungst("audit", "anomaly", data, "--size", 32, "--seeds", 3, "--out", out, "--overwrite",
+                      "--fail-on", "sound,fragile,unfit,provenance,clever-hans,too-few")  # fmt: skip
+    assert failing.returncode == 1
+    assert "FAIL  the verdict is" in failing.stdout
+    exported = pfungst(
+        "export", out, "--torch-export", "--entry", "bolt / d2neighbors", "--out", tmp_path / "model"
+    )
+    assert exported.returncode == 0, exported.stderr
+    assert (tmp_path / "model/model.pt2").exists()
+    assert pfungst("export", out).returncode == 2
     bad = pfungst("check", out, "--min", "auroc=1.01")
     assert bad.returncode == 1
     assert bad.stdout.startswith("FAIL")
-    assert pfungst("check", out).returncode == 2
+    assert "--min auroc=" in pfungst("check", out).stdout
     assert pfungst("check", tmp_path).returncode == 2
 
     again = pfungst("audit", "anomaly", data, "--size", 32, "--out", out)

@@ -10,7 +10,8 @@ from pfungst.audit.similarity.config import SimilarityConfig
 from pfungst.cli import app
 from pfungst.cli.options import from_config
 
-SHARED = "--config --out --seed --skip-bad --resume --overwrite --device --workers --ray --help"
+SHARED = "--config --out --seed --skip-bad --resume --overwrite --device --workers --ray --fail-on --help "
+SHARED += "--path-column --mask-column --split-column --root --window --dry-run"
 # The options when they were written by hand, without those above; and fields that only TOML files could set.
 OPTIONS = {
     "anomaly": "--category --deployed --groups --mitigate --model --original --protocol --seeds --size",
@@ -22,8 +23,8 @@ OPTIONS = {
     "--train --trust-checkpoint --val",
 }
 ADDED = {
-    "anomaly": {"--quantile", "--examples"},
-    "classifier": {"--original", "--deployed", "--witness", "--rule"},
+    "anomaly": {"--quantile", "--examples", "--label-column", "--normal", "--keep-together"},
+    "classifier": {"--original", "--deployed", "--witness", "--rule", "--label-column"},
     "similarity": {"--classes", "--groups-file"},
 }
 

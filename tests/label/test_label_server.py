@@ -1,5 +1,6 @@
 """The real server process: load, kill -9, files that cannot be written, addresses."""
 
+import contextlib
 import os
 import shutil
 import socket
@@ -8,13 +9,14 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
 import pytest
 
-from label_sample import SOURCE, Person, component_task, image_task, server
+from label_sample import SOURCE, Person, component_task, image_task, local_server, server
 from pfungst.errors import InputError
 from pfungst.label import Study, serve
 
@@ -193,3 +195,63 @@ def test_a_port_in_use_is_said(tmp_path):
         serve(tmp_path, ["anna"], port=taken.getsockname()[1])
     with pytest.raises(InputError, match="cannot listen"):
         serve(tmp_path, ["anna"], host="no.such.host.invalid")
+
+
+@pytest.mark.parametrize("how", ["deleted", "replaced", "journal", "folder"])
+def test_no_answer_is_acknowledged_once_the_file_is_not_that_at_its_path(tmp_path, how):
+    folder = tmp_path / "task"
+    component_task(folder, 4)
+    file, kept = folder / "labels.sqlite", tmp_path / "kept"
+    with server(folder, "anna") as running:
+        anna = Person(running.links["anna"])
+        anna.page()
+        anna.give("not")
+        if how == "folder":
+            shutil.move(folder, kept)
+            component_task(folder, 4)
+        else:
+            moved = file.with_name("labels.sqlite-wal") if how == "journal" else file
+            shutil.move(moved, kept)
+        if how == "replaced":
+            shutil.copy(kept, file)
+        for _ in range(2):
+            answer = anna.post("spurious")
+            assert answer.status_code == 503
+            assert "deleted or replaced" in answer.text
+            assert "NOT stored" in answer.text
+        if how == "folder":
+            shutil.rmtree(folder)
+        shutil.move(kept, folder if how == "folder" else moved)
+        anna.give("spurious")
+        assert anna.post("unsure").status_code == 200
+    assert [e[-1] for e in events(folder)] == ["not", "spurious", "unsure"]
+
+
+def test_half_sent_requests_end_at_their_deadline_and_an_address_has_a_bound(tmp_path, monkeypatch):
+    monkeypatch.setattr("pfungst.label.connection.REQUEST", 0.5)
+    monkeypatch.setattr("pfungst.label.connection.PER_ADDRESS", 8)
+    component_task(tmp_path, 2)
+    with local_server(tmp_path, "anna") as running:
+        port = int(running.base.rsplit(":", 1)[1])
+        head = f"POST / HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nOrigin: {running.base}\r\nContent-Length: 9\r\n\r\n"
+        for sent in (b"", b"GET / HT", head.encode() + b"1"):
+            with socket.create_connection(("127.0.0.1", port), timeout=10) as sock:
+                sock.sendall(sent)
+                begun = time.monotonic()
+                with contextlib.suppress(ConnectionResetError):
+                    assert sock.recv(100) == b""
+                assert 0.3 < time.monotonic() - begun < 5
+        with contextlib.ExitStack() as held:
+            idle = [socket.create_connection(("127.0.0.1", port), timeout=10) for _ in range(8)]
+            for sock in idle:
+                held.enter_context(sock)
+            with pytest.raises(httpx.TransportError):
+                httpx.get(running.base)
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:
+            with contextlib.suppress(httpx.TransportError):
+                assert Person(running.links["anna"]).page()
+                break
+            time.sleep(0.05)
+        else:
+            pytest.fail("the server is not reached any more")

@@ -1,6 +1,7 @@
 import csv
 import io
 import json
+import random
 import sqlite3
 
 import pyarrow.parquet as pq
@@ -273,3 +274,21 @@ def test_a_file_that_is_no_answers_file(tmp_path):
     (tmp_path / "labels.sqlite").write_bytes(b"This is no database. " * 100)
     with pytest.raises(DataError, match="not an answers file"):
         Store(tmp_path / "labels.sqlite", "x")
+
+
+def test_disagreements_are_kept_as_answers_come_and_go(tmp_path):
+    """Against the definition, after every event."""
+    items = list(component_task(tmp_path, 6).items)
+    names = ["anna", "ben", "cleo"]
+    study, rng = Study(tmp_path, names), random.Random(1)
+    for _ in range(150):
+        name, item = rng.choice(names), rng.choice(items).id
+        progress = study.progress(name)
+        action = "undo" if item in progress.answers else rng.choice(["skip", "answer", "answer"])
+        answer = rng.choice(["spurious", "not"]) if action == "answer" else None
+        study.act(name, item, progress.sequence(item), action, answer)
+        given = [[a.get(i.id) for a in study.answers().values()] for i in items]
+        wanted = {i.id for i, g in zip(items, given, strict=True) if all(x for x in g) and len(set(g)) > 1}
+        assert study.disagreements() == wanted
+    assert Study(tmp_path, names).disagreements() == wanted
+    assert not Study(tmp_path, ["anna"]).disagreements()

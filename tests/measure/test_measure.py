@@ -100,7 +100,7 @@ def test_one_class_only():
         lambda: measure.held_out_threshold([]),
         lambda: measure.held_out_threshold([1.0], quantile=95),
         lambda: measure.bootstrap_scores([0, 1], [0.1, 0.2], 0.1, ["F1"]),
-        lambda: measure.degradation([0.1, 0.2], [0.1]),
+        lambda: measure.degradation([0, 1], [[1, 0]], [[1]]),
         lambda: measure.eta_squared([1.0, 2.0], ["a"]),
         lambda: measure.provenance([1.0, 2.0], [0, 1], ["a", "a"]),
         lambda: measure.provenance([1.0, 2.0], [0, 0], ["a", "b"]),
@@ -219,34 +219,80 @@ def test_clever_hans_score_is_bounded_and_scale_free(seed, factor):
     assert again.value == pytest.approx(value)
 
 
+def flips(n, turned, seed=0):
+    """Labels of two classes, all right before, `turned` of each class wrong after: (S=1)."""
+    labels = np.repeat([0, 1], n)
+    after = np.ones((1, 2 * n), bool)
+    after[0, :turned] = after[0, n : n + turned] = False
+    return labels, np.ones((1, 2 * n), bool), after
+
+
 def test_degradation_marks():
-    seeds = np.random.default_rng(0).normal(0, 1e-3, 10)
-    assert measure.degradation(0.9 + seeds, 0.8 + seeds).mark == "↓↓"
-    assert measure.degradation(0.9 + seeds, 0.86 + seeds).mark == "↓"
-    assert measure.degradation(0.9 + seeds, 0.88 + seeds).mark == ""
-    assert measure.degradation(0.8 + seeds, 0.9 + seeds).mark == "↑"
-    noisy = np.random.default_rng(1).normal(0, 0.2, (2, 10))
-    change = measure.degradation(0.9 + noisy[0], 0.8 + noisy[1])
-    assert change.p > 0.001
-    assert change.mark == ""
+    for turned, mark in ((10, "↓↓"), (4, "↓"), (2, "")):
+        labels, before, after = flips(100, turned)
+        found = measure.degradation(labels, before, after)
+        assert found.change.value == pytest.approx(-turned / 100)
+        assert found.mark == (mark if found.p < 0.001 else "")
+        assert found.change.low <= found.change.value <= found.change.high
+    labels, before, after = flips(100, 10)
+    assert measure.degradation(labels, before, after).mark == "↓↓"
+    assert measure.degradation(labels, after, before).mark == "↑"
 
 
-def test_degradation_p_is_scipys():
+def test_degradation_is_the_sign_test_where_images_change_one_way():
+    """Exchanging k images that all fall gives the two-sided sign test of SciPy."""
     from scipy import stats
 
-    a, b = np.random.default_rng(0).normal(0.9, 0.02, (2, 8))
-    assert measure.degradation(a, b).p == pytest.approx(stats.ttest_rel(a, b).pvalue)
-    assert measure.degradation(a, b[:5], paired=False).p == pytest.approx(stats.ttest_ind(a, b[:5]).pvalue)
-    assert measure.degradation(a, a).p == 1
-    assert measure.degradation(a, a - 0.1).p == 0
+    for turned in (3, 4):
+        labels, before, after = flips(20, turned)
+        expected = stats.binomtest(2 * turned, 2 * turned).pvalue
+        found = measure.degradation(labels, before, after, resamples=20_000)
+        assert found.p == pytest.approx(expected, rel=0.15)
 
 
-@pytest.mark.parametrize("seeds", [[0.9], [0.9, 0.8], [0.9] * 5])
-def test_what_cannot_be_tested_is_not_marked(seeds):
-    """Regression: one seed, two, or seeds that all fit the same data, gave marks (P = 0.0) below a legend that asks for P < 0.001."""
-    change = measure.degradation(seeds, np.array(seeds) - 0.2)
-    assert change.p is None
-    assert change.mark == ""
+def test_degradation_of_f1_is_scikit_learns():
+    from sklearn.metrics import f1_score
+
+    rng = np.random.default_rng(0)
+    labels, before, after = rng.integers(0, 2, 80), rng.random((3, 80)) < 0.5, rng.random((3, 80)) < 0.6
+    found = measure.degradation(labels, before, after, measure.f1_of_flags)
+    mean = [np.mean([f1_score(labels, flags) for flags in side]) for side in (before, after)]
+    assert (found.before, found.after) == pytest.approx(mean)
+    assert found.change.value == pytest.approx(mean[1] - mean[0])
+
+
+def test_fits_of_the_same_data_are_no_evidence():
+    """Regression: a t-test over five seeds that all fit the same data gave P = 0.0 for three images."""
+    labels, before, after = flips(20, 2)
+    once = measure.degradation(labels, before, after)
+    often = measure.degradation(labels, np.repeat(before, 5, 0), np.repeat(after, 5, 0))
+    assert often.p == once.p > 0.05
+    assert often.mark == ""
+
+
+def test_units_are_exchanged_together():
+    labels, before, after = flips(40, 10)
+    patients = np.repeat(np.arange(8), 10)  # two patients hold all that changed
+    assert measure.degradation(labels, before, after, units=patients).p > 0.2
+    assert measure.degradation(labels, before, after).p < 0.001
+
+
+def test_where_nothing_changes_nothing_is_established():
+    labels, before, _ = flips(10, 0)
+    found = measure.degradation(labels, before, before)
+    assert (found.change, found.p, found.mark, found.spread) == ((0, 0, 0), 1.0, "", 0)
+    assert measure.mean_change([found, found]).p == 1.0
+
+
+def test_the_mean_change_of_several_sets_is_the_normal_approximation():
+    """Four sets, each with the same few changes: against one set of all their images."""
+    labels, before, after = flips(30, 3)
+    one = measure.degradation(labels, before, after)
+    four = measure.mean_change([one] * 4)
+    whole = measure.degradation(np.tile(labels, 4), np.tile(before, 4), np.tile(after, 4), resamples=40_000)
+    assert four.change.value == pytest.approx(whole.change.value)
+    assert four.spread == pytest.approx(whole.spread, rel=0.1)
+    assert four.p < one.p / 5
 
 
 def test_eta_squared_is_the_regressions():

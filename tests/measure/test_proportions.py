@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from pfungst.measure.proportions import better_order, paired_fall, wilson
+from pfungst.measure.proportions import (
+    better_order,
+    mean_share,
+    paired_fall,
+    share_difference,
+    wilson,
+    wilson_of,
+)
 
 
 @pytest.mark.parametrize(("right", "n"), [(0, 5), (1, 4), (8, 10), (500, 1000), (2, 2)])
@@ -12,6 +19,31 @@ def test_wilson_is_scipys(right, n):
     found = wilson(np.arange(n) < right)
     expected = stats.binomtest(right, n).proportion_ci(method="wilson")
     assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=1e-6)
+
+
+def test_none_of_36_is_up_to_10_percent():
+    """Regression: FNR 0 of 36 had the interval 0 to 0."""
+    assert wilson_of(0.0, 36) == pytest.approx((0, 0, 0.0964), abs=1e-4)
+    assert np.isnan(wilson_of(float("nan"), 0)).all()
+
+
+def test_a_difference_of_shares_is_newcombes():
+    """Newcombe 1998, table II: 56 of 70 less 48 of 80, by method 10."""
+    found = share_difference(wilson_of(56 / 70, 70), wilson_of(48 / 80, 80))
+    assert found == pytest.approx((0.2, 0.0524, 0.3339), abs=1e-4)
+
+
+def test_the_mean_of_shares_covers():
+    """Of mean recalls near 1, where the bootstrap's interval often has no width."""
+    rng = np.random.default_rng(0)
+    true = np.array([0.99, 0.95, 0.9])
+    hits = rng.binomial(30, true, size=(500, 3))
+    found = [mean_share([wilson_of(k / 30, 30) for k in row]) for row in hits]
+    covered = np.mean([f.low <= true.mean() <= f.high for f in found])
+    assert 0.93 < covered < 0.995
+    one = wilson_of(0.7, 20)
+    assert mean_share([one]) == pytest.approx(one)
+    assert np.isnan(mean_share([wilson_of(float("nan"), 0), one]).value)
 
 
 def test_a_paired_fall_is_narrower_than_an_unpaired_one():

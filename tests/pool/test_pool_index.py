@@ -74,3 +74,20 @@ def test_files_that_vanish_or_shrink_give_a_reason(tmp_path):
     assert [isinstance(c, str) for c in found] == [False, True, True, False, False, False]
     assert "No such file" in found[1]
     assert "shorter" in found[2]
+
+
+def test_a_tar_that_ends_between_two_members_is_noticed(tmp_path):
+    source = tar_pool(tmp_path / "source", 6, shards=1)
+    file = source / "shard-0.tar"
+    with tarfile.open(file) as tar:
+        members = tar.getmembers()
+    whole = file.read_bytes()
+    for keep in (members[4].offset, members[1].offset, members[2].offset + 100, members[2].offset_data + 10):
+        file.write_bytes(whole[:keep])
+        with pytest.raises(DataError, match=r"cut off|unexpected end|truncated"):
+            index(source, tmp_path / "pool")
+    file.write_bytes(whole[: members[2].offset] + b"x" * 512 + whole[members[2].offset + 512 :])
+    with pytest.raises(DataError, match="damaged"):
+        index(source, tmp_path / "pool")
+    file.write_bytes(whole)
+    assert index(source, tmp_path / "pool").rows == 6

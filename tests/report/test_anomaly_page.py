@@ -121,7 +121,9 @@ def test_file_loads_nothing(html):
     assert "font-family: &#x27;" not in html
 
 
-@pytest.mark.parametrize("level", ["too-few", "unfit", "provenance", "clever-hans", "fragile", "sound"])
+@pytest.mark.parametrize(
+    "level", ["too-few", "unfit", "provenance", "clever-hans", "fragile", "not-established", "sound"]
+)
 def test_level_is_said_in_words(tmp_path, level):
     report_factory.make(tmp_path, categories=1, examples=1, size=32, level=level)
     html = write(tmp_path).read_text(encoding="utf-8")

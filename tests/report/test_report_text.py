@@ -12,10 +12,10 @@ def test_ratio(value, shown):
 
 
 @pytest.mark.parametrize(
-    ("value", "shown"), [(0.314, "31 %"), (0.004, "0.4 %"), (0.0, "0 %"), (1.0, "100 %"), (1e-5, "<\u202f0.1 %".replace("\u202f", " ").replace(" ", "", 1))]
+    ("value", "shown"), [(0.314, "31 %"), (0.004, "0.4 %"), (0.0, "0 %"), (1.0, "100 %"), (0.997, "99.7 %"), (0.99998, ">99.9 %"), (1e-5, "<\u202f0.1 %".replace("\u202f", " ").replace(" ", "", 1))]
 )  # fmt: skip
 def test_percent(value, shown):
-    assert text.percent(value).replace("\u202f", " ").replace("< ", "<") == shown
+    assert text.percent(value).replace("\u202f", " ").replace("< ", "<").replace("> ", ">") == shown
 
 
 @pytest.mark.parametrize(

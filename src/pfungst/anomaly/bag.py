@@ -12,6 +12,7 @@ from sklearn.base import clone
 from torch import Tensor
 
 from pfungst.anomaly.base import Detector, register
+from pfungst.conditions import Size
 from pfungst.errors import InputError
 from pfungst.relevance import Basis, Relevance
 
@@ -45,11 +46,16 @@ class Bag(Detector):
     quantile: float = 0.95
     seed: int = 0
 
+    @property
+    def explains(self) -> bool:
+        """Whether all members can be explained."""
+        return all(member.explains for member in getattr(self, "members_", {}).values())
+
     def check_basis(self, basis: Basis) -> None:
         for member in self._named().values():
             member.check_basis(basis)
 
-    def check_size(self, size: int) -> None:
+    def check_size(self, size: Size) -> None:
         for member in self._named().values():
             member.check_size(size)
 

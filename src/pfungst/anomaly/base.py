@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pfungst.anomaly import store
 from pfungst.anomaly.inputs import as_samples, check_finite, unwrap
+from pfungst.conditions import Size
 from pfungst.errors import ConditionMismatch, ConfigError, InputError, PfungstWarning
 from pfungst.registry import DETECTORS
 from pfungst.relevance import Basis, Pixels, Relevance
@@ -72,6 +73,11 @@ class Detector(OutlierMixin, BaseEstimator):
         """Become fitted from what :meth:`_state` gave. Parameters, `sample_shape_`, the threshold and the
         training scores are set already; tensors are on the detector's device."""
 
+    @property
+    def explains(self) -> bool:
+        """Whether scores can be explained; what others made may have no explanation."""
+        return True
+
     def check_basis(self, basis: Basis) -> None:
         """Whether explanations can be read in `basis`, before anything is fitted.
 
@@ -79,8 +85,8 @@ class Detector(OutlierMixin, BaseEstimator):
             InputError: they cannot.
         """
 
-    def check_size(self, size: int) -> None:
-        """Whether images of `size` × `size` pixels can be read, before anything is fitted.
+    def check_size(self, size: Size) -> None:
+        """Whether images of this size can be read, before anything is fitted.
 
         Raises:
             InputError: they are too small for the network.

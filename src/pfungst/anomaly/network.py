@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from pfungst.anomaly.base import Detector
 from pfungst.anomaly.features import load_named_weights, named_weights
 from pfungst.anomaly.inputs import check_finite
+from pfungst.conditions import Size, sides
 from pfungst.device import choose_device
 from pfungst.encoders import Encoder, load
 from pfungst.encoders.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Normalise
@@ -79,11 +80,11 @@ class BackboneDetector(NetworkDetector):
         for parameter in self.chain_.parameters():
             parameter.requires_grad_(False)
 
-    def check_size(self, size: int) -> None:
+    def check_size(self, size: Size) -> None:
         probe = copy.copy(self)
         probe._build(weights=False)
         with torch.no_grad():
-            probe.chain_(torch.zeros(1, 3, size, size, device=probe._on))
+            probe.chain_(torch.zeros(1, 3, *sides(size), device=probe._on))
 
     def _state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         return named_weights("backbone", self.backbone_) | named_weights("features", self.features), {}

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pfungst.anomaly.base import Detector, register
+from pfungst.conditions import Size
 from pfungst.errors import InputError
 from pfungst.relevance import Basis, Patches, Pixels, Relevance
 
@@ -59,7 +60,7 @@ class Tiled(Detector):
                 "explain a tile: detector_.explain(tile, basis)",
             )
 
-    def check_size(self, size: int) -> None:
+    def check_size(self, size: Size) -> None:
         self._inner().check_size(self.tile)
 
     def corners(self, height: int, width: int) -> list[tuple[int, int]]:

@@ -14,7 +14,7 @@ relevance goes to the input by R_i = (x_i − u_ji)² / d_j · R_j. What belongs
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -36,28 +36,8 @@ Readout = Callable[[Tensor], tuple[Tensor, Tensor, float]]
 _BATCH = 256
 
 
-def wrap(estimator: Any, shape: Sequence[int] | None = None, method: str = "mean") -> Detector:
-    """A detector with the scores of a fitted estimator, that explains itself in every basis.
-
-    Args:
-        estimator: scikit-learn's KernelDensity (Gaussian kernel), OneClassSVM (RBF kernel) or
-            NearestNeighbors (Euclidean), PyOD's KNN or KDE, or anomalib's Patchcore or Padim (the model or
-            its torch module).
-        shape: of a sample, for estimators that were fitted on flattened images, e.g. (3, 28, 28).
-        method: for NearestNeighbors, which has no score of its own: "mean", "largest" or "median" of the
-            distances.
-
-    Raises:
-        InputError: an estimator of another kind, not fitted, or with a kernel or metric that is not covered.
-    """
-    module = type(estimator).__module__.split(".")[0]
-    if module == "anomalib":
-        from pfungst.anomaly.wrap_anomalib import wrap_anomalib
-
-        return wrap_anomalib(estimator)
-    if isinstance(estimator, type):
-        raise InputError(f"{estimator.__name__} is a class", "fit an instance first")
-    return Wrapped(estimator, None if shape is None else tuple(shape), method)._read()
+class NoReadout(InputError):
+    """An estimator whose score is no readout of distances: it can be used, and is not explained this way."""
 
 
 @dataclass(eq=False, repr=False)
@@ -149,10 +129,10 @@ def _describe(estimator: Any, method: str) -> tuple[np.ndarray, Readout, np.ndar
         return _one_class_svm(estimator)
     if "NearestNeighbors" in names:
         return _neighbours(estimator, method)
-    raise InputError(
-        f"{foreign}'s {names[0]} cannot be wrapped",
-        "wrap KernelDensity, OneClassSVM (RBF), NearestNeighbors, PyOD's KNN or KDE, anomalib's Patchcore "
-        "or Padim",
+    raise NoReadout(
+        f"{foreign}'s {names[0]} has no readout of distances",
+        "explained are KernelDensity, OneClassSVM (RBF), NearestNeighbors, PyOD's KNN or KDE, anomalib's "
+        "Patchcore or Padim",
     )
 
 

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from pfungst.anomaly.base import Detector
 from pfungst.anomaly.memory_bank import MemoryBank
 from pfungst.anomaly.network import IMAGENET, Chain, NetworkDetector, Normalise, attribute_weighted, slopes
+from pfungst.anomaly.own import wrap_fitted
 from pfungst.anomaly.patchcore import PatchCore
 from pfungst.errors import InputError
 from pfungst.relevance import Basis, Relevance
@@ -46,7 +47,7 @@ def wrap_anomalib(estimator: Any) -> Detector:
         if not model.gaussian.mean.numel():
             raise InputError("this Padim is not fitted", "fit it, then wrap it")
         return AnomalibPadim(model)._read()
-    raise InputError(f"anomalib's {type(model).__name__} cannot be wrapped", "wrap Patchcore or Padim")
+    return wrap_fitted(model)
 
 
 class AnomalibPatchcore(PatchCore):

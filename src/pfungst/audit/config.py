@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import tomllib
+from collections.abc import Iterable
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args, get_origin
@@ -18,8 +21,10 @@ from pydantic import (
     model_validator,
 )
 
+from pfungst import __version__
+from pfungst.audit.result import Level
 from pfungst.errors import ConfigError
-from pfungst.files import digest
+from pfungst.files import content, digest, reading, stamp
 from pfungst.suggest import suggest
 
 
@@ -45,8 +50,15 @@ class AuditConfig(BaseModel):
     )
     ray: str | None = Field(None, description="Run the model on a Ray cluster: HOST:PORT, or auto [no]")
 
+    fail_on: list[str] = Field(
+        [],
+        description="Exit with 1 where the verdict is one of these, such as unfit,fragile",
+    )
+
     # What does not change the numbers, so that a resumed run may differ in it.
-    _irrelevant: ClassVar[tuple[str, ...]] = ("out", "resume", "overwrite", "device", "workers", "ray")
+    _irrelevant: ClassVar[tuple[str, ...]] = (
+        *("out", "resume", "overwrite", "device", "workers", "ray", "fail_on"),
+    )
 
     def no_pass(self) -> str:
         """Why there is no pass of a model over images that workers or a cluster could share; "" where there
@@ -64,10 +76,18 @@ class AuditConfig(BaseModel):
             raise ValueError("--ray needs Ray, which is not installed: pip install 'pfungst[ray]'")
         return self
 
+    @field_validator("fail_on")
+    @classmethod
+    def _levels(cls, value: list[str]) -> list[str]:
+        return list(levels_of(value))
+
     @field_validator("*", mode="before")
     @classmethod
     def _listed(cls, value: Any, info: ValidationInfo) -> Any:
         of = cls.model_fields[info.field_name or ""].annotation
+        several = info.field_name in ("encoder", "model") and of is str
+        if several and isinstance(value, list):  # in TOML
+            return ";".join(map(str, value))
         return listed(value) if get_origin(of) is list else value
 
     @classmethod
@@ -83,12 +103,10 @@ class AuditConfig(BaseModel):
         where = "the options"
         if file is not None:
             where = str(file)
-            try:
-                values = tomllib.loads(Path(file).read_text(encoding="utf-8"))
-            except FileNotFoundError:
-                raise ConfigError(f"{file} does not exist", "give the path of a TOML file") from None
-            except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-                raise ConfigError(f"{file} is not readable TOML: {error}", "mend that line") from None
+            if not Path(file).exists():
+                raise ConfigError(f"{file} does not exist", "give the path of a TOML file")
+            with reading(file, "it is a TOML file; mend that line", ConfigError):
+                values = tomllib.loads(content(file).decode())
             base = Path(file).resolve().parent
             values = {key.replace("-", "_"): value for key, value in values.items()}
             values = {
@@ -109,10 +127,25 @@ class AuditConfig(BaseModel):
         kinds = get_args(of) or (of,)
         return Path in kinds and all(value not in get_args(kind) for kind in kinds)
 
-    def fingerprint(self) -> str:
-        """Identifies what the numbers depend on."""
+    def fingerprint(self, state: str = "") -> str:
+        """Identifies what the numbers depend on: the options, the files that they name as they are now, the
+        version, and `state`, which names the data."""
         data = self.model_dump(mode="json", exclude=set(self._irrelevant))
-        return digest(json.dumps(data, sort_keys=True), length=16)
+        return digest(json.dumps([__version__, data, self._named(data), state], sort_keys=True), length=16)
+
+    def _named(self, value: Any) -> list[str]:
+        """Files in the texts of a value, such as checkpoints, ``FILE.py:FUNCTION`` and logos, and those
+        directly in folders, with their stamps."""
+        if isinstance(value, dict | list):
+            return [t for v in (value.values() if isinstance(value, dict) else value) for t in self._named(v)]
+        found: list[str] = []
+        for text in {value, *re.split("[:,;=+]", value)} - {""} if isinstance(value, str) else ():
+            with suppress(OSError, ValueError):
+                path = Path(text)
+                inside = path.is_dir() and path.resolve() != self.out.resolve()
+                files = [f for f in path.iterdir() if f.is_file()] if inside else [path]
+                found += [f"{file}:{stamp(file)}" for file in files if file.is_file()]
+        return sorted(found)
 
 
 def _explain(error: ValidationError, where: str, cls: type[BaseModel]) -> tuple[str, str]:
@@ -141,10 +174,19 @@ def check_file(path: Path | None, option: str) -> None:
         raise ConfigError(f"{path} does not exist", f"check {option}")
 
 
+def with_checkpoint(text: str, option: str) -> tuple[str, Path | None]:
+    """The specification and the file of ``SPEC[,checkpoint=FILE]``."""
+    spec, _, rest = text.partition(",")
+    key, _, file = rest.partition("=")
+    if rest and (key != "checkpoint" or not file):
+        raise ConfigError(f"{option} {text!r}", "write SPEC or SPEC,checkpoint=FILE")
+    return spec, Path(file) if file else None
+
+
 class Repeated(AuditConfig):
     """An audit that is repeated with several seeds."""
 
-    seeds: int = Field(5, ge=1, le=100, description="Repetitions; tests and marks need at least 3")
+    seeds: int = Field(5, ge=1, le=100, description="Repetitions, over which numbers are averaged")
 
 
 def listed(value: Any) -> Any:
@@ -164,3 +206,15 @@ def listed(value: Any) -> Any:
         else:
             parts.append(part)
     return parts
+
+
+LEVELS: tuple[str, ...] = get_args(Level)
+
+
+def levels_of(texts: Iterable[Any]) -> tuple[str, ...]:
+    """Levels of verdicts from texts such as "sound,fragile". Raises ConfigError for an unknown one."""
+    found = tuple(str(level) for text in texts for level in listed(text))
+    for level in found:
+        if level not in LEVELS:
+            raise ConfigError(f"no verdict is called {level!r}", suggest(level, LEVELS, "verdicts"))
+    return found

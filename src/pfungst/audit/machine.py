@@ -12,7 +12,7 @@ from pfungst import __version__
 from pfungst.audit.config import AuditConfig
 
 
-def circumstances(config: AuditConfig, started: float) -> dict[str, Any]:
+def circumstances(config: AuditConfig, started: float, fingerprint: str) -> dict[str, Any]:
     """The fields of a result that every audit fills alike; `started` is of ``time.monotonic``."""
     return {
         "version": __version__,
@@ -20,6 +20,7 @@ def circumstances(config: AuditConfig, started: float) -> dict[str, Any]:
         "seconds": time.monotonic() - started,
         "machine": describe_machine(),
         "config": config.model_dump(mode="json"),
+        "inputs": fingerprint,
     }
 
 

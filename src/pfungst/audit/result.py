@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import math
+from html import escape
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +20,8 @@ SCHEMA = "pfungst.result/2"
 FILE = "result.json"
 
 Better = Literal["lower", "higher"]
-Level = Literal["too-few", "unfit", "provenance", "clever-hans", "fragile", "sound"]
+Level = Literal["too-few", "unfit", "provenance", "clever-hans", "fragile", "not-established", "sound"]
+SHOWN = 4  # sentences of a verdict that are read at once
 
 
 class Model(BaseModel):
@@ -59,12 +61,23 @@ class About(Model):
 
 
 class Verdict(Model):
-    """The answer in plain language; `level` is the most serious thing found."""
+    """The answer in plain language; `level` is the most serious thing found, sentences go from the most
+    important on."""
 
     level: Level
     headline: str
     sentences: list[str] = []
     about: About = About()
+
+    @property
+    def shown(self) -> list[str]:
+        """The sentences that are read at once."""
+        return self.sentences[:SHOWN]
+
+    @property
+    def folded(self) -> list[str]:
+        """The others."""
+        return self.sentences[SHOWN:]
 
 
 class Metric(Model):
@@ -110,10 +123,25 @@ class Result(Model):
     seconds: float
     machine: str
     config: dict[str, Any]
+    inputs: str = Field("", description="digest of options, files, data and version, for --resume")
     verdict: Verdict
     metrics: dict[str, Metric] = {}
     skipped: list[Skipped] = []
     notes: list[str] = Field([], description="how the numbers were made; warnings")
+
+    def _repr_html_(self) -> str:
+        """Verdict and metrics, for notebooks."""
+        rows = "".join(
+            f"<tr><td>{escape(n)}</td><td>{m.value:.4g}</td><td>{escape(m.where)}</td><td>"
+            f"{escape(m.meaning)}; {m.better} is better</td></tr>"
+            for n, m in self.metrics.items()
+        )
+        told = "".join(f"<li>{escape(s)}</li>" for s in self.verdict.sentences[:4])
+        return (
+            f"<div><p><b>{escape(self.verdict.level)}</b>: {escape(self.verdict.headline)}</p><ul>{told}</ul>"
+            f"<details><summary>{len(self.metrics)} metrics of {escape(self.title)}</summary><table>"
+            f"<tr><th>metric</th><th>value</th><th>where</th><th>meaning</th></tr>{rows}</table></details></div>"
+        )
 
 
 # Where each kind of result is defined, imported when it is read.
@@ -121,7 +149,10 @@ KINDS = {
     "anomaly": "pfungst.audit.anomaly.result:AnomalyResult",
     "similarity": "pfungst.audit.similarity.result:SimilarityResult",
     "classifier": "pfungst.audit.classifier.result:ClassifierResult",
-    "discovery": "pfungst.audit.discovery.result:DiscoveryResult",
+    "discovery": "pfungst.audit.findings.result:DiscoveryResult",
+    "comparison": "pfungst.audit.compare:ComparisonResult",
+    "watch": "pfungst.audit.watch:WatchResult",
+    "models": "pfungst.audit.compare_models:ModelsResult",
 }
 
 
@@ -154,7 +185,7 @@ def load(folder: str | Path) -> Result:
             f"{path} {told} schema {found!r}, not {SCHEMA!r}",
             "run the audit again, with --overwrite to replace it",
         )
-    if data.get("kind") not in KINDS:
+    if str(data.get("kind")) not in KINDS:
         raise DataError(f"{path} has kind {data.get('kind')!r}", f"known kinds: {', '.join(KINDS)}")
     module, _, name = KINDS[data["kind"]].partition(":")
     kind: type[Result] = getattr(importlib.import_module(module), name)

@@ -12,6 +12,7 @@ from pfungst.audit.anomaly.result import AnomalyResult, Scored
 from pfungst.audit.classifier.result import ClassifierResult
 from pfungst.audit.result import Interval, Result
 from pfungst.audit.similarity.result import SimilarityResult, named
+from pfungst.audit.whatnext import commands
 
 COLOURS = {
     "too-few": "yellow",
@@ -19,6 +20,7 @@ COLOURS = {
     "provenance": "red",
     "clever-hans": "red",
     "fragile": "yellow",
+    "not-established": "yellow",
     "sound": "green",
 }
 
@@ -36,10 +38,16 @@ def print_summary(result: Result, console: Console | None = None) -> None:
         console.print(_classifier_table(result))
     console.print(f"[bold {COLOURS[verdict.level]}]{verdict.level}[/]", end="  ")
     console.print(verdict.headline, style="bold", markup=False)
-    for sentence in verdict.sentences:
+    for sentence in verdict.shown:
         console.print(f"  {sentence}", markup=False)
-    if result.skipped:
-        console.print(f"  {len(result.skipped)} images were skipped.", style="yellow")
+    if verdict.folded:
+        console.print(f"  … and {len(verdict.folded)} more in the report.", markup=False)
+    if count := len(result.skipped):
+        said = "1 image was skipped." if count == 1 else f"{count} images were skipped."
+        console.print(f"  {said}", style="yellow")
+    console.print("What next:")
+    for command in commands(result):
+        console.print(f"  {command}", markup=False, soft_wrap=True)
 
 
 def _anomaly_table(result: AnomalyResult) -> Table:

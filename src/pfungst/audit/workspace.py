@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from pfungst.audit.config import AuditConfig
-from pfungst.audit.result import FILE
+from pfungst.audit.result import FILE, load
+from pfungst.data import Item
 from pfungst.errors import ConfigError
-from pfungst.files import Lock, digest, whole, write
+from pfungst.files import Lock, digest, stamp, whole, write
 
 Part = TypeVar("Part", bound=BaseModel)
 
@@ -22,36 +26,60 @@ class Workspace:
     """Output folder of one audit.
 
     Finished parts lie in ``.parts/FINGERPRINT``, so that an interrupted audit goes on where it stopped and a
-    changed configuration never mixes with old numbers. They are removed when the result is complete.
+    changed configuration or version never mixes with old numbers. They are removed when the result is
+    complete. A result that is replaced goes before the first new number comes.
+
+    Args:
+        config: what was asked for.
+        state: names the data as they are now, see :func:`data_state`.
 
     Raises:
         ConfigError: the folder holds a result that nobody said to replace.
         DataError: it cannot be written, or another process is writing into it.
     """
 
-    def __init__(self, config: AuditConfig) -> None:
+    def __init__(self, config: AuditConfig, state: str = "") -> None:
         self.folder = config.out
-        refuse_old_result(config)
+        refuse_old_result(config.model_copy(update={"resume": False}))  # resumed_result was asked before
+        self.fingerprint = config.fingerprint(state)
         self._lock = Lock(self.folder / ".lock", str(self.folder))
         self._all_parts = self.folder / ".parts"
         self._parts = self._all_parts / config.fingerprint()
+        for old in (FILE, "report.html") if config.overwrite else ():
+            (self.folder / old).unlink(missing_ok=True)
         if not config.resume:
             shutil.rmtree(self._all_parts, ignore_errors=True)
         self._parts.mkdir(parents=True, exist_ok=True)
         self.resumed = 0
 
     def load_part(self, name: str, kind: type[Part]) -> Part | None:
-        """A finished part of the interrupted run, or None."""
+        """A finished part of the interrupted run; None where there is none, or it or a file that it names is
+        not as it was written."""
         try:
-            part = kind.model_validate_json((self._parts / f"{slug(name)}.json").read_bytes())
-        except (FileNotFoundError, ValidationError):
+            head, _, text = (self._parts / f"{slug(name)}.json").read_text(encoding="utf-8").partition("\n")
+            known = json.loads(head)
+            if known["part"] != digest(text) or known["files"] != self._files(json.loads(text)):
+                return None
+            part = kind.model_validate_json(text)
+        except (OSError, ValueError, KeyError, TypeError):
             return None
         self.resumed += 1
         return part
 
     def save_part(self, name: str, part: BaseModel) -> None:
-        """Keep a finished part; call it after the part's arrays are written."""
-        write(self._parts / f"{slug(name)}.json", part.model_dump_json())
+        """Keep a finished part, with digests; call it after the part's arrays and pictures are written."""
+        text = part.model_dump_json()
+        head = json.dumps({"part": digest(text), "files": self._files(json.loads(text))})
+        write(self._parts / f"{slug(name)}.json", f"{head}\n{text}")
+
+    def _files(self, content: Any) -> dict[str, str]:
+        """The digests of the files in this folder that a part names."""
+        if isinstance(content, str):
+            inside = content.startswith(("arrays/", "images/"))
+            return {content: digest((self.folder / content).read_bytes())} if inside else {}
+        values = content.values() if isinstance(content, dict) else content
+        found = map(self._files, values) if isinstance(content, dict | list) else ()
+        return {file: known for files in found for file, known in files.items()}
 
     def working(self, name: str) -> Path:
         """A place for unfinished work of one part that has its own way to go on."""
@@ -79,6 +107,50 @@ def refuse_old_result(config: AuditConfig) -> None:
         raise ConfigError(
             f"{config.out} already holds a result", "choose another --out, or pass --overwrite to replace it"
         )
+
+
+def resumed_result(config: AuditConfig, state: str) -> Any:
+    """The result that is to be resumed, where it is finished: there is nothing to do then; else None.
+
+    Raises:
+        ConfigError: it was computed with other options, from other data or by another version.
+    """
+    if not config.resume or config.overwrite or not (config.out / FILE).exists():
+        return None
+    result = load(config.out)
+    if result.inputs != config.fingerprint(state):
+        raise ConfigError(
+            f"{config.out} holds a finished result, of other options, other data or another version of "
+            "Pfungst",
+            "choose another --out, or pass --overwrite to replace it",
+        )
+    with Lock(config.out / ".lock", str(config.out)):  # what a run leaves that was killed at its very end
+        shutil.rmtree(config.out / ".parts", ignore_errors=True)
+    return result
+
+
+def data_state(items: Iterable[Item], *folders: Path | None) -> str:
+    """Names items, and the files they lie in, as they are now; made images follow from the configuration.
+
+    Args:
+        items: of all sets.
+        folders: further files that the numbers depend on, with all below them.
+    """
+    found: list[Any] = []
+    for item in items:
+        sources = [getattr(source, "file", source) for source in (item.image, item.mask)]  # cells of Parquet
+        stamps = [digest(s) if isinstance(s, bytes) else _stamp(s) for s in sources if s is not None]
+        found.append([item.id, item.split, item.label, item.groups, stamps])
+    for folder in filter(None, folders):
+        found += [[str(file), _stamp(file)] for file in sorted(folder.rglob("*"))]
+    return digest(json.dumps(found, sort_keys=True), length=24)
+
+
+def _stamp(source: Any) -> str:
+    try:
+        return f"{os.path.abspath(source)}:{stamp(source)}" if isinstance(source, Path) else ""
+    except (OSError, ValueError):
+        return ""  # what cannot be read is found later
 
 
 def slug(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -32,10 +33,13 @@ def needs(extra: str, *modules: str) -> None:
         raise ConfigError(f"{', '.join(missing)} is not installed", f"pip install 'pfungst[{extra}]'")
 
 
-def finish(result: Result, folder: Path) -> None:
-    """Print what an audit found and write its report."""
+def finish(result: Result, folder: Path, fail_on: Sequence[str] = ()) -> None:
+    """Print what an audit found and write its report; exit with 1 where its verdict is one to fail on."""
     from pfungst.audit.summary import print_summary
     from pfungst.report import write
 
     print_summary(result)
     typer.echo(f"\nreport: {write(folder, result)}")
+    if result.verdict.level in fail_on:
+        typer.secho(f"FAIL  the verdict is {result.verdict.level}", fg=typer.colors.RED)
+        raise typer.Exit(1)

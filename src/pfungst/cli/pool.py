@@ -64,12 +64,8 @@ def pool_score(
     from pfungst.pool import PoolModel, score
 
     models = [PoolModel.parse(text, trust_checkpoint) for text in model]
-    try:
-        with progress_bar("scoring") as bar:
-            done = score(folder, models, workers, batch_size, device, threads, ray, bar.reach)
-    except KeyboardInterrupt:
-        typer.secho("\ninterrupted; finished parts are kept, run the same command to go on", err=True)
-        raise typer.Exit(130) from None
+    with progress_bar("scoring") as bar:
+        done = score(folder, models, workers, batch_size, device, threads, ray, bar.reach)
     typer.echo(f"{done.rows:,} images, {done.shards} parts scored, {done.skipped} were finished before")
     for name, count in done.errors.items():
         if count:

@@ -14,7 +14,7 @@ from pfungst.errors import ConfigError
 from pfungst.files import mixed, stamp
 
 from .pasted import Pasted
-from .resize import RESIZERS, as_float
+from .resize import RESIZERS, Size, as_float, sides
 from .step import Resize, Step
 
 
@@ -105,7 +105,7 @@ class Condition:
         """Whether its resizer averages away what the smaller image cannot hold."""
         return RESIZERS[self.resizer].antialias
 
-    def check(self, size: int | None = None) -> None:
+    def check(self, size: Size | None = None) -> None:
         """Raise ConfigError where a logo cannot be read, or does not fit where it is pasted at this size."""
         for step in self.steps:
             step.check()
@@ -117,9 +117,9 @@ class Condition:
         """The logo or watermark that is pasted on the resized image, or None."""
         return next((s for s in self.steps[self._place :] if isinstance(s, Pasted)), None)
 
-    def logo_box(self, size: int) -> tuple[int, int, int, int] | None:
+    def logo_box(self, size: Size) -> tuple[int, int, int, int] | None:
         """Where it lies in images of this size: top, left, bottom, right; None without one."""
-        return None if self.logo is None else self.logo.box(size, size)
+        return None if self.logo is None else self.logo.box(*sides(size))
 
     def describe(self) -> str:
         """The condition in words."""
@@ -132,14 +132,14 @@ class Condition:
         return "/".join([str(self), *(stamp(file) for file in files)])
 
     def __call__(
-        self, image: Image.Image | np.ndarray, size: int | None = None, key: str = "", seed: int = 0
+        self, image: Image.Image | np.ndarray, size: Size | None = None, key: str = "", seed: int = 0
     ) -> torch.Tensor:
         """Prepare one image.
 
         Args:
             image: a Pillow image of mode RGB (others are converted) or a uint8 array (H, W, 3).
-            size: edge S of the square result in pixels; images that are not square are squeezed, as in the
-                paper. None keeps the size of the image: no resizing takes place.
+            size: edge S of the square result in pixels, or (height, width); images of other proportions are
+                squeezed, as in the paper. None keeps the size of the image: no resizing takes place.
             key: usually the id of the item: random steps draw the same for the same key, seed and place in
                 the chain.
             seed: changes all random steps.

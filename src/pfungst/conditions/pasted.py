@@ -11,9 +11,10 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageFont, UnidentifiedImageError
+from PIL import Image, ImageFont
 
 from pfungst.errors import ConfigError
+from pfungst.files import open_picture
 
 from .resize import Array, as_float
 from .step import Step, choice, number, register, string
@@ -104,7 +105,7 @@ class Logo(Pasted):
             return _decoded(self.file, Path(self.file).stat().st_mtime_ns)
         except FileNotFoundError:
             raise ConfigError(f"the logo {self.file} does not exist", "check the path") from None
-        except (UnidentifiedImageError, OSError) as error:
+        except Exception as error:  # Pillow raises almost anything
             raise ConfigError(
                 f"the logo {self.file} cannot be read: {error}", "use a PNG with transparency"
             ) from None
@@ -147,7 +148,7 @@ class Watermark(Pasted):
 
 @lru_cache(maxsize=16)
 def _decoded(file: str, changed: int) -> Image.Image:
-    with Image.open(file) as image:
+    with open_picture(file) as image:
         return image.convert("RGBA")
 
 

@@ -17,6 +17,12 @@ from PIL import Image
 from pfungst.errors import DataError
 
 Array = np.ndarray
+Size = int | tuple[int, int]
+
+
+def sides(size: Size) -> tuple[int, int]:
+    """Height and width of a size: the edge of a square, or both."""
+    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
 
 def as_uint8(x: Array) -> Array:
@@ -35,39 +41,40 @@ class Resizer:
 
     title: str
     antialias: bool
-    apply: Callable[[Array, int], Array]
+    apply: Callable[[Array, Size], Array]
 
 
-def _opencv(interpolation: int) -> Callable[[Array, int], Array]:
-    def apply(x: Array, size: int) -> Array:
-        return cv2.resize(as_uint8(x), (size, size), interpolation=interpolation)
-
-    return apply
-
-
-def _pillow(resampling: Image.Resampling) -> Callable[[Array, int], Array]:
-    def apply(x: Array, size: int) -> Array:
-        return np.asarray(Image.fromarray(as_uint8(x)).resize((size, size), resampling))
+def _opencv(interpolation: int) -> Callable[[Array, Size], Array]:
+    def apply(x: Array, size: Size) -> Array:
+        return cv2.resize(as_uint8(x), sides(size)[::-1], interpolation=interpolation)
 
     return apply
 
 
-def _torch(mode: str, antialias: bool) -> Callable[[Array, int], Array]:
-    def apply(x: Array, size: int) -> Array:
+def _pillow(resampling: Image.Resampling) -> Callable[[Array, Size], Array]:
+    def apply(x: Array, size: Size) -> Array:
+        return np.asarray(Image.fromarray(as_uint8(x)).resize(sides(size)[::-1], resampling))
+
+    return apply
+
+
+def _torch(mode: str, antialias: bool) -> Callable[[Array, Size], Array]:
+    def apply(x: Array, size: Size) -> Array:
         t = torch.from_numpy(np.ascontiguousarray(as_float(x).transpose(2, 0, 1)))[None]
         out = torch.nn.functional.interpolate(
-            t, (size, size), mode=mode, align_corners=False, antialias=antialias
+            t, sides(size), mode=mode, align_corners=False, antialias=antialias
         )
         return out[0].clamp(0, 1).permute(1, 2, 0).numpy()
 
     return apply
 
 
-def _none(x: Array, size: int) -> Array:
-    if x.shape[:2] != (size, size):
+def _none(x: Array, size: Size) -> Array:
+    height, width = sides(size)
+    if x.shape[:2] != (height, width):
         raise DataError(
-            f"an image of {x.shape[1]} × {x.shape[0]} pixels came to the condition 'none', but {size} × "
-            f"{size} were asked for",
+            f"an image of {x.shape[1]} × {x.shape[0]} pixels came to the condition 'none', but {width} × "
+            f"{height} were asked for",
             "name a resizer, for example opencv-nearest or pillow-bilinear, or ask for no size",
         )
     return x

@@ -12,6 +12,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from pfungst.files import open_picture
+
 from .resize import Array, as_float, as_uint8
 from .step import Step, number, register
 
@@ -52,7 +54,7 @@ class Jpeg(Step):
     def __call__(self, x: Array, rng: np.random.Generator) -> Array:
         buffer = io.BytesIO()
         Image.fromarray(as_uint8(x)).save(buffer, "JPEG", quality=self.quality)
-        with Image.open(buffer) as image:
+        with open_picture(buffer) as image:
             return np.asarray(image.convert("RGB"))
 
 

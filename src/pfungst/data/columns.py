@@ -10,6 +10,7 @@ from pfungst.errors import DataError, few
 
 from .delimited import read_rows, require
 from .item import Item
+from .roles import canonical_split
 
 
 def join_columns(items: Sequence[Item], file: Path) -> tuple[list[Item], list[str]]:
@@ -42,7 +43,7 @@ def join_columns(items: Sequence[Item], file: Path) -> tuple[list[Item], list[st
         else replace(
             item,
             groups={**item.groups, **{f: row[f] for f in taken}},
-            split=item.split or row.get("split") or None,
+            split=item.split or canonical_split(row.get("split")),
         )
         for item, row in zip(items, found, strict=True)
     ]

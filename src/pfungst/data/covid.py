@@ -65,6 +65,12 @@ def open_collection(
     frontal = [r for r in rows if r["modality"].lower() in ("x-ray", "xray") and r["view"] in views]
     kept = [r for r in frontal if label is None or r[label] != ""]
     notes = []
+    once: dict[tuple[str, str], dict[str, str]] = {}
+    for r in kept:
+        once.setdefault((r.get("folder", "images"), r["filename"]), r)
+    if len(once) < len(kept):
+        notes.append(f"{len(kept) - len(once)} images are listed twice; the first row of each counts")
+        kept = list(once.values())
     if len(frontal) < len(rows):
         notes.append(
             f"{len(rows) - len(frontal)} of {len(rows)} images are no frontal X-rays and were left out"
@@ -195,6 +201,25 @@ def open_covid(
             notes.append(f"{split}: {needed} NIH images would be needed, only {len(pool)} are there")
         items += [replace(i, id=f"NIH/{i.id}") for i in pool[:needed]]
     return ImageSet("COVID-19", items, notes)
+
+
+def _aggregate(folder: Path) -> tuple[Path, Path] | None:
+    """The folders of the collection and of NIH CXR8, where a folder holds one of each and no more."""
+    inside = sorted(p for p in folder.iterdir() if p.is_dir())
+    nih = [p for p in inside if any((p / name).is_file() for name in _NIH_TABLES)]
+    ours = [p for p in inside if is_collection(p)] if nih else []
+    return (ours[0], nih[0]) if len(ours) == len(nih) == 1 else None
+
+
+def is_covid(folder: Path) -> bool:
+    """Whether a folder is the collection, or holds it and NIH CXR8 as folders."""
+    return is_collection(folder) or _aggregate(folder) is not None
+
+
+def recognise(folder: Path, label: str | None = None) -> ImageSet:
+    """The collection where a folder holds it, the aggregate where it holds both as folders."""
+    parts = None if is_collection(folder) else _aggregate(folder)
+    return open_collection(folder, label) if parts is None else open_covid(*parts)
 
 
 def _label(row: dict[str, str], column: str | None) -> str:

@@ -17,16 +17,16 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
+from pfungst import files
+
 MAX_PIXELS = 178_000_000
 """Largest width × height that is decoded unless told otherwise; just below Pillow's own limit."""
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
-"""What a file may hold, whatever its name says: Pillow would also hand PostScript to an interpreter."""
-
 EXTENSIONS = frozenset(
     {".png", ".jpg", ".jpeg", ".jpe", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
+    | {".dcm", ".dicom", ".ima", ".heic", ".heif", ".avif"}
 )
-"""File name endings that are taken for images, in lower case."""
+"""File name endings that are taken for images, in lower case; the last three are named as unreadable."""
 
 
 class Undecodable(Exception):
@@ -38,11 +38,11 @@ def _bytes(source: Path | str | bytes) -> bytes:
         return source
     try:
         # Reading the whole file first is one system call, and the file is closed before decoding starts.
-        return Path(source).read_bytes()
+        return files.content(source)
     except FileNotFoundError:
         raise Undecodable("the file does not exist") from None
-    except OSError as e:
-        raise Undecodable(e.strerror or str(e)) from None
+    except (OSError, ValueError) as e:  # ValueError: a zero byte in the name
+        raise Undecodable(getattr(e, "strerror", None) or str(e)) from None
 
 
 def open_image(source: Path | str | bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -54,11 +54,13 @@ def open_image(source: Path | str | bytes, max_pixels: int = MAX_PIXELS) -> Imag
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            image = files.open_picture(io.BytesIO(data))
     except Image.DecompressionBombError:
         raise Undecodable(f"more than the limit of {max_pixels:,} pixels (max_pixels)") from None
     except Image.UnidentifiedImageError:
-        raise Undecodable("not an image of a known format") from None
+        brand = data[8:12].decode("latin-1") if data[4:8] == b"ftyp" else ""
+        kind = f"HEIF or AVIF (brand {brand!r}), which is not read: convert it to PNG" if brand else ""
+        raise Undecodable(kind or "not an image of a known format") from None
     except _DECODING as e:
         raise Undecodable(_reason(e)) from None
     if image.width * image.height > max_pixels:
@@ -77,6 +79,8 @@ _DECODING = (
     IndexError,
     KeyError,
     TypeError,
+    MemoryError,
+    RecursionError,
     struct.error,
     zlib.error,
 )

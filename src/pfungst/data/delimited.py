@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pfungst.errors import DataError
+from pfungst.files import content
 from pfungst.suggest import suggest
 
 
@@ -96,7 +97,7 @@ def require(file: Path, available: Sequence[str], wanted: Iterable[str | None], 
 
 def _text(file: Path) -> str:
     try:
-        data = file.read_bytes()
+        data = content(file)
     except FileNotFoundError:
         raise DataError(f"{file} does not exist", "check the path") from None
     except OSError as error:

@@ -1,24 +1,20 @@
-"""Image folders: CLASS/*.png, SPLIT/CLASS/*.png, or images side by side."""
+"""Image folders: CLASS/*.png, SPLIT/CLASS/*.png, CLASS/SPLIT/*.png, or images side by side."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
 
-from pfungst.errors import DataError
+from pfungst.errors import DataError, lines
 
 from .decode import EXTENSIONS
 from .item import Item
 from .items import ImageSet
+from .options import Options
+from .roles import SPLITS
 
-_SPLITS = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-}
+MASKS = ("mask", "masks", "ground_truth", "gt")
+"""What a folder of masks beside the classes is called."""
 
 
 def visible(path: Path, root: Path) -> bool:
@@ -54,25 +50,31 @@ def relative_id(path: Path, root: Path) -> str:
     return path.relative_to(root).as_posix()
 
 
-def open_folder(root: Path, normal: str = "good") -> ImageSet:
-    """Open a folder of images sorted by class, by split and class, or not at all.
+def open_folder(root: Path, options: Options | None = None) -> ImageSet:
+    """Open a folder of images sorted by class, by split and class or class and split, or not at all.
 
-    Args:
-        root: the folder.
-        normal: the class that holds normal images; it becomes "good".
+    A folder of :data:`MASKS` beside the classes holds masks, named like their images, with or without _mask.
 
     Raises:
-        DataError: there are no images.
+        DataError: there are no images, or a mask belongs to none.
     """
-    folders = subfolders(root)
-    by_split = bool(folders) and all(f.name.lower() in _SPLITS for f in folders)
+    options = options or Options()
+    paths = images_in(root, recursive=True)
+    masks = [p for p in paths if len(p.relative_to(root).parts) > 1 and _top(p, root) in MASKS]
+    if len(masks) == len(paths):
+        masks = []  # a folder whose only class has such a name
+    pictures = [p for p in paths if p not in set(masks)]
+    parts = [p.relative_to(root).parts[:-1] for p in pictures]
+    level = next(
+        (k for k in (0, 1) if parts and all(len(p) > k and p[k].lower() in SPLITS for p in parts)), None
+    )
+    of = _matched(masks, pictures, root)
     items = []
-    for path in images_in(root, recursive=True):
-        parts = path.relative_to(root).parts[:-1]
-        split = _SPLITS[parts[0].lower()] if by_split and parts else None
-        classes = parts[1:] if split else parts
-        label = classes[0] if classes else None
-        items.append(Item(relative_id(path, root), path, "good" if label == normal else label, split=split))
+    for path, folders in zip(pictures, parts, strict=True):
+        split = None if level is None else SPLITS[folders[level].lower()]
+        classes = [f for k, f in enumerate(folders) if k != level]
+        label = options.labelled(classes[0]) if classes else None
+        items.append(Item(relative_id(path, root), path, label, of.get(path), split))
     if not items:
         raise DataError(
             f"{root} holds no images ({', '.join(sorted(EXTENSIONS))})",
@@ -83,3 +85,36 @@ def open_folder(root: Path, normal: str = "good") -> ImageSet:
     if 0 < bare < len(items):
         notes.append(f"{bare} images lie outside the class folders and have no label")
     return ImageSet(root.name, items, notes)
+
+
+def _top(path: Path, root: Path) -> str:
+    return path.relative_to(root).parts[0].lower()
+
+
+def _matched(masks: list[Path], pictures: list[Path], root: Path) -> dict[Path, Path]:
+    """The mask of each image that has one: of the same relative path, else of the same name."""
+
+    def names(path: Path, depth: int) -> tuple[str, str]:
+        stem = path.relative_to(root).with_suffix("").parts[depth:]
+        last = stem[-1].removesuffix("_mask")
+        return "/".join((*stem[:-1], last)), last
+
+    whole = {names(p, 0)[0]: p for p in pictures}
+    by_name: dict[str, list[Path]] = {}
+    for p in pictures:
+        by_name.setdefault(names(p, 0)[1], []).append(p)
+    found, left = {}, []
+    for mask in masks:
+        path, name = names(mask, 1)
+        one = by_name.get(name, [])
+        image = whole.get(path) or (one[0] if len(one) == 1 else None)
+        if image is None:
+            left.append(relative_id(mask, root))
+        else:
+            found[image] = mask
+    if left:
+        raise DataError(
+            f"{len(left)} masks in {root} belong to no image, or to several:{lines(left)}",
+            "name a mask like its image, in the folder of the same class: masks/CLASS/NAME.png",
+        )
+    return found

@@ -67,7 +67,8 @@ class Item:
     @property
     def file(self) -> str:
         """The file of the image if it has one, else its id."""
-        return str(self.image) if isinstance(self.image, Path) else self.id
+        path = getattr(self.image, "path", self.image)
+        return str(path) if isinstance(path, Path) else self.id
 
     @property
     def mask_file(self) -> str:
@@ -78,6 +79,8 @@ class Item:
 def _identity(source: Source | MaskSource) -> str:
     if isinstance(source, Path):
         return file_key(source)
+    if isinstance(path := getattr(source, "path", None), Path):  # a file that is shown through a window
+        return combined(file_key(path), repr(source))
     content = source() if callable(source) else source
     return combined(np.asarray(content) if isinstance(content, Image.Image) else content)
 

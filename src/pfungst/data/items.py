@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pfungst.conditions import Condition
+from pfungst.conditions import Condition, Size, sides
 from pfungst.errors import DataError
 
 from .decode import MAX_PIXELS, Undecodable
@@ -23,15 +23,17 @@ class ImageSet(Items):
         name: the category or the name of the folder or file.
         items: the items; their ids must be unique.
         notes: what a reader should know about the set, for example defects without a mask.
+        layout: what the data were recognised as, "" for those made in memory.
 
     Raises:
         DataError: two items have the same id.
     """
 
-    def __init__(self, name: str, items: Sequence[Item], notes: Sequence[str] = ()) -> None:
+    def __init__(self, name: str, items: Sequence[Item], notes: Sequence[str] = (), layout: str = "") -> None:
         self.name = name
         self.items = list(items)
         self.notes = list(notes)
+        self.layout = layout
         seen: set[str] = set()
         double = [i.id for i in self.items if i.id in seen or seen.add(i.id)]  # type: ignore[func-returns-value]
         if double:
@@ -78,7 +80,11 @@ class ImageSet(Items):
             and all(i.groups.get(k) == v for k, v in groups.items())
             and (where is None or where(i))
         ]
-        return ImageSet(self.name, chosen if limit is None else chosen[:limit], self.notes)
+        return self.of(chosen if limit is None else chosen[:limit], self.notes)
+
+    def of(self, items: Sequence[Item], notes: Sequence[str]) -> ImageSet:
+        """Other items, or the same changed, under the same name."""
+        return ImageSet(self.name, items, notes, self.layout)
 
     def check(
         self, max_pixels: int = MAX_PIXELS, progress: Progress = False, workers: int | None = None
@@ -95,14 +101,14 @@ class ImageSet(Items):
 
         run_checked(self.items, look, progress, workers, f"checking {self.name}", skip_bad=False)
 
-    def prepare(self, condition: Condition | str, size: int | None = 224, **options: object) -> Prepared:
+    def prepare(self, condition: Condition | str, size: Size | None = 224, **options: object) -> Prepared:
         """Decode and prepare all images under one condition; options as for ``prepare_many``."""
         return self.prepare_many([condition], size, **options)[0]  # type: ignore[arg-type]
 
     def prepare_many(
         self,
         conditions: Sequence[Condition | str],
-        size: int | None = 224,
+        size: Size | None = 224,
         *,
         masks: bool = True,
         skip_bad: bool = False,
@@ -115,7 +121,8 @@ class ImageSet(Items):
 
         Args:
             conditions: conditions or their texts.
-            size: edge S in pixels, or None to keep the size of the images, which must then agree.
+            size: edge S in pixels, (height, width), or None to keep the size of the images, which must then
+                agree.
             masks: read the masks too and check their size.
             skip_bad: leave out images that cannot be used and list them in ``Prepared.skipped``.
             max_pixels: larger images are refused before decoding.
@@ -149,7 +156,7 @@ class ImageSet(Items):
             keep_masks=masks,
         )
 
-    def masks(self, size: int | None = 224, max_pixels: int = MAX_PIXELS) -> torch.Tensor:
+    def masks(self, size: Size | None = 224, max_pixels: int = MAX_PIXELS) -> torch.Tensor:
         """All masks as a boolean tensor (N, S, S), all False where an item has none (see ``resize_mask``).
 
         Raises:
@@ -163,7 +170,8 @@ class ImageSet(Items):
             mask = item.read_mask(max_pixels)
             if mask is None and size is None:
                 mask = np.zeros(np.asarray(item.read(max_pixels)).shape[:2], bool)
-            found[index] = resize_mask(mask, size) if mask is not None else np.zeros((size, size), bool)  # type: ignore[arg-type]
+            assert mask is not None or size is not None
+            found[index] = np.zeros(sides(size), bool) if mask is None else resize_mask(mask, size)  # type: ignore[arg-type]
 
         run_checked(self.items, look, False, None, "reading masks", skip_bad=False)
         if len({m.shape for m in found.values()}) > 1:

@@ -17,6 +17,7 @@ from .decode import Undecodable, read_mask
 from .folders import images_in, relative_id, subfolders
 from .item import Item
 from .items import ImageSet
+from .roles import GOOD
 
 _TEST = ("test", "test_public")
 
@@ -30,7 +31,7 @@ def is_category(folder: Path) -> bool:
 
 def categories(root: Path) -> list[Path]:
     """The categories directly inside a folder."""
-    return [f for f in subfolders(root) if is_category(f)]
+    return [f for f in subfolders(root) if is_category(f)] if root.is_dir() else []
 
 
 def open_category(folder: Path) -> ImageSet:
@@ -40,15 +41,17 @@ def open_category(folder: Path) -> ImageSet:
         DataError: there are no normal training images, no test images, or a mask belongs to no image.
     """
     items = []
-    good = folder / "train" / "good"
+    training = subfolders(folder / "train") if (folder / "train").is_dir() else []
+    normal = next((f.name for f in training if f.name.lower() in GOOD), "good")
+    good = folder / "train" / normal
     if good.is_dir():
         items += [Item(relative_id(p, folder), p, "good", split="train") for p in images_in(good)]
     if not items:
         raise DataError(
             f"the category {folder.name} has no images in {good}", "put the normal training images there"
         )
-    odd = [f.name for f in subfolders(folder / "train") if f.name != "good"]
-    validation = folder / "validation" / "good"
+    odd = [f.name for f in training if f.name != normal]
+    validation = folder / "validation" / normal
     if validation.is_dir():
         items += [Item(relative_id(p, folder), p, "good", split="validation") for p in images_in(validation)]
 
@@ -67,20 +70,21 @@ def open_category(folder: Path) -> ImageSet:
             key = (kind.name, path.stem)
             parts = (
                 []
-                if kind.name == "good"
+                if kind.name == normal
                 else masks.pop(key, []) or masks.pop((kind.name, path.stem + "_mask"), [])
             )
             mask = parts[0] if len(parts) == 1 else United(tuple(parts)) if parts else None
-            item = Item(relative_id(path, folder), path, kind.name, mask, "test")
+            label = "good" if kind.name == normal else kind.name
+            item = Item(relative_id(path, folder), path, label, mask, "test")
             tested.append(item)
-            if mask is None and kind.name != "good":
+            if mask is None and label != "good":
                 without.append(item)
     if not tested:
         raise DataError(
             f"the category {folder.name} has no labelled test images in {test}",
             "put them into test/good and test/DEFECT",
         )
-    left = sorted(str(p) for (kind, _), paths in masks.items() if kind != "good" for p in paths)
+    left = sorted(str(p) for (kind, _), paths in masks.items() if kind != normal for p in paths)
     if left:
         raise DataError(
             f"{len(left)} mask{'s belong' if len(left) > 1 else ' belongs'} to no image in "
@@ -90,7 +94,7 @@ def open_category(folder: Path) -> ImageSet:
         )
     notes = []
     if odd:
-        notes.append(f"folders in {folder / 'train'} other than good are not read: {', '.join(odd)}")
+        notes.append(f"folders in {folder / 'train'} other than {normal} are not read: {', '.join(odd)}")
     if without:
         notes.append(
             f"{len(without)} defective images have no mask, the first: {without[0].id}; measures that need "

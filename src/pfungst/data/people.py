@@ -1,7 +1,7 @@
 """Whether people are in an image, as a group: by torchvision's Faster R-CNN, or faces by OpenCV.
 
-Kauffmann et al. 2025, methods: an image shows a human when Faster R-CNN finds a person with a score of at
-least 0.9.
+Kauffmann et al. (arXiv 2408.08041, supplementary note B) tell images that show a human by a Faster R-CNN
+trained on COCO; the score that counts is not in the text, 0.9 is ours.
 """
 
 from __future__ import annotations

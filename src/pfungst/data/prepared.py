@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pfungst.conditions import Condition
+from pfungst.conditions import Condition, Size, sides
 from pfungst.errors import DataError, UnreadableImages, lines
 from pfungst.progress import progress_bar
 
@@ -82,7 +82,7 @@ class Prepared(Items):
         return (self[i] for i in range(len(self)))
 
 
-def resize_mask(mask: np.ndarray, size: int | None) -> np.ndarray:
+def resize_mask(mask: np.ndarray, size: Size | None) -> np.ndarray:
     """A mask at the size of the prepared image.
 
     A pixel belongs to it when at least half of its area does. A defect so thin that nothing would remain
@@ -90,14 +90,14 @@ def resize_mask(mask: np.ndarray, size: int | None) -> np.ndarray:
 
     Args:
         mask: boolean (H, W).
-        size: edge in pixels, or None to keep the mask.
+        size: edge in pixels, (height, width), or None to keep the mask.
 
     Returns:
         Boolean (S, S).
     """
-    if size is None or mask.shape == (size, size):
+    if size is None or mask.shape == sides(size):
         return mask.copy()
-    share = cv2.resize(mask.astype(np.float32), (size, size), interpolation=cv2.INTER_AREA)
+    share = cv2.resize(mask.astype(np.float32), sides(size)[::-1], interpolation=cv2.INTER_AREA)
     level = min(0.5, float(share.max()) / 2) if mask.any() else 0.5
     return share >= max(level, 1e-6)
 
@@ -156,7 +156,7 @@ def prepare_all(
     name: str,
     items: Sequence[Item],
     conditions: Sequence[Condition],
-    size: int | None,
+    size: Size | None,
     load: Callable[[Item], tuple[Image.Image, np.ndarray | None]],
     *,
     skip_bad: bool,
@@ -185,7 +185,7 @@ def prepare_all(
             store[index] = condition(pixels, size, key=item.id, seed=seed)
         if not keep_masks:
             return
-        shape = (image.height, image.width) if size is None else (size, size)
+        shape = (image.height, image.width) if size is None else sides(size)
         masks[index] = np.zeros(shape, bool) if mask is None else resize_mask(mask, size)
 
     bad = dict(run_checked(items, work, progress, workers, f"preparing {name}", skip_bad))

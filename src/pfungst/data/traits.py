@@ -45,7 +45,8 @@ class Traits:
 
     Attributes:
         words: names with few values: format, colour, bits, jpeg tables, camera, year, border.
-        numbers: measured quantities: width, height, aspect, sharpness, border share, jpeg quality.
+        numbers: measured quantities: width, height, aspect, sharpness, border share, jpeg quality, the mean
+            (brightness) and standard deviation (contrast) of the grey levels within the border, of 1.
     """
 
     words: Mapping[str, str]
@@ -76,6 +77,8 @@ def traits(item: Item) -> Traits:
         "aspect": width / height,
         "border": area,
         "sharpness": _sharpness(inside),
+        "brightness": float(inside.mean()) / 255,
+        "contrast": float(inside.std()) / 255,
     }
     return Traits(words, numbers)
 

@@ -204,11 +204,30 @@ def digits_c(
         train, good, anomalous: how many digits for each part; 1797 there are.
         seed: of the split and of the corruptions.
     """
+    images, digits = _digits(size)
+    return corrupted(images, digits, corruptions, train=train, good=good, anomalous=anomalous, seed=seed)
+
+
+def corrupted(
+    images: np.ndarray,
+    digits: np.ndarray,
+    corruptions: str | Sequence[str] | None = None,
+    *,
+    train: int = 1000,
+    good: int = 300,
+    anomalous: int = 300,
+    seed: int = 0,
+) -> list[ImageSet]:
+    """The same of any digits, such as MNIST's.
+
+    Args:
+        images: (N, H, W) in [0, 1], in 256 grey levels.
+        digits: (N,) what they show.
+    """
     chosen = [corruptions] if isinstance(corruptions, str) else list(corruptions or CORRUPTIONS)
     for name in chosen:
         if name not in CORRUPTIONS:
             raise ConfigError(f"unknown corruption {name!r}", suggest(name, CORRUPTIONS))
-    images, digits = _digits(size)
     if train + good + anomalous > len(images) or min(train, good, anomalous) < 0:
         raise InputError(
             f"{train} + {good} + {anomalous} digits asked for",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,9 @@ from PIL import Image
 
 from pfungst.data.item import Item
 from pfungst.data.items import ImageSet
+from pfungst.datasets.digits import corrupted
 from pfungst.errors import DataError
-from pfungst.files import read
+from pfungst.files import content, read
 from pfungst.suggest import suggest
 
 _TYPES: dict[int, str] = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4"}
@@ -27,10 +29,10 @@ def read_idx(path: str | Path) -> np.ndarray:
     """
     path = Path(path)
     try:
-        data = path.read_bytes()
+        data = content(path)
         if data[:2] == b"\x1f\x8b":
             data = gzip.decompress(data)
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} cannot be read: {error}", "download it again") from None
     if len(data) < 4 or data[:2] != b"\0\0" or data[2] not in _TYPES:
         raise DataError(f"{path} is not in the idx format", "pass the published file")
@@ -55,6 +57,37 @@ def emnist_letters(folder: str | Path) -> ImageSet:
     """
     parts = (("train", "emnist-letters-train"), ("test", "emnist-letters-test"))
     return _idx_set(Path(folder), "emnist-letters", parts, "letter", ord("A") - 1, True)
+
+
+def corrupted_mnist(
+    folder: str | Path, corruptions: str | list[str] | None = None, seed: int = 0, **counts: int
+) -> list[ImageSet]:
+    """MNIST under the corruptions of :mod:`pfungst.datasets.digits`: as MNIST-C, whose strengths are others.
+
+    Args:
+        folder: as for :func:`mnist`; its 10,000 test images are used for all three parts.
+        corruptions: which; all 15 by default.
+        seed: of the choice of digits and of the corruptions.
+        counts: train, good, anomalous, as for :func:`~pfungst.datasets.digits.digits_c`.
+    """
+    place = Path(folder)
+    images = read_idx(_find(place, "t10k-images", "idx3-ubyte"))
+    labels = read_idx(_find(place, "t10k-labels", "idx1-ubyte"))
+    return corrupted(images.astype(np.float32) / 255, labels, corruptions, seed=seed, **counts)
+
+
+def is_mnist(folder: Path) -> bool:
+    """Whether a folder holds the idx files of MNIST's test images."""
+    try:
+        _find(folder, "t10k-images", "idx3-ubyte")
+    except DataError:
+        return False
+    return True
+
+
+def is_mnist_c(folder: Path) -> bool:
+    """Whether a folder is laid out as MNIST-C."""
+    return (folder / _IDENTITY / "test_images.npy").is_file()
 
 
 def _idx_set(

@@ -2,21 +2,26 @@
 proved."""
 
 from pfungst.discover.cluster import Clustering, Over, cluster, over_represented
-from pfungst.discover.explain import Explanations, View, explain
+from pfungst.discover.explain import Explanations, View, explain, explain_scores
 from pfungst.discover.find import Finding, correct, find
 from pfungst.discover.prove import Judge, Proof
+from pfungst.discover.subjects import ClassSubject, ScoreSubject, Subject
 
 __all__ = [
+    "ClassSubject",
     "Clustering",
     "Explanations",
     "Finding",
     "Judge",
     "Over",
     "Proof",
+    "ScoreSubject",
+    "Subject",
     "View",
     "cluster",
     "correct",
     "explain",
+    "explain_scores",
     "find",
     "over_represented",
 ]

@@ -1,22 +1,25 @@
-"""Explanations of one class's images, in the forms that are clustered: one pass of the engine for all."""
+"""Explanations of one subject's images, in the forms that are clustered: one pass of the engine for all."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pfungst.errors import InputError
-from pfungst.relevance import Patches, PixelBands, attribute
+from pfungst.relevance import DCTBands, Patches, PixelBands, attribute
 from pfungst.relevance.composites import Composite
 from pfungst.spurious.heads import FeatureHead, logits_of
 
+if TYPE_CHECKING:
+    from pfungst.anomaly import Detector
+
 Images = Callable[[Sequence[int]], Tensor]  # rows → (n, C, H, W) in [0, 1]
-Kind = Literal["place", "content", "bands"]
+Kind = Literal["place", "content", "tone", "bands"]
 GRID, BANDS = 14, 8  # patches across an image; frequency bands of the power law
 
 
@@ -28,43 +31,43 @@ class View:
         name: of the view.
         vectors: (N, D).
         kinds: what is tried: a place in the image (that of the mean heatmap), content wherever it is (what
-            raises the features that they share), frequency bands.
+            raises the features that they share), tone (mean and spread of each channel), frequency bands.
     """
 
     name: str
     vectors: np.ndarray
-    kinds: tuple[Kind, ...] = ("place", "content")
+    kinds: tuple[Kind, ...] = ("place", "content", "tone")
 
 
 @dataclass(frozen=True)
 class Explanations:
-    """Relevance for the logit of a class, of N of its images, in float32.
+    """Relevance for the logit of a class, or for an anomaly score, of N images, in float32.
 
     Attributes:
-        class_: its index.
         maps: (N, R, S) by patches.
         spectra: (N, B) by frequency bands.
-        psi: (N, D) by penultimate features, w_k ⊙ φ / T.
-        predicted: (N,) the class that the model gives.
+        evidence: (N,) the logit, or the score.
+        said: (N,) boolean, whether the model gives the class, or flags the image.
+        psi: (N, D) by penultimate features, w_k ⊙ φ / T; None of a detector.
+        alike: (N, R, S) of the similarity with the class's mean representation: BiLRP of an image with all
+            of the class, summed over their features; of encoders.
     """
 
-    class_: int
     maps: np.ndarray
     spectra: np.ndarray
-    psi: np.ndarray
-    predicted: np.ndarray
+    evidence: np.ndarray
+    said: np.ndarray
+    psi: np.ndarray | None = None
+    alike: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.maps)
 
     def views(self) -> list[View]:
-        """Heatmaps, features and spectra."""
-        maps = View("heatmaps", self.maps.reshape(len(self), -1))
-        return [
-            maps,
-            View("features", self.psi),
-            View("spectra", self.spectra, ("place", "content", "bands")),
-        ]
+        """Heatmaps, features, similarity where there are any, and spectra."""
+        flat = {"heatmaps": self.maps, "features": self.psi, "similarity": self.alike}
+        views = [View(name, v.reshape(len(self), -1)) for name, v in flat.items() if v is not None]
+        return [*views, View("spectra", self.spectra, ("place", "content", "tone", "bands"))]
 
 
 def explain(
@@ -75,6 +78,7 @@ def explain(
     composite: str | Composite = "auto",
     batch_size: int = 16,
     progress: Callable[[int], object] | None = None,
+    alike: tuple[torch.nn.Module, Tensor] | None = None,
 ) -> Explanations:
     """Explain the logit of a class on its images.
 
@@ -85,28 +89,84 @@ def explain(
         composite: rules of LRP.
         batch_size: images at a time; memory is that of one batch and of what is returned.
         progress: called with the number of images of each batch.
+        alike: an encoder and a representation (K,): the similarity with it is explained too, where given.
 
     Raises:
         InputError: no images, or what :func:`pfungst.relevance.attribute` raises.
     """
     if not count:
         raise InputError(f"class {class_} has no images to explain", "pass at least one")
-    basis, maps, spectra, psi, predicted = PixelBands(count=BANDS), [], [], [], []
+    basis, parts = PixelBands(count=BANDS), _Parts()
     for start in range(0, count, batch_size):
         x = images(range(start, min(start + batch_size, count))).to(head.device)
         found = attribute(_Logits(head), x, class_, composite, basis).values.float()  # (n, B, H, W)
-        spectra.append(found.sum((2, 3)).cpu())
-        grid = Patches(max(1, x.shape[-1] // GRID))
-        heat = found.sum(1, keepdim=True)
-        maps.append(grid.contract(heat, torch.ones_like(heat)).cpu())
         with torch.no_grad():
             phi, logits = head.features_and_logits(x)
-        psi.append(head.linear.psi(phi, class_).float().cpu())
-        predicted.append(logits.argmax(1).cpu())
+        parts.add("spectra", found.sum((2, 3)))
+        parts.add("maps", _patches(found.sum(1)))
+        parts.add("psi", head.linear.psi(phi, class_).float())
+        parts.add("evidence", logits[:, class_].float())
+        parts.add("said", logits.argmax(1) == class_)
+        if alike is not None:
+            encoder, centre = alike
+            near = attribute(encoder, x, centre.to(x), composite, Patches(_side(x)))
+            parts.add("alike", near.values.float())
         if progress is not None:
             progress(len(x))
-    arrays = (torch.cat(parts).numpy() for parts in (maps, spectra, psi, predicted))
-    return Explanations(class_, *arrays)
+    return Explanations(**parts.arrays())
+
+
+def explain_scores(
+    detector: Detector,
+    images: Images,
+    count: int,
+    threshold: float,
+    batch_size: int = 16,
+    progress: Callable[[int], object] | None = None,
+) -> Explanations:
+    """Explain the scores A(x) of an anomaly detector, in the shape of :func:`explain`.
+
+    Args:
+        detector: fitted. threshold: score above which an image is flagged. Else as of :func:`explain`.
+
+    Raises:
+        InputError: no images, or what the detector's ``explain`` raises.
+    """
+    if not count:
+        raise InputError("there are no images to explain", "pass at least one")
+    parts = _Parts()
+    for start in range(0, count, batch_size):
+        x = images(range(start, min(start + batch_size, count)))
+        heat = detector.explain(x)
+        pixels = heat.values.float()
+        parts.add("maps", _patches(pixels if pixels.ndim == 3 else pixels.sum(1)))
+        parts.add("spectra", detector.explain(x, DCTBands(count=BANDS)).values.float())
+        parts.add("evidence", heat.score.float())
+        parts.add("said", heat.score > threshold)
+        if progress is not None:
+            progress(len(x))
+    return Explanations(**parts.arrays())
+
+
+class _Parts:
+    def __init__(self) -> None:
+        self.found: dict[str, list[Tensor]] = {}
+
+    def add(self, name: str, values: Tensor) -> None:
+        self.found.setdefault(name, []).append(values.detach().cpu())
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        return {name: torch.cat(values).numpy() for name, values in self.found.items()}
+
+
+def _side(x: Tensor) -> int:
+    return max(1, x.shape[-1] // GRID)
+
+
+def _patches(heat: Tensor) -> Tensor:
+    """Sums of (n, H, W) by patches, (n, R, S)."""
+    heat = heat[:, None]
+    return Patches(_side(heat)).contract(heat, torch.ones_like(heat))
 
 
 class _Logits(torch.nn.Module):

@@ -3,26 +3,20 @@ other classes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pfungst.discover.mend import Pairs
+from pfungst.discover.subjects import WORDS, Subject, What
 from pfungst.errors import InputError
 from pfungst.measure import Interval
 from pfungst.measure.limits import CARRIED, P_SPURIOUS, RETAINED
 from pfungst.relevance import DCTBands
-from pfungst.spurious.evidence import (
-    Witness,
-    above_zero,
-    mean_interval,
-    ratio_interval,
-    region,
-    relevance,
-)
-from pfungst.spurious.heads import FeatureHead, logits_of
+from pfungst.spurious.evidence import above_zero, mean_interval, ratio_interval, region
 from pfungst.spurious.inpaint import inpaint, moved, soften
 
 FEWEST = 6  # images of a cluster: signed ranks of 5 cannot reach p < 0.05 with any correction
@@ -30,27 +24,30 @@ FEWEST = 6  # images of a cluster: signed ranks of 5 cannot reach p < 0.05 with 
 
 @dataclass(frozen=True)
 class Proof:
-    """What interventions on a cluster's images did. Evidence for the class is its log odds, in nats.
+    """What interventions on a cluster's images did. Evidence for a class is its log odds, in nats; that of a
+    detector is its score, 0 at the median of the training images and 1 at the threshold.
 
     Intervals are 95 % bootstrap over the images of the cluster that were changed.
 
     Attributes:
         n: how many these were.
         remove: fall of the evidence without what they share, beyond a control: an equal region elsewhere in
-            the same images,
-            or bands of another image of the cluster.
+            the same images, or tone or bands of another image of the cluster.
         insert: rise of the evidence in images of other classes that it is put into, beyond controls, as a
-            share of the way
-            from the model's evidence in other classes to that in the class. Controls: other content of the
-            same images at
-            the same place, and the content of images of the class outside the cluster; of both the least.
+            share of the way from the model's evidence in other classes to that in the class, or to the
+            threshold. Controls: other content of the same images at the same place, and the content of images
+            of the class outside the cluster; of both the least.
         accuracy: share of the images taken for the class as they are, without it, and with the control.
         flips: share of the images of other classes taken for the class with it, and with the controls.
         retained: share of the images in which the class is still recognised without it, of those where it was
             before; by
-            the witnesses, or by the audited model where there are none.
+            the witnesses, or by the audited model where there are none. 1 in normal images, which have
+            nothing that should raise a score.
         p: of no fall or no rise beyond any control (Wilcoxon signed ranks, the largest).
         corrected: p corrected for all that were tried (Holm).
+        what: of the subject.
+        alone: whether all images of the subject have it and no witness judged it: then nothing tells it from
+            the object.
     """
 
     n: int
@@ -61,11 +58,13 @@ class Proof:
     retained: Interval
     p: float
     corrected: float = 1.0
+    what: What = "class"
+    alone: bool = False
 
     @property
     def survives(self) -> bool:
         """Whether explanation and intervention agree: it decides, and it is not the object."""
-        return self.decides and self.retained.low >= RETAINED
+        return self.decides and self.retained.low >= RETAINED and not self.alone
 
     @property
     def decides(self) -> bool:
@@ -75,13 +74,18 @@ class Proof:
     @property
     def reason(self) -> str:
         """Why it survives, or why not, in one sentence."""
-        i, r, k = self.insert, self.remove, self.retained
-        put = f"put into other classes it carries {i.value:.0%} of the class [{i.low:.0%}, {i.high:.0%}]"
-        fall = f"{r.value:.1f} nats [{r.low:.1f}, {r.high:.1f}]"
+        i, r, k, words = self.insert, self.remove, self.retained, WORDS[self.what]
+        carried = f"{i.value:.0%} of {words.carried} [{i.low:.0%}, {i.high:.0%}]"
+        put = f"put into {words.targets} it carries {carried}"
+        fall = f"{r.value:.2g} {words.unit} [{r.low:.2g}, {r.high:.2g}]"
         gone = f"without it the evidence falls by {fall} more than without a control"
-        left = f"{k.value:.0%} of the images are still recognised without it [{k.low:.0%}, {k.high:.0%}]"
+        left = f"{k.value:.0%} of the images are {words.kept} without it [{k.low:.0%}, {k.high:.0%}]"
+        left = "the images are normal, so that it is no defect" if self.what == "normal" else left
         if self.survives:
             return f"{put}, {gone}, and {left} (corrected p {self.corrected:.2g})"
+        if self.decides and self.alone and k.low >= RETAINED:
+            only = "but no images are without it: only a witness tells it from the object"
+            return f"{put}, {gone}, and {left}, {only}"
         if self.decides:
             return f"{put} and {gone}, but {left}, so it may be the object"
         if i.low < CARRIED:
@@ -92,70 +96,45 @@ class Proof:
 
 
 class Judge:
-    """Models that tell how much evidence for a class images hold.
+    """Intervenes on the images of a subject.
 
     Args:
-        head: the audited classifier.
-        class_: index of the class.
-        own: (n, C, H, W) of the class, others: (M, C, H, W) of other classes: what lies between is the whole
-            way.
-        witnesses: other models that know the class: what they take for the class too is the object.
+        subject: whose evidence is measured.
+        own: (n, C, H, W) of it, others: (M, C, H, W) not of it: what lies between is the whole way.
         batch_size: images at a time.
+
+    Attributes:
+        pairs: what the last proof changed.
 
     Raises:
         InputError: no images of one side.
     """
 
-    def __init__(
-        self,
-        head: FeatureHead,
-        class_: int,
-        own: Tensor,
-        others: Tensor,
-        witnesses: Sequence[Witness] = (),
-        batch_size: int = 16,
-    ) -> None:
+    pairs: Pairs
+
+    def __init__(self, subject: Subject, own: Tensor, others: Tensor, batch_size: int = 16) -> None:
         if not len(own) or not len(others):
-            raise InputError(
-                f"{len(own)} images of class {class_} and {len(others)} of others prove nothing", "pass both"
-            )
-        self.head, self.class_, self.others, self.batch_size = head, class_, others, batch_size
-        self.models = [Witness(head.model, class_), *witnesses]
-        ways = [[self.odds(i, x)[0].mean() for x in (own, others)] for i in range(len(self.models))]
-        self.way = [max(a - b, 0.1) for a, b in ways]
+            raise InputError(f"{len(own)} images and {len(others)} of others prove nothing", "pass both")
+        self.subject, self.others, self.batch_size = subject, others, batch_size
+        ways = [[self.odds(i, x)[0] for x in (own, others)] for i in range(subject.n_models)]
+        self.way = [subject.way(a, b) for a, b in ways]
 
     def odds(self, number: int, x: Tensor) -> tuple[np.ndarray, np.ndarray]:
-        """Log odds of the class in images (..., C, H, W) by one of the models, and whether it is the
-        answer."""
-        model, k = self.models[number].model, self.models[number].class_
+        """Evidence in images (..., C, H, W) by one of the models, and whether it says so."""
+        parts = x.flatten(0, -4).split(self.batch_size)
         with torch.no_grad():
-            parts = x.flatten(0, -4).split(self.batch_size)
-            logits = torch.cat([logits_of(model(p.to(self.head.device))).double().cpu() for p in parts])
-        rest = torch.cat([logits[:, :k], logits[:, k + 1 :]], 1)
-        odds, hit = logits[:, k] - rest.logsumexp(1), logits[:, k] > rest.max(1).values
-        return odds.view(x.shape[:-3]).numpy(), hit.view(x.shape[:-3]).numpy()
-
-    def heat(self, x: Tensor, direction: Tensor) -> Tensor:
-        """Where images (N, C, H, W) raise a direction of the penultimate features, (N, H, W) ≥ 0."""
-        along = direction.to(self.head.device)
-        score = lambda z: self.head.features(z) @ along
-        return relevance(score, x.to(self.head.device), batch_size=self.batch_size).clamp_min(0).cpu()
+            answers = [self.subject.answer(number, p.to(self.subject.device)) for p in parts]
+        evidence, said = (torch.cat(a).cpu().view(x.shape[:-3]).numpy() for a in zip(*answers, strict=True))
+        return evidence, said
 
     def beyond(self, x: Tensor, heat: Tensor) -> Tensor:
         """The heat, each map of sum 1, less the most that any witness has there; unchanged without
         witnesses."""
-        if len(self.models) == 1:
+        if self.subject.n_models == 1:
             return heat
-        maps = []
-        for witness in self.models[1:]:
-
-            def odds(z: Tensor, w: Witness = witness) -> Tensor:
-                logits = logits_of(w.model(z))
-                return logits[:, w.class_] - logits.logsumexp(1)
-
-            found = relevance(odds, x.to(self.head.device), 2, self.batch_size).clamp_min(0).cpu()
-            maps.append(found / found.sum((1, 2), keepdim=True).clamp_min(1e-12))
-        return heat / heat.sum((1, 2), keepdim=True).clamp_min(1e-12) - torch.stack(maps).max(0).values
+        maps = [self.subject.seen_by(i, self.batch_size)(x) for i in range(1, self.subject.n_models)]
+        unit = lambda m: m / m.sum((1, 2), keepdim=True).clamp_min(1e-12)
+        return unit(heat) - torch.stack([unit(m) for m in maps]).max(0).values
 
     def regions(
         self, x: Tensor, heat: Tensor, mates: Tensor | None, seed: int = 0, n_targets: int = 2
@@ -168,7 +147,7 @@ class Judge:
             mates: images of the class outside the cluster, None where there are none.
             n_targets: images of other classes that each region is put into.
         """
-        rng, n = np.random.default_rng((seed, self.class_)), len(x)
+        rng, n = np.random.default_rng((seed, self.subject.index)), len(x)
         soft = soften(region(heat))
         edge = soft[:, None]
         h, w = x.shape[-2:]
@@ -181,7 +160,7 @@ class Judge:
         against = [put(moved(x, far[0]))]
         if mates is not None:
             against.append(put(self._drawn(mates, (n_targets, n), rng)))
-        return self._weigh(x, inpaint(x, soft), controls, put(x), against, seed)
+        return self._weigh(x, inpaint(x, soft), controls, targets, put(x), against, seed)
 
     def bands(self, x: Tensor, kept: np.ndarray, mates: Tensor, seed: int = 0, n_targets: int = 2) -> Proof:
         """Proof of frequency bands: those of an image are exchanged for those of another.
@@ -189,43 +168,66 @@ class Judge:
         Args:
             x: (n, C, H, W) of the cluster, at least 6.
             kept: (B,) boolean, the bands that the cluster's images share, of as many bands of the power law.
-            mates: images of the class outside the cluster.
-            n_targets: images of other classes that the bands are put into.
+            mates: images of the subject outside the cluster.
+            n_targets: images that are not of the subject, that the bands are put into.
         """
-        rng, n = np.random.default_rng((seed, self.class_, 1)), len(x)
         basis = DCTBands(count=len(kept))
 
         def inside(z: Tensor) -> Tensor:
             parts = basis.components(z.flatten(0, -4))[torch.from_numpy(kept)]
             return parts.sum(0).view_as(z)
 
-        own, turned = inside(x), torch.roll(x, 1, 0)
+        exchange = lambda z, source: (z - inside(z) + inside(source)).clamp(0, 1)
+        return self._exchanged(exchange, x, mates, seed, n_targets)
+
+    def tone(self, x: Tensor, mates: Tensor, seed: int = 0, n_targets: int = 2) -> Proof:
+        """Proof of brightness, contrast and colour: mean and standard deviation of each channel of an image
+        are exchanged for those of another (Reinhard et al. 2001). Args as of :meth:`bands`."""
+
+        def exchange(z: Tensor, source: Tensor) -> Tensor:
+            spread = lambda y: y.std((-2, -1), keepdim=True).clamp_min(1e-3)
+            mean = lambda y: y.mean((-2, -1), keepdim=True)
+            return ((z - mean(z)) / spread(z) * spread(source) + mean(source)).clamp(0, 1)
+
+        return self._exchanged(exchange, x, mates, seed, n_targets)
+
+    def _exchanged(
+        self,
+        exchange: Callable[[Tensor, Tensor], Tensor],
+        x: Tensor,
+        mates: Tensor,
+        seed: int,
+        n_targets: int,
+    ) -> Proof:
+        """Proof of a property that `exchange(z, source)` gives to z from another image: taken from mates,
+        against that of other images of the cluster; put into others, against that of mates and of others."""
+        rng, n = np.random.default_rng((seed, self.subject.index, 1)), len(x)
         others = self._drawn(mates, (n_targets, n), rng)
         targets = self._drawn(self.others, (n_targets, n), rng)
-        bare = targets - inside(targets)
-        swapped = [
-            (bare + inside(z)).clamp(0, 1) for z in (others, self._drawn(self.others, (n_targets, n), rng))
-        ]
-        removed, control = ((x - own + inside(z)).clamp(0, 1) for z in (others[0], turned))
-        return self._weigh(x, removed, [control], (bare + own).clamp(0, 1), swapped, seed)
+        sources = (x.expand_as(targets), others, self._drawn(self.others, (n_targets, n), rng))
+        put, *against = (exchange(targets, source) for source in sources)
+        removed, control = exchange(x, others[0]), exchange(x, torch.roll(x, 1, 0))
+        return self._weigh(x, removed, [control], targets, put, against, seed)
 
     def _weigh(
         self,
         x: Tensor,
         removed: Tensor,
         controls: list[Tensor],
+        targets: Tensor,
         put: Tensor,
         against: list[Tensor],
         seed: int,
     ) -> Proof:
-        """Compare; `put` and `against` are (targets, n, C, H, W), the others (n, C, H, W)."""
-        answers = [self.odds(i, torch.stack([x, removed, *controls])) for i in range(len(self.models))]
+        """Compare; `targets`, `put` and `against` are (targets, n, C, H, W), the others (n, C, H, W)."""
+        answers = [self.odds(i, torch.stack([x, removed, *controls])) for i in range(self.subject.n_models)]
         odds, hit = answers[0]
         falls = odds[2:].mean(0) - odds[1]
         judged = [h for _, h in answers[1:]] or [hit]
         before = np.stack([h[0] for h in judged])
         after = np.stack([h[1] for h in judged]) & before
-        seen = [self.odds(i, torch.stack([put, *against])) for i in range(len(self.models))]
+        self.pairs = Pairs(x, removed, targets, put)
+        seen = [self.odds(i, torch.stack([put, *against])) for i in range(self.subject.n_models)]
         rises = [
             [(o[0] - other).mean(0) / way for other in o[1:]]
             for (o, _), way in zip(seen, self.way, strict=True)
@@ -239,8 +241,11 @@ class Judge:
             min(inserts, key=lambda i: i.low),
             (float(hit[0].mean()), float(hit[1].mean()), float(hit[2:].mean())),
             (float(hits[0].mean()), float(hits[1:].mean())),
-            ratio_interval(after.sum(0), before.sum(0), seed, nothing=0.0),
+            Interval(1.0, 1.0, 1.0)
+            if self.subject.what == "normal"
+            else ratio_interval(after.sum(0), before.sum(0), seed, nothing=0.0),
             max(above_zero(v) for v in (falls, *gains)),
+            what=self.subject.what,
         )
 
     @staticmethod

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pfungst.errors import CheckpointError, few
-from pfungst.files import read
+from pfungst.files import read, reading
 
 State = dict[str, Tensor]
 
@@ -71,7 +71,7 @@ def _load(path: Path, trust: bool) -> Any:
             "if you trust where it comes from, pass trust_checkpoint=True (--trust-checkpoint); "
             "better, save its state dict as safetensors",
         ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # a damaged archive makes torch raise almost anything
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
             f"{path} is not a PyTorch checkpoint or is damaged: {first}", "copy it again"
@@ -83,7 +83,7 @@ def _is_torchscript(path: Path) -> bool:
 
     if not zipfile.is_zipfile(path):
         return False
-    with zipfile.ZipFile(path) as archive:
+    with reading(path, "copy it again", CheckpointError), zipfile.ZipFile(path) as archive:
         return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 

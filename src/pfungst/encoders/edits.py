@@ -98,6 +98,47 @@ def resolve_layer(encoder: Encoder, layer: str) -> str:
     raise InputError(f"{encoder.name} has no layer {layer!r}", suggest(layer, names, "layers"))
 
 
+def folded_state(encoder: Encoder) -> dict[str, Tensor] | None:
+    """The state dict of the unpruned network, under its own names, that computes what a pruned one does.
+
+    A filter that is off everywhere has weights of zero: those of a linear layer or a batch normalisation, or
+    of the one before an activation that keeps zero, where both stand in one sequence.
+
+    Returns:
+        None where an edit is not of that kind: it switches a region off, or another module.
+    """
+    masks = {n: m for n, m in encoder.features.named_modules() if isinstance(m, FilterMask)}
+
+    def plain(name: str) -> str:
+        for mask in sorted(masks, key=len, reverse=True):
+            if name.startswith(f"{mask}.module"):
+                name = mask + name.removeprefix(f"{mask}.module")
+        return name
+
+    state = {plain(k): v.detach().clone() for k, v in encoder.features.state_dict().items()}
+    modules = {plain(n): m for n, m in encoder.features.named_modules() if not isinstance(m, FilterMask)}
+    for name, mask in masks.items():
+        place = plain(name)
+        module = modules[place]
+        parent, _, last = place.rpartition(".")
+        if isinstance(module, _KEEP_ZERO) and isinstance(modules[parent], nn.Sequential):
+            names = list(modules[parent]._modules)
+            before = names.index(last) - 1
+            place = f"{parent}.{names[before]}".lstrip(".") if before >= 0 else place
+            module = modules[place]
+        whole = mask.rows in (None, (None, None)) and mask.cols in (None, (None, None))
+        if not whole or not isinstance(module, _WEIGHTED):
+            return None
+        for key in (f"{place}.weight", f"{place}.bias"):
+            if key in state:
+                state[key][list(mask.filters)] = 0
+    return state
+
+
+_KEEP_ZERO = (nn.ReLU, nn.GELU, nn.SiLU, nn.Identity)
+_WEIGHTED = (nn.Conv2d, nn.Linear, nn.BatchNorm2d)
+
+
 def apply_edit(encoder: Encoder, edit: dict[str, Any]) -> None:
     """Put a :class:`FilterMask` into an encoder, in place, and note it in `encoder.edits`."""
     layer = edit["layer"]

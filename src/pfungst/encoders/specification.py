@@ -60,5 +60,7 @@ def forms(role: Role = "encoder") -> str:
 def short_name(spec: str) -> str:
     """A specification for people to read: without the folder of a file or the package of a module."""
     where, separator, attribute = spec.rpartition(":")
+    if where == "memory":  # an object, by its class
+        return attribute
     name = Path(where).name if where.endswith(".py") else where.rpartition(".")[2]
     return f"{name}{separator}{attribute}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from pfungst.device import choose_device
 from pfungst.encoders.packages import installed, optional
 from pfungst.errors import CheckpointError, ConfigError, InputError
+from pfungst.files import read
 from pfungst.progress import track
 
 
@@ -190,14 +190,14 @@ def _settings(folder: Path) -> tuple[str, int]:
     pooling, length = "mean", 256
     modules = folder / "modules.json"
     if modules.is_file():
-        for entry in json.loads(modules.read_text()):
+        for entry in read(modules, "copy the model again", CheckpointError):
             if entry["type"].endswith("Dense"):
                 raise CheckpointError(
                     f"{folder} has a Dense module after pooling, which is not supported", "use another model"
                 )
     config = folder / "1_Pooling" / "config.json"
     if config.is_file():
-        chosen = json.loads(config.read_text())
+        chosen = read(config, "copy the model again", CheckpointError)
         modes = [k for k, v in chosen.items() if k.startswith("pooling_mode") and v is True]
         known = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
         if isinstance(chosen.get("pooling_mode"), str):
@@ -210,7 +210,7 @@ def _settings(folder: Path) -> tuple[str, int]:
         pooling = known[modes[0]]
     settings = folder / "sentence_bert_config.json"
     if settings.is_file():
-        length = int(json.loads(settings.read_text()).get("max_seq_length") or length)
+        length = int(read(settings, "copy the model again", CheckpointError).get("max_seq_length") or length)
     return pooling, length
 
 

@@ -7,6 +7,7 @@ shard twice must do no harm: its parts are renamed when they are complete, and a
 
 from __future__ import annotations
 
+import os
 import pickle
 import secrets
 import socket
@@ -88,6 +89,7 @@ def _connect(address: str) -> bool:
     end."""
     if ray.is_initialized():
         return False
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster of ours reports to nobody
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     try:
         if address != "auto":  # Ray itself tries for minutes

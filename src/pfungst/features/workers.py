@@ -6,7 +6,6 @@ import multiprocessing
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -109,15 +108,17 @@ def _start(number: Any, make: Make, device: str, threads: int) -> None:
 
 
 def end_with_parent(*_: object) -> None:
-    """In a process of ours: end at once when the process that started it has ended, however that was."""
+    """In a process of ours: end at once when the process that started it has ended, however that was, also
+    while this one was being started."""
+    starter, parent = os.getppid(), multiprocessing.parent_process()
 
     def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
+        while os.getppid() == starter and parent is not None and parent.is_alive():
+            parent.join(0.5)
         os._exit(1)
 
-    parent = os.getppid()
-    threading.Thread(target=watch, daemon=True).start()
+    if parent is not None:
+        threading.Thread(target=watch, daemon=True).start()
 
 
 def _work(shard: int) -> object:

@@ -4,10 +4,11 @@ scales)."""
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import combinations
+
+import numpy as np
 
 
 @dataclass(frozen=True)
@@ -37,20 +38,13 @@ def cohen_kappa(pairs: list[tuple[str, str]]) -> tuple[float, float]:
     Returns:
         Agreement and κ; NaN where undefined.
     """
-    n = len(pairs)
-    if n == 0:
-        return math.nan, math.nan
-    same = sum(a == b for a, b in pairs)
-    first, second = Counter(a for a, _ in pairs), Counter(b for _, b in pairs)
-    # Integers until the last division: exactly 1 stays exactly 1.
-    by_chance = sum(first[answer] * second[answer] for answer in first)
-    if by_chance == n * n:
-        return same / n, math.nan
-    return same / n, (n * same - by_chance) / (n * n - by_chance)
+    first, second = ({str(i): pair[k] for i, pair in enumerate(pairs)} for k in (0, 1))
+    (found,) = pairwise({"first": first, "second": second})
+    return found.agreement, found.kappa
 
 
 def pairwise(answers: Mapping[str, Mapping[str, str]]) -> list[PairAgreement]:
-    """Agreement of every two labellers.
+    """Agreement of every two labellers; see :func:`cohen_kappa`.
 
     Args:
         answers: item → answer, by labeller.
@@ -58,9 +52,22 @@ def pairwise(answers: Mapping[str, Mapping[str, str]]) -> list[PairAgreement]:
     Returns:
         One entry per pair, in the order of the labellers.
     """
+    names = list(answers)
+    items = {item: i for i, item in enumerate(dict.fromkeys(i for given in answers.values() for i in given))}
+    choices = {a: i for i, a in enumerate(dict.fromkeys(a for g in answers.values() for a in g.values()))}
+    gave = np.zeros((len(choices), len(names), len(items)), np.float32)  # counts below 2²⁴ are exact
+    for person, given in enumerate(answers.values()):
+        for item, answer in given.items():
+            gave[choices[answer], person, items[item]] = 1
+    known = gave.sum(0)
+    n, same = known @ known.T, np.einsum("api,aqi->pq", gave, gave, optimize=True)
+    margins = gave @ known.T  # how often the one gave an answer to what the other has answered too
+    by_chance = (margins.astype(float) * margins.transpose(0, 2, 1)).sum(0)
     result = []
-    for first, second in combinations(answers, 2):
-        common = [i for i in answers[first] if i in answers[second]]
-        share, kappa = cohen_kappa([(answers[first][i], answers[second][i]) for i in common])
-        result.append(PairAgreement(first, second, len(common), share, kappa))
+    for p, q in combinations(range(len(names)), 2):
+        # Integers until the last division: exactly 1 stays exactly 1.
+        count, equal, chance = int(n[p, q]), int(same[p, q]), int(by_chance[p, q])
+        share = equal / count if count else math.nan
+        kappa = math.nan if chance == count**2 else (count * equal - chance) / (count**2 - chance)
+        result.append(PairAgreement(names[p], names[q], count, share, kappa))
     return result

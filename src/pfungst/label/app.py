@@ -93,7 +93,8 @@ class Desk:
         upcoming = study.upcoming(who.name)
         item = upcoming[0] if upcoming else None
         disputed = study.disagreements() if who.coordinator else study.items
-        done = sum(i in disputed for i in progress.answers)
+        done = len(progress.answers.keys() & disputed) if who.coordinator else len(progress.answers)
+        skipped = len(progress.skipped.keys() & disputed) if who.coordinator else len(progress.skipped)
         about = "Nothing is left to judge"
         if item:
             about = f"Now class {item.class_name}, component {item.component}"
@@ -101,13 +102,11 @@ class Desk:
             "who": who,
             "total": len(disputed),
             "done": done,
-            "skipped": sum(i in disputed for i in progress.skipped),
+            "skipped": skipped,
             "notice": notice,
             "say": f"{said}{done} of {len(disputed)} done. {about}.",
             "prefetch": [self.image(who, i.id, f) for i in upcoming[1:] for f in self.files[i.id]],
-            "waiting": {
-                n: len(study.items) - len(a) for n, a in study.answers().items() if len(a) < len(study.items)
-            },
+            "waiting": {n: left for n in study.labellers if (left := study.left(n))},
             **self._undo(progress),
             **self._now(who, item, progress),
         }
@@ -134,7 +133,8 @@ class Desk:
                 "again": False,
             }
         labels = {choice.value: choice.label for choice in self.choices}
-        answers = self.study.answers() if who.coordinator else {}
+        people = self.study.labellers if who.coordinator else []
+        answers = {name: self.study.progress(name).answers for name in people}
         return {
             "item": item,
             "number": self.study.index[item.id],

@@ -93,8 +93,11 @@ def serve(
     )
     # The first Parquet export should not wait for a large library.
     threading.Thread(target=importlib.import_module, args=("pyarrow.parquet",), daemon=True).start()
+    from pfungst.label.connection import Connection
+
     config = uvicorn.Config(
         app,
+        http=Connection,
         log_level="warning",
         access_log=False,
         server_header=False,
@@ -116,13 +119,16 @@ def serve(
 
 def _listen(host: str, port: int) -> socket.socket:
     remedy = "give another --host or --port"
+    if not 0 <= port < 65536:  # some systems take the remainder, and listen somewhere else
+        raise InputError(f"cannot listen on port {port}: ports go from 0 to 65535", remedy)
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except (OSError, OverflowError, UnicodeError) as error:
         raise InputError(f"cannot listen on {host} port {port}: {error}", remedy) from None
     sock = socket.socket(family, kind, protocol)
     try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        for option in (socket.SO_REUSEADDR, socket.SO_KEEPALIVE):
+            sock.setsockopt(socket.SOL_SOCKET, option, 1)
         sock.bind(address)
         sock.listen(256)
     except (OSError, OverflowError) as error:

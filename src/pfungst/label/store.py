@@ -12,7 +12,7 @@ import secrets
 import sqlite3
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -101,7 +101,8 @@ class Store:
                 db.execute("INSERT OR IGNORE INTO meta VALUES ('secret', ?)", (secrets.token_hex(32),))
                 db.execute("INSERT OR IGNORE INTO meta VALUES ('digest', ?)", (digest,))
             meta = dict(self._db.execute("SELECT key, value FROM meta"))
-        except sqlite3.Error as error:
+            self._open = self._there()  # the transaction has made the journal
+        except (OSError, sqlite3.Error) as error:
             self._db.close()
             raise self._trouble(error) from None
         if meta["digest"] != digest:
@@ -120,9 +121,11 @@ class Store:
             written.
 
         Raises:
-            NotStored: the file is read-only, locked by another program, or the disk is full.
+            NotStored: the file is read-only, locked by another program, deleted or replaced, or the disk is
+                full.
         """
         time = datetime.now(UTC).isoformat(timespec="milliseconds")
+        self._refuse_replaced()
         try:
             with self._transaction() as db:
                 added = db.execute(
@@ -132,10 +135,12 @@ class Store:
                 ).rowcount
         except sqlite3.Error as error:
             raise self._trouble(error) from None
+        self._refuse_replaced()
         return added == 1
 
     def since(self, last: int) -> list[Event]:
-        """Events stored after the one with id ``last``, in order."""
+        """Events stored after the one with id ``last``, in order. Raises NotStored as :meth:`append`."""
+        self._refuse_replaced()
         query = "SELECT id, person, item, sequence, action, answer, time FROM events WHERE id > ? ORDER BY id"
         try:
             with self._lock:
@@ -147,6 +152,25 @@ class Store:
         """Close the file; every answer is in it already."""
         with self._lock:
             self._db.close()
+
+    def _there(self) -> list[tuple[int, int]]:
+        """Device and inode of the answers file and of its journal, which holds the newest answers."""
+        found = []
+        for end in ("", "-wal"):  # without a journal on file systems that cannot have it
+            with suppress(FileNotFoundError):
+                there = os.stat(f"{self.path}{end}")
+                found.append((there.st_dev, there.st_ino))
+        return found
+
+    def _refuse_replaced(self) -> None:
+        """Raise NotStored unless what is at the path is what was opened: answers vanish with it."""
+        with suppress(OSError):
+            if self._there() == self._open:
+                return
+        raise NotStored(
+            f"the answers file {self.path.name} was deleted or replaced while it was in use",
+            f"put {self.path} (with its -wal) back, or start the server anew to use what is there",
+        )
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:

@@ -76,7 +76,8 @@ class Progress:
         """Items to show, the next one first: what was just undone, what was never seen, what was skipped."""
         while self._cursor < len(self.order) and self.order[self._cursor] in self.counts:
             self._cursor += 1
-        fresh = (i for i in self.order[self._cursor :] if i not in self.counts)
+        rest = range(self._cursor, len(self.order))
+        fresh = (self.order[i] for i in rest if self.order[i] not in self.counts)
         skipped = sorted((i for i in self.skipped if i not in self.undone), key=self.skipped.__getitem__)
         for item in chain(reversed(self.undone), fresh, skipped):
             if item not in self.answers and (allowed is None or item in allowed):
@@ -123,10 +124,14 @@ class Study:
         self._lock = threading.RLock()
         self._last = 0
         self._people: dict[str, Progress] = {}
+        self.labellers: list[str] = []
+        self._disputed: set[str] = set()
         self.refresh()
         before = [name for name in self._people if name != ADJUDICATOR]
-        self.labellers: list[str] = before if names is None else names
+        self.labellers = before if names is None else names
         self.left_out = [name for name in before if name not in self.labellers]
+        for item in self.items:
+            self._dispute(item)
 
     def refresh(self) -> None:
         """Take in what was stored since the last time, by this process or another."""
@@ -135,6 +140,12 @@ class Study:
                 self._last = event.id
                 if event.item in self.items:
                     self.progress(event.person).apply(event)
+                    self._dispute(event.item)
+
+    def _dispute(self, item: str) -> None:
+        """Keep the list of disagreements: one item's answers changed."""
+        given = {self.progress(name).answers.get(item) for name in self.labellers}
+        (self._disputed.add if len(given) > 1 and None not in given else self._disputed.discard)(item)
 
     def progress(self, person: str) -> Progress:
         """Where a labeller or the adjudicator stands."""
@@ -187,6 +198,10 @@ class Study:
             self.refresh()
             return added
 
+    def left(self, person: str) -> int:
+        """How many items a labeller has not answered."""
+        return len(self.items) - len(self.progress(person).answers)
+
     def answers(self) -> dict[str, dict[str, str]]:
         """Item → answer of every labeller, in the order of the task."""
         with self._lock:
@@ -202,14 +217,7 @@ class Study:
 
     def disagreements(self) -> set[str]:
         """Items that every labeller has answered and not all alike, settled or not."""
-        answers = list(self.answers().values())
-        if len(answers) < 2:
-            return set()
-        return {
-            item
-            for item, first in answers[0].items()
-            if all(item in a for a in answers[1:]) and any(a[item] != first for a in answers[1:])
-        }
+        return self._disputed
 
     def verdicts(self) -> dict[str, Verdict]:
         """What is decided, item by item, in the order of the task."""

@@ -2,7 +2,7 @@
 flagged."""
 
 from pfungst.measure.clever_hans import clever_hans_score, mask_agreement
-from pfungst.measure.degradation import Change, degradation
+from pfungst.measure.degradation import Change, balanced, degradation, f1_of_flags, mean_change
 from pfungst.measure.exposure import (
     ConfusionShare,
     capped_weights,
@@ -13,6 +13,7 @@ from pfungst.measure.exposure import (
     share_outside,
 )
 from pfungst.measure.intervals import Interval, bootstrap, bootstrap_change, bootstrap_scores
+from pfungst.measure.proportions import mean_share, wilson_of
 from pfungst.measure.provenance import GroupScores, Provenance, eta_squared, provenance
 from pfungst.measure.scores import (
     Confusion,
@@ -39,6 +40,7 @@ __all__ = [
     "Split",
     "SubgroupFall",
     "auroc",
+    "balanced",
     "balanced_accuracy",
     "best_f1_threshold",
     "best_split",
@@ -53,11 +55,14 @@ __all__ = [
     "degradation",
     "eta_squared",
     "f1",
+    "f1_of_flags",
     "fnr",
     "fpr",
     "held_out_threshold",
     "holm",
     "mask_agreement",
+    "mean_change",
+    "mean_share",
     "provenance",
     "share",
     "share_above",
@@ -65,4 +70,5 @@ __all__ = [
     "share_outside",
     "subgroup_fall",
     "trivial_f1",
+    "wilson_of",
 ]

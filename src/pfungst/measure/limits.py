@@ -34,7 +34,19 @@ FALL = Limit(0.03, "2026-07-01", _PAPER)
 LARGE_FALL = Limit(0.06, "2026-07-01", _PAPER)
 P_MARK = Limit(0.001, "2026-07-01", _PAPER)
 
-SEEDS_TESTED = Limit(3, "2026-11-26", "with two repetitions a t-test reaches P < 0.001 only at t > 636")
+P_FALL = Limit(
+    0.05,
+    "2026-11-26",
+    "a fall, paired over images, that a verdict calls one; the published P is for marks only",
+)
+OPEN_FALL = Limit(
+    0.1, "2026-11-26", "a fall on a group that nobody would accept; its own 95 % interval must lie above 0"
+)
+P_OPEN = Limit(
+    0.2,
+    "2026-11-26",
+    "after Holm, up to which such a fall is called open: of 167 tests on X-rays 3 have that size and P = 1",
+)
 
 # --- test sets -------------------------------------------------------------------------------------------
 TEST_IMAGES = Limit(
@@ -51,6 +63,16 @@ P_PROVENANCE = Limit(0.01, "2026-07-01", "difference of η² of group and label,
 
 # --- anomaly ---------------------------------------------------------------------------------------------
 FIT_AUROC = Limit(0.8, "2026-07-01", "below it a detector is not called one")
+MISSED = Limit(
+    0.5,
+    "2026-11-26",
+    "of the defects, at its own threshold, is no detection: by reason; PatchCore misses 60 and 55 % on the "
+    "two halves of the tiles, 2 % on rendered parts",
+)
+MISSES = Limit(0.2, "2026-11-26", "of the defects: said in the headline of a sound detector")
+WIDE = Limit(
+    0.4, "2026-11-26", "width of the 95 % interval of FNR or FPR: a rate of 50 % of fewer than 20 images"
+)
 INVERTED_AUROC = Limit(
     0.4, "2026-07-01", "below it the score ranks defects lower than good images, not at random"
 )
@@ -125,3 +147,8 @@ SAME_MAP = Limit(
     "2026-11-26",
     "|rank correlation| of maps with those of a model whose weights say nothing; half of agreement",
 )
+
+# --- comparisons -----------------------------------------------------------------------------------------
+COMPARED_IMAGES = Limit(20, "2026-11-26", "in common: with fewer McNemar misses a quarter turned wrong")
+SHIFTED = Limit(0.2, "2026-11-26", "distance of distributions from which a certain shift is worth an alarm")
+P_SHIFT = Limit(0.01, "2026-11-26", "of it by chance, after Holm over all quantities watched")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -18,10 +19,33 @@ _Z = 1.959964  # of 95 %
 def wilson(hits: ArrayLike) -> Interval:
     """Share of True among (N,) with its 95 % interval (Wilson 1927)."""
     found = np.asarray(hits)
-    n, p = len(found), float(found.mean())
+    return wilson_of(float(found.mean()), len(found))
+
+
+def wilson_of(p: float, n: int) -> Interval:
+    """A share p of n with its 95 % interval (Wilson 1927): 0 of 36 is 0 to 10 %, not 0 to 0."""
+    if n == 0:
+        return Interval(math.nan, math.nan, math.nan)
     middle = (p + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
     half = _Z / (1 + _Z**2 / n) * math.sqrt(p * (1 - p) / n + _Z**2 / (4 * n * n))
     return Interval(p, max(0.0, middle - half), min(1.0, middle + half))
+
+
+def mean_share(shares: Sequence[Interval]) -> Interval:
+    """Mean of independent shares; the distances to the ends of their intervals add in squares (MOVER, Zou &
+    Donner 2008)."""
+    value, low, high = np.array(shares).T
+    down, up = (float(np.sqrt(((end - value) ** 2).sum()) / len(value)) for end in (low, high))
+    mean = float(value.mean())
+    return Interval(mean, *np.clip([mean - down, mean + up], 0, 1).tolist())  # NaN stays
+
+
+def share_difference(first: Interval, second: Interval) -> Interval:
+    """First less second of two independent shares with its 95 % interval (Newcombe 1998, method 10)."""
+    change = first.value - second.value
+    down = math.hypot(first.value - first.low, second.high - second.value)
+    up = math.hypot(first.high - first.value, second.value - second.low)
+    return Interval(change, change - down, change + up)
 
 
 def paired_fall(before: ArrayLike, after: ArrayLike, seed: int = 0) -> Interval:

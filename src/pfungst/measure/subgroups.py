@@ -11,7 +11,8 @@ from numpy.typing import ArrayLike
 
 from pfungst.errors import InputError
 from pfungst.measure import limits
-from pfungst.measure.intervals import Interval, interval
+from pfungst.measure.intervals import Interval
+from pfungst.measure.proportions import mean_share, share_difference, wilson_of
 from pfungst.measure.scores import Array
 
 _BLOCK = 1 << 23  # draws held at once
@@ -23,7 +24,8 @@ class Fall:
 
     Attributes:
         inside, outside: accuracies.
-        fall: outside − inside, with its bootstrap interval over units.
+        fall: outside − inside, with its interval over units (Newcombe 1998; of several classes Zou & Donner
+            2008).
         p: two-sided, by permutation of the group among the units of each class.
         n, others: images inside and outside.
     """
@@ -66,7 +68,7 @@ def subgroup_fall(
         labels: (N,) classes. inside: (N,) boolean, the group.
         units: (N,) what was sampled, such as patients; by default images.
         least: images of a class needed on either side.
-        resamples: of the bootstrap and of the permutation.
+        resamples: of the permutation.
 
     Returns:
         None where no class has enough images on either side.
@@ -78,7 +80,7 @@ def subgroup_fall(
             f"{len(c)} outcomes, {len(y)} labels, {len(g)} flags, {len(u)} units", "pass one each"
         )
     rng = np.random.default_rng(seed)
-    falls, drawn, shuffled = {}, [], []
+    falls, shares, shuffled = {}, [], []
     for k in np.unique(y).tolist():
         mine = y == k
         if min((g & mine).sum(), (~g & mine).sum()) < least:
@@ -88,35 +90,27 @@ def subgroup_fall(
         code = np.unique(pairs, axis=1, return_inverse=True)[1].ravel()
         size, total = np.bincount(code).astype(float), np.bincount(code, c[mine])
         flag = np.bincount(code, g[mine]) > 0
-        draws = [_drawn_means(size[f], total[f], resamples, rng) for f in (~flag, flag)]
-        drawn.append(draws[0] - draws[1])
         shuffled.append(_shuffled(size, total, flag, resamples, rng))
-        within, without = (float(c[mine & side].mean()) for side in (g, ~g))
+        sides = [
+            wilson_of(float(c[mine & side].mean()), int(units_there))
+            for side, units_there in ((g, flag.sum()), (~g, (~flag).sum()))
+        ]
+        shares.append(sides)
         counts = int((g & mine).sum()), int((~g & mine).sum())
-        falls[str(k)] = _fall(within, without, drawn[-1], shuffled[-1], *counts)
+        falls[str(k)] = _fall(sides[0], sides[1], shuffled[-1], *counts)
     if not falls:
         return None
-    within, without = (
-        float(np.mean([getattr(f, side) for f in falls.values()])) for side in ("inside", "outside")
-    )
+    within, without = (mean_share(side) for side in zip(*shares, strict=True))
     counts = sum(f.n for f in falls.values()), sum(f.others for f in falls.values())
-    whole = _fall(within, without, np.mean(drawn, axis=0), np.mean(shuffled, axis=0), *counts)
+    whole = _fall(within, without, np.mean(shuffled, axis=0), *counts)
     return SubgroupFall(whole, falls)
 
 
-def _fall(inside: float, outside: float, drawn: Array, shuffled: Array, n: int, others: int) -> Fall:
-    fall = outside - inside
-    extreme = (np.abs(shuffled) >= abs(fall) - 1e-12).sum()
-    return Fall(inside, outside, interval(fall, drawn), float((1 + extreme) / (1 + len(shuffled))), n, others)
-
-
-def _drawn_means(size: Any, total: Any, resamples: int, rng: np.random.Generator) -> Array:
-    """Means of images when units are drawn again: (R,)."""
-    means = []
-    for count in _blocks(resamples, len(size)):
-        times = rng.multinomial(len(size), np.full(len(size), 1 / len(size)), size=count)
-        means.append((times @ total) / (times @ size))
-    return np.concatenate(means)
+def _fall(inside: Interval, outside: Interval, shuffled: Array, n: int, others: int) -> Fall:
+    fall = share_difference(outside, inside)
+    extreme = (np.abs(shuffled) >= abs(fall.value) - 1e-12).sum()
+    p = float((1 + extreme) / (1 + len(shuffled)))
+    return Fall(inside.value, outside.value, fall, p, n, others)
 
 
 def _shuffled(size: Any, total: Any, flag: Any, resamples: int, rng: np.random.Generator) -> Array:

@@ -31,6 +31,10 @@ class Layer(nn.Module, ABC):
         """Name and settings as plain data."""
         return {"name": self.name, **self.params()}
 
+    @abstractmethod
+    def adjoint(self, y: Tensor) -> Tensor:
+        """Kᵀy of the map K, in the shape (N, C, H, W) of images: ⟨Kx, y⟩ = ⟨x, Kᵀy⟩."""
+
     def extra_repr(self) -> str:
         return ", ".join(f"{k}={v!r}" for k, v in self.params().items())
 
@@ -81,6 +85,16 @@ class GaussianBlur(Layer):
         x = nn.functional.conv2d(x, kernel.view(1, 1, -1, 1).expand(c, 1, -1, 1), groups=c)
         return nn.functional.conv2d(x, kernel.view(1, 1, 1, -1).expand(c, 1, 1, -1), groups=c)
 
+    def adjoint(self, y: Tensor) -> Tensor:
+        return self._transposed(y.shape[-2], y) @ y @ self._transposed(y.shape[-1], y).T
+
+    def _transposed(self, n: int, like: Tensor) -> Tensor:
+        """The transpose of the blur of lines of n pixels, (n, n): row i is the blurred i-th pixel."""
+        half, kernel = self.size // 2, self.get_buffer("kernel").to(like)
+        pixels = torch.eye(n, dtype=like.dtype, device=like.device)[:, None]
+        lines = nn.functional.pad(pixels, (half, half), "reflect")
+        return nn.functional.conv1d(lines, kernel.view(1, 1, -1))[:, 0]
+
 
 class LowPass(Layer):
     """Keeps the DCT coefficients of zigzag index below `cutoff`, of each channel.
@@ -104,3 +118,6 @@ class LowPass(Layer):
         """(N, C, H, W) → (N, C, H, W)."""
         keep = zigzag_rank(*x.shape[-2:]) < self.cutoff
         return idct2(dct2(x) * torch.as_tensor(keep, device=x.device).to(x.dtype))
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return self(y)  # an orthogonal projection

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -163,7 +164,7 @@ def index(
             try:
                 found = _tar(file, name) if kind == "tar" else _parquet(file, name, column, id_column)
                 yield from (replace(place, stamp=now) for place in found)
-            except (OSError, tarfile.TarError, pa.ArrowException, _Unusable) as error:
+            except (OSError, ValueError, tarfile.TarError, pa.ArrowException, _Unusable) as error:
                 unreadable[name] = str(error).splitlines()[0]
 
     schema = pa.schema(
@@ -196,7 +197,7 @@ def index(
             raise DataError(
                 f"no images in {source}", "give a folder of images, of tar shards or of Parquet files"
             )
-        _refuse_duplicates(folder)
+        _refuse_duplicates(folder, shards)
         meta: dict[str, Any] = {
             "format": FORMAT,
             "source": str(root),
@@ -230,6 +231,10 @@ def _tar(file: Path, name: str) -> Iterator[Place]:
         for member in tar:
             if member.isfile() and Path(member.name).suffix.lower() in SUFFIXES:
                 yield Place(f"{name}/{member.name}", name, member.offset_data, member.size)
+        # tarfile takes any end for the end: an archive that was cut between two members lacks its mark.
+        tar.fileobj.seek(tar.offset)
+        if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            raise _Unusable("it is cut off or damaged: the mark of its end is missing")
 
 
 def _parquet(file: Path, name: str, column: str, id_column: str | None) -> Iterator[Place]:
@@ -250,7 +255,12 @@ def _parquet(file: Path, name: str, column: str, id_column: str | None) -> Itera
                 row += 1
 
 
-def _refuse_duplicates(folder: Path) -> None:
+def literal(path: Path) -> str:
+    """A file as DuckDB takes it for itself, which reads patterns even in lists of files."""
+    return re.sub(r"[*?\[]", r"[\g<0>]", str(path))
+
+
+def _refuse_duplicates(folder: Path, shards: int) -> None:
     import duckdb
 
     with duckdb.connect() as db:
@@ -258,7 +268,8 @@ def _refuse_duplicates(folder: Path) -> None:
             "SELECT id, count(*) AS n, min(file), max(file) FROM read_parquet(?) "
             "GROUP BY id HAVING n > 1 ORDER BY id"
         )
-        twice = db.execute(query, [str(folder / "index" / "part-*.parquet")]).fetchall()
+        files = [literal(folder / "index" / f"part-{i:06d}.parquet") for i in range(shards)]
+        twice = db.execute(query, [files]).fetchall()
     if twice:
         listing = lines(
             (f"{i!r}: {n} times, in {a}" + (f" and {b}" if a != b else "") for i, n, a, b in twice), 10

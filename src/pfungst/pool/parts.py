@@ -7,7 +7,7 @@ from typing import Any
 
 from pfungst.errors import DataError
 from pfungst.files import read, write_json
-from pfungst.pool.index import Pool
+from pfungst.pool.index import Pool, literal
 from pfungst.suggest import suggest
 
 FORMAT = "pfungst.pool-scores/1"
@@ -61,6 +61,21 @@ def unfinished(pool: Pool, names: list[str]) -> list[int]:
     return [s for s in range(pool.shards) if not all(part_path(pool, n, s).is_file() for n in names)]
 
 
+def finished(pool: Pool, name: str) -> list[str]:
+    """The tables of all parts of a model, as DuckDB takes them.
+
+    Raises:
+        DataError: some are missing.
+    """
+    missing = unfinished(pool, [name])
+    if missing:
+        raise DataError(
+            f"scores of {name} have {pool.shards - len(missing)} of {pool.shards} parts",
+            "finish scoring first: run the same `pfungst pool score` again",
+        )
+    return [literal(part_path(pool, name, shard)) for shard in range(pool.shards)]
+
+
 def count_errors(pool: Pool, name: str) -> int:
     """Rows with an error in the finished scores of a model.
 
@@ -69,10 +84,9 @@ def count_errors(pool: Pool, name: str) -> int:
     """
     import duckdb
 
-    parts = str(pool.folder / "scores" / name / "part-*.parquet")
     with duckdb.connect() as db:
         query = "SELECT count(*), count(error) FROM read_parquet(?)"
-        rows, bad = db.execute(query, [parts]).fetchall()[0]
+        rows, bad = db.execute(query, [finished(pool, name)]).fetchall()[0]
     if rows != pool.rows:
         raise DataError(f"scores of {name} have {rows} of {pool.rows} rows", "run the same command again")
     return bad

@@ -14,7 +14,7 @@ import numpy as np
 from pfungst.errors import DataError, InputError
 from pfungst.files import read
 from pfungst.pool.index import Pool, open_pool
-from pfungst.pool.parts import features_path, model_record
+from pfungst.pool.parts import features_path, finished, model_record
 
 BLOCK = 256  # rows: their float32 copies stay in the second-level cache
 
@@ -131,8 +131,7 @@ def search(
     with duckdb.connect() as db:
         for number, name in enumerate(asked):
             model_record(pool, name)
-            parts = str(pool.folder / "scores" / name / "part-*.parquet")
-            db.execute(f"CREATE VIEW m{number} AS SELECT * FROM read_parquet(?)".replace("?", _quoted(parts)))
+            db.read_parquet(finished(pool, name)).create_view(f"m{number}")
             rows = db.execute(f"SELECT count(*) FROM m{number}").fetchall()[0][0]
             if rows != pool.rows:
                 raise DataError(f"scores of {name} have {rows} of {pool.rows} rows", "finish scoring first")
@@ -214,7 +213,3 @@ def _best(alphas: np.ndarray, top: int) -> np.ndarray:
         return np.arange(len(alphas))
     limit = np.partition(alphas, len(alphas) - top)[len(alphas) - top]
     return np.flatnonzero(alphas >= limit)
-
-
-def _quoted(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"

@@ -230,7 +230,8 @@ class _Bands(Basis):
 
     @classmethod
     def paper(cls):
-        """The 20 bands of Kauffmann et al. 2025."""
+        """20 bands by the power law of Kauffmann et al. 2025, whose list prints 19: the edge near 14,553 is
+        missing in it, so that two bands stand as one."""
         return cls(count=20)
 
     @classmethod

@@ -76,7 +76,8 @@ def power_law_edges(count: int, height: int, width: int, exponent: float = 3.47)
     """Edges of `count` bands over the zigzag index, finer at low frequencies.
 
     Edge i is round(H·W·(i/count)^exponent); band i covers e_{i-1}+1 … e_i and the first starts at 0.
-    With 20 bands at 224 px these are the bands of Kauffmann et al. 2025 (arXiv 2408.08041, note C).
+    With 20 bands at 224 px these are those of Kauffmann et al. (arXiv 2408.08041, note C), who print 19:
+    the edge near 14,553 is missing in their list.
     On small images neighbouring edges can coincide: such a band is empty and its relevance zero.
     """
     total = height * width

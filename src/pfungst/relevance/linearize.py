@@ -138,6 +138,34 @@ class LinearizedModel:
                 parts.append(part)
         return torch.cat(parts).permute(1, 2, 0)
 
+    @backward()
+    def combined(self, basis: Basis, weights: Tensor) -> Tensor:
+        """Relevance of every output for weighted sums of components, by forward mode: A · weights.
+
+        Args:
+            weights: (P, M).
+
+        Returns:
+            (N, K, M).
+        """
+        warn_flat_spectrum(self.rules, [basis])
+        size, step = basis.size(self.sample), self._chunk(len(weights))
+        with torch.no_grad():
+            tangents = []
+            for stream in (s.detach() for s in self._run.streams):
+                total = stream.new_zeros((weights.shape[1], *stream.shape))
+                for start in range(0, size, step):
+                    stop = min(start + step, size)
+                    part = basis.components(stream, start, stop)
+                    total += torch.tensordot(weights[start:stop].T.to(part), part, 1)
+                tangents.append(total)
+            step = self._chunk(weights.shape[1])
+            parts = [
+                self.tape.forward([t[i : i + step] for t in tangents])
+                for i in range(0, weights.shape[1], step)
+            ]
+        return torch.cat([p for p in parts if p is not None]).permute(1, 2, 0)
+
     def factor(self, basis: Basis) -> Tensor:
         """A (N, K, P): relevance of each output in each component, by the direction with fewer passes."""
         n, k = self.output.shape

@@ -164,6 +164,29 @@ class Relevance:
             ax.figure.colorbar(shown, ax=ax, label="relevance")
         return ax.figure
 
+    def _repr_html_(self) -> str:
+        """What it is, and the first four inputs' relevance where it can be drawn, for notebooks."""
+        import base64
+        import io
+        from html import escape
+
+        import matplotlib.pyplot as plt
+
+        pictures = []
+        for index in range(min(4, len(self))):
+            try:
+                figure = self.plot(index)
+            except (InputError, TypeError, ValueError):  # a basis that no picture shows
+                break
+            stream = io.BytesIO()
+            figure.savefig(stream, format="png", dpi=60, bbox_inches="tight")
+            plt.close(figure)
+            data = base64.b64encode(stream.getvalue()).decode()
+            pictures.append(f'<img alt="relevance of input {index}" src="data:image/png;base64,{data}">')
+        scores = ", ".join(f"{v:.4g}" for v in self.score[:4].tolist())
+        more = f", … and {len(self) - 4} more" if len(self) > 4 else ""
+        return f"<div><code>{escape(repr(self))}</code><p>scores: {scores}{more}</p>{''.join(pictures)}</div>"
+
     def save(self, path: str | Path) -> None:
         """Write to one safetensors file; the basis and the rules go into its metadata."""
         from safetensors.torch import save_file

@@ -8,7 +8,8 @@ from statistics import fmean
 
 from pfungst.audit.anomaly.result import AnomalyResult, Entry, Scored
 from pfungst.audit.result import Interval, Result
-from pfungst.report import parts, plots, text
+from pfungst.conditions import sides
+from pfungst.report import discovery, parts, plots, text
 from pfungst.report.anomaly_entry import entry_blocks, entry_id, provenance_blocks
 from pfungst.report.anomaly_tables import group, shown, steps, table
 from pfungst.report.page import (
@@ -32,6 +33,11 @@ _SMALLEST = 144
 _SHAPES = {"original": "circle", "deployed": "diamond", "mitigated": "square"}
 
 
+def _pixels(result: AnomalyResult) -> str:
+    height, width = sides(result.size)
+    return f"{height} px" if height == width else f"{height} × {width} px (height × width)"
+
+
 def page(result: Result, folder: Path) -> Page:
     """The page of an anomaly audit.
 
@@ -48,12 +54,13 @@ def page(result: Result, folder: Path) -> Page:
     if result.verdict.level == "provenance":
         first.reverse()
     facts = [("Original", result.original), ("Deployed", result.deployed)]
-    facts += [("Mitigation", result.mitigation or "none"), ("Image size", f"{result.size} px")]
+    facts += [("Mitigation", result.mitigation or "none"), ("Image size", _pixels(result))]
     facts += [("Detector" if len(models) == 1 else "Detectors", text.listing(models))]
     facts += [("Data", text.plural(len(categories), "category", "categories"))]
     facts += [("Threshold", result.protocol)]
     audit = [("Seeds", ", ".join(map(str, result.seeds))), ("Protocol", result.protocol)]
-    last = [parts.skipped(result), parts.method(result, [*audit, ("Detectors", text.listing(models))])]
+    last = [discovery.section(result.discovery, folder), parts.skipped(result)]
+    last += [parts.method(result, [*audit, ("Detectors", text.listing(models))])]
     stats, note = _headline(result)
     sections = [*first, _categories(result, folder, categories), *last]
     return Page.of(result, facts=facts, sections=sections, stats=stats, stats_note=note)
@@ -274,7 +281,7 @@ def _categories(result: AnomalyResult, folder: Path, categories: Sequence[str]) 
         blocks.append(Details(title=category, id=name, note=note, blocks=inside, stats=stats, open=opened))
         links.append((name, category))
     lead = "Where the relevance lies, in the image and in frequency, and what is missed because of it."
-    lead += f" Pictures are reduced to {side} px for this page." if result.size > side else ""
+    lead += f" Pictures are reduced to {side} px for this page." if max(sides(result.size)) > side else ""
     return Section(id="categories", title="Category by category", lead=lead, blocks=blocks, links=links)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pfungst.audit.anomaly.result import Entry, Example, Provenance
+from pfungst.audit.anomaly.result import Entry, Example, Exposure, Provenance, Spectrum
 from pfungst.errors import DataError
 from pfungst.files import read
 from pfungst.measure.limits import P_MARK
@@ -59,18 +59,12 @@ def _arrays(entry: Entry, folder: Path) -> Arrays:
     remedy = "run the audit again"
     data = read(folder / entry.arrays, remedy)
     keys = [s.variant.key for s in entry.scores]
-    needed = {
-        "labels",
-        "image",
-        "image_deployed",
-        "heat",
-        "joint",
-        *[f"group_{p.column}" for p in entry.provenance],
-    }
+    pictured = {"image", *(("heat", "joint") if entry.exposure else ())}
+    needed = {"labels", "image_deployed", *pictured, *[f"group_{p.column}" for p in entry.provenance]}
     needed |= {f"{what}_{key}" for what in ("scores", "threshold") for key in keys}
     if missing := sorted(needed - set(data)):
         raise DataError(f"{entry.arrays} lacks {', '.join(missing)}", remedy)
-    if any(len(data[name]) != len(entry.examples) for name in ("image", "heat", "joint")):
+    if any(len(data[name]) != len(entry.examples) for name in pictured):
         raise DataError(f"{entry.arrays} does not hold {text.plural(len(entry.examples), 'example')}", remedy)
     return dict(data)
 
@@ -83,7 +77,11 @@ def entry_blocks(entry: Entry, folder: Path, side: int) -> list[Block]:
         side: longest side of pictures, in pixels.
     """
     data = _arrays(entry, folder)
-    blocks: list[Block] = [_exposure(entry), Columns(blocks=[_histogram(entry, data), _spectrum(entry)])]
+    histogram = _histogram(entry, data)
+    blocks: list[Block] = [histogram]
+    if entry.exposure is not None and entry.spectrum is not None:
+        spectrum = _spectrum(entry, entry.spectrum)
+        blocks = [_exposure(entry, entry.exposure), Columns(blocks=[histogram, spectrum])]
     if entry.examples:
         blocks.append(_gallery(entry, data, side))
     if entry.notes:
@@ -95,7 +93,7 @@ def entry_blocks(entry: Entry, folder: Path, side: int) -> list[Block]:
 def _numbers(entry: Entry) -> Table:
     tested = any(s.p_value is not None for s in entry.scores)
     heads = [*HEADS, Column("Balanced accuracy", "higher is better")]
-    heads += [Column("P", "t-test over seeds")] if tested else []
+    heads += [Column("P", "permutation over images")] if tested else []
     rows = []
     for scores in entry.scores:
         cells = [*row(scores), parts.cell(scores.balanced_accuracy)]
@@ -115,8 +113,7 @@ def _p_value(value: float | None) -> str:
     return f"<{text.THIN}{P_MARK:g}" if value < P_MARK else f"{value:.3f}"
 
 
-def _exposure(entry: Entry) -> Stats:
-    found = entry.exposure
+def _exposure(entry: Entry, found: Exposure) -> Stats:
     shares = [
         ("Relevance in high frequencies", "share of all relevance", found.high),
         (
@@ -160,14 +157,15 @@ def _histogram(entry: Entry, data: Arrays) -> Figure:
     )
 
 
-def _spectrum(entry: Entry) -> Figure:
-    spectrum = entry.spectrum
+def _spectrum(entry: Entry, spectrum: Spectrum) -> Figure:
     lost = [b for b, kept in enumerate(spectrum.kept) if kept < plots.MOSTLY]
-    caption = "No band loses more than half of its energy in deployment."
+    over = "Mean over the defective test images. "
+    caption = f"{over}No band loses more than half of its energy in deployment."
     legend = [Key(label="original", colour="original", shape="bar")]
     if lost:
         caption = (
-            f"{text.percent(sum(spectrum.original[b] for b in lost))} of the original detector's relevance "
+            f"{over}{text.percent(sum(spectrum.original[b] for b in lost))} of the original detector's "
+            f"relevance "
         )
         caption += "lies in bands that lose more than half of their energy in deployment (shaded)"
         if spectrum.mitigated is not None:
@@ -233,6 +231,9 @@ def _strips(what: str, example: Example, data: Arrays, side: int) -> list[Strip]
         tiles.append(photo("mask", "mask of the defect, bright inside", bright, path))
     else:
         tiles.append(Tile("mask", "", empty="no mask" if example.defect else "no defect"))
+    strips = [Strip("Image", tiles)]
+    if "heat" not in at:
+        return strips
     maps = []
     for key, name in (("heat", "original"), ("heat_mended", "mended")):
         if key in at:
@@ -245,7 +246,13 @@ def _strips(what: str, example: Example, data: Arrays, side: int) -> list[Strip]
         for band, heat in zip(BANDS, joint, strict=True)
     ]
     relevance, by_band = "Relevance of the detector", "Original detector, by frequency"
-    return [Strip("Image", tiles), heats(relevance, maps), heats(by_band, bands)]
+    found = [*strips, heats(relevance, maps), heats(by_band, bands)]
+    if example.bands:
+        most = max(example.bands)
+        alt = f"{what}: share of the relevance per frequency band, at most {text.percent(most)}"
+        tile = Tile("low → high", alt, images.bars(np.array(example.bands)))
+        found.append(Strip("By band", [tile], f"full height at {text.percent(most)}"))
+    return found
 
 
 # --- provenance ------------------------------------------------------------------------------------------

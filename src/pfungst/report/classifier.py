@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pfungst.audit.classifier.result import ClassEntry, ClassifierResult, Scores
 from pfungst.audit.result import Interval, Result
-from pfungst.report import parts, plots, text
+from pfungst.report import discovery, parts, plots, text
 from pfungst.report.classifier_gallery import Budget, class_id, class_note, component_gallery
 from pfungst.report.page import (
     Block,
@@ -65,6 +65,7 @@ def page(result: Result, folder: Path) -> Page:
             _conditions(result),
             _classes(result),
             _components(result, folder),
+            discovery.section(result.discovery, folder),
             parts.skipped(result),
             _method(result),
         ],

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from pfungst.audit.classifier.result import ClassEntry, Component, Shown, Tested
 from pfungst.audit.result import Interval
 from pfungst.errors import DataError
+from pfungst.files import open_picture
 from pfungst.report import images, text
 from pfungst.report.page import Exhibit, Gallery, Strip, Tile
 
@@ -187,7 +187,7 @@ def _histogram(component: Component, side: int = 96) -> np.ndarray:
 def _tile(folder: Path, file: str, label: str, alt: str, budget: Budget) -> Tile:
     path = folder / file
     try:
-        with Image.open(path) as picture:
+        with open_picture(path) as picture:
             pixels = np.asarray(picture.convert("RGB"))
     except (OSError, SyntaxError, ValueError) as error:
         raise DataError(f"{path} cannot be read: {error}", "run the audit again") from None

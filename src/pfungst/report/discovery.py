@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from pfungst.audit.discovery.result import DiscoveryEntry, DiscoveryResult, Proved
+from pfungst.audit.findings.result import Discovered, DiscoveryEntry, DiscoveryResult, Proved
 from pfungst.audit.result import Result
 from pfungst.errors import DataError
-from pfungst.files import read
+from pfungst.files import open_picture, read
+from pfungst.measure.limits import FALL
 from pfungst.report import parts, text
 from pfungst.report.images import data_uri, outline, overlay, ramp
 from pfungst.report.page import (
@@ -36,7 +36,12 @@ from pfungst.report.page import (
 )
 
 _WORDS = {"found": "found", "object": "may be the object", "unproved": "not proved"}
-_KINDS = {"place": "one place", "content": "content, wherever it is", "bands": "frequency bands"}
+_KINDS = {
+    "place": "one place",
+    "content": "content, wherever it is",
+    "tone": "brightness, contrast, colour",
+    "bands": "frequency bands",
+}
 _CERTAIN = 0.05  # corrected p up to which a column is named beside a cluster
 _SIDE = 176
 
@@ -52,29 +57,62 @@ def page(result: Result, folder: Path) -> Page:
         DataError: images or arrays are missing or damaged, or it is another kind of result.
     """
     result = expect(result, DiscoveryResult)
-    found = result.found()
+    found = result.discovered
+    pairs = found.found()
     return Page.of(
         result,
         facts=[
             ("Model", result.model),
-            ("Classes", f"{len(result.entries):,}"),
-            ("Images explained", f"{sum(e.n for e in result.entries):,}"),
-            ("Clusters tried", f"{result.tried:,}"),
+            ("Topics", f"{len(found.entries):,}"),
+            ("Images explained", f"{sum(e.n for e in found.entries):,}"),
+            ("Clusters tried", f"{found.tried:,}"),
             ("Witnesses", text.listing(result.witnesses) or "none"),
         ],
         sections=[
-            _found(result, folder),
-            _tried(result),
-            _classes(result, folder),
+            Section(
+                id="found",
+                title="What was found, and what to do",
+                lead="Clusters of explanations that decide without being the object, the strongest first.",
+                blocks=_found(found, folder, result.next_command),
+            ),
+            _tried(found),
+            _classes(found, folder),
             parts.skipped(result),
             _method(result),
         ],
         stats=[
-            Stat("Findings", [Step("survived proof", str(len(found)))], f"Of {result.tried} clusters tried."),
-            *([] if not found else _first(*found[0])),
+            Stat("Findings", [Step("survived proof", str(len(pairs)))], f"Of {found.tried} clusters tried."),
+            *([] if not pairs else _first(*pairs[0])),
         ],
         stats_note="",
     )
+
+
+def section(found: Discovered | None, folder: Path) -> Section | None:
+    """Discovery as a section of an audit's page: what was found, how sure, what to do; None where it was not
+    asked for."""
+    if found is None:
+        return None
+    told = Prose(paragraphs=found.sentences)
+    rest = Details(
+        title="Everything that was tried",
+        id="discovery-tried",
+        note=text.plural(found.tried, "cluster"),
+        blocks=[*_tried(found).blocks],
+    )
+    return Section(
+        id="discovery",
+        title="What nobody named",
+        lead=f"{found.headline}.",
+        blocks=[told, *_found(found, folder, ""), rest],
+    )
+
+
+_SAID = {  # evidence: what is turned, what is left
+    "class": ("taken for it", "recognised"),
+    "normal": ("flagged", "flagged"),
+    "defect": ("flagged", "flagged"),
+}
 
 
 def _first(entry: DiscoveryEntry, f: Proved) -> list[Stat]:
@@ -86,32 +124,70 @@ def _first(entry: DiscoveryEntry, f: Proved) -> list[Stat]:
         Step("as they are", text.percent(f.accuracy[0])),
         Step("without it", text.percent(f.accuracy[1]), "deployed"),
     ]
+    turned, left = _SAID[entry.what]
+    name = f"{turned} {entry.name}" if entry.what != "class" else f"taken for {entry.name}"
     return [
-        Stat(f"Other images taken for {entry.name}", taken, "Images of other classes that it was put into."),
-        Stat(f"Images of {entry.name} recognised", before, "Images of the cluster that it was taken out of."),
+        Stat(f"Other images {name}", taken, "Images that it was put into."),
+        Stat(f"Images {left}", before, "Images of the cluster that it was taken out of."),
     ]
 
 
-def _found(result: DiscoveryResult, folder: Path) -> Section:
+def _found(found: Discovered, folder: Path, command: str) -> list[Block]:
     """What survived, and what to do with it."""
     blocks: list[Block] = []
-    found = result.found()
-    if found:
+    pairs = found.found()
+    if pairs:
         todo = ["Look at the pictures: the outline is what was taken out and put elsewhere."]
-        if result.next_command:
-            todo.append(f"Find its components and switch them off: {result.next_command}")
+        if command:
+            todo.append(f"Measure and mend it: {command}")
         todo.append("Then discover again on the mended model, with the same images.")
         blocks.append(Prose(paragraphs=todo, bullets=True))
-        arrays = {e.index: _regions(folder, e) for e, _ in found}
-        exhibits = [_exhibit(e, f, folder, arrays[e.index]) for e, f in found]
+        arrays = {e.arrays: _regions(folder, e) for e, _ in pairs}
+        exhibits = [_exhibit(e, f, folder, arrays[e.arrays]) for e, f in pairs]
         blocks.append(_gallery("What survived proof", exhibits))
+        if any(f.edits for _, f in pairs):
+            blocks.append(_mends(pairs))
     else:
-        said = (
-            "No cluster both decides and leaves the object. The clusters that were tried, and why, are below."
-        )
-        blocks.append(Prose(paragraphs=[said]))
-    lead = "Clusters of explanations that decide for a class without being its object, the strongest first."
-    return Section(id="found", title="What was found, and what to do", lead=lead, blocks=blocks)
+        blocks.append(Prose(paragraphs=["No cluster both decides and leaves the object."]))
+    return blocks
+
+
+def _mends(pairs: Sequence[tuple[DiscoveryEntry, Proved]]) -> Table:
+    """The edits that fit each finding and their price, best first."""
+    columns = [
+        Column("Finding and edit", numeric=False),
+        Column("Turned by it", "before"),
+        Column("After"),
+        Column("Right as they are", "before"),
+        Column("After"),
+        Column("Price"),
+    ]
+    groups = []
+    for entry, f in pairs:
+        write = text.percent if entry.what == "class" else text.ratio
+        rows = [
+            [
+                Cell(
+                    e.name,
+                    "does it" if e.turned[1] <= e.turned[0] / 2 and e.right[0] - e.right[1] < FALL else "",
+                ),
+                Cell(text.percent(e.turned[0]), str(e.n)),
+                Cell(text.percent(e.turned[1])),
+                Cell(write(e.right[0])),
+                Cell(write(e.right[1])),
+                Cell(write(max(e.right[0] - e.right[1], 0.0))),
+            ]
+            for e in f.edits
+        ]
+        if rows:
+            groups.append(Rows(rows, label=f"{entry.name}: {f.view}, {_KINDS[f.kind]}"))
+    caption = (
+        "Fitted on one half of the changed images, measured on the other. Turned: other images taken for the "
+        "topic with the finding put into them; of a detector the cluster's images that are flagged. Right: "
+        "images as they are, the topic's and others' in equal parts; of a detector the AUROC. Does it: turns "
+        f"at most half as many, and costs less than {FALL:.2f}."
+    )
+    return Table(columns=columns, groups=groups, name="What mends it, and the price", caption=caption)
 
 
 def _gallery(title: str, exhibits: Sequence[Exhibit]) -> Gallery:
@@ -130,13 +206,13 @@ def _exhibit(entry: DiscoveryEntry, f: Proved, folder: Path, regions: Mapping[st
     outcomes = [
         Outcome(
             "put elsewhere",
-            f"{f.flips[0]:.0%} taken for it",
+            f"{f.flips[0]:.0%} {_SAID[entry.what][0]}",
             f.standing != "found",
             f"controls {f.flips[1]:.0%}",
         ),
         Outcome(
             "taken out",
-            f"{f.accuracy[1]:.0%} recognised",
+            f"{f.accuracy[1]:.0%} {_SAID[entry.what][1]}",
             True,
             f"control {f.accuracy[2]:.0%}, as they are {f.accuracy[0]:.0%}",
         ),
@@ -154,7 +230,7 @@ def _exhibit(entry: DiscoveryEntry, f: Proved, folder: Path, regions: Mapping[st
         if f.n_clusters == 1
         else f"cluster {f.cluster + 1} of {f.n_clusters}, {f.share:.0%} of the images"
     )
-    title = f"{f.n} images, {f.recognised:.0%} recognised"
+    title = f"{f.n} images, {f.recognised:.0%} {_SAID[entry.what][1]}"
     reason = f"{_WORDS[f.standing]}: {f.reason}"
     return Exhibit(
         name=f"{entry.name} · {f.view} · {part}",
@@ -184,7 +260,7 @@ def _map(f: Proved, folder: Path) -> Tile:
 
 def _picture(folder: Path, file: str) -> np.ndarray:
     try:
-        with Image.open(folder / file) as image:
+        with open_picture(folder / file) as image:
             return np.asarray(image.convert("RGB"))
     except (OSError, ValueError) as error:
         raise DataError(f"{folder / file} cannot be shown: {error}", "run the discovery again") from None
@@ -194,31 +270,30 @@ def _regions(folder: Path, entry: DiscoveryEntry) -> Mapping[str, np.ndarray]:
     return read(folder / entry.arrays, "run the discovery again")
 
 
-def _tried(result: DiscoveryResult) -> Section:
+def _tried(found: Discovered) -> Section:
     columns = [
-        Column("Class and cluster", numeric=False),
+        Column("Topic and cluster", numeric=False),
         Column("Images"),
-        Column("Put elsewhere", "share of the class carried"),
-    ]
-    columns += [
-        Column("Taken out", "nats more than control"),
+        Column("Put elsewhere", "share of the way carried"),
+        Column("Taken out", "evidence, more than control"),
         Column("Still recognised"),
         Column("P", "corrected"),
+        Column("Said", numeric=False),
     ]
-    columns += [Column("Said", numeric=False)]
     groups = [
         Rows([_row(entry, f) for f in entry.findings], label=entry.name)
-        for entry in result.entries
+        for entry in found.entries
         if entry.findings
     ]
     table = Table(
         columns=columns,
         groups=groups,
         name="Every cluster that was tried",
-        caption="Small figures are 95 % intervals.",
+        caption="Small figures are 95 % intervals. Evidence for a class is in nats; that of a detector is 0 "
+        "at the median training image and 1 at the threshold.",
     )
     lead = (
-        "A finding needs all four: it raises other images, its loss lowers the class's, the object stays, "
+        "A finding needs all four: it raises other images, its loss lowers the evidence, the object stays, "
         "and chance is excluded."
     )
     return Section(id="tried", title="Everything that was tried", lead=lead, blocks=[table])
@@ -237,9 +312,9 @@ def _row(entry: DiscoveryEntry, f: Proved) -> list[Cell]:
     ]
 
 
-def _classes(result: DiscoveryResult, folder: Path) -> Section:
+def _classes(found: Discovered, folder: Path) -> Section:
     blocks: list[Block] = []
-    for entry in result.entries:
+    for entry in found.entries:
         arrays = _regions(folder, entry)
         rest = [f for f in entry.findings if f.standing != "found" and f.n_clusters > 1]
         chosen = [
@@ -257,18 +332,19 @@ def _classes(result: DiscoveryResult, folder: Path) -> Section:
         inside: list[Block] = [Facts(title="How many clusters", facts=chosen)]
         if rest:
             inside.append(_gallery("Not proved", [_exhibit(entry, f, folder, arrays) for f in rest]))
-        note = f"{text.plural(entry.n, 'image')} · {entry.accuracy:.0%} recognised"
-        blocks.append(Details(title=entry.name, id=f"class-{entry.index}", note=note, blocks=inside))
+        note = f"{text.plural(entry.n, 'image')} · {entry.accuracy:.0%} {_SAID[entry.what][1]}"
+        id_ = f"topic-{len(blocks)}"
+        blocks.append(Details(title=entry.name, id=id_, note=note, blocks=inside))
     return Section(
         id="classes",
-        title="Class by class",
+        title="Topic by topic",
         lead="Clusters that did not survive, and how their number was chosen.",
         blocks=blocks,
     )
 
 
 def _method(result: DiscoveryResult) -> Section:
-    facts = [("Weights", result.weights), ("Classes", result.named_by)]
+    facts = [("Weights", result.weights), ("Topics", result.named_by)]
     facts += [(f"Too few images: {name}", str(n)) for name, n in result.too_few.items()]
     return parts.method(
         result, facts, beside=[Facts(title="Images", facts=text.flatten(result.preprocessing))]

@@ -12,7 +12,7 @@ from PIL import Image
 from pfungst.errors import InputError
 from pfungst.relevance.colours import CONTRADICTS, SUPPORTS, overlay, ramp
 
-__all__ = ["CONTRADICTS", "SUPPORTS", "data_uri", "outline", "overlay", "ramp"]
+__all__ = ["CONTRADICTS", "SUPPORTS", "bars", "data_uri", "outline", "overlay", "ramp"]
 
 
 def data_uri(image: np.ndarray, *, quality: int = 88, side: int | None = None) -> str:
@@ -41,6 +41,20 @@ def data_uri(image: np.ndarray, *, quality: int = 88, side: int | None = None) -
     else:
         picture.save(buffer, "WEBP", quality=quality, method=4)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def bars(values: np.ndarray, colour: str = "#5b7ea6") -> str:
+    """Bars of values (B,) ≥ 0 from left to right on a square, as an SVG data URI; the highest fills it."""
+    heights = np.asarray(values, dtype=np.float64) / max(float(np.max(values)), 1e-12) * 96
+    step = 100 / len(heights)
+    drawn = "".join(
+        f'<rect x="{i * step + 0.1 * step:.2f}" y="{98 - h:.2f}" width="{0.8 * step:.2f}" height="{h:.2f}"/>'
+        for i, h in enumerate(heights)
+    )
+    svg = '<svg xmlns="http://www.w3.org/2000/svg" width="200" height="200" viewBox="0 0 100 100" '
+    svg += f'fill="{colour}">'
+    svg += f'<path d="M0 98.5H100" stroke="{colour}" stroke-width=".6"/>{drawn}</svg>'
+    return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
 
 
 def outline(mask: np.ndarray, margin: int = 0) -> str:

@@ -17,6 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from pfungst.audit.result import Level, Result, Verdict
+from pfungst.audit.whatnext import commands
 from pfungst.errors import DataError
 
 Tone = Literal["", "good", "bad", "original", "deployed", "mitigated"]
@@ -28,6 +29,7 @@ WORDS: dict[Level, str] = {
     "provenance": "Follows where the data came from",
     "clever-hans": "Clever Hans effect",
     "fragile": "Fragile",
+    "not-established": "Not established",
     "sound": "Sound",
 }
 
@@ -263,16 +265,18 @@ class Section:
 
 @dataclass(frozen=True, kw_only=True)
 class Page:
-    """A report: what was found, first; then how."""
+    """A report: what was found, first; then how. One without a verdict has a headline of its own."""
 
     kicker: str
     title: str
-    verdict: Verdict
+    verdict: Verdict | None
     sections: Sequence[Section]
+    headline: str = ""
     stats: Sequence[Stat] = ()
     stats_note: str = ""
     facts: Sequence[tuple[str, str]] = field(default_factory=tuple)
     version: str = ""
+    commands: Sequence[str] = ()
 
     @classmethod
     def of(
@@ -286,7 +290,9 @@ class Page:
     ) -> Page:
         """The page of an audit; sections that are None are left out."""
         return cls(
-            kicker=f"{result.kind.capitalize()} audit",
+            kicker=result.kind.capitalize()
+            if result.kind in ("comparison", "watch")
+            else f"{result.kind.capitalize()} audit",
             title=result.title,
             verdict=result.verdict,
             stats=stats,
@@ -294,11 +300,12 @@ class Page:
             sections=[s for s in sections if s is not None],
             facts=[*facts, ("Audited", result.created[:10])],
             version=result.version,
+            commands=commands(result),
         )
 
     @property
     def word(self) -> str:
-        return WORDS[self.verdict.level]
+        return self.kicker if self.verdict is None else WORDS[self.verdict.level]
 
 
 R = TypeVar("R", bound=Result)

@@ -40,9 +40,8 @@ def marks(measure: str, mended: str = "mitigation") -> dict[str, str]:
 def legend(meanings: Mapping[str, str]) -> str:
     """The caption below a table with intervals and marks."""
     return (
-        f"Small figures are 95 % intervals. {'; '.join(meanings.values())}; only where a t-test over at "
-        "least "
-        f"{limits.SEEDS_TESTED:g} repetitions gives P < {limits.P_MARK:g}."
+        f"Small figures are 95 % intervals. {'; '.join(meanings.values())}; only where a permutation over "
+        f"images gives P < {limits.P_MARK:g}."
     )
 
 

@@ -6,7 +6,7 @@ import io
 import math
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -102,6 +102,23 @@ class Point:
     name: str
     x: float
     y: float
+
+
+@dataclass(frozen=True)
+class Plane:
+    """A detector of points in the plane.
+
+    Attributes:
+        score: (N, 2) → (N,). limit: its threshold.
+        inliers, outliers: (N, 2). marked: (outliers,) those to stand out.
+    """
+
+    title: str
+    score: Callable[[np.ndarray], np.ndarray]
+    limit: float
+    inliers: np.ndarray
+    outliers: np.ndarray
+    marked: np.ndarray
 
 
 @contextmanager
@@ -357,6 +374,29 @@ def scatter(
         ax.set(xlabel=x, ylabel=y)
         ax.xaxis.set_major_locator(MaxNLocator(5))
         ax.yaxis.set_major_locator(MaxNLocator(5))
+        return _svg(figure, label)
+
+
+def planes(panels: Sequence[Plane], label: str, width: float = 980) -> Markup:
+    """Level lines of detectors of two dimensions over the points, the threshold dashed."""
+    with _drawing():
+        stacked = width < 500
+        shape = (len(panels), 1) if stacked else (1, len(panels))
+        figure = _figure(width, 220 * len(panels) if stacked else 220)
+        axes = figure.subplots(*shape, squeeze=False).ravel()
+        every = np.concatenate([np.concatenate([p.inliers, p.outliers]) for p in panels])
+        low, high = every.min(0) - 0.2, every.max(0) + 0.2
+        x, y = np.meshgrid(*(np.linspace(a, b, 60) for a, b in zip(low, high, strict=True)))
+        for ax, panel in zip(axes, panels, strict=True):
+            z = panel.score(np.stack([x.ravel(), y.ravel()], 1)).reshape(x.shape)
+            ax.contour(x, y, z, levels=6, colors=[MUTED], linewidths=0.6)
+            ax.contour(x, y, z, levels=[panel.limit], colors=[INK], linewidths=1.3, linestyles="dashed")
+            groups = ((panel.inliers, "good", 3.0), (panel.outliers[~panel.marked], "original", 6.0))
+            for points, colour, size in (*groups, (panel.outliers[panel.marked], "defect", 6.0)):
+                ax.plot(*points.T, "o", ms=size, color=_TOKENS[colour], mew=0)
+            ax.set_aspect("equal")
+            ax.grid(visible=False)
+            ax.set_title(panel.title)
         return _svg(figure, label)
 
 

@@ -20,7 +20,7 @@ from pfungst.audit.similarity.result import (
 )
 from pfungst.files import read
 from pfungst.measure import limits
-from pfungst.report import parts, text
+from pfungst.report import discovery, parts, text
 from pfungst.report.images import data_uri, overlay
 from pfungst.report.maps import Map, Strips, panel
 from pfungst.report.page import (
@@ -68,7 +68,8 @@ def page(result: Result, folder: Path) -> Page:
         if result.verdict.level == "provenance":
             found.reverse()
         found += [_pairs(result, arrays), _summaries(result, arrays), _mitigation(result)]
-        found += [_map(result, arrays), _errors(result), parts.skipped(result)]
+        found += [discovery.section(result.discovery, folder), _map(result, arrays), _errors(result)]
+        found.append(parts.skipped(result))
     else:
         found = [_relations(result), _pairs(result, arrays)]
     facts = [
@@ -85,6 +86,11 @@ def page(result: Result, folder: Path) -> Page:
         ("Split", result.split),
         ("Rules", result.composite),
         ("Error of the sums", text.number(result.conservation)),
+        *(
+            [("Left out of a pair", f"≤ {text.percent(result.remainder)}")]
+            if result.remainder is not None
+            else []
+        ),
         ("Faithfulness", str(result.faithfulness or "not measured")),
     ]
     sections = [*found, parts.method(result, circumstances)]

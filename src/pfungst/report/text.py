@@ -17,13 +17,15 @@ def ratio(value: float) -> str:
 
 
 def percent(value: float) -> str:
-    """0.314 → 31 %, with one digit between 0 and 1 %."""
+    """0.314 → 31 %, with one digit between 0 and 1 % and between 99 and 100 %."""
     if not math.isfinite(value):
         return "–"
     shown = 100 * value
     if 0 < abs(shown) < 0.05:
         return f"<{THIN}0.1{THIN}%"
-    digits = 1 if 0 < abs(shown) < 0.95 else 0
+    if 99.95 < shown < 100:
+        return f">{THIN}99.9{THIN}%"
+    digits = 1 if 0 < abs(shown) < 0.95 or 99.5 <= shown < 100 else 0
     return f"{shown:.{digits}f}{THIN}%".replace("-", "−")
 
 

@@ -18,6 +18,9 @@ PAGES = {
     "similarity": "pfungst.report.similarity",
     "classifier": "pfungst.report.classifier",
     "discovery": "pfungst.report.discovery",
+    "comparison": "pfungst.report.comparison",
+    "watch": "pfungst.report.watch",
+    "models": "pfungst.report.models",
 }
 
 

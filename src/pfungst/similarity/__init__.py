@@ -1,5 +1,6 @@
 """What makes two inputs look alike to an encoder: BiLRP, computed once per input."""
 
+from pfungst.similarity.decomposition import Decomposition
 from pfungst.similarity.explainer import SimilarityExplainer
 from pfungst.similarity.factors import Factors
 from pfungst.similarity.likeness import (
@@ -16,6 +17,7 @@ from pfungst.similarity.sketch import Sketch
 from pfungst.similarity.summary import GroupSummary
 
 __all__ = [
+    "Decomposition",
     "Factors",
     "GroupSummary",
     "PairRelevance",

@@ -8,6 +8,7 @@ is computed once per input in the cheaper direction, and every pair after that i
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from pfungst.features import combined, content_key, model_key
 from pfungst.progress import track
 from pfungst.relevance import Basis, Composite, Patches, Tokens, linearize
 from pfungst.relevance import composite as named_composite
+from pfungst.relevance.linearize import LinearizedModel
+from pfungst.similarity.decomposition import Decomposition
 from pfungst.similarity.factors import Factors, FactorStore
 from pfungst.similarity.pairs import PairRelevance, Pairs
 from pfungst.similarity.sketch import Sketch
@@ -37,7 +40,8 @@ class SimilarityExplainer:
         basis: of each input; by default patches of 8 px, tokens for texts.
         metric: "dot", "cosine" (the norms are held constant), or a matrix M (K, K) for y = φᵀMφ′.
         sketch: estimate from this many random directions instead of all K neurons (an int or a
-            :class:`Sketch`); used only where it saves passes.
+            :class:`Sketch`), or from the leading directions of each input (:class:`Decomposition`); used only
+            where it saves passes.
     """
 
     def __init__(
@@ -46,7 +50,7 @@ class SimilarityExplainer:
         composite: str | Composite = "auto",
         basis: Basis | None = None,
         metric: str | Tensor = "dot",
-        sketch: int | Sketch | None = None,
+        sketch: int | Sketch | Decomposition | None = None,
     ) -> None:
         if isinstance(metric, str) and metric not in ("dot", "cosine"):
             raise ConfigError(f"metric {metric!r} is not known", "use dot, cosine, or a matrix")
@@ -56,7 +60,7 @@ class SimilarityExplainer:
         self.basis = basis or (Tokens() if self.text else Patches(8))
         self.metric = metric
         self.sketch = Sketch(sketch) if isinstance(sketch, int) else sketch
-        if self.sketch is not None and isinstance(metric, Tensor):
+        if isinstance(self.sketch, Sketch) and isinstance(metric, Tensor):
             raise ConfigError("a sketch cannot be used with a matrix as metric", "use metric dot or cosine")
 
     # -- factors -----------------------------------------------------------------------------------------
@@ -99,7 +103,9 @@ class SimilarityExplainer:
         else:
             values, representations = self._fill(inputs, batch_size, Path(store), dtype, progress)
         grid = self.basis.shape(tuple(inputs.shape[1:]))
-        return Factors(values, representations, [grid] * len(inputs))
+        return Factors(
+            values, representations, [grid] * len(inputs), checks=values.shape[2] - math.prod(grid)
+        )
 
     def _fill(
         self, inputs: Tensor, batch_size: int, folder: Path, dtype: str, progress: bool
@@ -139,9 +145,7 @@ class SimilarityExplainer:
         width = linear.output.shape[1]
         components = self.basis.size(tuple(x.shape[1:]))
         if self._sketched(width, components):
-            assert self.sketch is not None
-            directions = self.sketch.directions(width).to(linear.output)
-            a = linear.rows(directions, self.basis).reshape(len(x), len(directions), -1)
+            a = self._sketch(linear)
         else:
             a = linear.factor(self.basis)
         y = linear.output
@@ -157,8 +161,17 @@ class SimilarityExplainer:
             raise InputError("the relevance contains NaN or infinity", "check the encoder's weights")
         return a.detach().cpu(), y.detach().cpu()
 
+    def _sketch(self, linear: LinearizedModel) -> Tensor:
+        if isinstance(self.sketch, Decomposition):
+            return self.sketch.factor(linear, self.basis)
+        assert self.sketch is not None
+        directions = self.sketch.directions(linear.output.shape[1]).to(linear.output)
+        return linear.rows(directions, self.basis).reshape(len(linear.output), len(directions), -1)
+
     def _sketched(self, width: int, components: int) -> bool:
-        return self.sketch is not None and self.sketch.size < min(width, components)
+        if self.sketch is None or (self.text and isinstance(self.sketch, Decomposition)):  # texts are short
+            return False
+        return self.sketch.size < min(width, components)
 
     # -- pairs -------------------------------------------------------------------------------------------
 
@@ -189,13 +202,16 @@ class SimilarityExplainer:
             mb, my2 = matrix @ b, matrix @ y2
         values = (a.T @ mb)[None]
         score = (y1 @ my2)[None].to(values)
-        error = None
-        if len(a) != len(y1):
-            assert self.sketch is not None
+        error, remainder = None, 0.0
+        if f1.checks and isinstance(self.sketch, Decomposition):
+            remainder = self.sketch.remainder(
+                a, mb, f1.seen(i), f2.seen(j) if mb is b else matrix @ f2.seen(j)
+            )
+        elif len(a) != len(y1):
+            assert isinstance(self.sketch, Sketch)
             error = self.sketch.error(a, b, len(y1))[None]
-        return PairRelevance(
-            values, score, Pairs(self.basis), score - values.sum((1, 2)), (f1.grids[i], f2.grids[j]), error
-        )
+        bias, grids = score - values.sum((1, 2)), (f1.grids[i], f2.grids[j])
+        return PairRelevance(values, score, Pairs(self.basis), bias, grids, error, remainder)
 
     def all_pairs(self, factors: Factors) -> Iterator[tuple[int, int, PairRelevance]]:
         """BiLRP of all pairs i < j, one at a time: (i, j, relevance)."""

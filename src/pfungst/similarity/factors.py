@@ -25,6 +25,7 @@ class Factors:
         representations: (N, K) what the factors explain: their sum over components is this less biases.
         grids: shape of the components of each input, for example (28, 28).
         tokens: the tokens of each text; empty for images.
+        checks: columns after the components, of a :class:`Decomposition`.
     """
 
     def __init__(
@@ -33,17 +34,28 @@ class Factors:
         representations: Tensor,
         grids: Sequence[tuple[int, ...]],
         tokens: Sequence[Sequence[str]] = (),
+        checks: int = 0,
     ) -> None:
         self.values = values
         self.representations = representations
         self.grids = [tuple(g) for g in grids]
         self.tokens = [list(t) for t in tokens]
+        self.checks = checks
 
     def __len__(self) -> int:
         return len(self.representations)
 
     def __getitem__(self, index: int) -> Tensor:
         """A of one input, (K, P) in float32."""
+        value = self._stored(index)
+        return value[:, : value.shape[1] - self.checks]
+
+    def seen(self, index: int) -> Tensor:
+        """The checks of one input, (K, checks)."""
+        value = self._stored(index)
+        return value[:, value.shape[1] - self.checks :]
+
+    def _stored(self, index: int) -> Tensor:
         value = self.values[index]
         value = torch.from_numpy(np.array(value)) if isinstance(value, np.ndarray) else value
         return value.float() if value.dtype == torch.float16 else value
@@ -52,13 +64,13 @@ class Factors:
         """Those of some inputs, copied."""
         tokens = [self.tokens[i] for i in rows] if self.tokens else []
         grids = [self.grids[i] for i in rows]
-        return Factors([self[i] for i in rows], self.representations[list(rows)], grids, tokens)
+        values = [self._stored(i) for i in rows]
+        return Factors(values, self.representations[list(rows)], grids, tokens, self.checks)
 
     def first(self, count: int) -> Factors:
         """Those of the first inputs, without a copy."""
-        return Factors(
-            self.values[:count], self.representations[:count], self.grids[:count], self.tokens[:count]
-        )
+        grids, tokens = self.grids[:count], self.tokens[:count]
+        return Factors(self.values[:count], self.representations[:count], grids, tokens, self.checks)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -67,7 +79,8 @@ class Factors:
             raise InputError(
                 "texts of different length have factors of different size", "take them one by one"
             )
-        return tuple(self.values.shape)
+        n, k, p = self.values.shape
+        return n, k, p - self.checks
 
 
 class FactorStore:
@@ -76,7 +89,7 @@ class FactorStore:
 
     Args:
         folder: created if needed.
-        shape: (N, K, P), K directions where a sketch is used.
+        shape: (N, K, P), K directions where a sketch is used; the checks of a decomposition stand after P.
         width: of the representations.
         key: what the factors depend on; a folder made with another key is refused.
         dtype: "float32" or, for half the space, "float16".

@@ -43,6 +43,7 @@ class PairRelevance(Relevance):
     Attributes:
         grids: shapes of the components of the two inputs, for example ((28, 28), (28, 28)).
         error: (1, P, Q) half-width of the 95 % interval of each value when a sketch was used, else None.
+        remainder: size of what a decomposition leaves out, relative to that of the values (Frobenius).
     """
 
     def __init__(
@@ -53,10 +54,12 @@ class PairRelevance(Relevance):
         bias: Tensor | None,
         grids: tuple[tuple[int, ...], tuple[int, ...]],
         error: Tensor | None = None,
+        remainder: float = 0.0,
     ) -> None:
         super().__init__(values, score, basis, bias)
         self.grids = grids
         self.error = error
+        self.remainder = remainder
 
     def marginals(self, magnitude: bool = False) -> tuple[Tensor, Tensor]:
         """What each component of the first and of the second input contributes, in the shape of its grid.

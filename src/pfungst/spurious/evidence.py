@@ -271,12 +271,13 @@ def evidence(
             f"{len(images)} images of the class and {len(others)} of others prove nothing",
             "pass at least 6 and 1",
         )
-    with torch.no_grad():
-        phi = torch.cat([head.features(part) for part in images.split(batch_size)])
-    alpha = npca.alpha_features(phi, class_)
     if apart and len(apart) != len(components):
         raise InputError(f"apart of {len(apart)} for {len(components)} components", "pass one for each")
-    lab = _Lab(head, class_, images, others, witnesses, batch_size)
+    with torch.no_grad():
+        seen = [head.features_and_logits(part) for part in images.split(batch_size)]
+    phi, logits = (torch.cat(parts) for parts in zip(*seen, strict=True))
+    alpha = npca.alpha_features(phi, class_)
+    lab = _Lab(head, class_, images, others, witnesses, batch_size, logits)
     out = []
     for number, component in enumerate(components):
         npca._known(class_, component)
@@ -379,41 +380,44 @@ class _Lab:
         others: Tensor,
         witnesses: Sequence[Witness],
         batch_size: int,
+        logits: Tensor,
     ) -> None:
-        self.models = [Witness(head.model, class_), *witnesses]
+        self.models = [Witness(head.runs, class_), *witnesses]
         self.images, self.others, self.batch_size = images, others, batch_size
         self._seen: dict[int, Tensor] = {}
-        some = images[:: max(1, len(images) // 32)], others[:: max(1, len(others) // 32)]
-        ways = [[self.answer(i, x)[0].mean() for x in some] for i in range(len(self.models))]
-        self.way = [max(own - rest, 0.1) for own, rest in ways]  # nats between the class and the others
+        numbers = range(len(self.models))
+        self.own = [self.judged(0, logits), *(self.answer(i, images) for i in numbers[1:])]
+        some, rest = slice(None, None, max(1, len(images) // 32)), others[:: max(1, len(others) // 32)]
+        # nats between the class and the others
+        self.way = [max(self.own[i][0][some].mean() - self.answer(i, rest)[0].mean(), 0.1) for i in numbers]
 
     def answer(self, number: int, x: Tensor) -> _Answer:
         """Log odds of the class, and whether it is the answer, of images (..., C, H, W) by one model."""
-        model, k = self.models[number].model, self.models[number].class_
+        model = self.models[number].model
         with torch.no_grad():
-            flat = [logits_of(model(part)).float() for part in x.flatten(0, -4).split(self.batch_size)]
-        logits = torch.cat(flat)
-        own = logits[:, k]
-        rest = torch.cat([logits[:, :k], logits[:, k + 1 :]], 1)
-        lead = x.shape[:-3]
-        odds, hit = own - rest.logsumexp(1), own > rest.max(1).values
-        return odds.double().view(lead).cpu().numpy(), hit.view(lead).cpu().numpy()
+            flat = [logits_of(model(part)) for part in x.flatten(0, -4).split(self.batch_size)]
+        return self.judged(number, torch.cat(flat).unflatten(0, x.shape[:-3]))
+
+    def judged(self, number: int, logits: Tensor) -> _Answer:
+        """The same of logits (..., K) by that model."""
+        logits, k = logits.float(), self.models[number].class_
+        own, rest = logits[..., k], torch.cat([logits[..., :k], logits[..., k + 1 :]], -1)
+        odds, hit = own - rest.logsumexp(-1), own > rest.max(-1).values
+        return odds.double().cpu().numpy(), hit.cpu().numpy()
 
     def elsewhere(self, rows: Tensor) -> Tensor:
         """Most relevance that the class has in any witness, each map summing to 1, (n, H, W)."""
-        for row in rows.tolist():
-            if row not in self._seen:
-                maps = []
-                for number in range(1, len(self.models)):
-                    witness = self.models[number]
+        if new := [row for row in rows.tolist() if row not in self._seen]:
+            maps = []
+            for witness in self.models[1:]:
 
-                    def odds(x: Tensor, w: Witness = witness) -> Tensor:
-                        logits = logits_of(w.model(x))
-                        return logits[:, w.class_] - logits.logsumexp(1)
+                def odds(x: Tensor, w: Witness = witness) -> Tensor:
+                    logits = logits_of(w.model(x))
+                    return logits[:, w.class_] - logits.logsumexp(1)
 
-                    heat = relevance(odds, self.images[row][None], 2).clamp_min(0)
-                    maps.append(heat / heat.sum().clamp_min(1e-12))
-                self._seen[row] = torch.cat(maps).max(0).values
+                heat = relevance(odds, self.images[new], 2, self.batch_size).clamp_min(0)
+                maps.append(heat / heat.sum((1, 2), keepdim=True).clamp_min(1e-12))
+            self._seen.update(zip(new, torch.stack(maps).max(0).values, strict=True))
         return torch.stack([self._seen[row] for row in rows.tolist()])
 
     def intervene(
@@ -429,11 +433,11 @@ class _Lab:
         moves = [self._moves(x, rng) for _ in range(2)]
         soft, soft_part = soften(whole), soften(part)
         gone = torch.stack(
-            [x, inpaint(x, soft), *(inpaint(x, moved(soft, m)) for m in moves), inpaint(x, soft_part)]
+            [inpaint(x, soft), *(inpaint(x, moved(soft, m)) for m in moves), inpaint(x, soft_part)]
         )
         answers = [self.answer(i, gone) for i in range(len(self.models))]
-        necessity = tuple(mean_interval(odds[2:4].mean(0) - odds[1], seed) for odds, _ in answers)
-        retained = _retained(answers, 4, seed)
+        necessity = tuple(mean_interval(odds[1:3].mean(0) - odds[0], seed) for odds, _ in answers)
+        retained = self._retained(rows, [hit[3] for _, hit in answers], seed)
         picked = rng.choice(len(self.others), (n_targets, n), replace=n_targets * n > len(self.others))
         targets = self.others[torch.from_numpy(picked).to(self.others.device)].to(x)
         edge = soft_part[:, None]
@@ -449,19 +453,26 @@ class _Lab:
 
         Of what the class rises by in an image at most what the component does, both in nats: the rest goes
         through others."""
-        x = self.images[rows]
-        gone = torch.stack([x, look.change(x, -part.change)])
+        gone = look.change(self.images[rows], -part.change)
         answers = [self.answer(i, gone) for i in range(len(self.models))]
+        own = [odds[rows.cpu().numpy()] for odds, _ in self.own]
         targets = self.others[:: max(1, len(self.others) // _GIVEN)]
         given = torch.stack([look.change(targets, part.change), targets])
         seen = [self.answer(i, given) for i in range(len(self.models))]
-        necessity = tuple(mean_interval(odds[0] - odds[1], seed) for odds, _ in answers)
+        necessity = tuple(mean_interval(a - b, seed) for a, (b, _) in zip(own, answers, strict=True))
         rises = [(odds[0] - odds[1]) / way for (odds, _), way in zip(seen, self.way, strict=True)]
         with torch.no_grad():
             alpha = [torch.cat([score(part) for part in side.split(self.batch_size)]) for side in given]
         rises[0] = np.minimum(rises[0], (alpha[0] - alpha[1]).double().cpu().numpy() / self.way[0])
         flips = float(seen[0][1][0].mean()), float(seen[0][1][1].mean())
-        return _measured(necessity, rises, flips, _retained(answers, 1, seed), seed)
+        retained = self._retained(rows, [hit for _, hit in answers], seed)
+        return _measured(necessity, rises, flips, retained, seed)
+
+    def _retained(self, rows: Tensor, hits: Sequence[np.ndarray], seed: int) -> Interval:
+        """Share of the images still recognised, by the witnesses where there are any, each model's (n,)."""
+        before = np.stack([hit[rows.cpu().numpy()] for _, hit in self.own[1:] or self.own])
+        after = np.stack(hits[1:] or hits) & before
+        return ratio_interval(after.sum(0), before.sum(0), seed)
 
     @staticmethod
     def _moves(x: Tensor, rng: np.random.Generator) -> list[tuple[int, int]]:
@@ -469,14 +480,6 @@ class _Lab:
         width."""
         h, w = x.shape[-2:]
         return [(int(rng.integers(h // 4, h - h // 4)), int(rng.integers(w // 4, w - w // 4))) for _ in x]
-
-
-def _retained(answers: Sequence[_Answer], after: int, seed: int) -> Interval:
-    """Share still recognised, by the witnesses where there are any; the images as they are come first."""
-    judges = answers[1:] or answers
-    before = np.stack([hit[0] for _, hit in judges])
-    still = np.stack([hit[after] for _, hit in judges]) & before
-    return ratio_interval(still.sum(0), before.sum(0), seed)
 
 
 def _measured(

@@ -151,6 +151,7 @@ def extract_features(
             write_json(path / "store.json", meta | {"complete": False})
         work = Work(partial(read_item, reading.data), reading.compute, reading.to, reading.name)
         options: Any = {"device": device, "workers": workers, "ray": ray, "skip_bad": skip_bad}
+        options["threads"] = int(keys is not None)  # our own data; others' may belong to this thread
         total = len(data) if hasattr(data, "__len__") else None  # type: ignore[arg-type]
         shown = progress_bar("features", total, show=progress, done=len(wanted))
         with shown as bar, store.writing(commit_every * batch_size) as write:
@@ -190,7 +191,7 @@ class _Labelled:
         self.rows: Iterable[int] = range(len(data)) if listed else self.data
 
     def to(self, device: Any) -> None:
-        self.head.model.to(device)
+        self.head.to(device)
 
     def name(self, row: int) -> str:
         return str(row if self.ids is None else self.ids[row])
@@ -207,10 +208,10 @@ class _Labelled:
         fresh = [i for i, key in enumerate(found) if key not in self.have]
         if not fresh:
             return ids, found, None
-        parameter = next(self.head.model.parameters())
-        own = torch.tensor([labels[i] for i in fresh], device=parameter.device)
-        images = batch.images if len(fresh) == len(found) else batch.images[fresh]
-        phi, logits = self.head.features_and_logits(images.to(parameter))
+        weight = self.head.module.weight
+        own = torch.tensor([labels[i] for i in fresh], device=weight.device)
+        images = (batch.images if len(fresh) == len(found) else batch.images[fresh]).to(weight)
+        phi, logits = self.head.features_and_logits(images)
         columns = {
             "id": np.array([ids[i] for i in fresh], object),
             "label": own.int().cpu().numpy(),

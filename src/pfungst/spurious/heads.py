@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pfungst.errors import InputError
 from pfungst.features import model_key
+from pfungst.features.folded import folded
 from pfungst.files import digest
 from pfungst.suggest import suggest
 
@@ -80,12 +81,15 @@ class FeatureHead:
         example: (N, C, H, W) real images in [0, 1] to trace with; by default two random images of the size in
             the model's own configuration, else 224.
 
+    Attributes:
+        model: as given; runs: what computes, the model or, after :meth:`fold`, its faster copy.
+
     Raises:
         InputError: no such layer, or the logits are not linear in its input; the message gives the reason.
     """
 
     def __init__(self, model: nn.Module, layer: str | None = None, example: Tensor | None = None) -> None:
-        self.model = model.eval()
+        self.model = self.runs = model.eval()
         if example is None:
             example = _default_example(model)
         elif len(example) == 1:
@@ -108,6 +112,18 @@ class FeatureHead:
             None if bias is None else bias.detach(),
             self.temperature,
         )
+
+    def fold(self, example: Tensor) -> FeatureHead:
+        """Compute with a copy that is faster, see :func:`~pfungst.features.folded.folded`; later changes of
+        the model do not reach it."""
+        self.runs = folded(self.model, example)
+        return self
+
+    def to(self, device: torch.device | str) -> FeatureHead:
+        """Move it to a device."""
+        self.model.to(device)
+        self.runs.to(device)
+        return self
 
     def fingerprint(self) -> dict[str, Any]:
         """What identifies the model: that of its head, and a key of the whole network."""
@@ -134,15 +150,16 @@ class FeatureHead:
     def features_and_logits(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Features (N, D) and logits (N, K) from one forward pass."""
         caught: list[Tensor] = []
-        hook = self.module.register_forward_pre_hook(lambda module, args: caught.append(args[0]))
+        module = self.runs.get_submodule(self.layer)
+        hook = module.register_forward_pre_hook(lambda module, args: caught.append(args[0]))
         try:
-            logits = logits_of(self.model(x))
+            logits = logits_of(self.runs(x))
         finally:
             hook.remove()
         return caught[-1].flatten(1), logits
 
     def __call__(self, x: Tensor) -> Tensor:
-        return logits_of(self.model(x))
+        return logits_of(self.runs(x))
 
 
 def same_model(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from pfungst.device import choose_device
 from pfungst.errors import DataError, InputError, UnreadableImages
 from pfungst.features import Batch, Stream, Work, combined, file_key, run
+from pfungst.files import open_picture
 from pfungst.spurious.features import read_item
 from pfungst.spurious.heads import logits_of
 
@@ -268,13 +269,11 @@ class SpuriousFolder:
         return combined(str(self.root.resolve()), self.ids, self.transform)
 
     def __getitem__(self, i: int) -> tuple[str, Tensor, int]:
-        from PIL import Image
-
         if self.transform is None:
             raise InputError("the images have no transform", "set SpuriousFolder.transform")
         path = self.root / self.ids[i]
         try:
-            with Image.open(path) as image:
+            with open_picture(path) as image:
                 pixels = image.convert("RGB")
         except (OSError, SyntaxError) as error:
             raise UnreadableImages([(str(path), str(error))]) from None

@@ -27,8 +27,14 @@ _COLLINEAR = 1e-3  # smallest eigenvalue of the Gram matrix of unit directions t
 class FixedHead(nn.Module):
     """A linear head that subtracts what spurious components add: z_k − Σ_l max(⟨a_l, φ⟩ + c_l, 0).
 
-    All components of all classes are one matrix product. `linear` is the original layer, so whatever follows
-    it in the model (a temperature) stays as it was.
+    All components of all classes are one matrix product. It stands where the original layer stood and holds
+    that layer's parameters under their names, so a state dict keeps its keys and gains three; whatever
+    follows the layer in the model (a temperature) stays as it was.
+
+    Args:
+        linear: the original layer, an `nn.Linear` or a convolution of 1 × 1.
+        weight, offset: a (M, D) and c (M,) in units of the layer's output; classes: k (M,) of each component.
+        clip: subtract only what is positive.
     """
 
     weight_fix: Tensor
@@ -39,32 +45,42 @@ class FixedHead(nn.Module):
         self, linear: nn.Module, weight: Tensor, offset: Tensor, classes: Tensor, clip: bool = True
     ) -> None:
         super().__init__()
-        self.linear = linear
+        self.weight, self.bias = linear.weight, linear.bias
         self.clip = clip
         self.register_buffer("weight_fix", weight)
         self.register_buffer("offset_fix", offset)
         self.register_buffer("class_fix", classes)
-
-    @property
-    def weight(self) -> Tensor:
-        return self.linear.weight  # type: ignore[return-value]
-
-    @property
-    def bias(self) -> Tensor | None:
-        return self.linear.bias  # type: ignore[return-value]
 
     def beta(self, phi: Tensor) -> Tensor:
         """What is subtracted for each component, (N, M), in units of the layer's output; before clipping."""
         return nn.functional.linear(phi.flatten(1), self.weight_fix, self.offset_fix)
 
     def forward(self, phi: Tensor) -> Tensor:
-        z = self.linear(phi)
+        weight: Any = self.weight
+        bias: Any = self.bias
+        z = (nn.functional.linear if weight.ndim == 2 else nn.functional.conv2d)(phi, weight, bias)
         if len(self.class_fix) == 0:
             return z
         beta = self.beta(phi)
         if self.clip:
             beta = beta.clamp_min(0)
         return z.flatten(1).index_add(1, self.class_fix, -beta).view_as(z)
+
+    def folded(self) -> tuple[Tensor, Tensor] | None:
+        """Weight and bias of the plain linear layer that does the same; None where there is none.
+
+        Without clipping what is subtracted is linear and goes into the rows of its classes. With it the head
+        has a kink for each component.
+        """
+        if self.clip and len(self.class_fix):
+            return None
+        weight: Any = self.weight
+        bias: Any = self.bias
+        weight = weight.detach()
+        bias = weight.new_zeros(len(weight)) if bias is None else bias.detach()
+        rows = weight.double().flatten(1).index_add(0, self.class_fix, -self.weight_fix.double())
+        shift = bias.double().index_add(0, self.class_fix, -self.offset_fix.double())
+        return rows.view_as(weight).to(weight), shift.to(bias)
 
 
 class SpuFix(nn.Module):

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
 from pfungst.audit.config import Repeated
+from pfungst.audit.given import LabelledOptions
 from pfungst.registry import CONDITIONS, DETECTORS
 
+Edge = Annotated[int, Field(ge=8, le=2048)]
 
-class AnomalyConfig(Repeated):
+
+class AnomalyConfig(LabelledOptions, Repeated):
     """``pfungst audit anomaly``."""
 
     data: Path | Literal["synthetic", "digits-c"] = Field(
-        description="MVTec folder, CSV, Parquet, image folder, 'synthetic' or 'digits-c'"
+        description="Folders good and bad, CSV, Parquet, MVTec, VisA, COCO, …, MNIST-C, MNIST (corrupted "
+        "here), 'synthetic' or 'digits-c'"
     )
     model: list[str] = Field(
         ["d2neighbors"],
-        description=f"Detectors, comma-separated, such as kde or bag:A+B: {', '.join(DETECTORS.names())}",
+        description="Detectors, comma-separated, such as kde, bag:A+B or FILE.py:FUNCTION: "
+        + ", ".join(DETECTORS.names()),
     )
     original: str = Field("opencv-nearest", description="Condition before deployment")
     deployed: str = Field(
@@ -27,18 +32,38 @@ class AnomalyConfig(Repeated):
         description=f"Condition after deployment, such as pillow-bilinear+jpeg:50 ({', '.join(CONDITIONS)})",
     )
     mitigate: str = Field("blur", description="blur, blur:KERNEL,SIGMA, lowpass, lowpass:CUTOFF or none")
-    size: int = Field(224, ge=8, le=2048, description="Side of the prepared images in pixels")
+    size: Edge | tuple[Edge, Edge] = Field(
+        224, description="Side of the prepared images in pixels, or HEIGHTxWIDTH such as 256x512"
+    )
     category: list[str] = Field([], description="Categories, comma-separated [all]")
+    normal: str | None = Field(None, description="What normal images are labelled [good, OK, normal, 0, …]")
     groups: list[str] = Field(["auto"], description="Columns that say where images come from; auto, or none")
+    keep_together: str = Field(
+        "auto",
+        description="Column never split where training and test images are drawn; auto: patient, or none",
+    )
     protocol: Literal["held-out", "published"] = Field(
         "held-out",
         description="held-out: threshold from normal images not fitted; published: best F1 on the test set",
     )
     quantile: float = Field(0.95, gt=0, lt=1, description="Of held-out normal scores, for the threshold")
+    discover: bool = Field(
+        False, description="Also cluster the explanations and prove what decides that nobody named"
+    )
     examples: int = Field(6, ge=1, le=50, description="Images shown per category and detector")
 
     def no_pass(self) -> str:
         return "detectors are fitted in this process, whose threads prepare images on all cores"
+
+    @field_validator("size", mode="before")
+    @classmethod
+    def _sides(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        parts = value.lower().replace("×", "x").split("x")
+        if len(parts) > 2 or not all(p.strip().isdecimal() for p in parts):
+            raise ValueError("is no size: write 224, or HEIGHTxWIDTH such as 256x512")
+        return tuple(map(int, parts)) if len(parts) == 2 else int(parts[0])
 
     @field_validator("model")
     @classmethod

@@ -46,8 +46,10 @@ def choose(labels: np.ndarray, original: Run, deployed: Run, count: int) -> Chos
     return sorted(chosen, key=lambda pair: order.index(pair[1]))
 
 
-def examples(study: Study, runs: dict[Variant, Run], chosen: Chosen) -> list[Example]:
-    """The chosen images, with what each variant says of them."""
+def examples(
+    study: Study, runs: dict[Variant, Run], chosen: Chosen, bands: np.ndarray | None
+) -> list[Example]:
+    """The chosen images, with what each variant says of them; `bands` (T, B) as in :class:`Explained`."""
     return [
         Example(
             id=study.test.ids[index],
@@ -60,6 +62,7 @@ def examples(study: Study, runs: dict[Variant, Run], chosen: Chosen) -> list[Exa
                 for v in (ORIGINAL, DEPLOYED, MENDED)
                 if v in runs
             ],
+            bands=[] if bands is None else bands[index].tolist(),
             why=why,
         )
         for row, (index, why) in enumerate(chosen)
@@ -75,9 +78,10 @@ def pictures(
     arrays = {
         "image": thumbnails(images),
         "image_deployed": thumbnails(study.deployed.images[rows]),
-        "heat": _half(heat[ORIGINAL][rows]),
-        "joint": _half(runs[ORIGINAL].detector.explain(images, PixelBands.coarse()).values),
     }
+    if heat:
+        joint = runs[ORIGINAL].detector.explain(images, PixelBands.coarse()).values
+        arrays |= {"heat": _half(heat[ORIGINAL][rows]), "joint": _half(joint)}
     if study.test.masks is not None:
         arrays["mask"] = study.test.masks[rows].numpy().astype(np.uint8) * 255
     if MENDED_ORIGINAL in heat:

@@ -4,7 +4,7 @@ believed."""
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from pfungst.audit.anomaly.measure import MENDED, ORIGINAL, Run
 from pfungst.audit.anomaly.prepare import Study
 from pfungst.audit.anomaly.result import Exposure, Faithfulness, Spectrum
 from pfungst.audit.result import Variant
+from pfungst.conditions import sides
 from pfungst.errors import InputError, PfungstWarning
 from pfungst.measure.faithfulness import Flipping
 from pfungst.measure.limits import FAITHFUL_IMAGES, HIGH_BAND
@@ -28,24 +29,33 @@ _STEPS, _ORDERS = 6, 2  # points of a curve and random orders: 22 scores an imag
 
 @dataclass(frozen=True)
 class Explained:
-    """`heat`: (T, S, S) relevance of the test images per variant, of the detectors of the first seed."""
+    """`heat`: (T, S, S) relevance of the test images per variant, `bands`: (T, B) shares of the original
+    one's relevance per frequency band, of the detectors of the first seed."""
 
-    heat: dict[Variant, Tensor]
-    spectrum: Spectrum
-    exposure: Exposure
-    faithfulness: Faithfulness | None
+    heat: dict[Variant, Tensor] = field(default_factory=dict)
+    bands: np.ndarray | None = None
+    spectrum: Spectrum | None = None
+    exposure: Exposure | None = None
+    faithfulness: Faithfulness | None = None
 
 
 def explain(study: Study, runs: dict[Variant, Run]) -> Explained:
-    """Explain the scores of all test images, by pixel and by frequency band."""
+    """Explain the scores of all test images, by pixel and by frequency band; nothing, with a warning, of a
+    detector that nothing explains."""
+    if not (detector := runs[ORIGINAL].detector).explains:
+        why = getattr(detector, "why_not", "")
+        warnings.warn(f"not explained: {why}", PfungstWarning, stacklevel=2)
+        return Explained()
     heat = {v: run.detector.explain(study.images(v.condition)).values for v, run in runs.items()}
-    shares = {
-        v: _share(runs[v].detector.explain(study.test.images, BANDS).values)
+    bands = {
+        v: band_shares(runs[v].detector.explain(study.test.images, BANDS).values)
         for v in (ORIGINAL, MENDED)
         if v in runs
     }
+    defects = study.labels.astype(bool)
+    shares = {v: of[defects].mean(0) for v, of in bands.items()}
     share, mended = shares[ORIGINAL], shares.get(MENDED)
-    edges, kept = list(BANDS.resolve(study.config.size, study.config.size)), _kept_energy(study)
+    edges, kept = list(BANDS.resolve(*sides(study.config.size))), _kept_energy(study)
     spectrum = Spectrum(
         edges=edges,
         original=share.tolist(),
@@ -57,7 +67,9 @@ def explain(study: Study, runs: dict[Variant, Run]) -> Explained:
         lost_in_deployment=float(share @ (1 - np.clip(kept, 0, 1))),
         outside_mask=_outside_mask(study, heat[ORIGINAL]),
     )
-    return Explained(heat, spectrum, exposure, faithfulness(study, runs[ORIGINAL], heat[ORIGINAL]))
+    return Explained(
+        heat, bands[ORIGINAL], spectrum, exposure, faithfulness(study, runs[ORIGINAL], heat[ORIGINAL])
+    )
 
 
 def faithfulness(study: Study, run: Run, heat: Tensor) -> Faithfulness | None:
@@ -77,7 +89,7 @@ def faithfulness(study: Study, run: Run, heat: Tensor) -> Faithfulness | None:
     rows = np.sort(rows[: min(FLIPPED, max(int(study.labels.sum()), int(FAITHFUL_IMAGES)))])
     images = study.test.images[rows]
     nearest = torch.cdist(images.flatten(1), study.train.flatten(1)).argmin(1)
-    patch = -(-study.config.size // GRID)
+    patch = -(-max(sides(study.config.size)) // GRID)
     try:
         found = Flipping(
             run.detector.anomaly_score,
@@ -102,10 +114,10 @@ def above(edges: list[int], index: float) -> np.ndarray:
     return np.clip((high - index) / (high - low), 0, 1)
 
 
-def _share(values: Tensor) -> np.ndarray:
-    """Share of the relevance in each band over all inputs; magnitudes, where bands can be negative."""
-    total = values.double().abs().sum(0)
-    return (total / total.sum().clamp_min(torch.finfo(torch.float64).tiny)).cpu().numpy()
+def band_shares(values: Tensor) -> np.ndarray:
+    """Share of each input's relevance (N, B) in each band; of magnitudes, as bands can be negative."""
+    size = values.double().abs()
+    return (size / size.sum(1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)).cpu().numpy()
 
 
 def _kept_energy(study: Study) -> np.ndarray:
@@ -124,4 +136,4 @@ def _outside_mask(study: Study, heat: Tensor) -> float | None:
     if not masked.any() or study.test.masks is None:
         return None
     outside = measure.share_outside(heat[masked].cpu().numpy(), study.test.masks[masked].numpy())
-    return float(np.nanmean(outside))
+    return float(np.nanmean(outside)) if np.isfinite(outside).any() else None

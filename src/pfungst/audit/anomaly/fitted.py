@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from pfungst.anomaly import Detector, detector_from_spec
 from pfungst.audit.config import check_file
+from pfungst.conditions import Size
 from pfungst.data import ImageSet, Item
 from pfungst.relevance import DCTBands
 
 
-def check_detector(text: str, size: int) -> None:
+def check_detector(text: str | Detector, size: Size) -> None:
     """Raise ConfigError or InputError where a specification cannot work, before images are read."""
     detector = detector_from_spec(text, device="cpu")
     for name, value in detector.get_params().items():
@@ -33,10 +34,11 @@ class FittedDetectors:
     Args:
         device: where detectors are fitted.
         sets: the categories, in the order in which they are audited.
+        given: unfitted detectors by name, which are cloned.
     """
 
-    def __init__(self, device: str, sets: Sequence[ImageSet]) -> None:
-        self.device = device
+    def __init__(self, device: str, sets: Sequence[ImageSet], given: Mapping[str, Detector]) -> None:
+        self.device, self.given = device, given
         trained = [[id(i) for i in s.select(split="train", label="good").items] for s in sets]
         self._shared = any(a == b for a, b in pairwise(trained))
         self._items: list[Item] = []
@@ -64,7 +66,10 @@ class FittedDetectors:
         if key in self._known:
             return self._known[key]
         detector = detector_from_spec(
-            model, features=mitigation if inside else None, seed=seed, device=self.device
+            self.given.get(model, model),
+            features=mitigation if inside else None,
+            seed=seed,
+            device=self.device,
         ).fit(part)
         if self._shared:
             self._known[key] = detector

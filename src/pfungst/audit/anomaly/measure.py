@@ -40,13 +40,17 @@ class Run:
 
     Attributes:
         detector, scores, threshold: of the first seed; scores (T,).
+        flags: (seeds, T) bool, what each seed flags.
         found: per seed, the rates of :data:`RATES` with their intervals.
+        labels: (T,) 1 for a defect.
     """
 
     detector: Detector
     scores: np.ndarray
     threshold: float
+    flags: np.ndarray
     found: list[dict[str, measure.Interval]]
+    labels: np.ndarray
 
     @property
     def flagged(self) -> np.ndarray:
@@ -57,9 +61,16 @@ class Run:
         return {rate: [of[name].value for of in self.found] for rate, name in RATES.items()}
 
     def rates(self) -> dict[str, Interval]:
-        """Mean over the seeds of each rate and of the bounds of its interval."""
+        """Mean over the seeds of each rate and of the bounds of its interval; FNR and FPR, which are shares,
+        have Wilson's."""
         means = {rate: np.mean([of[name] for of in self.found], axis=0) for rate, name in RATES.items()}
+        for rate, label in (("fnr", 1), ("fpr", 0)):
+            means[rate] = measure.wilson_of(float(means[rate][0]), int((self.labels == label).sum()))
         return {rate: Interval(value=value, low=low, high=high) for rate, (value, low, high) in means.items()}
+
+    def change_from(self, before: Run) -> measure.Change:
+        """Of F1, on the same images."""
+        return measure.degradation(self.labels, before.flags, self.flags, measure.f1_of_flags)
 
 
 def repeat(study: Study, model: str, mitigation: nn.Module | None = None) -> dict[Variant, Run]:
@@ -89,7 +100,12 @@ def repeat(study: Study, model: str, mitigation: nn.Module | None = None) -> dic
     first = fits[0]
     return {
         Variant(condition=c, mitigated=mitigation is not None): Run(
-            first.detector, first.scores[c], first.threshold, bootstrapped(c)
+            first.detector,
+            first.scores[c],
+            first.threshold,
+            np.stack([of.scores[c] > of.threshold for of in fits]),
+            bootstrapped(c),
+            study.labels,
         )
         for c in conditions
     }
@@ -135,25 +151,25 @@ def scores(study: Study, runs: dict[Variant, Run], heat: dict[Variant, Tensor]) 
     result = []
     for variant, run in runs.items():
         hans = None
-        if study.masked.any() and study.test.masks is not None:
+        if heat and study.masked.any() and study.test.masks is not None:
             found = measure.clever_hans_score(
                 study.labels, run.scores, heat[variant].cpu().numpy(), study.test.masks.numpy()
             )
             hans = Interval(value=found.value, low=found.low, high=found.high)
         base = COMPARED_WITH.get(variant)
-        before = None if base is None else runs[base].per_seed()
-        result.append(_compared(variant, run.rates(), hans, run.per_seed(), before))
+        change = None if base is None else run.change_from(runs[base])
+        result.append(_compared(variant, run.rates(), hans, run.per_seed(), change))
     return result
 
 
 def mean_scores(entries: list[Entry]) -> dict[str, Scored]:
-    """Mean over categories for every detector and variant; tests are made on the seeds' means."""
+    """Mean over categories for every detector and variant."""
     models = dict.fromkeys(e.model for e in entries)
     return {model: _mean([e for e in entries if e.model == model]) for model in models}
 
 
 def _mean(entries: list[Entry]) -> Scored:
-    """No interval is given over several categories: they are not drawn from anything."""
+    """Intervals are over the images that were drawn in each category; the categories themselves are given."""
     if len(entries) == 1:
         return Scored(scores=entries[0].scores)
     columns = {first.variant: [e.scores[i] for e in entries] for i, first in enumerate(entries[0].scores)}
@@ -163,13 +179,21 @@ def _mean(entries: list[Entry]) -> Scored:
     }
     result = []
     for variant, column in columns.items():
-        rates = {rate: Interval(value=float(np.mean(values))) for rate, values in per_seed[variant].items()}
+        rates = {rate: _mean_rate([getattr(s, rate) for s in column]) for rate in RATES}
         known = [s.clever_hans.value for s in column if s.clever_hans is not None]
         hans = Interval(value=float(np.mean(known))) if known else None
-        base = COMPARED_WITH.get(variant)
-        before = None if base is None else per_seed[base]
-        result.append(_compared(variant, rates, hans, per_seed[variant], before))
+        changes = [s.compared for s in column if s.compared is not None]
+        change = measure.mean_change(changes) if changes else None
+        result.append(_compared(variant, rates, hans, per_seed[variant], change))
     return Scored(scores=result)
+
+
+def _mean_rate(values: list[Interval]) -> Interval:
+    found = [
+        measure.Interval(v.value, v.value if v.low is None else v.low, v.value if v.high is None else v.high)
+        for v in values
+    ]
+    return Interval(**measure.mean_share(found)._asdict())
 
 
 def _compared(
@@ -177,16 +201,17 @@ def _compared(
     rates: dict[str, Interval],
     hans: Interval | None,
     per_seed: dict[str, list[float]],
-    before: dict[str, list[float]] | None,
+    change: measure.Change | None,
 ) -> Scores:
     """Scores with the mark of F1 against what it was before, if anything."""
-    change = None if before is None else measure.degradation(before["f1"], per_seed["f1"])
     return Scores(
         variant=variant,
         **rates,
         clever_hans=hans,
         mark=change.mark if change else "",
         p_value=change.p if change else None,
+        change=Interval(**change.change._asdict()) if change else None,
+        spread=change.spread if change else None,
         per_seed=per_seed,
     )
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from pfungst.conditions import Size, sides
 from pfungst.errors import ConfigError
 from pfungst.mitigate import GaussianBlur, Layer, LowPass, propose_cutoff
 from pfungst.relevance import DCTBands
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
 _NUMBERS = {"none": (0,), "blur": (0, 2), "lowpass": (0, 1)}
 
 
-def fixed_filter(text: str, size: int) -> Layer | None:
-    """The filter of a mitigation, for images of `size` × `size` pixels.
+def fixed_filter(text: str, size: Size) -> Layer | None:
+    """The filter of a mitigation, for images of this size.
 
     Returns:
         None for ``none``, and for ``lowpass``, whose cut-off the audit proposes.
@@ -49,7 +50,7 @@ def fixed_filter(text: str, size: int) -> Layer | None:
     made = LowPass(int(numbers[0])) if name == "lowpass" else GaussianBlur()
     if name == "blur" and numbers:
         made = GaussianBlur(int(numbers[0]), numbers[1])
-    made(torch.zeros(1, 1, size, size))
+    made(torch.zeros(1, 1, *sides(size)))
     return made
 
 
@@ -65,8 +66,13 @@ def mitigation(config: AnomalyConfig, plain: Detector, train: Tensor) -> nn.Modu
     if fixed is not None or config.mitigate == "none":
         return fixed
     bands = DCTBands.paper()
+    if not plain.explains:
+        raise ConfigError(
+            "lowpass proposes its cut-off from the explanation, and this detector has none",
+            "give one: lowpass:2000, or use blur",
+        )
     spectrum = plain.explain(train, bands).values.cpu().numpy()
-    return LowPass(propose_cutoff(spectrum, list(bands.resolve(config.size, config.size))).cutoff)
+    return LowPass(propose_cutoff(spectrum, list(bands.resolve(*sides(config.size)))).cutoff)
 
 
 def filtered(mitigation: nn.Module, images: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,14 +14,16 @@ from pfungst.audit.anomaly.config import AnomalyConfig
 from pfungst.audit.anomaly.mend import fixed_filter
 from pfungst.audit.sources import group_columns
 from pfungst.conditions import Condition
-from pfungst.data import ImageSet, Prepared, open_images
+from pfungst.data import ImageSet, Prepared
+from pfungst.data.roles import for_detection
 from pfungst.datasets import digits_c
+from pfungst.datasets.mnist import corrupted_mnist, is_mnist, is_mnist_c, mnist_c
 from pfungst.datasets.synthetic import make_parts
 from pfungst.device import choose_device
 from pfungst.errors import DataError, UnreadableImages
-from pfungst.features import combined, file_key
 
 if TYPE_CHECKING:
+    from pfungst.anomaly import Detector
     from pfungst.audit.anomaly.fitted import FittedDetectors
 
 
@@ -77,23 +80,25 @@ class Study:
         return {"original": self.test, "deployed": self.deployed}[condition].images
 
 
-def check(config: AnomalyConfig) -> tuple[Condition, Condition]:
+def check(
+    config: AnomalyConfig, sets: list[ImageSet] | None = None, given: Mapping[str, Detector] | None = None
+) -> tuple[Condition, Condition]:
     """The two conditions; raise where an option cannot work, before images are looked for."""
     choose_device(config.device)
     fixed_filter(config.mitigate, config.size)
     conditions = Condition.parse(config.original), Condition.parse(config.deployed)
     for condition in conditions:
         condition.check(config.size)
-    if isinstance(config.data, Path) and not config.data.exists():
+    if sets is None and isinstance(config.data, Path) and not config.data.exists():
         raise DataError(f"{config.data} does not exist", "check the path")
     from pfungst.audit.anomaly.fitted import check_detector  # with scikit-learn, half as long as torch
 
     for text in config.model:
-        check_detector(text, config.size)
+        check_detector((given or {}).get(text, text), config.size)
     return conditions
 
 
-def open_sets(config: AnomalyConfig) -> list[ImageSet]:
+def open_sets(config: AnomalyConfig, sets: list[ImageSet] | None = None) -> list[ImageSet]:
     """The image sets to audit, each with normal training images and labelled test images.
 
     Raises:
@@ -101,27 +106,21 @@ def open_sets(config: AnomalyConfig) -> list[ImageSet]:
         ConfigError: a category does not exist.
     """
     wanted = config.category or None
-    if config.data == "synthetic":
+    if sets is not None:
+        pass
+    elif config.data == "synthetic":
         sets = make_parts(wanted, seed=config.seed)
     elif config.data == "digits-c":
         sets = digits_c(wanted, seed=config.seed)
+    elif is_mnist_c(config.data):
+        sets = mnist_c(config.data, wanted, train=1000, good=300, anomalous=300)
+    elif is_mnist(config.data):
+        sets = corrupted_mnist(config.data, wanted, seed=config.seed)
     else:
-        sets = open_images(config.data, category=wanted)
-    for images in sets:
-        train = images.select(split="train", label="good")
-        test = images.select(split="test")
-        if len(train) < 2:
-            raise DataError(
-                f"{images.name} in {config.data} has {len(train)} normal training images",
-                "mark at least 2 images as split 'train' and label 'good' (MVTec: train/good)",
-            )
-        labels = test.labels
-        if len(test) == 0 or labels.min() == labels.max():
-            missing = "defective" if len(test) and not labels.any() else "normal"
-            raise DataError(
-                f"{images.name} in {config.data} has no {missing} test images",
-                "the audit measures detection, so it needs both normal and defective test images",
-            )
+        sets = [
+            for_detection(s, config.normal, config.keep_together, config.seed, config.label_column)
+            for s in config.open(config.data, config.label_column, wanted)
+        ]
     return sets
 
 
@@ -139,15 +138,3 @@ def decode_all(sets: list[ImageSet]) -> None:
             problems += error.problems
     if problems:
         raise UnreadableImages(problems)
-
-
-def state(images: ImageSet) -> str:
-    """Names the items and the files they lie in as they are now; made images follow from the
-    configuration."""
-    found = []
-    for item in images.items:
-        files = [f for f in (item.image, item.mask) if isinstance(f, Path)]
-        found.append(
-            (item.id, item.split, item.label, item.groups, [file_key(f) for f in files if f.exists()])
-        )
-    return combined(found)

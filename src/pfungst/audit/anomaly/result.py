@@ -6,8 +6,11 @@ from typing import Literal
 
 from pydantic import Field
 
+from pfungst.audit.findings.result import Discovered, DiscoveryEntry
 from pfungst.audit.result import Interval, Model, Result, Skipped, Variant
 from pfungst.errors import DataError
+from pfungst.measure import Change
+from pfungst.measure import Interval as Span
 
 
 class Scores(Model):
@@ -24,9 +27,22 @@ class Scores(Model):
     clever_hans: Interval | None = Field(None, description="AUROC minus mean cosine of relevance and mask")
     mark: Literal["", "↓", "↓↓", "↑"] = Field("", description="of F1 against the variant to compare with")
     p_value: float | None = Field(
-        None, description="two-sided t-test over seeds; None where they test nothing"
+        None, description="two-sided, by exchanging what is said of each image in the two variants"
     )
+    change: Interval | None = Field(None, description="of F1, over the same images; positive where it rose")
+    spread: float | None = Field(None, description="of the change, were the two variants exchangeable")
     per_seed: dict[str, list[float]] = Field({}, description="measure → value of each seed")
+
+    @property
+    def compared(self) -> Change | None:
+        """The change of F1 as it was measured."""
+        if self.change is None or self.p_value is None or self.spread is None:
+            return None
+        value, low, high = self.change.value, self.change.low, self.change.high
+        assert low is not None
+        assert high is not None
+        before = self.f1.value - value
+        return Change(before, self.f1.value, Span(value, low, high), self.p_value, self.spread, self.mark)
 
 
 class Scored(Model):
@@ -85,7 +101,8 @@ class Provenance(Model):
 
 
 class Spectrum(Model):
-    """Where in frequency the relevance lies, share per band (bands of the zigzag index)."""
+    """Where in frequency the relevance lies: mean over the defective test images of the share per band
+    (bands of the zigzag index), as in figure 4 b of Kauffmann et al. 2025."""
 
     edges: list[int]
     original: list[float]
@@ -94,7 +111,7 @@ class Spectrum(Model):
 
 
 class Exposure(Model):
-    """Shares of the relevance on the original images, in [0, 1]."""
+    """Shares of the relevance on the defective images, original condition, in [0, 1]."""
 
     high: float = Field(description="on high frequencies")
     lost_in_deployment: float = Field(description="on what the deployed condition removes")
@@ -131,6 +148,9 @@ class Example(Model):
     answers: list[Answer] = Field(
         description="original, deployed and, with a mitigation, deployed and mended"
     )
+    bands: list[float] = Field(
+        [], description="share of the original detector's relevance per frequency band"
+    )
     why: str = Field(description="why it is shown, for example 'missed after deployment'")
 
 
@@ -153,11 +173,12 @@ class Entry(Scored):
     kinds: dict[str, int]
     trivial_f1: float = Field(description="plain F1 of flagging everything")
     threshold: float
-    spectrum: Spectrum
-    exposure: Exposure
+    spectrum: Spectrum | None = Field(None, description="None where the detector is not explained")
+    exposure: Exposure | None = Field(None, description="None where the detector is not explained")
     faithfulness: Faithfulness | None = Field(None, description="None where it could not be measured")
     provenance: list[Provenance] = []
     examples: list[Example] = []
+    discovered: list[DiscoveryEntry] = Field([], description="moved into the result when all are done")
     arrays: str = Field(description="npz file, relative to the result")
     notes: list[str] = []
     skipped: list[Skipped] = []
@@ -175,7 +196,8 @@ class AnomalyResult(Result):
     deployed: str
     mitigation: str | None
     protocol: Literal["held-out", "published"]
-    size: int
+    size: int | tuple[int, int] = Field(description="side of the images in pixels, or height and width")
     seeds: list[int]
     entries: list[Entry]
     mean: dict[str, Scored] = Field(description="per model: mean over categories")
+    discovery: Discovered | None = Field(None, description="what nobody named, where it was looked for")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 import warnings
 from collections import Counter
+from collections.abc import Mapping
 from functools import cache, partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,22 +18,40 @@ from pfungst.audit.anomaly import verdict
 from pfungst.audit.anomaly.config import AnomalyConfig
 from pfungst.audit.anomaly.examples import choose, examples, pictures
 from pfungst.audit.anomaly.explain import explain
-from pfungst.audit.anomaly.measure import DEPLOYED, ORIGINAL, mean_scores, provenance, repeat, scores
+from pfungst.audit.anomaly.forecast import estimate
+from pfungst.audit.anomaly.leave import write_detector
+from pfungst.audit.anomaly.measure import DEPLOYED, MENDED, ORIGINAL, mean_scores, provenance, repeat, scores
 from pfungst.audit.anomaly.mend import mitigation
-from pfungst.audit.anomaly.prepare import Study, check, decode_all, open_sets, state
+from pfungst.audit.anomaly.prepare import Study, check, decode_all, open_sets
 from pfungst.audit.anomaly.result import AnomalyResult, Entry
+from pfungst.audit.findings.section import of_detector
+from pfungst.audit.findings.verdict import conclude
 from pfungst.audit.machine import circumstances
+from pfungst.audit.mended import FOLDER
+from pfungst.audit.recognised import describe
 from pfungst.audit.result import Skipped, save
 from pfungst.audit.sources import group_columns
-from pfungst.audit.workspace import Workspace, refuse_old_result
+from pfungst.audit.workspace import Workspace, data_state, refuse_old_result, resumed_result, slug
 from pfungst.conditions import Condition
 from pfungst.data import ImageSet
 from pfungst.errors import PfungstWarning
 from pfungst.progress import progress_bar
 
+if TYPE_CHECKING:
+    from pfungst.anomaly import Detector
 
-def run(config: AnomalyConfig) -> AnomalyResult:
+
+def run(
+    config: AnomalyConfig,
+    *,
+    sets: list[ImageSet] | None = None,
+    detectors: Mapping[str, Detector] | None = None,
+) -> AnomalyResult:
     """Run the audit and write ``result.json`` and the arrays into ``config.out``.
+
+    Args:
+        sets: images in memory instead of ``config.data``.
+        detectors: unfitted detectors by the names that ``config.model`` has for them.
 
     Everything that can be wrong with the input is found before anything is computed. Finished categories
     survive an interruption; the same configuration with ``resume`` goes on from there.
@@ -43,12 +64,20 @@ def run(config: AnomalyConfig) -> AnomalyResult:
     """
     started = time.monotonic()
     refuse_old_result(config)
-    conditions = check(config)
-    sets = open_sets(config)
+    given = dict(detectors or {})
+    conditions = check(config, sets, given)
+    sets = open_sets(config, sets)
     for images in sets:
         group_columns(images.items, config.groups)
-    workspace = Workspace(config)
-    entries = _entries(config, conditions, sets, workspace)
+    state = data_state(item for images in sets for item in images.items)
+    if not given and (done := resumed_result(config, state)) is not None:
+        return done
+    workspace = Workspace(config, state)
+    if not config.resume:
+        shutil.rmtree(workspace.folder / FOLDER, ignore_errors=True)
+    entries = _entries(config, conditions, sets, workspace, given)
+    found = conclude([d for e in entries for d in e.discovered]) if config.discover else None
+    entries = [e.model_copy(update={"discovered": []}) for e in entries]
     notes = [f"{images.name}: {note}" for images in sets for note in images.notes]
     if workspace.resumed:
         notes.append(f"{workspace.resumed} finished parts were taken over from an interrupted run")
@@ -56,7 +85,7 @@ def run(config: AnomalyConfig) -> AnomalyResult:
     mean = mean_scores(entries)
     result = AnomalyResult(
         title=f"{', '.join(config.model)} on {config.data}",
-        **circumstances(config, started),
+        **circumstances(config, started, workspace.fingerprint),
         verdict=verdict.judge(entries, mean, config),
         metrics=verdict.metrics(entries),
         skipped=[Skipped(id=id_, reason=reason) for id_, reason in skipped.items()],
@@ -69,19 +98,31 @@ def run(config: AnomalyConfig) -> AnomalyResult:
         seeds=[config.seed + i for i in range(config.seeds)],
         entries=entries,
         mean=mean,
+        discovery=found,
     )
     save(result, workspace.folder)
-    workspace.finish({entry.arrays for entry in entries})
+    workspace.finish({entry.arrays for entry in entries} | (found.arrays() if found else set()))
     return result
 
 
+def dry_run(config: AnomalyConfig) -> str:
+    """What the data are recognised as, and the time and memory of the audit; nothing is written."""
+    conditions = check(config)
+    sets = open_sets(config)
+    return f"{describe(sets, config.groups)}\n\n{estimate(sets, conditions, config)}"
+
+
 def _entries(
-    config: AnomalyConfig, conditions: tuple[Condition, Condition], sets: list[ImageSet], workspace: Workspace
+    config: AnomalyConfig,
+    conditions: tuple[Condition, Condition],
+    sets: list[ImageSet],
+    workspace: Workspace,
+    given: Mapping[str, Detector],
 ) -> list[Entry]:
     """Every category with every detector; what an interrupted run has finished is taken over."""
     from pfungst.audit.anomaly.fitted import FittedDetectors  # with scikit-learn, half as long as torch
 
-    detectors = FittedDetectors(config.device, sets)
+    detectors = FittedDetectors(config.device, sets, given)
     entries: list[Entry] = []
     with progress_bar("checking images", len(sets) * (1 + len(config.model))) as bar:
         if not config.skip_bad and isinstance(config.data, Path):
@@ -91,7 +132,7 @@ def _entries(
             bar.advance()
             study = cache(partial(Study.prepare, images, conditions, config, detectors))
             for model in config.model:
-                part = f"{images.name} {model} {state(images)}"
+                part = f"{images.name} {model} {data_state(images.items)}"
                 entry = workspace.load_part(part, Entry)
                 if entry is None:
                     entry = evaluate(study(), model, workspace)
@@ -115,6 +156,10 @@ def evaluate(study: Study, model: str, workspace: Workspace) -> Entry:
         if mended is not None:
             runs |= repeat(study, model, mended)
         explained = explain(study, runs)
+    notes = _notes(study) + [str(w.message) for w in caught if issubclass(w.category, PfungstWarning)]
+    if mended is not None:
+        place = workspace.folder / FOLDER / slug(f"{test.name} {model}")
+        notes.append(write_detector(study, model, runs[MENDED], mended, place))
     original = runs[ORIGINAL]
     chosen = choose(labels, original, runs[DEPLOYED], config.examples)
     kinds = np.array([kind or "" for kind in test.classes])
@@ -141,9 +186,10 @@ def evaluate(study: Study, model: str, workspace: Workspace) -> Entry:
         exposure=explained.exposure,
         faithfulness=explained.faithfulness,
         provenance=provenance(study, original.scores),
-        examples=examples(study, runs, chosen),
+        examples=examples(study, runs, chosen, explained.bands),
         arrays=workspace.save_arrays(f"{test.name} {model}", arrays),
-        notes=_notes(study) + [str(w.message) for w in caught if issubclass(w.category, PfungstWarning)],
+        discovered=of_detector(study, model, original, workspace) if config.discover else [],
+        notes=notes,
         skipped=[Skipped(id=id_, reason=reason) for id_, reason in test.skipped],
     )
 

@@ -15,11 +15,12 @@ from statistics import fmean
 from pfungst.audit.anomaly.config import AnomalyConfig
 from pfungst.audit.anomaly.explain import FLIPPED, GRID
 from pfungst.audit.anomaly.result import Entry, Provenance, Scored
-from pfungst.audit.result import About, Better, Level, Metric, Verdict
+from pfungst.audit.result import About, Better, Interval, Level, Metric, Verdict
 from pfungst.measure import limits
 from pfungst.measure.limits import HIGH_BAND
+from pfungst.measure.proportions import wilson_of
 
-SERIOUS: tuple[Level, ...] = ("sound", "fragile", "clever-hans", "provenance", "unfit")
+SERIOUS: tuple[Level, ...] = ("sound", "not-established", "fragile", "clever-hans", "provenance", "unfit")
 
 
 def judge(entries: list[Entry], means: dict[str, Scored], config: AnomalyConfig) -> Verdict:
@@ -33,6 +34,8 @@ def judge(entries: list[Entry], means: dict[str, Scored], config: AnomalyConfig)
     ]
     found.sort(key=lambda v: (SERIOUS.index(v.level), _severity(v)), reverse=True)
     first, *others = found
+    if first.level not in ("unfit", "provenance") and (wide := _too_wide(entries)):
+        return wide
     return first.model_copy(update={"sentences": first.sentences + [f"{v.headline}." for v in others]})
 
 
@@ -56,6 +59,27 @@ def _too_few(entries: list[Entry]) -> Verdict | None:
     )
 
 
+def _too_wide(entries: list[Entry]) -> Verdict | None:
+    """Whether the rates, all categories together, are known too badly to say what deployment does."""
+    entries = [e for e in entries if e.model == entries[0].model]
+    for name, kind, count in (("fnr", "defective", "n_defect"), ("fpr", "good", "n_good")):
+        sizes = [getattr(e, count) for e in entries]
+        wrong = sum(n * getattr(e.original, name).value for n, e in zip(sizes, entries, strict=True))
+        _, low, high = wilson_of(wrong / sum(sizes), sum(sizes))
+        if high - low > limits.WIDE:
+            rate, n = name.upper(), sum(sizes)
+            headline = (
+                f"{n} {kind} test images: too few to judge a detector, as {rate} is {low:.0%} to {high:.0%}"
+            )
+            told = (
+                f"A verdict needs an interval of {rate} no wider than {limits.WIDE:.0%} (95 %, Wilson). The "
+                "figures below are given, nothing is concluded from them."
+            )
+            about = About(entry=entries[0].model, condition="original", numbers={"low": low, "high": high})
+            return Verdict(level="too-few", headline=headline, sentences=[told], about=about)
+    return None
+
+
 @dataclass(frozen=True)
 class _Case:
     """One detector on all categories."""
@@ -67,15 +91,20 @@ class _Case:
 
     def judge(self) -> Verdict:
         auroc = self.scored.original.auroc.value
-        unfit = math.isnan(auroc) or auroc < limits.FIT_AUROC
+        low = self.scored.original.auroc.low
+        at_chance = low is not None and low <= 0.5
+        unfit = math.isnan(auroc) or auroc < limits.FIT_AUROC or at_chance
         follows = [(e, p) for e in self.entries for p in e.provenance if p.follows]
         if follows:
             return self._provenance(follows, unfit)
         if unfit:
             return self._unfit()
-        if self.scored.fall >= limits.FALL:
-            return self._falls()
-        return self._holds()
+        if not self.scored.original.fnr.value < limits.MISSED:
+            return self._misses()
+        if self.scored.fall < limits.FALL:
+            return self._holds()
+        p = self.scored.deployed.p_value
+        return self._falls() if p is None or p < limits.P_FALL else self._open(p)
 
     def _verdict(
         self, level: Level, headline: str, sentences: list[str], about: About | None = None
@@ -133,15 +162,47 @@ class _Case:
                 "An AUROC far below 0.5 means that good test images differ from the training images more "
                 "than defects do: check whether the sets come from different sources (--groups)."
             )
-        headline = f"{self.model} is unfit for this task: AUROC {auroc:.2f}"
+        headline = (
+            f"{self.model} is unfit for this task: AUROC {auroc:.2f}{_range(self.scored.original.auroc)}"
+        )
         return self._verdict("unfit", headline, sentences)
+
+    def _misses(self) -> Verdict:
+        """It ranks, but at its threshold it does not detect."""
+        original = self.scored.original
+        trivial = fmean(e.trivial_f1 for e in self.entries)
+        headline = (
+            f"{self.model} is unfit at its threshold: it misses {original.fnr.value:.0%} of the defects"
+            f"{_range(original.fnr, '.0%')}"
+        )
+        sentences = [
+            f"It ranks them, AUROC {original.auroc.value:.2f}, so another threshold (--quantile) may do: F1 "
+            f"is {original.f1.value:.2f} at FPR {original.fpr.value:.0%}; flagging everything has "
+            f"{trivial:.2f}.",
+            f"{self.config.original} → {self.config.deployed}: {self._rates}.",
+            *self._rests(),
+        ]
+        return self._verdict("unfit", headline, sentences)
+
+    def _open(self, p: float) -> Verdict:
+        headline = f"Not established whether {self.model} survives {self.config.deployed}: {self._rates}"
+        change = self.scored.deployed.change
+        told = f"F1 falls by {self.scored.fall:.2f}"
+        if change is not None and change.low is not None and change.high is not None:
+            told += f" ({-change.high:.2f} to {-change.low:.2f})"
+        sentences = [f"{told}, P = {p:.2g} over the test images: more of them would tell.", *self._rests()]
+        return self._verdict("not-established", headline, sentences)
 
     # --- what deployment does --------------------------------------------------------------------------
 
     @property
     def lost(self) -> float:
         """Share of the relevance on what deployment removes, mean over categories."""
-        return fmean(e.exposure.lost_in_deployment for e in self.entries)
+        return fmean([e.exposure.lost_in_deployment for e in self.entries if e.exposure] or [0.0])
+
+    @property
+    def _explained(self) -> bool:
+        return any(e.exposure for e in self.entries)
 
     @property
     def _rates(self) -> str:
@@ -150,7 +211,25 @@ class _Case:
         told += f"{after.fpr.value:.0%}, F1 {before.f1.value:.2f} → {after.f1.value:.2f}"
         if mended is None:
             return told
-        return f"{told}; with {self.config.mitigate} FNR {mended.fnr.value:.0%}, F1 {mended.f1.value:.2f}"
+        told += f"; with {self.config.mitigate} FNR {mended.fnr.value:.0%}, F1 {mended.f1.value:.2f}"
+        return told + self._price
+
+    @property
+    def _price(self) -> str:
+        """What mending costs: false alarms, and categories that get worse."""
+        after, mended = self.scored.deployed, self.scored.mended
+        if mended is None:
+            return ""
+        costs = []
+        if mended.fpr.value - after.fpr.value >= limits.FALL:
+            costs.append(f"FPR {after.fpr.value:.0%} → {mended.fpr.value:.0%}")
+        falls = [
+            e for e in self.entries if e.mended and e.deployed.f1.value - e.mended.f1.value >= limits.FALL
+        ]
+        if falls:
+            of = len(self.entries)
+            costs.append(f"F1 lower in {len(falls)} of {of} categories" if of > 1 else "F1 lower")
+        return f" ↓ at the price of {', '.join(costs)}" if costs else ""
 
     @property
     def _faithful(self) -> bool:
@@ -160,7 +239,9 @@ class _Case:
 
     def _rests(self) -> list[str]:
         """Where the relevance lies, and whether it is to be believed."""
-        high = fmean(e.exposure.high for e in self.entries)
+        if not self._explained:
+            return [f"{self.model} is not explained, so nothing is said about what it looks at."]
+        high = fmean(e.exposure.high for e in self.entries if e.exposure)
         where = f"{self.lost:.0%} of the relevance lies on what {self.config.deployed} removes from images"
         known, of = [e.faithfulness for e in self.entries if e.faithfulness], len(self.entries)
         told = f"is {fmean(f.value for f in known):.2f}" if known else "was not measured"
@@ -188,6 +269,8 @@ class _Case:
         why = "Explanation and intervention do not agree"
         if agree:
             why = "Explanation and intervention agree, but the explanation is not shown to be faithful"
+        if not self._explained:
+            why = "There is no explanation"
         sentences.append(f"{why}, so the cause is not established.")
         headline = f"{self.model} does not survive {deployed}: {self._rates}"
         return self._verdict("fragile", headline, sentences)
@@ -199,7 +282,9 @@ class _Case:
                 f"Clever Hans score {hans.value:.2f}: it detects well while its relevance lies mostly "
                 "outside the defects. Look at the heatmaps before you sign off."
             )
-        headline = f"{self.model} holds under {self.config.deployed}: {self._rates}"
+        misses = self.scored.original.fnr
+        but = f", but misses {misses.value:.0%} of the defects" if misses.value >= limits.MISSES else ""
+        headline = f"{self.model} holds under {self.config.deployed}{but}: {self._rates}"
         return self._verdict("sound", headline, sentences)
 
 
@@ -215,6 +300,12 @@ def _severity(verdict: Verdict) -> float:
     if verdict.level == "unfit":
         return math.inf if math.isnan(numbers["auroc"]) else -numbers["auroc"]
     return numbers["gap" if verdict.level == "provenance" else "fall"]
+
+
+def _range(value: Interval, form: str = ".2f") -> str:
+    if value.low is None or value.high is None or math.isnan(value.low):
+        return ""
+    return f" ({value.low:{form}} to {value.high:{form}})"
 
 
 def _number(value: float) -> str:
@@ -243,12 +334,15 @@ _LOWER: dict[str, tuple[str, Of]] = {
     ),
     "high-frequency-share": (
         f"share of relevance from zigzag index {HIGH_BAND:g} on",
-        lambda e: e.exposure.high,
+        lambda e: e.exposure.high if e.exposure else None,
     ),
-    "outside-mask-share": ("share of relevance off the defect", lambda e: e.exposure.outside_mask),
+    "outside-mask-share": (
+        "share of relevance off the defect",
+        lambda e: e.exposure.outside_mask if e.exposure else None,
+    ),
     "lost-in-deployment": (
         "share of relevance on what the deployed condition removes",
-        lambda e: e.exposure.lost_in_deployment,
+        lambda e: e.exposure.lost_in_deployment if e.exposure else None,
     ),
     "mitigated-f1-drop": (
         "F1 original minus F1 mended and deployed",
@@ -271,7 +365,7 @@ def metrics(entries: list[Entry]) -> dict[str, Metric]:
     beyond = {where: p.eta2_group - p.eta2_label for where, p in by.items()}
     what = "share of the score's variance explained by the group, less that by the label"
     found.append(("provenance-gap", "lower", "AUROC pooled against within groups", gaps))
-    found.append(("provenance-eta2", "lower", what, {**beyond}))
+    found.append(("provenance-eta2-excess", "lower", what, {**beyond}))
     result = {}
     for name, better, meaning, values in found:
         per = {where: value for where, value in values.items() if value is not None}
@@ -298,19 +392,21 @@ def explain_numbers(config: AnomalyConfig) -> list[str]:
     fits = "fit on all training images" if published else "fit on a random 80 % each"
     return [
         threshold,
-        f"Values are means over {repetitions} ({fits}); intervals are 95 % stratified bootstrap intervals "
-        "over the test images, pooled over the repetitions.",
+        f"Values are means over {repetitions} ({fits}); intervals are 95 % intervals over the test images: "
+        "Wilson's for FNR and FPR, the stratified bootstrap's for the others, averaged over the repetitions.",
         "The same fitted detector and the same threshold score the original and the deployed images.",
         f"Marks: ↓ F1 falls by {limits.FALL:.2f} or more, ↓↓ by {limits.LARGE_FALL:.2f} or more, ↑ F1 rises "
-        f"by {limits.FALL:.2f} or more through the mitigation; only where a two-sided t-test over at least "
-        f"{limits.SEEDS_TESTED:g} repetitions gives P < {limits.P_MARK:g}. Repetitions that all give the "
-        "same test nothing.",
+        f"by {limits.FALL:.2f} or more through the mitigation; only where exchanging, image by "
+        f"image, what is said before and after gives P < {limits.P_MARK:g} (two-sided permutation).",
         "AUROC is the chance that a defect scores above a good image, FNR the share of defects missed, FPR "
         "the share of good images flagged. F1 balanced weighs good and defective images equally; flagging "
         "everything would have the F1 named beside it.",
         "Clever Hans score: AUROC minus the mean cosine between positive relevance and mask over defective "
         "images (Kauffmann et al. 2020), from the first repetition: high where a detector ranks well while "
         "its relevance lies elsewhere.",
+        "Frequencies: 20 bands of the zigzag index by the published power law (the paper's list prints 19); "
+        "shares are "
+        "means over the defective test images.",
         "Lost in deployment: share of relevance per frequency band times the share of the images' energy in "
         "that band (deviation from the mean training image) that the deployed condition removes.",
         f"Faithfulness: the patches of a {GRID} × {GRID} grid of up to {FLIPPED} defective test images are "

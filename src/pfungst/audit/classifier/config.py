@@ -7,15 +7,18 @@ from typing import Literal
 
 from pydantic import Field
 
-from pfungst.audit.config import AuditConfig
+from pfungst.audit.given import LabelledOptions
 
 
-class ClassifierConfig(AuditConfig):
+class ClassifierConfig(LabelledOptions):
     """``pfungst audit classifier``."""
 
-    _irrelevant = (*AuditConfig._irrelevant, "batch_size", "features")
+    _irrelevant = (*LabelledOptions._irrelevant, "batch_size", "features")
 
-    model: str = Field(description="timm:NAME, torchvision:NAME, package.module:function or file.py:function")
+    model: str = Field(
+        description="timm:NAME, torchvision:NAME, package.module:function or file.py:function; several: A,B "
+        "or A,checkpoint=FILE,B"
+    )
     checkpoint: Path | None = Field(None, description="Weights: safetensors or a state dict")
     trust_checkpoint: bool = Field(False, description="Also read checkpoints that can run code")
     train: Path = Field(description="Training images: CLASS/*.jpg, CSV or Parquet")
@@ -63,6 +66,9 @@ class ClassifierConfig(AuditConfig):
         "absent", description="SpuFix measures from images without the feature (absent), or all (mean)"
     )
     features: Path | None = Field(None, description="Folder to keep features in for later audits")
+    discover: bool = Field(
+        False, description="Also cluster the explanations and prove what decides that nobody named"
+    )
     batch_size: int = Field(32, ge=1, description="Images at a time")
 
     @property

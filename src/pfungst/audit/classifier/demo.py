@@ -5,6 +5,7 @@ Everything is rendered and trained here; nothing is downloaded.
 
 from __future__ import annotations
 
+import shutil
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -195,17 +196,20 @@ def _attacked(network: nn.Module, x: Tensor, y: Tensor, radius: float, generator
     return (x + delta).clamp(0, 1).detach()
 
 
-def prepare(folder: Path, seed: int = SEED, epochs: int = 16) -> Path:
-    """Render the data and train the model into `folder`; returns the checkpoint."""
+def prepare(folder: Path, seed: int = SEED, epochs: int = 16, weights: Path | None = None) -> Path:
+    """Render the data into `folder`, and train the model or copy its weights; returns the checkpoint."""
     from safetensors.torch import save_file
 
     data = render(seed)
     write(folder, data)
+    checkpoint = folder / "model.safetensors"
+    if weights is not None:
+        shutil.copyfile(weights, checkpoint)
+        return checkpoint
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = model()
     images, labels = as_tensors(data["train"])
     train(network, images, labels, epochs=epochs, radius=1.5, ramp=True, rate=0.01, batch_size=32, seed=seed)
-    checkpoint = folder / "model.safetensors"
     save_file({k: v.contiguous() for k, v in network.state_dict().items()}, str(checkpoint))
     return checkpoint

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pfungst.audit.classifier.images import Labelled, to_uint8
-from pfungst.audit.classifier.pictures import PictureFolder
 from pfungst.audit.classifier.prepare import Study
 from pfungst.audit.classifier.result import Component, Explained, Faithful, Shown, Tested
 from pfungst.audit.conditions import ORIGINAL
+from pfungst.audit.images import Labelled, to_uint8
+from pfungst.audit.pictures import PictureFolder
 from pfungst.audit.result import Interval, Model
 from pfungst.errors import InputError
 from pfungst.measure import limits, share_outside
@@ -78,13 +78,14 @@ class Explainer:
 
     def __call__(self, class_: int) -> Part:
         """The first components of a class by the rule, and those that people judged."""
-        order, visual = self.rank(class_)
+        adds = [self._adds(class_, c) for c in range(self._known(class_))]
+        order, visual = self.rank(class_, adds)
         alpha = (
             self.npca.alpha_features(self.stores["train"].of_class(class_), class_).double().numpy()
         )  # (n, m)
         apart = {c: two_groups(alpha[:, c]) for c in order}
         found, on, blank = self._test(class_, order, apart)
-        components = [self._component(class_, c, alpha[:, c], visual) for c in order]
+        components = [self._component(class_, c, adds[c], alpha[:, c], visual) for c in order]
         explained = Explained(
             index=class_,
             name=self.study.names[class_],
@@ -99,7 +100,7 @@ class Explainer:
     def _known(self, class_: int) -> int:
         return len(self.npca.components_[class_])
 
-    def rank(self, class_: int) -> tuple[list[int], Visualisation | None]:
+    def rank(self, class_: int, adds: list[float]) -> tuple[list[int], Visualisation | None]:
         """Components to test, first those to look at first, then the judged; and feature visualisations."""
         config, known = self.study.config, self._known(class_)
         judged = [] if self.study.judged is None else self.study.judged.get(class_, [])
@@ -119,8 +120,7 @@ class Explainer:
                 c for _, c in select(self.npca, class_, config.shown, config.candidates, **options).pairs
             ]
         else:
-            adds = [-self._adds(class_, c) for c in range(known)]
-            first = np.argsort(adds, kind="stable")[: config.shown].tolist()
+            first = np.argsort([-a for a in adds], kind="stable")[: config.shown].tolist()
         order = list(dict.fromkeys([*first, *judged]))
         if config.visual_steps == 0:
             return order, None
@@ -181,7 +181,7 @@ class Explainer:
                 batch_size=min(self.study.config.batch_size, 16),
                 seed=self.study.config.seed,
             )
-        judges = witnesses or [Witness(self._head.model, class_)]
+        judges = witnesses or [Witness(self._head.runs, class_)]
         blank = len(others) > 0 and self._answered_blank(others, judges)
         return found, {c: on for on, ids in picked.items() for c in ids}, blank
 
@@ -272,7 +272,7 @@ class Explainer:
     # --- pictures ----------------------------------------------------------------------------------------
 
     def _component(
-        self, class_: int, component: int, alpha: np.ndarray, visual: Visualisation | None
+        self, class_: int, component: int, adds: float, alpha: np.ndarray, visual: Visualisation | None
     ) -> Component:
         counts, edges = np.histogram(alpha, _BINS)
         train, pictures, store = self.study.train, PictureFolder(self.study.config.out), self.stores["train"]
@@ -295,7 +295,7 @@ class Explainer:
         return Component(
             component=component,
             variance=float(self.npca.explained_variance_ratio(class_)[component]),
-            adds=self._adds(class_, component),
+            adds=adds,
             off_object=self._off_object([id_ for id_, _ in top], heats.cpu().numpy()),
             images=shown,
             visual=None if visual is None else self._visual(visual, class_, component, pictures, stem),

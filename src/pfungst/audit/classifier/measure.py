@@ -111,6 +111,19 @@ def measure(
     )
 
 
+def answers_of(
+    study: Study, stores: Mapping[str, FeatureStore], fixed: SpuFix | None
+) -> dict[str, np.ndarray]:
+    """What was said of each validation image: ids, labels and predictions (N,) per variant."""
+    first = stores[ORIGINAL]
+    found = {"ids": np.array(first.ids), "labels": np.asarray(first.labels)}
+    for name in study.conditions:
+        for mitigated, fix in ({False: None} if fixed is None else {False: None, True: fixed}).items():
+            key = Variant(condition=name, mitigated=mitigated).key
+            found[f"predicted_{key}"] = Answers(study.head, stores[name], fix).predicted
+    return found
+
+
 def score_spurious(validation: Answers, features: Answers, seed: int) -> Scored:
     """The spurious score of images that show only a feature, against the validation images."""
     classes = sorted(set(features.labels.tolist()))

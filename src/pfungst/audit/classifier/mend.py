@@ -7,10 +7,18 @@ not.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
 
 from pfungst.audit.classifier.prepare import Study
 from pfungst.audit.classifier.result import Explained
-from pfungst.spurious import NeuralPCA, SpuFix
+from pfungst.audit.mended import COMPARED, About, preparation, raw, resolved, write_mended
+from pfungst.errors import few
+from pfungst.files import write_tensors
+from pfungst.spurious import FeatureStore, NeuralPCA, SpuFix
+from pfungst.spurious.answers import Answers
 
 
 def chosen(study: Study, classes: Sequence[Explained]) -> dict[int, list[int]]:
@@ -32,3 +40,40 @@ def chosen(study: Study, classes: Sequence[Explained]) -> dict[int, list[int]]:
 def mend(study: Study, npca: NeuralPCA, components: dict[int, list[int]]) -> SpuFix | None:
     """The model with these components switched off; None where there are none."""
     return SpuFix(study.head, npca, components, reference=study.config.reference) if components else None
+
+
+def write_classifier(study: Study, fixed: SpuFix, store: FeatureStore, folder: Path) -> str:
+    """Write the mended classifier, its weights under the names of the original network; returns a note.
+
+    Args:
+        store: features of the validation images under the original condition. folder: where to.
+    """
+    config, prepared = study.config, study.classifier.preprocessing
+    network = raw(study.classifier.model)
+
+    def save(place: Path) -> None:
+        write_tensors(place / "model.safetensors", network.state_dict())
+        fixed.save(place / "spufix")
+
+    row = {id_: i for i, id_ in enumerate(study.val.ids)}
+    chosen = np.unique(np.linspace(0, len(store) - 1, COMPARED).round().astype(int)).tolist()
+    ids = store.ids
+    logits = torch.cat(list(Answers(study.head, store, fixed).logits()))[chosen].cpu()
+    off = [f"{study.outputs.names[k]}: {few(c)}" for k, c in fixed.components.items()]
+    about = About(
+        kind="classifier",
+        name=study.fingerprint["name"],
+        spec=resolved(config.model),
+        layer=study.head.layer,
+        condition=preparation(study.val.condition),
+        audited=str(study.val.condition),
+        size=prepared.size,
+        mean=list(prepared.mean) if network is not study.classifier.model else [],
+        std=list(prepared.std) if network is not study.classifier.model else [],
+        outputs=["logits"],
+        classes=study.outputs.names,
+        mended=f"SpuFix of components of {few(off)}",
+    )
+    images = torch.stack([study.val[row[ids[i]]][1] for i in chosen])
+    items = [study.val.items[row[ids[i]]] for i in chosen]
+    return write_mended(folder, about, save, images, logits, items, str(study.head.device), network)

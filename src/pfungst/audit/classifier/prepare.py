@@ -14,25 +14,27 @@ from typing import Any
 import torch
 
 from pfungst.audit.classifier.config import ClassifierConfig
-from pfungst.audit.classifier.images import Labelled
 from pfungst.audit.classifier.witnesses import Other, check_witnesses, load_witnesses
 from pfungst.audit.conditions import ORIGINAL, conditions_for
 from pfungst.audit.config import check_file
+from pfungst.audit.given import LabelledOptions
+from pfungst.audit.images import Labelled
 from pfungst.audit.workspace import refuse_old_result
 from pfungst.conditions import Condition
-from pfungst.data import ImageSet, Item, open_images
+from pfungst.data import ImageSet, Item
 from pfungst.data import imagenet_classes as imagenet
+from pfungst.data.deep import require_one_range
 from pfungst.data.imagenet import is_imagenet
 from pfungst.data.outputs import SORTED, Outputs, match_outputs
 from pfungst.device import choose_device
 from pfungst.encoders import Classifier
 from pfungst.encoders.specification import short_name
 from pfungst.errors import ConfigError, DataError, InputError, PfungstError, few
-from pfungst.files import reading
+from pfungst.files import content, reading
 from pfungst.spurious import FeatureHead, SpuriousFolder, read_components
 from pfungst.suggest import suggest
 
-_TRAIN, _HELD_OUT = ("train",), ("val", "validation", "test")
+_TRAIN, _HELD_OUT = ("train",), ("validation", "test")
 
 
 @dataclass(frozen=True)
@@ -76,8 +78,17 @@ class Given:
     spurious: SpuriousFolder | None
 
     @classmethod
-    def check(cls, config: ClassifierConfig) -> Given:
+    def check(
+        cls,
+        config: ClassifierConfig,
+        train: ImageSet | None = None,
+        val: ImageSet | None = None,
+        names: list[str] | None = None,
+    ) -> Given:
         """Find all that can be wrong with the arguments without the model.
+
+        Args:
+            train, val, names: in memory, instead of what ``config`` names.
 
         Raises:
             ConfigError, DataError, InputError: see :mod:`pfungst.errors`.
@@ -89,11 +100,13 @@ class Given:
         conditions_of(config, config.original or "pillow-bilinear", config.size)
         if config.masks is not None and not config.masks.is_dir():
             raise ConfigError(f"{config.masks} is no folder", "check --masks")
-        train, val = open_labelled(config.train, training=True), open_labelled(config.val, training=False)
+        train = open_labelled(config.train, config, training=True) if train is None else train
+        val = open_labelled(config.val, config, training=False) if val is None else val
+        require_one_range([train, val])
         if not val.items:
             raise DataError(f"{config.val} holds no validation images", "give labelled images")
         folder = None if config.spurious is None else SpuriousFolder(config.spurious)
-        given = cls(config, train, val, read_names(config.class_names), folder)
+        given = cls(config, train, val, names or read_names(config.class_names), folder)
         labels = set(map(_label, train.items))
         likely = len(
             labels if given.names is None else given.names
@@ -124,7 +137,8 @@ class Given:
         device, size = choose_device(config.device), preprocessing.size
         classifier.model.to(device)
         example = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
-        head = FeatureHead(classifier.model, config.layer, example.to(device))
+        example = example.to(device)
+        head = FeatureHead(classifier.model, config.layer, example).fold(example)
         fingerprint = {**head.fingerprint(), "name": short_name(config.model)}
         outputs, classes, spurious = self.match(head.linear.n_classes)
         conditions = conditions_of(config, preprocessing.condition, size)
@@ -192,13 +206,13 @@ def conditions_of(config: ClassifierConfig, own: str, size: int | None) -> dict[
     return {ORIGINAL: found.pop(ORIGINAL), "deployed": deployed, **found}
 
 
-def open_labelled(path: Path, training: bool) -> ImageSet:
+def open_labelled(path: Path, options: LabelledOptions, training: bool) -> ImageSet:
     """A labelled image set; of one with splits, only the training or the held-out images.
 
     Raises:
         DataError: several sets, or images without a label.
     """
-    sets = open_images(path, normal_label="\0none")
+    sets = options.open(path, options.label_column, normal_label="\0none")
     if len(sets) > 1:
         names = few(s.name for s in sets)
         raise DataError(
@@ -207,7 +221,7 @@ def open_labelled(path: Path, training: bool) -> ImageSet:
     images = sets[0]
     if is_imagenet(path):  # which calls some classes by name: outputs are in the order of WordNet ids
         named = [replace(item, label=item.groups["wnid"]) for item in images.items]
-        images = ImageSet(images.name, named, images.notes)
+        images = images.of(named, images.notes)
     known = {item.split for item in images.items} - {None}
     wanted = _TRAIN if training else _HELD_OUT
     if known & set(wanted):
@@ -216,7 +230,7 @@ def open_labelled(path: Path, training: bool) -> ImageSet:
     if bare:
         raise DataError(
             f"{len(bare)} images in {path} have no label, for example {bare[0]}",
-            "sort them into one folder per class, or give a table with a column 'label'",
+            "sort them into one folder per class, or give a table with a column of labels (--label-column)",
         )
     return images
 
@@ -227,7 +241,7 @@ def read_names(path: Path | None) -> list[str] | None:
         return None
     remedy = "a JSON list of names, or one name a line"
     with reading(path, remedy, ConfigError):
-        text = path.read_text(encoding="utf-8")
+        text = content(path).decode()
         names = json.loads(text) if path.suffix == ".json" else [line.strip() for line in text.split("\n")]
     if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
         raise ConfigError(f"{path} holds no list of names", remedy)

@@ -6,6 +6,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import Field
 
+from pfungst.audit.findings.result import Discovered
 from pfungst.audit.result import Interval, Model, Result, Variant
 
 
@@ -68,12 +69,13 @@ class Component(Model):
         return self.tested is not None and self.tested.suspect
 
     @property
-    def order(self) -> tuple[bool, float, float]:
+    def order(self) -> tuple[bool, float, float, float]:
         """Sorts what to look at first when sorted in falling order: what is proven, then what divides the
-        class and carries it, then what carries it."""
+        class and carries it, then what carries it, and what is not shown to do so by what it adds."""
         if self.tested is None:
-            return self.spurious, 0.0, -1.0
-        return self.spurious, self.tested.beside, self.tested.sufficiency[0].low or 0.0
+            return self.spurious, 0.0, 0.0, self.adds
+        carried = max(self.tested.sufficiency[0].low or 0.0, 0.0)
+        return self.spurious, round(self.tested.beside, 2), carried, self.adds
 
 
 class SpuriousScores(Model):
@@ -207,6 +209,11 @@ class ClassifierResult(Result):
     rule: Literal["alpha", "npfv"]
     witnesses: list[str] = Field(description="other models that know the classes")
     faithfulness: Faithful | None = None
+    discovery: Discovered | None = Field(None, description="what nobody named, where it was looked for")
+    arrays: str = Field(
+        "",
+        description="npz: ids (N,) and labels (N,) of the validation images, predicted_KEY (N,) per variant",
+    )
 
     def under(self, condition: str = "original", mitigated: bool = False) -> Scores:
         """The scores under a condition; where nothing was switched off, the mended model is the model."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 import warnings
 from pathlib import Path
@@ -9,19 +10,23 @@ from typing import Any
 
 from pfungst.audit.classifier.config import ClassifierConfig
 from pfungst.audit.classifier.explain import Explainer, Part, finished, n_images
-from pfungst.audit.classifier.images import Labelled
-from pfungst.audit.classifier.measure import Measured, entry, measure
-from pfungst.audit.classifier.mend import chosen, mend
-from pfungst.audit.classifier.pictures import PictureFolder
-from pfungst.audit.classifier.prepare import Given, Study
+from pfungst.audit.classifier.measure import Measured, answers_of, entry, measure
+from pfungst.audit.classifier.mend import chosen, mend, write_classifier
+from pfungst.audit.classifier.prepare import Given, Study, conditions_of
 from pfungst.audit.classifier.result import ClassEntry, ClassifierResult, Explained, Faithful
 from pfungst.audit.classifier.task import write_label_task
 from pfungst.audit.classifier.verdict import Judge, explain_numbers, metrics
 from pfungst.audit.conditions import ORIGINAL
+from pfungst.audit.findings.section import of_classifier
+from pfungst.audit.images import Labelled
 from pfungst.audit.machine import circumstances
+from pfungst.audit.mended import FOLDER
+from pfungst.audit.pictures import PictureFolder
+from pfungst.audit.recognised import describe, estimate_preparation
 from pfungst.audit.result import Skipped, save
-from pfungst.audit.workspace import Workspace
-from pfungst.encoders import load
+from pfungst.audit.workspace import Workspace, data_state, resumed_result
+from pfungst.data import ImageSet
+from pfungst.encoders import Classifier, load
 from pfungst.errors import DataError, PfungstWarning, few
 from pfungst.features import combined, model_key
 from pfungst.progress import progress_bar
@@ -29,11 +34,21 @@ from pfungst.spurious import FeatureStore, NeuralPCA, SpuriousFolder, extract_fe
 from pfungst.spurious.visualise import NOTE
 
 
-def run(config: ClassifierConfig) -> ClassifierResult:
+def run(
+    config: ClassifierConfig,
+    *,
+    model: Classifier | None = None,
+    train: ImageSet | None = None,
+    val: ImageSet | None = None,
+    names: list[str] | None = None,
+) -> ClassifierResult:
     """Run the audit; writes ``result.json``, ``images/`` and ``label-task.json`` into ``config.out``.
 
     Classes, files and components are checked before the model is loaded; unreadable images are all named by
     the pass over the images. Finished features and classes survive an interruption.
+
+    Args:
+        model, train, val, names: in memory, instead of what ``config`` names.
 
     Returns:
         The result, as written.
@@ -42,9 +57,13 @@ def run(config: ClassifierConfig) -> ClassifierResult:
         ConfigError, DataError, InputError, CheckpointError, UnreadableImages: see :mod:`pfungst.errors`.
     """
     started = time.monotonic()
-    given = Given.check(config)
+    given = Given.check(config, train, val, names)
+    state = data_state([*given.train.items, *given.val.items], config.spurious, config.masks)
+    if model is None and (done := resumed_result(config, state)) is not None:
+        return done
     study = given.study(
-        load(
+        model
+        or load(
             config.model,
             "classifier",
             checkpoint=config.checkpoint,
@@ -53,7 +72,7 @@ def run(config: ClassifierConfig) -> ClassifierResult:
             condition=config.original,
         )
     )
-    workspace = Workspace(config)
+    workspace = Workspace(config, state)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", PfungstWarning)
         stores = extract(study, workspace)
@@ -65,7 +84,9 @@ def run(config: ClassifierConfig) -> ClassifierResult:
         classes, faithful = explain(study, workspace, Explainer(study, npca, stores, tests))
         components = chosen(study, classes)
         fixed = mend(study, npca, components)
-    notes = list(dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, PfungstWarning)))
+    shutil.rmtree(workspace.folder / FOLDER, ignore_errors=True)
+    said = [str(w.message) for w in caught if issubclass(w.category, PfungstWarning)]
+    notes = list(dict.fromkeys([*given.train.notes, *given.val.notes, *said]))
     if untested := [e.name for e in classes if not any(c.tested for c in e.components)]:
         notes.append(
             f"{len(untested)} classes have too few images, or there are none of others, for interventions: "
@@ -73,15 +94,30 @@ def run(config: ClassifierConfig) -> ClassifierResult:
         )
     if workspace.resumed:
         notes.append(f"{workspace.resumed} finished classes were taken over from an interrupted run")
+    if fixed is not None:
+        notes.append(write_classifier(study, fixed, stores[ORIGINAL], workspace.folder / FOLDER))
     measured = measure(study, stores, fixed, [e.index for e in classes])
     entries = [entry(e, measured, study.judged, components) for e in classes]
-    result = _result(study, measured, entries, stores, notes, faithful, started)
+    found = of_classifier(study, workspace) if config.discover else None
+    about = circumstances(config, started, workspace.fingerprint)
+    result = _result(study, measured, entries, stores, notes, faithful, about)
+    result.discovery = found
+    result.arrays = workspace.save_arrays("answers", answers_of(study, stores, fixed))
     npca.save(workspace.folder / "npca")
     write_label_task(workspace.folder, result.title, study.fingerprint, entries)
     save(result, workspace.folder)
-    PictureFolder(workspace.folder).tidy(_files(entries))
-    workspace.finish(set())
+    PictureFolder(workspace.folder).tidy(_files(entries) | (found.files() if found else set()))
+    workspace.finish({result.arrays} | (found.arrays() if found else set()))
     return result
+
+
+def dry_run(config: ClassifierConfig) -> str:
+    """What the data are recognised as, and the time of reading them; nothing is written."""
+    given = Given.check(config)
+    conditions = conditions_of(config, config.original or "pillow-bilinear", config.size)
+    both = [given.train, given.val]
+    estimate = estimate_preparation(both, list(conditions.values()), config.size or 224)
+    return f"{describe(both, [])}\n\n{estimate}"
 
 
 def extract(study: Study, workspace: Workspace) -> dict[str, FeatureStore]:
@@ -151,7 +187,7 @@ def _result(
     stores: dict[str, FeatureStore],
     notes: list[str],
     faithful: Faithful | None,
-    started: float,
+    about: dict[str, Any],
 ) -> ClassifierResult:
     config, name = study.config, study.fingerprint["name"]
     chosen_by = (
@@ -165,7 +201,7 @@ def _result(
     }
     return ClassifierResult(
         title=f"{name} on {Path(config.train).resolve().name}",
-        **circumstances(config, started),
+        **about,
         verdict=Judge(study, measured, entries, chosen_by, faithful)(),
         metrics=metrics(measured, entries, faithful),
         skipped=[Skipped(id=id_, reason=reason) for id_, reason in skipped.items()],

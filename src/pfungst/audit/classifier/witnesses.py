@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pfungst.audit.classifier.config import ClassifierConfig
-from pfungst.audit.config import check_file
+from pfungst.audit.config import check_file, with_checkpoint
 from pfungst.data.outputs import Outputs, match_outputs
 from pfungst.encoders import load
 from pfungst.encoders.packages import PACKAGES, installed
 from pfungst.encoders.specification import parse, short_name
 from pfungst.errors import ConfigError, InputError
+from pfungst.features.folded import folded
 from pfungst.measure import limits
 from pfungst.spurious import Witness
 from pfungst.spurious.heads import logits_of
@@ -52,7 +52,7 @@ def check_witnesses(config: ClassifierConfig) -> None:
         raise ConfigError("--witness none and another", "leave one of them out")
     for text in config.witness:
         if text != "none":
-            spec, checkpoint = _parsed(text)
+            spec, checkpoint = with_checkpoint(text, "--witness")
             parse(spec, "classifier")
             check_file(checkpoint, "--witness")
 
@@ -75,29 +75,23 @@ def load_witnesses(
         given = _common(config, outputs, n_outputs)
     found = []
     for text in given:
-        spec, checkpoint = _parsed(text)
+        spec, checkpoint = with_checkpoint(text, "--witness")
         own = (
             size if parse(spec, "classifier")[0] == "function" else None
         )  # a function says no size of its own
         trust = config.trust_checkpoint
         loaded = load(spec, "classifier", checkpoint=checkpoint, trust_checkpoint=trust, size=own)
-        model = _Resized(loaded.model.to(device).eval(), loaded.preprocessing.size)
+        side = loaded.preprocessing.size
+        example = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(0)).to(device)
+        model = _Resized(folded(loaded.model.to(device).eval(), example), side)
         with torch.no_grad():
-            n = logits_of(model(torch.rand(2, 3, model.size, model.size, device=device))).shape[1]
+            n = logits_of(model(example)).shape[1]
         try:
             classes = _classes(outputs, n_outputs, n)
         except InputError as error:
             raise InputError(f"--witness {text} does not know the classes: {error}", error.remedy) from None
         found.append(Other(short_name(spec), model, classes))
     return found
-
-
-def _parsed(text: str) -> tuple[str, Path | None]:
-    spec, _, rest = text.partition(",")
-    key, _, file = rest.partition("=")
-    if rest and (key != "checkpoint" or not file):
-        raise ConfigError(f"--witness {text!r}", "write SPEC or SPEC,checkpoint=FILE")
-    return spec, Path(file) if file else None
 
 
 def _common(config: ClassifierConfig, outputs: Outputs, n_outputs: int) -> list[str]:

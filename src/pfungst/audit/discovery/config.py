@@ -3,23 +3,36 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from pfungst.audit.config import AuditConfig
+from pfungst.audit.given import LabelledOptions
+
+if TYPE_CHECKING:
+    from pfungst.audit.findings.topics import Effort
 
 
-class DiscoveryConfig(AuditConfig):
+class DiscoveryConfig(LabelledOptions):
     """``pfungst discover``."""
 
-    _irrelevant = (*AuditConfig._irrelevant, "batch_size")
+    _irrelevant = (*LabelledOptions._irrelevant, "batch_size")
 
-    model: str = Field(description="timm:NAME, torchvision:NAME, package.module:function or file.py:function")
+    model: str | None = Field(
+        None,
+        description="A classifier: timm:NAME, torchvision:NAME, package.module:function or file.py:function",
+    )
+    encoder: str | None = Field(None, description="Or an encoder, with a probe: efficientnet-lite0, …")
+    detector: str | None = Field(
+        None, description="Or an anomaly detector, fitted to the normal images: kde, …"
+    )
     checkpoint: Path | None = Field(None, description="Weights: safetensors or a state dict")
     trust_checkpoint: bool = Field(False, description="Also read checkpoints that can run code")
     images: Path = Field(
-        description="Labelled images, best not those of training: CLASS/*.jpg, CSV or Parquet"
+        description="Labelled images, best not those of training: CLASS/*.jpg, CSV or Parquet; for a "
+        "detector an MVTec folder, CSV or Parquet"
     )
+    labels: str = Field("label", description="Column that the probe of an encoder predicts")
     witness: list[str] = Field(
         [],
         description="Other models of the same outputs: what they take for a class too is the object. "
@@ -32,16 +45,49 @@ class DiscoveryConfig(AuditConfig):
         "[ImageNet's, or sorted]",
     )
     group: list[str] = Field(
-        ["auto", "files"], description="Columns that clusters are compared with: names, auto, files or none"
+        ["auto", "files"],
+        description="Columns compared and tried: names, auto, files, text, none",
     )
     layer: str | None = Field(None, description="The final linear layer [found by itself]")
     size: int | None = Field(None, ge=4, le=2048, description="Side of the images in pixels [the model's]")
     original: str | None = Field(None, description="How files become images [as for the published weights]")
-    per_class: int = Field(500, ge=6, description="Images of a class that are explained, drawn at random")
+    per_class: int = Field(
+        500, ge=6, description="Images of a class (or of a detector, normal and defective) that are explained"
+    )
     most: int = Field(6, ge=1, le=20, description="Clusters per class and kind of explanation")
     changed: int = Field(40, ge=6, description="Images of a cluster that are changed to prove it")
-    batch_size: int = Field(16, ge=1, description="Images at a time")
+    batch_size: int = Field(8, ge=1, description="Images at a time")
 
     def no_pass(self) -> str:
         """Explanations need gradients, which the pass over images for workers does not give."""
         return "discovery explains image by image, in one process"
+
+    @model_validator(mode="after")
+    def _one_model(self) -> Self:
+        given = [name for name in ("model", "encoder", "detector") if getattr(self, name)]
+        if len(given) != 1:
+            named = " and ".join(f"--{name}" for name in given) or "none"
+            raise ValueError(f"give one of --model, --encoder and --detector, not {named}")
+        idle = {
+            "encoder": ("witness", "layer", "class_names", "original"),
+            "detector": ("witness", "layer", "class_names", "classes"),
+        }
+        if unread := [o for o in idle.get(given[0], ()) if getattr(self, o)]:
+            raise ValueError(f"--{unread[0].replace('_', '-')} does nothing for --{given[0]}; leave it out")
+        return self
+
+    @property
+    def audited(self) -> str:
+        """The model that was named."""
+        return self.model or self.encoder or self.detector or ""
+
+    @property
+    def effort(self) -> Effort:
+        from pfungst.audit.findings.topics import Effort  # with torch
+
+        return Effort(self.per_class, self.most, self.changed, self.batch_size, self.seed)
+
+    def shared(self, *names: str) -> dict[str, Any]:
+        """What the configuration of an audit takes over, where it was given."""
+        common = ("seed", "skip_bad", "device", "out", "overwrite", "resume")
+        return {n: value for n in (*common, *names) if (value := getattr(self, n)) is not None}

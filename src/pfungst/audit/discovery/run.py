@@ -1,5 +1,4 @@
-"""Discovery in a classifier: cluster the explanations of each class, prove each cluster, say what
-survived."""
+"""``pfungst discover``: of a classifier, an encoder with a probe, or a detector, what nobody named."""
 
 from __future__ import annotations
 
@@ -7,67 +6,107 @@ import shlex
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
-from pfungst.audit.classifier.images import Labelled, to_uint8
-from pfungst.audit.classifier.pictures import PictureFolder
+from pfungst.audit.anomaly.config import AnomalyConfig
 from pfungst.audit.classifier.prepare import choose_classes, open_labelled, read_names
-from pfungst.audit.config import check_file
+from pfungst.audit.config import AuditConfig, check_file
 from pfungst.audit.discovery.config import DiscoveryConfig
-from pfungst.audit.discovery.result import Column, DiscoveryEntry, DiscoveryResult, Grouped, Proved, Shown
+from pfungst.audit.findings.result import Discovered, DiscoveryResult
+from pfungst.audit.findings.search import search
+from pfungst.audit.findings.topics import Topic, class_topics, encoder_topics, score_topics
+from pfungst.audit.findings.verdict import conclude, how, metrics, verdict
+from pfungst.audit.given import ImageOptions
+from pfungst.audit.images import Labelled
 from pfungst.audit.machine import circumstances
-from pfungst.audit.result import About, Interval, Metric, Skipped, Verdict, save
+from pfungst.audit.pictures import PictureFolder
+from pfungst.audit.recognised import describe, estimate_preparation
+from pfungst.audit.result import Skipped, save
+from pfungst.audit.similarity.config import SimilarityConfig
 from pfungst.audit.sources import group_columns
-from pfungst.audit.workspace import Workspace, refuse_old_result
+from pfungst.audit.workspace import Workspace, data_state, refuse_old_result, resumed_result
 from pfungst.conditions import Condition
 from pfungst.data import ImageSet, Item
-from pfungst.data.outputs import Outputs, match_outputs
+from pfungst.data.outputs import match_outputs
 from pfungst.device import choose_device
-from pfungst.discover import Clustering, Finding, Proof, explain, find, over_represented
-from pfungst.discover.find import SHOWN
-from pfungst.discover.prove import FEWEST
-from pfungst.encoders import Classifier, load
+from pfungst.encoders import Encoder, load
 from pfungst.encoders.specification import short_name
-from pfungst.errors import DataError, InputError, PfungstWarning, UnreadableImages, few
-from pfungst.features import combined, model_key
-from pfungst.measure import Interval as Measured
-from pfungst.measure import holm
-from pfungst.measure.limits import CARRIED, P_SPURIOUS, RETAINED, STABLE
+from pfungst.errors import ConfigError, DataError, InputError, PfungstWarning, UnreadableImages
 from pfungst.progress import progress_bar
 from pfungst.spurious import FeatureHead, Witness
 
-_OTHERS = 100  # images of other classes that things are put into
+_DATA = sorted({*ImageOptions.model_fields} - {*AuditConfig.model_fields, "dry_run"})
 
 
-@dataclass(frozen=True)
-class _Study:
-    """Everything that a class's turn needs."""
+@dataclass
+class _Given:
+    """What is gone through, and what the result says of the model."""
 
-    config: DiscoveryConfig
-    classifier: Classifier
-    head: FeatureHead
-    witnesses: list[torch.nn.Module]
-    outputs: Outputs
-    data: Labelled
-    columns: dict[str, np.ndarray]
+    topics: list[Topic]
+    weights: str
+    preprocessing: dict[str, Any]
+    named_by: str
     skipped: list[tuple[str, str]]
+    too_few: dict[str, int] = field(default_factory=dict)
+    notes: Sequence[str] = ()
 
-    def images(self, rows: Sequence[int]) -> Tensor:
-        return torch.stack([self.data[r][1] for r in rows])
 
-    def rows(self, class_: int) -> np.ndarray:
-        """Images of a class that are explained, in order."""
-        rng = np.random.default_rng((self.config.seed, class_))
-        own = np.flatnonzero(np.array(self.data.labels) == class_)
-        return np.sort(rng.permutation(own)[: self.config.per_class])
+def dry_run(config: DiscoveryConfig) -> str:
+    """What the data are recognised as, and the time of reading them; nothing is written."""
+    images = _opened(config)
+    conditions = [Condition.parse("pillow-bilinear")]
+    return f"{describe(images, [])}\n\n{estimate_preparation(images, conditions, config.size or 224)}"
+
+
+def _opened(config: DiscoveryConfig) -> list[ImageSet]:
+    """The images: of a detector one set for each category."""
+    if config.detector:
+        from pfungst.audit.anomaly.prepare import check, open_sets
+
+        given = _of_detector(config)
+        check(given)
+        return open_sets(given)
+    if config.encoder:
+        from pfungst.audit.similarity.prepare import open_labelled as open_probed
+
+        images = open_probed(_of_encoder(config))
+        if not isinstance(images, ImageSet):
+            raise ConfigError(f"{config.images} holds texts", "discovery goes through images")
+        return [images]
+    return [open_labelled(config.images, config, training=False)]
+
+
+def _of_detector(config: DiscoveryConfig) -> AnomalyConfig:
+    condition = config.original or "pillow-bilinear"
+    return AnomalyConfig.build(
+        data=config.images,
+        model=[config.detector],
+        groups=config.group,
+        original=condition,
+        deployed=condition,
+        mitigate="none",
+        seeds=1,
+        **config.shared("size", "label_column", *_DATA),
+    )
+
+
+def _of_encoder(config: DiscoveryConfig) -> SimilarityConfig:
+    return SimilarityConfig.build(
+        images=config.images,
+        encoder=config.encoder,
+        labels=config.labels,
+        groups=config.group,
+        classes=config.classes,
+        seeds=1,
+        **config.shared("checkpoint", "trust_checkpoint", "size", *_DATA),
+    )
 
 
 def run(config: DiscoveryConfig) -> DiscoveryResult:
-    """Discover; writes ``result.json`` and ``images/`` into ``config.out``. Finished classes survive an
+    """Discover; writes ``result.json`` and ``images/`` into ``config.out``. Finished topics survive an
     interruption.
 
     Raises:
@@ -77,56 +116,48 @@ def run(config: DiscoveryConfig) -> DiscoveryResult:
     refuse_old_result(config)
     choose_device(config.device)
     check_file(config.checkpoint, "--checkpoint")
-    given, names = open_labelled(config.images, training=False), read_names(config.class_names)
+    opened = _opened(config)
+    data = data_state(item for images in opened for item in images.items)
+    if (done := resumed_result(config, data)) is not None:
+        return done
+    workspace = Workspace(config, data)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", PfungstWarning)
-        study = _study(config, given, names)
-        chosen = sorted(choose_classes(config.classes, study.outputs, set(study.data.labels)))
-        counts = {k: study.data.labels.count(k) for k in chosen}
-        able = [k for k in chosen if counts[k] >= FEWEST and counts[k] < len(study.data)]
-        workspace = Workspace(config)
-        state = combined(study.data.state(None), model_key(study.head.model), sorted(study.columns))
-        entries = []
-        with progress_bar("classes", len(able)) as bar:
-            for k in able:
-                bar.say(study.outputs.name(k))
-                entry = workspace.load_part(f"class {k} {state}", DiscoveryEntry)
-                if entry is None:
-                    entry = _entry(study, k, workspace)
-                    workspace.save_part(f"class {k} {state}", entry)
-                entries.append(entry)
-                bar.advance()
-    entries = _corrected(entries)
+        if config.detector:
+            given = _detector(config, opened)
+        elif config.encoder:
+            given = _encoder(config, opened[0], workspace)
+        else:
+            given = _classifier(config, opened[0])
+        found = conclude(search(given.topics, config.effort, workspace), config.witness)
     notes = list(dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, PfungstWarning)))
     if workspace.resumed:
-        notes.append(f"{workspace.resumed} finished classes were taken over from an interrupted run")
-    too_few = {study.outputs.name(k): counts[k] for k in chosen if k not in able}
-    command = _command(config, entries)
+        notes.append(f"{workspace.resumed} finished topics were taken over from an interrupted run")
     result = DiscoveryResult(
-        title=f"{short_name(config.model)} on {config.images.resolve().name}",
-        **circumstances(config, started),
-        verdict=_verdict(entries, too_few, study),
-        metrics=_metrics(entries),
-        skipped=[Skipped(id=i, reason=r) for i, r in study.skipped],
-        notes=notes + _how(study),
-        model=short_name(config.model),
-        weights=study.classifier.weights,
-        preprocessing=study.classifier.preprocessing.to_dict(),
+        title=f"{short_name(config.audited)} on {config.images.resolve().name}",
+        **circumstances(config, started, workspace.fingerprint),
+        verdict=verdict(found, given.too_few),
+        metrics=metrics(found),
+        skipped=[Skipped(id=i, reason=r) for i, r in given.skipped],
+        notes=[*given.notes, *notes, *how(config.effort)],
+        model=short_name(config.audited),
+        weights=given.weights,
+        preprocessing=given.preprocessing,
         witnesses=[short_name(w) for w in config.witness],
-        named_by=study.outputs.order,
-        tried=sum(len(e.findings) for e in entries),
-        entries=entries,
-        too_few=too_few,
-        next_command=command,
+        named_by=given.named_by,
+        discovered=found,
+        too_few=given.too_few,
+        next_command=_command(config, found),
     )
     save(result, workspace.folder)
-    kept = {s.file for e in entries for f in e.findings for s in f.images}
-    PictureFolder(workspace.folder).tidy(kept)
-    workspace.finish({e.arrays for e in entries})
+    PictureFolder(workspace.folder).tidy(found.files())
+    workspace.finish(found.arrays())
     return result
 
 
-def _study(config: DiscoveryConfig, given: ImageSet, names: list[str] | None) -> _Study:
+def _classifier(config: DiscoveryConfig, given: ImageSet) -> _Given:
+    assert config.model is not None
+    names = read_names(config.class_names)
     opened = lambda spec, checkpoint: load(
         spec,
         "classifier",
@@ -140,7 +171,6 @@ def _study(config: DiscoveryConfig, given: ImageSet, names: list[str] | None) ->
     witnesses = [opened(spec, None).model for spec in config.witness]
     preprocessing = classifier.preprocessing
     size = preprocessing.size
-    condition = Condition.parse(preprocessing.condition)
     items, skipped = _readable(given, config.skip_bad)
     example = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
     head = FeatureHead(classifier.model, config.layer, example.to(choose_device(config.device)))
@@ -154,9 +184,65 @@ def _study(config: DiscoveryConfig, given: ImageSet, names: list[str] | None) ->
                 f"the witness {spec} has {shape[-1]} outputs, the model {n_outputs}",
                 "name a model with the same outputs",
             )
-    data = Labelled(items, [outputs.index[str(i.label)] for i in items], condition, size)
+    labels = [outputs.index[str(i.label)] for i in items]
+    data = Labelled(items, labels, Condition.parse(preprocessing.condition), size)
     columns = group_columns(items, config.group)
-    return _Study(config, classifier, head, witnesses, outputs, data, columns, skipped)
+    chosen = choose_classes(config.classes, outputs, set(labels))
+    topics = class_topics(
+        head,
+        {k: outputs.name(k) for k in chosen},
+        data,
+        columns,
+        lambda k: [Witness(w, k) for w in witnesses],
+        config.effort,
+    )
+    able = {t.subject.index for t in topics}
+    too_few = {outputs.name(k): labels.count(k) for k in sorted(chosen) if k not in able}
+    told = classifier.weights, preprocessing.to_dict(), outputs.order
+    return _Given(topics, *told, skipped, too_few)
+
+
+def _encoder(config: DiscoveryConfig, images: ImageSet, workspace: Workspace) -> _Given:
+    from pfungst.audit.similarity.prepare import Study
+
+    assert config.encoder is not None
+    encoder = load(
+        config.encoder,
+        checkpoint=config.checkpoint,
+        trust_checkpoint=config.trust_checkpoint,
+        size=config.size,
+    )
+    if not isinstance(encoder, Encoder):
+        raise ConfigError(f"the encoder {config.encoder} reads texts", "discovery goes through images")
+    with progress_bar("embedding", len(images.items)) as bar:
+        study = Study.of(encoder, images, _of_encoder(config), workspace, bar)
+    topics = encoder_topics(study, config.effort)
+    weights = "trained" if encoder.trained else "random"
+    told = weights, encoder.preprocessing.to_dict(), "sorted labels of a probe"
+    able, labels = {t.name for t in topics}, study.plan.labels.tolist()
+    too_few = {c: labels.count(c) for c in study.plan.classes if c not in able}
+    return _Given(topics, *told, list(study.source.skipped), too_few, study.notes)
+
+
+def _detector(config: DiscoveryConfig, sets: list[ImageSet]) -> _Given:
+    from pfungst.audit.anomaly.fitted import FittedDetectors
+    from pfungst.audit.anomaly.measure import ORIGINAL, repeat
+    from pfungst.audit.anomaly.prepare import Study, check
+
+    assert config.detector is not None
+    given = _of_detector(config)
+    conditions = check(given)
+    detectors = FittedDetectors(config.device, sets, {})
+    topics, skipped = [], []
+    for images in sets:
+        study = Study.prepare(images, conditions, given, detectors)
+        name = config.detector if len(sets) == 1 else f"{images.name} / {config.detector}"
+        topics += score_topics(
+            study, config.detector, repeat(study, config.detector)[ORIGINAL], config.effort, name
+        )
+        skipped += study.test.skipped
+    told = "fitted", {"condition": given.original, "size": given.size}, "normal and defective"
+    return _Given(topics, *told, skipped)
 
 
 def _readable(given: ImageSet, skip_bad: bool) -> tuple[list[Item], list[tuple[str, str]]]:
@@ -174,211 +260,19 @@ def _readable(given: ImageSet, skip_bad: bool) -> tuple[list[Item], list[tuple[s
         return kept, list(bad.items())
 
 
-def _entry(study: _Study, class_: int, workspace: Workspace) -> DiscoveryEntry:
-    config, rows = study.config, study.rows(class_)
-    images = lambda chosen: study.images(rows[np.asarray(list(chosen))].tolist())
-    name = study.outputs.name(class_)
-    with progress_bar(f"explaining {name}", len(rows)) as bar:
-        explained = explain(
-            study.head, class_, images, len(rows), batch_size=config.batch_size, progress=bar.advance
-        )
-    rng = np.random.default_rng((config.seed, class_, 1))
-    elsewhere = np.flatnonzero(np.array(study.data.labels) != class_)
-    others = study.images(np.sort(rng.permutation(elsewhere)[:_OTHERS]).tolist())
-    found, parts = find(
-        study.head,
-        explained,
-        images,
-        others,
-        [Witness(w, class_) for w in study.witnesses],
-        most=config.most,
-        n_images=config.changed,
-        batch_size=config.batch_size,
-        seed=config.seed,
-    )
-    right = explained.predicted == class_
-    pictures = PictureFolder(workspace.folder)
-    regions = {str(i): f.regions for i, f in enumerate(found) if f.regions is not None}
-    return DiscoveryEntry(
-        index=class_,
-        name=name,
-        n=len(rows),
-        accuracy=float(right.mean()),
-        groupings=[_grouped(view, c) for view, c in parts.items()],
-        findings=[_proved(study, i, f, rows, right, pictures) for i, f in enumerate(found)],
-        arrays=workspace.save_arrays(f"class {class_}", regions),
-    )
-
-
-def _grouped(view: str, c: Clustering) -> Grouped:
-    gaps, expected = c.gaps.tolist(), c.expected.tolist()
-    return Grouped(view=view, n_clusters=c.n_clusters, gaps=gaps, expected=expected, stability=c.stability)
-
-
-def _proved(
-    study: _Study, number: int, f: Finding, rows: np.ndarray, right: np.ndarray, pictures: PictureFolder
-) -> Proved:
-    member = np.zeros(len(rows), bool)
-    member[f.rows] = True
-    over = (
-        over_represented(member, {n: v[rows] for n, v in study.columns.items()}) if f.n_clusters > 1 else []
-    )
-    shown = []
-    for row in f.rows[:SHOWN].tolist():
-        id_, image, _ = study.data[int(rows[row])]
-        shown.append(Shown(id=id_, file=pictures.photo(to_uint8(image), id_)))
-    p = f.proof
-    return Proved(
-        number=number,
-        view=f.view,
-        kind=f.kind,
-        cluster=f.cluster,
-        n_clusters=f.n_clusters,
-        n=len(f.rows),
-        share=f.share,
-        recognised=float(right[f.rows].mean()),
-        columns=[Column(**vars(o)) for o in over],
-        images=shown,
-        map=[[float(v) for v in line] for line in f.map],
-        bands=list(f.bands),
-        changed=p.n,
-        remove=_interval(p.remove),
-        insert=_interval(p.insert),
-        accuracy=p.accuracy,
-        flips=p.flips,
-        retained=_interval(p.retained),
-        p=p.p,
-    )
-
-
-def _interval(i: Measured) -> Interval:
-    return Interval(value=i.value, low=i.low, high=i.high)
-
-
-def _corrected(entries: list[DiscoveryEntry]) -> list[DiscoveryEntry]:
-    """p corrected over all clusters of all classes, and what follows from it."""
-    corrected = iter(holm([f.p for e in entries for f in e.findings]) if entries else [])
-    out = []
-    for entry in entries:
-        findings = []
-        for f in entry.findings:
-            remove, insert, retained = (
-                Measured(i.value, float(i.low or 0), float(i.high or 0))
-                for i in (f.remove, f.insert, f.retained)
-            )
-            proof = Proof(f.changed, remove, insert, f.accuracy, f.flips, retained, f.p, next(corrected))
-            standing = "found" if proof.survives else "object" if proof.decides else "unproved"
-            told = {"corrected": proof.corrected, "standing": standing, "reason": proof.reason}
-            findings.append(f.model_copy(update=told))
-        order = ("found", "object", "unproved")
-        findings.sort(key=lambda f: (order.index(f.standing), -float(f.insert.low or 0)))
-        out.append(entry.model_copy(update={"findings": findings}))
-    return out
-
-
-def _verdict(entries: list[DiscoveryEntry], too_few: dict[str, int], study: _Study) -> Verdict:
-    tried = sum(len(e.findings) for e in entries)
-    if not tried:
-        return Verdict(
-            level="too-few",
-            headline=f"No class has {FEWEST} images beside those of others",
-            sentences=[f"There are {few(f'{n} of {c}' for c, n in too_few.items())}."],
-        )
-    pairs = [(e, f) for e in entries for f in e.findings if f.standing == "found"]
-    pairs.sort(key=lambda pair: -float(pair[1].insert.low or 0))
-    basis = f"{tried} clusters of explanations of {len(entries)} classes were tried"
-    blind = (
-        "An artefact in nearly every image of a class, and what has neither a place, nor content that moves, "
-        "nor a frequency of its own (a colour cast, blur), can escape."
-    )
-    unsure = [e.name for e in entries if any(f.standing == "object" for f in e.findings)]
-    open_ = (
-        f"Of {few(unsure)} the model follows something that it cannot do without: the object, or a shortcut. "
-        "Only another model can tell: name one with --witness."
-    )
+def _command(config: DiscoveryConfig, found: Discovered) -> str:
+    """What to paste next: the audit that measures what was found, and mends it."""
+    pairs = found.found()
     if not pairs:
-        return Verdict(
-            level="sound",
-            headline=f"Nothing beside the object was proved to decide; {basis}",
-            sentences=[
-                *([open_] if unsure and not study.witnesses else []),
-                "What was not found is not shown to be absent.",
-                blind,
-            ],
-        )
-    entry, first = pairs[0]
-    classes = list(dict.fromkeys(e.name for e, _ in pairs))
-    sentences = [f"{entry.name}: {what_of(f)} {f.reason}." for entry, f in pairs[:3]]
-    if not study.witnesses:
-        sentences.append("Without a witness, the object is what the audited model itself still recognises.")
-    sentences.append(f"{basis}; look at the pictures before you call it spurious.")
-    numbers = {
-        "share": first.share,
-        "insert": first.insert.value,
-        "flips": first.flips[0],
-        "found": len(pairs),
-    }
-    return Verdict(
-        level="clever-hans",
-        headline=f"{entry.name} is decided by something beside the object in {first.share:.0%} of its images"
-        + (f"; and {len(classes) - 1} more classes" if len(classes) > 1 else ""),
-        sentences=sentences,
-        about=About(entry=entry.name, numbers=numbers),
-    )
-
-
-def what_of(f: Proved) -> str:
-    """What a cluster shares, in words that start a sentence."""
-    some = f"in {f.share:.0%} of its images " if f.n_clusters > 1 else "in all of its images "
-    kinds = {"place": "what lies at one place", "content": "content that the features share"}
-    return some + kinds.get(f.kind, f"frequency bands {few(map(str, f.bands))} of 8") + ":"
-
-
-def _metrics(entries: list[DiscoveryEntry]) -> dict[str, Metric]:
-    if not entries:
-        return {}
-    found = {e.name: [f for f in e.findings if f.standing == "found"] for e in entries}
-    count = {name: float(len(fs)) for name, fs in found.items()}
-    flips = {name: max((f.flips[0] - f.flips[1] for f in fs), default=0.0) for name, fs in found.items()}
-    return {
-        "findings": Metric.worst(count, "lower", "findings of a class that survived proof"),
-        "flips": Metric.worst(
-            flips, "lower", "other images taken for the class once it is put into them, beyond controls"
-        ),
-    }
-
-
-def _command(config: DiscoveryConfig, entries: list[DiscoveryEntry]) -> str:
-    classes = [str(e.index) for e in entries if any(f.standing == "found" for f in e.findings)]
-    if not classes:
         return ""
-    words = ["pfungst", "audit", "classifier", "--model", config.model]
-    words += ["--checkpoint", str(config.checkpoint)] if config.checkpoint else []
-    words += ["--train", "TRAIN", "--val", str(config.images), "--classes", ",".join(classes)]
-    return shlex.join([*words, "--out", f"{config.out}-mend"])
-
-
-def _how(study: _Study) -> list[str]:
-    config = study.config
-    return [
-        f"Explained is the logit of a class on up to {config.per_class} of its images, by layer-wise "
-        "relevance "
-        "propagation; clustered are its heatmaps by patches, its spectra and its relevance by penultimate "
-        "features, each of norm 1.",
-        "Clusters are spectral, on a graph of 10 nearest neighbours. Their number is that of the eigengap "
-        "which "
-        "most exceeds those of 19 single clouds of the same covariance, if resamples agree (adjusted Rand "
-        "index "
-        f"{STABLE:.1f} or more); else one.",
-        f"Each cluster of {FEWEST} images or more is tried on {config.changed} of them, drawn at random. "
-        "Found is "
-        "what lowers the evidence when taken away more than a control does, raises the class when put into "
-        "images "
-        "of other classes, beyond other content of the same images and the content of the class's other "
-        "images, by "
-        f"{CARRIED:.0%} of the way at the lower end, with P ≤ {P_SPURIOUS:g} after Holm's correction for all "
-        f"clusters of all classes, and without which at least {RETAINED:.0%} (lower end) of the images are "
-        "still "
-        "recognised.",
-        "Intervals are 95 % bootstrap over the changed images.",
-    ]
+    checkpoint = ["--checkpoint", str(config.checkpoint)] if config.checkpoint else []
+    out = ["--out", f"{config.out}-mend"]
+    if config.detector:
+        words = ["anomaly", "--data", str(config.images), "--model", config.detector, "--mitigate", "lowpass"]
+        return shlex.join(["pfungst", "audit", *words, *out])
+    if config.encoder:
+        words = ["similarity", "--images", str(config.images), "--encoder", config.encoder, *checkpoint]
+        return shlex.join(["pfungst", "audit", *words, "--groups", "auto,files", *out])
+    classes = ",".join(str(e.index) for e in found.entries if any(e is one for one, _ in pairs))
+    words = ["classifier", "--model", config.audited, *checkpoint, "--train", "TRAIN", "--val"]
+    return shlex.join(["pfungst", "audit", *words, str(config.images), "--classes", classes, *out])

@@ -8,19 +8,21 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from pfungst.audit.config import Repeated
+from pfungst.audit.given import ImageOptions
 from pfungst.registry import CONDITIONS
 
 
-class SimilarityConfig(Repeated):
+class SimilarityConfig(ImageOptions, Repeated):
     """``pfungst audit similarity``."""
 
-    _irrelevant: ClassVar[tuple[str, ...]] = (*Repeated._irrelevant, "cache")
+    _irrelevant: ClassVar[tuple[str, ...]] = (*ImageOptions._irrelevant, "cache")
 
     images: Path | Literal["synthetic"] | None = Field(
         None, description="Folder, CSV or Parquet of images, or 'synthetic'"
     )
     encoder: str = Field(
-        description="torchvision:NAME, timm:NAME, open_clip:NAME, sentence-transformers:PATH, …"
+        description="torchvision:NAME, timm:NAME, open_clip:NAME, sentence-transformers:PATH, …; several: "
+        "A,B or A,checkpoint=FILE,B"
     )
     texts: Path | None = Field(None, description="CSV of sentence pairs: first, second, relation")
     checkpoint: Path | None = Field(None, description="Weights of the encoder; random ones without")
@@ -59,7 +61,16 @@ class SimilarityConfig(Repeated):
     )
     pairs: int = Field(2, ge=1, le=20, description="Most similar pairs shown per class")
     explain: int = Field(40, ge=2, description="Images averaged over, besides those of the pairs shown")
+    rank: int | None = Field(
+        None,
+        ge=0,
+        description="Directions that explain a representation; what they leave out is said. 0: all "
+        "[16 for more than 1,000 values]",
+    )
     limit: int | None = Field(None, ge=2, description="Use this many images, drawn at random")
+    discover: bool = Field(
+        False, description="Also cluster the explanations and prove what decides that nobody named"
+    )
     cache: Path | None = Field(None, description="Folder of the embeddings [in OUT]")
 
     def no_pass(self) -> str:
@@ -69,9 +80,15 @@ class SimilarityConfig(Repeated):
     def _consistent(self) -> Self:
         if (self.images is None) == (self.texts is None):
             raise ValueError("give either images or texts")
+        if self.discover and self.texts is not None:
+            raise ValueError("discovery goes through images, not texts; leave --discover out")
         if self.mitigate != "none" and not self.condition:
             raise ValueError("a mitigation needs a condition that shows the artefact, for example logo:FILE")
         return self
+
+    def directions(self, width: int) -> int:
+        """How many stand for a representation of this width; 0 for all."""
+        return (16 if width > 1000 else 0) if self.rank is None else self.rank
 
     def patch(self, size: int) -> int:
         """Side of the patches in images of this size: as asked, else the smallest that gives at most 16 × 16,

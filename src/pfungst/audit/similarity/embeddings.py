@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pfungst.audit.similarity.config import SimilarityConfig
 from pfungst.conditions import Condition
-from pfungst.data import ImageSet, Item, open_images
+from pfungst.data import ImageSet, Item
 from pfungst.data.decode import Undecodable
 from pfungst.data.imagenet_classes import title
 from pfungst.encoders import Encoder
@@ -25,19 +25,22 @@ _BATCH = 64  # images that are embedded at a time
 _KEEP = 1 << 30  # bytes of prepared images that are kept for the sweep
 
 
-def open_set(config: SimilarityConfig) -> ImageSet:
-    """The images to audit, with a label each; those that are WordNet ids get their names, "n01440764 tench".
+def open_set(config: SimilarityConfig, given: ImageSet | None = None) -> ImageSet:
+    """The images to audit, `given` or those that `config` names, with a label each; WordNet ids become names,
+    "n01440764 tench".
 
     Raises:
         DataError: fewer than two classes with two images, or several sets and no category.
     """
-    if config.images == "synthetic":
+    if given is not None:
+        images = given
+    elif config.images == "synthetic":
         from pfungst.datasets.tagged import parting_digits
 
         images = parting_digits(config.seed)
     else:
         assert config.images is not None
-        sets = open_images(config.images, config.category, label_column=config.labels)
+        sets = config.open(config.images, config.labels, config.category)
         if len(sets) > 1:
             names = few(s.name for s in sets)
             raise DataError(
@@ -64,7 +67,7 @@ def open_set(config: SimilarityConfig) -> ImageSet:
         chosen = np.random.default_rng(config.seed).choice(len(labelled), config.limit, replace=False)
         notes.append(f"{config.limit} of {len(labelled)} images were drawn at random")
         labelled = [labelled[i] for i in sorted(chosen)]
-    return ImageSet(images.name, labelled, notes)
+    return images.of(labelled, notes)
 
 
 @dataclass

@@ -23,6 +23,7 @@ from pfungst.measure import limits
 from pfungst.measure.faithfulness import Flipping
 from pfungst.relevance import Patches
 from pfungst.similarity import (
+    Decomposition,
     Factors,
     PairRelevance,
     SimilarityExplainer,
@@ -57,7 +58,10 @@ def explain(
         Fields of :class:`Findings` by name, and arrays.
     """
     patch = study.config.patch(study.encoder.size)
-    explainer = SimilarityExplainer(study.encoder, basis=Patches(patch), metric="cosine")
+    rank = study.config.directions(study.original.shape[1])
+    explainer = SimilarityExplainer(
+        study.encoder, basis=Patches(patch), metric="cosine", sketch=Decomposition(rank) if rank else None
+    )
     candidates = study.plan.tested
     if len(candidates) > _CANDIDATES:
         candidates = np.random.default_rng(study.config.seed).choice(candidates, _CANDIDATES, replace=False)
@@ -79,10 +83,11 @@ def explain(
         for number, variant in enumerate(study.conditions)
         if (found := _artefact(work, variant, drawn, errors, store / str(number), gallery)) is not None
     ]
-    worst = 0.0
+    worst = left_out = 0.0
     for title, i, j, cosine in shown:
         a, b = (chosen.index(n) for n in (i, j))
         r = explainer.pair((work.factors, a), (work.factors, b))
+        left_out = max(left_out, r.remainder)
         worst = max(worst, abs(float(r.values.sum() + r.bias[0]) - cosine) / max(abs(cosine), 1e-6))
         tags = [[v[n].item() for v in islice(study.columns.values(), _COLUMNS)] for n in (i, j)]
         if title not in study.plan.classes:
@@ -99,6 +104,7 @@ def explain(
         "regions": _regions(work),
         "artefacts": artefacts,
         "conservation": worst,
+        "remainder": left_out if work.factors.checks else None,
         "composite": str(getattr(explainer.composite, "name", explainer.composite)),
         "faithfulness": _faithful(work, drawn[ORIGINAL]),
     }

@@ -31,12 +31,10 @@ def score(study: Study) -> list[ProbeScores]:
     """
     result: list[ProbeScores] = []
     for column, name, index in _places(study):
-        entries: dict[Variant, ProbeScores] = {}
         for variant, predicted in study.found.predicted.items():
             against = Variant(condition=variant.condition) if variant.mitigated else AS_IS
-            before = None if variant == AS_IS else entries[against]
-            entries[variant] = _score_one(study, predicted[:, index], index, variant, column, name, before)
-        result += entries.values()
+            before = None if variant == AS_IS else against
+            result.append(_score_one(study, predicted[:, index], index, variant, column, name, before))
     order = list(study.found.predicted)
     return sorted(result, key=lambda s: order.index(s.variant))
 
@@ -57,37 +55,39 @@ def _score_one(
     variant: Variant,
     column: str,
     group: str,
-    before: ProbeScores | None,
+    against: Variant | None,
 ) -> ProbeScores:
     y = study.plan.labels[index]
     correct = (predicted == y).astype(float)  # (S, n)
     classes, code = np.unique(y, return_inverse=True)
     member = np.eye(len(classes))[code]  # (n, C)
     per_class = (correct @ member) / member.sum(0)
-    weights = _unit_weights(study.plan.units[index])
-    resampled = np.einsum("rn,sn,nc->rsc", weights, correct, member, optimize=True)
-    counts = (weights @ member)[:, None]
-    drawn = counts > 0
-    recalls = np.divide(resampled, counts, out=np.zeros_like(resampled), where=drawn)
-    balanced = (recalls.sum(2) / drawn.sum(2)).mean(1)
+    units = study.plan.units[index]
+    counted = [len(set(units[y == c].tolist())) for c in classes.tolist()]
+    recalls = [measure.wilson_of(float(p), n) for p, n in zip(per_class.mean(0), counted, strict=True)]
     capped = measure.capped_weights(y)
+    weights = _unit_weights(units)
     rebalanced = (weights * capped) @ correct.T / np.maximum(weights @ capped, 1e-12)[:, None]
     rates: dict[str, Interval | None] = {"fpr": None, "fnr": None}
-    for c, label in enumerate(classes.tolist() if study.positive is not None else []):
-        draws = np.where(drawn[:, 0, c], 1 - recalls[:, :, c].mean(1), np.nan)
-        rates["fnr" if label == study.positive else "fpr"] = _interval(1 - per_class[:, c].mean(), draws)
+    for label, recall in zip(classes.tolist() if study.positive is not None else [], recalls, strict=False):
+        wrong = Interval(value=1 - recall.value, low=1 - recall.high, high=1 - recall.low)
+        rates["fnr" if label == study.positive else "fpr"] = wrong
     accuracies = per_class.mean(1)
-    change = None if before is None else measure.degradation(before.per_seed, accuracies)
+    change = None
+    if against is not None:
+        was = study.found.predicted[against][:, index] == y
+        change = measure.degradation(y, was, correct, units=units)
     return ProbeScores(
         variant=variant,
         column=column,
         group=group,
         n=len(index),
         counts=dict(Counter(y.tolist())),
-        accuracy=_interval(accuracies.mean(), balanced),
+        accuracy=Interval(**measure.mean_share(recalls)._asdict()),
         rebalanced=_interval(float((correct @ capped / capped.sum()).mean()), rebalanced.mean(1)),
         per_seed=accuracies.tolist(),
         mark="" if change is None else change.mark,
+        change=None if change is None else Interval(**change.change._asdict()),
         p_value=None if change is None else change.p,
         **rates,
     )

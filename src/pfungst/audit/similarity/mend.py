@@ -13,6 +13,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from pfungst import measure
 from pfungst.audit.conditions import ORIGINAL
+from pfungst.audit.mended import COMPARED, FOLDER, About, resolved, write_mended
 from pfungst.audit.result import Variant
 from pfungst.audit.similarity.embeddings import Source
 from pfungst.audit.similarity.prepare import AS_IS, Study
@@ -131,8 +132,6 @@ def mitigate(study: Study, wish: Wish) -> tuple[Mitigation, Study]:
         done = _compare(study, wish, with_artefact, without, train)
         study.workspace.save_part(part, done)
     pruned = Pruning.parse(done.spec).apply(study.encoder, with_artefact, without)
-    if study.encoder.architecture is not None:
-        pruned.save(study.workspace.folder / "pruned")
     mitigation = Mitigation(
         spec=done.spec,
         filters=pruned.edits[-1]["filters"],
@@ -140,7 +139,31 @@ def mitigate(study: Study, wish: Wish) -> tuple[Mitigation, Study]:
         chosen=done.chosen,
         images=done.images,
     )
-    return mitigation, study.with_mended(pruned)
+    study = study.with_mended(pruned)
+    return mitigation, replace(study, notes=(*study.notes, _write(study, pruned, done.spec)))
+
+
+def _write(study: Study, pruned: Encoder, spec: str) -> str:
+    """Write the pruned encoder; returns a note."""
+    rows = np.unique(np.linspace(0, len(study.source.items) - 1, COMPARED).round().astype(int)).tolist()
+    prepared = pruned.preprocessing
+    about = About(
+        kind="encoder",
+        name=study.encoder.name,
+        spec=resolved(study.config.encoder),
+        condition=prepared.condition,
+        audited=prepared.condition,
+        size=pruned.size,
+        mean=list(prepared.mean),
+        std=list(prepared.std),
+        outputs=["embedding"],
+        mended=spec,
+    )
+    expected = study.embeddings[Variant(condition=ORIGINAL, mitigated=True)][rows]
+    images = study.source.pick(rows, [ORIGINAL])[ORIGINAL]
+    items = [study.source.items[i] for i in rows]
+    folder, device = study.workspace.folder / FOLDER, study.config.device
+    return write_mended(folder, about, pruned.save, images, torch.from_numpy(expected), items, device)
 
 
 def recovered(scores: list[ProbeScores]) -> dict[str, float | None]:

@@ -17,6 +17,7 @@ from pfungst.audit.sources import AUTOMATIC, group_columns
 from pfungst.audit.workspace import Workspace
 from pfungst.data import ImageSet, Item, join_columns
 from pfungst.data.imagenet_classes import title
+from pfungst.data.roles import UNITS
 from pfungst.data.traits import BurntInText, without_boxes
 from pfungst.encoders import Encoder
 from pfungst.errors import ConfigError, DataError
@@ -24,7 +25,6 @@ from pfungst.probes import Plan, Predictions, predict
 from pfungst.progress import Bar
 from pfungst.suggest import suggest
 
-UNITS = ("patient", "patientid", "patient_id", "subject", "subject_id")
 _NEGATIVE = ("good", "normal", "other", "negative", "none", "no", "false", "0", "healthy")
 AS_IS = Variant(condition=ORIGINAL)
 ERASED = Variant(condition="text erased")
@@ -160,14 +160,14 @@ def _erased(items: Sequence[Item], text: BurntInText) -> Iterator[tuple[Variant,
         )
 
 
-def open_labelled(config: SimilarityConfig) -> ImageSet:
+def open_labelled(config: SimilarityConfig, given: ImageSet | None = None) -> ImageSet:
     """The images to audit, of classes that can be probed, with the columns of the groups file.
 
     Raises:
         ConfigError, DataError: the images, their columns, labels or splits are not what the configuration
             says.
     """
-    images = open_set(config)
+    images = open_set(config, given)
     notes = list(images.notes)
     items = images.items
     if config.groups_file is not None:
@@ -179,7 +179,7 @@ def open_labelled(config: SimilarityConfig) -> ImageSet:
         BurntInText()
     _, plan = make_plan(items, config)
     positive_class(plan.classes, config.positive)
-    return ImageSet(images.name, items, [*notes, *more])
+    return images.of(items, [*notes, *more])
 
 
 def usable(items: Sequence[Item], config: SimilarityConfig) -> tuple[list[Item], list[str]]:

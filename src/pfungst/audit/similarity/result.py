@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from pfungst.audit.findings.result import Discovered
 from pfungst.audit.result import Interval, Model, Result, Variant
 
 Mark = Literal["", "↓", "↓↓", "↑"]
@@ -44,7 +45,10 @@ class ProbeScores(Model):
     mark: Mark = Field(
         "", description="of the accuracy against the original images (mended: the same condition)"
     )
-    p_value: float | None = None
+    change: Interval | None = Field(None, description="of the accuracy, over the same images or patients")
+    p_value: float | None = Field(
+        None, description="two-sided, by exchanging what is said of each image (patient) in the two variants"
+    )
 
 
 class Fall(Model):
@@ -259,6 +263,7 @@ class Findings(Model):
     faithfulness: Faithful | None = Field(None, description="None: too few images, or texts")
     summaries: list[Group] = Field([])
     mitigation: Mitigation | None = None
+    discovery: Discovered | None = Field(None, description="what nobody named, where it was looked for")
     pairs: list[Pair] = Field([])
     relations: list[Relation] = Field([])
     auroc: float | None = Field(
@@ -267,6 +272,10 @@ class Findings(Model):
     basis: str
     composite: str = Field(description="the rules")
     conservation: float = Field(description="largest |sum + bias − similarity| relative to the similarity")
+    remainder: float | None = Field(
+        None,
+        description="largest relative size of what a decomposition left out of a pair; None for exact ones",
+    )
 
     def pooled(self, variant: Variant) -> ProbeScores | None:
         """The scores over all images."""

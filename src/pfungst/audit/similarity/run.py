@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from dataclasses import replace
 
@@ -9,7 +10,10 @@ import numpy as np
 
 from pfungst.audit.conditions import conditions_for
 from pfungst.audit.config import check_file
+from pfungst.audit.findings.section import of_encoder
 from pfungst.audit.machine import circumstances
+from pfungst.audit.mended import FOLDER
+from pfungst.audit.recognised import describe, estimate_preparation
 from pfungst.audit.result import Skipped, save
 from pfungst.audit.similarity import texts, verdict
 from pfungst.audit.similarity.config import SimilarityConfig
@@ -18,7 +22,7 @@ from pfungst.audit.similarity.measure import confusion, erased, follow, score, s
 from pfungst.audit.similarity.mend import Wish, mitigate, recovered
 from pfungst.audit.similarity.prepare import Study, open_labelled
 from pfungst.audit.similarity.result import Findings, SimilarityResult
-from pfungst.audit.workspace import Workspace, refuse_old_result
+from pfungst.audit.workspace import Workspace, data_state, refuse_old_result, resumed_result
 from pfungst.data import ImageSet
 from pfungst.device import choose_device
 from pfungst.encoders import Encoder, load
@@ -28,8 +32,13 @@ from pfungst.errors import ConfigError
 from pfungst.progress import Bar, progress_bar
 
 
-def run(config: SimilarityConfig) -> SimilarityResult:
+def run(
+    config: SimilarityConfig, *, encoder: Encoder | None = None, images: ImageSet | None = None
+) -> SimilarityResult:
     """Run the audit and write ``result.json`` and the arrays into ``config.out``.
+
+    Args:
+        encoder, images: in memory, instead of what ``config`` names.
 
     Embeddings stay in the output folder and are found again by content; the sweep and the explanations of an
     interrupted run are taken over with ``resume``.
@@ -38,8 +47,11 @@ def run(config: SimilarityConfig) -> SimilarityResult:
         ConfigError, DataError, InputError, CheckpointError, UnreadableImages: see :mod:`pfungst.errors`.
     """
     started = time.monotonic()
-    given, wish = check(config)
-    encoder = load(
+    given, wish = check(config, images)
+    state = data_state(given.items if isinstance(given, ImageSet) else ())
+    if encoder is None and (done := resumed_result(config, state)) is not None:
+        return done
+    encoder = encoder or load(
         config.encoder,
         checkpoint=config.checkpoint,
         trust_checkpoint=config.trust_checkpoint,
@@ -50,19 +62,20 @@ def run(config: SimilarityConfig) -> SimilarityResult:
     skipped: list[Skipped] = []
     if isinstance(given, ImageSet):
         _fits(encoder, wish, config)
-        workspace = Workspace(config)
+        workspace = Workspace(config, state)
+        shutil.rmtree(workspace.folder / FOLDER, ignore_errors=True)
         with progress_bar("checking images") as bar:
             study = Study.of(encoder, given, config, workspace, bar)
-            found, arrays = _findings(study, wish, bar)
-        name, notes = given.name, study.notes
+            found, arrays, notes = _findings(study, wish, bar)
+        name = given.name
         skipped = [Skipped(id=i, reason=r) for i, r in study.source.skipped]
     else:
-        workspace = Workspace(config)
+        workspace = Workspace(config, state)
         found, arrays = texts.audit(encoder, given, config)
         name = config.texts.name if config.texts else ""
     result = SimilarityResult(
         **dict(found),
-        **circumstances(config, started),
+        **circumstances(config, started, workspace.fingerprint),
         title=f"{encoder.name} on {name}",
         verdict=verdict.judge(found),
         metrics=verdict.metrics(found),
@@ -71,11 +84,23 @@ def run(config: SimilarityConfig) -> SimilarityResult:
         arrays=workspace.save_arrays("similarity", arrays),
     )
     save(result, workspace.folder)
-    workspace.finish({result.arrays})
+    workspace.finish({result.arrays, *(result.discovery.arrays() if result.discovery else ())})
     return result
 
 
-def check(config: SimilarityConfig) -> tuple[ImageSet | list[texts.Sentences], Wish | None]:
+def dry_run(config: SimilarityConfig) -> str:
+    """What the data are recognised as, and the time of reading them; nothing is written."""
+    given, _ = check(config)
+    if not isinstance(given, ImageSet):
+        return f"{config.texts}: {len(given)} pairs of sentences"
+    conditions = list(conditions_for("pillow-bilinear", config.condition, config.size).values())
+    estimate = estimate_preparation([given], conditions, config.size or 224)
+    return f"{describe([given], config.groups)}\n\n{estimate}"
+
+
+def check(
+    config: SimilarityConfig, images: ImageSet | None = None
+) -> tuple[ImageSet | list[texts.Sentences], Wish | None]:
     """Find all that can be wrong with the arguments without the encoder.
 
     Returns:
@@ -99,7 +124,7 @@ def check(config: SimilarityConfig) -> tuple[ImageSet | list[texts.Sentences], W
         raise ConfigError(
             "the first condition pastes no logo, so there is no region to prune in", "give rows= and cols="
         )
-    return open_labelled(config), wish
+    return open_labelled(config, images), wish
 
 
 def _reads(config: SimilarityConfig, texts: bool) -> None:
@@ -122,8 +147,10 @@ def _fits(encoder: Encoder, wish: Wish | None, config: SimilarityConfig) -> None
         resolve_layer(encoder, wish.layer)
 
 
-def _findings(study: Study, wish: Wish | None, bar: Bar) -> tuple[Findings, dict[str, np.ndarray]]:
-    """All that is measured and explained, and the arrays."""
+def _findings(
+    study: Study, wish: Wish | None, bar: Bar
+) -> tuple[Findings, dict[str, np.ndarray], tuple[str, ...]]:
+    """All that is measured and explained, the arrays, and notes."""
     mitigation = None
     if wish is not None:
         bar.turn("pruning")
@@ -156,7 +183,8 @@ def _findings(study: Study, wish: Wish | None, bar: Bar) -> tuple[Findings, dict
         provenance=provenance,
         erased=erased(study),
         mitigation=mitigation,
+        discovery=of_encoder(study, study.workspace) if study.config.discover else None,
         basis=f"patches of {study.config.patch(study.encoder.size)} px",
         **explained,
     )
-    return found, arrays | draw_map(study)
+    return found, arrays | draw_map(study), study.notes

@@ -12,7 +12,6 @@ A fall on a group of the images is an observation, no intervention: it makes the
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 from pfungst.audit.result import About, Better, Interval, Metric, Variant, Verdict
@@ -29,12 +28,12 @@ def judge(result: Findings) -> Verdict:
 
 
 def _judge_images(result: Findings) -> Verdict:
-    cases = (_too_few, _clever_hans, _followed, _unfit, _fragile, _sound)
+    cases = (_too_few, _clever_hans, _followed, _unfit, _fragile, _open, _sound)
     found = next(verdict for case in cases if (verdict := case(result)) is not None)
     base = _scores(result, AS_IS)
     numbers = {"accuracy": base.accuracy.value, "n": base.n, "chance": 1 / len(result.classes)}
     about = found.about.model_copy(update={"numbers": {**numbers, **found.about.numbers}})
-    sentences = [*found.sentences, *_more(result, found.level == "provenance")]
+    sentences = [*found.sentences, *_more(result, found.level)]
     return found.model_copy(update={"about": about, "sentences": sentences})
 
 
@@ -118,28 +117,101 @@ def _fragile(result: Findings) -> Verdict | None:
     return Verdict(level="fragile", headline=headline, about=about)
 
 
+def _open(result: Findings) -> Verdict | None:
+    """What is large and not established: neither a finding nor its absence."""
+    if seen := _seen(result):
+        first = max(seen, key=lambda p: _gap(p) or 0.0)
+        within = "not defined" if first.auroc_within is None else f"{first.auroc_within:.2f}"
+        headline = (
+            f"Not established whether a probe on {_what(result)} follows {first.column}: AUROC "
+            f"{first.auroc_pooled:.2f} pooled, {within} within it, P = {first.p_value:.2g}"
+        )
+        about = About(entry=first.label, column=first.column, numbers={"p": first.p_value})
+        told = f"Else it reaches {_reached(result)}{_between(_scores(result, AS_IS).accuracy)}."
+        return Verdict(level="not-established", headline=headline, sentences=[told], about=about)
+    under = {c: _scores(result, c) for c in result.conditions if _lost(result, c)}
+    if under:
+        worst = min(under, key=lambda c: under[c].accuracy.value)
+        before, after = _scores(result, AS_IS).accuracy.value, under[worst]
+        headline = (
+            f"Not established whether a probe on {_what(result)} survives {worst}: accuracy {before:.2f} → "
+            f"{after.accuracy.value:.2f}, P = {after.p_value:.2g}"
+        )
+        return Verdict(level="not-established", headline=headline, about=About(condition=worst.condition))
+    if doubtful := _doubtful(result):
+        g, f = doubtful[0]
+        headline = (
+            f"Not established whether a probe on {_what(result)} falls on {g}: {_told(f)} over {f.n} images, "
+            f"P = {f.p_value:.2g}"
+        )
+        lost = [
+            f"{other}: {_told(fall)}, over {fall.n} images: a fall of {fall.fall.value:.2f}"
+            f"{_between(fall.fall)}, P = {fall.p_value:.2g} (Holm)."
+            for other, fall in doubtful[:3]
+        ]
+        lost.append(f"Else it reaches {_reached(result)}{_between(_scores(result, AS_IS).accuracy)}.")
+        about = About(entry=g.group, column=g.column, numbers={"p": f.p_value, "n": f.n})
+        return Verdict(level="not-established", headline=headline, sentences=lost, about=about)
+    return None
+
+
+def _seen(result: Findings) -> list[Provenance]:
+    """Columns whose effect is large, and which the score is not shown to know beyond the label."""
+    return [p for p in result.provenance if p.reasons and not p.follows]
+
+
+def _gap(p: Provenance) -> float | None:
+    return None if p.auroc_within is None else abs(p.auroc_pooled - p.auroc_within)
+
+
+def _lost(result: Findings, condition: Variant) -> bool:
+    """Whether a condition costs so much that its not being significant is no comfort."""
+    if condition in (ERASED, OPPOSITE):
+        return False
+    fall = _scores(result, AS_IS).accuracy.value - _scores(result, condition).accuracy.value
+    return fall >= limits.LARGE_FALL
+
+
+def _doubtful(result: Findings) -> list[tuple[Subgroup, Fall]]:
+    """Falls on groups that are large and by their own interval no chance, but not established after Holm;
+    largest first."""
+    found = [
+        (g, f)
+        for g in result.subgroups
+        for f in ([g.whole, *g.classes] if g.whole is not None else [])
+        if not f.mark
+        and f.fall.value >= limits.OPEN_FALL
+        and (f.fall.low or 0) > 0
+        and f.p_value < limits.P_OPEN
+    ]
+    return sorted(found, key=lambda pair: -pair[1].fall.value)
+
+
 def _sound(result: Findings) -> Verdict:
     held = ", ".join(str(c) for c in result.conditions if c not in (ERASED, OPPOSITE))
     headline = f"A probe on {_what(result)} reaches {_reached(result)}{held and f' and holds under {held}'}"
     return Verdict(level="sound", headline=headline)
 
 
-def _more(result: Findings, provenance: bool) -> Iterator[str]:
-    """What is said with every verdict; `provenance` has said where the score comes from already."""
+def _more(result: Findings, level: str) -> Iterator[str]:
+    """What is said with every verdict, from the most important on; that of provenance has said where the
+    score comes from already."""
+    provenance = level == "provenance"
     for g in result.falling:
         yield from _group(g, result.falling)
-    yield from _mended(result)
+    if level != "clever-hans":
+        yield from _mended(result)
     for p in result.provenance if not provenance else []:
         if p.follows:
             yield from _provenance(p)
-    if seen := [p for p in result.provenance if p.reasons and not p.follows]:
+    if seen := _seen(result):
         told = "; ".join(f"{p.column}: {', '.join(p.reasons)} (P = {p.p_value:.2g})" for p in seen)
         yield f"Seen, but not established among {len(result.provenance)} columns tried: {told}."
     yield from _erased(result)
     yield from _regions(result, every=provenance)
     if result.faithfulness is not None:
         absorbed = [g.bias_share for g in result.summaries if not g.column]
-        told = f"; biases absorb {sum(absorbed) / len(absorbed):.0%} of it" if absorbed else ""
+        told = f"; biases absorb {nearly_all(sum(absorbed) / len(absorbed))} of it" if absorbed else ""
         yield f"Explanations of the similarity: faithfulness {result.faithfulness}{told}."
         if not result.faithfulness.beats_random:
             yield "So no conclusion rests on them here."
@@ -150,6 +222,16 @@ def _more(result: Findings, provenance: bool) -> Iterator[str]:
         )
     if not result.trained:
         yield "The encoder has random weights: it is a baseline, not a model anyone trained."
+
+
+def nearly_all(share: float) -> str:
+    """A share in per cent, with as many places as tell it from all: 99.998 %, not 100 %."""
+    text = f"{share:.0%}"
+    places = 0
+    while text.rstrip("%").replace("0", "").replace(".", "") == "1" and 1 - share > 0 and places < 6:
+        places += 1
+        text = f"{share:.{places}%}"
+    return text
 
 
 def _scores(result: Findings, variant: Variant) -> ProbeScores:
@@ -163,8 +245,7 @@ def _between(value: Interval | None) -> str:
 
 
 def falls(result: Findings) -> list[Variant]:
-    """Conditions under which the accuracy falls by a mark (or, where repetitions tell nothing, by its size),
-    the worst first."""
+    """Conditions under which the accuracy falls by a mark, the worst first."""
     base = _scores(result, AS_IS)
     found = {}
     for condition in result.conditions:
@@ -172,7 +253,7 @@ def falls(result: Findings) -> list[Variant]:
             continue
         after = _scores(result, condition)
         fall = base.accuracy.value - after.accuracy.value
-        if after.mark.startswith("↓") or (after.p_value is None and fall >= limits.FALL):
+        if after.mark.startswith("↓"):
             found[condition] = fall
     return sorted(found, key=lambda c: -found[c])
 
@@ -224,6 +305,8 @@ def _agrees(result: Findings, condition: Variant) -> bool:
 def _hans(result: Findings, condition: Variant) -> Iterator[str]:
     artefact, errors = _artefact(result, condition), result.confusion[condition.key]
     assert artefact is not None
+    yield "Explanation and intervention agree: this is a Clever Hans effect."
+    yield from _mended(result)
     yield (
         f"With it pasted, {artefact.share:.0%} of what makes images of different classes alike lies on the "
         f"pasted region, {artefact.area:.0%} of the area ({artefact.share_without:.0%} without it); their "
@@ -245,7 +328,6 @@ def _hans(result: Findings, condition: Variant) -> Iterator[str]:
             f"In images as they are, {own:.0%} of what makes two images of {errors.into!r} alike lies there "
             f"(other classes: {sum(others) / len(others):.0%}): the class itself holds it."
         )
-    yield "Explanation and intervention agree: this is a Clever Hans effect."
 
 
 def _told(f: Fall) -> str:
@@ -377,7 +459,7 @@ def metrics(result: Findings) -> dict[str, Metric]:
     table: dict[str, tuple[dict[str, float], Better, str]] = {}
     rows = _text_rows(result) if result.modality == "texts" else _image_rows(result)
     for name, better, meaning, where, value in rows:
-        if value is not None and not math.isnan(value):
+        if value is not None:
             table.setdefault(name, ({}, better, meaning))[0][where] = float(value)
     return {name: Metric.worst(per, better, meaning) for name, (per, better, meaning) in table.items()}
 
@@ -421,7 +503,7 @@ def _image_rows(result: Findings) -> Iterator[_ROW]:
         gap = None if p.auroc_within is None else abs(p.auroc_pooled - p.auroc_within)
         yield "provenance-gap", "lower", "AUROC pooled against within groups", p.column, gap
         meaning = "share of the score's variance explained by the group, less that by the label"
-        yield "provenance-eta2", "lower", meaning, p.column, p.eta2_group - p.eta2_label
+        yield "provenance-eta2-excess", "lower", meaning, p.column, p.eta2_group - p.eta2_label
     yield from _conserved(result)
 
 
@@ -454,6 +536,12 @@ def explain_numbers(result: Findings, config: SimilarityConfig) -> list[str]:
         f"BiLRP of the cosine similarity ({result.composite}, {result.basis}; Eberle et al. 2022): values "
         "over pairs of components sum, with what biases absorb, to the similarity."
     )
+    if result.remainder is not None:
+        basis += (
+            " Only the directions of the representation that matter most were followed in each image; what "
+            f"they leave out was measured on random sums of patches: at most {result.remainder:.1%} of the "
+            "size of a pair's values. Their sum, and so what biases absorb, is exact."
+        )
     if result.modality == "texts":
         return [
             basis,
@@ -481,15 +569,15 @@ def explain_numbers(result: Findings, config: SimilarityConfig) -> list[str]:
     return [
         f"Probe: {probe}. Split: {split}{kept}.",
         f"Accuracies are means of the classes' recalls over {len(result.seeds)} repetitions; intervals are "
-        f"95 % bootstrap intervals over {unit}s.",
+        f"95 % intervals over {unit}s (Wilson's of each recall, put together; Zou & Donner 2008).",
         "Rebalanced: accuracy with weights that cap each class at the weight of 10 images (Kauffmann et al. "
         "2025).",
         "Probes are fitted on original images only and see every condition with the same weights; the "
         "mended probe is fitted anew on the pruned encoder.",
         f"Marks: ↓ accuracy falls by {limits.FALL:.2f} or more, ↓↓ by {limits.LARGE_FALL:.2f} or more, ↑ "
-        f"rises by {limits.FALL:.2f} or more, only where a two-sided t-test over at least "
-        f"{limits.SEEDS_TESTED:g} repetitions gives P < {limits.P_MARK:g}. Conditions are held against the "
-        "original images, the mended encoder against the same condition.",
+        f"rises by {limits.FALL:.2f} or more, only where a two-sided permutation over {unit}s gives P < "
+        f"{limits.P_MARK:g}. Conditions are held against the original images, the mended encoder against "
+        "the same condition.",
         *([groups] if result.subgroups else []),
         *_pruning_note(result),
         basis,

@@ -110,16 +110,25 @@ def _with_constants(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs
 
 
 def _anchor(mode: RelevanceMode, func: Any, name: str, args: Any, kwargs: Any, out: Any) -> None:
-    """Keep track of tensors that are the network's input, only reshaped or moved."""
+    """Keep track of tensors that are the network's input, only reshaped, moved or with zeros around it."""
     mark = mode.mark_of(args[0]) if args else None
     if mark is None or mark.anchor is None or not isinstance(out, Tensor) or out is args[0]:
         return
-    if (name not in _SHAPES and name not in _PLACEMENT) or (name in _CASTS and out.dtype != args[0].dtype):
+    kept = name in _SHAPES or name in _PLACEMENT or _pads_zeros(name, args, kwargs)
+    if not kept or (name in _CASTS and out.dtype != args[0].dtype):
         return
     base, replay = mark.anchor
     rest, mine = args[1:], mode.mark_of(out)
     assert mine is not None
     mine.anchor = (base, lambda t: func(replay(t), *rest, **kwargs))
+
+
+def _pads_zeros(name: str, args: Any, kwargs: Any) -> bool:
+    """Whether it is zero padding, as a convolution's own: "same" padding of strided ones is a call."""
+    if name == "pad":
+        b = bind("input pad mode value", args, kwargs)
+        return b.get("mode", "constant") == "constant" and not b.get("value")
+    return name == "constant_pad_nd" and not bind("input pad value", args, kwargs).get("value")
 
 
 def restream(mode: RelevanceMode, out: Tensor, name: str, args: Any) -> Tensor:

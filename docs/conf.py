@@ -1,0 +1,98 @@
+"""How the documentation site is made; ``make docs`` runs it. No page asks another host for anything."""
+
+import os
+import re
+import warnings
+from pathlib import Path
+
+from sphinx_gallery.sorting import FileNameSortKey
+
+import pfungst
+
+ROOT = Path(__file__).parents[1]
+PAGES = {"start": "README.md", "results": "benchmarks/RESULTS.md", "changelog": "CHANGELOG.md"}
+
+project = "Pfungst"
+author = "The Pfungst authors"
+project_copyright = "2026, The Pfungst authors"
+version = release = pfungst.__version__
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx_copybutton",
+    "sphinx_gallery.gen_gallery",
+]
+exclude_patterns = ["gallery/**/*.ipynb", "gallery/**/*.py", "gallery/**/*.zip"]
+nitpicky = False
+suppress_warnings = ["myst.header", "config.cache"]
+
+myst_heading_anchors = 3
+autodoc_typehints = "none"  # shapes and units stand in the text
+autodoc_member_order = "bysource"
+napoleon_numpy_docstring = False
+default_role = "literal"  # what stands in single backticks
+
+html_theme = "furo"
+html_title = f"Pfungst {version}"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_copy_source = False
+html_show_sphinx = False
+
+warnings.filterwarnings("ignore", message="FigureCanvasAgg is non-interactive")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+sphinx_gallery_conf = {
+    "examples_dirs": str(ROOT / "examples" / "gallery"),
+    "gallery_dirs": "gallery",
+    "filename_pattern": os.environ.get("PFUNGST_GALLERY", r"\.py$"),
+    "ignore_pattern": r"/_",
+    "within_subsection_order": FileNameSortKey,
+    "abort_on_example_error": True,
+    "show_memory": False,
+    "min_reported_time": 10,
+    "remove_config_comments": True,
+    "show_signature": False,
+    "image_scrapers": ("matplotlib",),
+    "capture_repr": ("_repr_html_", "__repr__"),
+    "reset_modules": ("matplotlib",),
+    "thumbnail_size": (400, 280),
+}
+
+
+def plain(app, what, name, obj, options, lines):
+    """Docstrings are plain text with shapes such as (N, *sample) and values such as |R|, not markup."""
+    for i, line in enumerate(lines):
+        parts = re.split(r"(``.+?``|`.+?`)", line)
+        lines[i] = "".join(
+            p if p.startswith("`") else re.sub(r"(?<!\\)[*|]|(?<=\w)_(?=\W|$)", r"\\\g<0>", p) for p in parts
+        )
+
+
+def ours(app, what, name, obj, skip, options):
+    """Leave out what base classes of other libraries bring."""
+    module = getattr(obj, "__module__", None) or getattr(getattr(obj, "fget", None), "__module__", None)
+    if type(obj).__name__ == "_tuplegetter":  # a named tuple's field, which its docstring describes
+        return True
+    if re.fullmatch(r"set_\w+_request", name) or (module or "pfungst").split(".")[0] in (
+        "sklearn",
+        "torch",
+        "pydantic",
+    ):
+        return True
+    return None
+
+
+def pages(app, docname, source):
+    """Three pages are files of the repository; links between them and here are links between pages."""
+    if docname in PAGES:
+        source[0] = (ROOT / PAGES[docname]).read_text(encoding="utf-8").replace("](docs/", "](")
+    source[0] = re.sub(r"\]\((\.\./)?benchmarks/RESULTS\.md", "](results.md", source[0])
+
+
+def setup(app):
+    """Tie the functions above to the events of Sphinx."""
+    app.connect("source-read", pages)
+    app.connect("autodoc-process-docstring", plain, priority=900)
+    app.connect("autodoc-skip-member", ours)

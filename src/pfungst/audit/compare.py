@@ -1,0 +1,346 @@
+"""Two audits compared on the images that both saw: what got better, what got worse, and how sure that is."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from pydantic import Field
+
+from pfungst import __version__, measure
+from pfungst.audit.anomaly.result import AnomalyResult
+from pfungst.audit.classifier.result import ClassifierResult
+from pfungst.audit.machine import describe_machine
+from pfungst.audit.result import About, Better, Interval, Metric, Model, Result, Verdict, load, save
+from pfungst.audit.similarity.result import SimilarityResult
+from pfungst.errors import ConfigError, DataError, few
+from pfungst.files import read
+from pfungst.measure import limits
+from pfungst.measure.paired import Statistic, change, class_balanced, mcnemar
+
+_MEASURES: dict[str, Better] = {
+    "auroc": "higher",
+    "f1": "higher",
+    "balanced_accuracy": "higher",
+    "fnr": "lower",
+    "fpr": "lower",
+}
+_NAMED = 20  # images that are listed
+_ALPHA = 0.05
+_DRAWS = 2000  # bootstrap resamples
+
+Word = Literal["better", "worse", "no difference shown"]
+
+
+class Changed(Model):
+    """One measure before and after."""
+
+    entry: str
+    variant: str
+    measure: str
+    better: Better
+    before: float
+    after: float
+    change: Interval = Field(description="after less before; 95 % bootstrap over the images")
+    word: Word = Field(description="by an interval corrected for all measures compared (Bonferroni)")
+
+    @property
+    def words(self) -> str:
+        """The measure as people write it."""
+        plain = self.measure.replace("-", " ")
+        return plain if plain.startswith("balanced") else plain.upper()
+
+
+class Flips(Model):
+    """Images answered differently."""
+
+    entry: str
+    variant: str
+    n: int = Field(description="images that both saw; 0 where they saw others")
+    lost: int = Field(description="right before, wrong after")
+    gained: int
+    p: float = Field(description="McNemar, exact")
+    corrected: float = Field(description="for all variants and entries (Holm)")
+    lost_ids: list[str] = Field(description="the first of them")
+    gained_ids: list[str]
+
+
+class ComparisonResult(Result):
+    """What ``pfungst compare`` writes."""
+
+    kind: Literal["comparison"] = "comparison"
+    of: str = Field(description="kind of the audits")
+    first: str
+    second: str
+    paired: bool = Field(description="whether both saw the same images")
+    changes: list[Changed]
+    flips: list[Flips]
+    others: dict[str, tuple[float, float]] = Field(
+        description="metrics that both audits have, before and after, without a test"
+    )
+
+    def words(self, word: Word) -> list[Changed]:
+        """The changes of one kind, the surest first."""
+        found = [c for c in self.changes if c.word == word]
+        return sorted(found, key=lambda c: -abs(c.change.value))
+
+
+class Answers(NamedTuple):
+    """What one audit said of N images: labels, right or wrong, and for detectors scores and decisions."""
+
+    ids: np.ndarray
+    labels: np.ndarray
+    right: np.ndarray
+    scores: np.ndarray | None = None
+    flagged: np.ndarray | None = None
+
+    def take(self, rows: np.ndarray) -> Answers:
+        """Some of the images."""
+        return Answers(*(None if part is None else part[rows] for part in self))  # type: ignore[arg-type]
+
+    def statistics(self) -> dict[str, Statistic]:
+        """Measures as functions of the images' weights."""
+        if self.scores is None or self.flagged is None:
+            return {"balanced_accuracy": class_balanced(self.right, self.labels)}
+        y, s, flagged = self.labels, self.scores, self.flagged
+        found: dict[str, Statistic] = {"auroc": lambda w: np.asarray(measure.auroc(y, s, w))}
+        for name in list(_MEASURES)[1:]:
+            found[name] = lambda w, name=name: getattr(measure.confusion(y, flagged, w), name)  # type: ignore[misc]
+        return found
+
+
+def compare(first: Path, second: Path, out: Path | None = None, seed: int = 0) -> ComparisonResult:
+    """Compare two audits of one kind; writes ``result.json`` into `out`.
+
+    Args:
+        first, second: folders of audits, before and after. seed: of the bootstrap.
+
+    Raises:
+        ConfigError: audits of different kinds, or of a kind that keeps no answers.
+        DataError: nothing in common, or arrays are missing.
+    """
+    started = time.monotonic()
+    results = load(first), load(second)
+    if results[0].kind != results[1].kind:
+        raise ConfigError(
+            f"{first} is of kind {results[0].kind}, {second} of kind {results[1].kind}",
+            "compare the same kind",
+        )
+    answers = [_answers(result, folder) for result, folder in zip(results, (first, second), strict=True)]
+    pairs = _pairs(*answers)
+    if not pairs:
+        raise DataError(
+            f"{first} and {second} have no entry in common: {few(answers[0])} and {few(answers[1])}",
+            "audit the same categories and conditions",
+        )
+    changes, flips, paired = _measured(pairs, seed)
+    common = [name for name in results[0].metrics if name in results[1].metrics]
+    result = ComparisonResult(
+        title=f"{results[0].title} → {results[1].title}",
+        version=__version__,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        seconds=time.monotonic() - started,
+        machine=describe_machine(),
+        config={"first": str(first), "second": str(second), "seed": seed},
+        verdict=_verdict(changes, flips, paired),
+        metrics=_metrics(changes, flips),
+        notes=_notes(changes, paired, pairs),
+        of=results[0].kind,
+        first=results[0].title,
+        second=results[1].title,
+        paired=paired,
+        changes=changes,
+        flips=flips,
+        others={n: (results[0].metrics[n].value, results[1].metrics[n].value) for n in common},
+    )
+    if out is not None:
+        save(result, out)
+    return result
+
+
+def _answers(result: Result, folder: Path) -> dict[tuple[str, str], Answers]:
+    """What an audit said, by entry and variant."""
+    folder = folder if folder.is_dir() else folder.parent
+    remedy = "run the audit again"
+    found: dict[tuple[str, str], Answers] = {}
+    if isinstance(result, AnomalyResult):
+        alone = len({e.model for e in result.entries}) == 1  # old and new detector are compared by category
+        for entry in result.entries:
+            arrays = read(folder / entry.arrays, remedy)
+            for scores in entry.scores:
+                key = scores.variant.key
+                flagged = arrays[f"scores_{key}"] > arrays[f"threshold_{key}"]
+                y = arrays["labels"].astype(int)
+                found[entry.category if alone else entry.name, str(scores.variant)] = Answers(
+                    arrays["ids"], y, flagged == y, arrays[f"scores_{key}"], flagged
+                )
+        return found
+    if isinstance(result, ClassifierResult | SimilarityResult) and result.arrays:
+        arrays = read(folder / result.arrays, remedy)
+        said = {
+            k.removeprefix("predicted").lstrip("_"): v for k, v in arrays.items() if k.startswith("predicted")
+        }
+        for key, predicted in said.items():
+            labels = arrays["labels"]
+            found["all images", key or "original"] = Answers(arrays["ids"], labels, predicted == labels)
+    if not found:
+        raise ConfigError(
+            f"a {result.kind} result of {folder} keeps no answers to single images",
+            "compare audits of images: anomaly, similarity or classifier",
+        )
+    return found
+
+
+_Pair = tuple[Answers, Answers, bool]
+
+
+def _pairs(
+    first: Mapping[tuple[str, str], Answers], second: Mapping[tuple[str, str], Answers]
+) -> dict[tuple[str, str], _Pair]:
+    """Answers of the same entry and variant: of the images that both saw, or, where there are none, of each
+    audit's own."""
+    found: dict[tuple[str, str], _Pair] = {}
+    for key in first:
+        if key not in second:
+            continue
+        a, b = first[key], second[key]
+        where = {id_: row for row, id_ in enumerate(b.ids.tolist())}
+        rows = [(i, where[id_]) for i, id_ in enumerate(a.ids.tolist()) if id_ in where]
+        same = [(i, j) for i, j in rows if a.labels[i] == b.labels[j]]
+        if same:
+            left, right = (np.array(part) for part in zip(*same, strict=True))
+            found[key] = (a.take(left), b.take(right), True)
+        elif not rows:
+            found[key] = (a, b, False)
+    return found
+
+
+def _measured(pairs: Mapping[tuple[str, str], _Pair], seed: int) -> tuple[list[Changed], list[Flips], bool]:
+    count = sum(len(a.statistics()) for a, _, _ in pairs.values())
+    levels = (0.95, 1 - _ALPHA / count)
+    changes, tested = [], []
+    for (entry, variant), (a, b, same) in pairs.items():
+        after = b.statistics()
+        for name, before in a.statistics().items():
+            others = None if same else b.labels
+            ci, strict = change(before, after[name], a.labels, others, levels, _DRAWS, seed)
+            ones = np.ones((1, len(a.labels)))
+            value = float(before(ones)[0])
+            better = _MEASURES[name]
+            changes.append(
+                Changed(
+                    entry=entry,
+                    variant=variant,
+                    measure=name.replace("_", "-"),
+                    better=better,
+                    before=value,
+                    after=value + ci.value,
+                    change=Interval(value=ci.value, low=ci.low, high=ci.high),
+                    word=_word(strict, better),
+                )
+            )
+        if same:
+            tested.append((entry, variant, a, b, mcnemar(a.right, b.right)))
+    corrected = measure.holm([test.p for *_, test in tested]) if tested else []
+    flips = [
+        Flips(
+            entry=entry,
+            variant=variant,
+            n=len(a.ids),
+            lost=test.lost,
+            gained=test.gained,
+            p=test.p,
+            corrected=float(p),
+            lost_ids=a.ids[a.right & ~b.right][:_NAMED].tolist(),
+            gained_ids=a.ids[~a.right & b.right][:_NAMED].tolist(),
+        )
+        for (entry, variant, a, b, test), p in zip(tested, corrected, strict=True)
+    ]
+    return changes, flips, all(same for *_, same in pairs.values())
+
+
+def _word(strict: Any, better: Better) -> Word:
+    if strict.low > 0:
+        return "better" if better == "higher" else "worse"
+    if strict.high < 0:
+        return "worse" if better == "higher" else "better"
+    return "no difference shown"
+
+
+def _verdict(changes: Sequence[Changed], flips: Sequence[Flips], paired: bool) -> Verdict:
+    worse = [c for c in changes if c.word == "worse"]
+    lost = [f for f in flips if f.corrected < _ALPHA and f.lost > f.gained]
+    better = [c for c in changes if c.word == "better"]
+    told = [_told(c) for c in sorted(better, key=lambda c: -abs(c.change.value))[:3]]
+    n = max((f.n for f in flips), default=0)
+    if paired and n < limits.COMPARED_IMAGES:
+        return Verdict(
+            level="too-few",
+            headline=f"{n} images in common are too few to compare two audits",
+            sentences=[f"At least {limits.COMPARED_IMAGES:g} are needed."],
+        )
+    if worse or lost:
+        first = max(worse, key=lambda c: abs(c.change.value)) if worse else None
+        headline = (
+            f"The second audit is worse: {_told(first)}"
+            if first
+            else f"The second audit is worse: {_flip(lost[0])}"
+        )
+        more = [_told(c) for c in worse if c is not first][:2] + [_flip(f) for f in lost[:2]]
+        about = About(entry=first.entry, condition=first.variant) if first else About(entry=lost[0].entry)
+        return Verdict(
+            level="fragile",
+            headline=headline,
+            sentences=[*more, *(f"Better: {t}" for t in told)],
+            about=about,
+        )
+    words = f"better: {told[0]}" if told else "no difference is shown"
+    return Verdict(level="sound", headline=f"Nothing got worse; {words}", sentences=told[1:])
+
+
+def _told(c: Changed) -> str:
+    ends = f"{c.change.low:+.2f} to {c.change.high:+.2f}"
+    return f"{c.words} of {c.entry}, {c.variant}: {c.before:.2f} → {c.after:.2f} ({ends})"
+
+
+def _flip(f: Flips) -> str:
+    return (
+        f"{f.entry}, {f.variant}: {f.lost} of {f.n} images are wrong that were right, {f.gained} the other "
+        f"way round (McNemar, p = {f.corrected:.2g})"
+    )
+
+
+def _metrics(changes: Sequence[Changed], flips: Sequence[Flips]) -> dict[str, Metric]:
+    found = {}
+    for name in dict.fromkeys(c.measure for c in changes):
+        part = [c for c in changes if c.measure == name]
+        per = {f"{c.entry}, {c.variant}": c.change.value for c in part}
+        found[f"{name}-change"] = Metric.worst(per, part[0].better, "after less before")
+    if flips:
+        per = {f"{f.entry}, {f.variant}": f.lost / f.n for f in flips}
+        found["lost"] = Metric.worst(per, "lower", "share of the images that are wrong now and were right")
+    worse = {f"{c.entry}, {c.variant}, {c.measure}": float(c.word == "worse") for c in changes}
+    found["worse"] = Metric(
+        value=sum(worse.values()),
+        where=next((k for k, v in worse.items() if v), "nothing"),
+        meaning="measures that got worse for certain",
+    )
+    return found
+
+
+def _notes(changes: Sequence[Changed], paired: bool, pairs: Mapping[Any, _Pair]) -> list[str]:
+    drawn = f"{_DRAWS} bootstrap resamples within the classes"
+    how = (
+        f"both audits saw these images, which were drawn together: {drawn}"
+        if paired
+        else f"the audits saw other images, each drawn by itself: {drawn}"
+    )
+    return [
+        how,
+        f"better and worse are said where the interval of level 1 − 0.05/{len(changes)} leaves out zero",
+        f"the first of the repetitions of each audit; {len(pairs)} pairs of entries and variants",
+    ]

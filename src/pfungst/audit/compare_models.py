@@ -1,0 +1,296 @@
+"""Several models in one audit: one after the other, each in a folder of its own, and one result with all of
+them side by side.
+
+This is the form of the papers' main tables (Kauffmann et al. 2025, table 1; Neuhaus et al. 2023, tables 1
+and 2).
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+from pydantic import Field
+
+from pfungst.audit.classifier.config import ClassifierConfig
+from pfungst.audit.classifier.result import ClassifierResult
+from pfungst.audit.config import check_file, listed, with_checkpoint
+from pfungst.audit.machine import circumstances
+from pfungst.audit.result import Interval, Level, Metric, Model, Result, Verdict, save
+from pfungst.audit.similarity.config import SimilarityConfig
+from pfungst.audit.similarity.result import SimilarityResult, named
+from pfungst.audit.workspace import Workspace, refuse_old_result, slug
+from pfungst.encoders.specification import STORED, parse, short_name
+from pfungst.errors import ConfigError
+from pfungst.features import combined
+
+Config = SimilarityConfig | ClassifierConfig
+_GROUPS = 8  # columns of groups
+_PAIRS = 4  # pairs of the grid
+
+
+class Row(Model):
+    """One model: what its own audit says, and its values by column."""
+
+    name: str
+    spec: str
+    folder: str = Field(description="of its own audit, relative to the result")
+    level: Level
+    headline: str
+    values: dict[str, Interval]
+    marks: dict[str, str] = Field({})
+
+
+class ClassRow(Model):
+    """One class: the spurious score (ROC AUC) of each model, as it is and with SpuFix."""
+
+    name: str
+    auc: dict[str, Interval]
+    fixed: dict[str, Interval]
+
+
+class GridPair(Model):
+    """One pair of images as every model sees it; `arrays` names the matrix (P, Q) of each model."""
+
+    title: str
+    ids: tuple[str, str]
+    arrays: dict[str, str]
+    similarity: dict[str, float]
+    bias_share: dict[str, float]
+    grids: dict[str, tuple[list[int], list[int]]]
+
+
+class ModelsResult(Result):
+    """What an audit of several models writes. Arrays (npz): ``pair_I_M`` (P, Q) and ``picture_I_S`` (S, S, 3)
+    uint8, I a pair, M a model, S a side."""
+
+    kind: Literal["models"] = "models"
+    of: Literal["similarity", "classifier"]
+    columns: list[str]
+    rows: list[Row]
+    classes: list[ClassRow] = Field([])
+    pairs: list[GridPair] = Field([])
+    arrays: str = ""
+
+
+def run_models(config: Config, write: Callable[[Path, Any], object]) -> Result:
+    """Run an audit of one model, or of several after each other.
+
+    Args:
+        config: whose encoder or model may name several: ``A,B`` or ``A,checkpoint=FILE,B,checkpoint=FILE``,
+            in TOML a list. With ``resume`` the models that are finished are taken over.
+        write: writes the page of a model's result, from its folder.
+
+    Returns:
+        The audit's result for one model, a :class:`ModelsResult` for several.
+
+    Raises:
+        ConfigError, DataError, InputError, CheckpointError: see :mod:`pfungst.errors`.
+    """
+    field, run = _kind(config)
+    models = _models(config, field)
+    if len(models) == 1:
+        return run(models[0][1])
+    refuse_old_result(config)
+    started = time.monotonic()
+    results = []
+    for _, own in models:
+        results.append(run(own))
+        write(own.out, results[-1])
+        gc.collect()
+    names = [name for name, _ in models]
+    found = dict(zip(names, results, strict=True))
+    pairs, arrays = _grid(models, found) if field == "encoder" else ([], {})
+    workspace = Workspace(config.model_copy(update={"overwrite": True}))
+    rows = [
+        Row(
+            name=name,
+            spec=str(getattr(own, field)),
+            folder=own.out.name,
+            level=found[name].verdict.level,
+            headline=found[name].verdict.headline,
+            **_values(found[name]),
+        )
+        for name, own in models
+    ]
+    columns = list(dict.fromkeys(c for row in rows for c in row.values))
+    result = ModelsResult(
+        **circumstances(config, started, combined([r.inputs for r in results])),
+        of="similarity" if field == "encoder" else "classifier",
+        title=f"{len(rows)} models on {getattr(config, 'images', None) or getattr(config, 'val', '')}",
+        verdict=_verdict(rows),
+        metrics=_metrics(found),
+        notes=list(dict.fromkeys(note for r in results for note in r.notes)),
+        columns=columns,
+        rows=rows,
+        classes=_classes(found),
+        pairs=pairs,
+        arrays=workspace.save_arrays("models", arrays) if arrays else "",
+    )
+    save(result, workspace.folder)
+    workspace.finish({result.arrays})
+    return result
+
+
+def _kind(config: Config) -> tuple[str, Callable[[Any], Result]]:
+    if isinstance(config, SimilarityConfig):
+        from pfungst.audit.similarity.run import run
+
+        return "encoder", run
+    from pfungst.audit.classifier.run import run as run_classifier
+
+    return "model", run_classifier
+
+
+def _models(config: Config, field: str) -> list[tuple[str, Config]]:
+    """The name and configuration of each model; wrong ones are found before anything is computed."""
+    option = f"--{field}"
+    specs = [with_checkpoint(text, option) for text in listed(getattr(config, field))]
+    if not specs:
+        raise ConfigError(f"{option} names no model", f"write {option} NAME")
+    if len(specs) == 1 and specs[0][1] is None:
+        return [("", config)]
+    if config.checkpoint is not None:
+        raise ConfigError(
+            f"--checkpoint {config.checkpoint} for {len(specs)} models", f"write {option} A,checkpoint=FILE,B"
+        )
+    found: dict[str, Config] = {}
+    for spec, checkpoint in specs:
+        scheme, rest = parse(spec, "encoder" if field == "encoder" else "classifier")
+        check_file(checkpoint, option)
+        name = Path(rest).name if scheme in STORED - {"package"} else short_name(spec)
+        name += f" {checkpoint.stem}" if checkpoint else ""
+        if name in found:
+            raise ConfigError(f"{option} names {name} twice", "leave one of them out")
+        own = {field: spec, "checkpoint": checkpoint}
+        out = {"out": config.out / slug(name)} if len(specs) > 1 else {}
+        found[name] = config.model_copy(update=own | out)
+    return list(found.items())
+
+
+def _values(result: Result) -> dict[str, Any]:
+    """Values and marks of one model by column."""
+    values: dict[str, Interval] = {}
+    marks: dict[str, str] = {}
+    if isinstance(result, SimilarityResult):
+        groups = list(dict.fromkeys((s.column, s.group) for s in result.scores if s.column))[:_GROUPS]
+        for s in result.scores:
+            if s.column and (s.variant != result.variants[0] or (s.column, s.group) not in groups):
+                continue
+            name = named(s.column, s.group) if s.column else str(s.variant)
+            values[name], marks[name] = (s.rebalanced if s.column else s.accuracy), s.mark
+            if s.fpr is not None and s.variant == result.variants[0]:
+                values[f"FPR, {name}"] = s.fpr
+        for group in result.falling:
+            if str(group) in values:
+                marks[str(group)] = group.falls[0].mark
+    if isinstance(result, ClassifierResult):
+        for scores in result.scores:
+            after = (", SpuFix" if scores.variant.mitigated else "") + (
+                f", {scores.variant.condition}" if scores.variant.condition != "original" else ""
+            )
+            values[f"accuracy{after}"] = scores.accuracy
+            if scores.mauc is not None:
+                values[f"mAUC{after}"] = scores.mauc
+            if scores.triggered is not None:
+                values[f"triggered{after}"] = Interval(value=scores.triggered)
+    return {"values": values, "marks": {k: v for k, v in marks.items() if v}}
+
+
+def _classes(found: dict[str, Result]) -> list[ClassRow]:
+    rows: dict[str, ClassRow] = {}
+    for name, result in found.items():
+        for entry in result.entries if isinstance(result, ClassifierResult) else ():
+            row = rows.setdefault(entry.name, ClassRow(name=entry.name, auc={}, fixed={}))
+            for of, mitigated in ((row.auc, False), (row.fixed, True)):
+                spurious = entry.under("original", mitigated).spurious
+                if spurious is not None:
+                    of[name] = spurious.auc
+    return [row for row in rows.values() if row.auc]
+
+
+def _metrics(found: dict[str, Result]) -> dict[str, Metric]:
+    """The gateable metrics, each the worst over the models."""
+    by: dict[str, dict[str, Metric]] = {}
+    for name, result in found.items():
+        for key, metric in result.metrics.items():
+            by.setdefault(key, {})[name] = metric
+    made = {}
+    for key, metrics in by.items():
+        first = next(iter(metrics.values()))
+        worst = Metric.worst({m: metric.value for m, metric in metrics.items()}, first.better, first.meaning)
+        made[key] = worst.model_copy(update={"where": f"{worst.where}: {metrics[worst.where].where}"})
+    return made
+
+
+def _verdict(rows: list[Row]) -> Verdict:
+    """The most serious of the models' verdicts."""
+    order = get_args(Level)
+    worst = min(rows, key=lambda row: order.index(row.level))
+    bad = [row for row in rows if row.level != "sound"]
+    headline = f"All {len(rows)} models are sound."
+    if bad:
+        headline = f"{len(bad)} of {len(rows)} models are not sound; the most serious is {worst.name}."
+    return Verdict(
+        level=worst.level,
+        headline=headline,
+        sentences=[f"{row.name}: {row.headline}" for row in rows],
+    )
+
+
+def _grid(
+    models: list[tuple[str, Config]], found: dict[str, Result]
+) -> tuple[list[GridPair], dict[str, np.ndarray]]:
+    """The pairs that the first model finds most alike, explained for every model; one encoder is held at a
+    time."""
+    from pfungst.audit.similarity.prepare import open_labelled
+    from pfungst.data import ImageSet
+    from pfungst.encoders import load as load_encoder
+    from pfungst.relevance import Patches
+    from pfungst.similarity import SimilarityExplainer
+
+    first = found[models[0][0]]
+    assert isinstance(first, SimilarityResult)
+    if first.modality != "images":
+        return [], {}
+    shown: dict[str, tuple[str, str]] = {}
+    for known in first.pairs:
+        if known.title in first.classes:
+            shown.setdefault(known.title, (known.first, known.second))
+    chosen = list(shown.items())[:_PAIRS]
+    pairs = [
+        GridPair(title=title, ids=ids, arrays={}, similarity={}, bias_share={}, grids={})
+        for title, ids in chosen
+    ]
+    arrays: dict[str, np.ndarray] = {}
+    for m, (name, config) in enumerate(models):
+        assert isinstance(config, SimilarityConfig)
+        items = {item.id: item for item in open_labelled(config).items}
+        encoder = load_encoder(
+            config.encoder,
+            checkpoint=config.checkpoint,
+            trust_checkpoint=config.trust_checkpoint,
+            size=config.size,
+        )
+        explainer = SimilarityExplainer(encoder, basis=Patches(config.patch(encoder.size)), metric="cosine")
+        for i, pair in enumerate(pairs):
+            both = ImageSet("pair", [items[k] for k in pair.ids])
+            images = both.prepare(encoder.preprocessing.condition, encoder.size).images
+            images = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
+            factors = explainer.factor(images)
+            r = explainer.pair((factors, 0), (factors, 1))
+            pair.arrays[name] = f"pair_{i}_{m}"
+            arrays[f"pair_{i}_{m}"] = r.values[0].numpy().astype(np.float32)
+            pair.similarity[name], pair.bias_share[name] = float(r.score[0]), r.bias_share
+            pair.grids[name] = (list(r.grids[0]), list(r.grids[1]))
+            if m == 0:
+                for side, x in enumerate(images):
+                    picture = (x.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+                    arrays[f"picture_{i}_{side}"] = picture
+        del encoder, explainer
+        gc.collect()
+    return pairs, arrays

@@ -1,0 +1,229 @@
+"""What a discovery goes through, one by one: the classes of a classifier or of a probe, the scores of a
+detector."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pfungst.audit.conditions import ORIGINAL
+from pfungst.audit.images import Labelled
+from pfungst.data.traits import file_columns
+from pfungst.discover import ClassSubject, Explanations, ScoreSubject, Subject, explain, explain_scores
+from pfungst.discover.find import Finding, Mend
+from pfungst.discover.mend import Edit, Pairs, class_edits, score_edits
+from pfungst.discover.prove import FEWEST
+from pfungst.discover.subjects import What
+from pfungst.features import combined, model_key
+from pfungst.probes.plan import fit_probe
+from pfungst.spurious import FeatureHead, Witness
+
+if TYPE_CHECKING:
+    from pfungst.anomaly import Detector
+
+_OTHERS = 100  # images that things are put into
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is done.
+
+    Attributes:
+        per_topic: images explained, at most. most: clusters of a view. changed: images of a cluster that are
+            changed to prove it. batch_size: images at a time. seed: of all that is drawn.
+    """
+
+    per_topic: int = 120
+    most: int = 6
+    changed: int = 40
+    batch_size: int = 16
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Topic:
+    """One subject with its images.
+
+    Attributes:
+        name: of the class, or of the detector and its images.
+        subject: what is proved.
+        ids: of its N images, in order. load: rows of them → (n, C, H, W).
+        others: (M, C, H, W) that are not of it.
+        explained: explains all N, told how many are done.
+        columns: values (N,) that clusters are compared with.
+        state: names the images and the model as they are now.
+        mend: gives the edits that fit a finding.
+    """
+
+    name: str
+    subject: Subject
+    ids: Sequence[str]
+    load: Callable[[Sequence[int]], Tensor]
+    others: Callable[[], Tensor]
+    explained: Callable[[Callable[[int], object]], Explanations]
+    columns: dict[str, np.ndarray]
+    state: str
+    mend: Mend
+
+
+def drawn(rows: np.ndarray, count: int, *seeds: int) -> np.ndarray:
+    """At most so many of some rows, at random, in order."""
+    return np.sort(np.random.default_rng(seeds).permutation(rows)[:count])
+
+
+def class_topics(
+    head: FeatureHead,
+    names: dict[int, str],
+    data: Labelled,
+    columns: dict[str, np.ndarray],
+    witnesses: Callable[[int], Sequence[Witness]],
+    effort: Effort,
+) -> list[Topic]:
+    """The classes `names` of a classifier that have enough images, and others beside them."""
+    return _topics(
+        head,
+        names,
+        effort,
+        labels=np.array(data.labels),
+        ids=data.ids,
+        load=lambda rows: torch.stack([data[int(r)][1] for r in rows]),
+        columns=columns,
+        witnesses=witnesses,
+        state=combined(data.state(None), model_key(head.model), sorted(columns)),
+    )
+
+
+def encoder_topics(study: Any, effort: Effort) -> list[Topic]:
+    """The classes of a probe on an encoder, on images that the probe was not fitted to.
+
+    The probe is that of the first split of the study. Beside its classes, what makes their images alike is
+    explained.
+    """
+    train, tests = study.plan.rounds[0][0]
+    if study.plan.split == "folds":  # half, so that enough is left to explain
+        firsts = [fold for _, fold in study.plan.rounds[0]]
+        cut = max(1, len(firsts) // 2)
+        train, tests = (np.sort(np.concatenate(part)) for part in (firsts[:cut], firsts[cut:]))
+    embedded, labels = study.original, study.plan.labels
+    probe = fit_probe(study.config.probe, embedded[train], labels[train])
+    encoder = study.encoder.eval()
+    example = study.source.pick([0, 1], [ORIGINAL])[ORIGINAL]
+    head = FeatureHead(probe.attach(encoder), "head", example.to(encoder.device))
+    names = {k: str(c) for k, c in enumerate(probe.classes_)}
+    known = {c: k for k, c in names.items()}
+    codes = np.array([known.get(c, -1) for c in labels[tests].tolist()])
+    means = [embedded[train][labels[train] == c].mean(0) for c in names.values()]
+    load = lambda rows: study.source.pick(tests[np.asarray(rows)].tolist(), [ORIGINAL])[ORIGINAL]
+    items = [study.source.items[r] for r in tests]
+    ids = [item.id for item in items]
+    columns = {**file_columns(items), **{name: values[tests] for name, values in study.columns.items()}}
+    state = combined(study.source.state(), encoder.key(), study.config.probe, train.tolist(), sorted(columns))
+    centres = [torch.from_numpy(m / max(float(np.linalg.norm(m)), 1e-12)).float() for m in means]
+    return _topics(
+        head,
+        names,
+        effort,
+        labels=codes,
+        ids=ids,
+        load=load,
+        columns=columns,
+        witnesses=lambda k: (),
+        state=state,
+        alike=lambda k: (encoder, centres[k]),
+    )
+
+
+def _topics(
+    head: FeatureHead,
+    names: dict[int, str],
+    effort: Effort,
+    *,
+    labels: np.ndarray,
+    ids: Sequence[str],
+    load: Callable[[Sequence[int]], Tensor],
+    columns: dict[str, np.ndarray],
+    witnesses: Callable[[int], Sequence[Witness]],
+    state: str,
+    alike: Callable[[int], tuple[torch.nn.Module, Tensor]] | None = None,
+) -> list[Topic]:
+    def one(k: int) -> Topic:
+        rows = drawn(np.flatnonzero(labels == k), effort.per_topic, effort.seed, k)
+        others = drawn(np.flatnonzero(labels != k), _OTHERS, effort.seed, k, 1)
+        own = lambda chosen: load(rows[np.asarray(list(chosen), dtype=int)].tolist())
+        explained = lambda advance: explain(
+            head,
+            k,
+            own,
+            len(rows),
+            batch_size=effort.batch_size,
+            progress=advance,
+            alike=None if alike is None else alike(k),
+        )
+        subject = ClassSubject(head, k, witnesses(k))
+
+        def mend(f: Finding, pairs: Pairs, e: Explanations) -> list[Edit]:
+            rest = np.setdiff1d(np.arange(len(rows)), f.rows)
+            psi = e.psi[rest].mean(0) if e.psi is not None and len(rest) else None
+            return class_edits(subject, pairs, psi, f.contrast, f.bands, effort.batch_size)
+
+        return Topic(
+            names[k],
+            subject,
+            [ids[r] for r in rows],
+            own,
+            lambda: load(others.tolist()),
+            explained,
+            {name: values[rows] for name, values in columns.items()},
+            state,
+            mend,
+        )
+
+    counts = {k: int((labels == k).sum()) for k in names}
+    return [one(k) for k in sorted(names) if FEWEST <= counts[k] < len(labels)]
+
+
+def score_topics(study: Any, model: str, run: Any, effort: Effort, name: str = "") -> list[Topic]:
+    """The scores of a fitted detector of specification `model`, on normal and on defective test images."""
+    from pfungst.anomaly import detector_from_spec
+
+    images, labels, detector = study.test.images, study.labels, run.detector
+    columns = {**file_columns(study.test.items), **study.columns}
+    normal = study.train[drawn(np.arange(len(study.train)), _OTHERS, effort.seed)]
+
+    def fit(layer: torch.nn.Module | None, x: Tensor) -> Detector:
+        device = study.config.device
+        spec = study.detectors.given.get(model, model)
+        return detector_from_spec(spec, features=layer, seed=effort.seed, device=device).fit(x)
+
+    def one(what: What, rows: np.ndarray, others: Tensor) -> Topic:
+        def own(chosen: Iterable[int]) -> Tensor:
+            return images[rows[np.asarray(list(chosen), dtype=int)]]
+
+        def mend(f: Finding, pairs: Pairs, e: Explanations) -> list[Edit]:
+            if what == "defect":
+                return []
+            return score_edits(fit, study.train, images, labels, rows[f.rows], f.kind)
+
+        return Topic(
+            f"{name or model}, {'defective' if what == 'defect' else 'normal'} images",
+            ScoreSubject(detector, int(what == "defect"), what, run.threshold),
+            [study.test.ids[r] for r in rows],
+            own,
+            lambda: others,
+            lambda advance: explain_scores(
+                detector, own, len(rows), run.threshold, effort.batch_size, advance
+            ),
+            {c: v[rows] for c, v in columns.items()},
+            combined(study.test.ids, model, run.threshold, run.scores),
+            mend,
+        )
+
+    good, bad = (drawn(np.flatnonzero(labels == d), effort.per_topic, effort.seed, d) for d in (0, 1))
+    topics = [one("normal", good, normal)] if len(good) >= FEWEST else []
+    beside = images[drawn(np.flatnonzero(labels == 0), _OTHERS, effort.seed)]
+    return topics + ([one("defect", bad, beside)] if len(bad) >= FEWEST else [])

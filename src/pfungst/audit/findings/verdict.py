@@ -1,0 +1,138 @@
+"""From proofs to sentences: what was found, how sure, and what can have escaped."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pfungst.audit.findings.result import Column, Discovered, DiscoveryEntry, Proved
+from pfungst.audit.findings.search import corrected
+from pfungst.audit.findings.topics import Effort
+from pfungst.audit.result import About, Metric, Verdict
+from pfungst.discover.prove import FEWEST
+from pfungst.errors import few
+from pfungst.measure.limits import CARRIED, P_SPURIOUS, RETAINED, STABLE
+
+_BLIND = (
+    "An artefact in nearly every image of a class can escape, and what has neither a place, nor content that "
+    "moves, nor a tone or frequency of its own."
+)
+
+
+def conclude(entries: Sequence[DiscoveryEntry], witnesses: Sequence[str] = ()) -> Discovered:
+    """What the proofs of all topics together say.
+
+    Args:
+        entries: of every topic, p not yet corrected.
+        witnesses: names of other models that judged what the object is.
+    """
+    entries = corrected(entries)
+    tried = sum(len(e.findings) for e in entries)
+    made = lambda headline, *sentences: Discovered(
+        headline=headline, sentences=list(sentences), tried=tried, entries=entries
+    )
+    if not tried:
+        return made(f"Nothing could be tried: no class has {FEWEST} images beside those of others")
+    basis = f"{tried} clusters of explanations were tried"
+    unsure = [e.name for e in entries if any(f.standing == "object" for f in e.findings)]
+    pairs = made("").found()
+    if not pairs:
+        open_ = f"{few(unsure)}: the model follows what it cannot do without, the object or a shortcut."
+        classes = any(e.what == "class" and e.name in unsure for e in entries)
+        hint = " Only another model can tell: name one with --witness." if classes and not witnesses else ""
+        return made(
+            f"Nothing beside the object was proved to decide; {basis}",
+            *([open_ + hint] if unsure and not witnesses else []),
+            "What was not found is not shown to be absent.",
+            _BLIND,
+        )
+    entry, first = pairs[0]
+    more = len({e.name for e, _ in pairs}) - 1
+    decided = {
+        "class": f"{entry.name} is decided by something beside the object in {first.share:.0%} of its images",
+        "normal": f"{entry.name}: {first.share:.0%} are scored by something that is no defect",
+        "defect": f"{entry.name}: {first.share:.0%} are scored by something that is not needed to flag them",
+    }[entry.what]
+    sentences = [f"{e.name}: {what_of(f)} {f.reason}." for e, f in pairs[:3]]
+    if not witnesses and any(e.what != "normal" for e, _ in pairs):
+        sentences.append("Without a witness, the object is what the audited model itself still recognises.")
+    return made(
+        decided + (f"; and {more} more" if more else ""),
+        *sentences,
+        f"{basis}; look at the pictures before you call it spurious.",
+    )
+
+
+def verdict(found: Discovered, too_few: dict[str, int]) -> Verdict:
+    """The verdict of a discovery on its own."""
+    if not found.tried:
+        there = f"There are {few(f'{n} of {c}' for c, n in too_few.items())}."
+        return Verdict(level="too-few", headline=found.headline, sentences=[there] if too_few else [])
+    pairs = found.found()
+    if not pairs:
+        return Verdict(level="sound", headline=found.headline, sentences=found.sentences)
+    entry, first = pairs[0]
+    numbers = {
+        "share": first.share,
+        "insert": first.insert.value,
+        "flips": first.flips[0],
+        "found": len(pairs),
+    }
+    about = About(entry=entry.name, numbers=numbers)
+    return Verdict(level="clever-hans", headline=found.headline, sentences=found.sentences, about=about)
+
+
+def what_of(f: Proved) -> str:
+    """What a cluster shares, in words that start a sentence."""
+    some = f"in {f.share:.0%} of its images " if f.n_clusters > 1 else "in all of its images "
+    kinds = {
+        "place": "what lies at one place",
+        "content": "content that the explanations share",
+        "tone": "brightness, contrast or colour",
+        "bands": f"frequency bands {few(map(str, f.bands))} of 8",
+    }
+    if " = " in f.view:
+        return f"{some}({f.view}) {kinds[f.kind]}:"
+    named = next((f" ({c.column} = {c.value} in {c.inside:.0%}, else {c.outside:.0%})" for c in sure(f)), "")
+    return some + kinds[f.kind] + named + ":"
+
+
+def sure(f: Proved) -> list[Column]:
+    """The columns that a cluster surely goes with."""
+    return [c for c in f.columns if c.p <= P_SPURIOUS]
+
+
+def metrics(found: Discovered) -> dict[str, Metric]:
+    """What ``pfungst check`` can gate on."""
+    if not found.entries:
+        return {}
+    alive = {e.name: [f for f in e.findings if f.standing == "found"] for e in found.entries}
+    count = {name: float(len(fs)) for name, fs in alive.items()}
+    flips = {name: max((f.flips[0] - f.flips[1] for f in fs), default=0.0) for name, fs in alive.items()}
+    return {
+        "findings": Metric.worst(count, "lower", "findings that survived proof"),
+        "flips": Metric.worst(
+            flips, "lower", "other images that it turns once put into them, beyond controls"
+        ),
+    }
+
+
+def how(effort: Effort) -> list[str]:
+    """How the numbers came about."""
+    return [
+        f"Explained is the logit of a class, or the score of a detector, on up to {effort.per_topic} of its "
+        "images, by layer-wise relevance propagation; clustered are heatmaps by patches, spectra, and where "
+        "there are any relevance by penultimate features and the similarity with the class, each of norm 1.",
+        "Groups of the columns that the evidence follows most (Kruskal and Wallis, Holm over columns), at "
+        "most three, are tried like clusters.",
+        "Clusters are spectral, on a graph of 10 nearest neighbours. Their number is that of the eigengap "
+        "which most exceeds those of 19 single clouds of the same covariance, if resamples agree (adjusted "
+        f"Rand index {STABLE:.1f} or more); else one.",
+        f"Each cluster of {FEWEST} images or more is tried on {effort.changed} of them, drawn at random. "
+        "Found is what lowers the evidence when taken away more than a control does, raises it when put into "
+        "other images, beyond other content of the same images and the content of the topic's other images, "
+        f"by {CARRIED:.0%} of the way at the lower end, with P ≤ {P_SPURIOUS:g} after Holm's correction for "
+        f"all clusters, and without which at least {RETAINED:.0%} (lower end) of the images are still "
+        "recognised (of normal images, which hold no object, that is not asked). What all images of a class "
+        "have is found only where a witness judged it.",
+        "Intervals are 95 % bootstrap over the changed images.",
+    ]

@@ -1,0 +1,205 @@
+"""New images without labels against those of an audit: have scores, relevance or files shifted?
+
+An audit keeps a reference beside the mended model, ``reference.npz``: what that model says of images of the
+audit, where its relevance lies, and what their files tell. The same is read from the new images.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from pydantic import Field
+
+from pfungst import __version__, measure
+from pfungst.audit.machine import describe_machine
+from pfungst.audit.mended import Mended, folders
+from pfungst.audit.quantities import EXPLAINED, REFERENCE, RELEVANCE, quantities
+from pfungst.audit.result import Interval, Metric, Model, Result, Skipped, Verdict, save
+from pfungst.conditions import Condition
+from pfungst.data import ImageSet, open_images
+from pfungst.data.traits import PREFIX
+from pfungst.errors import ConfigError, DataError, few
+from pfungst.files import read
+from pfungst.measure import limits
+from pfungst.measure.paired import shift
+from pfungst.measure.proportions import wilson
+
+_BATCH = 32
+_LEAST = 10  # new images
+
+
+class Quantity(Model):
+    """One quantity of the new images against the reference."""
+
+    name: str
+    kind: Literal["answer", "relevance", "file"]
+    n: tuple[int, int] = Field(description="images of the reference, and new ones")
+    before: float | None = Field(description="median; None of words")
+    after: float | None
+    distance: float = Field(description="Kolmogorov–Smirnov; of words total variation")
+    p: float = Field(description="corrected for all quantities (Holm)")
+    shifted: bool
+    shares: dict[str, tuple[float, float]] = Field({}, description="of words: share before and after")
+
+
+class WatchResult(Result):
+    """What ``pfungst watch`` writes."""
+
+    kind: Literal["watch"] = "watch"
+    model: str
+    mended: str
+    reference: int = Field(description="images of the audit")
+    n: int = Field(description="new images")
+    abnormal: Interval | None = Field(None, description="share of new images above a detector's threshold")
+    quantities: list[Quantity]
+
+    @property
+    def shifted(self) -> list[Quantity]:
+        """Those that shifted, the furthest first."""
+        return sorted((q for q in self.quantities if q.shifted), key=lambda q: -q.distance)
+
+
+def watch(
+    audit: Path,
+    source: Path,
+    out: Path | None = None,
+    *,
+    entry: str | None = None,
+    device: str = "cpu",
+    skip_bad: bool = False,
+) -> WatchResult:
+    """Hold new images against the reference of an audit; writes ``result.json`` into `out`.
+
+    Args:
+        audit: its folder. source: new images, whose labels are not read. entry: of several detectors one.
+        device: where the model runs. skip_bad: leave unreadable images out.
+
+    Raises:
+        ConfigError: several entries and none named.
+        DataError: the audit kept no reference, or there are too few new images.
+        UnreadableImages: some cannot be decoded.
+    """
+    started = time.monotonic()
+    found = folders(audit, entry)
+    if len(found) > 1:
+        names = [Mended.load(f).about.name for f in found]
+        raise ConfigError(f"{audit} holds {len(found)} models", f"choose one with --entry: {few(names)}")
+    model = Mended.load(found[0], device)
+    if not (found[0] / REFERENCE).exists():
+        raise DataError(f"{found[0]} holds no {REFERENCE}", "run the audit again")
+    before = read(found[0] / REFERENCE, "run the audit again")
+    images = _open(source)
+    prepared = images.prepare_many(
+        [Condition.parse(model.about.condition)], model.about.size, skip_bad=skip_bad, masks=False
+    )[0]
+    if len(prepared.items) < _LEAST:
+        raise DataError(f"{source} holds {len(prepared.items)} images", f"give at least {_LEAST}")
+    x = prepared.images.to(next(model.parameters(), prepared.images).device)
+    after = quantities(model, x, prepared.items)
+    compared = _compared(before, after)
+    threshold = model.about.threshold
+    share = None if threshold is None else wilson(after["score"] > threshold)
+    result = WatchResult(
+        title=f"{model.about.name} on {images.name}",
+        version=__version__,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        seconds=time.monotonic() - started,
+        machine=describe_machine(),
+        config={"audit": str(audit), "images": str(source), "entry": entry},
+        verdict=_verdict(compared),
+        metrics={
+            f"shift-{kind}": Metric.worst(per, "lower", "distance of the distributions, 0 to 1")
+            for kind in ("answer", "relevance", "file")
+            if (per := {q.name: q.distance for q in compared if q.kind == kind})
+        },
+        skipped=[Skipped(id=id_, reason=reason) for id_, reason in prepared.skipped],
+        notes=[
+            "numbers by the Kolmogorov–Smirnov test, words by a permutation test of the total variation "
+            f"distance; shifted: {limits.SHIFTED:g} or more with p < {limits.P_SHIFT:g} after Holm",
+            f"relevance of the first {EXPLAINED} images; of classifiers and encoders gradient × input",
+            "the reference are images of the audit, of a detector the normal ones",
+        ],
+        model=model.about.name,
+        mended=model.about.mended,
+        reference=max(len(v) for v in before.values()),
+        n=len(prepared.items),
+        abnormal=None if share is None else Interval(value=share.value, low=share.low, high=share.high),
+        quantities=compared,
+    )
+    if out is not None:
+        save(result, out)
+    return result
+
+
+def _open(source: Path) -> ImageSet:
+    sets = open_images(source, label_column=None)
+    items = [item for s in sets for item in s.items]
+    return ImageSet(Path(source).resolve().name, items)
+
+
+def _compared(before: dict[str, np.ndarray], after: dict[str, np.ndarray]) -> list[Quantity]:
+    pairs = {n: (a, after[n]) for n, a in before.items() if n in after and len(a) and len(after[n])}
+    names = [n for n, (a, b) in pairs.items() if _usable(a) and _usable(b)]
+    found = {name: shift(*pairs[name]) for name in names}
+    corrected = dict(zip(names, measure.holm([f.p for f in found.values()]), strict=True))
+    result = []
+    for name, f in found.items():
+        a, b = pairs[name]
+        words = a.dtype.kind in "US"
+        shares = {}
+        if words:
+            values = np.unique(np.concatenate([a, b])).tolist()
+            shares = {v: (float((a == v).mean()), float((b == v).mean())) for v in values}
+        p = float(corrected[name])
+        result.append(
+            Quantity(
+                name=name,
+                kind="file"
+                if name.startswith(PREFIX)
+                else "relevance"
+                if name.startswith(RELEVANCE)
+                else "answer",
+                n=(len(a), len(b)),
+                before=None if words else f.before,
+                after=None if words else f.after,
+                distance=f.distance,
+                p=p,
+                shifted=f.distance >= limits.SHIFTED and p < limits.P_SHIFT,
+                shares=shares,
+            )
+        )
+    return result
+
+
+def _usable(values: np.ndarray) -> bool:
+    return values.dtype.kind in "US" or bool(np.isfinite(values).any())
+
+
+def _verdict(found: Sequence[Quantity]) -> Verdict:
+    shifted = sorted((q for q in found if q.shifted), key=lambda q: -q.distance)
+    if not shifted:
+        return Verdict(level="sound", headline="Nothing that is watched has shifted since the audit")
+    kinds = {q.kind for q in shifted}
+    what = "What the model says has shifted" if "answer" in kinds else "The images have shifted"
+    if kinds == {"relevance"}:
+        what = "What the model looks at has shifted"
+    return Verdict(
+        level="fragile",
+        headline=f"{what}: {few((q.name for q in shifted), 3)}",
+        sentences=[_told(q) for q in shifted[:4]]
+        + ["Audit the model again on labelled images of this kind."],
+    )
+
+
+def _told(q: Quantity) -> str:
+    if q.before is not None and q.after is not None:
+        values = f"median {q.before:.4g} → {q.after:.4g}"
+    else:
+        name, (a, b) = max(q.shares.items(), key=lambda kv: abs(kv[1][1] - kv[1][0]))
+        values = f"{name!r} {a:.0%} → {b:.0%}"
+    return f"{q.name}: {values} (distance {q.distance:.2f}, p = {q.p:.2g})"

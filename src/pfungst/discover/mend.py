@@ -1,0 +1,262 @@
+"""From a proved finding to the edits that fit it, and what each costs; fitted on one half of the changed
+images, measured on the other.
+
+Pruning by response difference: Linhardt, Müller and Montavon 2024. SpuFix: Neuhaus et al. 2023, equation 9,
+here along the contrast of ψ that the cluster has. Balanced refit of the readout: deep feature reweighting,
+Kirichenko et al. 2023, with groups made by intervention.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from pfungst.discover.subjects import ClassSubject
+from pfungst.measure import auroc
+from pfungst.mitigate import LowPass, propose_cutoff
+from pfungst.relevance import DCTBands
+from pfungst.spurious.spufix import fold
+
+if TYPE_CHECKING:
+    from pfungst.anomaly import Detector
+
+_FEATURES = (1, 2, 5, 10, 20, 50)  # numbers of features that pruning tries
+_DECAY = 1e-3  # weight of the distance from the old readout
+_COST = 0.03  # recognised images that a setting may cost on the half it is chosen on
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """The same images with and without what a finding is.
+
+    Attributes:
+        own: (n, C, H, W) of the cluster. removed: (n, C, H, W) without it.
+        bare: (t, n, C, H, W) images that are not of the subject. put: (t, n, C, H, W) the same with it.
+    """
+
+    own: Tensor
+    removed: Tensor
+    bare: Tensor
+    put: Tensor
+
+
+@dataclass(frozen=True)
+class Edit:
+    """What an edit of the model brings and costs, on images that it was not fitted to.
+
+    Attributes:
+        name: of the edit, with its setting.
+        turned: share of the other images that are taken for the subject with the finding put into them (of a
+            detector: of the cluster's images that are flagged), before and after.
+        right: share of images as they are that are answered rightly, the subject's and others' in equal parts
+            (of a detector: AUROC of the test images), before and after.
+        n: images that `turned` is measured on.
+    """
+
+    name: str
+    turned: tuple[float, float]
+    right: tuple[float, float]
+    n: int
+
+    @property
+    def price(self) -> float:
+        """What it costs of the right answers."""
+        return self.right[0] - self.right[1]
+
+
+def class_edits(
+    subject: ClassSubject,
+    pairs: Pairs,
+    psi: np.ndarray | None,
+    contrast: np.ndarray | None,
+    bands: tuple[int, ...] = (),
+    batch_size: int = 16,
+) -> list[Edit]:
+    """The edits of a classifier or probe that fit a finding, best first: what they turn back, less the price.
+
+    Args:
+        subject: the class. pairs: of the finding, at least 4 images.
+        psi: (D,) mean ψ of the class's images without the finding, where SpuFix starts; None for no SpuFix.
+        contrast: (D,) mean ψ of the cluster less that of the class's other images.
+        bands: of 8, that the finding consists of; a low-pass below the lowest is tried where there are any.
+        batch_size: images at a time.
+    """
+    k, head = subject.index, subject.head
+    half = {name: _halves(getattr(pairs, name)) for name in ("own", "removed", "bare", "put")}
+
+    def phi(x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return torch.cat([head.features(p.to(head.device)).cpu() for p in x.split(batch_size)])
+
+    features = {name: (phi(first), phi(second)) for name, (first, second) in half.items()}
+    linear = head.linear
+    plain = lambda f: linear.logits(f).cpu()
+
+    def scored(logits: Callable[[Tensor], Tensor], side: int = 1) -> tuple[float, float]:
+        said = {name: (logits(parts[side]).argmax(1) == k).float().mean() for name, parts in features.items()}
+        return float(said["put"]), float((said["own"] + 1 - said["bare"]) / 2)
+
+    def made(name: str, logits: Callable[[Tensor], Tensor]) -> Edit:
+        (a, b), (c, d) = scored(plain), scored(logits)
+        return Edit(name, (a, c), (b, d), len(features["put"][1]))
+
+    edits = [made("balanced refit of the readout", _refit(plain, k, features))]
+    response = (features["put"][0].mean(0) - features["bare"][0].mean(0)) * linear.weight[k].cpu()
+    least = scored(plain, 0)[1] - _COST
+    tried = [(count, _pruned(plain, response.topk(min(count, len(response))).indices)) for count in _FEATURES]
+    count, best = min(tried, key=lambda t: (scored(t[1], 0)[1] < least, scored(t[1], 0)[0], t[0]))
+    edits.append(made(f"pruning of {count} penultimate features by response difference", best))
+    if psi is not None and contrast is not None and np.linalg.norm(contrast) > 0:
+        unit = torch.from_numpy(contrast / np.linalg.norm(contrast)).double()[None]
+        weight, offset, _ = fold(linear, {k: unit}, {k: torch.from_numpy(psi).double()})
+        spufixed = _spufixed(plain, weight / linear.temperature, offset / linear.temperature, k)
+        edits.append(made("SpuFix along what the cluster's features share", spufixed))
+    if bands and min(bands) > 0:
+        edits += _low_pass(subject, half, min(bands), scored(plain), batch_size)
+    return sorted(edits, key=lambda e: e.turned[1] - e.turned[0] + max(e.price, 0.0))
+
+
+def _halves(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Images with even and with odd number; of (t, n, …) the n are parted."""
+    return x[..., ::2, :, :, :].flatten(0, -4), x[..., 1::2, :, :, :].flatten(0, -4)
+
+
+def _pruned(plain: Callable[[Tensor], Tensor], gone: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda f: plain(f.index_fill(1, gone, 0.0))
+
+
+def _spufixed(
+    plain: Callable[[Tensor], Tensor], weight: Tensor, offset: Tensor, k: int
+) -> Callable[[Tensor], Tensor]:
+    def logits(f: Tensor) -> Tensor:
+        z = plain(f).clone()
+        z[:, k] -= functional.linear(f, weight.to(f), offset.to(f))[:, 0].clamp_min(0)
+        return z
+
+    return logits
+
+
+def _refit(
+    plain: Callable[[Tensor], Tensor], k: int, features: dict[str, tuple[Tensor, Tensor]]
+) -> Callable[[Tensor], Tensor]:
+    """The class's row fitted anew, the other rows as they are: logistic regression of the class against the
+    rest on images with and without the finding, each of the four groups of equal weight."""
+    groups = [features[name][0].double() for name in ("own", "removed", "bare", "put")]
+    x = torch.cat(groups)
+    y = torch.cat([torch.full((len(g),), float(i < 2), dtype=torch.float64) for i, g in enumerate(groups)])
+    share = torch.cat([torch.full((len(g),), 0.25 / len(g), dtype=torch.float64) for g in groups])
+    logits = plain(x.float()).double()
+    rest = torch.cat([logits[:, :k], logits[:, k + 1 :]], 1).logsumexp(1)
+    scale = x.std(0).clamp_min(1e-6)
+    change = torch.zeros(x.shape[1], dtype=torch.float64, requires_grad=True)
+    shift = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    optimiser = torch.optim.LBFGS([change, shift], max_iter=200, line_search_fn="strong_wolfe")
+    own = logits[:, k]
+
+    def loss() -> Tensor:
+        optimiser.zero_grad()
+        odds = own + (x / scale) @ change + shift - rest
+        found = (share * functional.binary_cross_entropy_with_logits(odds, y, reduction="none")).sum()
+        found = found + _DECAY * (change**2).sum()
+        found.backward()
+        return found
+
+    optimiser.step(loss)
+    added, more = (change / scale).detach().float(), float(shift.detach())
+
+    def fitted(f: Tensor) -> Tensor:
+        z = plain(f).clone()
+        z[:, k] += f @ added + more
+        return z
+
+    return fitted
+
+
+def _low_pass(
+    subject: ClassSubject,
+    half: dict[str, tuple[Tensor, Tensor]],
+    band: int,
+    before: tuple[float, float],
+    batch_size: int,
+) -> Iterator[Edit]:
+    size = half["own"][1].shape[-2:]
+    layer = LowPass(int(DCTBands(count=8).resolve(*size)[band]))
+    said = {}
+    with torch.no_grad():
+        for name in ("own", "bare", "put"):
+            seen = (layer(p.to(subject.device)) for p in half[name][1].split(batch_size))
+            said[name] = float(torch.cat([subject.answer(0, p)[1] for p in seen]).float().mean())
+    after = said["put"], (said["own"] + 1 - said["bare"]) / 2
+    yield Edit(
+        f"low-pass of {layer.cutoff} coefficients in front",
+        (before[0], after[0]),
+        (before[1], after[1]),
+        len(half["put"][1]),
+    )
+
+
+class Tone(torch.nn.Module):
+    """Gives every image the mean and standard deviation of each channel, both (C, 1, 1)."""
+
+    def __init__(self, mean: Tensor, std: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", std)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) → (N, C, H, W), not clipped."""
+        own, spread = x.mean((-2, -1), keepdim=True), x.std((-2, -1), keepdim=True).clamp_min(1e-3)
+        return (x - own) / spread * self.get_buffer("std") + self.get_buffer("mean")
+
+    @classmethod
+    def of(cls, images: Tensor) -> Tone:
+        """That of images (N, C, H, W) on the average."""
+        return cls(images.mean((-2, -1), keepdim=True).mean(0), images.std((-2, -1), keepdim=True).mean(0))
+
+
+def score_edits(
+    fit: Callable[[torch.nn.Module | None, Tensor], Detector],
+    train: Tensor,
+    images: Tensor,
+    labels: np.ndarray,
+    cluster: np.ndarray,
+    kind: str,
+) -> list[Edit]:
+    """The edits of a detector that fit a finding in normal images, best first.
+
+    Args:
+        fit: fits the detector, with a filter in front, to images.
+        train: (N, C, H, W) normal training images. images: (T, C, H, W) test images.
+        labels: (T,) 1 = defect. cluster: rows of the test images that have the finding.
+        kind: of the finding; with "tone" images are brought to one tone.
+    """
+    given, asked = cluster[::2], cluster[1::2]
+    left = np.setdiff1d(np.arange(len(labels)), given)
+    filters: dict[str, tuple[torch.nn.Module | None, Tensor]] = {
+        "refit with half of the cluster's images": (None, torch.cat([train, images[given]])),
+    }
+    if kind == "tone":
+        filters["every image brought to the tone of the training images"] = (Tone.of(train), train)
+    plain = fit(None, train)
+    edges = DCTBands.paper()
+    spectrum = plain.explain(train[:64], edges).values.cpu().numpy()
+    cut = propose_cutoff(spectrum, list(edges.resolve(*train.shape[-2:]))).cutoff
+    filters[f"low-pass of {cut} coefficients in front"] = (LowPass(cut), train)
+
+    def scored(detector: Detector) -> tuple[float, float]:
+        scores = detector.anomaly_score(images).double().cpu().numpy()
+        return float((scores[asked] > detector.threshold_).mean()), float(auroc(labels[left], scores[left]))
+
+    before = scored(plain)
+    after = {name: scored(fit(*how)) for name, how in filters.items()}
+    edits = [
+        Edit(name, (before[0], turned), (before[1], right), len(asked))
+        for name, (turned, right) in after.items()
+    ]
+    return sorted(edits, key=lambda e: e.turned[1] - e.turned[0] + max(e.price, 0.0))

@@ -1,0 +1,161 @@
+"""Classifiers and their spurious features: 003 tables 1 and 2, and its figures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pfungst.audit.classifier.config import ClassifierConfig
+from pfungst.audit.classifier.result import ClassifierResult
+from pfungst.audit.compare_models import ModelsResult, run_models
+from pfungst.audit.result import Interval, Result, load
+from pfungst.errors import ConfigError
+from pfungst.papers import stand_ins
+from pfungst.papers.encoders import blocks_of
+from pfungst.papers.made import Made, Numbers, Wish
+from pfungst.report import write
+from pfungst.report.page import Block, Details
+
+_COLUMNS = ("accuracy", "mAUC", "accuracy, SpuFix", "mAUC, SpuFix")
+
+
+def _options(wish: Wish) -> dict[str, Any]:
+    """What is audited: images and models, the paper's or those that stand in."""
+    if wish.stand_in and wish.data is None:
+        models, root = stand_ins.classifiers(wish)
+        options: dict[str, Any] = {
+            "model": models,
+            "train": root / "train",
+            "val": root / "val",
+            "spurious": root / "spurious",
+            "size": 32,
+            "witness": ["none"],
+            "rule": "alpha",
+            "shown": 2,
+            "fix": 2,
+        }
+        return options | ({"shown": 1, "n_components": 4, "batch_size": 60} if wish.tiny else {"steps": 60})
+    root = wish.given()
+    if wish.models is None:
+        raise ConfigError(
+            f"{wish.piece.id} needs classifiers",
+            "give --models, such as timm:NAME,checkpoint=FILE; the robust one of the paper first",
+        )
+    options = {"model": wish.models, "train": root, "val": wish.more.get("val", root), "reference": "mean"}
+    if "spurious" in wish.more:
+        options["spurious"] = wish.more["spurious"]
+    return options | ({} if wish.stand_in else {"rule": "npfv"})
+
+
+def audit(wish: Wish) -> tuple[Result, Path]:
+    """The audit of all classifiers that the figures of the paper share."""
+    return wish.audited(ClassifierConfig, partial(run_models, write=write), "classifiers", **_options(wish))
+
+
+def singles(result: Result, folder: Path) -> list[tuple[str, ClassifierResult, Path]]:
+    """The audit of each classifier: name, result and folder."""
+    if isinstance(result, ClassifierResult):
+        return [(result.model, result, folder)]
+    assert isinstance(result, ModelsResult)
+    found = []
+    for row in result.rows:
+        own = load(folder / row.folder)
+        assert isinstance(own, ClassifierResult)
+        found.append((row.name, own, folder / row.folder))
+    return found
+
+
+def table(wish: Wish) -> Made:
+    """Accuracy and spurious score, as they are and with SpuFix; the scatter of one against the other."""
+    result, folder = audit(wish)
+    ours: dict[str, dict[str, Interval]] = {}
+    if isinstance(result, ModelsResult):
+        for row in result.rows:
+            ours[row.name] = {c: row.values[c] for c in _COLUMNS if c in row.values}
+        blocks = blocks_of(folder, result, ["models"])
+    else:
+        assert isinstance(result, ClassifierResult)
+        blocks = []
+        for mitigated in (False, True):
+            scores = result.under("original", mitigated)
+            after = ", SpuFix" if mitigated else ""
+            own = ours.setdefault(result.model, {})
+            own["accuracy" + after] = scores.accuracy
+            if scores.mauc is not None:
+                own["mAUC" + after] = scores.mauc
+    notes = [
+        "SpuFix measures from the class mean, as published."
+        if not wish.stand_in
+        else "SpuFix measures from images without the feature (--reference absent); the published one from "
+        "the mean.",
+        "mAUC is the ROC AUC of the text; the published code computes average precision.",
+    ]
+    return Made(
+        [Numbers.of("Accuracy and spurious score", ours, wish.piece.numbers)], blocks, notes, [folder]
+    )
+
+
+def by_class(wish: Wish) -> Made:
+    """The spurious score class by class."""
+    result, folder = audit(wish)
+    ours: dict[str, dict[str, Interval]] = {}
+    for name, own, _ in singles(result, folder):
+        for mitigated in (False, True):
+            row = ours.setdefault(name + (", SpuFix" if mitigated else ""), {})
+            for e in own.entries:
+                spurious = e.under("original", mitigated).spurious
+                if spurious is not None:
+                    row[e.name] = spurious.auc
+            mauc = own.under("original", mitigated).mauc
+            if mauc is not None:
+                row["mean"] = mauc
+    blocks = blocks_of(folder, result, ["classes"])
+    return Made([Numbers.of("Spurious AUC", ours, wish.piece.numbers)], blocks, audits=[folder])
+
+
+def _section(*ids: str) -> Callable[[Wish], Made]:
+    """Sections of the page of every classifier."""
+
+    def make(wish: Wish) -> Made:
+        result, folder = audit(wish)
+        blocks: list[Block] = []
+        for name, own, place in singles(result, folder):
+            found = blocks_of(place, own, ids)
+            if found:
+                blocks.append(Details(title=name, blocks=found, open=not blocks))
+        return Made(blocks=blocks, audits=[folder])
+
+    make.__doc__ = f"The sections {', '.join(ids)} of the page of every classifier."
+    return make
+
+
+components = _section("components")
+
+
+def taken_for(wish: Wish) -> Made:
+    """How images with only the feature are answered: as the class or not, before and after SpuFix."""
+    result, folder = audit(wish)
+    ours: dict[str, dict[str, Interval]] = {}
+    for name, own, _ in singles(result, folder):
+        for e in own.entries:
+            for mitigated in (False, True):
+                spurious = e.under("original", mitigated).spurious
+                if spurious is not None:
+                    row = ours.setdefault(f"{e.name}, {name}", {})
+                    row["taken for it" + (", SpuFix" if mitigated else "")] = spurious.triggered
+    return Made([Numbers.of("Images with only the feature", ours, wish.piece.numbers)], audits=[folder])
+
+
+def neurons(wish: Wish) -> Made:
+    """Neural PCA beside the neurons of Singla and Feizi: the same class, and how often their images are the
+    same."""
+    from pfungst.papers.neurons import beside
+
+    result, folder = audit(wish)
+    name, own, place = singles(result, folder)[0]
+    numbers, blocks = beside(own, wish.tiny)
+    return Made(
+        [numbers], blocks, [f"Of {name}; the neurons and the components are those of one model."], [place]
+    )

@@ -1,0 +1,264 @@
+"""Encoders side by side: 001 table 1 and figure 3; 002 tables 1 and 2, figures 1 to 6."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pfungst.audit.compare_models import ModelsResult, run_models
+from pfungst.audit.result import Interval, Result, Variant, load
+from pfungst.audit.similarity.config import SimilarityConfig
+from pfungst.audit.similarity.result import ProbeScores, SimilarityResult
+from pfungst.errors import ConfigError
+from pfungst.papers import stand_ins
+from pfungst.papers.made import Made, Numbers, Wish
+from pfungst.report import write
+from pfungst.report.page import Block, Details
+from pfungst.report.write import build
+
+SWEEP = (1, 2, 5, 10, 20)
+PRUNED = "relu3"  # of CLIP's ResNet-50, as published
+_ORIGINAL = Variant(condition="original")
+# What an encoder is called in the paper, by what its name contains; the first that fits.
+_NAMES = {
+    "pubmedclip": "PubMedCLIP",
+    "clip": "CLIP",
+    "rn50": "CLIP",
+    "simclr": "SimCLR",
+    "vissl": "SimCLR",
+    "barlow": "Barlow Twins",
+    "resnet": "Supervised",
+}
+
+
+def name_of(model: str) -> str:
+    """The paper's name of an encoder, or its own."""
+    return next((name for part, name in _NAMES.items() if part in model.lower()), model)
+
+
+def _options(wish: Wish, task: str) -> dict[str, Any]:
+    """What is audited for one task: COVID-19, truck, fish, or the stand-in's digits."""
+    seeds = 1 if wish.tiny else wish.seeds or 5
+    if wish.stand_in and wish.data is None:
+        models, tag = stand_ins.encoders(wish)
+        options: dict[str, Any] = {
+            "images": "synthetic",
+            "condition": [f"logo:{tag},width=0.4,margin=1"],
+            "groups": ["source"],
+        }
+        return (
+            options
+            | {"encoder": wish.models or models, "seeds": seeds, "seed": stand_ins.SEED}
+            | ({"limit": 120, "explain": 6, "pairs": 1, "patches": 8} if wish.tiny else {})
+        )
+    root = wish.given() if not wish.stand_in else wish.data
+    assert root is not None
+    if wish.models is None:
+        raise ConfigError(
+            f"{wish.piece.id} needs encoders",
+            "give --models, such as pubmedclip:FILE,vissl:FILE,barlowtwins:FILE or efficientnet-lite0",
+        )
+    common = {"encoder": wish.models, "seeds": seeds, "groups": ["none"]}
+    if task == "COVID-19":
+        place = root / "covid" if (root / "covid").is_dir() else root
+        more = {"probe": "svm", "positive": "COVID-19", "keep_together": "patient", "groups": ["source"]}
+        return common | more | {"images": place}
+    place = root / "imagenet" if (root / "imagenet").is_dir() else root
+    common |= {"images": place, "category": task}
+    if task == "truck" and "logo" in wish.more:
+        common |= {"condition": [f"logo:{wish.more['logo']},width=0.4,margin=10"]}
+    if task == "fish" and "people" in wish.more:
+        common |= {"groups_file": wish.more["people"], "groups": ["human"]}
+    return common
+
+
+def tasks(wish: Wish) -> list[str]:
+    """The tasks for which there are data."""
+    if wish.stand_in:
+        return ["digits"] if wish.data is None else ["COVID-19"]
+    root = wish.given()
+    found = ["COVID-19"] if (root / "covid").is_dir() else []
+    found += ["truck", "fish"] if (root / "imagenet").is_dir() else []
+    if not found:
+        raise ConfigError(f"{root} holds neither covid nor imagenet", f"needed: {wish.piece.needs}")
+    return found
+
+
+def audit(wish: Wish, task: str, name: str = "", **options: Any) -> tuple[Result, Path]:
+    """The audit of all encoders on one task."""
+    folder = f"encoders-{task.lower()}{name}"
+    return wish.audited(
+        SimilarityConfig, partial(run_models, write=write), folder, **_options(wish, task) | options
+    )
+
+
+def singles(result: Result, folder: Path) -> list[tuple[str, SimilarityResult, Path]]:
+    """The audit of each encoder: name, result and folder."""
+    if isinstance(result, SimilarityResult):
+        return [(result.encoder, result, folder)]
+    assert isinstance(result, ModelsResult)
+    found = []
+    for row in result.rows:
+        own = load(folder / row.folder)
+        assert isinstance(own, SimilarityResult)
+        found.append((row.name, own, folder / row.folder))
+    return found
+
+
+def blocks_of(folder: Path, result: Result, sections: Sequence[str]) -> list[Block]:
+    """The blocks of some sections of an audit's own page."""
+    return [block for s in build(folder, result).sections if s.id in sections for block in s.blocks]
+
+
+def _values(result: SimilarityResult, task: str) -> dict[str, Interval]:
+    """Accuracy by subgroup under the names of the paper's columns; of groups rebalanced, as published."""
+    before = "" if task == "digits" else f"{task} "
+    found: dict[str, Interval] = {}
+
+    def put(name: str, scores: ProbeScores) -> None:
+        found[f"{before}{name}"] = scores.rebalanced if scores.column else scores.accuracy
+        if scores.fpr is not None:
+            found[f"{before}{name}, FPR"] = scores.fpr
+
+    for s in result.scores:
+        condition = str(s.variant).partition(":")[0]
+        if s.column and s.variant == _ORIGINAL:
+            put(s.group, s)
+        elif not s.column:
+            put(condition, s)
+    return found
+
+
+def _paper(wish: Wish, task_names: Sequence[str]) -> dict[str, dict[str, float]]:
+    """The paper's numbers of these tasks; beside a stand-in those of the truck task, under its columns."""
+    if "digits" not in task_names:
+        keep = {
+            row: {c: v for c, v in values.items() if c.startswith(tuple(task_names))}
+            for row, values in wish.piece.numbers.items()
+        }
+        return {row: values for row, values in keep.items() if values}
+    found: dict[str, dict[str, float]] = {}
+    for row, values in wish.piece.numbers.items():
+        truck = {c.removeprefix("truck "): v for c, v in values.items() if c.startswith("truck ")}
+        found |= {row: truck} if truck else {}
+    return found
+
+
+def table1(wish: Wish) -> Made:
+    """Accuracy by encoder and subgroup."""
+    ours: dict[str, dict[str, Interval]] = {}
+    blocks: list[Block] = []
+    folders = []
+    for task in tasks(wish):
+        result, folder = audit(wish, task)
+        folders.append(folder)
+        for name, own, _ in singles(result, folder):
+            ours.setdefault(name_of(name), {}).update(_values(own, task))
+        if isinstance(result, ModelsResult):
+            blocks += blocks_of(folder, result, ["models"])
+    return Made([Numbers.of("Accuracy", ours, _paper(wish, tasks(wish)))], blocks, audits=folders)
+
+
+def sources(wish: Wish) -> Made:
+    """Accuracy and false positives by the source of the images."""
+    task = tasks(wish)[0]
+    result, folder = audit(wish, task)
+    _, own, _ = singles(result, folder)[0]
+    ours: dict[str, dict[str, Interval]] = {"accuracy": {}, "FPR": {}}
+    for s in own.scores:
+        if s.variant == _ORIGINAL:
+            ours["accuracy"][s.group or "original"] = s.rebalanced if s.column else s.accuracy
+            if s.fpr is not None:
+                ours["FPR"][s.group or "original"] = s.fpr
+    return Made([Numbers.of("Accuracy by source", ours, wish.piece.numbers)], audits=[folder])
+
+
+def sweep(wish: Wish) -> Made:
+    """Accuracy on test images for every number of pruned maps, and on every subset."""
+    made = table1(wish)
+    ours: dict[str, dict[str, Interval]] = {}
+    for cell in made.numbers[0].cells:
+        if cell.ours is not None:
+            ours.setdefault(cell.row, {})[cell.column] = cell.ours
+    task = "digits" if wish.stand_in and wish.data is None else "truck"
+    folders = list(made.audits)
+    if task in tasks(wish):
+        options = _options(wish, task)
+        first = str(options["encoder"]).split(",")[0]
+        layer = "stage1.relu1" if task == "digits" else PRUNED
+        for k in SWEEP[:2] if wish.tiny else SWEEP:
+            if not options.get("condition"):
+                break
+            result, folder = audit(
+                wish, task, f"-pruned-{k}", encoder=first, mitigate=f"prune:{layer}:{k}", sweep=[k]
+            )
+            folders.append(folder)
+            assert isinstance(result, SimilarityResult)
+            row = ours.setdefault(f"CLIP, {k} pruned", {})
+            before = "" if task == "digits" else f"{task} "
+            for s in result.scores:
+                if s.variant.mitigated and not s.column:
+                    row[before + s.variant.condition.partition(":")[0]] = s.accuracy
+    return Made([Numbers.of("Accuracy", ours, _paper(wish, tasks(wish)))], made.blocks, audits=folders)
+
+
+def _pictures(wish: Wish, ids: Sequence[str], whole: Sequence[str] = ()) -> Made:
+    """Sections of the pages: of every encoder, or of all together."""
+    blocks: list[Block] = []
+    folders = []
+    for task in tasks(wish):
+        result, folder = audit(wish, task)
+        folders.append(folder)
+        if whole and isinstance(result, ModelsResult):
+            blocks += blocks_of(folder, result, whole)
+            continue
+        for name, own, place in singles(result, folder):
+            found = blocks_of(place, own, ids)
+            if found:
+                blocks.append(Details(title=f"{task}: {name}", blocks=found, open=len(blocks) < 2))
+    return Made(blocks=blocks, audits=folders)
+
+
+def pairs(wish: Wish) -> Made:
+    """The same pairs explained by BiLRP in every encoder."""
+    return _pictures(wish, ["pairs"], ["pairs"])
+
+
+def maps(wish: Wish) -> Made:
+    """t-SNE of the representations by label and group."""
+    return _pictures(wish, ["map"])
+
+
+def pairs_and_maps(wish: Wish) -> Made:
+    """BiLRP of pairs, and t-SNE of the representations."""
+    return _pictures(wish, ["pairs", "map"])
+
+
+def errors(wish: Wish) -> Made:
+    """Confusion matrices, and the share of the errors that fall into one class."""
+    made = _pictures(wish, ["errors"])
+    ours: dict[str, dict[str, float]] = {}
+    for task in tasks(wish):
+        for name, own, _ in singles(*audit(wish, task)):
+            ours[f"{name_of(name)}, {task}"] = {
+                f"into one class, {key}": c.share for key, c in own.confusion.items() if c.errors
+            }
+    return Made([Numbers.of("Share of errors", ours, wish.piece.numbers)], made.blocks, audits=made.audits)
+
+
+def heatmaps(wish: Wish) -> Made:
+    """What the probe on every encoder reads in its images: relevance per image, and the mean over each
+    subgroup."""
+    from pfungst.papers.probe_maps import probe_maps
+
+    blocks: list[Block] = []
+    folders = []
+    for task in tasks(wish):
+        result, folder = audit(wish, task)
+        folders.append(folder)
+        for name, own, _ in singles(result, folder):
+            title = f"{task}: {name}"
+            blocks.append(Details(title=title, blocks=[probe_maps(own, title, wish.tiny)], open=not blocks))
+    return Made(blocks=blocks, audits=folders)

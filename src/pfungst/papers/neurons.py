@@ -1,0 +1,115 @@
+"""The neuron baseline beside neural PCA: top images, identical pairs and distances (003, figures 5, 8, 17
+to 20)."""
+
+from __future__ import annotations
+
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pfungst.audit.classifier.config import ClassifierConfig
+from pfungst.audit.classifier.result import ClassifierResult
+from pfungst.audit.result import Interval
+from pfungst.data import ImageSet, Item, open_images
+from pfungst.encoders import load
+from pfungst.papers.made import Numbers
+from pfungst.report.images import data_uri
+from pfungst.report.page import Block, Exhibit, Gallery, Strip, Tile
+from pfungst.spurious import FeatureHead, NeuralPCA
+from pfungst.spurious.diversity import diversity
+from pfungst.spurious.neurons import neuron_importance, rank_neurons
+
+TOP = 5  # components or neurons of a class, and images of each
+_CLASSES = 20
+
+
+def nearest_distances(groups: Tensor) -> np.ndarray:
+    """Least distance of each image of a group to the images of each other group, averaged over the images.
+
+    Args:
+        groups: (C, n, D) the n top images of C components, as vectors.
+
+    Returns:
+        One number per pair of groups, C (C − 1) / 2.
+    """
+    found = []
+    for a, b in combinations(range(len(groups)), 2):
+        d = torch.cdist(groups[a].double(), groups[b].double(), compute_mode="donot_use_mm_for_euclid_dist")
+        found.append(float((d.amin(1).mean() + d.amin(0).mean()) / 2))
+    return np.array(found)
+
+
+def beside(result: ClassifierResult, tiny: bool = False) -> tuple[Numbers, list[Block]]:
+    """Top images of both, for the classes of an audit.
+
+    Args:
+        result: its configuration names model and images.
+        tiny: two classes.
+
+    Returns:
+        Identical pairs and mean least distances by class, and the images.
+    """
+    config = ClassifierConfig.model_validate(result.config)
+    loaded = load(
+        config.model,
+        "classifier",
+        checkpoint=config.checkpoint,
+        trust_checkpoint=config.trust_checkpoint,
+        size=config.size,
+    )
+    size = loaded.preprocessing.size
+    head = FeatureHead(loaded.model, config.layer, torch.rand(2, 3, size, size))
+    names = {e.name: e.index for e in result.entries[: 2 if tiny else _CLASSES]}
+    items: list[Item] = [i for s in open_images(config.train) for i in s.items if i.split in ("train", None)]
+    by_class = {name: [i for i in items if i.label == name or i.groups.get("wnid") == name] for name in names}
+    condition = config.original or loaded.preprocessing.condition
+    pictures: dict[str, Tensor] = {}
+    features: dict[str, Tensor] = {}
+    for name, mine in by_class.items():
+        pictures[name] = _color(ImageSet(name, mine).prepare(condition, size).images)
+        with torch.no_grad():
+            features[name] = torch.cat([head.features(x) for x in pictures[name].split(64)])
+    stacked, labels = (
+        torch.cat(list(features.values())),
+        np.concatenate([np.full(len(f), names[n]) for n, f in features.items()]),
+    )
+    ranking = rank_neurons(neuron_importance(head, stacked, labels, by="label"), TOP)
+    ours: dict[str, dict[str, Interval | float | None]] = {}
+    exhibits = []
+    for name, k in names.items():
+        phi, x, mine = features[name], pictures[name], by_class[name]
+        n = min(TOP, len(mine))
+        alpha = NeuralPCA(n_components=TOP).fit(head, phi, np.full(len(phi), k)).alpha_features(phi, k)
+        weighted = phi[:, ranking[k]] * head.weight[k, ranking[k]].to(phi)
+        for what, scores in (("neural PCA", alpha), ("neurons", weighted)):
+            rows = torch.as_tensor(scores)[:, :TOP].topk(n, dim=0).indices.T
+            ids = [[mine[i].id for i in group] for group in rows.tolist()]
+            found = diversity(ids, x[rows], phi[rows])
+            row = ours.setdefault(name, {})
+            row[f"identical pairs, {what}"] = float(found.identical)
+            row[f"least pixel distance, {what}"] = float(nearest_distances(x[rows].flatten(2)).mean())
+            row[f"least feature distance, {what}"] = float(nearest_distances(phi[rows]).mean())
+            strips = [
+                Strip(
+                    f"{what} {number}", [Tile(Path(mine[i].id).stem, mine[i].id, _uri(x[i])) for i in group]
+                )
+                for number, group in enumerate(rows.tolist(), 1)
+            ]
+            exhibits.append(
+                Exhibit(name=f"{name}, {what}", reason=f"{found.identical} identical pairs", strips=strips)
+            )
+    caption = "The five training images of highest α of five components, and of highest w·φ of five neurons."
+    gallery = Gallery(title="Top images", caption=caption, exhibits=exhibits, outlines=False)
+    note = "Distances: of each image to the nearest of the other component's five, averaged; l2."
+    return Numbers.of("How different the top images are", ours, {}, caption=note), [gallery]
+
+
+def _color(x: Tensor) -> Tensor:
+    return x.expand(-1, 3, -1, -1) if x.shape[1] == 1 else x
+
+
+def _uri(image: Tensor) -> str:
+    return data_uri((image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy(), side=160)

@@ -1,0 +1,169 @@
+"""The page of an audit of several models: one table, figures of all of them, and the same pairs in every
+model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from pfungst.audit.compare_models import ModelsResult
+from pfungst.audit.result import Interval, Result
+from pfungst.files import read
+from pfungst.report import parts, plots, text
+from pfungst.report.page import (
+    Block,
+    Cell,
+    Column,
+    Columns,
+    Details,
+    Figure,
+    Key,
+    Page,
+    Rows,
+    Section,
+    Stat,
+    Step,
+    Table,
+    expect,
+)
+from pfungst.report.pairs import caption_of, image_pair
+
+_CLASSES = 40  # rows of a dot plot
+
+
+def page(result: Result, folder: Path) -> Page:
+    """The page of an audit of several models.
+
+    Args:
+        result: a :class:`ModelsResult`.
+        folder: where its arrays are.
+
+    Raises:
+        DataError: the arrays are missing or damaged, or it is another kind of result.
+    """
+    result = expect(result, ModelsResult)
+    return Page.of(
+        result,
+        facts=[("Models", str(len(result.rows)))],
+        sections=[
+            Section(id="models", title="The models side by side", blocks=_tables(result)),
+            _by_class(result),
+            _grid(result, folder),
+            parts.skipped(result),
+            parts.method(result, heading="Worst model"),
+        ],
+        stats=[_best(result, column) for column in result.columns[:2]],
+    )
+
+
+def _best(result: ModelsResult, column: str) -> Stat:
+    known = [(row.name, row.values[column].value) for row in result.rows if column in row.values]
+    ordered = sorted(known, key=lambda pair: pair[1])
+    steps = [Step(name, text.ratio(value)) for name, value in (ordered[0], ordered[-1])]
+    return Stat(column[:1].upper() + column[1:], steps, "Lowest and highest.")
+
+
+def _tables(result: ModelsResult) -> list[Block]:
+    meanings = parts.marks("accuracy", "pruning")
+    rows = []
+    for row in result.rows:
+        cells = [Cell(row.name, row.level, title=row.headline, href=f"{row.folder}/report.html")]
+        for column in result.columns:
+            cells.append(
+                parts.cell(
+                    row.values.get(column),
+                    mark=row.marks.get(column, ""),
+                    meanings=meanings,
+                    missing="not measured for this model",
+                )
+            )
+        rows.append(cells)
+    heads = [Column("Model", numeric=False), *(Column(c[:1].upper() + c[1:]) for c in result.columns)]
+    caption = "The word below a model is its verdict. "
+    if result.of == "similarity":
+        caption += (
+            "Class-balanced accuracy of the probe; of groups with the weight of each class capped at 10. "
+        )
+        caption += parts.legend(meanings)
+    blocks: list[Block] = [
+        Table(columns=heads, groups=[Rows(rows)], name="Models side by side", caption=caption)
+    ]
+    if result.of == "classifier" and all({"accuracy", "mAUC"} <= set(row.values) for row in result.rows):
+        blocks.append(_scatter(result))
+    return blocks
+
+
+def _scatter(result: ModelsResult) -> Figure:
+    points, arrows = [], []
+    for row in result.rows:
+        v = row.values
+        points.append(plots.Point(row.name, v["accuracy"].value, v["mAUC"].value))
+        if {"accuracy, SpuFix", "mAUC, SpuFix"} <= set(v):
+            points.append(plots.Point("", v["accuracy, SpuFix"].value, v["mAUC, SpuFix"].value))
+            arrows.append((len(points) - 2, len(points) - 1))
+    return Figure(
+        title="Spurious score against accuracy",
+        picture=plots.scatter(
+            points, "accuracy →", "mAUC →", "mAUC against accuracy of every model", arrows, ceiling=1.0
+        ),
+        legend=[
+            Key(label="as it is", colour="original", shape="circle"),
+            Key(label="with SpuFix", colour="mitigated", shape="square"),
+        ],
+        caption="Higher mAUC: spurious features alone are taken for the class less often.",
+    )
+
+
+def _by_class(result: ModelsResult) -> Section | None:
+    if not result.classes:
+        return None
+    shown = sorted(result.classes, key=lambda c: min(i.value for i in c.auc.values()))[:_CLASSES]
+
+    def series(name: str) -> dict[str, list[Interval | None]]:
+        of = {"original": [c.auc.get(name) for c in shown], "mitigated": [c.fixed.get(name) for c in shown]}
+        return {k: list(v) for k, v in of.items()}
+
+    panels = [plots.Panel(text.shorten(row.name, 30), series(row.name)) for row in result.rows]
+    label = "Spurious score of every class and model"
+    figure = Figure(
+        title="Spurious score by class",
+        picture=plots.dots([c.name for c in shown], panels, label),
+        narrow=plots.dots([c.name for c in shown], panels, label, width=400),
+        legend=[
+            Key(label="as it is", colour="original", shape="circle"),
+            Key(label="with SpuFix", colour="mitigated", shape="square"),
+        ],
+        caption=f"ROC AUC of the class's probability, its images against images with only the feature. Of "
+        f"{text.plural(len(result.classes), 'class', 'classes')} the {len(shown)} lowest.",
+    )
+    return Section(id="classes", title="Class by class", blocks=[figure])
+
+
+def _grid(result: ModelsResult, folder: Path) -> Section | None:
+    if not result.pairs:
+        return None
+    arrays: dict[str, np.ndarray] = read(folder / result.arrays, "run the audit again")
+    blocks: list[Block] = []
+    for row in result.rows:
+        pictures = [
+            image_pair(
+                arrays[pair.arrays[row.name]],
+                (arrays[f"picture_{i}_0"], arrays[f"picture_{i}_1"]),
+                pair.grids[row.name],
+                pair.similarity[row.name],
+                title=f"{row.name}: {pair.title}",
+                sides=pair.ids,
+                note=caption_of(pair.similarity[row.name], pair.bias_share[row.name]),
+            )
+            for i, pair in enumerate(result.pairs)
+        ]
+        blocks.append(
+            Details(title=row.name, blocks=[Columns(blocks=pictures)], open=True, note=row.headline)
+        )
+    lead = (
+        "The pairs that the first model finds most alike within a class, explained for every model. Red "
+        "lines join "
+        "parts that raise the similarity, blue ones lower it."
+    )
+    return Section(id="pairs", title="The same pairs in every model", lead=lead, blocks=blocks)

@@ -1,0 +1,189 @@
+"""pfungst reproduce: the catalogue, the papers' numbers, and every table and figure at the smallest size."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pfungst.audit.result import Interval, load
+from pfungst.errors import ConfigError
+from pfungst.measure.choice import choose_detector, criterion
+from pfungst.papers import catalogue, find
+from pfungst.papers.cartoon import agreement, detectors, sample, truth
+from pfungst.papers.catalogue import table
+from pfungst.papers.made import Number, Numbers, Wish, mean_of
+from pfungst.papers.neurons import nearest_distances
+from pfungst.papers.probe_maps import group_mean
+from pfungst.papers.run import reproduce
+from pfungst.relevance import Pixels, Relevance
+
+ROOT = Path(__file__).parents[2]
+PAPERS = ROOT.parent / "shared" / "papers"
+DOCS = (ROOT / "docs" / "papers.md").read_text(encoding="utf-8")
+MADE = re.findall(r"^\| \S+ \|.*?`pfungst reproduce (\S+)`", DOCS, re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory):
+    """One folder for all, so that figures of one audit share it."""
+    return tmp_path_factory.mktemp("papers")
+
+
+def make(key, out):
+    return reproduce(Wish(find(key), out, stand_in=True, tiny=True, device="cpu"))
+
+
+@pytest.mark.parametrize("key", MADE)
+def test_every_table_and_figure_of_the_docs_is_made_from_its_stand_in(key, out):
+    found, page = make(key, out)
+    html = page.read_text()
+    assert "Stand-in" in html
+    assert found.stand_in.startswith("stand-in:")
+    assert json.loads((out / f"{key}.json").read_text())["id"] == key
+    assert found.numbers or "<svg" in html or "<img" in html or "<image" in html
+    for numbers in found.numbers:
+        assert any(cell.ours is not None for cell in numbers.cells)
+        for cell in numbers.cells:
+            assert cell.row in numbers.rows
+            assert cell.column in numbers.columns
+
+
+def test_the_docs_hold_the_catalogue():
+    assert table() in DOCS
+    assert [p.id for p in catalogue().values() if p.maker] == MADE
+    assert not re.search(r"python only", DOCS, re.IGNORECASE)
+
+
+def test_every_piece_is_made_by_something_or_says_why_not():
+    for piece in catalogue().values():
+        assert piece.state in ("done", "stand-in only", "drawing", "missing")
+        assert bool(piece.maker) == (piece.state in ("done", "stand-in only"))
+        if piece.maker:
+            assert piece.needs
+            assert piece.stand_in
+            assert piece.make().__doc__
+        else:
+            with pytest.raises(ConfigError, match="cannot be made"):
+                piece.make()
+        if piece.state in ("stand-in only", "missing"):
+            assert piece.note
+
+
+def test_numbers_without_data_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="001-table2 needs MVTec AD"):
+        reproduce(Wish(find("001-table2"), tmp_path))
+    with pytest.raises(ConfigError, match="001-table2"):
+        find("001-table3")
+
+
+@pytest.mark.skipif(not PAPERS.is_dir(), reason="the papers are not here")
+@pytest.mark.parametrize(
+    ("key", "row", "printed"),
+    [
+        ("001-table2", "D2Neighbors", "| D2Neighbors | 0.91 (FNR 4%) | 0.82 ↓ (FNR 23%) |"),
+        ("001-table1", "SimCLR", "| SimCLR | – | – | 74.8 | 74.8 | 81.4 | 74.8 ↓↓ |"),
+        ("003-table2", "ImageNet1k: VOLO-D5 224", "VOLO-D5 224[85] | 85.4% | 0.863 | 85.3% | 0.890 |"),
+        ("003-table2", "ImageNet21k: BEiTV2-L/16 224", "BEiTV2-L\\16 224[46] | - | 0.951 | - | 0.951 |"),
+        ("003-table1", "MIM: EVA-G/14 CLIP 560", "EVA-G\\14 CLIP 560[24] | 89.8% | 0.919 | 89.8% | 0.925 |"),
+    ],
+)
+def test_numbers_are_those_of_the_paper(key, row, printed):
+    """The line of the paper, read here a second way: its numbers in order."""
+    texts = "\n".join(p.read_text() for p in PAPERS.glob(f"{key[:3]}_*.txt"))
+    flat = re.sub(r"\s*\|\s*", " | ", re.sub(r"\s+", " ", texts))
+    line = re.sub(r"\s*\|\s*", " | ", printed).strip()
+    assert line in f"| {flat}"
+    read = re.sub(r"^\|?[^|]*\|", "", printed)
+    wanted = [float(v) for v in re.findall(r"(?<![\w.])\d+(?:\.\d+)?", read)]
+    ours = list(find(key).numbers[row].values())
+    scaled = [w / 100 if w > 1 else w for w in wanted]
+    assert sorted(ours) == pytest.approx(sorted(scaled))
+
+
+def test_table_2_is_the_audit_that_lies_beside_it(out):
+    found, _ = make("001-table2", out)
+    (folder,) = (out / "audits").glob("detectors-*patchcore*")
+    result = load(folder)
+    entries = [e for e in result.entries if e.model == "d2neighbors:p=4"]
+    cell = found.numbers[0].at("D2Neighbors ℓ4", "F1 deployed")
+    assert cell.ours.value == pytest.approx(np.mean([e.deployed.f1.value for e in entries]))
+    assert cell.paper == 0.84
+    assert cell.difference.value == pytest.approx(cell.ours.value - 0.84)
+    before = (folder / "result.json").stat().st_mtime_ns
+    make("002-table3", out)
+    assert (folder / "result.json").stat().st_mtime_ns == before  # shared, not made again
+
+
+# --- formulas, by numpy ----------------------------------------------------------------------------------
+
+
+def test_a_mean_over_categories_has_the_interval_of_independent_parts():
+    """Against drawing from normal distributions of the same widths."""
+    parts = [Interval(value=0.9, low=0.86, high=0.94), Interval(value=0.7, low=0.6, high=0.8)]
+    found = mean_of(parts)
+    rng = np.random.default_rng(0)
+    draws = np.mean([rng.normal(p.value, (p.high - p.low) / 2 / 1.96, 200_000) for p in parts], axis=0)
+    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(draws, [0.025, 0.975])), abs=1e-3)
+    assert found.value == pytest.approx(0.8)
+    assert mean_of([Interval(value=1.0), Interval(value=0.0)]) == Interval(value=0.5)
+
+
+def test_differences_carry_the_interval_of_ours():
+    number = Number(row="a", column="b", ours=Interval(value=0.8, low=0.7, high=0.85), paper=0.9)
+    assert number.difference.value == pytest.approx(-0.1)
+    assert (number.difference.low, number.difference.high) == pytest.approx((-0.2, -0.05))
+    numbers = Numbers.of("t", {"a": {"x": 0.5, "y": float("nan")}}, {"a": {"y": 0.4}, "c": {"x": 0.1}})
+    assert (numbers.rows, numbers.columns) == (["a", "c"], ["x", "y"])
+    assert numbers.at("a", "y").ours is None
+
+
+def test_the_criterion_pays_for_exposure():
+    table = {"deep": (0.99, 0.7, 0.1), "bag": (0.95, 0.3, 0.2), "kde": (0.9, 0.2, 0.2)}
+    found = choose_detector(table)
+    by_hand = {name: auroc - 0.5 * np.max(exposed) for name, (auroc, *exposed) in table.items()}
+    assert {n: v for n, (v, _) in found.items()} == pytest.approx(by_hand)
+    order = [n for n, _ in sorted(found.items(), key=lambda item: item[1][1])]
+    assert order == sorted(by_hand, key=by_hand.get, reverse=True)
+    assert [rank for _, rank in choose_detector({"a": (0.8, 0.2), "b": (0.8, 0.2)}).values()] == [1, 1]
+    with pytest.raises(Exception, match=r"1.2 is not in"):
+        criterion(0.9, [1.2])
+
+
+def test_nearest_distances_by_loops():
+    x = torch.from_numpy(np.random.default_rng(0).normal(size=(3, 4, 5)))
+    expected = []
+    for a in range(3):
+        for b in range(a + 1, 3):
+            forth = [min(np.linalg.norm(p - q) for q in x[b].numpy()) for p in x[a].numpy()]
+            back = [min(np.linalg.norm(p - q) for q in x[a].numpy()) for p in x[b].numpy()]
+            expected.append((np.mean(forth) + np.mean(back)) / 2)
+    np.testing.assert_allclose(nearest_distances(x), expected)
+
+
+def test_a_subgroup_mean_counts_every_image_alike():
+    values = np.random.default_rng(0).normal(size=(3, 2, 2)).astype(np.float32)
+    values[1] *= 1000
+    found = group_mean(Relevance(torch.from_numpy(values), torch.zeros(3), Pixels(), torch.zeros(3)))
+    np.testing.assert_allclose(found, np.mean([v / np.abs(v).sum() for v in values], axis=0), rtol=1e-5)
+
+
+def test_the_cartoon_is_computed():
+    """Explanations sum to the scores; the KDE's by hand; the way to the normal region from the flank of the ellipse."""
+    inliers, outliers = sample(60)
+    assert ((inliers / np.array([1.6, 0.35])) ** 2).sum(1).max() <= 1
+    for name, (score, explain) in detectors(inliers).items():
+        if name != "KDE":  # Pfungst's own has its constant in the bias
+            np.testing.assert_allclose(explain(outliers).sum(1), score(outliers), rtol=1e-8)
+    way = truth(np.array([[0.0, 1.0], [2.6, 0.0]]))
+    np.testing.assert_allclose(way, [[0.0, 0.65**2], [1.0, 0.0]], atol=1e-3)
+    np.testing.assert_allclose(
+        agreement(np.array([[1.0, -5.0], [0.0, -1.0]]), way[:2]), [0.0, 0.0], atol=1e-3
+    )
+    centred = inliers - inliers.mean(0)
+    values, vectors = np.linalg.eigh(centred.T @ centred)
+    residual = ((outliers - inliers.mean(0)) @ vectors[:, 0]) ** 2
+    np.testing.assert_allclose(detectors(inliers)["autoencoder"][0](outliers), residual, rtol=1e-8)
+    assert values[0] < values[1]
