@@ -15,7 +15,7 @@ import tempfile
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -37,7 +37,7 @@ from pfungst.encoders.edits import folded_state
 from pfungst.encoders.preprocessing import Normalise
 from pfungst.encoders.specification import parse
 from pfungst.errors import ConfigError, DataError, InputError, PfungstError, UnreadableImages
-from pfungst.files import read, whole, write, write_json, write_tensors
+from pfungst.files import read, reading, whole, write, write_json, write_tensors
 from pfungst.mitigate import export
 from pfungst.suggest import suggest
 
@@ -82,6 +82,15 @@ class About(Model):
     images: int = Field(0, description="on which the model loaded anew was compared with the audited one")
     gap: float | None = Field(None, description="largest difference of an output, relative to the largest")
 
+    @classmethod
+    def of(cls, folder: Path) -> Self:
+        """Of the mended model in a folder. Raises DataError if it is missing or damaged."""
+        file = folder / "mended.json"
+        try:
+            return cls.model_validate(read(file, _REMEDY, format="pfungst.mended/1"))
+        except ValidationError as error:
+            raise DataError(f"{file} is damaged: {error}", _REMEDY) from None
+
     def words(self) -> dict[str, str]:
         """As texts, for formats whose metadata are texts."""
         found = self.model_dump(mode="json", exclude_none=True)
@@ -115,10 +124,7 @@ class Mended(nn.Module):
             DataError, CheckpointError: it is missing or damaged.
         """
         folder = Path(folder)
-        try:
-            about = About.model_validate(read(folder / "mended.json", _REMEDY, format="pfungst.mended/1"))
-        except ValidationError as error:
-            raise DataError(f"{folder / 'mended.json'} is damaged: {error}", _REMEDY) from None
+        about = About.of(folder)
         if about.kind == "classifier":
             return cls(_load_classifier(folder, about, device, network), about, folder, network)
         read_in = _load_encoder if about.kind == "encoder" else _load_detector
@@ -172,8 +178,10 @@ class Mended(nn.Module):
 
     def sample(self) -> tuple[Tensor, list[Tensor]]:
         """Images (n, C, H, W) and what the audited model said of them: its first output."""
-        kept = read(self.folder / "sample.safetensors", _REMEDY)
-        return kept["images"], [kept[self.about.outputs[0]]]
+        file = self.folder / "sample.safetensors"
+        with reading(file, _REMEDY):
+            kept = read(file, _REMEDY)
+            return kept["images"], [kept[self.about.outputs[0]]]
 
     def portable(self) -> nn.Module:
         """The same in operations that torch can trace.
@@ -402,7 +410,7 @@ def folders(audit: Path, entry: str | None = None) -> list[Path]:
         )
     if entry is None:
         return found
-    named = {p.name: p for p in found} | {read(p / "mended.json", _REMEDY)["name"]: p for p in found}
+    named = {p.name: p for p in found} | {About.of(p).name: p for p in found}
     if entry not in named:
         raise ConfigError(f"{audit} has no mended model {entry!r}", suggest(entry, named, "it has"))
     return [named[entry]]
