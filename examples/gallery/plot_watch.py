@@ -1,0 +1,57 @@
+"""
+Watching: have the images changed since the audit?
+==================================================
+
+An audit keeps a reference of what its model says and where its relevance lies. New images need no labels to be held against
+it.
+"""
+
+# %%
+# An audit of plates, and two batches of new ones: from the same camera, and from one that sharpens.
+
+import tempfile
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+from PIL import Image
+
+import pfungst as pf
+from pfungst.audit.watch import watch
+from pfungst.conditions import Condition
+from pfungst.datasets.synthetic import make_parts
+
+folder = Path(tempfile.mkdtemp())
+parts = make_parts("stamped_plate", train=30, good=20, defective=12, size=320)[0]
+items = {s: [i for i in parts.items if i.split == s] for s in ("train", "test")}
+pf.audit_anomaly(
+    [item.read() for item in items["train"]],
+    [item.read() for item in items["test"]],
+    [item.label for item in items["test"]],
+    size=64,
+    original="opencv-nearest",
+    deployed="pillow-bilinear",
+    mitigate="blur",
+    out=folder / "audit",
+)
+new = make_parts("stamped_plate", train=0, good=20, defective=0, size=320, seed=9)[0]
+for name, text in (("same", "none"), ("sharpened", "none+sharpen:3")):
+    (folder / name).mkdir()
+    for item in new.items:
+        pixels = Condition.parse(text)(item.read(), None).permute(1, 2, 0)
+        picture = Image.fromarray((255 * pixels).round().byte().numpy())
+        picture.save(folder / name / Path(item.id).name)
+
+# %%
+# Distances of the distributions, for each quantity; what is filled has shifted.
+
+results = {n: watch(folder / "audit", folder / n) for n in ("same", "sharpened")}
+for name, result in results.items():
+    print(f"{name}: {result.verdict.level} - {result.verdict.headline}")
+fig, ax = plt.subplots(figsize=(8, 4), layout="constrained")
+for name, colour in (("same", "tab:blue"), ("sharpened", "tab:red")):
+    for q in results[name].quantities:
+        face = colour if q.shifted else "none"
+        ax.plot(q.distance, q.name, "o", markeredgecolor=colour, markerfacecolor=face)
+ax.set(xlabel="distance from the reference, 0 to 1", xlim=(0, 1))
+ax.set_title("blue: the same camera, red: one that sharpens")
+plt.show()
