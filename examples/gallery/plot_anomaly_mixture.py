@@ -14,7 +14,7 @@ from sklearn.metrics import roc_auc_score
 from pfungst.anomaly import D2Neighbors, GaussianMixture
 from pfungst.datasets import digits_c
 
-digits = digits_c("stripe", size=14, train=700, good=100, anomalous=100)[0]
+digits = digits_c("dotted_line", size=14, train=700, good=100, anomalous=100)[0]
 digits = digits.prepare("none", None)
 train, test = digits[digits.splits == "train"], digits[digits.splits == "test"]
 detectors = {
@@ -26,7 +26,7 @@ for name, detector in detectors.items():
     print(f"{name}: AUROC {roc_auc_score(test.labels, score):.3f}")
 
 # %%
-# Stripes at the sides: the mixture finds them where digits never have ink and the variance is close to nothing.
+# To the mixture, ink counts most where digits never have any, as the variance is close to nothing there.
 
 odd = test[test.labels == 1]
 fig, axes = plt.subplots(2, 4, figsize=(9.5, 4.6), layout="constrained")

@@ -11,6 +11,9 @@ blur inside the model mend it?
 import tempfile
 from pathlib import Path
 
+import matplotlib.pyplot as plt
+import numpy as np
+
 import pfungst as pf
 from pfungst.datasets.synthetic import make_parts
 
@@ -23,8 +26,9 @@ result = pf.audit_anomaly(
     [item.read() for item in items["train"]],
     [item.read() for item in items["test"]],
     [item.label for item in items["test"]],
-    masks=[None if m is None else m for m in (i.read_mask() for i in items["test"])],
+    masks=[item.read_mask() for item in items["test"]],
     size=96,
+    seeds=1,
     original="opencv-nearest",
     deployed="pillow-bilinear",
     mitigate="blur",
@@ -35,8 +39,21 @@ for sentence in result.verdict.shown:
     print("  ", sentence)
 
 # %%
-# The scores that the report's histograms show, from the same folder:
+# Scores of the test images under each variant, from the arrays that lie beside the result; the line is the threshold.
 
 entry = result.entries[0]
-print({str(s.variant): round(s.auroc.value, 3) for s in entry.scores})
+arrays = np.load(out / entry.arrays)
+fig, axes = plt.subplots(1, len(entry.scores), figsize=(10, 3), layout="constrained")
+for ax, scores in zip(axes, entry.scores, strict=True):
+    values = arrays[f"scores_{scores.variant.key}"]
+    for label, name in enumerate(("good", "defective")):
+        ax.hist(values[arrays["labels"] == label], 12, alpha=0.6, label=name)
+    ax.axvline(
+        float(arrays[f"threshold_{scores.variant.key}"]),
+        color="black",
+        label="threshold",
+    )
+    ax.set_title(f"{scores.variant}: F1 {scores.f1.value:.2f}", fontsize=10)
+axes[0].legend(fontsize=8)
+plt.show()
 print(sorted(path.name for path in out.iterdir()))

@@ -25,6 +25,7 @@ for name, model in (("first", "kde"), ("second", "mixture:components=2")):
         [item.read() for item in items["train"]],
         [item.read() for item in items["test"]],
         [item.label for item in items["test"]],
+        seeds=1,
         model=model,
         mitigate="none",
         out=folder / name,

@@ -22,7 +22,8 @@ image = Condition.parse(preprocessing.condition)(photograph, preprocessing.size)
 top = int(model(image).argmax())
 
 # %%
-# ``lost`` is the share of the score that the rules lost, ``bias share`` what additive constants absorbed.
+# ``lost`` is the share of the score that the rules lost, which ``auto`` avoids; ``bias share`` is what additive constants
+# absorbed. In this network they absorb nearly all of it under most rules: the maps say where, and hardly how much.
 
 names = ["auto", "epsilon_gamma", "epsilon_plus_flat", "epsilon_alpha2_beta1"]
 names += ["lrp_zero", "gradient"]

@@ -21,7 +21,7 @@ digits = digits.prepare("none", None)
 is_train, labels = digits.splits == "train", digits.labels
 rng = np.random.default_rng(0)
 noisy = rng.random(len(labels)) < np.where(labels == 1, 0.8, 0.5)
-noise = 0.15 * torch.randn(digits.shape, generator=torch.Generator().manual_seed(0))
+noise = 0.3 * torch.randn(digits.shape, generator=torch.Generator().manual_seed(0))
 images = (digits.images + noise * torch.from_numpy(noisy)[:, None, None, None]).clamp(
     0, 1
 )
