@@ -1,6 +1,6 @@
 """
-Neural PCA: what makes a network say "daisy"
-============================================
+Neural PCA of a network trained on ImageNet
+===========================================
 
 A class's logit is a sum over features. The principal components of that sum, over the images of the class, are what the images
 of the class differ in; some of them may have nothing to do with the class.

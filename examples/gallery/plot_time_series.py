@@ -13,7 +13,8 @@ import matplotlib.pyplot as plt
 import torch
 from torch import nn
 
-from pfungst.relevance import TimeBands, attribute
+from pfungst.relevance import attribute
+from pfungst.relevance.time_bands import TimeBands
 
 RATE, LENGTH = 250, 250  # samples per second, samples
 t = torch.arange(LENGTH) / RATE

@@ -25,8 +25,8 @@ with torch.no_grad():
 npca = NeuralPCA(4).fit(head, features, labels)
 
 # %%
-# Component 0 of every digit: the visualisation above, the training image with the highest α below. That of the seven shows
-# a red bar at the bottom.
+# Component 0 of every digit: the visualisation above, the training image with the highest α below. The
+# best training image of the seven carries a red bar, and its visualisation is red at the bottom.
 
 pairs = [(digit, 0) for digit in range(10)]
 shown = visualise(npca, pairs, (3, demo.SIZE, demo.SIZE), steps=60)
