@@ -46,8 +46,9 @@ arrays = np.load(out / entry.arrays)
 fig, axes = plt.subplots(1, len(entry.scores), figsize=(10, 3), layout="constrained")
 for ax, scores in zip(axes, entry.scores, strict=True):
     values = arrays[f"scores_{scores.variant.key}"]
+    bins = np.linspace(values.min(), values.max(), 25)
     for label, name in enumerate(("good", "defective")):
-        ax.hist(values[arrays["labels"] == label], 12, alpha=0.6, label=name)
+        ax.hist(values[arrays["labels"] == label], bins, alpha=0.6, label=name)
     ax.axvline(
         float(arrays[f"threshold_{scores.variant.key}"]),
         color="black",

@@ -2,8 +2,8 @@
 Two audits compared
 ===================
 
-The same images, two detectors: what got better, what got worse, and is the difference more than chance? Here PatchCore's
-place is taken by a Gaussian mixture to keep it short.
+The same images, two detectors: what got better, what got worse, and is the difference more than chance? On the command line:
+``pfungst compare FIRST SECOND``.
 """
 
 # %%

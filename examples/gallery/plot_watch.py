@@ -15,23 +15,24 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 from PIL import ImageFilter
 
-import pfungst as pf
+from pfungst.audit.anomaly.config import AnomalyConfig
+from pfungst.audit.anomaly.run import run
 from pfungst.audit.watch import watch
-from pfungst.datasets.synthetic import make_parts
+from pfungst.datasets.synthetic import make_parts, write
 
 folder = Path(tempfile.mkdtemp())
 parts = make_parts("stamped_plate", train=30, good=20, defective=12, size=320)[0]
-items = {s: [i for i in parts.items if i.split == s] for s in ("train", "test")}
-pf.audit_anomaly(
-    [item.read() for item in items["train"]],
-    [item.read() for item in items["test"]],
-    [item.label for item in items["test"]],
-    seeds=1,
-    size=64,
-    original="opencv-nearest",
-    deployed="pillow-bilinear",
-    mitigate="blur",
-    out=folder / "audit",
+write(folder / "parts", [parts])
+run(
+    AnomalyConfig.build(
+        data=folder / "parts",
+        size=64,
+        seeds=1,
+        original="opencv-nearest",
+        deployed="pillow-bilinear",
+        mitigate="blur",
+        out=folder / "audit",
+    )
 )
 new = make_parts("stamped_plate", train=0, good=20, defective=0, size=320, seed=9)[0]
 for name in ("same", "sharpened"):
