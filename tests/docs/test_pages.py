@@ -4,7 +4,6 @@ import ast
 import importlib
 import re
 
-import click
 import pytest
 from typer.main import get_command
 
@@ -72,7 +71,7 @@ def parse(words):
     name = "pfungst"
     while True:
         context = command.make_context(name, list(words), parent=context, resilient_parsing=False)
-        if not isinstance(command, click.Group):
+        if not hasattr(command, "resolve_command"):  # no group
             return
         words = [*context._protected_args, *context.args]
         name, command, words = command.resolve_command(context, words)
@@ -91,6 +90,12 @@ def test_commands_parse(page, words):
     if "…" in " ".join(words) or words == ["--help"]:
         return
     parse(words)
+
+
+@pytest.mark.parametrize("line", ["audit anomaly x --nonsense", "audit anomali", "check x --max"])
+def test_wrong_commands_do_not_parse(line):
+    with pytest.raises(Exception, match=r"(?i)no such|requires"):
+        parse(line.split())
 
 
 def test_every_page_is_in_the_contents():
