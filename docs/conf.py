@@ -73,7 +73,7 @@ def plain(app, what, name, obj, options, lines):
 def ours(app, what, name, obj, skip, options):
     """Leave out what base classes of other libraries bring."""
     module = getattr(obj, "__module__", None) or getattr(getattr(obj, "fget", None), "__module__", None)
-    if type(obj).__name__ == "_tuplegetter":  # a named tuple's field, which its docstring describes
+    if type(obj).__name__ == "_tuplegetter" or obj.__doc__ == "See above.":  # the class's docstring says it
         return True
     if re.fullmatch(r"set_\w+_request", name) or (module or "pfungst").split(".")[0] in (
         "sklearn",
