@@ -87,7 +87,8 @@ def _classifier(result: Result, out: str) -> Iterator[str]:
 def again(result: Result, **changes: Any) -> str:
     """The command of an audit with some options changed, into a folder of its own; defaults are left out."""
     kind = result.kind
-    module, _, name = KINDS[kind].replace("result:", "config:").replace("Result", "Config").partition(":")
+    where = KINDS[kind].replace("findings.result", "discovery.result")  # its results stand below the audits
+    module, _, name = where.replace("result:", "config:").replace("Result", "Config").partition(":")
     of = getattr(importlib.import_module(module), name).model_fields
     argument = {"anomaly": "data"}.get(kind)
     values = {name: value for name, value in (result.config | changes).items() if name != "out"}
