@@ -91,13 +91,14 @@ class Judge:
         )
 
     def _clever_hans(self) -> Verdict | None:
-        proven = [e for e in self.entries if is_triggered(e) and e.suspects and is_cured(e)]
+        proven = [
+            e for e in self.entries if is_triggered(e) and (e.suspects or e.transferred) and is_cured(e)
+        ]
         if not proven:
             return None
         first = max(proven, key=lambda e: triggered_share(e) - triggered_share(e, mitigated=True))
         before, after = triggered_share(first), triggered_share(first, mitigated=True)
         loss = self.measured.loss.value
-        names = ", ".join(str(c) for c in first.fixed)
         more = f" and {len(proven) - 1} more classes" if len(proven) > 1 else ""
         return self._verdict(
             "clever-hans",
@@ -105,7 +106,6 @@ class Judge:
             f"{first.name}{more}; SpuFix leaves {_percent(after)} at {_percent(abs(loss))} "
             f"{'loss' if loss >= 0 else 'gain'} of accuracy",
             [
-                f"{first.name}, component{'s' if len(first.fixed) > 1 else ''} {names}: "
                 f"{_component_words(first)}. Switching off what looks spurious ends it: this is a Clever "
                 "Hans "
                 "effect."
@@ -246,11 +246,10 @@ class Judge:
         text = f"Accuracy {_percent(as_is.accuracy.value)} on {n:,} validation images"
         found = [f"{text}; nothing was switched off."]
         if self.chosen_by != "nothing":
-            count = sum(len(e.fixed) for e in self.entries)
+            count = sum(len(e.fixed or e.transferred) for e in self.entries)
             found = [
                 f"{text}, {_percent(mended.accuracy.value)} with the {count} component"
-                f"{'s' if count > 1 else ''} switched off that "
-                f"{'people judge spurious' if self.chosen_by == 'people' else 'interventions single out'}."
+                f"{'s' if count > 1 else ''} switched off that {_SWITCHED[self.chosen_by]}."
             ]
         if as_is.mauc is not None and mended.mauc is not None:
             tested = sum(e.under().spurious is not None for e in self.entries)
@@ -313,7 +312,7 @@ def is_triggered(entry: ClassEntry) -> bool:
 def is_cured(entry: ClassEntry) -> bool:
     """Whether switching components off makes the spurious images lose the class."""
     before, after = (entry.under(mitigated=m).spurious for m in (False, True))
-    if before is None or after is None or not entry.fixed:
+    if before is None or after is None or not entry.mended:
         return False
     share = before.triggered.value
     return share - after.triggered.value >= limits.CURED * share and after.auc.value >= before.auc.value
@@ -325,11 +324,16 @@ def is_fallen(scores: Scores) -> bool:
 
 
 def _component_words(entry: ClassEntry) -> str:
+    """The components of a class that are switched off, and why."""
+    numbers = entry.fixed or entry.transferred
+    name = f"{entry.name}, component{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}"
+    if entry.transferred:
+        return f"{name} of the model they come from: its audit switches them off"
     found = [c for c in entry.components if c.component in entry.fixed and c.tested is not None]
     if entry.judged is not None or not found:
-        return "people judged its components spurious"
+        return f"{name}: people judged its components spurious"
     assert found[0].tested is not None
-    words = found[0].tested.reason
+    words = f"{name}: {found[0].tested.reason}"
     if found[0].off_object is not None:
         words += f"; {_percent(found[0].off_object)} of its relevance lies off the object"
     return words
@@ -418,6 +422,11 @@ _RULE = {
     "npfv": "Tested are, of the components of highest variance, those whose feature visualisation is most "
     "confident (Neuhaus et al. 2023, section 4); that says something of adversarially robust models only.",
 }
+_SWITCHED = {
+    "people": "people judge spurious",
+    "evidence": "interventions single out",
+    "transfer": "the audit of another model switches off",
+}
 _SPUFIX = {
     "mean": "SpuFix subtracts the positive α of the chosen components from the logit of their class, as "
     "published; no weight is changed. Of a feature in a share of the class's training images, that share of "
@@ -484,6 +493,12 @@ def explain_numbers(study: Study, measured: Measured, chosen_by: str, faithful: 
         notes.append(
             "mAUC is the ROC AUC that the paper defines; the average precision that its published code "
             "computes is named published mAP. The two are not comparable."
+        )
+    if chosen_by == "transfer":
+        notes.append(
+            "SpuFix was carried over from the audit of another model: for each component the direction of "
+            "this model's weighted features of greatest covariance with its α over the class's training "
+            "images, matched by identifier (Neuhaus et al. 2023, equations 9 to 11)."
         )
     if chosen_by == "evidence":
         notes.append(
