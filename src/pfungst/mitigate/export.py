@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pfungst.errors import ConfigError, InputError
+from pfungst.errors import CheckpointError, ConfigError, InputError
 from pfungst.files import whole
 
 #: Formats, and the file each is written to.
@@ -81,6 +81,18 @@ def write_torch_export(program: torch.export.ExportedProgram, path: Path, about:
         place.replace(part)
 
 
+def read_torch_export(path: Path) -> torch.export.ExportedProgram:
+    """A program that was written.
+
+    Raises:
+        CheckpointError: it is damaged, or of another version of torch.
+    """
+    try:
+        return torch.export.load(path)
+    except Exception as error:
+        raise CheckpointError(f"{path} holds no program of torch: {error}", "run the audit again") from error
+
+
 def write_onnx(
     program: torch.export.ExportedProgram, path: Path, outputs: Sequence[str], about: Mapping[str, str]
 ) -> None:
@@ -120,4 +132,4 @@ def run_onnx(path: Path, images: Tensor) -> list[Tensor] | None:
 def run_torch_export(path: Path, images: Tensor) -> list[Tensor]:
     """What the saved program makes of images."""
     with torch.no_grad():
-        return list(torch.export.load(path).module()(images))
+        return list(read_torch_export(path).module()(images))

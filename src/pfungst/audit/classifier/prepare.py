@@ -94,7 +94,7 @@ class Given:
             ConfigError, DataError, InputError: see :mod:`pfungst.errors`.
         """
         refuse_old_result(config)
-        choose_device(config.device)
+        choose_device(config.device, float64=True)
         check_file(config.checkpoint, "--checkpoint")
         check_witnesses(config)
         conditions_of(config, config.original or "pillow-bilinear", config.size)
@@ -134,7 +134,7 @@ class Given:
                 :meth:`match`.
         """
         config, preprocessing = self.config, classifier.preprocessing
-        device, size = choose_device(config.device), preprocessing.size
+        device, size = choose_device(config.device, float64=True), preprocessing.size
         classifier.model.to(device)
         example = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
         example = example.to(device)
