@@ -86,7 +86,7 @@
   mark();
 
   // Tables that are wider than the page say so.
-  const wide = () => all(".table > .scroll, .pair > .scroll").forEach((box) =>
+  const wide = () => all(".table > .scroll").forEach((box) =>
     box.parentElement.classList.toggle("more", box.scrollWidth > box.clientWidth + 1));
   addEventListener("resize", wide);
   document.addEventListener("toggle", wide, true);
