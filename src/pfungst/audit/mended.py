@@ -289,7 +289,7 @@ class _Program(nn.Module):
     def __init__(self, file: Path, device: str) -> None:
         super().__init__()
         self.program = export.read_torch_export(file)
-        self.module = self.program.module().to(choose_device(device))
+        self.module = export.on_device(self.program, device).module()
 
     def train(self, mode: bool = True) -> _Program:
         """Leaves the mode: that of a traced model is fixed."""
@@ -353,9 +353,8 @@ def write_mended(
                     if about.kind == "encoder":
                         raise
                     untraced = f"; it loads with its network only: {error.message}"
-            traced = Mended.load(work, device) if (work / _PROGRAM).exists() else None
-            models = [m for m in (traced, network and Mended.load(work, device, network)) if m is not None]
-            models = models or [Mended.load(work, device)]
+            models = [Mended.load(work, device)] if network is None or (work / _PROGRAM).exists() else []
+            models += [] if network is None else [Mended.load(work, device, network)]
             gap = max(export.gap(_answers(model, images), expected) for model in models)
         except PfungstError as error:
             return f"the mended model could not be written: {error.message}"
@@ -369,7 +368,7 @@ def write_mended(
         kept = dict(zip(about.outputs, [e[:_SAMPLE] for e in expected], strict=False))
         write_tensors(work / "sample.safetensors", {"images": images[:_SAMPLE], **kept})
         normal = [i for i, item in enumerate(items) if about.kind != "detector" or item.label == NORMAL]
-        model = Mended.load(work, device, network)
+        model = models[-1]
         own = (
             images[normal] if about.kind == "detector" else images[normal].to(next(model.parameters()).device)
         )

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pfungst.device import choose_device
 from pfungst.errors import CheckpointError, ConfigError, InputError
 from pfungst.files import whole
 
@@ -91,6 +92,22 @@ def read_torch_export(path: Path) -> torch.export.ExportedProgram:
         return torch.export.load(path)
     except Exception as error:
         raise CheckpointError(f"{path} holds no program of torch: {error}", "run the audit again") from error
+
+
+def on_device(program: torch.export.ExportedProgram, device: str) -> torch.export.ExportedProgram:
+    """The program on another device, with the constants inside it.
+
+    Raises:
+        ConfigError: this torch cannot move programs, or there is no such device.
+    """
+    place = choose_device(device)
+    if place.type == "cpu":
+        return program
+    try:
+        from torch.export.passes import move_to_device_pass
+    except ImportError:
+        raise ConfigError(f"torch {torch.__version__} cannot move a traced model", "load it on cpu") from None
+    return move_to_device_pass(program, str(place))
 
 
 def write_onnx(
