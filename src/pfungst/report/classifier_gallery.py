@@ -129,12 +129,12 @@ def _reason(component: Component) -> str:
         return f"{'; '.join(words)}. Too few images for interventions."
     models = f" ({text.plural(len(found.necessity) - 1, 'other model')}: {_falls(found.necessity[1:])})"
     need, carry = found.necessity[0], found.sufficiency[0]
+    what, put = ("region", "pasted elsewhere") if found.how == "region" else ("look", "given to other images")
     return (
         f"{'; '.join(words)}. {_word(found)}: {found.reason}. In {found.images} {found.on} images: without "
-        "the region "
-        f"{_between(need, text.number)} nats of evidence are "
-        f"lost{models if len(found.necessity) > 1 else ''}; pasted "
-        f"elsewhere it carries {_between(carry, text.percent)} of the class."
+        f"the {what} {_between(need, text.number)} nats of evidence are "
+        f"lost{models if len(found.necessity) > 1 else ''}; {put} it carries "
+        f"{_between(carry, text.percent)} of the class."
     )
 
 
