@@ -85,7 +85,10 @@ def whole(path: Pathlike) -> Iterator[Path]:
 def disk_is_full(error: BaseException) -> bool:
     """Whether an error says that there is no room, also in the words of a library."""
     text = str(error)
-    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in text
+    return (
+        getattr(error, "errno", None) in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
+        or "No space left" in text
+    )
 
 
 def write(path: Pathlike, content: str | bytes) -> None:

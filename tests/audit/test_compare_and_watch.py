@@ -21,6 +21,7 @@ from pfungst.audit.compare import compare
 from pfungst.audit.result import load
 from pfungst.audit.similarity.run import run as run_similarity
 from pfungst.audit.watch import watch
+from pfungst.audit.whatnext import commands
 from pfungst.cli import app
 from pfungst.errors import ConfigError, DataError
 from pfungst.measure import auroc
@@ -157,6 +158,12 @@ def test_exit_codes_of_compare_and_watch(audits, tmp_path):
     assert run("compare", *pair).exit_code == 0
     assert run("compare", *pair, "--fail-on", "fragile").exit_code == 1
     assert json.loads((tmp_path / "c/result.json").read_text())["kind"] == "comparison"
+
+
+def test_titles_hold_no_paths_and_what_next_names_the_own_folder(audits, tmp_path):
+    result = compare(audits / "a", audits / "b", tmp_path / "c")
+    assert "/" not in result.title
+    assert any(str(tmp_path / "c") in line for line in commands(result))
 
 
 def test_too_few_new_images_are_an_error(audits, tmp_path):

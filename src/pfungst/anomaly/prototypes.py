@@ -75,7 +75,7 @@ class PrototypeDetector(Detector):
 
     def _fit(self, x: Tensor) -> Tensor:
         self._check_params()
-        self._set_prototypes(self._normalise(x.to(choose_device(self.device))))
+        self._set_prototypes(self._normalise(x.to(choose_device(self.device, float64=True))))
         distances = power_distances(self._embedded, self._embedded, self._power)
         distances = (0.5 * (distances + distances.T)).fill_diagonal_(0.0)
         self.gamma_ = self._fit_gamma(distances, self._embedded.shape[1])

@@ -156,7 +156,12 @@ def compare(first: Path, second: Path, out: Path | None = None, seed: int = 0) -
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         seconds=time.monotonic() - started,
         machine=describe_machine(),
-        config={"first": str(first), "second": str(second), "seed": seed},
+        config={
+            "first": str(first),
+            "second": str(second),
+            "seed": seed,
+            "out": str(out or "pfungst-comparison"),
+        },
         verdict=_verdict(changes, flips, paired),
         metrics=_metrics(changes, flips),
         notes=_notes(changes, paired, pairs),
@@ -368,7 +373,7 @@ def _verdict(changes: Sequence[Changed], flips: Sequence[Flips], paired: bool) -
 
 
 def _told(c: Changed) -> str:
-    ends = f"{c.change.low:+.2f} to {c.change.high:+.2f}"
+    ends = f"{c.change.low:+.2f} to {c.change.high:+.2f}".replace("-", "−")
     return f"{c.words} of {c.entry}, {c.variant}: {c.before:.2f} → {c.after:.2f} ({ends})"
 
 

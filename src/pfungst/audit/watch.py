@@ -113,7 +113,12 @@ def watch(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         seconds=time.monotonic() - started,
         machine=describe_machine(),
-        config={"audit": str(audit), "images": str(source), "entry": entry},
+        config={
+            "audit": str(audit),
+            "images": str(source),
+            "entry": entry,
+            "out": str(out or "pfungst-watch"),
+        },
         verdict=_verdict(compared),
         metrics={
             f"shift-{kind}": Metric.worst(per, "lower", "distance of the distributions, 0 to 1")

@@ -73,7 +73,7 @@ def score(
     if not names or len(set(names)) < len(names):
         raise InputError(f"models are named {names}", "give at least one model, each under a name of its own")
     if ray is None:
-        choose_device(device)
+        choose_device(device, float64=True)
     else:
         require_ray()
         check_device(device)  # the machines of the cluster may have other devices than this one

@@ -70,9 +70,8 @@ def component_gallery(entry: ClassEntry, folder: Path, budget: Budget) -> Galler
     chosen = entry.components[: budget.components]
     chosen += [c for c in entry.components[budget.components :] if c.component in entry.fixed]
     caption = (
-        "Histogram: α of all training images of the class. Outlined: where most of the positive relevance "
-        "of α is, "
-        "by integrated gradients from the blurred image."
+        "Histogram: α of all training images of the class, heights by the root of the count. Outlined: where "
+        "most of the positive relevance of α is, by integrated gradients from the blurred image."
     )
     return Gallery(
         title=f"{len(chosen)} of {entry.ranked} components",
@@ -160,7 +159,7 @@ def _visual(entry: ClassEntry, component: Component, visual: Shown, folder: Path
 
 def _spread(entry: ClassEntry, component: Component) -> Strip:
     low, high = component.limits
-    label = f"{text.number(low)} … {text.number(high)}"
+    label = f"{text.number(low)} … {text.number(high)} logits"
     alt = f"{entry.name}, component {component.component}: histogram of α over the training images"
     picture = _histogram(component)
     size = (picture.shape[1], picture.shape[0])

@@ -130,7 +130,7 @@ def extract_features(
         DataError: an identifier occurs twice; another process is writing into the folder.
         ConfigError: the device does not exist.
     """
-    choose_device(device) if ray is None else check_device(device)
+    choose_device(device, float64=True) if ray is None else check_device(device)
     head = head_for(model, data)
     path = Path(path)
     with Lock(path / ".lock", str(path)):

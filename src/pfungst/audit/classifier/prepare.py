@@ -95,7 +95,7 @@ class Given:
             ConfigError, DataError, InputError: see :mod:`pfungst.errors`.
         """
         refuse_old_result(config)
-        choose_device(config.device)
+        choose_device(config.device, float64=True)
         check_file(config.checkpoint, "--checkpoint")
         check_witnesses(config)
         conditions_of(config, config.original or "pillow-bilinear", config.size)
@@ -139,7 +139,7 @@ class Given:
         """
         config, preprocessing = self.config, classifier.preprocessing
         size = preprocessing.size
-        head = head_of(config, classifier, choose_device(config.device))
+        head = head_of(config, classifier, choose_device(config.device, float64=True))
         fingerprint = {**head.fingerprint(), "name": short_name(config.model)}
         outputs, classes, spurious = self.match(head.linear.n_classes)
         conditions = conditions_of(config, preprocessing.condition, size)
