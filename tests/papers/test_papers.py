@@ -2,18 +2,23 @@
 
 import json
 import re
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from scipy.stats import binomtest
+from sklearn.metrics import confusion_matrix
 
 from pfungst.audit.result import Interval, load
 from pfungst.errors import ConfigError
 from pfungst.measure.choice import choose_detector, criterion
 from pfungst.papers import catalogue, find
+from pfungst.papers.answers import shared
 from pfungst.papers.cartoon import agreement, detectors, sample, truth
 from pfungst.papers.catalogue import table
+from pfungst.papers.encoders import share_into
 from pfungst.papers.made import Number, Numbers, Wish, mean_of
 from pfungst.papers.neurons import nearest_distances
 from pfungst.papers.probe_maps import group_mean
@@ -26,6 +31,15 @@ DOCS = (ROOT / "docs" / "papers.md").read_text(encoding="utf-8")
 MADE = re.findall(r"^\| \S+ \|.*?`pfungst reproduce (\S+)`", DOCS, re.MULTILINE)
 
 
+def quick_first(keys):
+    """One table or figure of every maker; the others, and the sweep of audits, are slow."""
+    seen = {"encoders:sweep"}
+    for key in keys:
+        maker = find(key).maker
+        yield key if maker not in seen else pytest.param(key, marks=pytest.mark.slow)
+        seen.add(maker)
+
+
 @pytest.fixture(scope="module")
 def out(tmp_path_factory):
     """One folder for all, so that figures of one audit share it."""
@@ -36,7 +50,7 @@ def make(key, out):
     return reproduce(Wish(find(key), out, stand_in=True, tiny=True, device="cpu"))
 
 
-@pytest.mark.parametrize("key", MADE)
+@pytest.mark.parametrize("key", list(quick_first(MADE)))
 def test_every_table_and_figure_of_the_docs_is_made_from_its_stand_in(key, out):
     found, page = make(key, out)
     html = page.read_text()
@@ -161,6 +175,28 @@ def test_nearest_distances_by_loops():
             back = [min(np.linalg.norm(p - q) for q in x[a].numpy()) for p in x[b].numpy()]
             expected.append((np.mean(forth) + np.mean(back)) / 2)
     np.testing.assert_allclose(nearest_distances(x), expected)
+
+
+def test_class_extension_and_shared_features_are_counted():
+    """Against a loop over answers, and scipy's Wilson interval."""
+    p = np.random.default_rng(0).dirichlet(np.full(4, 0.4), size=60)
+    own, other, share = shared(p, 1)
+    answers = [max(range(4), key=row.__getitem__) for row in p.tolist()]
+    rest = Counter(a for a in answers if a != 1)
+    assert (other, share.value) == (rest.most_common(1)[0][0], rest.most_common(1)[0][1] / 60)
+    wilson = binomtest(answers.count(1), 60).proportion_ci(method="wilson")
+    assert (own.low, own.high) == pytest.approx((wilson.low, wilson.high))
+    assert shared(np.eye(4)[[1, 1]], 1)[1:] == (None, None)
+
+
+def test_errors_into_named_classes_are_those_of_the_wrong_answers():
+    rng = np.random.default_rng(0)
+    true, said = rng.integers(0, 5, 200), rng.integers(0, 5, 200)
+    matrix = confusion_matrix(true, said)
+    expected = np.isin(said[true != said], [1, 3]).mean()
+    assert share_into(matrix.tolist(), list("abcde"), ["b", "d"]) == pytest.approx(expected)
+    with pytest.raises(ConfigError, match="no class is called 'x'"):
+        share_into(matrix.tolist(), list("abcde"), ["x"])
 
 
 def test_a_subgroup_mean_counts_every_image_alike():

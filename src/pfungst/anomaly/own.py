@@ -85,7 +85,7 @@ class OwnDetector(Detector):
         training, held_out = self._split(len(x))
         z = self._front(x)
         if isinstance(self.estimator_, nn.Module):
-            self.estimator_.to(choose_device(self.device))
+            self.estimator_.to(choose_device(self.device, float64=True))
             if callable(getattr(self.estimator_, "fit", None)):
                 _call(self.estimator_, "fit", z[training])
             else:
@@ -117,7 +117,7 @@ class OwnDetector(Detector):
     def _score(self, x: Tensor) -> Tensor:
         z = self._front(x)
         if isinstance(self.estimator_, nn.Module):
-            on, name = choose_device(self.device), name_of(self.estimator_)
+            on, name = choose_device(self.device, float64=True), name_of(self.estimator_)
             with torch.no_grad():
                 parts = [_module_scores(self.estimator_, p.to(on), name)[0] for p in z.split(self.batch_size)]
             return torch.cat(parts).to(x.device)
@@ -129,7 +129,7 @@ class OwnDetector(Detector):
         """Relevance of what comes behind the features."""
         if self._inner is not None:
             return self._inner._explain(z, basis)
-        name, on = name_of(self.estimator_), choose_device(self.device)
+        name, on = name_of(self.estimator_), choose_device(self.device, float64=True)
         z = z.to(on, torch.float32)
         with torch.no_grad():
             score, difference = _module_scores(self.estimator_, z, name)

@@ -20,7 +20,7 @@ from pfungst.audit.classifier.config import ClassifierConfig
 from pfungst.audit.classifier.result import ClassifierResult
 from pfungst.audit.config import check_file, listed, with_checkpoint
 from pfungst.audit.machine import circumstances
-from pfungst.audit.result import Interval, Level, Metric, Model, Result, Verdict, save
+from pfungst.audit.result import FILE, Interval, Level, Metric, Model, Result, Verdict, load, save
 from pfungst.audit.similarity.config import SimilarityConfig
 from pfungst.audit.similarity.result import SimilarityResult, named
 from pfungst.audit.workspace import Workspace, refuse_old_result, slug
@@ -98,10 +98,20 @@ def run_models(config: Config, write: Callable[[Path, Any], object]) -> Result:
     refuse_old_result(config)
     started = time.monotonic()
     results = []
-    for _, own in models:
+    for i, (_, own) in enumerate(models):
+        if isinstance(own, ClassifierConfig) and own.transfer == "first":
+            own = own.model_copy(update=_given_by(models[0][1].out, results))
+            models[i] = (models[i][0], own)
+        before = _written(own.out)
         results.append(run(own))
-        write(own.out, results[-1])
+        if before is None or before != _written(own.out):
+            write(own.out, results[-1])
         gc.collect()
+    inputs = combined([r.inputs for r in results])
+    if config.resume and (config.out / FILE).is_file():
+        done = load(config.out)
+        if isinstance(done, ModelsResult) and done.inputs == inputs:
+            return done
     names = [name for name, _ in models]
     found = dict(zip(names, results, strict=True))
     pairs, arrays = _grid(models, found) if field == "encoder" else ([], {})
@@ -118,10 +128,11 @@ def run_models(config: Config, write: Callable[[Path, Any], object]) -> Result:
         for name, own in models
     ]
     columns = list(dict.fromkeys(c for row in rows for c in row.values))
+    data = getattr(config, "images", None) or getattr(config, "val", "")
     result = ModelsResult(
-        **circumstances(config, started, combined([r.inputs for r in results])),
+        **circumstances(config, started, inputs),
         of="similarity" if field == "encoder" else "classifier",
-        title=f"{len(rows)} models on {getattr(config, 'images', None) or getattr(config, 'val', '')}",
+        title=f"{len(rows)} models on {Path(data).resolve().name}",
         verdict=_verdict(rows),
         metrics=_metrics(found),
         notes=list(dict.fromkeys(note for r in results for note in r.notes)),
@@ -134,6 +145,20 @@ def run_models(config: Config, write: Callable[[Path, Any], object]) -> Result:
     save(result, workspace.folder)
     workspace.finish({result.arrays})
     return result
+
+
+def _written(folder: Path) -> int | None:
+    """When a result was written that has its page; None where one of the two is missing."""
+    both = [folder / FILE, folder / "report.html"]
+    return both[0].stat().st_mtime_ns if all(f.is_file() for f in both) else None
+
+
+def _given_by(folder: Path, results: list[Any]) -> dict[str, Any]:
+    """What ``--transfer first`` means for the next model: for the first nothing, else its components."""
+    if not results:
+        return {"transfer": None}
+    nothing = not any(e.fixed for e in results[0].entries)
+    return {"components": None, "transfer": None if nothing else folder} | ({"fix": 0} if nothing else {})
 
 
 def _kind(config: Config) -> tuple[str, Callable[[Any], Result]]:
@@ -276,7 +301,8 @@ def _grid(
             trust_checkpoint=config.trust_checkpoint,
             size=config.size,
         )
-        explainer = SimilarityExplainer(encoder, basis=Patches(config.patch(encoder.size)), metric="cosine")
+        basis = Patches(config.patch(encoder.size))
+        explainer = SimilarityExplainer(encoder, basis=basis, metric="cosine", composite=config.composite)
         for i, pair in enumerate(pairs):
             both = ImageSet("pair", [items[k] for k in pair.ids])
             images = both.prepare(encoder.preprocessing.condition, encoder.size).images

@@ -30,6 +30,10 @@ def reproduce(
     ] = False,
     tiny: Annotated[bool, typer.Option("--tiny", help="As small as it runs, with --stand-in.")] = False,
     seeds: Annotated[int | None, typer.Option(min=1, help="Repetitions [of the audit].")] = None,
+    size: Annotated[
+        int | None, typer.Option(min=8, help="Side of the images in pixels [the models'].")
+    ] = None,
+    classes: Annotated[str | None, typer.Option(help="Few classes, comma-separated [all].")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, … [auto].")] = "auto",
     out: Out = None,
 ) -> None:
@@ -55,7 +59,8 @@ def reproduce(
     given = {"val": val, "spurious": spurious, "logo": logo, "people": people}
     more = {k: v for k, v in given.items() if v is not None}
     folder = out or Path("pfungst-reproduce")
-    wish = Wish(piece, folder, data, stand_in, tiny, models, more, seeds, device)
+    few = [name.strip() for name in (classes or "").split(",") if name.strip()]
+    wish = Wish(piece, folder, data, stand_in, tiny, models, more, seeds, size, few, device)
     found, where = make(wish)
     for numbers in found.numbers:
         typer.secho(f"\n{numbers.title}", bold=True)

@@ -10,6 +10,7 @@ from typing import Any
 from pfungst.audit.classifier.config import ClassifierConfig
 from pfungst.audit.classifier.result import ClassifierResult
 from pfungst.audit.compare_models import ModelsResult, run_models
+from pfungst.audit.config import listed
 from pfungst.audit.result import Interval, Result, load
 from pfungst.errors import ConfigError
 from pfungst.papers import stand_ins
@@ -26,6 +27,7 @@ def _options(wish: Wish) -> dict[str, Any]:
     if wish.stand_in and wish.data is None:
         models, root = stand_ins.classifiers(wish)
         options: dict[str, Any] = {
+            "transfer": "first",
             "model": models,
             "train": root / "train",
             "val": root / "val",
@@ -44,6 +46,9 @@ def _options(wish: Wish) -> dict[str, Any]:
             "give --models, such as timm:NAME,checkpoint=FILE; the robust one of the paper first",
         )
     options = {"model": wish.models, "train": root, "val": wish.more.get("val", root), "reference": "mean"}
+    options |= {"size": wish.size, "classes": list(wish.classes)}
+    if len(listed(wish.models)) > 1:
+        options["transfer"] = "first"
     if "spurious" in wish.more:
         options["spurious"] = wish.more["spurious"]
     return options | ({} if wish.stand_in else {"rule": "npfv"})
@@ -90,6 +95,7 @@ def table(wish: Wish) -> Made:
         if not wish.stand_in
         else "SpuFix measures from images without the feature (--reference absent); the published one from "
         "the mean.",
+        "SpuFix is fitted to the first model and carried over to the others, images matched by identifier.",
         "mAUC is the ROC AUC of the text; the published code computes average precision.",
     ]
     return Made(
@@ -135,17 +141,24 @@ components = _section("components")
 
 
 def taken_for(wish: Wish) -> Made:
-    """How images with only the feature are answered: as the class or not, before and after SpuFix."""
+    """Images with only the feature: what they are taken for, before and after SpuFix; and they themselves."""
+    from pfungst.papers.answers import answered
+
     result, folder = audit(wish)
     ours: dict[str, dict[str, Interval]] = {}
-    for name, own, _ in singles(result, folder):
-        for e in own.entries:
-            for mitigated in (False, True):
-                spurious = e.under("original", mitigated).spurious
-                if spurious is not None:
-                    row = ours.setdefault(f"{e.name}, {name}", {})
-                    row["taken for it" + (", SpuFix" if mitigated else "")] = spurious.triggered
-    return Made([Numbers.of("Images with only the feature", ours, wish.piece.numbers)], audits=[folder])
+    blocks: list[Block] = []
+    for name, own, place in singles(result, folder):
+        shares, gallery = answered(name, own, place)
+        ours |= shares
+        if gallery is not None:
+            blocks.append(Details(title=name, blocks=[gallery], open=not blocks))
+    caption = (
+        "Shares of the images with only the feature. Taken for it: the feature alone is enough for the class "
+        "(class extension). Taken for another: the class that most of the rest are answered with (shared "
+        "feature). As the model is unless SpuFix is named."
+    )
+    table = Numbers.of("Images with only the feature", ours, wish.piece.numbers, caption=caption)
+    return Made([table], blocks, audits=[folder])
 
 
 def neurons(wish: Wish) -> Made:

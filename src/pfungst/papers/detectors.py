@@ -43,7 +43,7 @@ def audit(wish: Wish, detectors: list[str], categories: tuple[str, ...] = ()) ->
         data, categories = stand_ins.parts(wish), ()
     else:
         data = wish.given()
-    size, seeds = (48, 1) if wish.tiny else (_SIDE, wish.seeds or 5)
+    size, seeds = (48, 1) if wish.tiny else (wish.size or _SIDE, wish.seeds or 5)
     options = {"size": size, "seeds": seeds, "protocol": "published", "groups": ["none"], "examples": 6}
     name = "detectors-" + "-".join(d.partition(":")[0] + d.partition("p=")[2] for d in detectors)
     return wish.audited(

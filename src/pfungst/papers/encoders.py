@@ -7,6 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pfungst.audit.compare_models import ModelsResult, run_models
 from pfungst.audit.result import Interval, Result, Variant, load
 from pfungst.audit.similarity.config import SimilarityConfig
@@ -17,8 +19,10 @@ from pfungst.papers.made import Made, Numbers, Wish
 from pfungst.report import write
 from pfungst.report.page import Block, Details
 from pfungst.report.write import build
+from pfungst.suggest import suggest
 
 SWEEP = (1, 2, 5, 10, 20)
+MOST_HUMANS = ("barracouta", "coho", "tench", "sturgeon", "gar", "stingray")  # 002, note B
 PRUNED = "relu3"  # of CLIP's ResNet-50, as published
 _ORIGINAL = Variant(condition="original")
 # What an encoder is called in the paper, by what its name contains; the first that fits.
@@ -60,7 +64,7 @@ def _options(wish: Wish, task: str) -> dict[str, Any]:
             f"{wish.piece.id} needs encoders",
             "give --models, such as pubmedclip:FILE,vissl:FILE,barlowtwins:FILE or efficientnet-lite0",
         )
-    common = {"encoder": wish.models, "seeds": seeds, "groups": ["none"]}
+    common = {"encoder": wish.models, "seeds": seeds, "groups": ["none"], "size": wish.size}
     if task == "COVID-19":
         place = root / "covid" if (root / "covid").is_dir() else root
         more = {"probe": "svm", "positive": "COVID-19", "keep_together": "patient", "groups": ["source"]}
@@ -236,15 +240,32 @@ def pairs_and_maps(wish: Wish) -> Made:
     return _pictures(wish, ["pairs", "map"])
 
 
+def share_into(matrix: Sequence[Sequence[int]], classes: Sequence[str], named: Sequence[str]) -> float:
+    """Share of the errors of a confusion matrix (true, predicted) that fall into the named classes.
+
+    Raises:
+        ConfigError: one of them does not exist.
+    """
+    if missing := [name for name in named if name not in classes]:
+        raise ConfigError(f"no class is called {missing[0]!r}", suggest(missing[0], classes, "classes"))
+    wrong = np.array(matrix)
+    np.fill_diagonal(wrong, 0)
+    return float(wrong[:, [classes.index(name) for name in named]].sum() / wrong.sum())
+
+
 def errors(wish: Wish) -> Made:
-    """Confusion matrices, and the share of the errors that fall into one class."""
+    """Confusion matrices; shares of the errors into one class and into those with most humans."""
     made = _pictures(wish, ["errors"])
     ours: dict[str, dict[str, float]] = {}
     for task in tasks(wish):
         for name, own, _ in singles(*audit(wish, task)):
-            ours[f"{name_of(name)}, {task}"] = {
-                f"into one class, {key}": c.share for key, c in own.confusion.items() if c.errors
-            }
+            row = ours.setdefault(f"{name_of(name)}, {task}", {})
+            for key, c in own.confusion.items():
+                if c.errors:
+                    row[f"into one class, {key}"] = c.share
+                    if named := list(wish.classes) or [c for c in MOST_HUMANS if c in own.classes]:
+                        share = share_into(c.matrix, own.classes, named)
+                        row[f"into the named classes, {key}"] = share
     return Made([Numbers.of("Share of errors", ours, wish.piece.numbers)], made.blocks, audits=made.audits)
 
 

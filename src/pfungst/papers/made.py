@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pfungst.audit.result import Interval, Model, Result
+from pfungst.audit.result import FILE, Interval, Model, Result
 from pfungst.errors import ConfigError, DataError
 from pfungst.papers.catalogue import Piece
 
@@ -28,6 +28,8 @@ class Wish:
         models: encoders or classifiers, as for the audits.
         more: other data that a piece asks for by name: val, spurious, logo.
         seeds: repetitions, where the audit has them.
+        size: side of the images in pixels, where it is not the models' or the paper's.
+        classes: few of them, by name.
         device: where to compute.
     """
 
@@ -39,6 +41,8 @@ class Wish:
     models: str | None = None
     more: Mapping[str, Path] = field(default_factory=dict)
     seeds: int | None = None
+    size: int | None = None
+    classes: Sequence[str] = ()
     device: str = "auto"
 
     def given(self) -> Path:
@@ -66,13 +70,16 @@ class Wish:
         from pfungst.report import write
 
         folder = self.out / "audits" / name
+        page, result = folder / "report.html", folder / FILE
+        before = result.stat().st_mtime_ns if page.exists() and result.exists() else None
         config = kind.build(**{"out": folder, "resume": True, "device": self.device, **options})
         try:
             found = run(config)
         except ConfigError:  # there lies another one
             config = config.model_copy(update={"resume": False, "overwrite": True})
             found = run(config)
-        write(folder, found)
+        if before is None or before != result.stat().st_mtime_ns:
+            write(folder, found)
         return found, folder
 
 

@@ -8,6 +8,7 @@ from pfungst.report import parts, text
 from pfungst.report.page import Block, Cell, Column, Page, Prose, Rows, Section, Table
 
 _LEAD = "Small figures are 95 % intervals of ours; the difference is ours less what the paper prints."
+_FITTING = 2  # columns of numbers that a telephone shows beside the names
 
 
 def page(wish: Wish, made: Made) -> Page:
@@ -66,11 +67,12 @@ def _table(numbers: Numbers) -> Table:
             printed = [Cell("" if c is None or c.paper is None else write(c.paper)) for c in cells]
             lines += [[Cell("paper"), *printed], [Cell("difference"), *(_less(c, write) for c in cells)]]
         groups.append(Rows(lines, row if compared else ""))
+    aside = " On narrow screens the table scrolls sideways." * (len(numbers.columns) > _FITTING)
     return Table(
         columns=[Column("", numeric=False), *(Column(c) for c in numbers.columns)],
         groups=groups if compared else [Rows([line for g in groups for line in g.rows])],
         name=numbers.title,
-        caption=numbers.caption or numbers.title,
+        caption=f"{(numbers.caption or numbers.title).rstrip('.')}.{aside}",
     )
 
 

@@ -34,7 +34,12 @@ _SEARCHED = 8  # classes up to which no search box is needed
 _PLAIN = 40  # classes up to which nothing is held back until it is opened
 _REFERENCE = {"mean": "the mean of the class", "absent": "the class's images without the feature"}
 _RULE = {"alpha": "what they add to the logit", "npfv": "confidence of their visualisation"}
-_CHOSEN = {"people": ", chosen by people", "evidence": ", by interventions", "nothing": ""}
+_CHOSEN = {
+    "people": ", chosen by people",
+    "evidence": ", by interventions",
+    "transfer": ", carried over",
+    "nothing": "",
+}
 
 
 def page(result: Result, folder: Path) -> Page:
@@ -48,7 +53,7 @@ def page(result: Result, folder: Path) -> Page:
         DataError: images are missing or damaged, or it is another kind of result.
     """
     result = expect(result, ClassifierResult)
-    fixed = sum(len(e.fixed) for e in result.entries)
+    fixed = sum(len(e.fixed or e.transferred) for e in result.entries)
     return Page.of(
         result,
         facts=[
@@ -252,11 +257,11 @@ def _class_rows(entry: ClassEntry, conditions: list[str], scored: bool) -> list[
     tested = [c.tested for c in entry.components if c.tested is not None]
     first = max((t.sufficiency[0] for t in tested), key=lambda i: i.low or 0.0, default=None)
     rows = [[name, parts.cell(first, text.percent, missing="not tested"), *measured(False)]]
-    if entry.fixed or entry.under().accuracy != entry.under(mitigated=True).accuracy:
-        off = (
-            f"component{'s' if len(entry.fixed) > 1 else ''} {', '.join(map(str, entry.fixed))} switched off"
-        )
-        note = off if entry.fixed else "components of other classes switched off"
+    if entry.mended or entry.under().accuracy != entry.under(mitigated=True).accuracy:
+        numbers = entry.fixed or entry.transferred
+        off = f"component{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))} switched off"
+        off += " (numbers of the model that they come from)" if entry.transferred else ""
+        note = off if entry.mended else "components of other classes switched off"
         rows.append([Cell("with SpuFix", note, tone="mitigated"), Cell(""), *measured(True)])
     return rows
 
@@ -312,7 +317,7 @@ def _class_details(entry: ClassEntry, folder: Path, budget: Budget, lazy: bool, 
     ]
     before, after = entry.under().spurious, entry.under(mitigated=True).spurious
     if before is not None:
-        value = after.triggered.value if entry.fixed and after else None
+        value = after.triggered.value if entry.mended and after else None
         stats.insert(0, Stat("taken for the class", _steps(before.triggered.value, value)))
     return Details(
         title=entry.name,
@@ -332,6 +337,7 @@ def _method(result: ClassifierResult) -> Section:
     facts.append(("Head", f"{result.layer}, {result.fingerprint.get('features', '?')} features"))
     if result.chosen_by != "nothing":
         facts.append(("SpuFix measured from", _REFERENCE[result.reference]))
+        facts += [("SpuFix carried over from", result.transferred_from)] if result.transferred_from else []
     facts.append(("Components chosen by", _RULE[result.rule]))
     facts.append(("Other models asked", ", ".join(result.witnesses) or "none"))
     if result.faithfulness is not None:

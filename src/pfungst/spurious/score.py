@@ -178,7 +178,7 @@ def class_probabilities(
         InputError: labels outside the model's classes.
     """
     dtype = next((p.dtype for p in model.parameters()), torch.float32)
-    target = choose_device(device)
+    target = choose_device(device, float64=True)
     listed = hasattr(data, "__getitem__") and hasattr(data, "__len__")
     source: Any = data if listed else Stream(data)
     rows: Any = range(len(source)) if listed else source
@@ -215,18 +215,24 @@ def class_probabilities(
 
 
 class SpuriousFolder:
-    """Images in Spurious ImageNet's layout: folders `spurious_class_K_component_L`.
+    """Images in Spurious ImageNet's layout: folders `spurious_class_K_component_L`, K an index or a label.
 
     Args:
         root: folder that holds them.
         transform: Pillow image → (C, H, W) tensor in [0, 1], as the model wants it; may be set later.
+        index: {label: class index}, for folders that are named by labels.
 
     Attributes:
         ids, labels: path below root, and class index, of each image.
         components: {class: components counted from 0}.
     """
 
-    def __init__(self, root: str | Path, transform: Callable[[Any], Tensor] | None = None) -> None:
+    def __init__(
+        self,
+        root: str | Path,
+        transform: Callable[[Any], Tensor] | None = None,
+        index: Mapping[str, int] | None = None,
+    ) -> None:
         self.root, self.transform = Path(root), transform
         self.ids: list[str] = []
         self.labels: list[int] = []
@@ -234,9 +240,16 @@ class SpuriousFolder:
         folders = sorted(self.root.iterdir()) if self.root.is_dir() else []
         for folder in folders:
             match = re.search(r"_(\d+)_[^_]+_(\d+)$", folder.name)
+            match = match or re.search(r"^spurious_class_(.+)_component_(\d+)$", folder.name)
             if match is None or not folder.is_dir():
                 continue
-            k, component = int(match[1]), int(match[2])
+            if not match[1].isdecimal() and match[1] not in (index or {}):
+                raise DataError(
+                    f"{folder} is named by the label {match[1]!r}, which the images do not have",
+                    "name it by a label of theirs, or by the index of the model's output",
+                )
+            k = int(match[1]) if match[1].isdecimal() else (index or {})[match[1]]
+            component = int(match[2])
             files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in _SUFFIXES)
             if not files:
                 raise DataError(f"{folder} holds no images", "remove the folder or fill it")

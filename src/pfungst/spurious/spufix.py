@@ -88,15 +88,13 @@ class SpuFix(nn.Module):
 
     logit_k(x) − Σ_{l ∈ S_k} max(α_l(x) − r_l, 0); all other logits are unchanged. The module replaces the
     model: same input, same output, differentiable, any batch size, exportable. It leaves the model as it was
-        and shares the memory
-    of its weights until one of the two is moved.
+    and shares the memory of its weights until one of the two is moved.
 
     The reference r_l is what counts as "without the feature". The paper has r_l = 0, the mean of the class's
-    training
-    images: of a feature in a share s of them, s of what it adds stays. "absent" goes beyond the paper: r_l is
-        the mean α of
-    the images that lack the feature, the lower group of the best split of α in two, so that nothing stays. It
-    is the mean of all where α has no two groups (:attr:`NeuralPCA.absent_`), with a warning.
+    training images: of a feature in a share s of them, s of what it adds stays. "absent" goes beyond the
+    paper: r_l is the mean α of the images that lack the feature, the lower group of the best split of α in
+    two, so that nothing stays. It is the mean of all where α has no two groups (:attr:`NeuralPCA.absent_`),
+    with a warning.
 
     Args:
         model: the classifier that `npca` was fitted on, or its head.
@@ -191,8 +189,9 @@ class SpuFix(nn.Module):
         source: FeatureStore | None = None,
         target: FeatureStore | None = None,
         clip: bool | None = None,
+        classes: Mapping[int, int] | None = None,
     ) -> SpuFix:
-        """The same fix for another classifier of the same classes.
+        """The same fix for another classifier that knows the classes.
 
         For each component, the direction of the other model's ψ of greatest covariance with α over the
         class's training images; the coordinates in the span of a class's directions are found by least
@@ -205,6 +204,8 @@ class SpuFix(nn.Module):
                 read twice, so pass a data set or a list.
             source, target: instead of images, stores of the first and of the other model's features.
             clip: as in the constructor; by default as here.
+            classes: {class here: class of the other model}, which is what `target` is labelled with; by
+                default the same.
 
         Raises:
             InputError: neither images nor stores, too few matching images (or none without a feature), other
@@ -217,11 +218,16 @@ class SpuFix(nn.Module):
             raise InputError("images are an iterator, which can be read only once", "pass a list or data set")
         other = head_for(model, [] if images is None else images)
         npca, chosen = self._npca, self.components
-        if other.linear.n_classes != npca.head_.n_classes:
+        if classes is None and other.linear.n_classes != npca.head_.n_classes:
             raise InputError(
                 f"the other model has {other.linear.n_classes} classes, this one {npca.head_.n_classes}",
-                "transfer needs models with the same classes in the same order",
+                "transfer needs models with the same classes in the same order, or which class is which",
             )
+        there = (
+            {k: k for k in chosen} if classes is None else {k: v for k, v in classes.items() if k in chosen}
+        )
+        if unknown := sorted(set(chosen) - set(there)):
+            raise InputError(f"classes {unknown} are none of the other model's", "leave their components out")
         with tempfile.TemporaryDirectory(prefix="pfungst-") as folder:
             if images is not None:
                 wanted = _OfClasses(images, set(chosen))
@@ -239,18 +245,21 @@ class SpuFix(nn.Module):
             for store, side in ((source, "source"), (target, "target")):
                 if not same_model(store.meta["model"], expected[side]):
                     raise InputError(f"the {side} store was made with another model", "extract it again")
-            pairs = _matched_rows(source, target, chosen)
+            labels = there if images is None else {k: k for k in chosen}
+            pairs = _matched_rows(source, target, chosen, labels)
             directions, origins = {}, {}
             for k, part in chosen.items():
                 rows, rows2 = pairs[k]
+                k2 = there[k]
                 phi = torch.from_numpy(source.features[rows].astype("float64"))
                 phi2 = torch.from_numpy(target.features[rows2].astype("float64"))
-                directions[k], _ = match_directions(npca, k, part, phi, other.linear, phi2)
+                directions[k2], _ = match_directions(npca, k, part, phi, other.linear, phi2, k2)
                 lacking = self._lacking(k, part, phi)
-                origins[k] = lacking.T @ other.linear.psi(phi2, k).cpu() / lacking.sum(0)[:, None]
+                origins[k2] = lacking.T @ other.linear.psi(phi2, k2).cpu() / lacking.sum(0)[:, None]
         new = SpuFix.__new__(SpuFix)
         nn.Module.__init__(new)
-        new._install(other, chosen, directions, origins, self.head.clip if clip is None else clip)
+        carried = {there[k]: part for k, part in chosen.items()}
+        new._install(other, carried, directions, origins, self.head.clip if clip is None else clip)
         new._npca, new._source, new.reference = None, other, self.reference
         return new
 
@@ -309,7 +318,13 @@ class SpuFix(nn.Module):
 
 
 def match_directions(
-    npca: NeuralPCA, class_: int, components: Sequence[int], phi: Tensor, other: LinearHead, phi2: Tensor
+    npca: NeuralPCA,
+    class_: int,
+    components: Sequence[int],
+    phi: Tensor,
+    other: LinearHead,
+    phi2: Tensor,
+    there: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Directions of another model's ψ of greatest covariance with α (paper 003, equations 9 and 10).
 
@@ -319,12 +334,13 @@ def match_directions(
         components: which.
         phi, phi2: (n, D) and (n, D2) features of the same n images of the class in the two models.
         other: head of the other model.
+        there: the class in the other model; by default the same index.
 
     Returns:
         (m, D2) unit directions and the (m,) sums Σ_i α_l(x_i) ⟨b_l, ψ'(x_i) − mean⟩.
     """
     alpha = npca.alpha_features(phi, class_)[:, list(components)]
-    psi = other.psi(phi2, class_)
+    psi = other.psi(phi2, class_ if there is None else there)
     u = alpha.T @ (psi - psi.mean(0))
     values = u.norm(dim=1)
     scale = alpha.norm(dim=0) * (psi - psi.mean(0)).norm()
@@ -424,7 +440,10 @@ def _checked(npca: NeuralPCA, components: Mapping[int, Sequence[int]]) -> dict[i
 
 
 def _matched_rows(
-    source: FeatureStore, target: FeatureStore, components: Mapping[int, Sequence[int]]
+    source: FeatureStore,
+    target: FeatureStore,
+    components: Mapping[int, Sequence[int]],
+    there: Mapping[int, int],
 ) -> dict[int, tuple[list[int], list[int]]]:
     where = {name: i for i, name in enumerate(target.ids)}
     ids, labels, unmatched, total = source.ids, target.labels, 0, 0
@@ -437,7 +456,7 @@ def _matched_rows(
             if other is None:
                 unmatched += 1
                 continue
-            if int(labels[other]) != k:
+            if int(labels[other]) != there[k]:
                 raise DataError(
                     f"image {ids[row]!r} has label {k} in one store and {int(labels[other])} in the other",
                     "both stores must come from the same labelled images",

@@ -42,5 +42,5 @@ def write_detector(study: Study, model: str, run: Run, filter_: nn.Module, folde
         mended=f"{filter_} in front",
     )
     items = [study.deployed.items[i] for i in rows]
-    expected = torch.from_numpy(run.scores[rows])
+    expected = [torch.from_numpy(run.scores[rows])]
     return write_mended(folder, about, detector.save, study.deployed.images[rows], expected, items)

@@ -24,9 +24,15 @@ class ClassifierConfig(LabelledOptions):
     train: Path = Field(description="Training images: CLASS/*.jpg, CSV or Parquet")
     val: Path = Field(description="Validation images of the same classes")
     spurious: Path | None = Field(
-        None, description="Images with only the feature: folders …_CLASS_component_L"
+        None,
+        description="Images with only the feature: folders …_CLASS_component_L, CLASS a label or an index",
     )
     components: Path | None = Field(None, description="Components judged spurious, from the labelling app")
+    transfer: Path | Literal["first"] | None = Field(
+        None,
+        description="Switch off what this audit of another model switches off, carried over to this one; "
+        "first: the first one's of several models",
+    )
     classes: list[str] = Field([], description="Classes, comma-separated, by name, WordNet id or index [all]")
     class_names: Path | None = Field(
         None,

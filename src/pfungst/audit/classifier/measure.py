@@ -146,15 +146,17 @@ def entry(
     measured: Measured,
     judged: dict[int, list[int]] | None,
     fixed: dict[int, list[int]],
+    transferred: bool = False,
 ) -> ClassEntry:
-    """A class with its scores."""
+    """A class with its scores; `transferred`: `fixed` are components of another model."""
     k = explained.index
     counted = measured.n_validation[k]
     return ClassEntry(
         **dict(explained),
         n_validation=counted,
         judged=None if judged is None else judged.get(k, []),
-        fixed=fixed.get(k, []),
+        fixed=[] if transferred else fixed.get(k, []),
+        transferred=fixed.get(k, []) if transferred else [],
         false_positives=measured.false_positives.get(k),
         scores=measured.classes[k],
         notes=[] if counted else ["the class has no validation images, so nothing was measured on it"],

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -19,7 +19,7 @@ from pfungst.audit.conditions import ORIGINAL, conditions_for
 from pfungst.audit.config import check_file
 from pfungst.audit.given import LabelledOptions
 from pfungst.audit.images import Labelled
-from pfungst.audit.workspace import refuse_old_result
+from pfungst.audit.workspace import Workspace, refuse_old_result
 from pfungst.conditions import Condition
 from pfungst.data import ImageSet, Item
 from pfungst.data import imagenet_classes as imagenet
@@ -30,8 +30,9 @@ from pfungst.device import choose_device
 from pfungst.encoders import Classifier
 from pfungst.encoders.specification import short_name
 from pfungst.errors import ConfigError, DataError, InputError, PfungstError, few
+from pfungst.features import combined
 from pfungst.files import content, reading
-from pfungst.spurious import FeatureHead, SpuriousFolder, read_components
+from pfungst.spurious import FeatureHead, FeatureStore, SpuriousFolder, extract_features, read_components
 from pfungst.suggest import suggest
 
 _TRAIN, _HELD_OUT = ("train",), ("validation", "test")
@@ -94,7 +95,7 @@ class Given:
             ConfigError, DataError, InputError: see :mod:`pfungst.errors`.
         """
         refuse_old_result(config)
-        choose_device(config.device)
+        choose_device(config.device, float64=True)
         check_file(config.checkpoint, "--checkpoint")
         check_witnesses(config)
         conditions_of(config, config.original or "pillow-bilinear", config.size)
@@ -105,7 +106,10 @@ class Given:
         require_one_range([train, val])
         if not val.items:
             raise DataError(f"{config.val} holds no validation images", "give labelled images")
-        folder = None if config.spurious is None else SpuriousFolder(config.spurious)
+        both = [*train.items, *val.items]
+        folder = None
+        if config.spurious is not None:
+            folder = SpuriousFolder(config.spurious, index=dict.fromkeys(map(_label, both), 0))
         given = cls(config, train, val, names or read_names(config.class_names), folder)
         labels = set(map(_label, train.items))
         likely = len(
@@ -134,11 +138,8 @@ class Given:
                 :meth:`match`.
         """
         config, preprocessing = self.config, classifier.preprocessing
-        device, size = choose_device(config.device), preprocessing.size
-        classifier.model.to(device)
-        example = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
-        example = example.to(device)
-        head = FeatureHead(classifier.model, config.layer, example).fold(example)
+        size = preprocessing.size
+        head = head_of(config, classifier, choose_device(config.device, float64=True))
         fingerprint = {**head.fingerprint(), "name": short_name(config.model)}
         outputs, classes, spurious = self.match(head.linear.n_classes)
         conditions = conditions_of(config, preprocessing.condition, size)
@@ -180,7 +181,7 @@ class Given:
             )
         if self.spurious is None:
             return outputs, classes, None
-        spurious = self.spurious.of(classes)
+        spurious = SpuriousFolder(self.spurious.root, index=outputs.index).of(classes)
         if not len(spurious):
             raise DataError(
                 f"{self.config.spurious} has images of the classes {few(sorted(self.spurious.components))}, "
@@ -195,6 +196,40 @@ class Given:
                 "add their validation images, or leave them out with --classes",
             )
         return outputs, classes, spurious
+
+
+def head_of(config: ClassifierConfig, classifier: Classifier, device: torch.device) -> FeatureHead:
+    """The final linear layer of a loaded classifier, on a device."""
+    size = classifier.preprocessing.size
+    classifier.model.to(device)
+    example = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)
+    return FeatureHead(classifier.model, config.layer, example).fold(example)
+
+
+def stored(
+    config: ClassifierConfig,
+    head: FeatureHead,
+    images: Labelled | SpuriousFolder,
+    workspace: Workspace,
+    name: str,
+    dtype: Literal["float16", "float32"],
+) -> FeatureStore:
+    """Features of images, kept where ``--features`` says, else as long as the audit runs."""
+    key = combined(head.fingerprint(), head.layer, dtype)
+    folder = workspace.working(f"{name} {key}")
+    if config.features is not None:
+        folder = config.features / f"{images.key()}-{key}"
+    return extract_features(
+        head,
+        images,
+        folder,
+        batch_size=config.batch_size,
+        dtype=dtype,
+        device=config.device,
+        workers=config.workers,
+        ray=config.ray,
+        skip_bad=config.skip_bad,
+    )
 
 
 def conditions_of(config: ClassifierConfig, own: str, size: int | None) -> dict[str, Condition]:

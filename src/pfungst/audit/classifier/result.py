@@ -35,6 +35,8 @@ class Tested(Model):
     beside: float = Field(
         description="how surely it acts on a part of the class only and carries it elsewhere"
     )
+    divides: bool = Field(description="whether the class is shown to have images without it")
+    how: str = Field(description="what was changed: the region, or a look of whole images (looks.py)")
     word: Literal["spurious", "core", "unclear"]
     suspect: bool = Field(description="spurious, or but for the number of witnesses")
     reason: str
@@ -139,6 +141,7 @@ class ClassEntry(Explained):
     n_validation: int
     judged: list[int] | None = Field(description="components that people judged spurious")
     fixed: list[int] = Field(description="components that SpuFix switches off")
+    transferred: list[int] = Field([], description="the same, of the model that they are carried over from")
     false_positives: float | None = Field(description="share of other classes' images predicted as this one")
     scores: list[ClassScores] = Field(description="the original condition as it is, and with SpuFix, first")
     notes: list[str] = Field([], description="what a reader should know of this class")
@@ -146,6 +149,11 @@ class ClassEntry(Explained):
     def under(self, condition: str = "original", mitigated: bool = False) -> ClassScores:
         """Its scores under a condition; where nothing was switched off, the mended model is the model."""
         return _under(self.scores, condition, mitigated)
+
+    @property
+    def mended(self) -> bool:
+        """Whether SpuFix changes its logit."""
+        return bool(self.fixed or self.transferred)
 
     @property
     def suspects(self) -> list[int]:
@@ -189,9 +197,10 @@ class ClassifierResult(Result):
     preprocessing: dict[str, Any]
     named_by: str = Field(description="how labels were matched to the model's outputs")
     conditions: dict[str, str] = Field(description="what each condition does, by name; the original first")
-    chosen_by: Literal["people", "evidence", "nothing"] = Field(
-        description="who chose the components that are fixed"
+    chosen_by: Literal["people", "evidence", "transfer", "nothing"] = Field(
+        description="who chose the components that are fixed; transfer: the audit of another model"
     )
+    transferred_from: str = Field("", description="the model whose components are carried over")
     reference: Literal["mean", "absent"] = Field(
         description="images of a class that SpuFix measures from: all, or those without the feature"
     )

@@ -6,15 +6,16 @@ import shutil
 import time
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pfungst.audit.classifier.config import ClassifierConfig
 from pfungst.audit.classifier.explain import Explainer, Part, finished, n_images
 from pfungst.audit.classifier.measure import Measured, answers_of, entry, measure
 from pfungst.audit.classifier.mend import chosen, mend, write_classifier
-from pfungst.audit.classifier.prepare import Given, Study, conditions_of
+from pfungst.audit.classifier.prepare import Given, Study, conditions_of, stored
 from pfungst.audit.classifier.result import ClassEntry, ClassifierResult, Explained, Faithful
 from pfungst.audit.classifier.task import write_label_task
+from pfungst.audit.classifier.transfer import Transfer
 from pfungst.audit.classifier.verdict import Judge, explain_numbers, metrics
 from pfungst.audit.conditions import ORIGINAL
 from pfungst.audit.findings.section import of_classifier
@@ -30,7 +31,7 @@ from pfungst.encoders import Classifier, load
 from pfungst.errors import DataError, PfungstWarning, few
 from pfungst.features import combined, model_key
 from pfungst.progress import progress_bar
-from pfungst.spurious import FeatureStore, NeuralPCA, SpuriousFolder, extract_features
+from pfungst.spurious import FeatureStore, NeuralPCA, SpuriousFolder
 from pfungst.spurious.visualise import NOTE
 
 
@@ -57,6 +58,7 @@ def run(
         ConfigError, DataError, InputError, CheckpointError, UnreadableImages: see :mod:`pfungst.errors`.
     """
     started = time.monotonic()
+    other = Transfer.read(config)
     given = Given.check(config, train, val, names)
     state = data_state([*given.train.items, *given.val.items], config.spurious, config.masks)
     if model is None and (done := resumed_result(config, state)) is not None:
@@ -82,8 +84,11 @@ def run(
             study.head, stores["train"]
         )
         classes, faithful = explain(study, workspace, Explainer(study, npca, stores, tests))
-        components = chosen(study, classes)
-        fixed = mend(study, npca, components)
+        if other is None:
+            components = chosen(study, classes)
+            fixed = mend(study, npca, components)
+        else:
+            fixed, components = other.to(study, workspace, stores["train"])
     shutil.rmtree(workspace.folder / FOLDER, ignore_errors=True)
     said = [str(w.message) for w in caught if issubclass(w.category, PfungstWarning)]
     notes = list(dict.fromkeys([*given.train.notes, *given.val.notes, *said]))
@@ -97,10 +102,10 @@ def run(
     if fixed is not None:
         notes.append(write_classifier(study, fixed, stores[ORIGINAL], workspace.folder / FOLDER))
     measured = measure(study, stores, fixed, [e.index for e in classes])
-    entries = [entry(e, measured, study.judged, components) for e in classes]
+    entries = [entry(e, measured, study.judged, components, other is not None) for e in classes]
     found = of_classifier(study, workspace) if config.discover else None
     about = circumstances(config, started, workspace.fingerprint)
-    result = _result(study, measured, entries, stores, notes, faithful, about)
+    result = _result(study, measured, entries, stores, notes, faithful, about, other)
     result.discovery = found
     result.arrays = workspace.save_arrays("answers", answers_of(study, stores, fixed))
     npca.save(workspace.folder / "npca")
@@ -129,22 +134,8 @@ def extract(study: Study, workspace: Workspace) -> dict[str, FeatureStore]:
     stores = {}
     data: Any
     for name, data in sets.items():
-        dtype = "float16" if name == "train" else "float32"
-        key = combined(head.fingerprint(), head.layer, dtype)
-        folder = workspace.working(f"{name} {key}")
-        if config.features is not None:
-            folder = config.features / f"{data.key()}-{key}"
-        stores[name] = extract_features(
-            head,
-            data,
-            folder,
-            batch_size=config.batch_size,
-            dtype=dtype,
-            device=config.device,
-            workers=config.workers,
-            ray=config.ray,
-            skip_bad=config.skip_bad,
-        )
+        dtype: Literal["float16", "float32"] = "float16" if name == "train" else "float32"
+        stores[name] = stored(config, head, data, workspace, name, dtype)
     if missing := sorted(set(study.train.labels) - set(stores["train"].classes)):
         raise DataError(
             f"classes {[study.names[k] for k in missing[:10]]} have no readable training images",
@@ -188,11 +179,12 @@ def _result(
     notes: list[str],
     faithful: Faithful | None,
     about: dict[str, Any],
+    other: Transfer | None,
 ) -> ClassifierResult:
     config, name = study.config, study.fingerprint["name"]
-    chosen_by = (
-        "nothing" if not any(e.fixed for e in entries) else "evidence" if study.judged is None else "people"
-    )
+    chosen_by = "evidence" if study.judged is None else "people"
+    if not any(e.fixed for e in entries):
+        chosen_by = "nothing" if other is None else "transfer"
     skipped = {
         f"{'val' if part == ORIGINAL else part}: {id_}": reason
         for part, store in stores.items()
@@ -214,6 +206,7 @@ def _result(
         named_by=study.outputs.order,
         conditions={n: c.describe() for n, c in study.conditions.items()},
         chosen_by=chosen_by,
+        transferred_from="" if other is None else other.result.model,
         reference=config.reference,
         n_classes=study.head.linear.n_classes,
         n_validation=len(stores[ORIGINAL]),

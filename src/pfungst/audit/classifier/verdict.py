@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from pfungst.audit.classifier.measure import Measured
 from pfungst.audit.classifier.prepare import Study
-from pfungst.audit.classifier.result import ClassEntry, Faithful, Scores
+from pfungst.audit.classifier.result import ClassEntry, Component, Faithful, Scores
 from pfungst.audit.result import About, Better, Interval, Level, Metric, Variant, Verdict
 from pfungst.errors import few
 from pfungst.measure import limits
@@ -91,13 +91,14 @@ class Judge:
         )
 
     def _clever_hans(self) -> Verdict | None:
-        proven = [e for e in self.entries if is_triggered(e) and e.suspects and is_cured(e)]
+        proven = [
+            e for e in self.entries if is_triggered(e) and (e.suspects or e.transferred) and is_cured(e)
+        ]
         if not proven:
             return None
         first = max(proven, key=lambda e: triggered_share(e) - triggered_share(e, mitigated=True))
         before, after = triggered_share(first), triggered_share(first, mitigated=True)
         loss = self.measured.loss.value
-        names = ", ".join(str(c) for c in first.fixed)
         more = f" and {len(proven) - 1} more classes" if len(proven) > 1 else ""
         return self._verdict(
             "clever-hans",
@@ -105,7 +106,6 @@ class Judge:
             f"{first.name}{more}; SpuFix leaves {_percent(after)} at {_percent(abs(loss))} "
             f"{'loss' if loss >= 0 else 'gain'} of accuracy",
             [
-                f"{first.name}, component{'s' if len(first.fixed) > 1 else ''} {names}: "
                 f"{_component_words(first)}. Switching off what looks spurious ends it: this is a Clever "
                 "Hans "
                 "effect."
@@ -117,26 +117,28 @@ class Judge:
         )
 
     def _intervened(self) -> Verdict | None:
-        """What interventions alone prove; not where the maps that chose the regions are no better than
-        chance."""
-        proven = [(e, c) for e in self.entries for c in e.proven]
-        if not proven or self.faithful is None or not self.faithful.beats_random:
+        """What interventions alone prove; regions only where the maps that chose them beat chance."""
+        mapped = self.faithful is not None and self.faithful.beats_random
+        proven = [(e, c) for e in self.entries for c in e.proven if mapped or _look(c)]
+        if not proven:
             return None
         entry, first = max(proven, key=lambda pair: pair[1].order)
         assert first.tested is not None
         carries, left = first.tested.sufficiency[0], first.tested.retained
         alone = f"without it {_percent(left.value)} are still recognised"
-        if first.tested.beside >= limits.APART:
+        if first.tested.divides:
             alone = "the class has images without it"
+        what, put = "something beside the object", "pasted into"
+        if look := _look(first):
+            what, put = f"a look ({look}) of its images", "given to"
         more = f" ({len(proven) - 1} more components likewise)" if len(proven) > 1 else ""
         others = f" that {few(o.name for o in self.study.witnesses)} does not take for it" * bool(
             self.study.witnesses
         )
         return self._verdict(
             "clever-hans",
-            f"{self.model} takes something beside the object for {entry.name}: pasted into other images it "
-            "carries "
-            f"{_percent(min(carries.value, 1))} of the class, and {alone}{more}",
+            f"{self.model} takes {what} for {entry.name}: {put} other images "
+            f"it carries {_percent(min(carries.value, 1))} of the class, and {alone}{more}",
             [
                 f"{entry.name}, component {first.component}: {first.tested.reason}. This rests on "
                 "interventions "
@@ -244,11 +246,10 @@ class Judge:
         text = f"Accuracy {_percent(as_is.accuracy.value)} on {n:,} validation images"
         found = [f"{text}; nothing was switched off."]
         if self.chosen_by != "nothing":
-            count = sum(len(e.fixed) for e in self.entries)
+            count = sum(len(e.fixed or e.transferred) for e in self.entries)
             found = [
                 f"{text}, {_percent(mended.accuracy.value)} with the {count} component"
-                f"{'s' if count > 1 else ''} switched off that "
-                f"{'people judge spurious' if self.chosen_by == 'people' else 'interventions single out'}."
+                f"{'s' if count > 1 else ''} switched off that {_SWITCHED[self.chosen_by]}."
             ]
         if as_is.mauc is not None and mended.mauc is not None:
             tested = sum(e.under().spurious is not None for e in self.entries)
@@ -286,6 +287,12 @@ class Judge:
         return f"{text}; SpuFix leaves {_percent(mended.accuracy.value)}." if mended else f"{text}."
 
 
+def _look(component: Component) -> str:
+    """The look that is proven; empty where it is a region."""
+    tested = component.tested
+    return "" if tested is None or tested.how == "region" else tested.how
+
+
 def triggered_share(entry: ClassEntry, mitigated: bool = False) -> float:
     """Share of the images with only its feature that are taken for the class; 0 where there are none."""
     spurious = entry.under(mitigated=mitigated).spurious
@@ -305,7 +312,7 @@ def is_triggered(entry: ClassEntry) -> bool:
 def is_cured(entry: ClassEntry) -> bool:
     """Whether switching components off makes the spurious images lose the class."""
     before, after = (entry.under(mitigated=m).spurious for m in (False, True))
-    if before is None or after is None or not entry.fixed:
+    if before is None or after is None or not entry.mended:
         return False
     share = before.triggered.value
     return share - after.triggered.value >= limits.CURED * share and after.auc.value >= before.auc.value
@@ -317,11 +324,16 @@ def is_fallen(scores: Scores) -> bool:
 
 
 def _component_words(entry: ClassEntry) -> str:
+    """The components of a class that are switched off, and why."""
+    numbers = entry.fixed or entry.transferred
+    name = f"{entry.name}, component{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}"
+    if entry.transferred:
+        return f"{name} of the model they come from: its audit switches them off"
     found = [c for c in entry.components if c.component in entry.fixed and c.tested is not None]
     if entry.judged is not None or not found:
-        return "people judged its components spurious"
+        return f"{name}: people judged its components spurious"
     assert found[0].tested is not None
-    words = found[0].tested.reason
+    words = f"{name}: {found[0].tested.reason}"
     if found[0].off_object is not None:
         words += f"; {_percent(found[0].off_object)} of its relevance lies off the object"
     return words
@@ -410,6 +422,11 @@ _RULE = {
     "npfv": "Tested are, of the components of highest variance, those whose feature visualisation is most "
     "confident (Neuhaus et al. 2023, section 4); that says something of adversarially robust models only.",
 }
+_SWITCHED = {
+    "people": "people judge spurious",
+    "evidence": "interventions single out",
+    "transfer": "the audit of another model switches off",
+}
 _SPUFIX = {
     "mean": "SpuFix subtracts the positive α of the chosen components from the logit of their class, as "
     "published; no weight is changed. Of a feature in a share of the class's training images, that share of "
@@ -447,6 +464,11 @@ def explain_numbers(study: Study, measured: Measured, chosen_by: str, faithful: 
         f"without other models it carries at least {limits.CARRIED_ALONE:.0%} and the model itself still "
         "recognises the "
         "class. Of a class that is also the answer to an empty image being recognised proves nothing.",
+        "What has no region is tried as a look: where the colours, sharpness or noise of training images, "
+        "outside their middle, part the class along α as they part no other class (two peaks, of "
+        f"which other classes have one, and α follows: a product of at least {limits.PARTED:g}), images "
+        "of other classes are given that look. Sufficiency is then what class and component both rise by, "
+        "and that the class has images without it is shown.",
         _witnessed(study),
         "Faithfulness: not measured, there are too few components."
         if faithful is None
@@ -471,6 +493,12 @@ def explain_numbers(study: Study, measured: Measured, chosen_by: str, faithful: 
         notes.append(
             "mAUC is the ROC AUC that the paper defines; the average precision that its published code "
             "computes is named published mAP. The two are not comparable."
+        )
+    if chosen_by == "transfer":
+        notes.append(
+            "SpuFix was carried over from the audit of another model: for each component the direction of "
+            "this model's weighted features of greatest covariance with its α over the class's training "
+            "images, matched by identifier (Neuhaus et al. 2023, equations 9 to 11)."
         )
     if chosen_by == "evidence":
         notes.append(

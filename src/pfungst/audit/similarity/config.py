@@ -67,6 +67,11 @@ class SimilarityConfig(ImageOptions, Repeated):
         description="Directions that explain a representation; what they leave out is said. 0: all "
         "[16 for more than 1,000 values]",
     )
+    composite: str = Field(
+        "auto",
+        description="Rules of the explanation, such as paper_resnet [by the network: transformer, or "
+        "epsilon_gamma_box]",
+    )
     limit: int | None = Field(None, ge=2, description="Use this many images, drawn at random")
     discover: bool = Field(
         False, description="Also cluster the explanations and prove what decides that nobody named"

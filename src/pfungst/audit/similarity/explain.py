@@ -60,7 +60,11 @@ def explain(
     patch = study.config.patch(study.encoder.size)
     rank = study.config.directions(study.original.shape[1])
     explainer = SimilarityExplainer(
-        study.encoder, basis=Patches(patch), metric="cosine", sketch=Decomposition(rank) if rank else None
+        study.encoder,
+        basis=Patches(patch),
+        metric="cosine",
+        composite=study.config.composite,
+        sketch=Decomposition(rank) if rank else None,
     )
     candidates = study.plan.tested
     if len(candidates) > _CANDIDATES:

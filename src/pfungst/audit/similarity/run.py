@@ -30,6 +30,7 @@ from pfungst.encoders.edits import resolve_layer
 from pfungst.encoders.specification import parse
 from pfungst.errors import ConfigError
 from pfungst.progress import Bar, progress_bar
+from pfungst.relevance import composite as named_composite
 
 
 def run(
@@ -113,6 +114,8 @@ def check(
     choose_device(config.device)
     check_file(config.checkpoint, "--checkpoint")
     check_file(config.groups_file, "--groups-file")
+    if config.composite != "auto":
+        named_composite(config.composite)
     scheme, _ = parse(config.encoder)
     if scheme != "function":
         _reads(config, texts=scheme == "sentence-transformers")

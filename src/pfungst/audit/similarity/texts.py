@@ -55,7 +55,7 @@ def audit(
     vectors = encoder.encode(words, normalise=True).numpy()
     similarity = (vectors[: len(rows)] * vectors[len(rows) :]).sum(1)
     kinds = np.array([r for *_, r in rows])
-    explainer = SimilarityExplainer(encoder, metric="cosine")
+    explainer = SimilarityExplainer(encoder, metric="cosine", composite=config.composite)
     arrays: dict[str, np.ndarray] = {"similarities": similarity.astype(np.float32), "relations": kinds}
     pairs: list[Pair] = []
     summaries: list[Relation] = []

@@ -1,0 +1,164 @@
+"""What classifiers answer to images with only a feature: the three most likely classes before and after
+SpuFix; whether the feature extends its class or is shared (003, figures 2, 4, 12, 16, 21, 22)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pfungst.audit.classifier.config import ClassifierConfig
+from pfungst.audit.classifier.prepare import Given, Study
+from pfungst.audit.classifier.result import ClassEntry, ClassifierResult
+from pfungst.audit.images import Labelled, to_uint8
+from pfungst.audit.mended import FOLDER
+from pfungst.audit.result import Interval
+from pfungst.encoders import load
+from pfungst.measure.proportions import wilson
+from pfungst.report import text
+from pfungst.report.images import data_uri
+from pfungst.report.page import Exhibit, Gallery, Strip, Tile
+from pfungst.spurious import SpuFix
+from pfungst.spurious.heads import logits_of
+
+_SHOWN, _TOP, _CLASSES = 5, 3, 12
+
+
+def study_of(result: ClassifierResult, folder: Path) -> tuple[Study, SpuFix | None]:
+    """Model and images of an audit, and its SpuFix as it was written; None where nothing was switched off."""
+    options = {"resume": True, "witness": ["none"], "out": folder}
+    config = ClassifierConfig.model_validate(result.config).model_copy(update=options)
+    loaded = load(
+        config.model,
+        "classifier",
+        checkpoint=config.checkpoint,
+        trust_checkpoint=config.trust_checkpoint,
+        size=config.size,
+        condition=config.original,
+    )
+    study = Given.check(config).study(loaded)
+    place = folder / FOLDER / "spufix"
+    return study, SpuFix.load(place, study.head) if place.with_suffix(".json").is_file() else None
+
+
+def probabilities(study: Study, fixed: SpuFix | None, x: Tensor) -> list[np.ndarray]:
+    """Softmax probabilities (N, K) of images (N, 3, S, S), as the model is and with SpuFix."""
+    models = [study.head.model, *([] if fixed is None else [fixed])]
+    with torch.no_grad():
+        x = x.to(study.head.device)
+        return [logits_of(m(x)).softmax(1).cpu().double().numpy() for m in models]
+
+
+def shared(p: np.ndarray, class_: int) -> tuple[Interval, int | None, Interval | None]:
+    """Whether a feature extends its class, or belongs to others too.
+
+    Args:
+        p: (N, K) probabilities of images with only the feature. class_: whose feature it is.
+
+    Returns:
+        Share of the images answered with the class (class extension), the other class that most are answered
+        with, None where there is none, and its share (shared feature); with Wilson's intervals.
+    """
+    answers = p.argmax(1)
+    counts = np.bincount(answers[answers != class_], minlength=1)
+    if not counts.any():
+        return _share(answers == class_), None, None
+    other = int(counts.argmax())
+    return _share(answers == class_), other, _share(answers == other)
+
+
+def _share(flags: np.ndarray) -> Interval:
+    value, low, high = wilson(flags)
+    return Interval(value=value, low=low, high=high)
+
+
+def answered(
+    name: str, result: ClassifierResult, folder: Path
+) -> tuple[dict[str, dict[str, Interval]], Gallery | None]:
+    """How images with only the feature are answered.
+
+    Args:
+        name: of the model. result, folder: its audit.
+
+    Returns:
+        Shares by class, and the images of highest probability with the three most likely classes below them,
+        random training images and those of highest α beside them; None where the audit had no such images.
+    """
+    study, fixed = study_of(result, folder)
+    if study.spurious is None:
+        return {}, None
+    ours: dict[str, dict[str, Interval]] = {}
+    exhibits = []
+    labels = np.array(study.spurious.labels)
+    for entry in result.entries:
+        rows = np.flatnonzero(labels == entry.index)
+        if not len(rows):
+            continue
+        x = torch.stack([_colour(study.spurious[int(i)][1]) for i in rows])
+        found = probabilities(study, fixed, x)
+        for p, after in zip(found, ("", ", SpuFix"), strict=False):
+            own, other, share = shared(p, entry.index)
+            row = ours.setdefault(f"{entry.name}, {name}", {})
+            mean = Interval(value=float(p[:, entry.index].mean()))
+            row |= {f"taken for it{after}": own, f"mean probability{after}": mean}
+            if other is not None and share is not None and not after:
+                called = f"{entry.name}, {name}: most others as {study.outputs.name(other)}"
+                ours[called] = {"taken for another": share}
+        if len(exhibits) < _CLASSES:
+            best = np.argsort(-found[0][:, entry.index], kind="stable")[:_SHOWN]
+            ids = [Path(study.spurious.ids[int(rows[i])]).name for i in best]
+            exhibits.append(_exhibit(study, entry, x[best], [p[best] for p in found], ids))
+    caption = (
+        "Below each image with only the feature its three most likely classes; shown are those of highest "
+        "probability of the class. Training images: drawn at random, and those of highest α."
+    )
+    return ours, Gallery(title=f"Answers of {name}", caption=caption, exhibits=exhibits, outlines=False)
+
+
+def _exhibit(study: Study, entry: ClassEntry, x: Tensor, found: list[np.ndarray], ids: list[str]) -> Exhibit:
+    rng = np.random.default_rng(study.config.seed)
+    own = [i for i, k in enumerate(study.train.labels) if k == entry.index]
+    drawn = [study.train.ids[own[i]] for i in rng.permutation(len(own))[:_SHOWN]]
+    strips = [Strip("Random training images", [_tile(study.train, id_) for id_ in drawn])]
+    switched = [c for c in entry.components if c.component in entry.fixed] or entry.components[:1]
+    for component in switched[:2]:
+        title = f"Highest α of component {component.component}"
+        strips.append(Strip(title, [_tile(study.train, shown.id) for shown in component.images[:_SHOWN]]))
+    for p, title in zip(found, ("Only the feature, as it is", "Only the feature, with SpuFix"), strict=False):
+        tiles = [
+            Tile(three(study, row), f"{id_}: {three(study, row)}", _uri(image))
+            for image, row, id_ in zip(x, p, ids, strict=True)
+        ]
+        strips.append(Strip(title, tiles))
+    off = ", ".join(map(str, entry.fixed or entry.transferred))
+    return Exhibit(
+        name=entry.name,
+        reason=f"components {off} switched off" if off else "nothing switched off",
+        strips=strips,
+    )
+
+
+def three(study: Study, p: np.ndarray) -> str:
+    """The most likely classes of one image with their probabilities, in words."""
+    best = np.argsort(-p, kind="stable")[:_TOP].tolist()
+    return ", ".join(f"{_short(study.outputs.name(k))}: {text.percent(float(p[k]))}" for k in best)
+
+
+def _short(name: str) -> str:
+    """A class without the WordNet id before it."""
+    first, _, rest = name.partition(" ")
+    return rest if rest and first[:1] == "n" and first[1:].isdecimal() else name
+
+
+def _tile(images: Labelled, id_: str) -> Tile:
+    return Tile(Path(id_).stem, id_, _uri(_colour(images.image(id_))))
+
+
+def _colour(x: Tensor) -> Tensor:
+    return x.expand(3, -1, -1) if x.shape[0] == 1 else x
+
+
+def _uri(image: Tensor) -> str:
+    return data_uri(to_uint8(image), side=160)
