@@ -8,6 +8,7 @@ van Elteren 1960).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -109,7 +110,7 @@ def told(
     )
 
 
-def _value(names: np.ndarray, code: np.ndarray, own: np.ndarray) -> dict[str, float | str]:
+def _value(names: np.ndarray, code: np.ndarray, own: np.ndarray) -> dict[str, Any]:
     sizes, hits = np.bincount(code), np.bincount(code, own)
     most = int(np.argmax(hits - own.mean() * sizes))
     rest = max(len(code) - int(sizes[most]), 1)
