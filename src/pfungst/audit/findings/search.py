@@ -132,7 +132,11 @@ def _interval(i: Measured) -> Interval:
 def corrected(entries: Iterable[DiscoveryEntry]) -> list[DiscoveryEntry]:
     """p corrected over all clusters of all topics (Holm), and what follows from it; what is proved first."""
     entries = list(entries)
-    ps = iter(holm([f.p for e in entries for f in (*e.findings, *e.told)]) if entries else [])
+    ps = iter(
+        holm([p for e in entries for p in ([f.p for f in e.findings] + [t.p for t in e.told])])
+        if entries
+        else []
+    )
     out = []
     for entry in entries:
         findings = []

@@ -140,7 +140,9 @@ def metrics(found: Discovered) -> dict[str, Metric]:
     if not found.entries:
         return {}
     alive = {e.name: [f for f in e.findings if f.standing == "found"] for e in found.entries}
-    count = {e.name: float(sum(f.standing == "found" for f in (*e.findings, *e.told))) for e in found.entries}
+    count = {
+        e.name: float(len(alive[e.name]) + sum(t.standing == "found" for t in e.told)) for e in found.entries
+    }
     flips = {name: max((f.flips[0] - f.flips[1] for f in fs), default=0.0) for name, fs in alive.items()}
     return {
         "findings": Metric.worst(count, "lower", "findings that survived proof"),
