@@ -37,7 +37,9 @@ def reproduce(
     size: Annotated[
         int | None, typer.Option(min=8, help="Side of the images in pixels [the models'].")
     ] = None,
-    classes: Annotated[str | None, typer.Option(help="Few classes or corruptions, comma-separated [all].")] = None,
+    classes: Annotated[
+        str | None, typer.Option(help="Few classes or corruptions, comma-separated [all].")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, … [auto].")] = "auto",
     out: Out = None,
 ) -> None:
