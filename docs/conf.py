@@ -5,6 +5,7 @@ import re
 import warnings
 from pathlib import Path
 
+from sphinx.errors import ExtensionError
 from sphinx_gallery.sorting import FileNameSortKey
 
 import pfungst
@@ -54,6 +55,7 @@ sphinx_gallery_conf = {
     "min_reported_time": 10,
     "remove_config_comments": True,
     "show_signature": False,
+    "write_computation_times": False,  # its page would ask other hosts for scripts
     "image_scrapers": ("matplotlib",),
     "capture_repr": ("_repr_html_", "__repr__"),
     "reset_modules": ("matplotlib",),
@@ -73,7 +75,7 @@ def plain(app, what, name, obj, options, lines):
 def ours(app, what, name, obj, skip, options):
     """Leave out what base classes of other libraries bring."""
     module = getattr(obj, "__module__", None) or getattr(getattr(obj, "fget", None), "__module__", None)
-    if type(obj).__name__ == "_tuplegetter":  # a named tuple's field, which its docstring describes
+    if type(obj).__name__ == "_tuplegetter" or obj.__doc__ == "See above.":  # the class's docstring says it
         return True
     if re.fullmatch(r"set_\w+_request", name) or (module or "pfungst").split(".")[0] in (
         "sklearn",
@@ -91,8 +93,19 @@ def pages(app, docname, source):
     source[0] = re.sub(r"\]\((\.\./)?benchmarks/RESULTS\.md", "](results.md", source[0])
 
 
+def alone(app, exception):
+    """Refuse a site of which a page asks another host for anything when it is read."""
+    asks = re.compile(
+        r"<(?:script|img|iframe)\b[^>]*\bsrc=[\"'](?:https?:)?//|<link\b[^>]*stylesheet[^>]*href=[\"'](?:https?:)?//"
+    )
+    found = [p for p in Path(app.outdir).rglob("*.html") if asks.search(p.read_text(encoding="utf-8"))]
+    if exception is None and found:
+        raise ExtensionError(f"these pages ask other hosts: {', '.join(str(p) for p in found)}")
+
+
 def setup(app):
     """Tie the functions above to the events of Sphinx."""
     app.connect("source-read", pages)
     app.connect("autodoc-process-docstring", plain, priority=900)
     app.connect("autodoc-skip-member", ours)
+    app.connect("build-finished", alone)

@@ -93,3 +93,62 @@ def test_the_pool_names_it_before_models_are_loaded(tmp_path):
     for workers in (0, 2):
         with pytest.raises(ConfigError, match="unknown device 'tpu'"):
             score(tmp_path / "pool", [PoolModel("m", "absent.py:f")], workers=workers, device="tpu")
+
+
+class OnMPS(torch.Tensor):
+    """A tensor that is said to lie on an MPS device, where float64 raises as it does there."""
+
+    device = torch.device("mps")
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        found = super().__torch_function__(function, types, args, kwargs or {})
+        if function is torch.Tensor.cpu:
+            return found.as_subclass(torch.Tensor)
+        for one in found if isinstance(found, tuple | list) else [found]:
+            if isinstance(one, cls) and one.dtype == torch.float64:
+                raise TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework does not")
+        return found
+
+
+def test_float64_is_made_on_the_cpu_where_the_device_has_none():
+    from pfungst.device import double
+    from pfungst.relevance.responses import Centres
+    from pfungst.similarity import Decomposition, Sketch
+    from pfungst.similarity.pairs import line_strength
+
+    x = torch.randn(6, 5, generator=torch.Generator().manual_seed(0))
+    there = x.as_subclass(OnMPS)
+    with pytest.raises(TypeError, match="float64"):
+        there.double()
+    assert double(there).dtype == torch.float64
+    assert torch.equal(double(there), x.double())
+    assert torch.allclose(line_strength(there).as_subclass(torch.Tensor), line_strength(x))
+    ours, theirs = (Sketch.principal(values, 2, 2).directions(5) for values in (x, there))
+    assert torch.allclose(ours, theirs)
+    assert Decomposition(2).sums(3).dtype == torch.float64
+    maps = torch.rand(4, 8, 3)
+    assert np.array_equal(Centres.along(maps.as_subclass(OnMPS), 0).at, Centres.along(maps, 0).at)
+
+
+def test_what_needs_float64_refuses_mps_by_name(monkeypatch, tmp_path):
+    from pfungst.anomaly import KDE, D2Neighbors
+    from pfungst.audit.anomaly.config import AnomalyConfig
+    from pfungst.audit.anomaly.run import run as anomaly
+    from pfungst.audit.classifier.config import ClassifierConfig
+    from pfungst.audit.classifier.run import run as classifier
+
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert choose_device("mps") == torch.device("mps")
+    absent, out = tmp_path / "absent", tmp_path / "out"
+    for call in (
+        lambda: anomaly(AnomalyConfig.build(data=absent, out=out, device="mps")),
+        lambda: classifier(
+            ClassifierConfig.build(model="absent.py:f", train=absent, val=absent, out=out, device="mps")
+        ),
+        lambda: D2Neighbors(device="mps").fit(torch.rand(4, 3, 8, 8)),
+        lambda: KDE(device="mps").fit(torch.rand(4, 3, 8, 8)),
+    ):
+        with pytest.raises(ConfigError, match="'mps' has no float64"):
+            call()
+    assert not out.exists()

@@ -113,3 +113,40 @@ def test_the_lowest_versions_are_those_that_are_tested():
     bounds = {m[1]: m[2] for r in wanted if (m := re.match(r"([\w.-]+)(?:\[.*?\])?>=([\d.]+)", r))}
     rows = (ROOT / "constraints-lowest.txt").read_text(encoding="utf-8").splitlines()
     assert dict(row.removesuffix(".*").split("==") for row in rows if row[:1] != "#") == bounds
+
+
+UNIX = re.compile(
+    r"\b(os\.(fork|sysconf|sched_getaffinity|getuid|geteuid|killpg|setsid|uname|getloadavg|mkfifo)"
+    r"|signal\.SIG(KILL|HUP|USR1|USR2|ALRM|PIPE)|errno\.EDQUOT|/proc/|mallopt|import fcntl|import resource)\b"
+)
+GUARDED = {
+    "threads.py": "sched_getaffinity",  # behind hasattr
+    "memory.py": "sysconf|/proc/|mallopt",  # behind the platform
+    "files.py": "import fcntl",  # in a try
+}
+
+
+def test_what_only_unix_has_is_asked_for_in_one_place():
+    for path in SOURCES:
+        found = [m[0] for m in UNIX.finditer(path.read_text(encoding="utf-8"))]
+        allowed = GUARDED.get(path.name, "(?!)")
+        assert not [f for f in found if not re.search(allowed, f)], path.name
+
+
+def test_texts_are_read_and_written_in_a_named_encoding():
+    """Windows has another one by default."""
+    found = set()
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call):
+                continue
+            called = ast.unparse(node.func)
+            name = called.rpartition(".")[2]
+            texts = [ast.literal_eval(a) for a in node.args if isinstance(a, ast.Constant)]
+            texts += [k.value.value for k in node.keywords if k.arg == "mode"]
+            modes = [t for t in texts if isinstance(t, str) and re.fullmatch(r"[rwaxb+]{1,3}", t)]
+            opens = (called == "open" or (name == "open" and modes)) and "b" not in "".join(modes)
+            reads = name == "read_text" or (name == "write_text" and called != "write_text")
+            if (opens or reads) and not any(k.arg == "encoding" for k in node.keywords):
+                found.add(f"{path.name}:{node.lineno}")
+    assert not found

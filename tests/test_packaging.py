@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 import runpy
 import shutil
@@ -13,8 +14,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 import pfungst
+from pfungst.cli import app
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -87,3 +90,124 @@ def test_the_same_tree_makes_the_same_wheel_with_all_that_it_needs(tmp_path):
     assert {
         n for n in names.splitlines() if n.split("/")[0] in ("tests", "docs", "examples", "src")
     } <= packed
+
+
+def commands():
+    """{path of words below ``pfungst``: options} of the command line."""
+    import typer
+
+    found = {}
+
+    def walk(command, path):
+        found[path] = {o for p in command.params for o in p.opts}
+        for name, inner in getattr(command, "commands", {}).items():
+            walk(inner, (*path, name))
+
+    walk(typer.main.get_command(app), ())
+    return found
+
+
+RECIPES = ("action.yml", "Dockerfile", ".pre-commit-hooks.yaml", "packaging/meta.yaml")
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_call_commands_and_options_that_there_are(name):
+    known = commands()
+    calls = re.findall(r"(?<![\w./-])pfungst ([a-z-][^\n#]*)", (ROOT / name).read_text(encoding="utf-8"))
+    calls = [
+        c
+        for c in calls
+        if re.match(r"--version|[a-z]+", c) and c.split()[0] in {p[0] for p in known if p} | {"--version"}
+    ]
+    assert calls or name == "Dockerfile"
+    for call in calls:
+        words = call.split()
+        path = (words[0],) if (words[0],) in known else ()
+        options = {o for p, known_ in known.items() if p[: len(path)] == path for o in known_}
+        assert set(re.findall(r"(?<!\S)(?:\$\{\w+:\+)?(--[a-z-]+)", call)) <= options, call
+
+
+def test_hooks_and_image_name_what_there_is():
+    (hook,) = yaml.safe_load((ROOT / ".pre-commit-hooks.yaml").read_text(encoding="utf-8"))
+    assert tuple(hook["entry"].split()[1:]) in commands()
+    assert set(re.findall(r"--[a-z-]+", hook["description"])) <= commands()["check",]
+    image = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    extras = re.search(r"/src\[([\w,]+)\]", image)[1].split(",")
+    assert set(extras) <= set(PROJECT["optional-dependencies"])
+
+
+@pytest.fixture
+def action(tmp_path):
+    """Runs the shell of one step of the action with its inputs, in a folder; pfungst and gh stand in files that
+    write down their arguments."""
+    steps = yaml.safe_load((ROOT / "action.yml").read_text(encoding="utf-8"))["runs"]["steps"]
+    steps = {s["name"]: s for s in steps}
+    (tmp_path / "bin").mkdir()
+    for name in ("pfungst", "gh", "python"):
+        tool = tmp_path / "bin" / name
+        tool.write_text(f'#!/bin/sh\nprintf "%s\\n" {name} "$@" >> "{tmp_path}/calls"\n', encoding="utf-8")
+        tool.chmod(0o755)
+
+    def run(name, inputs):
+        step = steps[name]
+        given = {
+            k: re.sub(r"\$\{\{ inputs\.(\w+) \}\}", lambda m: inputs[m[1]], v) for k, v in step["env"].items()
+        }
+        assert "${{" not in step["run"]  # an input pasted into a script could be code
+        environment = {
+            **os.environ, **given, "PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "GITHUB_ACTION_PATH": "/action",
+            "GITHUB_STEP_SUMMARY": str(tmp_path / "summary"),
+        }  # fmt: skip
+        subprocess.run(
+            ["bash", "-eo", "pipefail", "-c", step["run"]], env=environment, cwd=tmp_path, check=True
+        )
+        calls = tmp_path / "calls"
+        found = calls.read_text(encoding="utf-8").splitlines() if calls.exists() else []
+        calls.unlink(missing_ok=True)
+        return found
+
+    return run
+
+
+def test_the_action_passes_inputs_as_words_and_shows_the_table(action, tmp_path):
+    inputs = {
+        "audit": "anomaly 'my data' --size 64 $(touch owned)",
+        "gates": "",
+        "out": "out",
+        "extras": "dicom,pool",
+    }
+    assert action("Install", inputs) == ["python", "-m", "pip", "install", "/action[dicom,pool]"]
+    assert action("Install", inputs | {"extras": ""})[-1] == "/action"
+    words = [
+        "pfungst",
+        "audit",
+        "anomaly",
+        "my data",
+        "--size",
+        "64",
+        "$(touch",
+        "owned)",
+        "--out",
+        "out",
+        "--overwrite",
+    ]
+    assert action("Audit", inputs) == words
+    assert not (tmp_path / "owned").exists()
+    assert "--config" not in action("Gates", inputs)
+    found = action("Gates", inputs | {"gates": "my gates.toml"})
+    assert found[:5] == ["pfungst", "check", "out", "--config", "my gates.toml"]
+    action("Summary", inputs)
+    assert not (tmp_path / "summary").exists()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/gates.md").write_text("### Pfungst\n", encoding="utf-8")
+    action("Summary", inputs)
+    assert (tmp_path / "summary").read_text(encoding="utf-8") == "### Pfungst\n"
+    assert action("Comment", inputs)[:3] == ["gh", "pr", "comment"]
+
+
+def test_inputs_of_the_action_are_documented():
+    inputs = yaml.safe_load((ROOT / "action.yml").read_text(encoding="utf-8"))["inputs"]
+    text = (ROOT / "docs/gates.md").read_text(encoding="utf-8").partition("pfungst/pfungst@")[2]
+    example = yaml.safe_load("with:" + text.partition("with:")[2].partition("```")[0])["with"]
+    assert set(example) <= set(inputs)
+    assert text.startswith(f"v{pfungst.__version__}")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from pfungst import threads
+from pfungst import files, memory, threads
 
 
 @pytest.mark.parametrize(
@@ -41,7 +44,7 @@ def test_the_users_setting_stays(monkeypatch):
 
 def test_the_command_sets_it_before_torch_is_imported():
     code = (
-        "import sys, os, pfungst.cli as cli; cli.app = lambda: print('torch' in sys.modules, os.environ['OMP_WAIT_POLICY']);"
+        "import sys, os, pfungst.cli as cli; cli.app = lambda *_, **__: print('torch' in sys.modules, os.environ['OMP_WAIT_POLICY']);"
         "cli.main()"
     )
     env = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
@@ -49,3 +52,44 @@ def test_the_command_sets_it_before_torch_is_imported():
         [sys.executable, "-c", code], capture_output=True, text=True, env=env, check=True
     ).stdout
     assert out.split() == ["False", "PASSIVE"]
+
+
+def test_cores_where_the_system_does_not_say_which_a_process_may_use(monkeypatch):
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    assert threads.cores() == 6
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert threads.cores() == 1
+
+
+def test_memory_on_windows_is_asked_of_its_own_interface(monkeypatch):
+    def status(place):
+        assert place._obj.length == 64  # bytes of MEMORYSTATUSEX
+        place._obj.total, place._obj.available = 16 << 30, 5 << 30
+        return 1
+
+    kernel = SimpleNamespace(GlobalMemoryStatusEx=status)
+    monkeypatch.setattr(ctypes, "windll", SimpleNamespace(kernel32=kernel), raising=False)
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.delattr(os, "sysconf")
+    assert memory.physical_memory() == 16 << 30
+    assert memory.available_memory() == 5 << 30
+    memory.keep_freed_memory()  # does nothing: there is no glibc
+
+
+def test_memory_on_macos_has_a_total_only(monkeypatch):
+    def missing(*_, **__):
+        raise FileNotFoundError("/proc/meminfo")
+
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(memory, "open", missing, raising=False)
+    assert memory.available_memory() is None
+    assert memory.physical_memory() > 1 << 28
+    memory.keep_freed_memory()
+
+
+def test_a_full_disk_is_known_where_there_are_no_quotas(monkeypatch):
+    """Windows has no EDQUOT."""
+    monkeypatch.delattr(errno, "EDQUOT")
+    assert files.disk_is_full(OSError(errno.ENOSPC, "full"))
+    assert not files.disk_is_full(OSError(errno.ENOENT, "missing"))

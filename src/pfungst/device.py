@@ -13,6 +13,11 @@ if TYPE_CHECKING:
 _KINDS = ("auto", "cpu", "cuda", "mps", "xpu")
 
 
+def double(x: torch.Tensor) -> torch.Tensor:
+    """The same in float64, on the CPU where its device has none (MPS)."""
+    return (x.cpu() if x.device.type == "mps" else x).double()
+
+
 def check_device(name: str) -> None:
     """Raise ConfigError unless the name has the form of a device; whether this machine has it is not
     asked."""
@@ -21,14 +26,15 @@ def check_device(name: str) -> None:
         raise ConfigError(f"unknown device {str(name)!r}", suggest(kind, (*_KINDS, "cuda:1")))
 
 
-def choose_device(name: str | torch.device = "auto") -> torch.device:
+def choose_device(name: str | torch.device = "auto", float64: bool = False) -> torch.device:
     """The device of that name.
 
     Args:
         name: "auto" (a CUDA GPU where there is one, else the CPU), "cpu", "cuda", "cuda:1", "mps", "xpu".
+        float64: whether sums are made there in double precision, which MPS cannot hold.
 
     Raises:
-        ConfigError: unknown, or this machine has none such.
+        ConfigError: unknown, this machine has none such, or it has no float64 where that is needed.
     """
     import torch
 
@@ -49,6 +55,8 @@ def choose_device(name: str | torch.device = "auto") -> torch.device:
             "can use",
             "use auto or cpu; for a GPU install its driver and the torch build made for it",
         )
+    if float64 and device.type == "mps":
+        raise ConfigError(f"device {str(name)!r} has no float64, in which this is computed", "use cpu")
     if (device.index or 0) >= count:
         found = f"only {device.type}:0" if count == 1 else f"{device.type}:0 to {device.type}:{count - 1}"
         raise ConfigError(f"device {str(name)!r} does not exist: there is {found}", "choose one of them")

@@ -16,7 +16,7 @@ from typing import Any
 
 from pfungst import __version__
 from pfungst.memory import available_memory, physical_memory
-from pfungst.threads import WAITING, quota
+from pfungst.threads import WAITING, cores, quota
 
 #: What each extra brings.
 EXTRAS = {
@@ -116,11 +116,10 @@ def _order(version: str) -> list[int]:
 def _machine() -> Iterator[Finding]:
     import torch
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     allowed = quota()
     limit = f", {allowed} allowed by the container" if allowed is not None else ""
     yield Finding(
-        "processor", f"{platform.machine()}, {cores} cores{limit}, {torch.get_num_threads()} threads"
+        "processor", f"{platform.machine()}, {cores()} cores{limit}, {torch.get_num_threads()} threads"
     )
     spins = [name for name, value in WAITING.items() if os.environ.get(name, value) != value]
     yield Finding(

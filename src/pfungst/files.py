@@ -85,7 +85,10 @@ def whole(path: Pathlike) -> Iterator[Path]:
 def disk_is_full(error: BaseException) -> bool:
     """Whether an error says that there is no room, also in the words of a library."""
     text = str(error)
-    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in text
+    return (
+        getattr(error, "errno", None) in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
+        or "No space left" in text
+    )
 
 
 def write(path: Pathlike, content: str | bytes) -> None:
@@ -158,6 +161,7 @@ def reading(path: Pathlike, remedy: str, error: type[PfungstError] = DataError) 
         raise
     except Exception as cause:  # parsers of damaged files raise almost anything, also MemoryError
         reason = getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
+        reason = f"it holds no {reason}" if isinstance(cause, KeyError) else reason
         raise error(f"{path} cannot be read: {reason}", remedy) from None
 
 
@@ -296,6 +300,16 @@ def stamp(path: Pathlike) -> str:
     """
     found = os.stat(path)
     return f"{found.st_size}:{found.st_mtime_ns}:{found.st_ctime_ns}"
+
+
+def seal(path: Pathlike) -> str:
+    """Size and SHA-256 of a file's content.
+
+    Raises:
+        OSError: there is no such file.
+    """
+    with open(path, "rb") as file:
+        return f"{os.fstat(file.fileno()).st_size}:{hashlib.file_digest(file, 'sha256').hexdigest()}"
 
 
 def mixed(text: str) -> int:

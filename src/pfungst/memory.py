@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+from typing import Any
 
 
 def keep_freed_memory() -> None:
@@ -24,9 +25,11 @@ def keep_freed_memory() -> None:
 
 
 def available_memory() -> int | None:
-    """Bytes that can be allocated without swapping, as the system says; None where it does not."""
+    """Bytes that can be allocated without swapping, as the system says; None where it does not (macOS)."""
+    if sys.platform == "win32":
+        return _windows().available
     try:
-        with open("/proc/meminfo") as file:
+        with open("/proc/meminfo", encoding="ascii") as file:
             for line in file:
                 if line.startswith("MemAvailable:"):
                     return int(line.split()[1]) * 1024
@@ -37,4 +40,24 @@ def available_memory() -> int | None:
 
 def physical_memory() -> int:
     """Bytes of memory that the machine has."""
+    if sys.platform == "win32":
+        return _windows().total
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+class _Status(ctypes.Structure):
+    """MEMORYSTATUSEX of the Windows API."""
+
+    _fields_ = (
+        ("length", ctypes.c_uint32),
+        ("load", ctypes.c_uint32),
+        *((name, ctypes.c_uint64) for name in ("total", "available", "pages", "free_pages")),
+        *((name, ctypes.c_uint64) for name in ("virtual", "free_virtual", "extended")),
+    )
+
+
+def _windows() -> Any:
+    status = _Status(length=ctypes.sizeof(_Status))
+    if not ctypes.windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(status)):  # type: ignore[attr-defined]
+        raise OSError("GlobalMemoryStatusEx failed")
+    return status

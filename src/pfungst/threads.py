@@ -32,14 +32,19 @@ def share_the_machine() -> None:
         os.environ.setdefault("OMP_NUM_THREADS", str(allowed))
 
 
+def cores() -> int:
+    """How many processor cores this process may use; all where the system does not say (macOS, Windows)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def quota() -> int | None:
     """Whole CPUs that the control group allows (at least 1); None where there is no limit."""
     try:
         if _QUOTA.exists():
-            limit, period = _QUOTA.read_text().split()
+            limit, period = _QUOTA.read_text(encoding="ascii").split()
         else:
-            limit = _OLD_QUOTA.read_text().strip()
-            period = _OLD_QUOTA.with_name("cpu.cfs_period_us").read_text().strip()
+            limit = _OLD_QUOTA.read_text(encoding="ascii").strip()
+            period = _OLD_QUOTA.with_name("cpu.cfs_period_us").read_text(encoding="ascii").strip()
         cpus = float(limit) / float(period)
     except (OSError, ValueError):  # no control group, or "max"
         return None

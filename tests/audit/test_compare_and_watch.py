@@ -1,10 +1,12 @@
 """Two audits compared, and new images held against an audit's reference."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import stats
 from typer.testing import CliRunner
 
 import classifier_factory
@@ -19,6 +21,7 @@ from pfungst.audit.compare import compare
 from pfungst.audit.result import load
 from pfungst.audit.similarity.run import run as run_similarity
 from pfungst.audit.watch import watch
+from pfungst.audit.whatnext import commands
 from pfungst.cli import app
 from pfungst.errors import ConfigError, DataError
 from pfungst.measure import auroc
@@ -40,7 +43,7 @@ def test_two_audits_of_one_detector_show_no_difference(audits):
     result = compare(audits / "a", audits / "a")
     assert result.paired
     assert {c.word for c in result.changes} == {"no difference shown"}
-    assert all(c.change.value == c.change.low == c.change.high == 0 for c in result.changes)
+    assert all(c.change.value == 0 and c.change.low <= 0 <= c.change.high for c in result.changes)
     assert result.verdict.level == "sound"
     assert result.metrics["worse"].value == 0
 
@@ -63,6 +66,30 @@ def test_what_got_worse_is_found_with_its_images(audits, tmp_path):
     html = write(tmp_path).read_text()
     assert "What changed" in html
     assert "right → wrong" in html
+
+
+def test_the_interval_has_a_width_where_every_image_agrees(audits, tmp_path):
+    """Regression: FPR 0.00 → 1.00 was told with +1.00 to +1.00. Here all 30 normal and 30 defective images are
+    right before and flagged after."""
+    for side, flagged in (("a", 0), ("b", 1)):
+        shutil.copytree(audits / side, tmp_path / side)
+        (entry,) = load(tmp_path / side).entries
+        arrays = dict(np.load(tmp_path / side / entry.arrays))
+        for key in [k for k in arrays if k.startswith("scores_")]:
+            arrays[key] = np.maximum(arrays["labels"], flagged) * 2.0
+            arrays[key.replace("scores", "threshold")] = np.array(1.0)
+        np.savez(tmp_path / side / entry.arrays, **arrays)
+    result = compare(tmp_path / "a", tmp_path / "b")
+    one = {c.measure: c for c in result.changes if c.variant == "deployed"}
+    end = stats.binomtest(0, 30).proportion_ci(method="wilson").high
+    assert (one["fpr"].before, one["fpr"].after) == (0, 1)
+    assert (one["fpr"].change.low, one["fpr"].change.high) == pytest.approx((1 - np.hypot(end, end), 1))
+    assert (one["fnr"].change.low, one["fnr"].change.high) == pytest.approx((-end, end))
+    balanced = one["balanced-accuracy"].change  # mean of −1, up to −1 + √2 end, and of 0 ± end
+    assert (balanced.low, balanced.high) == pytest.approx((-0.5 - end / 2, -0.5 + np.sqrt(3) * end / 2))
+    for name in ("auroc", "f1"):
+        assert one[name].change.low < one[name].change.value < one[name].change.high
+    assert one["fpr"].word == one["auroc"].word == "worse"
 
 
 def test_audits_of_other_images_are_compared_unpaired(audits, tmp_path):
@@ -131,6 +158,12 @@ def test_exit_codes_of_compare_and_watch(audits, tmp_path):
     assert run("compare", *pair).exit_code == 0
     assert run("compare", *pair, "--fail-on", "fragile").exit_code == 1
     assert json.loads((tmp_path / "c/result.json").read_text())["kind"] == "comparison"
+
+
+def test_titles_hold_no_paths_and_what_next_names_the_own_folder(audits, tmp_path):
+    result = compare(audits / "a", audits / "b", tmp_path / "c")
+    assert "/" not in result.title
+    assert any(str(tmp_path / "c") in line for line in commands(result))
 
 
 def test_too_few_new_images_are_an_error(audits, tmp_path):

@@ -190,7 +190,7 @@ def test_a_model_that_differs_when_loaded_anew_is_not_written(classifier, tmp_pa
         write_tensors(place / "model.safetensors", state | {"conv.bias": state["conv.bias"] + 1e-2})
 
     x, expected = model.sample()
-    note = mended.write_mended(tmp_path / "mended", model.about, wrong, x, expected[0], [])
+    note = mended.write_mended(tmp_path / "mended", model.about, wrong, x, expected, [])
     assert "could not be written" in note or "differs" in note
     assert not (tmp_path / "mended").exists()
 
@@ -214,8 +214,10 @@ def test_the_pruned_encoder_is_written_and_exported(similarity):
     assert model.about.gap <= 1e-5
     assert any("the mended model is in" in n for n in result.notes)
     x = images(100)
+    assert model.about.outputs == ["embedding", "logits"]
+    assert list(model.about.classes.values()) == result.classes
     with torch.no_grad():
-        expected = [model(x)]
+        expected = list(model(x))
     found = export_mended(folder, ["onnx", "torch-export"], folder)
     assert max(found.values()) <= 1e-4
     assert export.gap(export.run_onnx(folder / "model.onnx", x), expected) <= 1e-4

@@ -84,10 +84,42 @@ def test_a_classifier_in_memory_is_audited_and_mended(classifier):
     model = Mended.load(folder, network=Net())
     assert model.check() <= 1e-5
     assert set(model.state()[0]) >= {"conv.weight", "fc.weight", "fc.weight_fix"}
+    traced = Mended.load(folder)
+    assert traced.check() <= 1e-5
+    x, _ = model.sample()
+    with torch.no_grad():
+        assert torch.allclose(traced(x[:3]), model(x[:3]), atol=1e-5)
+    assert max(export_mended(folder, ["onnx", "torch-export"], out / "exported").values()) <= 1e-4
     with pytest.raises(ConfigError, match="audited in memory"):
-        Mended.load(folder)
+        export_mended(folder, ["state-dict"], out / "exported")
+
+
+class Branching(Net):
+    """What torch.export cannot trace."""
+
+    def forward(self, x):
+        return super().forward(x) if float(x.detach().mean()) < 2 else super().forward(x * 0)
+
+
+def test_a_classifier_in_memory_that_cannot_be_traced_says_so_and_needs_its_network(classifier, tmp_path):
+    from pfungst.audit import mended
+    from pfungst.files import write_tensors
+
+    _, out = classifier
+    model = Mended.load(out / "mended", network=Net())
+    x, expected = model.sample()
+
+    def save(place):
+        write_tensors(place / "model.safetensors", model.source.model.model.state_dict())
+        model.source.save(place / "spufix")
+
+    note = mended.write_mended(
+        tmp_path / "mended", model.about, save, x, expected, [], "cpu", Net(), Branching()
+    )
+    assert "it loads with its network only: torch.export cannot trace Branching" in note
+    assert Mended.load(tmp_path / "mended", network=Net()).check() <= 1e-5
     with pytest.raises(ConfigError, match="audited in memory"):
-        export_mended(folder, ["onnx"], folder)
+        Mended.load(tmp_path / "mended")
 
 
 def test_detectors_in_memory_are_audited(tmp_path):
@@ -120,12 +152,18 @@ def test_an_encoder_in_memory_is_audited(tmp_path):
     encoder = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     result = pf.audit_similarity(
         encoder, pictures, labels, groups={"half": ["a", "b"] * 21}, seeds=3, folds=3, patches=4, explain=8, pairs=1,
-        out=tmp_path,
+        mitigate="prune:auto:1", sweep="1", condition=["jpeg:30"], out=tmp_path,
     )  # fmt: skip
     assert result.n == 42
     assert result.columns == ["half"]
     assert result.encoder == "Sequential"
     assert (tmp_path / "report.html").exists()
+    (folder,) = folders(tmp_path)
+    model = Mended.load(folder)
+    assert model.check() <= 1e-5
+    assert model.about.outputs == ["embedding", "logits"]
+    assert set(model.about.classes.values()) == {"0", "1", "2"}
+    assert max(export_mended(folder, ["onnx"], folder).values()) <= 1e-4
 
 
 @pytest.mark.parametrize(

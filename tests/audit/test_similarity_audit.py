@@ -172,7 +172,10 @@ def test_pruning_is_chosen_on_training_images_only(tmp_path, stamp, monkeypatch)
     assert worth[store["chosen"]] == max(worth[1:])
     assert {t["layer"] for t in trials[1:]} == {f"stage{i}.relu{j}" for i in (1, 2, 3) for j in (1, 2)}
     places = {t["where"] for t in trials if t["layer"] == "stage1.relu1"}
-    assert places == {"everywhere", "rows 9 on, columns 0–12"}  # the logo: rows 10–15, columns 1–11 of 16
+    assert places == {
+        "everywhere",
+        "from row 9 to the bottom, left of column 12",
+    }  # the logo: rows 10–15, columns 1–11 of 16
 
 
 def test_what_to_prune_is_read():

@@ -77,3 +77,12 @@ def test_options_that_are_flags_or_hold_commas_survive():
     assert "logo:tag.png,width=0.4" in words[words.index("--condition") + 1]
     back = SimilarityConfig.build(images="x", encoder="e", condition=words[words.index("--condition") + 1])
     assert back.condition == config.condition
+
+
+@pytest.mark.parametrize("kind", ["anomaly", "similarity", "classifier", "discovery"])
+def test_every_kind_of_audit_can_be_proposed_again(kind):
+    """The configuration of a discovery moved away from its result, and its report could not be written."""
+    command = again(a_result(kind, config={"seed": 7, "out": "o"}))
+    assert command.startswith("pfungst discover " if kind == "discovery" else f"pfungst audit {kind} ")
+    assert "--seed 7" in command
+    assert command.endswith("--out o-again")

@@ -148,8 +148,15 @@ def shorter(file):
     np.save(file, np.load(file)[:-1])
 
 
+def flipped(file):
+    """One bit of the last value, which the size does not tell."""
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+
+
 @pytest.mark.parametrize("file", ["features.npy", "index.parquet"])
-@pytest.mark.parametrize("harm", [torn, shorter, Path.unlink])
+@pytest.mark.parametrize("harm", [torn, shorter, flipped, Path.unlink])
 def test_damaged_features_are_named_and_computed_again(tmp_path, found, file, harm):
     if harm is shorter and file == "index.parquet":
         pytest.skip("is no array")
@@ -163,12 +170,13 @@ def test_damaged_features_are_named_and_computed_again(tmp_path, found, file, ha
         assert extract(head, data, tmp_path / "s")[1] == before
 
 
+@pytest.mark.parametrize("harm", [torn, flipped])
 @pytest.mark.parametrize("suffix", [".npy", ".parquet"])
-def test_damaged_embeddings_are_computed_again(tmp_path, suffix):
+def test_damaged_embeddings_are_computed_again(tmp_path, suffix, harm):
     encoder, images = Encoder(small_net(4), SMALL), torch.rand(6, 3, 16, 16)
     first = encoder.encode(images, cache=tmp_path, device="cpu")
     (file,) = tmp_path.rglob(f"*{suffix}")
-    torn(file)
+    harm(file)
     with pytest.warns(PfungstWarning, match=rf"{file.stem}.*; it is computed again"):
         assert torch.equal(encoder.encode(images, cache=tmp_path, device="cpu"), first)
     assert len(Store(file.parent)) == 6

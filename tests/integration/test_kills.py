@@ -73,8 +73,6 @@ def command(kind, root):
             *words.split(),
             "--workers",
             2,
-            "--mitigate",
-            "prune:auto",
             "--out",
             "OUT",
         ]
@@ -149,19 +147,26 @@ def test_killed_runs_give_the_same_result_and_leave_no_process(tmp_path, kind):
     assert start("whole", **wait).wait(300) == 0
     lasts = time.monotonic() - begun
     resume = ["--resume"] if kind in ("anomaly", "similarity", "classifier") else []
-    killed = 0
-    for number in range(KILLS):
+    killed = number = 0
+    while killed < KILLS and number < 3 * KILLS:
+        number += 1
         mark = f"PFUNGST_KILL_MARK={os.getpid()}-{kind}-{number}"
         job = start("killed", *resume, PFUNGST_KILL_MARK=mark.partition("=")[2], **wait)
-        time.sleep(lasts * chance.uniform(0.2, 0.95))
-        killed += job.poll() is None
+        time.sleep(lasts * chance.uniform(0.2, 0.95) / (1 + number % 3))
+        alive = job.poll() is None
+        killed += alive
         job.kill()
         job.wait()
         until = time.monotonic() + SECONDS
         while (left := living(mark)) and time.monotonic() < until:
             time.sleep(0.1)
         assert not left
-    assert killed >= KILLS / 2
+        if not alive:  # it was finished: begin anew, so that there is something to kill
+            shutil.rmtree(tmp_path / "killed")
+            if kind == "pool":
+                shutil.copytree(tmp_path / "pool", tmp_path / "killed")
+    print(f"{kind}: {killed} of {number} runs killed, a whole one takes {lasts:.1f} s; no process left")
+    assert killed == KILLS
     assert start("killed", *resume).wait(300) == 0
     assert numbers(kind, tmp_path / "killed") == numbers(kind, tmp_path / "whole")
 
@@ -218,4 +223,5 @@ def test_no_acknowledged_answer_is_lost(tmp_path, how):
         stored = {(e.person, str(study.index[e.item]), e.sequence) for e in study.store.since(0)}
         assert stored >= set(acknowledged)
         study.close()
+    print(f"label, {how}: {len(acknowledged)} answers acknowledged over {KILLS} kills, none lost")
     assert len(acknowledged) == len(set(acknowledged)) > 8 * KILLS

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from pfungst.errors import ConfigError, DataError, InputError
+from pfungst.errors import ConfigError, DataError, InputError, PfungstWarning
 from pfungst.pool import PoolModel, index, open_pool, score
 from pfungst.pool.parts import features_path, part_path
 from pool_sample import Tiny, folder_pool, other, parquet_pool, scores_of, tiny
@@ -86,6 +86,23 @@ def test_finished_parts_are_skipped_and_new_models_added(tmp_path):
     score(pool.folder, [TINY, OTHER], **OPTIONS)
     assert part_path(pool, "tiny", 0).stat().st_mtime_ns == stamp
     assert {k: v for k, v in scores_of(pool.folder).items() if "tiny" in k} == before
+
+
+@pytest.mark.parametrize("harm", ["cut", "flipped", "missing"])
+def test_damaged_features_are_computed_again(tmp_path, harm):
+    """Regression: a part was finished once its table was there, whatever lay in the array beside it."""
+    pool = index(folder_pool(tmp_path / "source", 12), tmp_path / "pool", shard_rows=6)
+    score(pool.folder, [TINY], **OPTIONS)
+    before, file = scores_of(pool.folder), features_path(pool, "tiny", 1)
+    content = file.read_bytes()
+    if harm == "missing":
+        file.unlink()
+    else:
+        file.write_bytes(content[:-2] if harm == "cut" else content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.warns(PfungstWarning, match=r"part-000001.npy .*; it is computed again"):
+        summary = score(pool.folder, [TINY], **OPTIONS)
+    assert (summary.shards, summary.skipped) == (1, 1)
+    assert scores_of(pool.folder) == before
 
 
 def test_another_model_under_the_same_name_is_refused(tmp_path):

@@ -128,3 +128,13 @@ def test_relevance_plots_every_kind(tmp_path):
     x, g = torch.rand(1, 3, 8, 8), torch.rand(1, 3, 8, 8)
     for basis in IMAGE_BASES:
         Relevance(basis.contract(x, g), (x * g).sum().reshape(1), basis).plot().savefig(tmp_path / "p.png")
+
+
+def test_the_period_of_a_band_is_that_of_its_waves():
+    from pfungst.relevance.dct import band_periods
+
+    one = band_periods((0, 1, 2, 3), 8, 16)  # the constant, (0, 1) and (1, 0)
+    assert one == pytest.approx([np.inf, 32, 16])
+    x = np.cos(np.pi * (np.arange(16) + 0.5) / 16)  # the wave (0, 1) turns by half in 16 pixels
+    assert (x[0] > 0) != (x[-1] > 0)
+    assert np.isnan(band_periods((0, 4, 4, 9), 3, 3)[1])

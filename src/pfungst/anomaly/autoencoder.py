@@ -79,7 +79,7 @@ class Autoencoder(NetworkDetector):
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
             body = _lenet(shape, self.code or 64) if kind == "lenet" else _blocks(shape, self.code or 512)
-        self._on = choose_device(self.device)
+        self._on = choose_device(self.device, float64=True)
         front = self.features if self.features is not None else nn.Identity()
         self.normalise_ = nn.Sequential(Normalise(self.mean, self.std), front).to(self._on).eval()
         self.network_ = body.to(self._on)

@@ -74,7 +74,7 @@ class BackboneDetector(NetworkDetector):
         checkpoint = self.checkpoint if weights else None
         network, mean, std = load_backbone(self.backbone, checkpoint, self.seed, weights)
         normalise = Normalise(mean if self.mean is None else self.mean, std if self.std is None else self.std)
-        self._on = choose_device(self.device)
+        self._on = choose_device(self.device, float64=True)
         self.backbone_ = network
         self.chain_ = Chain(normalise, self.features, self._head(network)).to(self._on).eval()
         for parameter in self.chain_.parameters():

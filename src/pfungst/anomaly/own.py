@@ -15,12 +15,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.base import is_classifier, is_regressor
 from torch import Tensor, nn
 
 from pfungst.anomaly.base import Detector
 from pfungst.anomaly.features import gradient
-from pfungst.anomaly.wrap import Wrapped
 from pfungst.conditions import Size, sides
 from pfungst.device import choose_device
 from pfungst.errors import ConfigError, InputError, PfungstError
@@ -85,7 +83,7 @@ class OwnDetector(Detector):
         training, held_out = self._split(len(x))
         z = self._front(x)
         if isinstance(self.estimator_, nn.Module):
-            self.estimator_.to(choose_device(self.device))
+            self.estimator_.to(choose_device(self.device, float64=True))
             if callable(getattr(self.estimator_, "fit", None)):
                 _call(self.estimator_, "fit", z[training])
             else:
@@ -110,6 +108,8 @@ class OwnDetector(Detector):
             except Exception as error:  # of anybody's code, under the rules of relevance
                 self.why_not = str(getattr(error, "message", error)).split("\n")[0]
         else:
+            from pfungst.anomaly.wrap import Wrapped  # with scikit-learn
+
             with suppress(InputError):
                 self._inner = Wrapped(self.estimator_, tuple(z.shape[1:]))._read()
             self.why_not = "" if self._inner else f"there is no explanation of {name}"
@@ -117,7 +117,7 @@ class OwnDetector(Detector):
     def _score(self, x: Tensor) -> Tensor:
         z = self._front(x)
         if isinstance(self.estimator_, nn.Module):
-            on, name = choose_device(self.device), name_of(self.estimator_)
+            on, name = choose_device(self.device, float64=True), name_of(self.estimator_)
             with torch.no_grad():
                 parts = [_module_scores(self.estimator_, p.to(on), name)[0] for p in z.split(self.batch_size)]
             return torch.cat(parts).to(x.device)
@@ -129,7 +129,7 @@ class OwnDetector(Detector):
         """Relevance of what comes behind the features."""
         if self._inner is not None:
             return self._inner._explain(z, basis)
-        name, on = name_of(self.estimator_), choose_device(self.device)
+        name, on = name_of(self.estimator_), choose_device(self.device, float64=True)
         z = z.to(on, torch.float32)
         with torch.no_grad():
             score, difference = _module_scores(self.estimator_, z, name)
@@ -228,6 +228,8 @@ def _scoring(estimator: Any) -> tuple[Callable[[Any], Any], str, int]:
     order = [("anomaly_score", 1), ("decision_function", 1) if _is_pyod(final) else ("", 0)]
     order += [("score", 1)] if not _is_sklearn(final) else []
     order += [("decision_function", -1), ("score_samples", -1)]
+    from sklearn.base import is_classifier, is_regressor
+
     if _is_sklearn(final) and (is_classifier(final) or is_regressor(final)):
         order = order[:1]
     for method, sign in order:

@@ -36,12 +36,11 @@ _BATCH = 256
 class PrototypeDetector(Detector):
     """score(x) = pool_j Σ_i |φ(x)_i − φ(u_j)_i|^p, the u_j all training points.
 
-    The explanation shares the score among prototypes by the pooling's rule, then each prototype's part
-    among the input by R_i = |x_i − u_ji|^p / (ε + d_j) · R_j. What ε (or the pooling's own constant) keeps
-    goes to the bias, so the values and the bias sum to the score for every p. With affine features φ(x) = Kx
-    + b the difference is taken at the input, where Σ_i (x − u_j)_i (Kᵀg_j)_i = Σ_k (φ(x) − φ(u_j))_k g_jk
-    exactly: prototypes are the reference, and b cancels. Other features are passed by gradient × input; what
-        their
+    The explanation shares the score among prototypes by the pooling's rule, then each prototype's part among
+    the input by R_i = |x_i − u_ji|^p / (ε + d_j) · R_j. What ε (or the pooling's own constant) keeps goes to
+    the bias, so the values and the bias sum to the score for every p. With affine features φ(x) = Kx + b the
+    difference is taken at the input, where Σ_i (x − u_j)_i (Kᵀg_j)_i = Σ_k (φ(x) − φ(u_j))_k g_jk exactly:
+    prototypes are the reference, and b cancels. Other features are passed by gradient × input; what their
     biases absorb is reported as bias.
 
     Attributes:
@@ -76,7 +75,7 @@ class PrototypeDetector(Detector):
 
     def _fit(self, x: Tensor) -> Tensor:
         self._check_params()
-        self._set_prototypes(self._normalise(x.to(choose_device(self.device))))
+        self._set_prototypes(self._normalise(x.to(choose_device(self.device, float64=True))))
         distances = power_distances(self._embedded, self._embedded, self._power)
         distances = (0.5 * (distances + distances.T)).fill_diagonal_(0.0)
         self.gamma_ = self._fit_gamma(distances, self._embedded.shape[1])

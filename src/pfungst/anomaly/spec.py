@@ -21,11 +21,11 @@ def detector_from_spec(spec: str | Detector, **common: Any) -> Detector:
     Args:
         spec: NAME or NAME:parameter=value,parameter=value with the constructor's parameters, for example
             ``patchcore:backbone=resnet18,layers=layer2+layer3,coreset=0.1``. A detector of detectors ends
-            with
-            theirs: ``bag:kde+autoencoder``, ``tiled:tile=128:patchcore:coreset=0.1``. ``FILE.py:NAME…`` runs
-            the file first, which registers NAME, or holds a function (or class, or object) NAME that makes
-            a detector, or what :class:`OwnDetector` takes; ``package.module:NAME…`` names such a thing too.
-            Or a detector, of which a clone is given its own parameters and, before its own, the features.
+            with theirs: ``bag:kde+autoencoder``, ``tiled:tile=128:patchcore:coreset=0.1``. ``FILE.py:NAME…``
+            runs the file first, which registers NAME, or holds a function (or class, or object) NAME that
+            makes a detector, or what :class:`OwnDetector` takes; ``package.module:NAME…`` names such a thing
+            too. Or a detector, of which a clone is given its own parameters and, before its own, the
+            features.
         common: parameters for every detector that has them, such as features, seed, device or progress.
 
     Raises:

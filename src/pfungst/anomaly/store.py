@@ -123,7 +123,7 @@ class _Reader:
             if header["feature_names"] is not None:
                 detector.feature_names_in_ = np.asarray(header["feature_names"], dtype=object)
             detector.condition_, detector.threshold_ = header["condition"], header["threshold"]
-            where = choose_device(getattr(detector, "device", "cpu"))
+            where = choose_device(getattr(detector, "device", "cpu"), float64=True)
             parted = ((*k.rpartition("/"), t) for k, t in self.tensors.items())
             own = {name: t for place, _, name, t in parted if place == "/".join(at)}
             detector.training_scores_ = own.pop("training_scores").numpy()

@@ -18,9 +18,19 @@ from pfungst.audit.machine import describe_machine
 from pfungst.audit.result import About, Better, Interval, Metric, Model, Result, Verdict, load, save
 from pfungst.audit.similarity.result import SimilarityResult
 from pfungst.errors import ConfigError, DataError, few
-from pfungst.files import read
+from pfungst.files import read, reading
 from pfungst.measure import limits
+from pfungst.measure.intervals import bootstrap
 from pfungst.measure.paired import Statistic, change, class_balanced, mcnemar
+from pfungst.measure.proportions import (
+    auroc_interval,
+    f1_interval,
+    mean_change,
+    mean_share,
+    paired_difference,
+    share_difference,
+    wilson,
+)
 
 _MEASURES: dict[str, Better] = {
     "auroc": "higher",
@@ -29,6 +39,7 @@ _MEASURES: dict[str, Better] = {
     "fnr": "lower",
     "fpr": "lower",
 }
+_RATES = ("fnr", "fpr", "balanced_accuracy")  # shares of images
 _NAMED = 20  # images that are listed
 _ALPHA = 0.05
 _DRAWS = 2000  # bootstrap resamples
@@ -45,7 +56,7 @@ class Changed(Model):
     better: Better
     before: float
     after: float
-    change: Interval = Field(description="after less before; 95 % bootstrap over the images")
+    change: Interval = Field(description="after less before; 95 % interval over the images")
     word: Word = Field(description="by an interval corrected for all measures compared (Bonferroni)")
 
     @property
@@ -145,7 +156,12 @@ def compare(first: Path, second: Path, out: Path | None = None, seed: int = 0) -
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         seconds=time.monotonic() - started,
         machine=describe_machine(),
-        config={"first": str(first), "second": str(second), "seed": seed},
+        config={
+            "first": str(first),
+            "second": str(second),
+            "seed": seed,
+            "out": str(out or "pfungst-comparison"),
+        },
         verdict=_verdict(changes, flips, paired),
         metrics=_metrics(changes, flips),
         notes=_notes(changes, paired, pairs),
@@ -170,23 +186,22 @@ def _answers(result: Result, folder: Path) -> dict[tuple[str, str], Answers]:
     if isinstance(result, AnomalyResult):
         alone = len({e.model for e in result.entries}) == 1  # old and new detector are compared by category
         for entry in result.entries:
-            arrays = read(folder / entry.arrays, remedy)
-            for scores in entry.scores:
-                key = scores.variant.key
-                flagged = arrays[f"scores_{key}"] > arrays[f"threshold_{key}"]
-                y = arrays["labels"].astype(int)
-                found[entry.category if alone else entry.name, str(scores.variant)] = Answers(
-                    arrays["ids"], y, flagged == y, arrays[f"scores_{key}"], flagged
-                )
+            with reading(folder / entry.arrays, remedy):
+                arrays = read(folder / entry.arrays, remedy)
+                for scores in entry.scores:
+                    key = scores.variant.key
+                    flagged = arrays[f"scores_{key}"] > arrays[f"threshold_{key}"]
+                    y = arrays["labels"].astype(int)
+                    found[entry.category if alone else entry.name, str(scores.variant)] = Answers(
+                        arrays["ids"], y, flagged == y, arrays[f"scores_{key}"], flagged
+                    )
         return found
     if isinstance(result, ClassifierResult | SimilarityResult) and result.arrays:
-        arrays = read(folder / result.arrays, remedy)
-        said = {
-            k.removeprefix("predicted").lstrip("_"): v for k, v in arrays.items() if k.startswith("predicted")
-        }
-        for key, predicted in said.items():
-            labels = arrays["labels"]
-            found["all images", key or "original"] = Answers(arrays["ids"], labels, predicted == labels)
+        with reading(folder / result.arrays, remedy):
+            arrays = read(folder / result.arrays, remedy)
+            for name in [k for k in arrays if k.startswith("predicted")]:
+                key, right = name.removeprefix("predicted").lstrip("_"), arrays[name] == arrays["labels"]
+                found["all images", key or "original"] = Answers(arrays["ids"], arrays["labels"], right)
     if not found:
         raise ConfigError(
             f"a {result.kind} result of {folder} keeps no answers to single images",
@@ -226,8 +241,11 @@ def _measured(pairs: Mapping[tuple[str, str], _Pair], seed: int) -> tuple[list[C
     for (entry, variant), (a, b, same) in pairs.items():
         after = b.statistics()
         for name, before in a.statistics().items():
-            others = None if same else b.labels
-            ci, strict = change(before, after[name], a.labels, others, levels, _DRAWS, seed)
+            ci, strict = (
+                _of_rates(name, a, b, same, levels)
+                if name in _RATES
+                else _of_draws(name, a, b, same, levels, before, after[name], seed)
+            )
             ones = np.ones((1, len(a.labels)))
             value = float(before(ones)[0])
             better = _MEASURES[name]
@@ -261,6 +279,56 @@ def _measured(pairs: Mapping[tuple[str, str], _Pair], seed: int) -> tuple[list[C
         for (entry, variant, a, b, test), p in zip(tested, corrected, strict=True)
     ]
     return changes, flips, all(same for *_, same in pairs.values())
+
+
+def _rates(name: str, a: Answers) -> list[np.ndarray]:
+    """What is counted of each image (True or False), by class."""
+    if name == "balanced_accuracy" or a.flagged is None:
+        return [a.right[a.labels == k] for k in np.unique(a.labels)]
+    return [a.flagged[a.labels == 0]] if name == "fpr" else [~a.flagged[a.labels == 1]]
+
+
+def _of_rates(
+    name: str, a: Answers, b: Answers, same: bool, levels: Sequence[float]
+) -> list[measure.Interval]:
+    """Change of a share, or of the mean of the classes' shares, by Newcombe's intervals, which have a width
+    also where every image agrees."""
+    before, after = _rates(name, a), _rates(name, b)
+    if same:
+        pairs = list(zip(after, before, strict=True))
+        return [mean_change([paired_difference(*pair, level) for pair in pairs]) for level in levels]
+    sides = [[mean_share([wilson(x, level) for x in s]) for s in (after, before)] for level in levels]
+    return [share_difference(new, old) for new, old in sides]
+
+
+def _of_draws(
+    name: str,
+    a: Answers,
+    b: Answers,
+    same: bool,
+    levels: tuple[float, ...],
+    before: Statistic,
+    after: Statistic,
+    seed: int,
+) -> list[measure.Interval]:
+    """Change of AUROC or F1 by the bootstrap; where no resample of either audit differs, of intervals that
+    have a width there."""
+    found = change(before, after, a.labels, None if same else b.labels, levels, _DRAWS, seed)
+    sides = ((before, a), (after, b))
+    own = [bootstrap(statistic, x.labels, 200, seed=seed) for statistic, x in sides]
+    if any(f.low != f.high for f in [*found, *own]):
+        return found
+
+    def alone(value: float, x: Answers, level: float) -> measure.Interval:
+        assert x.flagged is not None
+        bad = x.labels == 1
+        if name == "auroc":
+            return auroc_interval(value, int(bad.sum()), int((~bad).sum()), level)
+        return f1_interval(x.flagged[bad], x.flagged[~bad], level)
+
+    return [
+        share_difference(alone(own[1].value, b, level), alone(own[0].value, a, level)) for level in levels
+    ]
 
 
 def _word(strict: Any, better: Better) -> Word:
@@ -303,7 +371,7 @@ def _verdict(changes: Sequence[Changed], flips: Sequence[Flips], paired: bool) -
 
 
 def _told(c: Changed) -> str:
-    ends = f"{c.change.low:+.2f} to {c.change.high:+.2f}"
+    ends = f"{c.change.low:+.2f} to {c.change.high:+.2f}".replace("-", "−")
     return f"{c.words} of {c.entry}, {c.variant}: {c.before:.2f} → {c.after:.2f} ({ends})"
 
 
@@ -333,14 +401,17 @@ def _metrics(changes: Sequence[Changed], flips: Sequence[Flips]) -> dict[str, Me
 
 
 def _notes(changes: Sequence[Changed], paired: bool, pairs: Mapping[Any, _Pair]) -> list[str]:
-    drawn = f"{_DRAWS} bootstrap resamples within the classes"
-    how = (
-        f"both audits saw these images, which were drawn together: {drawn}"
-        if paired
-        else f"the audits saw other images, each drawn by itself: {drawn}"
-    )
+    how = "both audits saw these images" if paired else "the audits saw other images"
+    pairs_of = "paired" if paired else "independent"
+    methods = [f"intervals of the shares: Newcombe's for {pairs_of} proportions"]
+    if any(c.measure not in ("fnr", "fpr", "balanced-accuracy") for c in changes):
+        methods.append(
+            f"of AUROC and F1: {_DRAWS} bootstrap resamples within the classes, "
+            + ("drawn together" if paired else "each audit by itself")
+            + "; where no resample differs, Newcombe's for one AUROC and Wilson's of both rates"
+        )
     return [
-        how,
+        f"{how}; {'; '.join(methods)}",
         f"better and worse are said where the interval of level 1 − 0.05/{len(changes)} leaves out zero",
         f"the first of the repetitions of each audit; {len(pairs)} pairs of entries and variants",
     ]

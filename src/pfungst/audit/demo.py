@@ -155,8 +155,9 @@ def run_demo(
     Raises:
         ConfigError: there is no part of that name.
     """
-    from pfungst.features.workers import cores, on_processes
+    from pfungst.features.workers import on_processes
     from pfungst.progress import progress_bar
+    from pfungst.threads import cores
 
     if only not in (None, *PARTS):
         raise ConfigError(f"the demo has no part {only!r}", suggest(str(only), PARTS, "parts"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import time
 from datetime import UTC, datetime
@@ -10,6 +9,7 @@ from typing import Any
 
 from pfungst import __version__
 from pfungst.audit.config import AuditConfig
+from pfungst.threads import cores
 
 
 def circumstances(config: AuditConfig, started: float, fingerprint: str) -> dict[str, Any]:
@@ -29,9 +29,8 @@ def describe_machine() -> str:
     host."""
     import torch
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     return (
-        f"{platform.machine()}, {cores} cores, {device}, "
+        f"{platform.machine()}, {cores()} cores, {device}, "
         f"Python {platform.python_version()}, torch {torch.__version__.split('+')[0]}"
     )

@@ -15,7 +15,7 @@ import tempfile
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -30,18 +30,18 @@ from pfungst.conditions.step import Resize
 from pfungst.data import Item
 from pfungst.data.item import NORMAL
 from pfungst.device import choose_device
-from pfungst.encoders import Encoder
 from pfungst.encoders import load as load_model
 from pfungst.encoders.checkpoints import load_state
 from pfungst.encoders.edits import folded_state
 from pfungst.encoders.preprocessing import Normalise
 from pfungst.encoders.specification import parse
 from pfungst.errors import ConfigError, DataError, InputError, PfungstError, UnreadableImages
-from pfungst.files import read, whole, write, write_json, write_tensors
+from pfungst.files import read, reading, whole, write, write_json, write_tensors
 from pfungst.mitigate import export
 from pfungst.suggest import suggest
 
 FOLDER = "mended"
+_PROBE, _PROGRAM = "probe.safetensors", "program.pt2"
 TOLERANCE = 1e-5
 """Of what is loaded anew, relative to the largest output."""
 EXPORTED = 1e-4
@@ -76,11 +76,20 @@ class About(Model):
     mean: list[float] = Field([], description="subtracted inside the model")
     std: list[float] = Field([], description="divided by inside the model")
     outputs: list[str]
-    classes: dict[int, str] = Field({}, description="names of the logits")
+    classes: dict[int, str] = Field({}, description="names of the logits, of an encoder those of its probe")
     threshold: float | None = Field(None, description="of the score, above which an image is abnormal")
     mended: str = Field(description="what was done")
     images: int = Field(0, description="on which the model loaded anew was compared with the audited one")
     gap: float | None = Field(None, description="largest difference of an output, relative to the largest")
+
+    @classmethod
+    def of(cls, folder: Path) -> Self:
+        """Of the mended model in a folder. Raises DataError if it is missing or damaged."""
+        file = folder / "mended.json"
+        try:
+            return cls.model_validate(read(file, _REMEDY, format="pfungst.mended/1"))
+        except ValidationError as error:
+            raise DataError(f"{file} is damaged: {error}", _REMEDY) from None
 
     def words(self) -> dict[str, str]:
         """As texts, for formats whose metadata are texts."""
@@ -94,7 +103,9 @@ class Mended(nn.Module):
     One output is a tensor, several are a tuple, named by ``about.outputs``.
 
     Attributes:
-        about: see :class:`About`. source: the object inside: a `SpuFix`, a `Detector` or an `Encoder`.
+        about: see :class:`About`.
+        source: the object inside: a `SpuFix`, a `Detector`, a :class:`Probed` encoder, or the traced program
+            of a model that was audited in memory.
     """
 
     def __init__(self, source: Any, about: About, folder: Path, network: nn.Module | None = None) -> None:
@@ -109,16 +120,17 @@ class Mended(nn.Module):
 
         Args:
             folder: ``mended/``, or of one of several detectors. device: where to.
-            network: into which the weights go, where the audit was of a classifier in memory.
+            network: into which the weights go, where the audit was of a classifier in memory; without it the
+                traced program is read.
 
         Raises:
             DataError, CheckpointError: it is missing or damaged.
+            ConfigError: a classifier in memory that could not be traced needs its network.
         """
         folder = Path(folder)
-        try:
-            about = About.model_validate(read(folder / "mended.json", _REMEDY, format="pfungst.mended/1"))
-        except ValidationError as error:
-            raise DataError(f"{folder / 'mended.json'} is damaged: {error}", _REMEDY) from None
+        about = About.of(folder)
+        if network is None and (folder / _PROGRAM).exists():
+            return cls(_Program(folder / _PROGRAM, device), about, folder)
         if about.kind == "classifier":
             return cls(_load_classifier(folder, about, device, network), about, folder, network)
         read_in = _load_encoder if about.kind == "encoder" else _load_detector
@@ -126,14 +138,19 @@ class Mended(nn.Module):
 
     def answer(self, images: Tensor) -> Tensor:
         """The first output alone: scores (N,), logits (N, K) or representations (N, K)."""
+        return self.answers(images)[0]
+
+    def answers(self, images: Tensor) -> list[Tensor]:
+        """All outputs but the map."""
         if self.about.kind == "detector":
-            return self.source.anomaly_score(images)
-        return export.outputs_of(self.source(images))[0]
+            return [self.source.anomaly_score(images)]
+        return export.outputs_of(self.source(images))
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
-        score = self.answer(images)
+        found = self.answers(images)
         if "map" not in self.about.outputs:
-            return score
+            return found[0] if len(found) == 1 else tuple(found)
+        (score,) = found
         from pfungst.anomaly.module import as_module
 
         with torch.no_grad():
@@ -155,12 +172,14 @@ class Mended(nn.Module):
         except Undecodable as error:
             raise UnreadableImages([(str(file), str(error))]) from None
         with torch.no_grad():
-            found = self.answer(self.prepare(image))[0]
+            outputs = self.answers(self.prepare(image))
+        found = outputs[-1][0]
         if self.about.kind == "classifier":
             k = int(found.argmax())
             return {"class": self.about.classes.get(k, str(k)), "probability": float(found.softmax(0)[k])}
         if self.about.kind == "encoder":
-            return {"embedding": found}
+            said = {"class": self.about.classes[int(found.argmax())]} if len(outputs) > 1 else {}
+            return {**said, "embedding": outputs[0][0]}
         score, threshold = float(found), self.about.threshold
         return {"score": score, "abnormal": threshold is not None and score > threshold}
 
@@ -168,12 +187,14 @@ class Mended(nn.Module):
         """The largest difference to what the audit saw, on the sample beside the model."""
         with torch.no_grad():
             images, expected = self.sample()
-            return export.gap([self.answer(images)], expected)
+            return export.gap(self.answers(images), expected)
 
     def sample(self) -> tuple[Tensor, list[Tensor]]:
-        """Images (n, C, H, W) and what the audited model said of them: its first output."""
-        kept = read(self.folder / "sample.safetensors", _REMEDY)
-        return kept["images"], [kept[self.about.outputs[0]]]
+        """Images (n, C, H, W) and what the audited model said of them: its outputs but the map."""
+        file = self.folder / "sample.safetensors"
+        with reading(file, _REMEDY):
+            kept = read(file, _REMEDY)
+            return kept["images"], [kept[name] for name in self.about.outputs if name in kept]
 
     def portable(self) -> nn.Module:
         """The same in operations that torch can trace.
@@ -195,13 +216,16 @@ class Mended(nn.Module):
 
         Raises:
             InputError: filters are off in a region, which no weight of the network can say.
+            ConfigError: the network was in memory.
         """
+        if isinstance(self.source, _Program):
+            raise _in_memory(self.about)
         if self.about.kind == "detector":
             module = self.portable()
             return module.state_dict(), copy.deepcopy(module)
         plain: Any
         if self.about.kind == "encoder":
-            state = folded_state(self.source)
+            state = folded_state(self.source.encoder)
             if state is None:
                 raise InputError(
                     f"{self.about.mended} switches filters off that no weights of the network can",
@@ -209,7 +233,9 @@ class Mended(nn.Module):
                 )
             size = None if parse(self.about.spec)[0] == "function" else sides(self.about.size)[0]
             plain = load_model(self.about.spec, weights=False, size=size)
-            return state, _Normalised(plain, plain.features)
+            probe = self.source.probe
+            state |= {f"probe.{k}": v for k, v in probe.state_dict().items()} if probe is not None else {}
+            return state, _Normalised(Probed(plain, copy.deepcopy(probe)), plain.features)
         network = raw(self.source.model)
         state, layer = network.state_dict(), self.source.layer
         layer = layer if network is self.source.model else layer.removeprefix("model").lstrip(".")
@@ -234,10 +260,58 @@ class _Normalised(nn.Module):
         self.model, self.network = model, network
 
     def load_state_dict(self, state: Any, strict: bool = True, assign: bool = False) -> Any:
+        probe = getattr(self.model, "probe", None)
+        if isinstance(self.model, Probed) and probe is not None:
+            own = {k: v for k, v in state.items() if k.startswith("probe.")}
+            probe.load_state_dict({k.removeprefix("probe."): v for k, v in own.items()})
+            state = {k: v for k, v in state.items() if k not in own}
         return self.network.load_state_dict(state, strict, assign)
 
     def forward(self, images: Tensor) -> Any:
         return self.model(images)
+
+
+class Probed(nn.Module):
+    """An encoder with its linear probe: images → representation (N, K), and logits (N, classes) where it has
+    one."""
+
+    def __init__(self, encoder: nn.Module, probe: nn.Linear | None = None) -> None:
+        super().__init__()
+        self.encoder, self.probe = encoder, probe
+        self.eval()
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        found = self.encoder(images)
+        return (found,) if self.probe is None else (found, self.probe(found))
+
+    def save(self, folder: Path) -> None:
+        """Write `encoder.json`, `encoder.safetensors` and `probe.safetensors`; see :meth:`Encoder.save`."""
+        self.encoder.save(folder)  # type: ignore[operator]
+        if self.probe is not None:
+            write_tensors(folder / _PROBE, self.probe.state_dict())
+
+
+class _Program(nn.Module):
+    """A traced model; it stays in evaluation mode."""
+
+    def __init__(self, file: Path, device: str) -> None:
+        super().__init__()
+        self.program = export.read_torch_export(file)
+        self.module = export.on_device(self.program, device).module()
+
+    def train(self, mode: bool = True) -> _Program:
+        """Leaves the mode: that of a traced model is fixed."""
+        return self
+
+    def forward(self, images: Tensor) -> Any:
+        return self.module(images)
+
+
+def _in_memory(about: About) -> ConfigError:
+    return ConfigError(
+        f"{about.name} was audited in memory, so it is not known how to build it",
+        "pass the network: Mended.load(folder, network=...); its weights come from the folder",
+    )
 
 
 def raw(model: nn.Module) -> nn.Module:
@@ -253,10 +327,11 @@ def write_mended(
     about: About,
     save: Callable[[Path], object],
     images: Tensor,
-    expected: Tensor,
+    expected: Sequence[Tensor],
     items: Sequence[Item],
     device: str = "cpu",
     network: nn.Module | None = None,
+    mended: nn.Module | None = None,
 ) -> str:
     """Write a mended model, load it anew and compare it; a model that differs is not kept.
 
@@ -264,22 +339,33 @@ def write_mended(
         folder: of this model; appears whole or not at all.
         about: what is known of it, without the comparison.
         save: writes the weights into a folder.
-        images: (n, C, H, W) of the audit; expected: (n, …) the audited model's first output on them.
+        images: (n, C, H, W) of the audit; expected: (n, …) the audited model's outputs on them but the map.
         items: n; those that are not abnormal are the reference of :mod:`pfungst.audit.watch`.
         device: where it is compared. network: of a classifier in memory.
+        mended: the mended model, which is traced where what was audited was in memory.
 
     Returns:
         A note: how it compares, or why there is none.
     """
     with tempfile.TemporaryDirectory(prefix="pfungst-") as place:
         work = Path(place)
+        untraced = ""
         try:
             save(work)
             write_json(work / "mended.json", about.model_dump(mode="json"))
-            found = _answers(Mended.load(work, device, network), images, device)
+            if mended is not None and about.spec.startswith("memory:"):
+                try:
+                    program = export.trace(copy.deepcopy(mended).cpu(), images[:_SAMPLE])
+                    export.write_torch_export(program, work / _PROGRAM, about.words())
+                except InputError as error:
+                    if about.kind == "encoder":
+                        raise
+                    untraced = f"; it loads with its network only: {error.message}"
+            models = [Mended.load(work, device)] if network is None or (work / _PROGRAM).exists() else []
+            models += [] if network is None else [Mended.load(work, device, network)]
+            gap = max(export.gap(_answers(model, images), expected) for model in models)
         except PfungstError as error:
             return f"the mended model could not be written: {error.message}"
-        gap = export.gap([found], [expected])
         if not gap <= TOLERANCE:
             return (
                 f"the mended model was not written: loaded anew it differs by {gap:.2g} on "
@@ -287,10 +373,10 @@ def write_mended(
             )
         about = about.model_copy(update={"images": len(images), "gap": gap})
         write_json(work / "mended.json", about.model_dump(mode="json"))
-        kept = {"images": images[:_SAMPLE], about.outputs[0]: expected[:_SAMPLE]}
-        write_tensors(work / "sample.safetensors", kept)
+        kept = dict(zip(about.outputs, [e[:_SAMPLE] for e in expected], strict=False))
+        write_tensors(work / "sample.safetensors", {"images": images[:_SAMPLE], **kept})
         normal = [i for i, item in enumerate(items) if about.kind != "detector" or item.label == NORMAL]
-        model = Mended.load(work, device, network)
+        model = models[-1]
         own = (
             images[normal] if about.kind == "detector" else images[normal].to(next(model.parameters()).device)
         )
@@ -301,15 +387,15 @@ def write_mended(
             shutil.copytree(work, part)
     return (
         f"the mended model is in {FOLDER}/{'' if folder.name == FOLDER else folder.name}: loaded anew it "
-        f"differs by {gap:.1g} on {len(images)} images"
+        f"differs by {gap:.1g} on {len(images)} images{untraced}"
     )
 
 
-def _answers(model: Mended, images: Tensor, device: str) -> Tensor:
+def _answers(model: Mended, images: Tensor) -> list[Tensor]:
     with torch.no_grad():
         own = lambda x: x if model.about.kind == "detector" else x.to(next(model.parameters(), x).device)
-        found = [model.answer(own(part)).cpu() for part in images.split(32)]
-    return torch.cat(found)
+        found = [[out.cpu() for out in model.answers(own(part))] for part in images.split(32)]
+    return [torch.cat(parts) for parts in zip(*found, strict=True)]
 
 
 def preparation(condition: Condition) -> str:
@@ -332,10 +418,7 @@ def _classifier(folder: Path, about: About, device: str, network: nn.Module | No
     weights = folder / "model.safetensors"
     if about.spec.startswith("memory:"):
         if network is None:
-            raise ConfigError(
-                f"{about.name} was audited in memory, so it is not known how to build it",
-                "pass the network: Mended.load(folder, network=...); its weights come from the folder",
-            )
+            raise _in_memory(about)
         made = copy.deepcopy(network).to(choose_device(device)).eval()
         load_state(made, read(weights, _REMEDY), str(weights))
         front = OrderedDict(normalize=Normalise(about.mean, about.std), model=made)
@@ -364,8 +447,13 @@ def _load_classifier(folder: Path, about: About, device: str, network: nn.Module
     return SpuFix.load(folder / "spufix", head)
 
 
-def _load_encoder(folder: Path, about: About, device: str) -> Encoder:
-    return load_model(f"pfungst:{folder}", device=device)
+def _load_encoder(folder: Path, about: About, device: str) -> Probed:
+    encoder, probe = load_model(f"pfungst:{folder}", device=device), None
+    if (folder / _PROBE).exists():
+        state = read(folder / _PROBE, _REMEDY)
+        probe = nn.Linear(*state["weight"].T.shape)
+        load_state(probe, state, str(folder / _PROBE))
+    return Probed(encoder, probe).to(choose_device(device))
 
 
 def _load_detector(folder: Path, about: About, device: str) -> Any:
@@ -402,7 +490,7 @@ def folders(audit: Path, entry: str | None = None) -> list[Path]:
         )
     if entry is None:
         return found
-    named = {p.name: p for p in found} | {read(p / "mended.json", _REMEDY)["name"]: p for p in found}
+    named = {p.name: p for p in found} | {About.of(p).name: p for p in found}
     if entry not in named:
         raise ConfigError(f"{audit} has no mended model {entry!r}", suggest(entry, named, "it has"))
     return [named[entry]]
@@ -450,6 +538,8 @@ def export_mended(folder: Path, formats: Sequence[str], out: Path) -> dict[Path,
             run: Callable[[Tensor], list[Tensor] | None] = _runner(network.eval())
         else:
             portable = model.portable()
+            if isinstance(portable, _Program):
+                program = portable.program
             program = program or export.trace(portable, images)
             outputs = list(getattr(portable, "outputs", model.about.outputs))
             if name == "onnx":
@@ -485,7 +575,7 @@ def _compared(
         if got is None:
             print(f"{path.name} was not compared: pip install onnxruntime", file=sys.stderr)
             return float("nan")
-        gaps.append(export.gap(got[:1], [e[:count] for e in expected]))
+        gaps.append(export.gap(got[: len(expected)], [e[:count] for e in expected]))
     if not max(gaps) <= EXPORTED:
         path.unlink()
         raise InputError(

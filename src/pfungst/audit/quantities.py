@@ -64,7 +64,7 @@ def _answers(model: Any, images: Tensor) -> dict[str, np.ndarray]:
 
 def _centre(model: Any) -> Tensor:
     """Mean direction of the representations of the sample of an encoder."""
-    _, (kept,) = model.sample()
+    kept = model.sample()[1][0]
     return torch.nn.functional.normalize(torch.nn.functional.normalize(kept, dim=1).mean(0), dim=0)
 
 

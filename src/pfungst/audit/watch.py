@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
@@ -17,7 +18,7 @@ from pydantic import Field
 
 from pfungst import __version__, measure
 from pfungst.audit.machine import describe_machine
-from pfungst.audit.mended import Mended, folders
+from pfungst.audit.mended import About, Mended, folders
 from pfungst.audit.quantities import EXPLAINED, REFERENCE, RELEVANCE, quantities
 from pfungst.audit.result import Interval, Metric, Model, Result, Skipped, Verdict, save
 from pfungst.conditions import Condition
@@ -27,7 +28,7 @@ from pfungst.errors import ConfigError, DataError, few
 from pfungst.files import read
 from pfungst.measure import limits
 from pfungst.measure.paired import shift
-from pfungst.measure.proportions import wilson
+from pfungst.measure.proportions import share_difference, wilson, wilson_of
 
 _BATCH = 32
 _LEAST = 10  # new images
@@ -87,7 +88,7 @@ def watch(
     started = time.monotonic()
     found = folders(audit, entry)
     if len(found) > 1:
-        names = [Mended.load(f).about.name for f in found]
+        names = [About.of(f).name for f in found]
         raise ConfigError(f"{audit} holds {len(found)} models", f"choose one with --entry: {few(names)}")
     model = Mended.load(found[0], device)
     if not (found[0] / REFERENCE).exists():
@@ -102,6 +103,8 @@ def watch(
     x = prepared.images.to(next(model.parameters(), prepared.images).device)
     after = quantities(model, x, prepared.items)
     compared = _compared(before, after)
+    if not any(q.kind == "answer" for q in compared):
+        raise DataError(f"{found[0] / REFERENCE} holds nothing that this model says", "run the audit again")
     threshold = model.about.threshold
     share = None if threshold is None else wilson(after["score"] > threshold)
     result = WatchResult(
@@ -110,7 +113,12 @@ def watch(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         seconds=time.monotonic() - started,
         machine=describe_machine(),
-        config={"audit": str(audit), "images": str(source), "entry": entry},
+        config={
+            "audit": str(audit),
+            "images": str(source),
+            "entry": entry,
+            "out": str(out or "pfungst-watch"),
+        },
         verdict=_verdict(compared),
         metrics={
             f"shift-{kind}": Metric.worst(per, "lower", "distance of the distributions, 0 to 1")
@@ -138,7 +146,8 @@ def watch(
 
 def _open(source: Path) -> ImageSet:
     sets = open_images(source, label_column=None)
-    items = [item for s in sets for item in s.items]
+    several = len(sets) > 1  # categories, which have images of the same names
+    items = [replace(i, id=f"{s.name}/{i.id}") if several else i for s in sets for i in s.items]
     return ImageSet(Path(source).resolve().name, items)
 
 
@@ -201,5 +210,6 @@ def _told(q: Quantity) -> str:
         values = f"median {q.before:.4g} → {q.after:.4g}"
     else:
         name, (a, b) = max(q.shares.items(), key=lambda kv: abs(kv[1][1] - kv[1][0]))
-        values = f"{name!r} {a:.0%} → {b:.0%}"
+        more = share_difference(wilson_of(b, q.n[1]), wilson_of(a, q.n[0]))
+        values = f"{name!r} {a:.0%} → {b:.0%} ({more.low:+.0%} to {more.high:+.0%})"
     return f"{q.name}: {values} (distance {q.distance:.2f}, p = {q.p:.2g})"

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
-from pfungst.audit.result import KINDS, Result
+from pfungst.audit.result import Result
 from pfungst.measure import limits
 
 _MOST = 3
@@ -87,8 +87,8 @@ def _classifier(result: Result, out: str) -> Iterator[str]:
 def again(result: Result, **changes: Any) -> str:
     """The command of an audit with some options changed, into a folder of its own; defaults are left out."""
     kind = result.kind
-    module, _, name = KINDS[kind].replace("result:", "config:").replace("Result", "Config").partition(":")
-    of = getattr(importlib.import_module(module), name).model_fields
+    module = importlib.import_module(f"pfungst.audit.{kind}.config")
+    of = getattr(module, f"{kind.capitalize()}Config").model_fields
     argument = {"anomaly": "data"}.get(kind)
     values = {name: value for name, value in (result.config | changes).items() if name != "out"}
     values["out"] = f"{result.config.get('out', 'pfungst-audit')}-again"

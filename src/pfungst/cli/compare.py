@@ -21,7 +21,7 @@ def compare(
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Folder for result and report [pfungst-comparison].")
     ] = Path("pfungst-comparison"),
-    seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap.")] = 0,
     fail_on: FailOn = None,
 ) -> None:
     """What got better and worse from one audit to another, over the images that both saw? Differences are

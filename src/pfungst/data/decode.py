@@ -147,9 +147,8 @@ def read_mask(source: Path | str | bytes, max_pixels: int = MAX_PIXELS) -> np.nd
     """Decode a mask.
 
     Labels (0 and 1, 0 and 255, class numbers, palettes, 16 bit): True where any colour channel, or the index
-        into the
-    palette, is not zero. Masks with soft edges, from JPEG or from resizing: see ``mask_of``. Transparent
-    pixels lie outside, and a black picture whose alpha varies is a mask by its alpha.
+    into the palette, is not zero. Masks with soft edges, from JPEG or from resizing: see ``mask_of``.
+    Transparent pixels lie outside, and a black picture whose alpha varies is a mask by its alpha.
 
     Args:
         source: a path, or the bytes of the file.

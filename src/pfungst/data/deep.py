@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from pfungst.errors import ConfigError, DataError
+from pfungst.files import open_picture
 
 from .decode import Undecodable, load, open_image
 from .item import Item
@@ -125,8 +126,10 @@ def _is_deep(item: Item) -> bool:
     if not isinstance(item.image, Path) or item.image.suffix.lower() not in _DEEP:
         return False
     try:
-        with Image.open(item.image, formats=("PNG", "TIFF", "PPM")) as image:
-            return image.mode.startswith(("I", "F")) or (image.mode == "RGB" and ";16" in str(image.tile))
+        with open_picture(item.image) as image:
+            return image.mode.startswith(("I", "F")) or (
+                image.mode == "RGB" and ";16" in str(getattr(image, "tile", ""))
+            )
     except Exception:  # what is wrong with it is said when it is decoded
         return False
 
@@ -136,7 +139,7 @@ def _by_kind(items: Sequence[Item]) -> list[tuple[str, list[Item]]]:
     kinds: dict[str, list[Item]] = {}
     for item in items:
         assert isinstance(item.image, Path)
-        with Image.open(item.image, formats=("PNG", "TIFF", "PPM")) as image:
+        with open_picture(item.image) as image:
             kind = "pictures of floats" if image.mode.startswith("F") else "pictures of more than 8 bits"
         kinds.setdefault(kind, []).append(item)
     return list(kinds.items())

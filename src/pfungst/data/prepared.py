@@ -3,7 +3,6 @@ computed."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from PIL import Image
 from pfungst.conditions import Condition, Size, sides
 from pfungst.errors import DataError, UnreadableImages, lines
 from pfungst.progress import progress_bar
+from pfungst.threads import cores
 
 from .decode import Undecodable
 from .item import Item, Items
@@ -121,9 +121,7 @@ def run_checked(
     """
     undecodable: dict[int, str] = {}
     mismatched: dict[int, str] = {}
-    pool = ThreadPoolExecutor(
-        workers or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
-    )
+    pool = ThreadPoolExecutor(workers or cores())
     with progress_bar(title, len(items), show=progress is True) as bar:
         try:
             tasks = {pool.submit(work, i): i for i in range(len(items))}

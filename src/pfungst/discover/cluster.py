@@ -2,8 +2,7 @@
 
 A graph of nearest neighbours, the small eigenvalues of its Laplacian (von Luxburg 2007, sections 2 and 8.3;
 on heatmaps: Lapuschkin et al. 2019, SpRAy). A number of clusters is believed where its eigengap exceeds all
-    those of single clouds with
-the same covariance, and the clusters come out again in resamples.
+those of single clouds with the same covariance, and the clusters come out again in resamples.
 """
 
 from __future__ import annotations

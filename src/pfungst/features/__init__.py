@@ -4,7 +4,7 @@ after a kill."""
 from typing import TYPE_CHECKING, Any
 
 from pfungst.features.engine import Batch, Done, Stream, Work, batches, run
-from pfungst.features.store import Store, values_file, write_part
+from pfungst.features.store import Store, check_part, read_part, write_part
 from pfungst.features.workers import Workers
 
 if TYPE_CHECKING:
@@ -18,12 +18,13 @@ __all__ = [
     "Work",
     "Workers",
     "batches",
+    "check_part",
     "combined",
     "content_key",
     "file_key",
     "model_key",
+    "read_part",
     "run",
-    "values_file",
     "write_part",
 ]
 

@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 
 from pfungst.errors import DataError, PfungstWarning
-from pfungst.files import read, whole
+from pfungst.files import read, reading, seal, whole
 
 _BLOCK = 8192  # rows in memory at a time
+_SEAL = b"pfungst.values"  # in the table's metadata: size and digest of the array beside it
 
 
 def write_part(table: Path, columns: Any, values: np.ndarray) -> None:
@@ -29,17 +30,51 @@ def write_part(table: Path, columns: Any, values: np.ndarray) -> None:
         columns: an Arrow table, or its columns by name.
         values: (N, D) float16 or float32; mapped into memory from ``.npy`` when it is read.
     """
-    with whole(values_file(table)) as part, open(part, "wb") as stream:
-        np.save(stream, values)
-    _write_table(table, columns)
+    with whole(values_file(table)) as part:
+        with open(part, "wb") as stream:
+            np.save(stream, values)
+        sealed = seal(part)
+    _write_table(table, columns, sealed)
 
 
-def _write_table(file: Path, columns: Any) -> None:
+def _write_table(file: Path, columns: Any, sealed: str) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    columns = columns if isinstance(columns, pa.Table) else pa.table(columns)
     with whole(file) as part:
-        pq.write_table(columns if isinstance(columns, pa.Table) else pa.table(columns), part)
+        pq.write_table(columns.replace_schema_metadata({_SEAL: sealed}), part)
+
+
+def check_part(table: Path, remedy: str, digest: bool = True) -> None:
+    """Raise DataError if the values of a part are not those that were written with its table.
+
+    Args:
+        table: its file. remedy: what to do then. digest: read all of the values; otherwise only their size
+            counts.
+    """
+    import pyarrow.parquet as pq
+
+    values = values_file(table)
+    with reading(table, remedy):
+        known = (pq.read_schema(table).metadata or {}).get(_SEAL, b"").decode()  # none before version 0.3
+    with reading(values, remedy):
+        found = seal(values) if digest else f"{values.stat().st_size}:"
+    if known and not known.startswith(found):
+        raise DataError(f"{values} is not what was written with {table.name}", remedy)
+
+
+def read_part(table: Path, remedy: str) -> tuple[Any, np.ndarray]:
+    """The Arrow table of a part and its values (N, D), mapped into memory.
+
+    Raises:
+        DataError: one of them is missing or damaged, or they do not belong together.
+    """
+    check_part(table, remedy)
+    columns, values = read(table, remedy), read(values_file(table), remedy)
+    if len(columns) != len(values):
+        raise DataError(f"{table} and {values_file(table).name} do not fit each other", remedy)
+    return columns.replace_schema_metadata(None), values
 
 
 def values_file(table: Path) -> Path:
@@ -65,9 +100,9 @@ class Store:
         self._rows: dict[bytes, tuple[int, int]] = {}
         for file in [] if self.folder is None else sorted(self.folder.glob("*.parquet")):
             try:
-                table, values = read(file, ""), read(values_file(file), "")
-                if len(table) != len(values) or "key" not in table.column_names:
-                    raise DataError(f"{file} and {values_file(file).name} do not fit each other")
+                table, values = read_part(file, "")
+                if "key" not in table.column_names:
+                    raise DataError(f"{file} has no column 'key'")
             except DataError as error:
                 for damaged in (file, values_file(file)):
                     damaged.unlink(missing_ok=True)
@@ -167,8 +202,9 @@ class Store:
                 for start in range(0, len(keys), _BLOCK):
                     out[start : start + _BLOCK] = self.values(keys[start : start + _BLOCK])
                 out.flush()
+                sealed = seal(part)
                 index.unlink(missing_ok=True)  # a table never stands beside the array of another one
-            _write_table(index, table)
+            _write_table(index, table, sealed)
         for file in self.parts:
             file.unlink()
 

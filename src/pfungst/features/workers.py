@@ -13,15 +13,11 @@ from importlib.util import find_spec
 from typing import Any, Literal
 
 from pfungst.errors import DataError, InputError
+from pfungst.threads import cores
 
 Workers = int | Literal["auto"]
 Make = Callable[[str], Callable[[int], object]]
 _WORTH = 1000  # images; for fewer, starting processes takes longer than they save
-
-
-def cores() -> int:
-    """How many processor cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def loaders(workers: Workers, images: int) -> int:

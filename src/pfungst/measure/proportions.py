@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -13,39 +14,112 @@ from pfungst.measure.intervals import Interval
 from pfungst.measure.scores import Array
 
 _DRAWS = 2000
-_Z = 1.959964  # of 95 %
 
 
-def wilson(hits: ArrayLike) -> Interval:
-    """Share of True among (N,) with its 95 % interval (Wilson 1927)."""
+def wilson(hits: ArrayLike, level: float = 0.95) -> Interval:
+    """Share of True among (N,) with its interval (Wilson 1927)."""
     found = np.asarray(hits)
-    return wilson_of(float(found.mean()), len(found))
+    return wilson_of(float(found.mean()) if len(found) else math.nan, len(found), level)
 
 
-def wilson_of(p: float, n: int) -> Interval:
-    """A share p of n with its 95 % interval (Wilson 1927): 0 of 36 is 0 to 10 %, not 0 to 0."""
+def wilson_of(p: float, n: int, level: float = 0.95) -> Interval:
+    """A share p of n with its interval (Wilson 1927): 0 of 36 is 0 to 10 %, not 0 to 0."""
     if n == 0:
         return Interval(math.nan, math.nan, math.nan)
-    middle = (p + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
-    half = _Z / (1 + _Z**2 / n) * math.sqrt(p * (1 - p) / n + _Z**2 / (4 * n * n))
+    z = _z(level)
+    middle = (p + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * math.sqrt(p * (1 - p) / n + z**2 / (4 * n * n))
     return Interval(p, max(0.0, middle - half), min(1.0, middle + half))
 
 
+def _z(level: float) -> float:
+    return NormalDist().inv_cdf((1 + level) / 2)
+
+
 def mean_share(shares: Sequence[Interval]) -> Interval:
-    """Mean of independent shares; the distances to the ends of their intervals add in squares (MOVER, Zou &
-    Donner 2008)."""
-    value, low, high = np.array(shares).T
+    """Mean of independent shares with its interval."""
+    found = mean_change(shares)
+    return Interval(found.value, *np.clip(found[1:], 0, 1).tolist())  # NaN stays
+
+
+def mean_change(changes: Sequence[Interval]) -> Interval:
+    """Mean of independent estimates; the distances to the ends of their intervals add in squares (MOVER, Zou
+    & Donner 2008)."""
+    value, low, high = np.array(changes).T
     down, up = (float(np.sqrt(((end - value) ** 2).sum()) / len(value)) for end in (low, high))
     mean = float(value.mean())
-    return Interval(mean, *np.clip([mean - down, mean + up], 0, 1).tolist())  # NaN stays
+    return Interval(mean, mean - down, mean + up)
 
 
-def share_difference(first: Interval, second: Interval) -> Interval:
-    """First less second of two independent shares with its 95 % interval (Newcombe 1998, method 10)."""
+def share_difference(first: Interval, second: Interval, correlation: float = 0.0) -> Interval:
+    """First less second of two shares with its interval.
+
+    Args:
+        first, second: each with its interval, all of one level.
+        correlation: of the two; 0 for independent ones (Newcombe 1998a, method 10), see
+            :func:`paired_difference` for others.
+    """
     change = first.value - second.value
-    down = math.hypot(first.value - first.low, second.high - second.value)
-    up = math.hypot(first.high - first.value, second.value - second.low)
+    ends = (
+        (first.value - first.low, second.high - second.value),
+        (
+            first.high - first.value,
+            second.value - second.low,
+        ),
+    )
+    down, up = (math.sqrt(max(0.0, a * a - 2 * correlation * a * b + b * b)) for a, b in ends)
     return Interval(change, change - down, change + up)
+
+
+def paired_difference(first: ArrayLike, second: ArrayLike, level: float = 0.95) -> Interval:
+    """Share of True in `first` less that in `second` on the same images, (N,) each (Newcombe 1998b, method
+    10): the correlation of the answers narrows the interval, and where all agree it still has a width."""
+    a, b = np.asarray(first, bool), np.asarray(second, bool)
+    n, both, neither = len(a), int((a & b).sum()), int((~a & ~b).sum())
+    product: float = both * neither - int((a & ~b).sum()) * int((~a & b).sum())
+    if product > 0:
+        product = max(product - n / 2, 0.0)  # continuity
+    spread = math.sqrt(int(a.sum()) * int((~a).sum()) * int(b.sum()) * int((~b).sum()))
+    return share_difference(wilson(a, level), wilson(b, level), product / spread if spread else 0.0)
+
+
+def auroc_interval(auroc: float, abnormal: int, normal: int, level: float = 0.95) -> Interval:
+    """An AUROC with an interval that has a width also at 0 and 1 (Newcombe 2006, method 5).
+
+    Its ends are the θ for which the AUROC lies z standard errors away, by Hanley and McNeil's variance with
+    the mean of the two numbers of images.
+    """
+    if not abnormal or not normal or math.isnan(auroc):
+        return Interval(auroc, math.nan, math.nan)
+    z, more = _z(level), (abnormal + normal) / 2 - 1
+
+    def away(theta: float) -> float:
+        wide = 1 + more * ((1 - theta) / (2 - theta) + theta / (1 + theta))
+        return abs(theta - auroc) - z * math.sqrt(theta * (1 - theta) * wide / (abnormal * normal))
+
+    ends = []
+    for outer in (0.0, 1.0):
+        inside, outside = auroc, outer  # not away, away
+        for _ in range(60):
+            middle = (inside + outside) / 2
+            inside, outside = (inside, middle) if away(middle) > 0 else (middle, outside)
+        ends.append(outside)
+    return Interval(auroc, *ends)
+
+
+def f1_interval(found: ArrayLike, false: ArrayLike, level: float = 0.95) -> Interval:
+    """F1 with an interval from those of its two shares: abnormal images that were found, (P,), and normal
+    ones that were flagged, (N,); their distances add in squares (MOVER)."""
+    p, n = len(np.asarray(found)), len(np.asarray(false))
+    tpr, fpr = wilson(found, level), wilson(false, level)
+
+    def f1(tp: float, fp: float) -> float:
+        return 2 * p * tp / (p * tp + p + n * fp) if p else math.nan
+
+    value = f1(tpr.value, fpr.value)
+    down = math.hypot(value - f1(tpr.low, fpr.value), value - f1(tpr.value, fpr.high))
+    up = math.hypot(f1(tpr.high, fpr.value) - value, f1(tpr.value, fpr.low) - value)
+    return Interval(value, max(0.0, value - down), min(1.0, value + up))
 
 
 def paired_fall(before: ArrayLike, after: ArrayLike, seed: int = 0) -> Interval:

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pfungst.errors import ConfigError, InputError
+from pfungst.device import choose_device
+from pfungst.errors import CheckpointError, ConfigError, InputError
 from pfungst.files import whole
 
 #: Formats, and the file each is written to.
@@ -81,6 +82,34 @@ def write_torch_export(program: torch.export.ExportedProgram, path: Path, about:
         place.replace(part)
 
 
+def read_torch_export(path: Path) -> torch.export.ExportedProgram:
+    """A program that was written.
+
+    Raises:
+        CheckpointError: it is damaged, or of another version of torch.
+    """
+    try:
+        return torch.export.load(path)
+    except Exception as error:
+        raise CheckpointError(f"{path} holds no program of torch: {error}", "run the audit again") from error
+
+
+def on_device(program: torch.export.ExportedProgram, device: str) -> torch.export.ExportedProgram:
+    """The program on another device, with the constants inside it.
+
+    Raises:
+        ConfigError: this torch cannot move programs, or there is no such device.
+    """
+    place = choose_device(device)
+    if place.type == "cpu":
+        return program
+    try:
+        from torch.export.passes import move_to_device_pass
+    except ImportError:
+        raise ConfigError(f"torch {torch.__version__} cannot move a traced model", "load it on cpu") from None
+    return move_to_device_pass(program, str(place))
+
+
 def write_onnx(
     program: torch.export.ExportedProgram, path: Path, outputs: Sequence[str], about: Mapping[str, str]
 ) -> None:
@@ -120,4 +149,4 @@ def run_onnx(path: Path, images: Tensor) -> list[Tensor] | None:
 def run_torch_export(path: Path, images: Tensor) -> list[Tensor]:
     """What the saved program makes of images."""
     with torch.no_grad():
-        return list(torch.export.load(path).module()(images))
+        return list(read_torch_export(path).module()(images))

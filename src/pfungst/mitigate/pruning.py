@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pfungst.device import double
 from pfungst.encoders.edits import Span, apply_edit, resolve_layer
 from pfungst.encoders.encoder import Encoder
 from pfungst.errors import ConfigError, InputError
@@ -308,7 +309,8 @@ def _mean_activations(
                 f"the region rows={rows}, cols={cols} is empty in {name}, whose map is {sizes[name]}",
                 "give rows and columns of the feature map, not of the image",
             )
-        total = out.double().flatten(2).mean(2).sum(0) if out.ndim > 2 else out.double().sum(0)
+        out = double(out)
+        total = out.flatten(2).mean(2).sum(0) if out.ndim > 2 else out.sum(0)
         sums[name] = sums.get(name, 0) + total.cpu()
 
     modules = {n: encoder.features.get_submodule(n) for n in names}

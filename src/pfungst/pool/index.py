@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pfungst.errors import DataError, InputError, lines
-from pfungst.files import Lock, read, remove_leftovers, stamp, whole, write_json
+from pfungst.files import Lock, read, reading, remove_leftovers, stamp, whole, write_json
 
 FORMAT = "pfungst.pool/2"
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm"}
@@ -105,8 +105,9 @@ def open_pool(folder: str | os.PathLike[str]) -> Pool:
     """
     folder = Path(folder)
     meta = read(folder / "index.json", "run `pfungst pool index` first", format=FORMAT)
-    del meta["format"]
-    pool = Pool(folder, Path(meta.pop("source")), **meta)
+    with reading(folder / "index.json", "run `pfungst pool index` again"):
+        del meta["format"]
+        pool = Pool(folder, Path(meta.pop("source")), **meta)
     for number in range(pool.shards):
         if not pool.shard_path(number).is_file():
             raise DataError(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
-from pfungst.errors import DataError
+from pfungst.errors import DataError, PfungstWarning
+from pfungst.features import check_part
 from pfungst.files import read, write_json
 from pfungst.pool.index import Pool, literal
 from pfungst.suggest import suggest
@@ -54,6 +56,19 @@ def record_model(pool: Pool, name: str, condition: str, size: int, head: dict[st
                 f"{path.parent} holds scores of another model: {key} was {known[key]}, now {record[key]}",
                 "give the new model a name of its own",
             )
+
+
+def remove_damaged(pool: Pool, name: str) -> None:
+    """Remove, with a warning, finished parts whose features are not what was written: they are computed
+    again."""
+    for shard in range(pool.shards):
+        path = part_path(pool, name, shard)
+        if path.is_file():
+            try:
+                check_part(path, "")
+            except DataError as error:
+                warnings.warn(f"{error.message}; it is computed again", PfungstWarning, stacklevel=3)
+                path.unlink()
 
 
 def unfinished(pool: Pool, names: list[str]) -> list[int]:

@@ -17,7 +17,7 @@ from pfungst.features.workers import Workers, require_ray
 from pfungst.files import Lock, digest, remove_leftovers
 from pfungst.pool.index import open_pool
 from pfungst.pool.model import PoolModel
-from pfungst.pool.parts import count_errors, unfinished
+from pfungst.pool.parts import count_errors, remove_damaged, unfinished
 from pfungst.pool.scorer import Scorer
 
 
@@ -47,7 +47,7 @@ def score(
     ray: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> ScoreSummary:
-    """Score a pool; finished parts are skipped.
+    """Score a pool; finished parts are skipped, damaged ones computed again.
 
     Args:
         folder: the pool's folder. On a cluster all machines must see it, and the images, under the same path.
@@ -73,7 +73,7 @@ def score(
     if not names or len(set(names)) < len(names):
         raise InputError(f"models are named {names}", "give at least one model, each under a name of its own")
     if ray is None:
-        choose_device(device)
+        choose_device(device, float64=True)
     else:
         require_ray()
         check_device(device)  # the machines of the cluster may have other devices than this one
@@ -82,6 +82,7 @@ def score(
             file = pool.folder / f".scores-{digest(name, length=8)}.lock"
             locks.enter_context(Lock(file, f"the scores of {name!r} in {pool.folder}"))
             remove_leftovers(pool.folder / "scores" / name)
+            remove_damaged(pool, name)
         pool.refuse_changed()
         todo = unfinished(pool, names)
         make = partial(Scorer, pool, list(models), batch_size, threads)

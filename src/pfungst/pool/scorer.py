@@ -51,7 +51,7 @@ class Scorer:
         from pfungst.spurious import FeatureHead
 
         self.pool, self.models, self.batch_size = pool, list(models), batch_size
-        self.device = choose_device(device)
+        self.device = choose_device(device, float64=True)
         self.threads = threads
         self.heads: dict[str, FeatureHead] = {}
         self.inputs: dict[str, tuple[str, int]] = {}  # condition and size of each model's images

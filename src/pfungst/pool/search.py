@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 
 from pfungst.errors import DataError, InputError
+from pfungst.features import check_part
 from pfungst.files import read
 from pfungst.pool.index import Pool, open_pool
 from pfungst.pool.parts import features_path, finished, model_record
 
 BLOCK = 256  # rows: their float32 copies stay in the second-level cache
+_DAMAGED = "score the pool again, which computes damaged parts anew"
 
 
 @dataclass(frozen=True)
@@ -171,7 +173,8 @@ def _alphas(pool: Pool, model: str, component: Direction, shards: np.ndarray, ro
     bounds = [*np.flatnonzero(np.diff(shards, prepend=-1)), len(shards)]
     for start, stop in pairwise(bounds):
         path = features_path(pool, model, int(shards[start]))
-        features = read(path, "delete it and its .parquet, and score the pool again")
+        check_part(path.with_suffix(".parquet"), _DAMAGED, digest=False)
+        features = read(path, _DAMAGED)
         wanted = rows[start:stop]
         if len(wanted) < len(features):
             found = product(
@@ -192,7 +195,7 @@ def _blocks(path: Path, features: np.memmap) -> Iterator[np.ndarray]:
         for start in range(0, len(features), BLOCK):
             block = buffer[: len(features) - start]
             if stream.readinto(block.data.cast("B")) != block.nbytes:
-                raise DataError(f"{path} is shorter than its header says", "delete the part and score again")
+                raise DataError(f"{path} is shorter than its header says", _DAMAGED)
             yield block
 
 

@@ -56,9 +56,8 @@ def attribute(
         output: which score. Where the model returns (N, K): a class index, a tensor of one index per input,
             or weights (N, K) or (K,). Where it returns more axes: ``(class,)``, ``(class, row, column)``,
             ``(class, mask)``, ``(token, class)`` and so on, or a mask, see
-            :func:`pfungst.relevance.outputs.cotangent`.
-            Always: a callable from what the model returns to one score per input (N,), which runs under the
-                rules too.
+            :func:`pfungst.relevance.outputs.cotangent`. Always: a callable from what the model returns to one
+            score per input (N,), which runs under the rules too.
         composite: the rules, by object or name; "auto" chooses those that conserve on this network.
         basis: in which the relevance is read; pixels by default. For several inputs one for all, or a tuple
             or dictionary with one for each explained input.

@@ -7,6 +7,7 @@ images (up to a few hundred pixels a side) two matrix products are as fast as an
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 
 import numpy as np
@@ -64,6 +65,18 @@ def _band_masks(edges: tuple[int, ...], height: int, width: int) -> np.ndarray:
     rank = zigzag_rank(height, width)
     lo, hi = np.array(edges[:-1]), np.array(edges[1:])
     return (rank[None] >= lo[:, None, None]) & (rank[None] < hi[:, None, None])
+
+
+def band_periods(edges: tuple[int, ...], height: int, width: int) -> list[float]:
+    """Of the waves of each band their mean period (harmonic mean, so that it is that of the mean frequency),
+    in pixels; infinite for a band of the constant alone, NaN for one without waves.
+
+    The wave (u, v) has u / 2H and v / 2W cycles per pixel.
+    """
+    u, v = np.indices((height, width))
+    frequency = np.hypot(u / (2 * height), v / (2 * width))
+    bands = [frequency[mask] for mask in _band_masks(tuple(edges), height, width)]
+    return [len(b) / float(b.sum()) if b.any() else math.inf if len(b) else math.nan for b in bands]
 
 
 def band_masks(edges: tuple[int, ...], height: int, width: int, like: Tensor) -> Tensor:

@@ -45,6 +45,7 @@ class Centres:
     def along(cls, response: Tensor, axis: int) -> Centres:
         """The centres along an axis of the output of one input, from the responses (stripes, *output)."""
         stripes, n = len(response), response.shape[1 + axis]
+        response = response.cpu() if response.device.type == "mps" else response  # which has no float64
         r = response.movedim(1 + axis, 1).reshape(stripes, n, -1)
         groups = min(GROUPS, r.shape[2])
         # interleaved, so that each group has its share of everything

@@ -13,6 +13,7 @@ from pfungst.errors import DataError
 from pfungst.files import read
 from pfungst.measure.limits import P_MARK
 from pfungst.relevance import colour_limit
+from pfungst.relevance.dct import band_periods
 from pfungst.report import images, parts, plots, text
 from pfungst.report.anomaly_tables import HEADS, row, shown
 from pfungst.report.page import (
@@ -80,7 +81,7 @@ def entry_blocks(entry: Entry, folder: Path, side: int) -> list[Block]:
     histogram = _histogram(entry, data)
     blocks: list[Block] = [histogram]
     if entry.exposure is not None and entry.spectrum is not None:
-        spectrum = _spectrum(entry, entry.spectrum)
+        spectrum = _spectrum(entry, entry.spectrum, data["image"].shape[1:3])
         blocks = [_exposure(entry, entry.exposure), Columns(blocks=[histogram, spectrum])]
     if entry.examples:
         blocks.append(_gallery(entry, data, side))
@@ -157,7 +158,7 @@ def _histogram(entry: Entry, data: Arrays) -> Figure:
     )
 
 
-def _spectrum(entry: Entry, spectrum: Spectrum) -> Figure:
+def _spectrum(entry: Entry, spectrum: Spectrum, shape: tuple[int, ...]) -> Figure:
     lost = [b for b, kept in enumerate(spectrum.kept) if kept < plots.MOSTLY]
     over = "Mean over the defective test images. "
     caption = f"{over}No band loses more than half of its energy in deployment."
@@ -176,7 +177,10 @@ def _spectrum(entry: Entry, spectrum: Spectrum) -> Figure:
     if lost:
         legend.append(Key(label="mostly removed", colour="wash", shape="band"))
     label = f"Share of relevance and kept energy per frequency band, {entry.category}, {entry.model}"
-    picture = plots.spectrum(spectrum.edges, spectrum.original, spectrum.mitigated, spectrum.kept, label)
+    waves = spectrum.edges[-1]  # as many as pixels
+    height = round((waves * shape[0] / shape[1]) ** 0.5)
+    periods = band_periods(tuple(spectrum.edges), height, waves // height)
+    picture = plots.spectrum(periods, spectrum.original, spectrum.mitigated, spectrum.kept, label)
     return Figure(title="Relevance by frequency", picture=picture, legend=legend, caption=caption)
 
 

@@ -70,9 +70,8 @@ def component_gallery(entry: ClassEntry, folder: Path, budget: Budget) -> Galler
     chosen = entry.components[: budget.components]
     chosen += [c for c in entry.components[budget.components :] if c.component in entry.fixed]
     caption = (
-        "Histogram: α of all training images of the class. Outlined: where most of the positive relevance "
-        "of α is, "
-        "by integrated gradients from the blurred image."
+        "Histogram: α of all training images of the class, heights by the root of the count. Outlined: where "
+        "most of the positive relevance of α is, by integrated gradients from the blurred image."
     )
     return Gallery(
         title=f"{len(chosen)} of {entry.ranked} components",
@@ -130,12 +129,12 @@ def _reason(component: Component) -> str:
         return f"{'; '.join(words)}. Too few images for interventions."
     models = f" ({text.plural(len(found.necessity) - 1, 'other model')}: {_falls(found.necessity[1:])})"
     need, carry = found.necessity[0], found.sufficiency[0]
+    what, put = ("region", "pasted elsewhere") if found.how == "region" else ("look", "given to other images")
     return (
         f"{'; '.join(words)}. {_word(found)}: {found.reason}. In {found.images} {found.on} images: without "
-        "the region "
-        f"{_between(need, text.number)} nats of evidence are "
-        f"lost{models if len(found.necessity) > 1 else ''}; pasted "
-        f"elsewhere it carries {_between(carry, text.percent)} of the class."
+        f"the {what} {_between(need, text.number)} nats of evidence are "
+        f"lost{models if len(found.necessity) > 1 else ''}; {put} it carries "
+        f"{_between(carry, text.percent)} of the class."
     )
 
 
@@ -160,7 +159,7 @@ def _visual(entry: ClassEntry, component: Component, visual: Shown, folder: Path
 
 def _spread(entry: ClassEntry, component: Component) -> Strip:
     low, high = component.limits
-    label = f"{text.number(low)} … {text.number(high)}"
+    label = f"{text.number(low)} … {text.number(high)} logits"
     alt = f"{entry.name}, component {component.component}: histogram of α over the training images"
     picture = _histogram(component)
     size = (picture.shape[1], picture.shape[0])

@@ -89,13 +89,12 @@ def _changes(result: ComparisonResult) -> Section:
 
 def _row(c: Changed) -> list[Cell]:
     low, high = c.change.low, c.change.high
-    unchanged = low is None or high is None or low == high == 0
-    ends = "" if unchanged else f"{_signed(low or 0.0)} to {_signed(high or 0.0)}"
+    ends = "" if low is None or high is None else f"{_signed(low)} to {_signed(high)}"
     return [
         Cell(c.words, f"{c.better} is better"),
         Cell(f"{c.before:.3f}"),
         Cell(f"{c.after:.3f}"),
-        Cell("0" if unchanged else _signed(c.change.value), ends),
+        Cell("0" if not c.change.value else _signed(c.change.value), ends),
         Cell(c.word, tone=_TONES.get(c.word, "")),
     ]
 

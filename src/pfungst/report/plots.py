@@ -215,7 +215,7 @@ def _rows(ax: Axes, names: Sequence[str]) -> None:
 
 
 def spectrum(
-    edges: Sequence[int],
+    periods: Sequence[float],
     original: Sequence[float],
     mitigated: Sequence[float] | None,
     kept: Sequence[float],
@@ -225,7 +225,7 @@ def spectrum(
     """Share of relevance per frequency band over the energy that the deployed condition keeps there.
 
     Args:
-        edges: (B + 1,) zigzag indices; band b holds ``edges[b]`` to ``edges[b + 1] - 1``.
+        periods: (B,) of the waves of each band, in pixels of the images, from low to high frequencies.
         original, mitigated: (B,) shares of relevance.
         kept: (B,) energy of deployed relative to original images; bands below one half are shaded.
     """
@@ -250,9 +250,9 @@ def spectrum(
         bottom.yaxis.set_major_locator(MaxNLocator(2))
         bottom.set_title("Energy kept by the deployed condition")
         ticks = list(range(0, len(bands), max(1, round(len(bands) / 5))))
-        bottom.set_xticks(ticks, [f"{edges[t]:,}" for t in ticks])
+        bottom.set_xticks(ticks, [number(periods[t]) for t in ticks])
         bottom.set_xlim(-0.6, len(bands) - 0.4)
-        bottom.set_xlabel("low  ←  frequency band (first zigzag index)  →  high")
+        bottom.set_xlabel("low  ←  frequency: mean period of the band in pixels  →  high")
         return _svg(figure, label)
 
 

@@ -488,8 +488,8 @@ def _strips(result: SimilarityResult, arrays: dict[str, np.ndarray]) -> Strips:
             tiles.append(Tile(f"{s.name}: {text.ratio(s.similarity)}", alt, picture, size=(side, side)))
         strips.append(Strip(f"by {column}" if column else "by label", tiles))
     caption = (
-        "Mean |relevance| of each patch over pairs within a group, over the group's mean image; the figure "
-        "is the mean similarity."
+        "Mean |relevance| of each patch over pairs within a group, on the group's mean image; grey is none, "
+        f"full red {text.number(limit)}, one scale for all. The figure is the mean similarity."
     )
     return Strips(title="Which patches carry similarity", caption=caption, strips=strips)
 

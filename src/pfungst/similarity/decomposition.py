@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pfungst.device import double
 from pfungst.errors import ConfigError
 from pfungst.relevance import Basis
 from pfungst.relevance.linearize import LinearizedModel
@@ -47,7 +48,7 @@ class Decomposition:
     def factor(self, linear: LinearizedModel, basis: Basis) -> Tensor:
         """(N, K, P + checks): Q QᵀA of each input, and beside it A·Ω′."""
         seen = linear.combined(basis, self.sums(basis.size(linear.sample)))
-        q = torch.linalg.qr(seen[..., : self.rank].double())[0].to(seen)
+        q = torch.linalg.qr(double(seen[..., : self.rank]))[0].to(seen)
         rows = linear.rows(q.transpose(1, 2), basis).flatten(2)
         return torch.cat([q @ rows, seen[..., self.rank :]], -1)
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pfungst.device import double
 from pfungst.errors import InputError
 from pfungst.relevance import Basis, Relevance
 
@@ -84,9 +85,10 @@ def line_strength(values: Tensor) -> Tensor:
     As in BiLRP's published drawing code: divided by mean(R⁴)^¼, what lies within ±2 removed, clipped to ±18,
     divided by 18. Positive values support the similarity, negative ones contradict it.
     """
-    scale = values.double().pow(4).mean().pow(0.25)
-    r = values.double() / scale if scale > 0 else torch.zeros_like(values, dtype=torch.double)
-    return ((r - r.clamp(-2, 2)).clamp(-18, 18) / 18).to(values.dtype)
+    wide = double(values)
+    scale = wide.pow(4).mean().pow(0.25)
+    r = wide / scale if scale > 0 else torch.zeros_like(wide)
+    return ((r - r.clamp(-2, 2)).clamp(-18, 18) / 18).to(values)
 
 
 def strongest(values: Tensor, count: int) -> list[tuple[int, int, float]]:

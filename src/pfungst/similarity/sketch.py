@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pfungst.device import double
 from pfungst.errors import ConfigError
 
 
@@ -34,8 +35,8 @@ class Sketch:
     def principal(cls, representations: Tensor, count: int, random: int = 16, seed: int = 0) -> Sketch:
         """The `count` directions along which the representations (N, K) have most energy, and `random`
         others."""
-        _, _, directions = torch.linalg.svd(representations.double(), full_matrices=False)
-        return cls(random, directions[:count].to(representations.dtype), seed)
+        _, _, directions = torch.linalg.svd(double(representations), full_matrices=False)
+        return cls(random, directions[:count].to(representations), seed)
 
     @property
     def size(self) -> int:
@@ -44,7 +45,7 @@ class Sketch:
 
     def directions(self, width: int) -> Tensor:
         """(size, K): first the fixed ones, then the random ones times √(K′/m), in float64."""
-        fixed = torch.zeros(0, width, dtype=torch.double) if self.fixed is None else self.fixed.double().cpu()
+        fixed = torch.zeros(0, width, dtype=torch.double) if self.fixed is None else double(self.fixed).cpu()
         left = width - len(fixed)
         if fixed.shape[1] != width or self.random > left:
             raise ConfigError(

@@ -3,7 +3,7 @@
 from pfungst.spurious.components import read_components, write_components
 from pfungst.spurious.counterfactual import Counterfactual, Diffusion, counterfactual
 from pfungst.spurious.diversity import Diversity, diversity
-from pfungst.spurious.evidence import Evidence, Witness, correct, evidence, paper_rule, two_groups
+from pfungst.spurious.evidence import Evidence, Looked, Witness, correct, evidence, paper_rule, two_groups
 from pfungst.spurious.features import FeatureStore, extract_features, match_classes
 from pfungst.spurious.heads import FeatureHead, LinearHead
 from pfungst.spurious.neurons import majority, neuron_importance, rank_neurons
@@ -28,6 +28,7 @@ __all__ = [
     "FeatureHead",
     "FeatureStore",
     "LinearHead",
+    "Looked",
     "NeuralPCA",
     "SpuFix",
     "SpuriousFolder",

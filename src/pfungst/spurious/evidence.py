@@ -1,4 +1,5 @@
-"""Is a component spurious? By intervention: its region is taken away, and put where the class is not.
+"""Is a component spurious? By intervention: its region is taken away, and put where the class is not; so is
+what its images have everywhere, as a cast.
 
 Correlation ranks (the bimodality of α, the confidence of a visualisation) find what a component is active on;
 only an intervention tells whether that decides, and only what is left without it tells whether it was the
@@ -8,7 +9,7 @@ object.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -18,16 +19,22 @@ from torch import Tensor, nn
 
 from pfungst.errors import InputError
 from pfungst.measure import Interval, best_split, bootstrap
-from pfungst.measure.limits import APART, CARRIED, CARRIED_ALONE, P_SPURIOUS, RETAINED, WITNESSES
+from pfungst.measure.limits import APART, CARRIED, CARRIED_ALONE, P_SPURIOUS, PARTED, RETAINED, WITNESSES
 from pfungst.spurious.heads import FeatureHead, logits_of
 from pfungst.spurious.inpaint import gaussian, inpaint, moved, soften
+from pfungst.spurious.looks import LOOKS, Look, Parted, parted
 from pfungst.spurious.npca import NeuralPCA
 from pfungst.spurious.visualise import select
 
 Word = Literal["spurious", "core", "unclear"]
 Score = Callable[[Tensor], Tensor]  # images (N, C, H, W) → (N,)
+_Answer = tuple[np.ndarray, np.ndarray]  # log odds of the class, whether it is the answer
+_Measured = tuple[
+    tuple[Interval, ...], tuple[Interval, ...], Interval, tuple[float, float], Interval, float
+]  # necessity to p of Evidence, without rows and α
 _SHARE = 0.75  # of the positive relevance that the region holds
 _LARGEST = 0.4  # of the image that it may cover
+_GIVEN = 48  # images of other classes that a look is given to
 
 
 @dataclass(frozen=True)
@@ -44,11 +51,27 @@ class Witness:
 
 
 @dataclass(frozen=True)
-class Evidence:
-    """What interventions on a component's region did. Evidence for a class is its log odds, log p − log(1 −
-    p), in nats.
+class Looked:
+    """Looks of images that the model was trained on, to see whether one parts the class.
 
-    Intervals are 95 % bootstrap over the component's images.
+    Attributes:
+        own: what :func:`pfungst.spurious.looks.measure` says of n images of the class.
+        others: the same of images of other classes.
+        alpha: (n, components) of the images of the class.
+    """
+
+    own: Mapping[str, np.ndarray]
+    others: Mapping[str, np.ndarray]
+    alpha: np.ndarray
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What interventions on a component's region, or on the look of its images, did. Evidence for a class is
+    its log odds, log p − log(1 − p), in nats.
+
+    Intervals are 95 % bootstrap over the component's images; the sufficiency of a look is over the images of
+    other classes that it is given to.
 
     Attributes:
         class_, component: which.
@@ -71,6 +94,10 @@ class Evidence:
         corrected: p times Holm's factor for all that were tried, see :func:`correct`.
         apart: how clearly the class falls into images with the component and images without, see
             :func:`two_groups`; 0 where not measured.
+        how: what was taken away and put elsewhere: "region", or the name of the look that was changed (then
+            necessity is beyond the images unchanged, as sufficiency is).
+        parted: how clearly that look, or for a region the one that does most, parts the class along α and not
+            other classes, see :func:`pfungst.spurious.looks.parted`; 0 where not measured.
     """
 
     class_: int
@@ -85,17 +112,33 @@ class Evidence:
     p: float
     corrected: float = 1.0
     apart: float = 0.0
+    how: str = "region"
+    parted: float = 0.0
+
+    @property
+    def carries(self) -> bool:
+        """Whether it raises the class elsewhere, beyond the witnesses; before chance is excluded."""
+        return self.sufficiency[0].low > 0 and self.excess.low >= CARRIED
 
     @property
     def sufficient(self) -> bool:
         """Whether the part that is not the object raises the class elsewhere, beyond chance and beyond the
         witnesses."""
-        return self.sufficiency[0].low > 0 and self.excess.low >= CARRIED and self.corrected <= P_SPURIOUS
+        return self.carries and self.corrected <= P_SPURIOUS
+
+    @property
+    def _carried(self) -> float:
+        return min(max(self.sufficiency[0].value, 0.0), 1.0) ** 0.5
 
     @property
     def beside(self) -> float:
         """How surely it acts on some images of the class only and carries the class elsewhere, in [0, 1]."""
-        return self.apart * min(max(self.sufficiency[0].value, 0.0), 1.0) ** 0.5
+        return max(self.apart, self.parted if self.parted >= PARTED else 0.0) * self._carried
+
+    @property
+    def divides(self) -> bool:
+        """Whether the labels show that it is not the object: the class has images without it."""
+        return self.apart * self._carried >= APART or self.parted >= PARTED
 
     @property
     def off_object(self) -> bool:
@@ -104,7 +147,7 @@ class Evidence:
         margin."""
         witnessed, left = len(self.necessity) > WITNESSES, self.retained.low >= RETAINED
         itself = len(self.necessity) == 1 and left and self.sufficiency[0].low >= CARRIED_ALONE
-        return (witnessed and left) or self.beside >= APART or itself
+        return (witnessed and left) or self.divides or (itself and self.how == "region")
 
     @property
     def word(self) -> Word:
@@ -117,14 +160,16 @@ class Evidence:
     def reason(self) -> str:
         """Why that word, in one sentence."""
         s, x, r = self.sufficiency[0], self.excess, self.retained
-        raised = f"pasted elsewhere carries {s.value:.0%} of the class [{s.low:.0%}, {s.high:.0%}]"
+        put = "pasted elsewhere" if self.how == "region" else "given to other images"
+        raised = f"{put} carries {s.value:.0%} of the class [{s.low:.0%}, {s.high:.0%}]"
         if len(self.sufficiency) > 1:
             raised += f", {x.value:+.0%} [{x.low:+.0%}, {x.high:+.0%}] against other models"
         raised += f" (corrected p {self.corrected:.2g})"
         left = f"without it {r.value:.0%} of the images are still recognised [{r.low:.0%}, {r.high:.0%}]"
         if self.word == "spurious":
-            alone = "the class falls into images with it and images without" if self.beside >= APART else left
-            return f"what it reads off the object {raised}, and {alone}"
+            alone = "the class falls into images with it and images without" if self.divides else left
+            what = "what it reads off the object" if self.how == "region" else f"a look ({self.how})"
+            return f"{what} {raised}, and {alone}"
         if self.word == "core":
             least = min(self.necessity, key=lambda n: n.low)
             models = f"each of {len(self.necessity)} models" if len(self.necessity) > 1 else "the model"
@@ -180,6 +225,7 @@ def evidence(
     witnesses: Sequence[Witness] = (),
     *,
     apart: Sequence[float] = (),
+    looked: Looked | None = None,
     n_images: int = 12,
     n_targets: int = 2,
     batch_size: int = 8,
@@ -202,6 +248,8 @@ def evidence(
         witnesses: other models that know the class; with fewer than two nothing is called spurious. Without
             any, the object is what the audited model itself still recognises, and the whole region is pasted.
         apart: for each component :func:`two_groups` of its training images, where known.
+        looked: looks of training images: each that parts the class along α is tried like the region, and
+            the strongest of them is returned, its p times the number tried.
         n_images: per component.
         n_targets: images of other classes that each region is pasted into.
         batch_size: images at a time.
@@ -239,8 +287,26 @@ def evidence(
         found = lab.intervene(lambda x, f=project: f(head.features(x)), rows, n_targets, rng, seed)  # type: ignore[misc]
         mean = float(alpha[rows, component].mean())
         groups = apart[number] if apart else 0.0
-        out.append(Evidence(class_, component, tuple(rows.tolist()), mean, *found, apart=groups))
+        parts = _parting(looked, component)
+        most = max((p.value for _, p in parts), default=0.0)
+        one = Evidence(class_, component, tuple(rows.tolist()), mean, *found, apart=groups, parted=most)
+        tried = [one]
+        for look, part in parts:
+            given = lab.give(look, part, lambda x, f=project: f(head.features(x)), rows, seed)  # type: ignore[misc]
+            again = Evidence(class_, component, one.rows, mean, *given, apart=groups)
+            tried.append(replace(again, how=look.name, parted=part.value))
+        best = max(tried, key=lambda e: (e.carries and e.off_object, e.beside, e.how == "region"))
+        out.append(replace(best, p=min(1.0, best.p * len(tried))))
     return correct(out)
+
+
+def _parting(looked: Looked | None, component: int) -> list[tuple[Look, Parted]]:
+    """The looks that part the class along α of a component."""
+    if looked is None:
+        return []
+    alpha = looked.alpha[:, component]
+    parts = {of: parted(own, looked.others[of], alpha) for of, own in looked.own.items()}
+    return [(look, parts[look.of]) for look in LOOKS if parts[look.of].value >= PARTED]
 
 
 def correct(found: Sequence[Evidence]) -> list[Evidence]:
@@ -325,14 +391,14 @@ class _Lab:
         # nats between the class and the others
         self.way = [max(self.own[i][0][some].mean() - self.answer(i, rest)[0].mean(), 0.1) for i in numbers]
 
-    def answer(self, number: int, x: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    def answer(self, number: int, x: Tensor) -> _Answer:
         """Log odds of the class, and whether it is the answer, of images (..., C, H, W) by one model."""
         model = self.models[number].model
         with torch.no_grad():
             flat = [logits_of(model(part)) for part in x.flatten(0, -4).split(self.batch_size)]
         return self.judged(number, torch.cat(flat).unflatten(0, x.shape[:-3]))
 
-    def judged(self, number: int, logits: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    def judged(self, number: int, logits: Tensor) -> _Answer:
         """The same of logits (..., K) by that model."""
         logits, k = logits.float(), self.models[number].class_
         own, rest = logits[..., k], torch.cat([logits[..., :k], logits[..., k + 1 :]], -1)
@@ -356,7 +422,7 @@ class _Lab:
 
     def intervene(
         self, score: Score, rows: Tensor, n_targets: int, rng: np.random.Generator, seed: int
-    ) -> tuple[tuple[Interval, ...], tuple[Interval, ...], Interval, tuple[float, float], Interval, float]:
+    ) -> _Measured:
         """Necessity, sufficiency, excess, flips, retained and p of :class:`Evidence`."""
         x, n = self.images[rows], len(rows)
         heat = relevance(score, x, batch_size=self.batch_size).clamp_min(0)
@@ -371,9 +437,7 @@ class _Lab:
         )
         answers = [self.answer(i, gone) for i in range(len(self.models))]
         necessity = tuple(mean_interval(odds[1:3].mean(0) - odds[0], seed) for odds, _ in answers)
-        before = np.stack([hit[rows.cpu().numpy()] for _, hit in self.own[1:] or self.own])
-        after = np.stack([hit[3] for _, hit in answers[1:] or answers]) & before
-        retained = ratio_interval(after.sum(0), before.sum(0), seed)
+        retained = self._retained(rows, [hit[3] for _, hit in answers], seed)
         picked = rng.choice(len(self.others), (n_targets, n), replace=n_targets * n > len(self.others))
         targets = self.others[torch.from_numpy(picked).to(self.others.device)].to(x)
         edge = soft_part[:, None]
@@ -382,10 +446,33 @@ class _Lab:
         seen = [self.answer(i, torch.stack([pasted, control])) for i in range(len(self.models))]
         rises = [(odds[0] - odds[1]).mean(0) / way for (odds, _), way in zip(seen, self.way, strict=True)]
         flips = float(seen[0][1][0].mean()), float(seen[0][1][1].mean())
-        beyond = [rises[0] - rise for rise in rises[1:]]
-        p = max(above_zero(values) for values in [rises[0], *beyond])
-        excess = min((mean_interval(values, seed) for values in beyond or rises), key=lambda i: i.low)
-        return necessity, tuple(mean_interval(r, seed) for r in rises), excess, flips, retained, p
+        return _measured(necessity, rises, flips, retained, seed)
+
+    def give(self, look: Look, part: Parted, score: Score, rows: Tensor, seed: int) -> _Measured:
+        """The same of a look, from the images that have it and to others: each against itself unchanged.
+
+        Of what the class rises by in an image at most what the component does, both in nats: the rest goes
+        through others."""
+        gone = look.change(self.images[rows], -part.change)
+        answers = [self.answer(i, gone) for i in range(len(self.models))]
+        own = [odds[rows.cpu().numpy()] for odds, _ in self.own]
+        targets = self.others[:: max(1, len(self.others) // _GIVEN)]
+        given = torch.stack([look.change(targets, part.change), targets])
+        seen = [self.answer(i, given) for i in range(len(self.models))]
+        necessity = tuple(mean_interval(a - b, seed) for a, (b, _) in zip(own, answers, strict=True))
+        rises = [(odds[0] - odds[1]) / way for (odds, _), way in zip(seen, self.way, strict=True)]
+        with torch.no_grad():
+            alpha = [torch.cat([score(part) for part in side.split(self.batch_size)]) for side in given]
+        rises[0] = np.minimum(rises[0], (alpha[0] - alpha[1]).double().cpu().numpy() / self.way[0])
+        flips = float(seen[0][1][0].mean()), float(seen[0][1][1].mean())
+        retained = self._retained(rows, [hit for _, hit in answers], seed)
+        return _measured(necessity, rises, flips, retained, seed)
+
+    def _retained(self, rows: Tensor, hits: Sequence[np.ndarray], seed: int) -> Interval:
+        """Share of the images still recognised, by the witnesses where there are any, each model's (n,)."""
+        before = np.stack([hit[rows.cpu().numpy()] for _, hit in self.own[1:] or self.own])
+        after = np.stack(hits[1:] or hits) & before
+        return ratio_interval(after.sum(0), before.sum(0), seed)
 
     @staticmethod
     def _moves(x: Tensor, rng: np.random.Generator) -> list[tuple[int, int]]:
@@ -393,6 +480,20 @@ class _Lab:
         width."""
         h, w = x.shape[-2:]
         return [(int(rng.integers(h // 4, h - h // 4)), int(rng.integers(w // 4, w - w // 4))) for _ in x]
+
+
+def _measured(
+    necessity: tuple[Interval, ...],
+    rises: list[np.ndarray],
+    flips: tuple[float, float],
+    retained: Interval,
+    seed: int,
+) -> _Measured:
+    """With what rises (one array for each model) say: sufficiency, excess and p."""
+    beyond = [rises[0] - rise for rise in rises[1:]]
+    p = max(above_zero(values) for values in [rises[0], *beyond])
+    excess = min((mean_interval(values, seed) for values in beyond or rises), key=lambda i: i.low)
+    return necessity, tuple(mean_interval(r, seed) for r in rises), excess, flips, retained, p
 
 
 def above_zero(values: np.ndarray) -> float:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pfungst.device import check_device, choose_device
 from pfungst.errors import DataError, InputError, few
-from pfungst.features import Batch, Store, Stream, Work, Workers, combined, content_key, run
+from pfungst.features import Batch, Store, Stream, Work, Workers, combined, content_key, read_part, run
 from pfungst.files import Lock, read, write_json
 from pfungst.progress import progress_bar
 from pfungst.spurious.heads import FeatureHead
@@ -45,16 +45,10 @@ class FeatureStore:
                 f"{self.path} is an unfinished feature pass ({len(Store(self.path))} images)",
                 "call extract_features with the same arguments to finish it",
             )
-        self.features = read(self.path / "features.npy", _DAMAGED)
-        if len(self._index) != len(self.features):
-            raise DataError(f"{self.path} has an index of other features", _DAMAGED)
+        self._index, self.features = read_part(self.path / "index.parquet", _DAMAGED)
 
     def __len__(self) -> int:
         return len(self.features)
-
-    @cached_property
-    def _index(self) -> Any:
-        return read(self.path / "index.parquet", _DAMAGED)
 
     @cached_property
     def ids(self) -> list[str]:
@@ -136,7 +130,7 @@ def extract_features(
         DataError: an identifier occurs twice; another process is writing into the folder.
         ConfigError: the device does not exist.
     """
-    choose_device(device) if ray is None else check_device(device)
+    choose_device(device, float64=True) if ray is None else check_device(device)
     head = head_for(model, data)
     path = Path(path)
     with Lock(path / ".lock", str(path)):

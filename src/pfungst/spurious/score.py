@@ -178,7 +178,7 @@ def class_probabilities(
         InputError: labels outside the model's classes.
     """
     dtype = next((p.dtype for p in model.parameters()), torch.float32)
-    target = choose_device(device)
+    target = choose_device(device, float64=True)
     listed = hasattr(data, "__getitem__") and hasattr(data, "__len__")
     source: Any = data if listed else Stream(data)
     rows: Any = range(len(source)) if listed else source

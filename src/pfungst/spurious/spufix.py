@@ -88,15 +88,13 @@ class SpuFix(nn.Module):
 
     logit_k(x) − Σ_{l ∈ S_k} max(α_l(x) − r_l, 0); all other logits are unchanged. The module replaces the
     model: same input, same output, differentiable, any batch size, exportable. It leaves the model as it was
-        and shares the memory
-    of its weights until one of the two is moved.
+    and shares the memory of its weights until one of the two is moved.
 
     The reference r_l is what counts as "without the feature". The paper has r_l = 0, the mean of the class's
-    training
-    images: of a feature in a share s of them, s of what it adds stays. "absent" goes beyond the paper: r_l is
-        the mean α of
-    the images that lack the feature, the lower group of the best split of α in two, so that nothing stays. It
-    is the mean of all where α has no two groups (:attr:`NeuralPCA.absent_`), with a warning.
+    training images: of a feature in a share s of them, s of what it adds stays. "absent" goes beyond the
+    paper: r_l is the mean α of the images that lack the feature, the lower group of the best split of α in
+    two, so that nothing stays. It is the mean of all where α has no two groups (:attr:`NeuralPCA.absent_`),
+    with a warning.
 
     Args:
         model: the classifier that `npca` was fitted on, or its head.

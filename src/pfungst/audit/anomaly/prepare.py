@@ -84,7 +84,7 @@ def check(
     config: AnomalyConfig, sets: list[ImageSet] | None = None, given: Mapping[str, Detector] | None = None
 ) -> tuple[Condition, Condition]:
     """The two conditions; raise where an option cannot work, before images are looked for."""
-    choose_device(config.device)
+    choose_device(config.device, float64=True)
     fixed_filter(config.mitigate, config.size)
     conditions = Condition.parse(config.original), Condition.parse(config.deployed)
     for condition in conditions:

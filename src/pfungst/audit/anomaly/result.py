@@ -158,11 +158,10 @@ class Entry(Scored):
     """One category and one detector.
 
     Arrays (npz): ``labels`` (N,) 1 = defect; ``kinds`` and ``ids`` (N,) str; ``scores_KEY`` (N,) and
-        ``threshold_KEY`` ()
-    of the first seed, KEY that of each variant in `scores`; for the examples ``image``, ``image_deployed``
-    (E, S, S, 3) uint8, ``mask`` (E, S, S) uint8, ``heat``, ``heat_mended`` (E, S, S) and ``joint`` (E, 3, S,
-    S) float16, low, middle and high frequencies, all relevance of the image under the original condition;
-    ``group_COLUMN`` (N,) str.
+    ``threshold_KEY`` () of the first seed, KEY that of each variant in `scores`; for the examples ``image``,
+    ``image_deployed`` (E, S, S, 3) uint8, ``mask`` (E, S, S) uint8, ``heat``, ``heat_mended`` (E, S, S) and
+    ``joint`` (E, 3, S, S) float16, low, middle and high frequencies, all relevance of the image under the
+    original condition; ``group_COLUMN`` (N,) str.
     """
 
     category: str

@@ -84,7 +84,7 @@ def run(
     skipped = {f"{e.category}: {s.id}": s.reason for e in entries for s in e.skipped}
     mean = mean_scores(entries)
     result = AnomalyResult(
-        title=f"{', '.join(config.model)} on {config.data}",
+        title=f"{', '.join(config.model)} on {Path(config.data).resolve().name}",
         **circumstances(config, started, workspace.fingerprint),
         verdict=verdict.judge(entries, mean, config),
         metrics=verdict.metrics(entries),

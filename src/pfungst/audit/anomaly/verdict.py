@@ -333,7 +333,7 @@ _LOWER: dict[str, tuple[str, Of]] = {
         lambda e: e.original.clever_hans.value if e.original.clever_hans else None,
     ),
     "high-frequency-share": (
-        f"share of relevance from zigzag index {HIGH_BAND:g} on",
+        "share of relevance in high frequencies",
         lambda e: e.exposure.high if e.exposure else None,
     ),
     "outside-mask-share": (
@@ -404,9 +404,8 @@ def explain_numbers(config: AnomalyConfig) -> list[str]:
         "Clever Hans score: AUROC minus the mean cosine between positive relevance and mask over defective "
         "images (Kauffmann et al. 2020), from the first repetition: high where a detector ranks well while "
         "its relevance lies elsewhere.",
-        "Frequencies: 20 bands of the zigzag index by the published power law (the paper's list prints 19); "
-        "shares are "
-        "means over the defective test images.",
+        "Frequencies: 20 bands of the waves (DCT) in JPEG's order, low to high, by the published power law "
+        "(the paper's list prints 19); shares are means over the defective test images.",
         "Lost in deployment: share of relevance per frequency band times the share of the images' energy in "
         "that band (deviation from the mean training image) that the deployed condition removes.",
         f"Faithfulness: the patches of a {GRID} × {GRID} grid of up to {FLIPPED} defective test images are "
@@ -414,6 +413,6 @@ def explain_numbers(config: AnomalyConfig) -> list[str]:
         "first repetition's detector; half the area between the curves of the score, least and most relevant "
         "first, as a share of its range under random orders. 0 is a random order; the interval is a 95 % "
         "bootstrap interval over images.",
-        f"High frequencies: zigzag index {HIGH_BAND:g} and above, as in the published pictures; a band that "
+        f"High frequencies: all but the first {HIGH_BAND:g} waves, as in the published pictures; a band that "
         "begins below counts by the part of it above.",
     ]

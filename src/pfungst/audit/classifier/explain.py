@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -22,11 +23,13 @@ from pfungst.spurious import (
     Evidence,
     FeatureHead,
     FeatureStore,
+    Looked,
     NeuralPCA,
     Visualisation,
     Witness,
     correct,
     evidence,
+    looks,
     select,
     two_groups,
     visualise,
@@ -40,6 +43,7 @@ _OTHERS = 128  # images of all classes that regions are pasted into
 _FEWEST = 6  # images that evidence needs
 _FAITHFUL = 24  # images that faithfulness is measured on
 _PATCHES = 8  # a side
+_LOOKED = 300  # training images of a class whose looks are measured
 
 
 class Part(Model):
@@ -157,6 +161,7 @@ class Explainer:
             [other.of(class_) for other in self.study.witnesses],
         )
         found: list[Evidence] = []
+        looked = self._looked(class_)
         for on, ids in picked.items():
             if not ids or not len(others):
                 continue
@@ -170,6 +175,7 @@ class Explainer:
                 others,
                 witnesses,
                 apart=[apart[c] for c in ids],
+                looked=looked,
                 n_images=n,
                 n_targets=1,
                 batch_size=min(self.study.config.batch_size, 16),
@@ -178,6 +184,30 @@ class Explainer:
         judges = witnesses or [Witness(self._head.runs, class_)]
         blank = len(others) > 0 and self._answered_blank(others, judges)
         return found, {c: on for on, ids in picked.items() for c in ids}, blank
+
+    def _looked(self, class_: int) -> Looked | None:
+        """Looks of training images of the class and of others, drawn by lot; None where there are too few."""
+        store, (labels, others) = self.stores["train"], self._looks_of_all
+        own = np.random.default_rng(self.study.config.seed).permutation(store.rows(class_))[:_LOOKED]
+        if len(own) < looks.FEWEST or (labels != class_).sum() < looks.FEWEST:
+            return None
+        phi = torch.from_numpy(store.features[np.sort(own)].astype(np.float32))
+        alpha = self.npca.alpha_features(phi, class_).double().numpy()
+        measured = self._measured_looks(np.sort(own))
+        return Looked(measured, {name: values[labels != class_] for name, values in others.items()}, alpha)
+
+    @cached_property
+    def _looks_of_all(self) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Labels and looks of training images of all classes, drawn by lot."""
+        store = self.stores["train"]
+        rows = np.random.default_rng(self.study.config.seed).permutation(len(store.labels))
+        rows = rows[: 4 * _LOOKED // 3]
+        return store.labels[rows], self._measured_looks(rows)
+
+    def _measured_looks(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        ids = [self.stores["train"].ids[r] for r in rows]
+        parts = [looks.measure(_stacked(self.study.train, ids[i : i + 32])) for i in range(0, len(ids), 32)]
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     @staticmethod
     def _answered_blank(others: Tensor, judges: list[Witness]) -> bool:
@@ -314,7 +344,7 @@ def finished(parts: list[Part]) -> list[Explained]:
 def _tested(found: Evidence, on: str, blank: bool) -> Tested:
     word, reason = found.word, found.reason
     suspect = word == "spurious" or (found.sufficient and found.retained.low >= limits.RETAINED)
-    if blank and suspect and found.beside < limits.APART:
+    if blank and suspect and not found.divides:
         word, suspect = "unclear", False
         reason = "the class is also the answer to an empty image, so being left proves nothing"
     return Tested(
@@ -328,6 +358,8 @@ def _tested(found: Evidence, on: str, blank: bool) -> Tested:
         p=found.p,
         corrected=found.corrected,
         beside=found.beside,
+        divides=found.divides,
+        how=found.how,
         word=word,
         suspect=suspect,
         reason=reason,

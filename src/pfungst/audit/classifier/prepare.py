@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 
@@ -95,7 +95,7 @@ class Given:
             ConfigError, DataError, InputError: see :mod:`pfungst.errors`.
         """
         refuse_old_result(config)
-        choose_device(config.device)
+        choose_device(config.device, float64=True)
         check_file(config.checkpoint, "--checkpoint")
         check_witnesses(config)
         conditions_of(config, config.original or "pillow-bilinear", config.size)
@@ -139,7 +139,7 @@ class Given:
         """
         config, preprocessing = self.config, classifier.preprocessing
         size = preprocessing.size
-        head = head_of(config, classifier, choose_device(config.device))
+        head = head_of(config, classifier, choose_device(config.device, float64=True))
         fingerprint = {**head.fingerprint(), "name": short_name(config.model)}
         outputs, classes, spurious = self.match(head.linear.n_classes)
         conditions = conditions_of(config, preprocessing.condition, size)
@@ -221,7 +221,7 @@ def stored(
         folder = config.features / f"{images.key()}-{key}"
     return extract_features(
         head,
-        images,
+        cast(Iterable[tuple[Any, torch.Tensor, int]], images),
         folder,
         batch_size=config.batch_size,
         dtype=dtype,

@@ -35,6 +35,8 @@ class Tested(Model):
     beside: float = Field(
         description="how surely it acts on a part of the class only and carries it elsewhere"
     )
+    divides: bool = Field(description="whether the class is shown to have images without it")
+    how: str = Field(description="what was changed: the region, or a look of whole images (looks.py)")
     word: Literal["spurious", "core", "unclear"]
     suspect: bool = Field(description="spurious, or but for the number of witnesses")
     reason: str

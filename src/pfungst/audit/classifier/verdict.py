@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from pfungst.audit.classifier.measure import Measured
 from pfungst.audit.classifier.prepare import Study
-from pfungst.audit.classifier.result import ClassEntry, Faithful, Scores
+from pfungst.audit.classifier.result import ClassEntry, Component, Faithful, Scores
 from pfungst.audit.result import About, Better, Interval, Level, Metric, Variant, Verdict
 from pfungst.errors import few
 from pfungst.measure import limits
@@ -117,26 +117,28 @@ class Judge:
         )
 
     def _intervened(self) -> Verdict | None:
-        """What interventions alone prove; not where the maps that chose the regions are no better than
-        chance."""
-        proven = [(e, c) for e in self.entries for c in e.proven]
-        if not proven or self.faithful is None or not self.faithful.beats_random:
+        """What interventions alone prove; regions only where the maps that chose them beat chance."""
+        mapped = self.faithful is not None and self.faithful.beats_random
+        proven = [(e, c) for e in self.entries for c in e.proven if mapped or _look(c)]
+        if not proven:
             return None
         entry, first = max(proven, key=lambda pair: pair[1].order)
         assert first.tested is not None
         carries, left = first.tested.sufficiency[0], first.tested.retained
         alone = f"without it {_percent(left.value)} are still recognised"
-        if first.tested.beside >= limits.APART:
+        if first.tested.divides:
             alone = "the class has images without it"
+        what, put = "something beside the object", "pasted into"
+        if look := _look(first):
+            what, put = f"a look ({look}) of its images", "given to"
         more = f" ({len(proven) - 1} more components likewise)" if len(proven) > 1 else ""
         others = f" that {few(o.name for o in self.study.witnesses)} does not take for it" * bool(
             self.study.witnesses
         )
         return self._verdict(
             "clever-hans",
-            f"{self.model} takes something beside the object for {entry.name}: pasted into other images it "
-            "carries "
-            f"{_percent(min(carries.value, 1))} of the class, and {alone}{more}",
+            f"{self.model} takes {what} for {entry.name}: {put} other images "
+            f"it carries {_percent(min(carries.value, 1))} of the class, and {alone}{more}",
             [
                 f"{entry.name}, component {first.component}: {first.tested.reason}. This rests on "
                 "interventions "
@@ -283,6 +285,12 @@ class Judge:
             )
         mended = self.measured.scores.get(Variant(condition=name, mitigated=True))
         return f"{text}; SpuFix leaves {_percent(mended.accuracy.value)}." if mended else f"{text}."
+
+
+def _look(component: Component) -> str:
+    """The look that is proven; empty where it is a region."""
+    tested = component.tested
+    return "" if tested is None or tested.how == "region" else tested.how
 
 
 def triggered_share(entry: ClassEntry, mitigated: bool = False) -> float:
@@ -456,6 +464,11 @@ def explain_numbers(study: Study, measured: Measured, chosen_by: str, faithful: 
         f"without other models it carries at least {limits.CARRIED_ALONE:.0%} and the model itself still "
         "recognises the "
         "class. Of a class that is also the answer to an empty image being recognised proves nothing.",
+        "What has no region is tried as a look: where the colours, sharpness or noise of training images, "
+        "outside their middle, part the class along α as they part no other class (two peaks, of "
+        f"which other classes have one, and α follows: a product of at least {limits.PARTED:g}), images "
+        "of other classes are given that look. Sufficiency is then what class and component both rise by, "
+        "and that the class has images without it is shown.",
         _witnessed(study),
         "Faithfulness: not measured, there are too few components."
         if faithful is None

@@ -114,7 +114,7 @@ def run(config: DiscoveryConfig) -> DiscoveryResult:
     """
     started = time.monotonic()
     refuse_old_result(config)
-    choose_device(config.device)
+    choose_device(config.device, float64=True)
     check_file(config.checkpoint, "--checkpoint")
     opened = _opened(config)
     data = data_state(item for images in opened for item in images.items)
@@ -173,7 +173,7 @@ def _classifier(config: DiscoveryConfig, given: ImageSet) -> _Given:
     size = preprocessing.size
     items, skipped = _readable(given, config.skip_bad)
     example = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
-    head = FeatureHead(classifier.model, config.layer, example.to(choose_device(config.device)))
+    head = FeatureHead(classifier.model, config.layer, example.to(choose_device(config.device, float64=True)))
     n_outputs = head.linear.n_classes
     outputs = match_outputs([str(i.label) for i in items], n_outputs, names)
     for spec, witness in zip(config.witness, witnesses, strict=True):

@@ -18,8 +18,8 @@ from pfungst.data.imagenet_classes import title
 from pfungst.encoders import Encoder
 from pfungst.errors import ConfigError, DataError, UnreadableImages, few
 from pfungst.features import Store, Workers, batches, combined
-from pfungst.features.workers import cores
 from pfungst.suggest import suggest
+from pfungst.threads import cores
 
 _BATCH = 64  # images that are embedded at a time
 _KEEP = 1 << 30  # bytes of prepared images that are kept for the sweep

@@ -3,6 +3,7 @@ tested."""
 
 from __future__ import annotations
 
+import copy
 import itertools
 from dataclasses import dataclass, replace
 
@@ -13,7 +14,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from pfungst import measure
 from pfungst.audit.conditions import ORIGINAL
-from pfungst.audit.mended import COMPARED, FOLDER, About, resolved, write_mended
+from pfungst.audit.mended import COMPARED, FOLDER, About, Probed, resolved, write_mended
 from pfungst.audit.result import Variant
 from pfungst.audit.similarity.embeddings import Source
 from pfungst.audit.similarity.prepare import AS_IS, Study
@@ -144,9 +145,13 @@ def mitigate(study: Study, wish: Wish) -> tuple[Mitigation, Study]:
 
 
 def _write(study: Study, pruned: Encoder, spec: str) -> str:
-    """Write the pruned encoder; returns a note."""
+    """Write the pruned encoder with its first probe; returns a note."""
     rows = np.unique(np.linspace(0, len(study.source.items) - 1, COMPARED).round().astype(int)).tolist()
     prepared = pruned.preprocessing
+    embeddings = study.embeddings[Variant(condition=ORIGINAL, mitigated=True)]
+    train = study.plan.rounds[0][0][0]
+    probe = fit_probe(study.config.probe, embeddings[train], study.plan.labels[train]).attach(pruned)
+    head = probe.head.cpu()
     about = About(
         kind="encoder",
         name=study.encoder.name,
@@ -156,14 +161,20 @@ def _write(study: Study, pruned: Encoder, spec: str) -> str:
         size=pruned.size,
         mean=list(prepared.mean),
         std=list(prepared.std),
-        outputs=["embedding"],
+        outputs=["embedding", "logits"],
+        classes=dict(enumerate(probe.classes)),
         mended=spec,
     )
-    expected = study.embeddings[Variant(condition=ORIGINAL, mitigated=True)][rows]
+    said = torch.from_numpy(embeddings[rows])
     images = study.source.pick(rows, [ORIGINAL])[ORIGINAL]
     items = [study.source.items[i] for i in rows]
     folder, device = study.workspace.folder / FOLDER, study.config.device
-    return write_mended(folder, about, pruned.save, images, torch.from_numpy(expected), items, device)
+    with torch.no_grad():
+        expected = [said, head(said)]
+    probed = Probed(pruned, copy.deepcopy(head))
+    # In memory there is nothing to build the encoder from: its traced program is all that is written.
+    save = probed.save if pruned.architecture is not None else lambda place: place
+    return write_mended(folder, about, save, images, expected, items, device, mended=probed)
 
 
 def recovered(scores: list[ProbeScores]) -> dict[str, float | None]:
@@ -237,10 +248,17 @@ def _trial(row: dict[str, object], names: list[str]) -> Trial:
 
 
 def _where(setting: Pruning) -> str:
-    spans = [
-        f"{name} {0 if s[0] is None else s[0]}–{'' if s[1] is None else s[1]}".rstrip("–")
-        + (" on" if s[1] is None else "")
-        for name, s in (("rows", setting.rows), ("columns", setting.cols))
-        if s is not None and s != (None, None)
-    ]
+    """The region of the feature map: "from row 11 to the bottom"; rows and columns count from 0."""
+    spans = []
+    for name, before, after, span in (
+        ("row", "above", "from", setting.rows),
+        ("column", "left of", "from", setting.cols),
+    ):
+        low, high = span or (None, None)
+        if low is not None and high is not None:
+            spans.append(f"{name}s {low} to {high - 1}")
+        elif high is not None:
+            spans.append(f"{before} {name} {high}")
+        elif low is not None:
+            spans.append(f"{after} {name} {low} to the {'bottom' if name == 'row' else 'right'}")
     return ", ".join(spans) or "everywhere"

@@ -367,7 +367,7 @@ def _mended(result: Findings) -> Iterator[str]:
     if result.mitigation is None:
         return
     taken = result.mitigation.trials[result.mitigation.chosen]
-    where = "" if taken.where == "everywhere" else f" in {taken.where}"
+    where = "" if taken.where == "everywhere" else f" ({taken.where})"
     for condition, share in result.mitigation.recovered.items():
         if share is not None:
             before, after = (

@@ -85,6 +85,13 @@
   addEventListener("scroll", () => { if (!waiting) { waiting = true; requestAnimationFrame(mark); } }, { passive: true });
   mark();
 
+  // Tables that are wider than the page say so.
+  const wide = () => all(".table > .scroll").forEach((box) =>
+    box.parentElement.classList.toggle("more", box.scrollWidth > box.clientWidth + 1));
+  addEventListener("resize", wide);
+  document.addEventListener("toggle", wide, true);
+  wide();
+
   // Pictures enlarged; arrow keys walk through those of one example.
   const viewer = document.querySelector(".viewer");
   let row = [], position = 0;
