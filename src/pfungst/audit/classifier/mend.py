@@ -76,4 +76,7 @@ def write_classifier(study: Study, fixed: SpuFix, store: FeatureStore, folder: P
     )
     images = torch.stack([study.val[row[ids[i]]][1] for i in chosen])
     items = [study.val.items[row[ids[i]]] for i in chosen]
-    return write_mended(folder, about, save, images, [logits], items, str(study.head.device), network, fixed)
+    device = str(study.head.device)
+    return write_mended(
+        folder, about, save, images, [logits], items, device=device, network=network, mended=fixed
+    )
