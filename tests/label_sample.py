@@ -18,6 +18,7 @@ import httpx
 import numpy as np
 import uvicorn
 from PIL import Image
+from starlette.testclient import TestClient
 
 from pfungst.label import ComponentItem, ComponentTask, ImageItem, ImageTask, ShownImage, Study, write_task
 from pfungst.label.app import create_app
@@ -27,6 +28,34 @@ from pfungst.label.server import links
 SOURCE = Path(__file__).parents[1] / "src"
 MODEL = {"architecture": "resnet18", "weights": "sha256:00ff", "features": 512}
 CLASSES = {207: "golden retriever", 99: "goose", 391: "coho"}
+BASE = "http://127.0.0.1:8765"
+HTMX = {"Origin": BASE, "HX-Request": "true"}
+
+
+class Visit:
+    """One person's client of an app in this process."""
+
+    def __init__(self, app, link=None):
+        self.http = TestClient(app, base_url=BASE, follow_redirects=False, raise_server_exceptions=True)
+        self.home = "/"
+        if link is not None:
+            answer = self.http.get(link)
+            assert answer.status_code == 303
+            self.home = answer.headers["location"]
+        self.fields = {}
+
+    def get(self, path="", **options):
+        answer = self.http.get(self.home + path, **options)
+        self.fields = (
+            dict(re.findall(r'type="hidden" name="(\w+)" value="([^"]*)"', answer.text)) or self.fields
+        )
+        return answer
+
+    def post(self, do, headers=HTMX, **changes):
+        answer = self.http.post(self.home + "do", data={**self.fields, "do": do, **changes}, headers=headers)
+        found = dict(re.findall(r'type="hidden" name="(\w+)" value="([^"]*)"', answer.text))
+        self.fields = found or self.fields
+        return answer
 
 
 def picture(path: Path, seed: int, size: int = 96) -> str:

@@ -1,5 +1,7 @@
 """Discovery in encoders and anomaly detectors, and as a section of the audits."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -20,6 +22,7 @@ from pfungst.audit.similarity.config import SimilarityConfig
 from pfungst.audit.similarity.run import run as audit_similarity
 from pfungst.discover import Judge, ScoreSubject, explain, explain_scores
 from pfungst.errors import ConfigError
+from pfungst.label import read_task
 from pfungst.relevance import DCTBands, Patches, attribute
 from pfungst.report.write import write as write_report
 from pfungst.spurious import FeatureHead
@@ -69,11 +72,8 @@ def marked(tmp_path_factory):
 
 
 def test_the_brightness_of_a_session_is_found_in_a_detectors_scores(tiles, tmp_path):
-    result = run(
-        DiscoveryConfig.build(
-            detector="d2neighbors", images=tiles, size=32, group="files", out=tmp_path / "out"
-        )
-    )
+    made = {"detector": "d2neighbors", "images": tiles, "size": 32, "group": "files", "out": tmp_path / "out"}
+    result = run(DiscoveryConfig.build(**made))
     entry, first = result.discovered.found()[0]
     assert entry.what == "normal"
     assert first.kind == "tone" or (
@@ -87,8 +87,30 @@ def test_the_brightness_of_a_session_is_found_in_a_detectors_scores(tiles, tmp_p
     assert "no defect" in result.verdict.sentences[0]
     assert load(tmp_path / "out").discovered == result.discovered
     page = write_report(tmp_path / "out").read_text()
-    for said in ("What mends it, and the price", "the way to the threshold", "audit anomaly"):
+    for said in (
+        "What mends it, and the price",
+        "the way to the threshold",
+        "audit anomaly",
+        "Map coloured by",
+    ):
         assert said in page
+    task = read_task(tmp_path / "out")
+    place = result.discovered.entries.index(entry)
+    item = next(i for i in task.items if (i.class_index, i.component) == (place, first.number))
+    assert (item.class_name, item.share) == (entry.name, first.share)
+    answers = {"format": "pfungst.findings/1", "model": task.model, "findings": [
+        {"class_index": i.class_index, "component": i.component, "answer": "object", "names": []} for i in task.items
+    ]}  # fmt: skip
+    (tmp_path / "findings.json").write_text(json.dumps(answers))
+    made |= {"resume": True, "answers": tmp_path / "findings.json"}
+    again = run(DiscoveryConfig.build(**made))
+    assert not again.discovered.found()
+    assert again.verdict.level == "sound"
+    answers["findings"] = [
+        {"class_index": place, "component": first.number, "answer": "artefact", "names": ["lamp"]}
+    ]
+    (tmp_path / "findings.json").write_text(json.dumps(answers))
+    assert "people call it an artefact (lamp)" in run(DiscoveryConfig.build(**made)).verdict.sentences[0]
 
 
 def test_a_mark_is_found_in_what_a_probe_reads_of_an_encoder(marked, tmp_path):
@@ -154,7 +176,7 @@ def test_options_that_do_nothing_are_refused(tiles, tmp_path):
 
 def told(result, folder):
     found = result.discovery
-    assert found.tried == sum(len(e.findings) for e in found.entries) > 0
+    assert found.tried == sum(len(e.findings) + len(e.told) for e in found.entries) > 0
     assert {f"arrays/{p.name}" for p in (folder / "arrays").glob("discovered*")} == found.arrays()
     assert all((folder / file).is_file() for file in found.files())
     page = write_report(folder).read_text()

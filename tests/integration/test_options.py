@@ -24,8 +24,16 @@ OPTIONS = {
 }
 ADDED = {
     "anomaly": {"--quantile", "--examples", "--label-column", "--normal", "--keep-together", "--discover"},
-    "classifier": {"--original", "--deployed", "--witness", "--rule", "--label-column", "--discover"},
-    "similarity": {"--classes", "--groups-file", "--discover"},
+    "classifier": {
+        "--original",
+        "--deployed",
+        "--witness",
+        "--rule",
+        "--label-column",
+        "--discover",
+        "--transfer",
+    },
+    "similarity": {"--classes", "--groups-file", "--discover", "--rank", "--composite"},
 }
 
 

@@ -3,42 +3,12 @@
 import re
 
 import pytest
-from starlette.testclient import TestClient
 
-from label_sample import component_task, image_task, picture
+from label_sample import BASE, HTMX, Visit, component_task, image_task, picture
 from pfungst.label import Study, write_task
 from pfungst.label.app import create_app
 from pfungst.label.security import HEADERS, MAX_BODY
 from pfungst.label.server import links
-
-BASE = "http://127.0.0.1:8765"
-HTMX = {"Origin": BASE, "HX-Request": "true"}
-
-
-class Visit:
-    """One person's client of an app in this process."""
-
-    def __init__(self, app, link=None):
-        self.http = TestClient(app, base_url=BASE, follow_redirects=False, raise_server_exceptions=True)
-        self.home = "/"
-        if link is not None:
-            answer = self.http.get(link)
-            assert answer.status_code == 303
-            self.home = answer.headers["location"]
-        self.fields = {}
-
-    def get(self, path="", **options):
-        answer = self.http.get(self.home + path, **options)
-        self.fields = (
-            dict(re.findall(r'type="hidden" name="(\w+)" value="([^"]*)"', answer.text)) or self.fields
-        )
-        return answer
-
-    def post(self, do, headers=HTMX, **changes):
-        answer = self.http.post(self.home + "do", data={**self.fields, "do": do, **changes}, headers=headers)
-        found = dict(re.findall(r'type="hidden" name="(\w+)" value="([^"]*)"', answer.text))
-        self.fields = found or self.fields
-        return answer
 
 
 class World:

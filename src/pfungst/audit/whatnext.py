@@ -81,7 +81,9 @@ def _classifier(result: Result, out: str) -> Iterator[str]:
     elif result.kind == "classifier" and level == "sound" and not config.get("condition"):
         yield again(result, condition=["jpeg:30"])
     elif result.kind == "discovery":
-        yield again(result, per_class=2 * int(config.get("per_class", 500)))
+        if level == "clever-hans" and not config.get("answers"):
+            yield f"pfungst label {out} --labeller NAME"
+        yield again(result, per_class=2 * int(config.get("per_class", 500)), answers=None)
 
 
 def again(result: Result, **changes: Any) -> str:

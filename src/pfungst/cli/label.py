@@ -21,7 +21,7 @@ def label(
         list[str] | None, typer.Option(help="Host name under which browsers reach the server.")
     ] = None,
 ) -> None:
-    """Let people judge components or images, in the browser, each on their own."""
+    """Let people judge components, findings or images, in the browser, each on their own."""
     needs("label", "fastapi", "uvicorn")
     from pfungst.label import serve
 

@@ -44,6 +44,7 @@ class Clustering:
             suggest.
         order: (N,) rows by cluster, the most typical of each first (least mean squared distance to its
             others).
+        plane: (N, 2) first two principal components of the vectors, to look at.
     """
 
     labels: np.ndarray
@@ -51,6 +52,7 @@ class Clustering:
     expected: np.ndarray
     stability: dict[int, float]
     order: np.ndarray
+    plane: np.ndarray | None = None
 
     @property
     def n_clusters(self) -> int:
@@ -240,4 +242,8 @@ def _finish(
     for k in np.unique(labels):
         rows = labels == k
         far[rows] = ((x[rows] - x[rows].mean(0)) ** 2).sum(1)
-    return Clustering(labels, values, expected, stability, np.lexsort((far, labels)))
+    centred = x - x.mean(0)
+    axes = np.linalg.eigh(np.atleast_2d(centred.T @ centred))[1][:, :-3:-1]
+    plane = np.zeros((len(x), 2))
+    plane[:, : axes.shape[1]] = centred @ axes
+    return Clustering(labels, values, expected, stability, np.lexsort((far, labels)), plane)

@@ -129,7 +129,7 @@ def find(
         tried += [(name, kind, parts, 0) for kind in _KINDS]
     for which in tried:
         one = _tried(judge, explained, images, which, n_images, seed)
-        if mend is not None and replace(one.proof, corrected=one.proof.p).survives:
+        if mend is not None and replace(one.proof, corrected=one.proof.p).decides:
             one = replace(one, edits=tuple(mend(one, judge.pairs, explained)))
         found.append(one)
     return found, clusterings

@@ -1,4 +1,4 @@
-"""The labelling app: people judge components and images, independently, and nothing they answer is lost."""
+"""The labelling app: people judge components, findings and images on their own, and no answer is lost."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 from pfungst.label.export import export
 from pfungst.label.study import Study
 from pfungst.label.task import (
+    ClusterItem,
+    ClusterTask,
     ComponentItem,
     ComponentTask,
     ImageItem,
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from pfungst.label.server import serve
 
 __all__ = [
+    "ClusterItem",
+    "ClusterTask",
     "ComponentItem",
     "ComponentTask",
     "ImageItem",

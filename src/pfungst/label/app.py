@@ -44,6 +44,11 @@ CHOICES = {
         Choice("not", "N", "Not spurious", "it belongs to the class"),
         Choice("unsure", "U", "Unsure", "these images do not tell"),
     ),
+    "clusters": (
+        Choice("artefact", "A", "Artefact", "it is not the class"),
+        Choice("object", "O", "The object", "it belongs to the class"),
+        Choice("unsure", "U", "Unsure", "these images do not tell"),
+    ),
     "images": (
         Choice("in", "I", "In", "the class is in the image"),
         Choice("out", "O", "Out", "only the spurious feature"),
@@ -97,7 +102,8 @@ class Desk:
         skipped = len(progress.skipped.keys() & disputed) if who.coordinator else len(progress.skipped)
         about = "Nothing is left to judge"
         if item:
-            about = f"Now class {item.class_name}, component {item.component}"
+            word = "finding" if self.task.kind == "clusters" else "component"
+            about = f"Now class {item.class_name}, {word} {item.component}"
         context = {
             "who": who,
             "total": len(disputed),
@@ -247,6 +253,7 @@ class Sent:
     do: Annotated[str, Form(max_length=16)]
     item: Annotated[int, Form(ge=-1, lt=2**31)] = -1
     sequence: Annotated[int, Form(ge=0, lt=2**31)] = 0
+    name: Annotated[str, Form(max_length=100)] = ""
     undo_item: Annotated[int, Form(ge=-1, lt=2**31)] = -1
     undo_sequence: Annotated[int, Form(ge=0, lt=2**31)] = 0
 
@@ -264,7 +271,7 @@ def do(request: Request, who: Who, desk: At, form: Annotated[Sent, Depends()]) -
     action, answer = (form.do, None) if form.do in ("undo", "skip") else ("answer", form.do)
     notice = ""
     try:
-        added = study.act(who.name, name, step, action, answer)
+        added = study.act(who.name, name, step, action, answer, form.name)
         if not added and action == "answer" and study.progress(who.name).answers.get(name) != answer:
             notice = "That item was already handled in another tab; what you gave first was kept. "
             notice += "Undo changes it."

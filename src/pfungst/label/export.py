@@ -16,13 +16,14 @@ from pfungst.files import write
 from pfungst.label.study import ADJUDICATOR, Study
 
 COMPONENTS_FORMAT = "pfungst.components/1"
+FINDINGS_FORMAT = "pfungst.findings/1"
 LABELS_FORMAT = "pfungst.labels/1"
 
 
 def rows(study: Study) -> list[dict[str, Any]]:
     """One row per item and person, labellers first, the adjudicator where asked; answers that are missing are
     None."""
-    verdicts = study.verdicts()
+    verdicts, called = study.verdicts(), study.names()
     people = [*study.labellers, *([ADJUDICATOR] if study.progress(ADJUDICATOR).answers else [])]
     result = []
     for item in study.task.items:
@@ -39,6 +40,7 @@ def rows(study: Study) -> list[dict[str, Any]]:
                     "component": item.component,
                     "person": person,
                     "answer": answer,
+                    **({"name": called[item.id].get(person)} if study.task.kind == "clusters" else {}),
                     "time": progress.actions[item.id][-1].time if answer is not None else None,
                     "steps": progress.sequence(item.id),
                     "final": verdicts[item.id].final,
@@ -78,7 +80,7 @@ def to_parquet(study: Study) -> bytes:
 
 def to_json(study: Study) -> bytes:
     """Task, agreement, every item with all answers, and the whole history of events."""
-    verdicts, answers = study.verdicts(), study.answers()
+    verdicts, answers, called = study.verdicts(), study.answers(), study.names()
     settled = study.progress(ADJUDICATOR).answers
     content = {
         "format": LABELS_FORMAT,
@@ -102,6 +104,7 @@ def to_json(study: Study) -> bytes:
                 "class_name": item.class_name,
                 "component": item.component,
                 "answers": {name: given[item.id] for name, given in answers.items() if item.id in given},
+                **({"names": called[item.id]} if study.task.kind == "clusters" else {}),
                 "adjudicated": settled.get(item.id),
                 "final": verdicts[item.id].final,
                 "decided_by": verdicts[item.id].decided_by,
@@ -131,7 +134,9 @@ def to_components(study: Study) -> bytes:
         InputError: the task is about images.
     """
     if study.task.kind != "components":
-        raise InputError("a task about images has no components file", "export CSV, JSON or Parquet")
+        raise InputError(
+            f"a task about {study.task.kind} has no components file", "export CSV, JSON or Parquet"
+        )
     verdicts = study.verdicts()
     spurious: dict[str, list[int]] = {}
     for item in sorted(study.task.items, key=lambda i: (i.class_index, i.component)):
@@ -141,17 +146,44 @@ def to_components(study: Study) -> bytes:
     return (json.dumps(content, ensure_ascii=False, indent=1) + "\n").encode()
 
 
+def to_findings(study: Study) -> bytes:
+    """What is decided about findings and what people call them, as ``pfungst discover --answers`` reads it.
+
+    Raises:
+        InputError: the task is not about clusters.
+    """
+    if study.task.kind != "clusters":
+        raise InputError(
+            f"a task about {study.task.kind} has no findings file", "export CSV, JSON or Parquet"
+        )
+    verdicts, called = study.verdicts(), study.names()
+    findings = [
+        {
+            "class_index": item.class_index,
+            "component": item.component,
+            "answer": verdicts[item.id].final,
+            "names": list(dict.fromkeys(called[item.id].values())),
+        }
+        for item in study.task.items
+        if verdicts[item.id].final is not None
+    ]
+    content = {"format": FINDINGS_FORMAT, "model": study.task.model, "findings": findings}
+    return (json.dumps(content, ensure_ascii=False, indent=1) + "\n").encode()
+
+
+_OF_KIND = {"components.json": "components", "findings.json": "clusters"}
 EXPORTS: dict[str, tuple[str, Callable[[Study], bytes]]] = {
     "labels.csv": ("text/csv; charset=utf-8", to_csv),
     "labels.json": ("application/json", to_json),
     "labels.parquet": ("application/vnd.apache.parquet", to_parquet),
     "components.json": ("application/json", to_components),
+    "findings.json": ("application/json", to_findings),
 }
 
 
 def names(study: Study) -> list[str]:
     """The files that can be exported from a study."""
-    return [name for name in EXPORTS if name != "components.json" or study.task.kind == "components"]
+    return [name for name in EXPORTS if _OF_KIND.get(name, study.task.kind) == study.task.kind]
 
 
 def export(

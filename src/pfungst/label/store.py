@@ -33,6 +33,13 @@ CREATE TABLE IF NOT EXISTS events (
     CHECK ((action = 'answer') = (answer IS NOT NULL)),
     UNIQUE (person, item, sequence)
 ) STRICT;
+CREATE TABLE IF NOT EXISTS names (
+    id       INTEGER PRIMARY KEY AUTOINCREMENT,
+    person   TEXT NOT NULL,
+    item     TEXT NOT NULL,
+    sequence INTEGER NOT NULL,
+    name     TEXT NOT NULL
+) STRICT;
 CREATE TRIGGER IF NOT EXISTS events_stay BEFORE UPDATE ON events
     BEGIN SELECT RAISE(ABORT, 'events are append-only'); END;
 CREATE TRIGGER IF NOT EXISTS events_are_kept BEFORE DELETE ON events
@@ -113,8 +120,11 @@ class Store:
             )
         self.secret = bytes.fromhex(meta["secret"])
 
-    def append(self, person: str, item: str, sequence: int, action: str, answer: str | None = None) -> bool:
-        """Write one event and wait until it is on the disk.
+    def append(
+        self, person: str, item: str, sequence: int, action: str, answer: str | None = None, name: str = ""
+    ) -> bool:
+        """Write one event, with the name that the person gives to what is shown, and wait until it is on the
+        disk.
 
         Returns:
             False when this person's event of this sequence on this item is there already; then nothing is
@@ -133,6 +143,11 @@ class Store:
                     "VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (person, item, sequence) DO NOTHING",
                     (person, item, sequence, action, answer, time),
                 ).rowcount
+                if added and name:
+                    db.execute(
+                        "INSERT INTO names (person, item, sequence, name) VALUES (?, ?, ?, ?)",
+                        (person, item, sequence, name),
+                    )
         except sqlite3.Error as error:
             raise self._trouble(error) from None
         self._refuse_replaced()
@@ -145,6 +160,16 @@ class Store:
         try:
             with self._lock:
                 return [Event(*row) for row in self._db.execute(query, (last,))]
+        except sqlite3.Error as error:
+            raise self._trouble(error) from None
+
+    def names(self) -> dict[tuple[str, str, int], str]:
+        """The names given, by person, item and sequence of the event. Raises NotStored as :meth:`append`."""
+        self._refuse_replaced()
+        try:
+            with self._lock:
+                found = self._db.execute("SELECT person, item, sequence, name FROM names")
+                return {(person, item, sequence): name for person, item, sequence, name in found}
         except sqlite3.Error as error:
             raise self._trouble(error) from None
 

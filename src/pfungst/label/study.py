@@ -17,7 +17,11 @@ from pfungst.label.store import Event, Store
 from pfungst.label.task import Item, Task, read_task
 
 ADJUDICATOR = "adjudicator"
-ANSWERS = {"components": ("spurious", "not", "unsure"), "images": ("in", "out", "trash")}
+ANSWERS = {
+    "components": ("spurious", "not", "unsure"),
+    "clusters": ("artefact", "object", "unsure"),
+    "images": ("in", "out", "trash"),
+}
 
 
 class OutOfDate(InputError):
@@ -161,13 +165,16 @@ class Study:
             queue = self.progress(person).queue(allowed)
             return [self.items[item] for item, _ in zip(queue, range(count), strict=False)]
 
-    def act(self, person: str, item: str, sequence: int, action: str, answer: str | None = None) -> bool:
+    def act(
+        self, person: str, item: str, sequence: int, action: str, answer: str | None = None, name: str = ""
+    ) -> bool:
         """Store what a person did, durably.
 
         Args:
             person: labeller's name or the adjudicator.
             item: id of the item; sequence: as it was when the form was made.
             action: "answer", "skip" or "undo"; answer: one of ``choices`` for "answer".
+            name: what the person calls what is shown, of clusters.
 
         Returns:
             False when this very step was stored before (a double click, a second tab): then nothing is added.
@@ -194,7 +201,8 @@ class Study:
                 raise OutOfDate("this item has an answer already", "undo it first")
             if action == "answer" and person == ADJUDICATOR and item not in self.disagreements():
                 raise OutOfDate("the labellers no longer disagree about this item", "go on with the next one")
-            added = self.store.append(person, item, sequence, action, answer)
+            called = " ".join(name.split()) if action == "answer" and self.task.kind == "clusters" else ""
+            added = self.store.append(person, item, sequence, action, answer, called)
             self.refresh()
             return added
 
@@ -209,6 +217,19 @@ class Study:
             for name in self.labellers:
                 given = self.progress(name).answers
                 result[name] = {item: given[item] for item in self.items if item in given}
+            return result
+
+    def names(self) -> dict[str, dict[str, str]]:
+        """What each item is called, by person, beside the answers that hold."""
+        with self._lock:
+            given, result = self.store.names(), {}
+            for item in self.items:
+                found = {}
+                for person in (*self.labellers, ADJUDICATOR):
+                    progress = self.progress(person)
+                    if item in progress.answers:
+                        found[person] = given.get((person, item, progress.actions[item][-1].sequence), "")
+                result[item] = {person: name for person, name in found.items() if name}
             return result
 
     def agreement(self) -> list[PairAgreement]:

@@ -1,4 +1,4 @@
-"""The task folder: what people are asked to judge, written by the classifier audit and the pool.
+"""The task folder: what people are asked to judge, written by the classifier audit, discovery and the pool.
 
 ``DIR/label-task.json`` names every image by a path relative to ``DIR``; nothing else in the folder is ever
 served.
@@ -118,7 +118,41 @@ class ImageItem(_Strict):
         yield from self.reference
 
 
-Item = ComponentItem | ImageItem
+class ClusterItem(_Strict):
+    """What discovery found that a cluster of explanations shares, with its proof.
+
+    Args:
+        id: unique within the task; component: number of the finding in its topic.
+        class_index: of the topic; class_name: its name.
+        what: was clustered and what was changed, in words.
+        share: of the topic's images; n: how many these are.
+        outcomes: what putting it elsewhere and taking it out did, a sentence each.
+        images: typical ones, each with the region that was changed outlined.
+        map: picture of the mean heatmap, or None.
+    """
+
+    id: Text
+    class_index: Annotated[int, Field(ge=0)]
+    class_name: Text
+    component: Annotated[int, Field(ge=0)]
+    what: Text
+    share: Confidence
+    n: Annotated[int, Field(ge=1)]
+    outcomes: Annotated[list[Text], Field(max_length=6)]
+    images: Annotated[list[ShownImage], Field(min_length=1, max_length=24)]
+    map: Text | None = None
+
+    def files(self) -> Iterator[str]:
+        """All images that it names, relative to the task folder."""
+        if self.map is not None:
+            yield self.map
+        for image in self.images:
+            yield image.file
+            if image.gradcam is not None:
+                yield image.gradcam
+
+
+Item = ComponentItem | ClusterItem | ImageItem
 
 
 class _Common(_Strict):
@@ -167,7 +201,19 @@ class ImageTask(_Common):
     items: Annotated[list[ImageItem], Field(min_length=1)]
 
 
-Task = ComponentTask | ImageTask
+class ClusterTask(_Common):
+    """Findings to be judged artefact, the object or unsure, and named."""
+
+    kind: Literal["clusters"] = "clusters"
+    items: Annotated[list[ClusterItem], Field(min_length=1)]
+
+
+Task = ComponentTask | ClusterTask | ImageTask
+_KINDS: dict[Any, type[Task]] = {
+    "components": ComponentTask,
+    "clusters": ClusterTask,
+    "images": ImageTask,
+}
 
 
 def read_task(folder: str | os.PathLike[str]) -> Task:
@@ -184,15 +230,15 @@ def read_task(folder: str | os.PathLike[str]) -> Task:
     """
     folder = Path(folder)
     path = folder / FILE_NAME
-    remedy = "give the folder that `pfungst audit classifier` or `pfungst pool search` wrote"
+    remedy = "give the folder that `pfungst audit classifier`, `discover` or `pool search` wrote"
     if not path.exists():
         raise DataError(f"no {FILE_NAME} in {folder}", remedy)
     content = read(path, remedy)
     kind = content.get("kind") if isinstance(content, dict) else None
-    if kind not in ("components", "images"):
-        raise DataError(f"{path}: kind is {kind!r}", "kind must be 'components' or 'images'")
+    if kind not in _KINDS:
+        raise DataError(f"{path}: kind is {kind!r}", "kind must be 'components', 'clusters' or 'images'")
     try:
-        task: Task = (ComponentTask if kind == "components" else ImageTask).model_validate(content)
+        task: Task = _KINDS[kind].model_validate(content)
     except ValidationError as error:
         raise DataError(f"{path} is not a task: {_first_problems(error)}", remedy) from None
     for item in task.items:

@@ -12,7 +12,7 @@ from pfungst.measure.exposure import (
     share_on_region,
     share_outside,
 )
-from pfungst.measure.intervals import Interval, bootstrap, bootstrap_change, bootstrap_scores
+from pfungst.measure.intervals import Interval, bootstrap, bootstrap_change, bootstrap_scores, interval
 from pfungst.measure.proportions import mean_share, wilson_of
 from pfungst.measure.provenance import GroupScores, Provenance, eta_squared, provenance
 from pfungst.measure.scores import (
@@ -60,6 +60,7 @@ __all__ = [
     "fpr",
     "held_out_threshold",
     "holm",
+    "interval",
     "mask_agreement",
     "mean_change",
     "mean_share",

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
-from pfungst.audit.findings.result import Discovered, DiscoveryEntry, DiscoveryResult, Proved
+from pfungst.audit.findings.result import KINDS, Discovered, DiscoveryEntry, DiscoveryResult, Proved, Told
 from pfungst.audit.result import Result
 from pfungst.errors import DataError
 from pfungst.files import open_picture, read
 from pfungst.measure.limits import FALL
 from pfungst.report import parts, text
 from pfungst.report.images import data_uri, outline, overlay, ramp
+from pfungst.report.maps import Map, panel
 from pfungst.report.page import (
     Block,
     Cell,
@@ -36,14 +37,12 @@ from pfungst.report.page import (
 )
 
 _WORDS = {"found": "found", "object": "may be the object", "unproved": "not proved"}
-_KINDS = {
-    "place": "one place",
-    "content": "content, wherever it is",
-    "tone": "brightness, contrast, colour",
-    "bands": "frequency bands",
-}
 _CERTAIN = 0.05  # corrected p up to which a column is named beside a cluster
 _SIDE = 176
+_PLANE = (
+    "One point an image: the first two principal components of what was clustered. Clusters are found in up "
+    "to 30, so that they may overlap here."
+)
 
 
 def page(result: Result, folder: Path) -> Page:
@@ -58,14 +57,14 @@ def page(result: Result, folder: Path) -> Page:
     """
     result = expect(result, DiscoveryResult)
     found = result.discovered
-    pairs = found.found()
+    pairs, sources = found.found(), found.sources()
     return Page.of(
         result,
         facts=[
             ("Model", result.model),
             ("Topics", f"{len(found.entries):,}"),
             ("Images explained", f"{sum(e.n for e in found.entries):,}"),
-            ("Clusters tried", f"{found.tried:,}"),
+            ("Clusters and columns tried", f"{found.tried:,}"),
             ("Witnesses", text.listing(result.witnesses) or "none"),
         ],
         sections=[
@@ -81,8 +80,12 @@ def page(result: Result, folder: Path) -> Page:
             _method(result),
         ],
         stats=[
-            Stat("Findings", [Step("survived proof", str(len(pairs)))], f"Of {found.tried} clusters tried."),
-            *([] if not pairs else _first(*pairs[0])),
+            Stat(
+                "Findings",
+                [Step("survived proof", str(len(pairs) + len(sources)))],
+                f"Of {found.tried} tried.",
+            ),
+            *(_first(*pairs[0]) if pairs else _source(*sources[0]) if sources else []),
         ],
         stats_note="",
     )
@@ -97,7 +100,7 @@ def section(found: Discovered | None, folder: Path) -> Section | None:
     rest = Details(
         title="Everything that was tried",
         id="discovery-tried",
-        note=text.plural(found.tried, "cluster"),
+        note=f"{found.tried} clusters and columns",
         blocks=[*_tried(found).blocks],
     )
     return Section(
@@ -132,6 +135,15 @@ def _first(entry: DiscoveryEntry, f: Proved) -> list[Stat]:
     ]
 
 
+def _source(entry: DiscoveryEntry, t: Told) -> list[Stat]:
+    over = [Step("all images", text.ratio(t.pooled)), Step("same value", text.ratio(t.within), "deployed")]
+    among = [Step("elsewhere", text.percent(t.outside)), Step(t.value, text.percent(t.inside), "deployed")]
+    return [
+        Stat(f"AUROC of {entry.name}", over, f"Between images of the same {t.column}."),
+        Stat(f"{entry.name} by {t.column}", among, f"{t.share:.0%} of the images have {t.value}."),
+    ]
+
+
 def _found(found: Discovered, folder: Path, command: str) -> list[Block]:
     """What survived, and what to do with it."""
     blocks: list[Block] = []
@@ -148,8 +160,45 @@ def _found(found: Discovered, folder: Path, command: str) -> list[Block]:
         if any(f.edits for _, f in pairs):
             blocks.append(_mends(pairs))
     else:
-        blocks.append(Prose(paragraphs=["No cluster both decides and leaves the object."]))
+        todo = ["No cluster both decides and leaves the object."]
+        if command:
+            todo.append(f"Measure and mend what was found: {command}")
+        blocks.append(Prose(paragraphs=todo))
+    if found.sources():
+        blocks.append(_sources("Where images come from tells the class", found.sources()))
     return blocks
+
+
+def _sources(name: str, pairs: Sequence[tuple[DiscoveryEntry, Told]]) -> Table:
+    """What columns tell of classes."""
+    columns = [
+        Column("Class and column", numeric=False),
+        Column("All images", "AUROC"),
+        Column("Same value", "AUROC"),
+        Column("Fall"),
+        Column("Value of most surplus", "share of the images", numeric=False),
+        Column("Class there", "elsewhere"),
+        Column("P", "corrected"),
+        Column("Said", numeric=False),
+    ]
+    rows = [
+        [
+            Cell(t.column, entry.name),
+            Cell(text.ratio(t.pooled), str(t.n)),
+            Cell(text.ratio(t.within), f"{t.pairs:.0%} of pairs"),
+            parts.cell(t.fall),
+            Cell(t.value, text.percent(t.share)),
+            Cell(text.percent(t.inside), text.percent(t.outside)),
+            Cell(text.number(t.corrected)),
+            Cell(_WORDS[t.standing], tone="bad" if t.standing == "found" else ""),
+        ]
+        for entry, t in pairs
+    ]
+    caption = (
+        "Whether the evidence still tells the class between images of the same value; each patient counts "
+        "once, where that is known. It is no intervention: what goes with the column may also be the object."
+    )
+    return Table(columns=columns, groups=[Rows(rows)], name=name, caption=caption)
 
 
 def _mends(pairs: Sequence[tuple[DiscoveryEntry, Proved]]) -> Table:
@@ -180,7 +229,7 @@ def _mends(pairs: Sequence[tuple[DiscoveryEntry, Proved]]) -> Table:
             for e in f.edits
         ]
         if rows:
-            groups.append(Rows(rows, label=f"{entry.name}: {f.view}, {_KINDS[f.kind]}"))
+            groups.append(Rows(rows, label=f"{entry.name}: {f.view}, {KINDS[f.kind]}"))
     caption = (
         "Fitted on one half of the changed images, measured on the other. Turned: other images taken for the "
         "topic with the finding put into them; of a detector the cluster's images that are flagged. Right: "
@@ -296,13 +345,15 @@ def _tried(found: Discovered) -> Section:
         "A finding needs all four: it raises other images, its loss lowers the evidence, the object stays, "
         "and chance is excluded."
     )
-    return Section(id="tried", title="Everything that was tried", lead=lead, blocks=[table])
+    told = [(entry, t) for entry in found.entries for t in entry.told]
+    blocks: list[Block] = [table, *([_sources("Every column that was tried", told)] if told else [])]
+    return Section(id="tried", title="Everything that was tried", lead=lead, blocks=blocks)
 
 
 def _row(entry: DiscoveryEntry, f: Proved) -> list[Cell]:
     part = "all" if f.n_clusters == 1 else f"{f.cluster + 1} of {f.n_clusters}"
     return [
-        Cell(f"{f.view}, {part}", _KINDS[f.kind]),
+        Cell(f"{f.view}, {part}", KINDS[f.kind]),
         Cell(text.percent(f.share), str(f.n)),
         parts.cell(f.insert, text.percent),
         parts.cell(f.remove),
@@ -330,6 +381,17 @@ def _classes(found: Discovered, folder: Path) -> Section:
             for g in entry.groupings
         ]
         inside: list[Block] = [Facts(title="How many clusters", facts=chosen)]
+        planes = [
+            panel(
+                f"{g.view}: {text.plural(g.n_clusters, 'cluster')}",
+                np.array(g.plane),
+                np.array([f"cluster {c + 1}" for c in g.cluster]),
+            )
+            for g in entry.groupings
+            if g.plane
+        ]
+        if planes:
+            inside.append(Map(panels=planes, caption=_PLANE))
         if rest:
             inside.append(_gallery("Not proved", [_exhibit(entry, f, folder, arrays) for f in rest]))
         note = f"{text.plural(entry.n, 'image')} · {entry.accuracy:.0%} {_SAID[entry.what][1]}"

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class DiscoveryConfig(LabelledOptions):
     """``pfungst discover``."""
 
-    _irrelevant = (*LabelledOptions._irrelevant, "batch_size")
+    _irrelevant = (*LabelledOptions._irrelevant, "batch_size", "answers")
 
     model: str | None = Field(
         None,
@@ -56,6 +56,9 @@ class DiscoveryConfig(LabelledOptions):
     )
     most: int = Field(6, ge=1, le=20, description="Clusters per class and kind of explanation")
     changed: int = Field(40, ge=6, description="Images of a cluster that are changed to prove it")
+    answers: Path | None = Field(
+        None, description="What people said of the findings: findings.json of `pfungst label`; with --resume"
+    )
     batch_size: int = Field(8, ge=1, description="Images at a time")
 
     def no_pass(self) -> str:

@@ -17,6 +17,7 @@ from pfungst.audit.config import AuditConfig, check_file
 from pfungst.audit.discovery.config import DiscoveryConfig
 from pfungst.audit.findings.result import Discovered, DiscoveryResult
 from pfungst.audit.findings.search import search
+from pfungst.audit.findings.task import read_answers, write_label_task
 from pfungst.audit.findings.topics import Topic, class_topics, encoder_topics, score_topics
 from pfungst.audit.findings.verdict import conclude, how, metrics, verdict
 from pfungst.audit.given import ImageOptions
@@ -100,6 +101,7 @@ def _of_encoder(config: DiscoveryConfig) -> SimilarityConfig:
         labels=config.labels,
         groups=config.group,
         classes=config.classes,
+        split="folds",  # every image is answered once by a probe that was not fitted to it
         seeds=1,
         **config.shared("checkpoint", "trust_checkpoint", "size", *_DATA),
     )
@@ -116,10 +118,11 @@ def run(config: DiscoveryConfig) -> DiscoveryResult:
     refuse_old_result(config)
     choose_device(config.device, float64=True)
     check_file(config.checkpoint, "--checkpoint")
+    check_file(config.answers, "--answers")
     opened = _opened(config)
     data = data_state(item for images in opened for item in images.items)
     if (done := resumed_result(config, data)) is not None:
-        return done
+        return _judged(done, config) if config.answers else done
     workspace = Workspace(config, data)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", PfungstWarning)
@@ -129,7 +132,8 @@ def run(config: DiscoveryConfig) -> DiscoveryResult:
             given = _encoder(config, opened[0], workspace)
         else:
             given = _classifier(config, opened[0])
-        found = conclude(search(given.topics, config.effort, workspace), config.witness)
+        answers = read_answers(config.answers, workspace.fingerprint) if config.answers else None
+        found = conclude(search(given.topics, config.effort, workspace), config.witness, answers)
     notes = list(dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, PfungstWarning)))
     if workspace.resumed:
         notes.append(f"{workspace.resumed} finished topics were taken over from an interrupted run")
@@ -149,9 +153,26 @@ def run(config: DiscoveryConfig) -> DiscoveryResult:
         too_few=given.too_few,
         next_command=_command(config, found),
     )
+    write_label_task(workspace.folder, result.title, result.model, result.inputs, found.entries)
     save(result, workspace.folder)
     PictureFolder(workspace.folder).tidy(found.files())
     workspace.finish(found.arrays())
+    return result
+
+
+def _judged(done: DiscoveryResult, config: DiscoveryConfig) -> DiscoveryResult:
+    """A finished result with what people say of its findings."""
+    assert config.answers is not None
+    answers = read_answers(config.answers, done.inputs)
+    found = conclude(done.discovered.entries, config.witness, answers)
+    update = {
+        "discovered": found,
+        "verdict": verdict(found, done.too_few),
+        "metrics": metrics(found),
+        "next_command": _command(config, found),
+    }
+    result = done.model_copy(update=update)
+    save(result, config.out)
     return result
 
 
@@ -262,7 +283,7 @@ def _readable(given: ImageSet, skip_bad: bool) -> tuple[list[Item], list[tuple[s
 
 def _command(config: DiscoveryConfig, found: Discovered) -> str:
     """What to paste next: the audit that measures what was found, and mends it."""
-    pairs = found.found()
+    pairs = [*found.found(), *found.sources()]
     if not pairs:
         return ""
     checkpoint = ["--checkpoint", str(config.checkpoint)] if config.checkpoint else []

@@ -10,6 +10,12 @@ from pfungst.audit.result import Interval, Model, Result
 
 What = Literal["class", "normal", "defect"]  # as of pfungst.discover.Subject, without torch
 Standing = Literal["found", "object", "unproved"]
+KINDS = {
+    "place": "one place",
+    "content": "content, wherever it is",
+    "tone": "brightness, contrast, colour",
+    "bands": "frequency bands",
+}
 
 
 class Column(Model):
@@ -27,6 +33,14 @@ class Shown(Model):
 
     id: str
     file: str
+    region: str | None = Field(None, description="the same with what was changed outlined")
+
+
+class Answered(Model):
+    """What people say of a finding."""
+
+    answer: Literal["artefact", "object", "unsure"]
+    names: list[str] = []
 
 
 class Mended(Model):
@@ -75,6 +89,26 @@ class Proved(Model):
     edits: list[Mended] = Field([], description="best first; of what may survive")
     standing: Standing = "unproved"
     reason: str = ""
+    judged: Answered | None = Field(None, description="by people, where they were asked")
+
+
+class Told(Model):
+    """A column that tells a class; what each number means is in :class:`pfungst.discover.Told`."""
+
+    column: str
+    value: str
+    share: float
+    inside: float
+    outside: float
+    pooled: float
+    within: float
+    fall: Interval
+    pairs: float
+    n: int
+    p: float = Field(description="before correction")
+    corrected: float = Field(1.0, description="for all clusters and columns of all topics (Holm)")
+    standing: Literal["found", "unproved"] = "unproved"
+    reason: str = ""
 
 
 class Grouped(Model):
@@ -87,6 +121,10 @@ class Grouped(Model):
     stability: dict[int, float] = Field(
         description="adjusted Rand index over resamples, by number of clusters"
     )
+    plane: list[tuple[float, float]] = Field(
+        [], description="images on the first two principal components of what was clustered; 1,000 at most"
+    )
+    cluster: list[int] = Field([], description="of these images")
 
 
 class DiscoveryEntry(Model):
@@ -99,6 +137,7 @@ class DiscoveryEntry(Model):
     accuracy: float = Field(description="share that is taken for the class, or flagged")
     groupings: list[Grouped]
     findings: list[Proved] = Field(description="what is proved first")
+    told: list[Told] = Field([], description="columns, what tells most first")
     arrays: str = Field(
         description="regions that were changed in the images shown, boolean (n, H, W) by number"
     )
@@ -109,7 +148,7 @@ class Discovered(Model):
 
     headline: str
     sentences: list[str]
-    tried: int = Field(description="clusters that were proved or not")
+    tried: int = Field(description="clusters and columns that were proved or not")
     entries: list[DiscoveryEntry]
 
     def found(self) -> list[tuple[DiscoveryEntry, Proved]]:
@@ -117,13 +156,19 @@ class Discovered(Model):
         pairs = [(e, f) for e in self.entries for f in e.findings if f.standing == "found"]
         return sorted(pairs, key=lambda pair: -(pair[1].insert.low or 0))
 
+    def sources(self) -> list[tuple[DiscoveryEntry, Told]]:
+        """Columns that tell a class, with their topic, what falls most first."""
+        pairs = [(e, t) for e in self.entries for t in e.told if t.standing == "found"]
+        return sorted(pairs, key=lambda pair: -pair[1].fall.value)
+
     def arrays(self) -> set[str]:
         """The files of changed regions."""
         return {e.arrays for e in self.entries}
 
     def files(self) -> set[str]:
         """The pictures shown."""
-        return {s.file for e in self.entries for f in e.findings for s in f.images}
+        shown = [s for e in self.entries for f in e.findings for s in f.images]
+        return {file for s in shown for file in (s.file, s.region) if file is not None}
 
 
 class DiscoveryResult(Result):

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from pfungst.audit.findings.result import Column, DiscoveryEntry, Grouped, Mended, Proved, Shown
+from pfungst.audit.findings.result import Column, DiscoveryEntry, Grouped, Mended, Proved, Shown, Told
 from pfungst.audit.findings.topics import Effort, Topic
 from pfungst.audit.images import to_uint8
 from pfungst.audit.pictures import PictureFolder
@@ -14,9 +14,13 @@ from pfungst.audit.result import Interval
 from pfungst.audit.workspace import Workspace
 from pfungst.discover import Clustering, Finding, Proof, find, over_represented
 from pfungst.discover.find import SHOWN
+from pfungst.files import digest
 from pfungst.measure import Interval as Measured
 from pfungst.measure import holm
+from pfungst.measure.limits import CARRIED, P_SPURIOUS
 from pfungst.progress import progress_bar
+
+_DRAWN = 1000  # images in the picture of clusters
 
 
 def search(topics: Sequence[Topic], effort: Effort, workspace: Workspace) -> list[DiscoveryEntry]:
@@ -65,12 +69,23 @@ def _entry(topic: Topic, effort: Effort, workspace: Workspace) -> DiscoveryEntry
         groupings=[_grouped(view, c) for view, c in parts.items()],
         findings=[_proved(topic, i, f, explained.said, pictures) for i, f in enumerate(found)],
         arrays=workspace.save_arrays(f"discovered {topic.name}", regions),
+        told=[Told(column=c, **{**vars(t), "fall": _interval(t.fall)}) for c, t in topic.told().items()],
     )
 
 
 def _grouped(view: str, c: Clustering) -> Grouped:
     gaps, expected = c.gaps.tolist(), c.expected.tolist()
-    return Grouped(view=view, n_clusters=c.n_clusters, gaps=gaps, expected=expected, stability=c.stability)
+    some = np.linspace(0, len(c.labels) - 1, min(len(c.labels), _DRAWN)).astype(int)
+    plane = [] if c.plane is None else [(float(a), float(b)) for a, b in c.plane[some].round(4)]
+    return Grouped(
+        view=view,
+        n_clusters=c.n_clusters,
+        gaps=gaps,
+        expected=expected,
+        stability=c.stability,
+        plane=plane,
+        cluster=c.labels[some].tolist() if plane else [],
+    )
 
 
 def _proved(topic: Topic, number: int, f: Finding, said: np.ndarray, pictures: PictureFolder) -> Proved:
@@ -78,10 +93,12 @@ def _proved(topic: Topic, number: int, f: Finding, said: np.ndarray, pictures: P
     member[f.rows] = True
     over = over_represented(member, topic.columns) if f.n_clusters > 1 else []
     first = f.rows[:SHOWN].tolist()
-    shown = [
-        Shown(id=topic.ids[row], file=pictures.photo(to_uint8(image), topic.ids[row]))
-        for row, image in zip(first, topic.load(first), strict=True)
-    ]
+    shown = []
+    for place, (row, image) in enumerate(zip(first, topic.load(first), strict=True)):
+        id_, pixels = topic.ids[row], to_uint8(image)
+        name = f"photo-{digest(id_, topic.name, str(number), length=20)}-region"
+        part = None if f.regions is None else pictures.region(pixels, f.regions[place], name)
+        shown.append(Shown(id=id_, file=pictures.photo(pixels, id_), region=part))
     p = f.proof
     return Proved(
         number=number,
@@ -115,7 +132,11 @@ def _interval(i: Measured) -> Interval:
 def corrected(entries: Iterable[DiscoveryEntry]) -> list[DiscoveryEntry]:
     """p corrected over all clusters of all topics (Holm), and what follows from it; what is proved first."""
     entries = list(entries)
-    ps = iter(holm([f.p for e in entries for f in e.findings]) if entries else [])
+    ps = iter(
+        holm([p for e in entries for p in ([f.p for f in e.findings] + [t.p for t in e.told])])
+        if entries
+        else []
+    )
     out = []
     for entry in entries:
         findings = []
@@ -128,9 +149,28 @@ def corrected(entries: Iterable[DiscoveryEntry]) -> list[DiscoveryEntry]:
                 f.changed, remove, insert, f.accuracy, f.flips, retained, f.p, next(ps), entry.what, f.alone
             )
             standing = "found" if proof.survives else "object" if proof.decides else "unproved"
-            told = {"corrected": proof.corrected, "standing": standing, "reason": proof.reason}
-            findings.append(f.model_copy(update=told))
+            said = {"corrected": proof.corrected, "standing": standing, "reason": proof.reason}
+            findings.append(f.model_copy(update=said))
+        told = [_source(t, next(ps)) for t in entry.told]
+        told.sort(key=lambda t: (t.standing, t.corrected, -t.fall.value))
         order = ("found", "object", "unproved")
         findings.sort(key=lambda f: (order.index(f.standing), -float(f.insert.low or 0)))
-        out.append(entry.model_copy(update={"findings": findings}))
+        out.append(entry.model_copy(update={"findings": findings, "told": told}))
     return out
+
+
+def _source(t: Told, corrected: float) -> Told:
+    """Whether a column tells the class: what of it falls away within its values, and is it beyond chance."""
+    beyond = max(t.pooled - 0.5, 1e-12)
+    low, high = float(t.fall.low or 0), float(t.fall.high or 0)
+    found = corrected <= P_SPURIOUS and low >= CARRIED * beyond and t.pooled > 0.5
+    reason = (
+        f"the evidence tells the class with AUROC {t.pooled:.2f} over all images and {t.within:.2f} between "
+        f"images of the same value, {t.fall.value:.2f} [{low:.2f}, {high:.2f}] less"
+    )
+    if found:
+        reason += f" (corrected p {corrected:.2g})"
+    else:
+        reason = f"no proof: {reason}; p is {corrected:.2g} after correction for all that were tried"
+    told = {"corrected": corrected, "standing": "found" if found else "unproved", "reason": reason}
+    return t.model_copy(update=told)

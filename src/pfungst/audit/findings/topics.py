@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,8 +14,10 @@ from torch import Tensor
 
 from pfungst.audit.conditions import ORIGINAL
 from pfungst.audit.images import Labelled
+from pfungst.audit.result import Variant
 from pfungst.data.traits import file_columns
 from pfungst.discover import ClassSubject, Explanations, ScoreSubject, Subject, explain, explain_scores
+from pfungst.discover.columns import Told, told
 from pfungst.discover.find import Finding, Mend
 from pfungst.discover.mend import Edit, Pairs, class_edits, score_edits
 from pfungst.discover.prove import FEWEST
@@ -22,6 +25,7 @@ from pfungst.discover.subjects import What
 from pfungst.features import combined, model_key
 from pfungst.probes.plan import fit_probe
 from pfungst.spurious import FeatureHead, Witness
+from pfungst.spurious.heads import logits_of
 
 if TYPE_CHECKING:
     from pfungst.anomaly import Detector
@@ -58,6 +62,7 @@ class Topic:
         columns: values (N,) that clusters are compared with.
         state: names the images and the model as they are now.
         mend: gives the edits that fit a finding.
+        told: what columns tell of the class, from all images and labels; nothing of a detector.
     """
 
     name: str
@@ -69,6 +74,31 @@ class Topic:
     columns: dict[str, np.ndarray]
     state: str
     mend: Mend
+    told: Callable[[], dict[str, Told]] = dict
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What is said of images that the model, or its probe, was not fitted to.
+
+    Attributes:
+        scores: (N, K) by class. labels: (N,) the class, −1 where it is none of these.
+        columns: values (N,) by name. units: (N,) what is not independent, such as patients; None for images.
+    """
+
+    scores: np.ndarray
+    labels: np.ndarray
+    columns: dict[str, np.ndarray]
+    units: np.ndarray | None = None
+
+    def told(self, k: int, seed: int) -> dict[str, Told]:
+        """What each column tells of class k against the others."""
+        rest = np.delete(self.scores, k, 1).max(1)
+        kept = np.isfinite(self.scores).all(1) & (self.labels >= 0)
+        evidence, own = (self.scores[:, k] - rest)[kept], self.labels[kept] == k
+        units = None if self.units is None else self.units[kept]
+        found = {c: told(evidence, own, v[kept], units, seed) for c, v in self.columns.items()}
+        return {c: t for c, t in found.items() if t is not None}
 
 
 def drawn(rows: np.ndarray, count: int, *seeds: int) -> np.ndarray:
@@ -119,9 +149,19 @@ def encoder_topics(study: Any, effort: Effort) -> list[Topic]:
     codes = np.array([known.get(c, -1) for c in labels[tests].tolist()])
     means = [embedded[train][labels[train] == c].mean(0) for c in names.values()]
     load = lambda rows: study.source.pick(tests[np.asarray(rows)].tolist(), [ORIGINAL])[ORIGINAL]
-    items = [study.source.items[r] for r in tests]
-    ids = [item.id for item in items]
-    columns = {**file_columns(items), **{name: values[tests] for name, values in study.columns.items()}}
+    items = study.source.items
+    ids = [items[r].id for r in tests]
+    given = "files" in study.config.groups
+    every = {**({} if given else file_columns(items)), **study.columns}
+    columns = {name: values[tests] for name, values in every.items()}
+    scores = study.found.scores[Variant(condition=ORIGINAL)].mean(0)
+    places = [study.plan.classes.index(c) for c in names.values()]
+    answers = Answers(
+        scores[:, places],
+        np.array([known.get(c, -1) for c in labels.tolist()]),
+        every,
+        study.plan.units,
+    )
     state = combined(study.source.state(), encoder.key(), study.config.probe, train.tolist(), sorted(columns))
     centres = [torch.from_numpy(m / max(float(np.linalg.norm(m)), 1e-12)).float() for m in means]
     return _topics(
@@ -135,6 +175,7 @@ def encoder_topics(study: Any, effort: Effort) -> list[Topic]:
         witnesses=lambda k: (),
         state=state,
         alike=lambda k: (encoder, centres[k]),
+        answers=answers,
     )
 
 
@@ -150,7 +191,21 @@ def _topics(
     witnesses: Callable[[int], Sequence[Witness]],
     state: str,
     alike: Callable[[int], tuple[torch.nn.Module, Tensor]] | None = None,
+    answers: Answers | None = None,
 ) -> list[Topic]:
+    @cache
+    def answered() -> Answers:
+        if answers is not None:
+            return answers
+        each = [
+            drawn(np.flatnonzero(labels == k), effort.per_topic, effort.seed, k) for k in np.unique(labels)
+        ]
+        rows = np.sort(np.concatenate(each))
+        with torch.no_grad():
+            parts = (load(p.tolist()).to(head.device) for p in np.split(rows, range(16, len(rows), 16)))
+            said = torch.cat([logits_of(head.model(x)).cpu() for x in parts]).double().numpy()
+        return Answers(said, labels[rows], {name: values[rows] for name, values in columns.items()})
+
     def one(k: int) -> Topic:
         rows = drawn(np.flatnonzero(labels == k), effort.per_topic, effort.seed, k)
         others = drawn(np.flatnonzero(labels != k), _OTHERS, effort.seed, k, 1)
@@ -181,10 +236,12 @@ def _topics(
             {name: values[rows] for name, values in columns.items()},
             state,
             mend,
+            lambda: answered().told(k, effort.seed) if columns and k != repeated else {},
         )
 
-    counts = {k: int((labels == k).sum()) for k in names}
-    return [one(k) for k in sorted(names) if FEWEST <= counts[k] < len(labels)]
+    able = [k for k in sorted(names) if FEWEST <= int((labels == k).sum()) < len(labels)]
+    repeated = able[1] if head.linear.n_classes == len(able) == 2 else -1  # columns tell both at once
+    return [one(k) for k in able]
 
 
 def score_topics(study: Any, model: str, run: Any, effort: Effort, name: str = "") -> list[Topic]:

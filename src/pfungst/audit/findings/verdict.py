@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from pfungst.audit.findings.result import Column, Discovered, DiscoveryEntry, Proved
+from pfungst.audit.findings.result import Answered, Column, Discovered, DiscoveryEntry, Proved
 from pfungst.audit.findings.search import corrected
+from pfungst.audit.findings.task import Key, judged
 from pfungst.audit.findings.topics import Effort
 from pfungst.audit.result import About, Metric, Verdict
 from pfungst.discover.prove import FEWEST
@@ -18,23 +19,44 @@ _BLIND = (
 )
 
 
-def conclude(entries: Sequence[DiscoveryEntry], witnesses: Sequence[str] = ()) -> Discovered:
+def conclude(
+    entries: Sequence[DiscoveryEntry],
+    witnesses: Sequence[str] = (),
+    answers: Mapping[Key, Answered] | None = None,
+) -> Discovered:
     """What the proofs of all topics together say.
 
     Args:
         entries: of every topic, p not yet corrected.
         witnesses: names of other models that judged what the object is.
+        answers: what people say of findings.
     """
-    entries = corrected(entries)
-    tried = sum(len(e.findings) for e in entries)
+    entries = judged(corrected(entries), answers or {})
+    tried = sum(len(e.findings) + len(e.told) for e in entries)
     made = lambda headline, *sentences: Discovered(
         headline=headline, sentences=list(sentences), tried=tried, entries=entries
     )
     if not tried:
         return made(f"Nothing could be tried: no class has {FEWEST} images beside those of others")
-    basis = f"{tried} clusters of explanations were tried"
+    basis = f"{tried} clusters of explanations and columns were tried"
     unsure = [e.name for e in entries if any(f.standing == "object" for f in e.findings)]
     pairs = made("").found()
+    sources = made("").sources()
+    told = [
+        f"{e.name}: {t.reason}; {t.share:.0%} of the images have {t.column} = {t.value}, of which "
+        f"{t.inside:.0%} are {e.name}, of the others {t.outside:.0%}. No intervention: it goes with the "
+        "class, whatever the reason."
+        for e, t in sources[:3]
+    ]
+    if not pairs and sources:
+        entry, top = sources[0]
+        more = len(sources) - 1
+        return made(
+            f"{entry.name} is told by where images come from: {top.column}"
+            + (f"; and {more} more columns" if more else ""),
+            *told,
+            f"{basis}; compare within its values, or balance the training images over it.",
+        )
     if not pairs:
         open_ = f"{few(unsure)}: the model follows what it cannot do without, the object or a shortcut."
         classes = any(e.what == "class" and e.name in unsure for e in entries)
@@ -47,14 +69,16 @@ def conclude(entries: Sequence[DiscoveryEntry], witnesses: Sequence[str] = ()) -
         )
     entry, first = pairs[0]
     more = len({e.name for e, _ in pairs}) - 1
+    called = first.judged.names[0] if first.judged and first.judged.names else "something"
     decided = {
-        "class": f"{entry.name} is decided by something beside the object in {first.share:.0%} of its images",
+        "class": f"{entry.name} is decided by {called} beside the object in {first.share:.0%} of its images",
         "normal": f"{entry.name}: {first.share:.0%} are scored by something that is no defect",
         "defect": f"{entry.name}: {first.share:.0%} are scored by something that is not needed to flag them",
     }[entry.what]
     sentences = [f"{e.name}: {what_of(f)} {f.reason}." for e, f in pairs[:3]]
-    if not witnesses and any(e.what != "normal" for e, _ in pairs):
+    if not witnesses and any(e.what != "normal" and f.judged is None for e, f in pairs):
         sentences.append("Without a witness, the object is what the audited model itself still recognises.")
+    sentences += told
     return made(
         decided + (f"; and {more} more" if more else ""),
         *sentences,
@@ -68,8 +92,18 @@ def verdict(found: Discovered, too_few: dict[str, int]) -> Verdict:
         there = f"There are {few(f'{n} of {c}' for c, n in too_few.items())}."
         return Verdict(level="too-few", headline=found.headline, sentences=[there] if too_few else [])
     pairs = found.found()
-    if not pairs:
+    if not pairs and not found.sources():
         return Verdict(level="sound", headline=found.headline, sentences=found.sentences)
+    if not pairs:
+        entry, top = found.sources()[0]
+        numbers = {
+            "share": top.share,
+            "pooled": top.pooled,
+            "within": top.within,
+            "found": len(found.sources()),
+        }
+        about = About(entry=entry.name, column=top.column, numbers=numbers)
+        return Verdict(level="clever-hans", headline=found.headline, sentences=found.sentences, about=about)
     entry, first = pairs[0]
     numbers = {
         "share": first.share,
@@ -106,7 +140,9 @@ def metrics(found: Discovered) -> dict[str, Metric]:
     if not found.entries:
         return {}
     alive = {e.name: [f for f in e.findings if f.standing == "found"] for e in found.entries}
-    count = {name: float(len(fs)) for name, fs in alive.items()}
+    count = {
+        e.name: float(len(alive[e.name]) + sum(t.standing == "found" for t in e.told)) for e in found.entries
+    }
     flips = {name: max((f.flips[0] - f.flips[1] for f in fs), default=0.0) for name, fs in alive.items()}
     return {
         "findings": Metric.worst(count, "lower", "findings that survived proof"),
@@ -123,7 +159,11 @@ def how(effort: Effort) -> list[str]:
         "images, by layer-wise relevance propagation; clustered are heatmaps by patches, spectra, and where "
         "there are any relevance by penultimate features and the similarity with the class, each of norm 1.",
         "Groups of the columns that the evidence follows most (Kruskal and Wallis, Holm over columns), at "
-        "most three, are tried like clusters.",
+        "most three, are tried like clusters. Of every column it is asked whether the evidence still tells "
+        "the class between images of the same value (AUROC, each patient once where that is known); found is "
+        f"where at least {CARRIED:.0%} of what is told beyond chance falls away (lower end), with "
+        f"P ≤ {P_SPURIOUS:g} after the same correction; p is that of 4,999 permutations of the column within "
+        "the class and within the others.",
         "Clusters are spectral, on a graph of 10 nearest neighbours. Their number is that of the eigengap "
         "which most exceeds those of 19 single clouds of the same covariance, if resamples agree (adjusted "
         f"Rand index {STABLE:.1f} or more); else one.",

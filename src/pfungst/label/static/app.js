@@ -96,6 +96,10 @@
       if (step) enlarge(at + step);
       return;
     }
+    if (event.target.matches("textarea")) {
+      if (event.key === "Enter" || event.key === "Escape") { event.preventDefault(); event.target.blur(); }
+      return;
+    }
     if (help.open || !keysOn()) return;
     const key = event.key.toLowerCase();
     if (key === "?") { help.showModal(); event.preventDefault(); return; }
