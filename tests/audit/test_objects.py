@@ -114,7 +114,7 @@ def test_a_classifier_in_memory_that_cannot_be_traced_says_so_and_needs_its_netw
         model.source.save(place / "spufix")
 
     note = mended.write_mended(
-        tmp_path / "mended", model.about, save, x, expected, [], "cpu", Net(), Branching()
+        tmp_path / "mended", model.about, save, x, expected, [], network=Net(), mended=Branching()
     )
     assert "it loads with its network only: torch.export cannot trace Branching" in note
     assert Mended.load(tmp_path / "mended", network=Net()).check() <= 1e-5
