@@ -143,7 +143,9 @@ def test_texts_are_read_and_written_in_a_named_encoding():
             called = ast.unparse(node.func)
             name = called.rpartition(".")[2]
             texts = [ast.literal_eval(a) for a in node.args if isinstance(a, ast.Constant)]
-            texts += [k.value.value for k in node.keywords if k.arg == "mode"]
+            texts += [
+                k.value.value for k in node.keywords if k.arg == "mode" and isinstance(k.value, ast.Constant)
+            ]
             modes = [t for t in texts if isinstance(t, str) and re.fullmatch(r"[rwaxb+]{1,3}", t)]
             opens = (called == "open" or (name == "open" and modes)) and "b" not in "".join(modes)
             reads = name == "read_text" or (name == "write_text" and called != "write_text")

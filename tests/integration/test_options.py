@@ -23,9 +23,17 @@ OPTIONS = {
     "--train --trust-checkpoint --val",
 }
 ADDED = {
-    "anomaly": {"--quantile", "--examples", "--label-column", "--normal", "--keep-together"},
-    "classifier": {"--original", "--deployed", "--witness", "--rule", "--label-column"},
-    "similarity": {"--classes", "--groups-file"},
+    "anomaly": {"--quantile", "--examples", "--label-column", "--normal", "--keep-together", "--discover"},
+    "classifier": {
+        "--original",
+        "--deployed",
+        "--witness",
+        "--rule",
+        "--label-column",
+        "--discover",
+        "--transfer",
+    },
+    "similarity": {"--classes", "--groups-file", "--discover", "--rank", "--composite"},
 }
 
 

@@ -120,7 +120,6 @@ def test_radiology(tmp_path, script):
     assert "pass" in gate
 
 
-@pytest.mark.slow
 def test_platform(tmp_path, script):
     """A classifier that relies on a mark is mended and leaves; a new one is held against it by gates."""
     classifier_factory.make(tmp_path, val=14)

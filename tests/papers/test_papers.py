@@ -11,6 +11,7 @@ import torch
 from scipy.stats import binomtest
 from sklearn.metrics import confusion_matrix
 
+from pfungst.anomaly.letters import letters_backbone, train_letters
 from pfungst.audit.result import Interval, load
 from pfungst.errors import ConfigError
 from pfungst.measure.choice import choose_detector, criterion
@@ -23,6 +24,7 @@ from pfungst.papers.made import Number, Numbers, Wish, mean_of
 from pfungst.papers.neurons import nearest_distances
 from pfungst.papers.probe_maps import group_mean
 from pfungst.papers.run import reproduce
+from pfungst.papers.stand_ins import letters
 from pfungst.relevance import Pixels, Relevance
 
 ROOT = Path(__file__).parents[2]
@@ -197,6 +199,26 @@ def test_errors_into_named_classes_are_those_of_the_wrong_answers():
     assert share_into(matrix.tolist(), list("abcde"), ["b", "d"]) == pytest.approx(expected)
     with pytest.raises(ConfigError, match="no class is called 'x'"):
         share_into(matrix.tolist(), list("abcde"), ["x"])
+
+
+def test_letters_of_emnist_train_the_network_that_the_detector_loads(tmp_path):
+    """Published files, transposed; the same weights as trained on the upright images by hand."""
+    rng = np.random.default_rng(0)
+    images, labels = (
+        rng.integers(0, 256, (40, 28, 28)).astype(np.uint8),
+        rng.integers(1, 27, 40).astype(np.uint8),
+    )
+    labels[0] = 26
+    for part in ("train", "test"):
+        for kind, array in (("images-idx3", images), ("labels-idx1", labels)):
+            head = bytes([0, 0, 8, array.ndim]) + b"".join(n.to_bytes(4, "big") for n in array.shape)
+            (tmp_path / f"emnist-letters-{part}-{kind}-ubyte").write_bytes(head + array.tobytes())
+    wish = Wish(find("004-fig2"), tmp_path / "out", stand_in=True, more={"letters": tmp_path})
+    loaded = letters_backbone(letters(wish)).state_dict()
+    x = torch.from_numpy(images.transpose(0, 2, 1).copy()).float()[:, None].repeat(1, 3, 1, 1) / 255
+    expected = train_letters(x, torch.from_numpy(labels.astype(np.int64)) - 1, seed=1907).state_dict()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(loaded[name], tensor)
 
 
 def test_a_subgroup_mean_counts_every_image_alike():

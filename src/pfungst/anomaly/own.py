@@ -15,12 +15,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.base import is_classifier, is_regressor
 from torch import Tensor, nn
 
 from pfungst.anomaly.base import Detector
 from pfungst.anomaly.features import gradient
-from pfungst.anomaly.wrap import Wrapped
 from pfungst.conditions import Size, sides
 from pfungst.device import choose_device
 from pfungst.errors import ConfigError, InputError, PfungstError
@@ -110,6 +108,8 @@ class OwnDetector(Detector):
             except Exception as error:  # of anybody's code, under the rules of relevance
                 self.why_not = str(getattr(error, "message", error)).split("\n")[0]
         else:
+            from pfungst.anomaly.wrap import Wrapped  # with scikit-learn
+
             with suppress(InputError):
                 self._inner = Wrapped(self.estimator_, tuple(z.shape[1:]))._read()
             self.why_not = "" if self._inner else f"there is no explanation of {name}"
@@ -228,6 +228,8 @@ def _scoring(estimator: Any) -> tuple[Callable[[Any], Any], str, int]:
     order = [("anomaly_score", 1), ("decision_function", 1) if _is_pyod(final) else ("", 0)]
     order += [("score", 1)] if not _is_sklearn(final) else []
     order += [("decision_function", -1), ("score_samples", -1)]
+    from sklearn.base import is_classifier, is_regressor
+
     if _is_sklearn(final) and (is_classifier(final) or is_regressor(final)):
         order = order[:1]
     for method, sign in order:

@@ -7,8 +7,6 @@ from typing import Any
 
 from pfungst.anomaly.base import Detector
 from pfungst.anomaly.own import wrap_fitted
-from pfungst.anomaly.wrap import NoReadout, Wrapped
-from pfungst.anomaly.wrap_anomalib import wrap_anomalib
 from pfungst.errors import InputError
 
 
@@ -27,8 +25,12 @@ def wrap(estimator: Any, shape: Sequence[int] | None = None, method: str = "mean
     Raises:
         InputError: an estimator without a score, not fitted, or with a kernel or metric that is not covered.
     """
+    from pfungst.anomaly.wrap import NoReadout, Wrapped  # with scikit-learn
+
     module = type(estimator).__module__.split(".")[0]
     if module == "anomalib":
+        from pfungst.anomaly.wrap_anomalib import wrap_anomalib
+
         return wrap_anomalib(estimator)
     if isinstance(estimator, type):
         raise InputError(f"{estimator.__name__} is a class", "fit an instance first")

@@ -297,10 +297,8 @@ def _of_rates(
     if same:
         pairs = list(zip(after, before, strict=True))
         return [mean_change([paired_difference(*pair, level) for pair in pairs]) for level in levels]
-    return [
-        share_difference(*(mean_share([wilson(x, level) for x in s]) for s in (after, before)))
-        for level in levels
-    ]
+    sides = [[mean_share([wilson(x, level) for x in s]) for s in (after, before)] for level in levels]
+    return [share_difference(new, old) for new, old in sides]
 
 
 def _of_draws(

@@ -97,7 +97,7 @@ def run_models(config: Config, write: Callable[[Path, Any], object]) -> Result:
         return run(models[0][1])
     refuse_old_result(config)
     started = time.monotonic()
-    results = []
+    results: list[Any] = []
     for i, (_, own) in enumerate(models):
         if isinstance(own, ClassifierConfig) and own.transfer == "first":
             own = own.model_copy(update=_given_by(models[0][1].out, results))
@@ -128,7 +128,7 @@ def run_models(config: Config, write: Callable[[Path, Any], object]) -> Result:
         for name, own in models
     ]
     columns = list(dict.fromkeys(c for row in rows for c in row.values))
-    data = getattr(config, "images", None) or getattr(config, "val", "")
+    data = getattr(config, "images", None) or getattr(config, "val", None) or ""
     result = ModelsResult(
         **circumstances(config, started, inputs),
         of="similarity" if field == "encoder" else "classifier",

@@ -329,6 +329,7 @@ def write_mended(
     images: Tensor,
     expected: Sequence[Tensor],
     items: Sequence[Item],
+    *,
     device: str = "cpu",
     network: nn.Module | None = None,
     mended: nn.Module | None = None,

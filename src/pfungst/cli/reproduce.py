@@ -22,6 +22,10 @@ def reproduce(
     spurious: Annotated[Path | None, typer.Option(help="Images with only a spurious feature.")] = None,
     logo: Annotated[Path | None, typer.Option(help="Picture of the logo that is pasted.")] = None,
     people: Annotated[Path | None, typer.Option(help="CSV of path and human, human or no human.")] = None,
+    letters: Annotated[
+        Path | None,
+        typer.Option(help="EMNIST letters, which train the digits' one-class model [rendered ones]."),
+    ] = None,
     models: Annotated[
         str | None, typer.Option(help="Encoders or classifiers: A,checkpoint=FILE,B,checkpoint=FILE.")
     ] = None,
@@ -33,7 +37,9 @@ def reproduce(
     size: Annotated[
         int | None, typer.Option(min=8, help="Side of the images in pixels [the models'].")
     ] = None,
-    classes: Annotated[str | None, typer.Option(help="Few classes, comma-separated [all].")] = None,
+    classes: Annotated[
+        str | None, typer.Option(help="Few classes or corruptions, comma-separated [all].")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, … [auto].")] = "auto",
     out: Out = None,
 ) -> None:
@@ -56,7 +62,7 @@ def reproduce(
     from pfungst.papers.made import Wish
     from pfungst.papers.run import reproduce as make
 
-    given = {"val": val, "spurious": spurious, "logo": logo, "people": people}
+    given = {"val": val, "spurious": spurious, "logo": logo, "people": people, "letters": letters}
     more = {k: v for k, v in given.items() if v is not None}
     folder = out or Path("pfungst-reproduce")
     few = [name.strip() for name in (classes or "").split(",") if name.strip()]

@@ -127,7 +127,9 @@ def _is_deep(item: Item) -> bool:
         return False
     try:
         with open_picture(item.image) as image:
-            return image.mode.startswith(("I", "F")) or (image.mode == "RGB" and ";16" in str(image.tile))
+            return image.mode.startswith(("I", "F")) or (
+                image.mode == "RGB" and ";16" in str(getattr(image, "tile", ""))
+            )
     except Exception:  # what is wrong with it is said when it is decoded
         return False
 

@@ -76,9 +76,9 @@ def paired_difference(first: ArrayLike, second: ArrayLike, level: float = 0.95) 
     10): the correlation of the answers narrows the interval, and where all agree it still has a width."""
     a, b = np.asarray(first, bool), np.asarray(second, bool)
     n, both, neither = len(a), int((a & b).sum()), int((~a & ~b).sum())
-    product = both * neither - int((a & ~b).sum()) * int((~a & b).sum())
+    product: float = both * neither - int((a & ~b).sum()) * int((~a & b).sum())
     if product > 0:
-        product = max(product - n / 2, 0)  # continuity
+        product = max(product - n / 2, 0.0)  # continuity
     spread = math.sqrt(int(a.sum()) * int((~a).sum()) * int(b.sum()) * int((~b).sum()))
     return share_difference(wilson(a, level), wilson(b, level), product / spread if spread else 0.0)
 

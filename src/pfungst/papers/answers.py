@@ -4,6 +4,7 @@ SpuFix; whether the feature extends its class or is shared (003, figures 2, 4, 1
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -90,7 +91,7 @@ def answered(
     if study.spurious is None:
         return {}, None
     ours: dict[str, dict[str, Interval]] = {}
-    exhibits = []
+    exhibits: list[Any] = []
     labels = np.array(study.spurious.labels)
     for entry in result.entries:
         rows = np.flatnonzero(labels == entry.index)

@@ -25,6 +25,8 @@ def audit(wish: Wish) -> tuple[AnomalyResult, Path, dict[str, str]]:
     data = stand_ins.digits(wish) if wish.stand_in else wish.given()
     small = wish.stand_in or not any((Path(data) / c).is_dir() for c in ("bottle", "wood"))
     deep = "one-class:backbone=letters" if small else wish.models or "one-class:backbone=vgg16"
+    if small and "letters" in wish.more:
+        deep += f",checkpoint={stand_ins.letters(wish)}"
     auto, size, seeds = "autoencoder", 28 if small else 224, wish.seeds or 1
     if wish.tiny:
         deep, auto = "one-class:backbone=small:2", "autoencoder:epochs=1"
@@ -35,6 +37,7 @@ def audit(wish: Wish) -> tuple[AnomalyResult, Path, dict[str, str]]:
             run,
             "clever-hans",
             data=data,
+            category=list(wish.classes),
             model=list(named.values()),
             original="opencv-nearest",
             deployed="pillow-bilinear",

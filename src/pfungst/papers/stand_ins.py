@@ -11,6 +11,7 @@ from PIL import Image
 
 from pfungst.data import ImageSet
 from pfungst.files import write as write_text
+from pfungst.files import write_tensors
 from pfungst.papers.made import Wish
 
 SEED = 1907
@@ -58,6 +59,24 @@ def digits(wish: Wish) -> Path | str:
 
     sets = digits_c(["dotted_line", "stripe"], train=24, good=8, anomalous=8, seed=SEED)
     return write_mvtec(sets, wish.out / "data" / "digits")
+
+
+def letters(wish: Wish) -> Path:
+    """Weights of the letter network, trained once for an output folder on EMNIST."""
+    import torch
+
+    from pfungst.anomaly.letters import train_letters
+    from pfungst.datasets import emnist_letters
+
+    file = wish.out / "data" / "letters.safetensors"
+    if not file.exists():
+        items = [i for i in emnist_letters(wish.more["letters"]).items if i.split == "train"]
+        x = torch.from_numpy(np.stack([np.asarray(i.read().convert("L")) for i in items])).float() / 255
+        labels = torch.tensor([ord(str(i.label)) - ord("A") for i in items])
+        file.parent.mkdir(parents=True, exist_ok=True)
+        network = train_letters(x[:, None].expand(-1, 3, -1, -1), labels, seed=SEED)
+        write_tensors(file, network.state_dict())
+    return file
 
 
 def encoders(wish: Wish) -> tuple[str, Path]:

@@ -23,6 +23,7 @@ from pfungst.relevance.rules import (
     Zero,
     ZPlus,
 )
+from pfungst.relevance.time_bands import TimeBands
 
 __all__ = [
     "COMPOSITES",
@@ -46,6 +47,7 @@ __all__ = [
     "Replay",
     "Rule",
     "Site",
+    "TimeBands",
     "Tokens",
     "WSquare",
     "ZBox",

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from pfungst.anomaly import detector_from_spec
 from pfungst.audit.anomaly.config import AnomalyConfig
 from pfungst.audit.recognised import amount, duration, prepared_few
 from pfungst.conditions import Condition
@@ -53,6 +52,8 @@ def estimate(sets: Sequence[ImageSet], conditions: Sequence[Condition], config: 
 
 def _timed(model: str, train: Any, test: Any, config: AnomalyConfig) -> tuple[float, float, float]:
     """Seconds of one fit, of the score of one image and of its explanation."""
+    from pfungst.anomaly import detector_from_spec  # with scikit-learn
+
     detector = detector_from_spec(model, seed=config.seed, device=config.device)
     times = [time.perf_counter()]
     detector.fit(train)

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from pfungst.anomaly.module import as_module
 from pfungst.audit.anomaly.measure import Run
 from pfungst.audit.anomaly.prepare import Study
 from pfungst.audit.mended import COMPARED, About, preparation, resolved, write_mended
@@ -23,6 +22,8 @@ def write_detector(study: Study, model: str, run: Run, filter_: nn.Module, folde
         model: its specification. run: what it said of the deployed images. filter_: what is in front of it.
         folder: of this detector.
     """
+    from pfungst.anomaly.module import as_module  # with scikit-learn
+
     detector = copy.copy(run.detector)
     detector.threshold_ = run.threshold
     try:

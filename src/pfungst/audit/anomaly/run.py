@@ -6,7 +6,7 @@ import shutil
 import time
 import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,12 +20,20 @@ from pfungst.audit.anomaly.examples import choose, examples, pictures
 from pfungst.audit.anomaly.explain import explain
 from pfungst.audit.anomaly.forecast import estimate
 from pfungst.audit.anomaly.leave import write_detector
-from pfungst.audit.anomaly.measure import DEPLOYED, MENDED, ORIGINAL, mean_scores, provenance, repeat, scores
+from pfungst.audit.anomaly.measure import (
+    DEPLOYED,
+    MENDED,
+    ORIGINAL,
+    Run,
+    mean_scores,
+    provenance,
+    repeat,
+    scores,
+)
 from pfungst.audit.anomaly.mend import mitigation
 from pfungst.audit.anomaly.prepare import Study, check, decode_all, open_sets
 from pfungst.audit.anomaly.result import AnomalyResult, Entry
-from pfungst.audit.findings.section import of_detector
-from pfungst.audit.findings.verdict import conclude
+from pfungst.audit.findings.result import Discovered, DiscoveryEntry
 from pfungst.audit.machine import circumstances
 from pfungst.audit.mended import FOLDER
 from pfungst.audit.recognised import describe
@@ -76,7 +84,7 @@ def run(
     if not config.resume:
         shutil.rmtree(workspace.folder / FOLDER, ignore_errors=True)
     entries = _entries(config, conditions, sets, workspace, given)
-    found = conclude([d for e in entries for d in e.discovered]) if config.discover else None
+    found = _concluded(entries) if config.discover else None
     entries = [e.model_copy(update={"discovered": []}) for e in entries]
     notes = [f"{images.name}: {note}" for images in sets for note in images.notes]
     if workspace.resumed:
@@ -188,10 +196,22 @@ def evaluate(study: Study, model: str, workspace: Workspace) -> Entry:
         provenance=provenance(study, original.scores),
         examples=examples(study, runs, chosen, explained.bands),
         arrays=workspace.save_arrays(f"{test.name} {model}", arrays),
-        discovered=of_detector(study, model, original, workspace) if config.discover else [],
+        discovered=_discovered(study, model, original, workspace) if config.discover else [],
         notes=notes,
         skipped=[Skipped(id=id_, reason=reason) for id_, reason in test.skipped],
     )
+
+
+def _discovered(study: Study, model: str, run: Run, workspace: Workspace) -> list[DiscoveryEntry]:
+    from pfungst.audit.findings.section import of_detector  # with scikit-learn
+
+    return of_detector(study, model, run, workspace)
+
+
+def _concluded(entries: Sequence[Entry]) -> Discovered:
+    from pfungst.audit.findings.verdict import conclude
+
+    return conclude([d for e in entries for d in e.discovered])
 
 
 def _notes(study: Study) -> list[str]:

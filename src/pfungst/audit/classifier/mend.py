@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -76,4 +77,5 @@ def write_classifier(study: Study, fixed: SpuFix, store: FeatureStore, folder: P
     )
     images = torch.stack([study.val[row[ids[i]]][1] for i in chosen])
     items = [study.val.items[row[ids[i]]] for i in chosen]
-    return write_mended(folder, about, save, images, [logits], items, str(study.head.device), network, fixed)
+    where: dict[str, Any] = {"device": str(study.head.device), "network": network, "mended": fixed}
+    return write_mended(folder, about, save, images, [logits], items, **where)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 
@@ -221,7 +221,7 @@ def stored(
         folder = config.features / f"{images.key()}-{key}"
     return extract_features(
         head,
-        images,
+        cast(Iterable[tuple[Any, torch.Tensor, int]], images),
         folder,
         batch_size=config.batch_size,
         dtype=dtype,

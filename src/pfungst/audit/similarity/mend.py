@@ -174,7 +174,7 @@ def _write(study: Study, pruned: Encoder, spec: str) -> str:
     probed = Probed(pruned, copy.deepcopy(head))
     # In memory there is nothing to build the encoder from: its traced program is all that is written.
     save = probed.save if pruned.architecture is not None else lambda place: place
-    return write_mended(folder, about, save, images, expected, items, device, mended=probed)
+    return write_mended(folder, about, save, images, expected, items, device=device, mended=probed)
 
 
 def recovered(scores: list[ProbeScores]) -> dict[str, float | None]:
