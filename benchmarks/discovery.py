@@ -25,7 +25,7 @@ import torch
 from _common import describe_machine
 from _planting import plant
 from _truth_nets import answers, as_tensors, pictures, trained
-from evidence import Photos, load
+from evidence import Photos, network
 
 from pfungst.discover import ClassSubject, Finding, View, cluster, correct, explain, find
 from pfungst.measure import auroc
@@ -146,7 +146,7 @@ def real(args: argparse.Namespace) -> None:
     folder = args.data / "imagenette"
     order = sorted(json.loads((folder / "names.json").read_text()))
     classes = {wnid: i for i, wnid in enumerate(order)}
-    net, standard = load(args.audited, args.data / "models"), load("standard", args.data / "models")
+    net, standard = network(args.audited, args.data / "models"), network("standard", args.data / "models")
     head = FeatureHead(net, example=torch.rand(2, 3, 128, 128))
     photos = Photos(folder / f"{args.split}.parquet", classes)
     val = Photos(folder / "val.parquet", classes)
@@ -214,7 +214,7 @@ def cost(args: argparse.Namespace) -> None:
     folder = args.data / "imagenette"
     order = sorted(json.loads((folder / "names.json").read_text()))
     photos = Photos(folder / "val.parquet", {wnid: i for i, wnid in enumerate(order)})
-    head = FeatureHead(load(args.audited, args.data / "models"), example=torch.rand(2, 3, 128, 128))
+    head = FeatureHead(network(args.audited, args.data / "models"), example=torch.rand(2, 3, 128, 128))
     n, images = args.images, lambda r: photos.stack(np.asarray(list(r)) % len(photos.labels))
     explain(head, 0, images, 16, batch_size=8)
     before, started = peak(), time.perf_counter()
