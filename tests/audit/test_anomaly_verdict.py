@@ -219,6 +219,6 @@ def test_notes_quote_the_limits():
         f"{limits.FALL:.2f}",
         f"{limits.LARGE_FALL:.2f}",
         f"P < {limits.P_MARK:g}",
-        f"index {limits.HIGH_BAND:g}",
+        f"first {limits.HIGH_BAND:g} waves",
     ):
         assert limit in told

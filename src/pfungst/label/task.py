@@ -235,7 +235,7 @@ def read_task(folder: str | os.PathLike[str]) -> Task:
         raise DataError(f"no {FILE_NAME} in {folder}", remedy)
     content = read(path, remedy)
     kind = content.get("kind") if isinstance(content, dict) else None
-    if kind not in _KINDS:
+    if not isinstance(kind, str) or kind not in _KINDS:
         raise DataError(f"{path}: kind is {kind!r}", "kind must be 'components', 'clusters' or 'images'")
     try:
         task: Task = _KINDS[kind].model_validate(content)

@@ -96,7 +96,7 @@
       if (step) enlarge(at + step);
       return;
     }
-    if (event.target.matches("textarea")) {
+    if (event.target instanceof HTMLTextAreaElement) {
       if (event.key === "Enter" || event.key === "Escape") { event.preventDefault(); event.target.blur(); }
       return;
     }
