@@ -132,7 +132,7 @@ def test_the_price_of_mending_is_in_the_headline():
     mean = {"kde": Scored(scores=entry(f1=(0.9, 0.8, 0.9), fpr=0.46).scores)}
     worse = [entry(category="a", f1=(0.9, 0.8, 0.7)), *(entry(category=c) for c in "bcde")]
     found = judge(worse, mean, CONFIG)
-    assert "↓ at the price of FPR 20% → 46%, F1 lower in 1 of 5 categories" in found.headline
+    assert ", at the price of FPR 20% → 46%, F1 lower in 1 of 5 categories ↓" in found.headline
     assert "price" not in verdict(entry()).headline
 
 

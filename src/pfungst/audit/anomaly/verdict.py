@@ -229,7 +229,7 @@ class _Case:
         if falls:
             of = len(self.entries)
             costs.append(f"F1 lower in {len(falls)} of {of} categories" if of > 1 else "F1 lower")
-        return f" ↓ at the price of {', '.join(costs)}" if costs else ""
+        return f", at the price of {', '.join(costs)} ↓" if costs else ""
 
     @property
     def _faithful(self) -> bool:
