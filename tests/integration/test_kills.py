@@ -218,7 +218,9 @@ def test_no_acknowledged_answer_is_lost(tmp_path, how):
                 thread.join()
         if how != "killed":
             for end in ("", "-wal", "-shm"):
-                Path(f"{file}{end}").unlink(missing_ok=True)  # renaming onto another link of the same file does nothing
+                Path(f"{file}{end}").unlink(
+                    missing_ok=True
+                )  # renaming onto another link of the same file does nothing
                 os.replace(f"{kept}{end}", f"{file}{end}")
         study = Study(folder, ["anna", "ben"])
         stored = {(e.person, str(study.index[e.item]), e.sequence) for e in study.store.since(0)}
