@@ -229,3 +229,35 @@ def local_server(folder: Path, *labellers: str) -> Iterator[Local]:
         thread.join()
         sock.close()
         study.close()
+
+
+def answer_under_load(running, names, target, acknowledged) -> list[threading.Thread]:
+    """Let people answer until the server ends or refuses; returns once one of them has `target` answers.
+
+    Args:
+        running: a server. acknowledged: gets (person, item, sequence) of each answer that was acknowledged.
+    """
+    enough = threading.Event()
+
+    def work(name):
+        person, done = Person(running.links[name]), 0
+        person.page()
+        while True:
+            before = dict(person.fields)
+            try:
+                answer = person.post("in")
+            except httpx.TransportError:
+                return
+            if answer.status_code != 200:
+                return
+            acknowledged.append((name, before["item"], int(before["sequence"])))
+            person.remember(answer.text)
+            done += 1
+            if done == target:
+                enough.set()
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in names]
+    for thread in threads:
+        thread.start()
+    assert enough.wait(60)
+    return threads

@@ -7,6 +7,7 @@ import pytest
 
 import classifier_factory
 import pfungst.audit.anomaly.run as anomaly
+import pfungst.audit.classifier.prepare as prepare
 import pfungst.audit.classifier.run as classifier
 import pfungst.audit.similarity.run as similarity
 import similarity_factory
@@ -21,7 +22,7 @@ from pfungst.spurious import write_components
 @pytest.fixture(autouse=True)
 def nothing_is_loaded(monkeypatch):
     monkeypatch.setattr(similarity, "load", lambda *a, **k: pytest.fail("an encoder was loaded"))
-    monkeypatch.setattr(classifier, "load", lambda *a, **k: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(prepare, "load", lambda *a, **k: pytest.fail("a model was loaded"))
     monkeypatch.setattr(Item, "read", lambda *a, **k: pytest.fail("an image was read"))
 
 
@@ -168,7 +169,7 @@ def test_classifier_folders_that_do_not_match(squares, tmp_path):
 def test_classifier_folders_named_by_class_index(squares, tmp_path, monkeypatch):
     """Folders 3 and 7 may be the classes 3 and 7 of a larger model, or those of a model with two."""
     loaded = []
-    monkeypatch.setattr(classifier, "load", lambda *a, **k: loaded.append(a) or (1 / 0))
+    monkeypatch.setattr(prepare, "load", lambda *a, **k: loaded.append(a) or (1 / 0))
     for part in ("train", "val"):
         for name, index in (("blue", 3), ("green", 7)):
             shutil.copytree(squares / part / name, tmp_path / part / str(index))

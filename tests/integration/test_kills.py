@@ -6,17 +6,15 @@ import random
 import shutil
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
-import httpx
 import pytest
 
 import classifier_factory
 import similarity_factory
 from factories import mini_mvtec
-from label_sample import Person, image_task, server
+from label_sample import answer_under_load, image_task, server
 from pfungst.label import Study
 from pool_sample import folder_pool, scores_of
 
@@ -179,29 +177,7 @@ def test_no_acknowledged_answer_is_lost(tmp_path, how):
     file, kept = folder / "labels.sqlite", tmp_path / "kept"
     for number in range(KILLS):
         with server(folder, "anna", "ben") as running:
-            enough = threading.Event()
-
-            def work(name, running=running, enough=enough, target=8 + number):
-                person, done = Person(running.links[name]), 0
-                person.page()
-                while True:
-                    before = dict(person.fields)
-                    try:
-                        answer = person.post("in")
-                    except httpx.TransportError:
-                        return
-                    if answer.status_code != 200:
-                        return
-                    acknowledged.append((name, before["item"], int(before["sequence"])))
-                    person.remember(answer.text)
-                    done += 1
-                    if done == target:
-                        enough.set()
-
-            threads = [threading.Thread(target=work, args=(name,)) for name in ("anna", "ben")]
-            for thread in threads:
-                thread.start()
-            assert enough.wait(60)
+            threads = answer_under_load(running, ("anna", "ben"), 8 + number, acknowledged)
             if how != "killed":
                 for end in ("", "-wal", "-shm"):
                     os.link(f"{file}{end}", f"{kept}{end}")

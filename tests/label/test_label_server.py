@@ -8,7 +8,6 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,7 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from label_sample import SOURCE, Person, component_task, image_task, local_server, server
+from label_sample import SOURCE, Person, answer_under_load, component_task, image_task, local_server, server
 from pfungst.errors import InputError
 from pfungst.label import Study, serve
 
@@ -52,30 +51,7 @@ def test_kill_9_under_load_loses_no_acknowledged_answer(tmp_path):
     names = ("anna", "ben")
     for round_ in range(3):
         with server(tmp_path, *names) as running:
-            enough = threading.Event()
-
-            def work(name, running=running, enough=enough, target=25 + 10 * round_):
-                person = Person(running.links[name])
-                person.page()
-                done = 0
-                while True:
-                    before = dict(person.fields)
-                    try:
-                        answer = person.post("in")
-                    except httpx.TransportError:
-                        return
-                    if answer.status_code != 200:
-                        return
-                    acknowledged.append((name, before["item"], int(before["sequence"])))
-                    person.remember(answer.text)
-                    done += 1
-                    if done == target:
-                        enough.set()
-
-            threads = [threading.Thread(target=work, args=(name,)) for name in names]
-            for thread in threads:
-                thread.start()
-            assert enough.wait(60)
+            threads = answer_under_load(running, names, 25 + 10 * round_, acknowledged)
             running.process.kill()
             for thread in threads:
                 thread.join()

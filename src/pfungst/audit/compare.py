@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field
 
-from pfungst import __version__, measure
+from pfungst import measure
 from pfungst.audit.anomaly.result import AnomalyResult
 from pfungst.audit.classifier.result import ClassifierResult
-from pfungst.audit.machine import describe_machine
+from pfungst.audit.machine import circumstances
 from pfungst.audit.result import About, Better, Interval, Metric, Model, Result, Verdict, load, save
 from pfungst.audit.similarity.result import SimilarityResult
 from pfungst.errors import ConfigError, DataError, few
@@ -150,18 +149,15 @@ def compare(first: Path, second: Path, out: Path | None = None, seed: int = 0) -
         )
     changes, flips, paired = _measured(pairs, seed)
     common = [name for name in results[0].metrics if name in results[1].metrics]
+    asked = {
+        "first": str(first),
+        "second": str(second),
+        "seed": seed,
+        "out": str(out or "pfungst-comparison"),
+    }
     result = ComparisonResult(
         title=f"{results[0].title} → {results[1].title}",
-        version=__version__,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        seconds=time.monotonic() - started,
-        machine=describe_machine(),
-        config={
-            "first": str(first),
-            "second": str(second),
-            "seed": seed,
-            "out": str(out or "pfungst-comparison"),
-        },
+        **circumstances(asked, started),
         verdict=_verdict(changes, flips, paired),
         metrics=_metrics(changes, flips),
         notes=_notes(changes, paired, pairs),

@@ -12,15 +12,15 @@ from pfungst.audit.config import AuditConfig
 from pfungst.threads import cores
 
 
-def circumstances(config: AuditConfig, started: float, fingerprint: str) -> dict[str, Any]:
-    """The fields of a result that every audit fills alike; `started` is of ``time.monotonic``."""
+def circumstances(config: AuditConfig | dict[str, Any], started: float, inputs: str = "") -> dict[str, Any]:
+    """The fields that every result fills alike; `started` is of ``time.monotonic``."""
     return {
         "version": __version__,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": time.monotonic() - started,
         "machine": describe_machine(),
-        "config": config.model_dump(mode="json"),
-        "inputs": fingerprint,
+        "config": config if isinstance(config, dict) else config.model_dump(mode="json"),
+        "inputs": inputs,
     }
 
 

@@ -9,15 +9,14 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from pydantic import Field
 
-from pfungst import __version__, measure
-from pfungst.audit.machine import describe_machine
+from pfungst import measure
+from pfungst.audit.machine import circumstances
 from pfungst.audit.mended import About, Mended, folders
 from pfungst.audit.quantities import EXPLAINED, REFERENCE, RELEVANCE, quantities
 from pfungst.audit.result import Interval, Metric, Model, Result, Skipped, Verdict, save
@@ -107,18 +106,15 @@ def watch(
         raise DataError(f"{found[0] / REFERENCE} holds nothing that this model says", "run the audit again")
     threshold = model.about.threshold
     share = None if threshold is None else wilson(after["score"] > threshold)
+    asked = {
+        "audit": str(audit),
+        "images": str(source),
+        "entry": entry,
+        "out": str(out or "pfungst-watch"),
+    }
     result = WatchResult(
         title=f"{model.about.name} on {images.name}",
-        version=__version__,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        seconds=time.monotonic() - started,
-        machine=describe_machine(),
-        config={
-            "audit": str(audit),
-            "images": str(source),
-            "entry": entry,
-            "out": str(out or "pfungst-watch"),
-        },
+        **circumstances(asked, started),
         verdict=_verdict(compared),
         metrics={
             f"shift-{kind}": Metric.worst(per, "lower", "distance of the distributions, 0 to 1")

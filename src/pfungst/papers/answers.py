@@ -11,12 +11,11 @@ import torch
 from torch import Tensor
 
 from pfungst.audit.classifier.config import ClassifierConfig
-from pfungst.audit.classifier.prepare import Given, Study
+from pfungst.audit.classifier.prepare import Given, Study, load_audited
 from pfungst.audit.classifier.result import ClassEntry, ClassifierResult
 from pfungst.audit.images import Labelled, to_uint8
 from pfungst.audit.mended import FOLDER
 from pfungst.audit.result import Interval
-from pfungst.encoders import load
 from pfungst.measure.proportions import wilson
 from pfungst.report import text
 from pfungst.report.images import data_uri
@@ -31,15 +30,7 @@ def study_of(result: ClassifierResult, folder: Path) -> tuple[Study, SpuFix | No
     """Model and images of an audit, and its SpuFix as it was written; None where nothing was switched off."""
     options = {"resume": True, "witness": ["none"], "out": folder}
     config = ClassifierConfig.model_validate(result.config).model_copy(update=options)
-    loaded = load(
-        config.model,
-        "classifier",
-        checkpoint=config.checkpoint,
-        trust_checkpoint=config.trust_checkpoint,
-        size=config.size,
-        condition=config.original,
-    )
-    study = Given.check(config).study(loaded)
+    study = Given.check(config).study(load_audited(config))
     place = folder / FOLDER / "spufix"
     return study, SpuFix.load(place, study.head) if place.with_suffix(".json").is_file() else None
 

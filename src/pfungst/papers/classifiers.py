@@ -11,11 +11,11 @@ from pfungst.audit.classifier.config import ClassifierConfig
 from pfungst.audit.classifier.result import ClassifierResult
 from pfungst.audit.compare_models import ModelsResult, run_models
 from pfungst.audit.config import listed
-from pfungst.audit.result import Interval, Result, load
+from pfungst.audit.result import Interval, Result
 from pfungst.errors import ConfigError
 from pfungst.papers import stand_ins
 from pfungst.papers.encoders import blocks_of
-from pfungst.papers.made import Made, Numbers, Wish
+from pfungst.papers.made import Made, Numbers, Wish, singles
 from pfungst.report import write
 from pfungst.report.page import Block, Details
 
@@ -59,19 +59,6 @@ def audit(wish: Wish) -> tuple[Result, Path]:
     return wish.audited(ClassifierConfig, partial(run_models, write=write), "classifiers", **_options(wish))
 
 
-def singles(result: Result, folder: Path) -> list[tuple[str, ClassifierResult, Path]]:
-    """The audit of each classifier: name, result and folder."""
-    if isinstance(result, ClassifierResult):
-        return [(result.model, result, folder)]
-    assert isinstance(result, ModelsResult)
-    found = []
-    for row in result.rows:
-        own = load(folder / row.folder)
-        assert isinstance(own, ClassifierResult)
-        found.append((row.name, own, folder / row.folder))
-    return found
-
-
 def table(wish: Wish) -> Made:
     """Accuracy and spurious score, as they are and with SpuFix; the scatter of one against the other."""
     result, folder = audit(wish)
@@ -107,7 +94,7 @@ def by_class(wish: Wish) -> Made:
     """The spurious score class by class."""
     result, folder = audit(wish)
     ours: dict[str, dict[str, Interval]] = {}
-    for name, own, _ in singles(result, folder):
+    for name, own, _ in singles(result, folder, ClassifierResult, "model"):
         for mitigated in (False, True):
             row = ours.setdefault(name + (", SpuFix" if mitigated else ""), {})
             for e in own.entries:
@@ -127,7 +114,7 @@ def _section(*ids: str) -> Callable[[Wish], Made]:
     def make(wish: Wish) -> Made:
         result, folder = audit(wish)
         blocks: list[Block] = []
-        for name, own, place in singles(result, folder):
+        for name, own, place in singles(result, folder, ClassifierResult, "model"):
             found = blocks_of(place, own, ids)
             if found:
                 blocks.append(Details(title=name, blocks=found, open=not blocks))
@@ -147,7 +134,7 @@ def taken_for(wish: Wish) -> Made:
     result, folder = audit(wish)
     ours: dict[str, dict[str, Interval]] = {}
     blocks: list[Block] = []
-    for name, own, place in singles(result, folder):
+    for name, own, place in singles(result, folder, ClassifierResult, "model"):
         shares, gallery = answered(name, own, place)
         ours |= shares
         if gallery is not None:
@@ -167,7 +154,7 @@ def neurons(wish: Wish) -> Made:
     from pfungst.papers.neurons import beside
 
     result, folder = audit(wish)
-    name, own, place = singles(result, folder)[0]
+    name, own, place = singles(result, folder, ClassifierResult, "model")[0]
     numbers, blocks = beside(own, wish.tiny)
     return Made(
         [numbers], blocks, [f"Of {name}; the neurons and the components are those of one model."], [place]

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from pfungst.audit.compare_models import ModelsResult, run_models
-from pfungst.audit.result import Interval, Result, Variant, load
+from pfungst.audit.result import Interval, Result, Variant
 from pfungst.audit.similarity.config import SimilarityConfig
 from pfungst.audit.similarity.result import ProbeScores, SimilarityResult
 from pfungst.errors import ConfigError
 from pfungst.papers import stand_ins
-from pfungst.papers.made import Made, Numbers, Wish
+from pfungst.papers.made import Made, Numbers, Wish, singles
 from pfungst.report import write
 from pfungst.report.page import Block, Details
 from pfungst.report.write import build
@@ -98,19 +98,6 @@ def audit(wish: Wish, task: str, name: str = "", **options: Any) -> tuple[Result
     )
 
 
-def singles(result: Result, folder: Path) -> list[tuple[str, SimilarityResult, Path]]:
-    """The audit of each encoder: name, result and folder."""
-    if isinstance(result, SimilarityResult):
-        return [(result.encoder, result, folder)]
-    assert isinstance(result, ModelsResult)
-    found = []
-    for row in result.rows:
-        own = load(folder / row.folder)
-        assert isinstance(own, SimilarityResult)
-        found.append((row.name, own, folder / row.folder))
-    return found
-
-
 def blocks_of(folder: Path, result: Result, sections: Sequence[str]) -> list[Block]:
     """The blocks of some sections of an audit's own page."""
     return [block for s in build(folder, result).sections if s.id in sections for block in s.blocks]
@@ -158,7 +145,7 @@ def table1(wish: Wish) -> Made:
     for task in tasks(wish):
         result, folder = audit(wish, task)
         folders.append(folder)
-        for name, own, _ in singles(result, folder):
+        for name, own, _ in singles(result, folder, SimilarityResult, "encoder"):
             ours.setdefault(name_of(name), {}).update(_values(own, task))
         if isinstance(result, ModelsResult):
             blocks += blocks_of(folder, result, ["models"])
@@ -169,7 +156,7 @@ def sources(wish: Wish) -> Made:
     """Accuracy and false positives by the source of the images."""
     task = tasks(wish)[0]
     result, folder = audit(wish, task)
-    _, own, _ = singles(result, folder)[0]
+    _, own, _ = singles(result, folder, SimilarityResult, "encoder")[0]
     ours: dict[str, dict[str, Interval]] = {"accuracy": {}, "FPR": {}}
     for s in own.scores:
         if s.variant == _ORIGINAL:
@@ -218,7 +205,7 @@ def _pictures(wish: Wish, ids: Sequence[str], whole: Sequence[str] = ()) -> Made
         if whole and isinstance(result, ModelsResult):
             blocks += blocks_of(folder, result, whole)
             continue
-        for name, own, place in singles(result, folder):
+        for name, own, place in singles(result, folder, SimilarityResult, "encoder"):
             found = blocks_of(place, own, ids)
             if found:
                 blocks.append(Details(title=f"{task}: {name}", blocks=found, open=len(blocks) < 2))
@@ -258,7 +245,7 @@ def errors(wish: Wish) -> Made:
     made = _pictures(wish, ["errors"])
     ours: dict[str, dict[str, float]] = {}
     for task in tasks(wish):
-        for name, own, _ in singles(*audit(wish, task)):
+        for name, own, _ in singles(*audit(wish, task), SimilarityResult, "encoder"):
             row = ours.setdefault(f"{name_of(name)}, {task}", {})
             for key, c in own.confusion.items():
                 if c.errors:
@@ -279,7 +266,7 @@ def heatmaps(wish: Wish) -> Made:
     for task in tasks(wish):
         result, folder = audit(wish, task)
         folders.append(folder)
-        for name, own, _ in singles(result, folder):
+        for name, own, _ in singles(result, folder, SimilarityResult, "encoder"):
             title = f"{task}: {name}"
             blocks.append(Details(title=title, blocks=[probe_maps(own, title, wish.tiny)], open=not blocks))
     return Made(blocks=blocks, audits=folders)

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pfungst.audit.result import FILE, Interval, Model, Result
+from pfungst.audit.compare_models import ModelsResult
+from pfungst.audit.result import FILE, Interval, Model, Result, load
 from pfungst.errors import ConfigError, DataError
 from pfungst.papers.catalogue import Piece
 
@@ -81,6 +82,24 @@ class Wish:
         if before is None or before != result.stat().st_mtime_ns:
             write(folder, found)
         return found, folder
+
+
+def singles(result: Result, folder: Path, kind: type[R], field: str) -> list[tuple[str, R, Path]]:
+    """The audit of each model of one or several: name, result and folder.
+
+    Args:
+        result: of one model, or a :class:`ModelsResult`. folder: where it lies.
+        kind: of the results. field: theirs that names the model.
+    """
+    if isinstance(result, kind):
+        return [(getattr(result, field), result, folder)]
+    assert isinstance(result, ModelsResult)
+    found = []
+    for row in result.rows:
+        own = load(folder / row.folder)
+        assert isinstance(own, kind)
+        found.append((row.name, own, folder / row.folder))
+    return found
 
 
 class Number(Model):

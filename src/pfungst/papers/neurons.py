@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from pfungst.audit.classifier.config import ClassifierConfig
+from pfungst.audit.classifier.prepare import load_audited
 from pfungst.audit.classifier.result import ClassifierResult
 from pfungst.audit.result import Interval
 from pfungst.data import ImageSet, Item, open_images
-from pfungst.encoders import load
 from pfungst.papers.made import Numbers
 from pfungst.report.images import data_uri
 from pfungst.report.page import Block, Exhibit, Gallery, Strip, Tile
@@ -53,19 +53,13 @@ def beside(result: ClassifierResult, tiny: bool = False) -> tuple[Numbers, list[
         Identical pairs and mean least distances by class, and the images.
     """
     config = ClassifierConfig.model_validate(result.config)
-    loaded = load(
-        config.model,
-        "classifier",
-        checkpoint=config.checkpoint,
-        trust_checkpoint=config.trust_checkpoint,
-        size=config.size,
-    )
+    loaded = load_audited(config)
     size = loaded.preprocessing.size
     head = FeatureHead(loaded.model, config.layer, torch.rand(2, 3, size, size))
     names = {e.name: e.index for e in result.entries[: 2 if tiny else _CLASSES]}
     items: list[Item] = [i for s in open_images(config.train) for i in s.items if i.split in ("train", None)]
     by_class = {name: [i for i in items if i.label == name or i.groups.get("wnid") == name] for name in names}
-    condition = config.original or loaded.preprocessing.condition
+    condition = loaded.preprocessing.condition
     pictures: dict[str, Tensor] = {}
     features: dict[str, Tensor] = {}
     for name, mine in by_class.items():

@@ -27,7 +27,7 @@ from pfungst.data.deep import require_one_range
 from pfungst.data.imagenet import is_imagenet
 from pfungst.data.outputs import SORTED, Outputs, match_outputs
 from pfungst.device import choose_device
-from pfungst.encoders import Classifier
+from pfungst.encoders import Classifier, load
 from pfungst.encoders.specification import short_name
 from pfungst.errors import ConfigError, DataError, InputError, PfungstError, few
 from pfungst.features import combined
@@ -196,6 +196,18 @@ class Given:
                 "add their validation images, or leave them out with --classes",
             )
         return outputs, classes, spurious
+
+
+def load_audited(config: ClassifierConfig) -> Classifier:
+    """The classifier that a configuration names."""
+    return load(
+        config.model,
+        "classifier",
+        checkpoint=config.checkpoint,
+        trust_checkpoint=config.trust_checkpoint,
+        size=config.size,
+        condition=config.original,
+    )
 
 
 def head_of(config: ClassifierConfig, classifier: Classifier, device: torch.device) -> FeatureHead:

@@ -12,7 +12,7 @@ from pfungst.audit.classifier.config import ClassifierConfig
 from pfungst.audit.classifier.explain import Explainer, Part, finished, n_images
 from pfungst.audit.classifier.measure import Measured, answers_of, entry, measure
 from pfungst.audit.classifier.mend import chosen, mend, write_classifier
-from pfungst.audit.classifier.prepare import Given, Study, conditions_of, stored
+from pfungst.audit.classifier.prepare import Given, Study, conditions_of, load_audited, stored
 from pfungst.audit.classifier.result import ClassEntry, ClassifierResult, Explained, Faithful
 from pfungst.audit.classifier.task import write_label_task
 from pfungst.audit.classifier.transfer import Transfer
@@ -27,7 +27,7 @@ from pfungst.audit.recognised import describe, estimate_preparation
 from pfungst.audit.result import Skipped, save
 from pfungst.audit.workspace import Workspace, data_state, resumed_result
 from pfungst.data import ImageSet
-from pfungst.encoders import Classifier, load
+from pfungst.encoders import Classifier
 from pfungst.errors import DataError, PfungstWarning, few
 from pfungst.features import combined, model_key
 from pfungst.progress import progress_bar
@@ -63,17 +63,7 @@ def run(
     state = data_state([*given.train.items, *given.val.items], config.spurious, config.masks)
     if model is None and (done := resumed_result(config, state)) is not None:
         return done
-    study = given.study(
-        model
-        or load(
-            config.model,
-            "classifier",
-            checkpoint=config.checkpoint,
-            trust_checkpoint=config.trust_checkpoint,
-            size=config.size,
-            condition=config.original,
-        )
-    )
+    study = given.study(model or load_audited(config))
     workspace = Workspace(config, state)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", PfungstWarning)

@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from pfungst.audit.classifier.config import ClassifierConfig
-from pfungst.audit.classifier.prepare import Study, conditions_of, head_of, read_names, stored
+from pfungst.audit.classifier.prepare import Study, conditions_of, head_of, load_audited, read_names, stored
 from pfungst.audit.classifier.result import ClassifierResult
 from pfungst.audit.conditions import ORIGINAL
 from pfungst.audit.images import Labelled
 from pfungst.audit.result import load as load_result
 from pfungst.audit.workspace import Workspace
 from pfungst.data.outputs import match_outputs
-from pfungst.encoders import load
 from pfungst.errors import ConfigError, PfungstError
 from pfungst.spurious import FeatureStore, NeuralPCA, SpuFix
 
@@ -79,14 +78,7 @@ class Transfer:
         """
         own = self.config
         device = study.head.device
-        other = load(
-            own.model,
-            "classifier",
-            checkpoint=own.checkpoint,
-            trust_checkpoint=own.trust_checkpoint,
-            size=own.size,
-            condition=own.original,
-        )
+        other = load_audited(own)
         head = head_of(own, other, device)
         there = self._classes(study)
         where = {k2: k for k, k2 in there.items() if k in self.components}
