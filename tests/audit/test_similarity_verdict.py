@@ -100,6 +100,15 @@ def test_a_part_missing_is_not(what, level):
     assert judge(result(**what)).level == level
 
 
+@pytest.mark.parametrize(("low", "level"), [(0.34, "unfit"), (0.39, "unfit"), (0.41, "sound")])
+def test_a_probe_that_just_exceeds_chance_is_unfit(low, level):
+    """Regression: an interval whose lower end lay just above chance was enough."""
+    found = result(fall=0, mark="")
+    found.scores[0].accuracy = Interval(value=low + 0.05, low=low, high=low + 0.1)
+    found.scores[1].accuracy = found.scores[0].accuracy
+    assert judge(found).level == level
+
+
 def test_two_classes_need_more():
     assert judge(result(classes="ab", turned_share=0.85)).level == "clever-hans"
 

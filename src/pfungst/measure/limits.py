@@ -55,6 +55,13 @@ TEST_IMAGES = Limit(
     "of each class; from none wrong of 9 an error rate of 28 % is not excluded (95 %, rule of three)",
 )
 
+ABOVE_CHANCE = Limit(
+    0.1,
+    "2026-11-27",
+    "of the way from what a constant answer gets right to everything, lower end of the interval, for a model "
+    "to be judged as one; 180 untrained classifiers of even seeds reach -0.01",
+)
+
 # --- provenance ------------------------------------------------------------------------------------------
 PROVENANCE_GAP = Limit(
     0.1, "2026-07-01", "AUROC pooled against within groups; half of what separates 0.8 from chance"

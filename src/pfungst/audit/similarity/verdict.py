@@ -20,6 +20,7 @@ from pfungst.audit.similarity.prepare import AS_IS, ERASED, OPPOSITE
 from pfungst.audit.similarity.result import Artefact, Fall, Findings, ProbeScores, Provenance, Subgroup, named
 from pfungst.errors import few
 from pfungst.measure import limits
+from pfungst.measure.proportions import above_chance
 
 
 def judge(result: Findings) -> Verdict:
@@ -88,7 +89,7 @@ def _followed(result: Findings) -> Verdict | None:
 
 def _unfit(result: Findings) -> Verdict | None:
     accuracy, chance = _scores(result, AS_IS).accuracy, 1 / len(result.classes)
-    if (accuracy.value if accuracy.low is None else accuracy.low) > chance:
+    if above_chance(accuracy.value if accuracy.low is None else accuracy.low, chance):
         return None
     headline = f"{_what(result)} does not hold the label: {_reached(result)}, where chance is {chance:.2f}"
     return Verdict(level="unfit", headline=headline)
