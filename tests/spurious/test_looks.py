@@ -9,9 +9,9 @@ from scipy.ndimage import gaussian_filter1d
 from scipy.stats import norm
 from torch import nn
 
-from pfungst.measure.limits import PARTED
-from pfungst.spurious import FeatureHead, Looked, NeuralPCA, Witness, evidence
-from pfungst.spurious.looks import LOOKS, measure, parted, two_peaks
+from pfungst.measure.limits import APART, PARTED, PLACED
+from pfungst.spurious import FeatureHead, Looked, NeuralPCA, Witness, evidence, two_groups
+from pfungst.spurious.looks import LOOKS, at_place, measure, parted, parted_at, two_peaks
 
 SIDE = 24
 
@@ -72,7 +72,9 @@ def test_a_cast_on_half_of_a_class_is_proved_by_giving_it_to_other_classes():
 
 def test_the_colour_that_all_images_of_a_clean_class_have_is_not_called():
     _, found = proofs("all", 0)
-    assert [(e.how, e.parted) for e in found] == [("region", 0.0)] * 2  # one group: no look is tried
+    assert all(
+        e.how == "region" and e.parted == 0 and e.placed < PLACED for e in found
+    )  # one group: no look is tried
     _, found = proofs("all", 0, witnesses=2)
     assert not any(e.word == "spurious" for e in found)
 
@@ -97,8 +99,40 @@ def test_the_object_in_the_middle_parts_no_class_by_its_colour():
     own[::2, 0, 9:15, 9:15] += 0.2
     own[1::2, 1, 9:15, 9:15] += 0.2
     alpha = np.tile([1.0, 0.0], 60)
-    values = [parted(own_, measure(others)[of], alpha).value for of, own_ in measure(own).items()]
+    values = [parted(measure(own)[of], measure(others)[of], alpha).value for of in ("levels", "energies")]
     assert max(values) < PARTED
+
+
+@pytest.mark.parametrize(
+    ("shape", "found"), [("same", True), ("in all", False), ("elsewhere", False), ("others too", False)]
+)
+def test_what_is_in_one_place_of_some_images_parts_the_class(shape, found):
+    """A corner mark whose α is spread evenly: α has no two groups, the pixels of its place do."""
+    rng = np.random.default_rng(0)
+    own, others = pictures(120, 0, True), pictures(240, 1)
+    has = np.arange(120) % 2 == 0
+    for i in np.flatnonzero(has | (shape == "in all")):
+        y, x = rng.integers(0, 18, 2) if shape == "elsewhere" else (1, 18)
+        own[i, 0, y : y + 5, x : x + 5] = 0.9
+    if shape == "others too":
+        others[::2, 0, 1:6, 18:23] = 0.9
+    alpha = rng.uniform(0, 1, 120) + 0.3 * has
+    heat = torch.zeros(SIDE, SIDE)
+    heat[1:6, 18:23] = 1
+    assert two_groups(alpha) < APART
+    value = parted_at(measure(own)["pixels"], measure(others)["pixels"], alpha, heat)
+    assert (value >= PLACED) is found, value
+
+
+def test_a_place_is_the_strongest_cells_of_its_map():
+    x = torch.rand(3, 3, 64, 96)
+    heat = torch.zeros(64, 96)
+    heat[:8, :12] = torch.rand(8, 12) + 1  # 4 by 4 cells of 2 by 3 pixels
+    heat[56:, 84:] = torch.rand(8, 12) + 3
+    found = at_place(measure(x)["pixels"], heat).reshape(3, 3, 32)
+    cells = x.reshape(3, 3, 32, 2, 32, 3).mean((3, 5))
+    expected = torch.cat([cells[..., :4, :4].flatten(2), cells[..., 28:, 28:].flatten(2)], 2)
+    np.testing.assert_allclose(np.sort(found, 2), np.sort(expected.numpy(), 2), atol=1e-6)
 
 
 @pytest.mark.parametrize("distance", [2.5, 3.0, 4.0])
