@@ -55,7 +55,8 @@ def measure(x: Tensor) -> dict[str, np.ndarray]:
 
 
 def _small(x: Tensor) -> Tensor:
-    return torch.nn.functional.adaptive_avg_pool2d(x.float(), [min(s, _SIDE) for s in x.shape[-2:]])
+    h, w = x.shape[-2:]
+    return torch.nn.functional.adaptive_avg_pool2d(x.float(), (min(h, _SIDE), min(w, _SIDE)))
 
 
 def at_place(pixels: np.ndarray, heat: Tensor) -> np.ndarray:
