@@ -124,6 +124,46 @@ def test_what_is_in_one_place_of_some_images_parts_the_class(shape, found):
     assert (value >= PLACED) is found, value
 
 
+class Marked(nn.Module):
+    """One feature: red at a place in the middle and, as much, brightness at the left."""
+
+    def forward(self, x):
+        found = x[:, 0, 9:14, 12:17].mean((1, 2)) + 2 * x[..., 4:20, 1:4].mean((1, 2, 3))
+        return torch.stack([found, x.mean((1, 2, 3))], 1)
+
+
+def test_a_mark_whose_alpha_is_spread_evenly_is_called():
+    """Regression: corner marks and watermarks that carried all of a class were first of the ranking and not called."""
+
+    def made(n, seed, marked=slice(0)):
+        x, rng = pictures(n, seed), np.random.default_rng(seed)
+        left = rng.uniform(0.2, 0.8, (n, 1, 1, 1)) + rng.normal(0, 0.03, (n, 3, 16, 3))
+        x[:, :, 4:20, 1:4] = torch.from_numpy(left).float()
+        x[marked, 0, 9:14, 12:17] = 0.9
+        return x.clamp(0, 1)
+
+    net = nn.Sequential(Marked(), nn.Linear(2, 3)).eval()
+    net[1].weight.data = torch.tensor([[6.0, 0.0], [0.0, 0.0], [-1.0, 0.0]])
+    net[1].bias.data = torch.tensor([-10.0, 0.0, 0.0])
+    train, others = made(160, 0, slice(0, None, 2)), made(200, 1)
+    head = FeatureHead(net, example=train[:2])
+    with torch.no_grad():
+        x, y = torch.cat([train, others]), [0] * 160 + [1] * 100 + [2] * 100
+        npca = NeuralPCA(1).fit(head, head.features(x), y)
+        alpha = npca.alpha(train, 0).double().numpy()
+    apart = [two_groups(alpha[:, 0])]
+    tried = lambda looked: evidence(
+        npca, 0, [0], made(24, 2, slice(None)), made(60, 3), apart=apart, looked=looked
+    )[0]
+    before, now = tried(None), tried(Looked(measure(train), measure(others), alpha))
+    assert before.word == "unclear"
+    assert "so the region may be the object" in before.reason
+    assert now.word == "spurious", now.reason
+    assert apart[0] < APART
+    assert now.parted < PARTED
+    assert now.placed >= PLACED
+
+
 def test_a_place_is_the_strongest_cells_of_its_map():
     x = torch.rand(3, 3, 64, 96)
     heat = torch.zeros(64, 96)
