@@ -7,7 +7,7 @@ import base64
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ Point = tuple[float, float, float, float]
 class PairPicture(Block):
     """Two inputs and the relevance between their components, as inline SVG and the numbers behind it."""
 
-    template: ClassVar[str] = "pair"
+    template = "pair"
     title: str
     sides: tuple[str, str]
     tags: tuple[Sequence[str], Sequence[str]]
