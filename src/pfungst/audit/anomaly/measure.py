@@ -66,7 +66,7 @@ class Run:
         means = {rate: np.mean([of[name] for of in self.found], axis=0) for rate, name in RATES.items()}
         for rate, label in (("fnr", 1), ("fpr", 0)):
             means[rate] = measure.wilson_of(float(means[rate][0]), int((self.labels == label).sum()))
-        return {rate: Interval(value=value, low=low, high=high) for rate, (value, low, high) in means.items()}
+        return {rate: Interval.model_validate(tuple(mean)) for rate, mean in means.items()}
 
     def change_from(self, before: Run) -> measure.Change:
         """Of F1, on the same images."""
@@ -155,7 +155,7 @@ def scores(study: Study, runs: dict[Variant, Run], heat: dict[Variant, Tensor]) 
             found = measure.clever_hans_score(
                 study.labels, run.scores, heat[variant].cpu().numpy(), study.test.masks.numpy()
             )
-            hans = Interval(value=found.value, low=found.low, high=found.high)
+            hans = Interval.copied(found)
         base = COMPARED_WITH.get(variant)
         change = None if base is None else run.change_from(runs[base])
         result.append(_compared(variant, run.rates(), hans, run.per_seed(), change))
@@ -193,7 +193,7 @@ def _mean_rate(values: list[Interval]) -> Interval:
         measure.Interval(v.value, v.value if v.low is None else v.low, v.value if v.high is None else v.high)
         for v in values
     ]
-    return Interval(**measure.mean_share(found)._asdict())
+    return Interval.model_validate(measure.mean_share(found))
 
 
 def _compared(
@@ -210,7 +210,7 @@ def _compared(
         clever_hans=hans,
         mark=change.mark if change else "",
         p_value=change.p if change else None,
-        change=Interval(**change.change._asdict()) if change else None,
+        change=change.change if change else None,
         spread=change.spread if change else None,
         per_seed=per_seed,
     )
@@ -234,16 +234,6 @@ def provenance(study: Study, scores: np.ndarray) -> list[Provenance]:
             )
             for g in found.groups
         ]
-        result.append(
-            Provenance(
-                column=column,
-                eta2_group=found.eta2_group,
-                eta2_label=found.eta2_label,
-                auroc_pooled=found.auroc_pooled,
-                auroc_within=found.auroc_within,
-                follows=found.follows_group,
-                reasons=list(found.reasons),
-                groups=groups,
-            )
-        )
+        follows = {"follows": found.follows_group, "reasons": list(found.reasons), "groups": groups}
+        result.append(Provenance.copied(found, column=column, **follows))
     return result

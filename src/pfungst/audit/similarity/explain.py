@@ -150,7 +150,7 @@ def _faithful(work: _Work, images: Tensor) -> Faithful | None:
     except InputError:
         return None
     found = flipping.of(torch.stack(grown))
-    return Faithful(value=Interval(value=found.value, low=found.low, high=found.high), images=len(pairs))
+    return Faithful(value=Interval.copied(found), images=len(pairs))
 
 
 @dataclass(frozen=True)
@@ -265,17 +265,8 @@ def _summaries(work: _Work, images: Tensor) -> tuple[list[Group], dict[str, np.n
         for s in work.explainer.group_summary(
             factors, labels.tolist(), max_pairs=_PAIRS, seed=work.study.config.seed
         ):
-            found.append(
-                Group(
-                    column=column,
-                    name=str(s.label),
-                    pairs=s.pairs,
-                    similarity=s.similarity,
-                    top_share=sum(share for _, _, share in s.top),
-                    bias_share=s.bias_share,
-                    row=len(profiles),
-                )
-            )
+            top = sum(share for _, _, share in s.top)
+            found.append(Group.copied(s, column=column, name=str(s.label), top_share=top, row=len(profiles)))
             profiles.append(s.profile.numpy().astype(np.float32))
             members = torch.from_numpy(np.flatnonzero(labels == s.label))
             backgrounds.append(_pictures(images[members].mean(0, keepdim=True))[0])
