@@ -208,9 +208,7 @@ class ClassifierResult(Result):
     n_validation: int
     entries: list[ClassEntry]
     scores: list[Scores] = Field(description="as the model is and with SpuFix, under each condition")
-    accuracy_loss: Interval = Field(
-        description="that SpuFix costs on the validation images (Newcombe)"
-    )
+    accuracy_loss: Interval = Field(description="that SpuFix costs on the validation images (Newcombe)")
     mauc_gain: Interval | None = None
     npfv_note: str = ""
     rule: Literal["alpha", "npfv"]
