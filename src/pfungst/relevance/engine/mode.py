@@ -25,9 +25,6 @@ from pfungst.relevance.engine.unseen import Unseen, in_reentrant_checkpoint, sto
 from pfungst.relevance.engine.vocabulary import operation_name
 from pfungst.relevance.rules import _quotient
 
-# Hooks that are pushed; an older torch cannot say it: taken for some.
-_saved_hooks: Any = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", lambda _: True)
-
 
 @dataclass(frozen=True)
 class Record:
@@ -236,7 +233,7 @@ class RelevanceMode(Unseen, TorchFunctionMode):
 
     def _recorded(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The call with what autograd needs for it, whatever the model does to save memory."""
-        if _saved_hooks(True) is not None:  # activation checkpointing
+        if torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:  # activation checkpointing
             with torch.autograd.graph.saved_tensors_hooks(_same, _same):
                 return self._call(func, args, kwargs)
         return self._call(func, args, kwargs)
