@@ -14,6 +14,7 @@ class ClassifierConfig(LabelledOptions):
     """``pfungst audit classifier``."""
 
     _irrelevant = (*LabelledOptions._irrelevant, "batch_size", "features")
+    _audits = ("transfer",)
 
     model: str = Field(
         description="timm:NAME, torchvision:NAME, package.module:function or file.py:function; several: A,B "

@@ -112,7 +112,7 @@ class Scores(Model):
     variant: Variant
     accuracy: Interval
     fall: Interval | None = Field(
-        None, description="accuracy under the original condition minus this, paired bootstrap over the images"
+        None, description="accuracy under the original condition minus this on the same images (Newcombe)"
     )
     gains: list[Gain] = Field([], description="classes that gain predictions from the original condition")
     rises: Gain | None = Field(None, description="the class whose probability rises most, median over images")
@@ -208,9 +208,7 @@ class ClassifierResult(Result):
     n_validation: int
     entries: list[ClassEntry]
     scores: list[Scores] = Field(description="as the model is and with SpuFix, under each condition")
-    accuracy_loss: Interval = Field(
-        description="that SpuFix costs; paired bootstrap over the validation images"
-    )
+    accuracy_loss: Interval = Field(description="that SpuFix costs on the validation images (Newcombe)")
     mauc_gain: Interval | None = None
     npfv_note: str = ""
     rule: Literal["alpha", "npfv"]

@@ -61,6 +61,7 @@ def run(
     other = Transfer.read(config)
     given = Given.check(config, train, val, names)
     state = data_state([*given.train.items, *given.val.items], config.spurious, config.masks)
+    state = state if other is None else combined(state, other.state())
     if model is None and (done := resumed_result(config, state)) is not None:
         return done
     study = given.study(model or load_audited(config))

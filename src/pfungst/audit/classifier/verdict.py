@@ -480,8 +480,8 @@ def explain_numbers(study: Study, measured: Measured, chosen_by: str, faithful: 
             else " The regions shown explain nothing, so no verdict rests on them."
         ),
         _SPUFIX[study.config.reference],
-        "Intervals: Wilson for shares, Newcombe for AUC of a class; for mAUC, gains, losses and falls paired "
-        "bootstrap, 2,000 draws of images within classes.",
+        "Intervals: Wilson for shares, Newcombe for AUC of a class and, paired, for losses and falls of "
+        "accuracy; for mAUC and its gains bootstrap, 2,000 draws of images within classes.",
     ]
     if len(study.conditions) > 1:
         notes.append(
