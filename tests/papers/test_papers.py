@@ -19,9 +19,10 @@ from pfungst.papers import catalogue, find
 from pfungst.papers.answers import shared
 from pfungst.papers.cartoon import agreement, detectors, sample, truth
 from pfungst.papers.catalogue import table
-from pfungst.papers.encoders import share_into
+from pfungst.papers.encoders import called, share_into
 from pfungst.papers.made import Number, Numbers, Wish, mean_of
 from pfungst.papers.neurons import nearest_distances
+from pfungst.papers.pooled import most_shown
 from pfungst.papers.probe_maps import group_mean
 from pfungst.papers.run import reproduce
 from pfungst.papers.stand_ins import letters
@@ -93,6 +94,14 @@ def test_numbers_without_data_are_refused(tmp_path):
         reproduce(Wish(find("001-table2"), tmp_path))
     with pytest.raises(ConfigError, match="001-table2"):
         find("001-table3")
+
+
+@pytest.mark.parametrize("key", [k for k, p in catalogue().items() if p.maker and p.needs != "nothing"])
+def test_nothing_is_made_up_where_neither_data_nor_a_stand_in_are_asked_for(key, tmp_path):
+    """001-series once made its own waves without --stand-in."""
+    with pytest.raises(ConfigError, match=rf"{key} needs .*|--data FOLDER"):
+        reproduce(Wish(find(key), tmp_path))
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.skipif(not PAPERS.is_dir(), reason="the papers are not here")
@@ -189,6 +198,23 @@ def test_class_extension_and_shared_features_are_counted():
     wilson = binomtest(answers.count(1), 60).proportion_ci(method="wilson")
     assert (own.low, own.high) == pytest.approx((wilson.low, wilson.high))
     assert shared(np.eye(4)[[1, 1]], 1)[1:] == (None, None)
+
+
+def test_encoders_that_the_paper_calls_alike_keep_their_own_names():
+    """Two ResNets were one row "Supervised", the second over the first."""
+    assert called(["resnet18", "vissl:a.pth", "rn50"]) == ["Supervised", "SimCLR", "CLIP"]
+    assert called(["resnet18 robust", "simclr_resnet", "resnet18 standard"]) == [
+        "resnet18 robust",
+        "SimCLR",
+        "resnet18 standard",
+    ]
+
+
+def test_the_component_that_other_classes_show_most_by_a_loop():
+    alpha = np.random.default_rng(0).normal(size=(50, 4))
+    means = [np.mean(sorted(column)[-7:]) for column in alpha.T]
+    assert most_shown(torch.from_numpy(alpha), 7) == int(np.argmax(means))
+    assert most_shown(torch.from_numpy(alpha[:3]), 7) == int(np.argmax(alpha[:3].mean(0)))
 
 
 def test_errors_into_named_classes_are_those_of_the_wrong_answers():

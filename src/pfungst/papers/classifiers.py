@@ -9,7 +9,7 @@ from typing import Any
 
 from pfungst.audit.classifier.config import ClassifierConfig
 from pfungst.audit.classifier.result import ClassifierResult
-from pfungst.audit.compare_models import ModelsResult, run_models
+from pfungst.audit.compare_models import ModelsResult, named_models, run_models
 from pfungst.audit.config import listed
 from pfungst.audit.result import Interval, Result
 from pfungst.errors import ConfigError
@@ -49,9 +49,16 @@ def _options(wish: Wish) -> dict[str, Any]:
     options |= {"size": wish.size, "classes": list(wish.classes)}
     if len(listed(wish.models)) > 1:
         options["transfer"] = "first"
-    if "spurious" in wish.more:
-        options["spurious"] = wish.more["spurious"]
-    return options | ({} if wish.stand_in else {"rule": "npfv"})
+    given = {name: wish.more[name] for name in ("spurious", "components") if name in wish.more}
+    if not wish.stand_in:
+        return options | given | {"rule": "npfv"}
+    if "spurious" not in given:
+        from pfungst.papers.pooled import pooled
+
+        _, first = named_models(ClassifierConfig.build(**options, out=wish.out), "model")[0]
+        asked = ("model", "checkpoint", "train", "val", "size", "classes")
+        given = pooled(wish, {name: getattr(first, name) for name in asked})
+    return options | given | {"witness": ["none"], "shown": 1}
 
 
 def audit(wish: Wish) -> tuple[Result, Path]:

@@ -42,6 +42,18 @@ def name_of(model: str) -> str:
     return next((name for part, name in _NAMES.items() if part in model.lower()), model)
 
 
+def called(models: Sequence[str]) -> list[str]:
+    """The paper's names of encoders; two that it would call alike keep their own."""
+    names = [name_of(model) for model in models]
+    return [name if names.count(name) == 1 else own for name, own in zip(names, models, strict=True)]
+
+
+def _encoders(result: Result, folder: Path) -> list[tuple[str, SimilarityResult]]:
+    """The encoders of an audit by the paper's names, with their results."""
+    found = singles(result, folder, SimilarityResult, "encoder")
+    return list(zip(called([name for name, *_ in found]), (own for _, own, _ in found), strict=True))
+
+
 def _options(wish: Wish, task: str) -> dict[str, Any]:
     """What is audited for one task: COVID-19, truck, fish, or the stand-in's digits."""
     seeds = 1 if wish.tiny else wish.seeds or 5
@@ -67,7 +79,8 @@ def _options(wish: Wish, task: str) -> dict[str, Any]:
     common = {"encoder": wish.models, "seeds": seeds, "groups": ["none"], "size": wish.size}
     if task == "COVID-19":
         place = root / "covid" if (root / "covid").is_dir() else root
-        more = {"probe": "svm", "positive": "COVID-19", "keep_together": "patient", "groups": ["source"]}
+        groups = ["source", "view"] if wish.stand_in else ["source"]
+        more = {"probe": "svm", "positive": "COVID-19", "keep_together": "patient", "groups": groups}
         return common | more | {"images": place}
     place = root / "imagenet" if (root / "imagenet").is_dir() else root
     common |= {"images": place, "category": task}
@@ -145,8 +158,8 @@ def table1(wish: Wish) -> Made:
     for task in tasks(wish):
         result, folder = audit(wish, task)
         folders.append(folder)
-        for name, own, _ in singles(result, folder, SimilarityResult, "encoder"):
-            ours.setdefault(name_of(name), {}).update(_values(own, task))
+        for name, own in _encoders(result, folder):
+            ours.setdefault(name, {}).update(_values(own, task))
         if isinstance(result, ModelsResult):
             blocks += blocks_of(folder, result, ["models"])
     return Made([Numbers.of("Accuracy", ours, _paper(wish, tasks(wish)))], blocks, audits=folders)
@@ -245,8 +258,8 @@ def errors(wish: Wish) -> Made:
     made = _pictures(wish, ["errors"])
     ours: dict[str, dict[str, float]] = {}
     for task in tasks(wish):
-        for name, own, _ in singles(*audit(wish, task), SimilarityResult, "encoder"):
-            row = ours.setdefault(f"{name_of(name)}, {task}", {})
+        for name, own in _encoders(*audit(wish, task)):
+            row = ours.setdefault(f"{name}, {task}", {})
             for key, c in own.confusion.items():
                 if c.errors:
                     row[f"into one class, {key}"] = c.share
