@@ -23,6 +23,9 @@ def reproduce(
     components: Annotated[
         Path | None, typer.Option(help="Components of the first classifier that people judged spurious.")
     ] = None,
+    diffusion: Annotated[
+        Path | None, typer.Option(help="Diffusion model in image space, as diffusers saves pipelines.")
+    ] = None,
     logo: Annotated[Path | None, typer.Option(help="Picture of the logo that is pasted.")] = None,
     people: Annotated[Path | None, typer.Option(help="CSV of path and human, human or no human.")] = None,
     letters: Annotated[
@@ -65,7 +68,7 @@ def reproduce(
     from pfungst.papers.made import Wish
     from pfungst.papers.run import reproduce as make
 
-    given = {"val": val, "spurious": spurious, "components": components}
+    given = {"val": val, "spurious": spurious, "components": components, "diffusion": diffusion}
     given |= {"logo": logo, "people": people, "letters": letters}
     more = {k: v for k, v in given.items() if v is not None}
     folder = out or Path("pfungst-reproduce")

@@ -88,7 +88,7 @@ def answered(
         rows = np.flatnonzero(labels == entry.index)
         if not len(rows):
             continue
-        x = torch.stack([_colour(study.spurious[int(i)][1]) for i in rows])
+        x = torch.stack([colour(study.spurious[int(i)][1]) for i in rows])
         found = probabilities(study, fixed, x)
         for p, after in zip(found, ("", ", SpuFix"), strict=False):
             own, other, share = shared(p, entry.index)
@@ -120,7 +120,7 @@ def _exhibit(study: Study, entry: ClassEntry, x: Tensor, found: list[np.ndarray]
         strips.append(Strip(title, [_tile(study.train, shown.id) for shown in component.images[:_SHOWN]]))
     for p, title in zip(found, ("Only the feature, as it is", "Only the feature, with SpuFix"), strict=False):
         tiles = [
-            Tile(three(study, row), f"{id_}: {three(study, row)}", _uri(image))
+            Tile(three(study, row), f"{id_}: {three(study, row)}", picture(image))
             for image, row, id_ in zip(x, p, ids, strict=True)
         ]
         strips.append(Strip(title, tiles))
@@ -145,12 +145,14 @@ def _short(name: str) -> str:
 
 
 def _tile(images: Labelled, id_: str) -> Tile:
-    return Tile(Path(id_).stem, id_, _uri(_colour(images.image(id_))))
+    return Tile(Path(id_).stem, id_, picture(colour(images.image(id_))))
 
 
-def _colour(x: Tensor) -> Tensor:
+def colour(x: Tensor) -> Tensor:
+    """An image (1 or 3, H, W) with three channels."""
     return x.expand(3, -1, -1) if x.shape[0] == 1 else x
 
 
-def _uri(image: Tensor) -> str:
+def picture(image: Tensor) -> str:
+    """An image (C, H, W) in [0, 1] for a page."""
     return data_uri(to_uint8(image), side=160)

@@ -3,7 +3,9 @@ of other classes by the pool (003, appendix B, with class labels instead of peop
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +16,13 @@ from torch import Tensor
 from pfungst.audit.classifier.config import ClassifierConfig
 from pfungst.audit.classifier.prepare import Given, load_audited, stored
 from pfungst.audit.workspace import Workspace
-from pfungst.errors import DataError
+from pfungst.errors import ConfigError, DataError, PfungstWarning
 from pfungst.files import write as write_text
 from pfungst.papers.made import Wish
 from pfungst.spurious import NeuralPCA, write_components
 
 FOUND = 30  # images a class: of other classes, training ones that choose its component and those of the pool
-_AMONG = 5  # components of largest variance, of which one is chosen
+AMONG = 5  # components of largest variance, of which one is chosen
 
 
 def most_shown(alpha: Tensor, count: int = FOUND) -> int:
@@ -42,6 +44,10 @@ def pooled(wish: Wish, options: dict[str, Any]) -> dict[str, Path]:
     Raises:
         DataError: a class has no validation images of others.
     """
+    if importlib.util.find_spec("duckdb") is None:
+        raise ConfigError(
+            "the package duckdb is not installed", "pip install 'pfungst[pool]', or give --spurious"
+        )
     from pfungst.pool import PoolModel, direction, index, score, search
 
     folder = wish.out / "data" / "pooled"
@@ -55,10 +61,12 @@ def pooled(wish: Wish, options: dict[str, Any]) -> dict[str, Path]:
     )
     study = Given.check(config).study(load_audited(config))
     store = stored(config, study.head, study.train, Workspace(config, "pooled"), "train", "float16")
-    npca = NeuralPCA(config.n_components, seed=config.seed).fit(study.head, store)
+    with warnings.catch_warnings():  # of classes with few images, which the audit names itself
+        warnings.simplefilter("ignore", PfungstWarning)
+        npca = NeuralPCA(config.n_components, seed=config.seed).fit(study.head, store)
     phi, labels = torch.from_numpy(np.asarray(store.features[:], dtype=np.float32)), np.asarray(store.labels)
     chosen = {
-        k: most_shown(npca.alpha_features(phi[torch.from_numpy(labels != k)], k)[:, :_AMONG])
+        k: most_shown(npca.alpha_features(phi[torch.from_numpy(labels != k)], k)[:, :AMONG])
         for k in npca.classes_
     }
     write_components(made["components"], {k: [c] for k, c in chosen.items()}, study.fingerprint, by="rule")
