@@ -14,7 +14,8 @@ from sklearn.metrics import confusion_matrix
 
 from pfungst.anomaly.letters import letters_backbone, train_letters
 from pfungst.audit.result import Interval, load
-from pfungst.errors import ConfigError
+from pfungst.errors import ConfigError, DataError
+from pfungst.label import Study, read_task
 from pfungst.measure.choice import choose_detector, criterion
 from pfungst.papers import catalogue, find
 from pfungst.papers.answers import shared, study_of
@@ -26,6 +27,7 @@ from pfungst.papers.detectors import audit as audit_of_detectors
 from pfungst.papers.diffused import exact
 from pfungst.papers.encoders import called, share_into
 from pfungst.papers.made import Number, Numbers, Wish, mean_of
+from pfungst.papers.neuron_votes import judged
 from pfungst.papers.neurons import nearest_distances
 from pfungst.papers.pooled import FOUND, most_shown
 from pfungst.papers.probe_maps import group_mean
@@ -329,6 +331,29 @@ def test_images_with_only_a_feature_are_found_where_none_are_given(tmp_path):
     best = sorted(alpha, key=alpha.get, reverse=True)[:FOUND]
     found = place / "spurious" / f"spurious_class_7_component_{entry.fixed[0]}"
     assert {f.stem.partition("-")[2] for f in found.iterdir()} == set(best)
+
+
+def test_the_majority_of_five_judges_the_neurons(tmp_path):
+    """Votes given in the labelling app, counted here by hand; another model's task is refused."""
+    make("003-fig5", tmp_path)
+    folder = tmp_path / "data" / "neurons"
+    people = ["ann", "bob", "cid", "dot", "eve"]
+    study = Study(folder, people)
+    rng = np.random.default_rng(0)
+    votes = {item: rng.random(5) < 0.5 for item in study.items}
+    for item, of in votes.items():
+        for person, vote in zip(people, of.tolist(), strict=True):
+            said = "spurious" if vote else "not"
+            assert study.act(person, item, study.progress(person).sequence(item), "answer", said)
+    study.close()
+    found, page = make("003-fig5", tmp_path)
+    for row in found.numbers[0].rows:
+        index = {e.class_name: e.class_index for e in read_task(folder).items}[row]
+        expected = sum(of.sum() >= 3 for item, of in votes.items() if item.startswith(f"{index}-"))
+        assert found.numbers[0].at(row, "neurons spurious by majority").ours.value == expected
+    assert ", not spurious" in page.read_text()
+    with pytest.raises(DataError, match="another model"):
+        judged(folder, {"name": "other"})
 
 
 def test_errors_into_named_classes_are_those_of_the_wrong_answers():

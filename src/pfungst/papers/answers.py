@@ -16,14 +16,16 @@ from pfungst.audit.classifier.result import ClassEntry, ClassifierResult
 from pfungst.audit.images import Labelled, to_uint8
 from pfungst.audit.mended import FOLDER
 from pfungst.audit.result import Interval
+from pfungst.errors import ConfigError
 from pfungst.measure.proportions import wilson
+from pfungst.papers.made import Made, Wish, singles
 from pfungst.report import text
 from pfungst.report.images import data_uri
 from pfungst.report.page import Exhibit, Gallery, Strip, Tile
 from pfungst.spurious import SpuFix
 from pfungst.spurious.heads import logits_of
 
-_SHOWN, _TOP, _CLASSES = 5, 3, 12
+_SHOWN, _TOP, _CLASSES, _SAMPLES = 5, 3, 12, 8
 
 
 def study_of(result: ClassifierResult, folder: Path) -> tuple[Study, SpuFix | None]:
@@ -107,6 +109,41 @@ def answered(
         "probability of the class. Training images: drawn at random, and those of highest α."
     )
     return ours, Gallery(title=f"Answers of {name}", caption=caption, exhibits=exhibits, outlines=False)
+
+
+def samples(wish: Wish) -> Made:
+    """The images with only a feature, class by class.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    from pfungst.papers.classifiers import audit
+
+    result, folder = audit(wish)
+    _, own, place = singles(result, folder, ClassifierResult, "model")[0]
+    study, _ = study_of(own, place)
+    if study.spurious is None:
+        raise ConfigError(f"{wish.piece.id} needs {wish.piece.needs}", "give --spurious FOLDER")
+    labels = np.array(study.spurious.labels)
+    exhibits = []
+    for entry in own.entries:
+        rows = np.flatnonzero(labels == entry.index)
+        picked = np.random.default_rng(study.config.seed).permutation(rows)[:_SAMPLES].tolist()
+        tiles = [
+            Tile(
+                Path(study.spurious.ids[i]).stem, study.spurious.ids[i], picture(colour(study.spurious[i][1]))
+            )
+            for i in picked
+        ]
+        if tiles:
+            reason = f"{text.plural(len(rows), 'image')}, drawn at random"
+            exhibits.append(
+                Exhibit(name=entry.name, reason=reason, strips=[Strip("Only the feature", tiles)])
+            )
+    caption = "Images that show a feature of the class, and not the class."
+    return Made(
+        blocks=[Gallery(title="Samples", caption=caption, exhibits=exhibits, outlines=False)], audits=[place]
+    )
 
 
 def _exhibit(study: Study, entry: ClassEntry, x: Tensor, found: list[np.ndarray], ids: list[str]) -> Exhibit:

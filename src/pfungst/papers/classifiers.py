@@ -191,7 +191,10 @@ def neurons(wish: Wish) -> Made:
 
     result, folder = audit(wish)
     name, own, place = singles(result, folder, ClassifierResult, "model")[0]
-    numbers, blocks = beside(own, wish.tiny)
-    return Made(
-        [numbers], blocks, [f"Of {name}; the neurons and the components are those of one model."], [place]
-    )
+    votes = wish.out / "data" / "neurons"
+    numbers, blocks = beside(own, votes, wish.tiny)
+    notes = [
+        f"Of {name}; the neurons and the components are those of one model.",
+        f"Five people judge the neurons with pfungst label {votes}; then this page has the majority's word.",
+    ]
+    return Made([numbers], blocks, notes, [place])
