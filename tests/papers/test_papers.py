@@ -25,7 +25,7 @@ from pfungst.papers.classifiers import trained_on
 from pfungst.papers.detectors import RETAINED, categories
 from pfungst.papers.detectors import audit as audit_of_detectors
 from pfungst.papers.diffused import exact
-from pfungst.papers.encoders import called, share_into
+from pfungst.papers.encoders import _pruned, called, share_into
 from pfungst.papers.made import Number, Numbers, Wish, mean_of
 from pfungst.papers.neuron_votes import judged
 from pfungst.papers.neurons import nearest_distances
@@ -218,6 +218,25 @@ def test_encoders_that_the_paper_calls_alike_keep_their_own_names():
     ]
 
 
+def test_the_pruned_encoder_is_the_one_with_its_checkpoint(tmp_path, monkeypatch):
+    """The sweep once dropped ",checkpoint=FILE" and would have pruned random weights."""
+    seen = []
+
+    def audit(wish, task, name="", **options):
+        seen.append(options)
+        raise ConfigError("enough", "")
+
+    monkeypatch.setattr("pfungst.papers.encoders.audit", audit)
+    (tmp_path / "imagenet").mkdir()
+    models = "torchvision:resnet50,checkpoint=clip.pth,vissl:b.pth"
+    wish = Wish(find("002-table2"), tmp_path, tmp_path, models=models, more={"logo": tmp_path / "logo.png"})
+    with pytest.raises(ConfigError, match="enough"):
+        _pruned(wish, "truck", 3)
+    assert seen[0]["encoder"] == "torchvision:resnet50,checkpoint=clip.pth"
+    assert (seen[0]["mitigate"], seen[0]["sweep"]) == ("prune:relu3:3:rows=90-", [3])
+    assert _pruned(wish, "fish", 3) == ({}, None)  # no logo is pasted there
+
+
 def test_the_component_that_other_classes_show_most_by_a_loop():
     alpha = np.random.default_rng(0).normal(size=(50, 4))
     means = [np.mean(sorted(column)[-7:]) for column in alpha.T]
@@ -362,6 +381,15 @@ def test_errors_into_named_classes_are_those_of_the_wrong_answers():
     matrix = confusion_matrix(true, said)
     expected = np.isin(said[true != said], [1, 3]).mean()
     assert share_into(matrix.tolist(), list("abcde"), ["b", "d"]) == pytest.approx(expected)
+    fishes = [
+        "n01440764 tench",
+        "n02514041 barracouta",
+        "c",
+        "d",
+        "e",
+    ]  # what an audit of ImageNet calls them
+    assert share_into(matrix.tolist(), fishes, ["barracouta", "d"]) == pytest.approx(expected)
+    assert share_into(matrix.tolist(), fishes, ["n02514041 barracouta", "D"]) == pytest.approx(expected)
     with pytest.raises(ConfigError, match="no class is called 'x'"):
         share_into(matrix.tolist(), list("abcde"), ["x"])
 
