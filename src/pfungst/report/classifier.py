@@ -36,6 +36,7 @@ _REFERENCE = {"mean": "the mean of the class", "absent": "the class's images wit
 _RULE = {"alpha": "what they add to the logit", "npfv": "confidence of their visualisation"}
 _CHOSEN = {
     "people": ", chosen by people",
+    "rule": ", by a rule",
     "evidence": ", by interventions",
     "transfer": ", carried over",
     "nothing": "",

@@ -209,7 +209,9 @@ class Judge:
             f"{count} component{'s' * (count > 1)} judged spurious",
             "nothing shows that they do harm",
         )
-        if self.chosen_by != "people":
+        if self.chosen_by == "rule":
+            headline = f"{count} component{'s' * (count > 1)} picked by a rule"
+        elif self.chosen_by != "people":
             headline = f"{count} suspicious component{'s' * (count > 1)}"
             why = "the maps behind it do not beat chance"
         return self._verdict(
@@ -427,6 +429,7 @@ _RULE = {
 }
 _SWITCHED = {
     "people": "people judge spurious",
+    "rule": "a rule picks",
     "evidence": "interventions single out",
     "transfer": "the audit of another model switches off",
 }
