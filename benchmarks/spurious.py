@@ -18,7 +18,9 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -64,11 +66,11 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def both_seconds(work: Callable[[], object]) -> tuple[float, float]:
-    """Seconds on the clock, and of the processor."""
+def both_seconds(work: Callable[[], Any]) -> tuple[tuple[float, float], Any]:
+    """Seconds on the clock and of the processor, and what the work gave."""
     start = time.perf_counter(), time.process_time()
-    work()
-    return time.perf_counter() - start[0], time.process_time() - start[1]
+    result = work()
+    return (time.perf_counter() - start[0], time.process_time() - start[1]), result
 
 
 def generated_features(path: Path, classes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -118,14 +120,14 @@ def bench_npca(classes: int) -> None:
         def measure_baseline(k: int) -> None:
             psi = head.psi(torch.from_numpy(table[labels == k].astype(np.float32)), k)
             for name, dtype in (("float64", torch.float64), ("float32", torch.float32)):
-                result = []
-                slow[name].append(both_seconds(lambda to=dtype: result.append(baseline(psi.to(to)))))
+                spent, result = both_seconds(partial(baseline, psi.to(dtype)))
+                slow[name].append(spent)
                 if name == "float64":
-                    exact[k] = result[0]
+                    exact[k] = result
 
         measure_baseline(sample[0])
         with AnonymousPeak() as memory:
-            fast, fast_cpu = both_seconds(lambda: npca.fit(head, table, labels))
+            (fast, fast_cpu), _ = both_seconds(lambda: npca.fit(head, table, labels))
         for k in sample[1:]:
             measure_baseline(k)
         stored = classes * KEPT * DIM * 4

@@ -35,7 +35,8 @@ class NeuralPCA(BaseEstimator):
         n_components: components kept per class, None for all. A class of n images has at most n − 1.
         n_images: training images kept per component for :meth:`top_images`.
         seed: of the eigensolver's random start.
-        workers: classes solved at a time on the CPU, each on one thread; None for as many as torch has threads.
+        workers: classes solved at a time on the CPU, each on one thread; None for as many as torch has
+            threads.
         device: where classes are solved: "auto", "cpu", "cuda", …; what is fitted lies on the CPU.
 
     Attributes:
