@@ -71,9 +71,9 @@ def run(
         stores = extract(study, workspace)
         tests = config.shown * len(set(study.train.labels))
         count = n_images(tests)
-        npca = NeuralPCA(config.n_components, n_images=count, seed=config.seed).fit(
-            study.head, stores["train"]
-        )
+        device = str(study.head.device)
+        npca = NeuralPCA(config.n_components, n_images=count, seed=config.seed, device=device)
+        npca.fit(study.head, stores["train"])
         classes, faithful = explain(study, workspace, Explainer(study, npca, stores, tests))
         if other is None:
             components = chosen(study, classes)
