@@ -221,8 +221,6 @@ def test_of_a_damaged_result_only_the_first_faults_are_said(tmp_path):
     data = json.loads(file.read_text())
     data["entries"] = [{}] * 40
     file.write_text(json.dumps(data))
-    with pytest.raises(
-        DataError, match=r"is damaged: \w+: Field required; .* and \d+ more"
-    ) as caught:
+    with pytest.raises(DataError, match=r"is damaged: \w+: Field required; .* and \d+ more") as caught:
         load(tmp_path)
     assert "\n" not in caught.value.message

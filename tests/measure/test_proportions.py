@@ -11,7 +11,6 @@ from pfungst.measure.proportions import (
     f1_interval,
     mean_share,
     paired_difference,
-    paired_fall,
     share_difference,
     wilson,
     wilson_of,
@@ -64,15 +63,19 @@ def test_the_mean_of_shares_covers():
     assert np.isnan(mean_share([wilson_of(float("nan"), 0), one]).value)
 
 
-def test_a_paired_fall_is_narrower_than_an_unpaired_one():
+def test_a_paired_fall_is_narrower_than_an_unpaired_one_and_has_a_width_at_the_edge():
     rng = np.random.default_rng(0)
     before = rng.random(400) < 0.8
     after = before & (rng.random(400) < 0.95)
-    found = paired_fall(before, after)
+    found = paired_difference(before, after)
     change = before.astype(float) - after
     half = 1.96 * change.std() / 20
     assert found == pytest.approx((change.mean(), change.mean() - half, change.mean() + half), abs=0.006)
-    assert paired_fall(before, before) == (0.0, 0.0, 0.0)
+    assert found.high - found.low < 0.6 * np.ptp(share_difference(wilson(before), wilson(after))[1:])
+    same = paired_difference(
+        before, before
+    )  # regression: the loss of a model that answers alike was 0, 0 to 0
+    assert -0.02 < same.low < 0 < same.high < 0.02
 
 
 def predictions(rng, labels, order, accuracy, n_outputs):

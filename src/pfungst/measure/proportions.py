@@ -13,8 +13,6 @@ from pfungst.measure import limits
 from pfungst.measure.intervals import Interval
 from pfungst.measure.scores import Array
 
-_DRAWS = 2000
-
 
 def wilson(hits: ArrayLike, level: float = 0.95) -> Interval:
     """Share of True among (N,) with its interval (Wilson 1927)."""
@@ -129,19 +127,6 @@ def f1_interval(found: ArrayLike, false: ArrayLike, level: float = 0.95) -> Inte
     down = math.hypot(value - f1(tpr.low, fpr.value), value - f1(tpr.value, fpr.high))
     up = math.hypot(f1(tpr.high, fpr.value) - value, f1(tpr.value, fpr.low) - value)
     return Interval(value, max(0.0, value - down), min(1.0, value + up))
-
-
-def paired_fall(before: ArrayLike, after: ArrayLike, seed: int = 0) -> Interval:
-    """Share of True before minus after on the same images, (N,) each, with a paired 95 % bootstrap interval.
-
-    An image's difference is −1, 0 or 1, so the images are drawn by drawing how often each value occurs.
-    """
-    change = np.asarray(before).astype(int) - np.asarray(after).astype(int)
-    n = len(change)
-    shares = np.array([(change == v).mean() for v in (-1, 0, 1)])
-    draws = np.random.default_rng(seed).multinomial(n, shares / shares.sum(), size=_DRAWS) @ [-1, 0, 1] / n
-    low, high = np.quantile(draws, [0.025, 0.975])
-    return Interval(float(change.mean()), float(low), float(high))
 
 
 def better_order(labels: Array, predicted: Array) -> tuple[Interval, dict[int, int]] | None:

@@ -209,7 +209,9 @@ class Judge:
             f"{count} component{'s' * (count > 1)} judged spurious",
             "nothing shows that they do harm",
         )
-        if self.chosen_by != "people":
+        if self.chosen_by == "rule":
+            headline = f"{count} component{'s' * (count > 1)} picked by a rule"
+        elif self.chosen_by != "people":
             headline = f"{count} suspicious component{'s' * (count > 1)}"
             why = "the maps behind it do not beat chance"
         return self._verdict(
@@ -427,6 +429,7 @@ _RULE = {
 }
 _SWITCHED = {
     "people": "people judge spurious",
+    "rule": "a rule picks",
     "evidence": "interventions single out",
     "transfer": "the audit of another model switches off",
 }
@@ -484,8 +487,8 @@ def explain_numbers(study: Study, measured: Measured, chosen_by: str, faithful: 
             else " The regions shown explain nothing, so no verdict rests on them."
         ),
         _SPUFIX[study.config.reference],
-        "Intervals: Wilson for shares, Newcombe for AUC of a class; for mAUC, gains, losses and falls paired "
-        "bootstrap, 2,000 draws of images within classes.",
+        "Intervals: Wilson for shares, Newcombe for AUC of a class and, paired, for losses and falls of "
+        "accuracy; for mAUC and its gains bootstrap, 2,000 draws of images within classes.",
     ]
     if len(study.conditions) > 1:
         notes.append(

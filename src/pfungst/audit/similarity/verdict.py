@@ -17,7 +17,16 @@ from collections.abc import Iterator
 from pfungst.audit.result import About, Better, Interval, Metric, Variant, Verdict
 from pfungst.audit.similarity.config import SimilarityConfig
 from pfungst.audit.similarity.prepare import AS_IS, ERASED, OPPOSITE
-from pfungst.audit.similarity.result import Artefact, Fall, Findings, ProbeScores, Provenance, Subgroup, named
+from pfungst.audit.similarity.result import (
+    SIMILARITY,
+    Artefact,
+    Fall,
+    Findings,
+    ProbeScores,
+    Provenance,
+    Subgroup,
+    named,
+)
 from pfungst.errors import few
 from pfungst.measure import limits
 from pfungst.measure.proportions import above_chance
@@ -559,8 +568,8 @@ def _conserved(result: Findings) -> Iterator[_ROW]:
 def explain_numbers(result: Findings, config: SimilarityConfig) -> list[str]:
     """How the numbers were made, for the reader of the report."""
     basis = (
-        f"BiLRP of the cosine similarity ({result.composite}, {result.basis}; Eberle et al. 2022): values "
-        "over pairs of components sum, with what biases absorb, to the similarity."
+        f"BiLRP of the {SIMILARITY[result.metric]} ({result.composite}, {result.basis}; Eberle et al. 2022): "
+        "values over pairs of components sum, with what biases absorb, to the similarity."
     )
     if result.remainder is not None:
         basis += (
