@@ -165,12 +165,10 @@ def table1(wish: Wish) -> Made:
             ours.setdefault(name, {}).update(_values(own, task))
         if isinstance(result, ModelsResult):
             blocks += blocks_of(folder, result, ["models"])
-        row, folder = (
-            _pruned(wish, task, 2 if wish.tiny else MENDED) if wish.piece.id == "001-table1" else ({}, None)
-        )
-        if folder is not None:
-            ours["CLIP, mended"] = row
-            folders.append(folder)
+        if wish.piece.id == "001-table1":
+            row, pruned = _pruned(wish, task, 2 if wish.tiny else MENDED)
+            ours |= {"CLIP, mended": row} if row else {}
+            folders += [pruned] if pruned else []
     return Made([Numbers.of("Accuracy", ours, _paper(wish, tasks(wish)))], blocks, audits=folders)
 
 
