@@ -167,8 +167,9 @@ def table1(wish: Wish) -> Made:
             blocks += blocks_of(folder, result, ["models"])
         if wish.piece.id == "001-table1":
             row, pruned = _pruned(wish, task, 2 if wish.tiny else MENDED)
-            ours |= {"CLIP, mended": row} if row else {}
-            folders += [pruned] if pruned else []
+            if pruned is not None:
+                ours["CLIP, mended"] = row
+                folders.append(pruned)
     return Made([Numbers.of("Accuracy", ours, _paper(wish, tasks(wish)))], blocks, audits=folders)
 
 
