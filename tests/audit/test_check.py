@@ -1,3 +1,4 @@
+import json
 import math
 import os
 import subprocess
@@ -252,3 +253,15 @@ def test_brackets_and_colons_of_names_reach_the_terminal(capsys):
     result.verdict.headline = "m.py:two reads [red] of :dog:"
     print_summary(result)
     assert "m.py:two reads [red] of :dog:" in capsys.readouterr().out
+
+
+def test_of_a_damaged_result_only_the_first_faults_are_said(tmp_path):
+    """Regression: a result of other code had 280 lines of faults."""
+    save(result_with(auroc=0.9), tmp_path)
+    file = tmp_path / "result.json"
+    data = json.loads(file.read_text())
+    data["entries"] = [{}] * 40
+    file.write_text(json.dumps(data))
+    with pytest.raises(DataError, match=r"is damaged: \w+: Field required; .* and \d+ more") as caught:
+        load(tmp_path)
+    assert "\n" not in caught.value.message

@@ -208,7 +208,7 @@ def test_explanations_conserve(shared, spec):
 )
 @pytest.mark.parametrize("role", ROLES)
 def test_a_package_that_is_not_installed_is_named(monkeypatch, spec, remedy, role):
-    Condition.parse("crop:0.875")  # conditions are found by find_spec too, once
+    Condition.parse("crop:0.875+pillow-bilinear")  # conditions are found by find_spec too, once
     monkeypatch.setattr(packages.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="not installed") as caught:
         load(spec, role)

@@ -5,6 +5,7 @@ import pytest
 from scipy import stats
 
 from pfungst.measure.proportions import (
+    above_chance,
     auroc_interval,
     better_order,
     f1_interval,
@@ -21,6 +22,20 @@ def test_wilson_is_scipys(right, n):
     found = wilson(np.arange(n) < right)
     expected = stats.binomtest(right, n).proportion_ci(method="wilson")
     assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=1e-6)
+
+
+def test_an_interval_just_above_chance_is_not_above_it():
+    """Regression: an untrained network whose accuracy was 0.27 or more, of four classes, was called sound."""
+    assert not above_chance(wilson_of(0.33, 200).low, 0.25)
+    honest = [(0.6, 40, 0.25), (0.6, 99, 0.001), (0.02, 1000, 0.001), (0.6, 1000, 0.5), (0.75, 40, 0.5)]
+    assert [above_chance(wilson_of(p, n).low, chance) for p, n, chance in honest] == [
+        True,
+        True,
+        False,
+        True,
+        True,
+    ]
+    assert not above_chance(float("nan"), 0.5)
 
 
 def test_none_of_36_is_up_to_10_percent():

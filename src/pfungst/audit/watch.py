@@ -135,7 +135,7 @@ def watch(
         mended=model.about.mended,
         reference=max(len(v) for v in before.values()),
         n=len(prepared.items),
-        abnormal=None if share is None else Interval(value=share.value, low=share.low, high=share.high),
+        abnormal=share,
         quantities=compared,
     )
     if out is not None:

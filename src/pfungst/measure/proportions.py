@@ -30,6 +30,15 @@ def wilson_of(p: float, n: int, level: float = 0.95) -> Interval:
     return Interval(p, max(0.0, middle - half), min(1.0, middle + half))
 
 
+def above_chance(low: float, chance: float) -> bool:
+    """Whether a model is shown to know its task: lower end of an accuracy or AUROC against chance.
+
+    It must lie :data:`~pfungst.measure.limits.ABOVE_CHANCE` of the way from chance to 1 above it: an interval
+    that just excludes chance is found by one untrained network in forty.
+    """
+    return low >= chance + limits.ABOVE_CHANCE * (1 - chance)
+
+
 def _z(level: float) -> float:
     return NormalDist().inv_cdf((1 + level) / 2)
 

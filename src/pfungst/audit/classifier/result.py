@@ -197,8 +197,9 @@ class ClassifierResult(Result):
     preprocessing: dict[str, Any]
     named_by: str = Field(description="how labels were matched to the model's outputs")
     conditions: dict[str, str] = Field(description="what each condition does, by name; the original first")
-    chosen_by: Literal["people", "evidence", "transfer", "nothing"] = Field(
-        description="who chose the components that are fixed; transfer: the audit of another model"
+    chosen_by: Literal["people", "rule", "evidence", "transfer", "nothing"] = Field(
+        description="who chose the components that are fixed; rule: a file that no person made; transfer: "
+        "the audit of another model"
     )
     transferred_from: str = Field("", description="the model whose components are carried over")
     reference: Literal["mean", "absent"] = Field(
