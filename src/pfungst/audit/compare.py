@@ -253,7 +253,7 @@ def _measured(pairs: Mapping[tuple[str, str], _Pair], seed: int) -> tuple[list[C
                     better=better,
                     before=value,
                     after=value + ci.value,
-                    change=Interval(value=ci.value, low=ci.low, high=ci.high),
+                    change=ci,
                     word=_word(strict, better),
                 )
             )
