@@ -1,8 +1,8 @@
 """What examples and benchmarks take from Pfungst is there; they run too long to be run by tests."""
 
 import ast
-import runpy
 import importlib
+import runpy
 from pathlib import Path
 
 import pytest
