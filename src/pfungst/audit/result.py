@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import math
+from collections.abc import Iterable
 from html import escape
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -101,6 +102,18 @@ class Metric(Model):
         missing = [where for where, value in per.items() if math.isnan(value)]
         worst = missing[0] if missing else (max if better == "lower" else min)(per, key=lambda w: per[w])
         return cls(value=per[worst], where=worst, meaning=meaning, better=better, per=per)
+
+    @classmethod
+    def table(cls, rows: Iterable[MetricRow]) -> dict[str, Metric]:
+        """The worst by name; rows without a value are left out."""
+        found: dict[str, tuple[dict[str, float], Better, str]] = {}
+        for name, better, meaning, where, value in rows:
+            per, *_ = found.setdefault(name, ({}, better, meaning))
+            per |= {} if value is None else {where: float(value)}
+        return {name: cls.worst(*of) for name, of in found.items() if of[0]}
+
+
+MetricRow = tuple[str, Better, str, str, float | None]  # name, better, meaning, where, value
 
 
 class Interval(Model):

@@ -230,12 +230,7 @@ def _encoder(config: DiscoveryConfig, images: ImageSet, workspace: Workspace) ->
     from pfungst.audit.similarity.prepare import Study
 
     assert config.encoder is not None
-    encoder = load(
-        config.encoder,
-        checkpoint=config.checkpoint,
-        trust_checkpoint=config.trust_checkpoint,
-        size=config.size,
-    )
+    encoder = _of_encoder(config).open_encoder()
     if not isinstance(encoder, Encoder):
         raise ConfigError(f"the encoder {config.encoder} reads texts", "discovery goes through images")
     with progress_bar("embedding", len(images.items)) as bar:
