@@ -136,12 +136,13 @@ def test_imagenets_layout_is_sorted_by_wordnet_id_and_classes_are_chosen_by_any_
         for old, new in (("blue", "n01440764"), ("green", "n03000684"), ("red", "n03888257")):
             shutil.copytree(data / part / old, tmp_path / "root" / part / new)
     root = tmp_path / "root"
-    result = run(config(data, tmp_path / "out", "clean", train=root, val=root, classes="chain_saw,Tench"))
+    options = {"train": root, "val": root, "witness": "none"}
+    result = run(config(data, tmp_path / "out", "clean", classes="chain_saw,Tench", **options))
     assert [e.name for e in result.entries] == ["n01440764 tench", "n03000684 chain saw"]
     assert result.accuracy.value == 1.0
     assert result.named_by == "the labels in sorted order"
     for wanted, name in (("n03888257", "n03888257 parachute"), ("1", "n03000684 chain saw")):
-        chosen = config(data, tmp_path / wanted, "clean", train=root, val=root, classes=wanted)
+        chosen = config(data, tmp_path / wanted, "clean", classes=wanted, **options)
         study = Given.check(chosen).study(load_audited(chosen))
         assert {study.names[k] for k in study.train.labels} == {name}
 
