@@ -1,3 +1,4 @@
+import json
 import math
 import subprocess
 import sys
@@ -211,3 +212,15 @@ def test_a_result_of_an_earlier_version_is_told_from_a_damaged_one(tmp_path):
     file.write_text("{}")
     with pytest.raises(DataError, match="has schema None"):
         load(tmp_path)
+
+
+def test_of_a_damaged_result_only_the_first_faults_are_said(tmp_path):
+    """Regression: a result of other code had 280 lines of faults."""
+    save(result_with(auroc=0.9), tmp_path)
+    file = tmp_path / "result.json"
+    data = json.loads(file.read_text())
+    data["entries"] = [{}] * 40
+    file.write_text(json.dumps(data))
+    with pytest.raises(DataError, match=r"is damaged: \w+: Field required; .* and \d+ more") as caught:
+        load(tmp_path)
+    assert "\n" not in caught.value.message

@@ -1,6 +1,7 @@
 """What a classifier audit says of other conditions, of classifiers that are none, and of too few images."""
 
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,11 +10,13 @@ from PIL import Image
 from classifier_factory import SIZE, make
 from pfungst.audit.classifier.config import ClassifierConfig
 from pfungst.audit.classifier.run import run
-from pfungst.audit.result import Variant, load
+from pfungst.audit.classifier.verdict import Judge
+from pfungst.audit.result import Interval, Variant, load
 from pfungst.conditions import Condition
 from pfungst.data import open_images
 from pfungst.encoders import load as load_model
 from pfungst.errors import ConfigError
+from pfungst.measure.proportions import wilson_of
 from pfungst.report import write
 
 _RANDOM = """
@@ -160,6 +163,17 @@ def test_an_untrained_classifier_is_unfit(data, tmp_path):
     assert result.accuracy.low <= 0.25
     assert result.verdict.level == "unfit"
     assert result.verdict.about.numbers["chance"] == 0.25
+
+
+@pytest.mark.parametrize(("right", "level"), [(66, "unfit"), (80, None)])
+def test_an_untrained_classifier_whose_interval_just_excludes_chance_is_unfit(right, level):
+    """Regression: one of three untrained networks was called sound as its accuracy began at 26 % of four classes."""
+    accuracy = wilson_of(right / 200, 200)
+    as_is = SimpleNamespace(accuracy=Interval(value=accuracy.value, low=accuracy.low, high=accuracy.high))
+    measured = SimpleNamespace(as_is=as_is, chance=0.25, n_images=200, reordered=None)
+    found = Judge(SimpleNamespace(fingerprint={"name": "net"}), measured, [], "nothing")._unfit()
+    assert accuracy.low > 0.25
+    assert (found and found.level) == level
 
 
 def test_two_images_are_too_few(data, tmp_path):

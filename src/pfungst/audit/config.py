@@ -59,6 +59,8 @@ class AuditConfig(BaseModel):
     _irrelevant: ClassVar[tuple[str, ...]] = (
         *("out", "resume", "overwrite", "device", "workers", "ray", "fail_on"),
     )
+    # Folders of other audits: what is read of them is in the state.
+    _audits: ClassVar[tuple[str, ...]] = ()
 
     def no_pass(self) -> str:
         """Why there is no pass of a model over images that workers or a cluster could share; "" where there
@@ -131,7 +133,9 @@ class AuditConfig(BaseModel):
         """Identifies what the numbers depend on: the options, the files that they name as they are now, the
         version, and `state`, which names the data."""
         data = self.model_dump(mode="json", exclude=set(self._irrelevant))
-        return digest(json.dumps([__version__, data, self._named(data), state], sort_keys=True), length=16)
+        files = self._named({key: value for key, value in data.items() if key not in self._audits})
+        own = digest(json.dumps([__version__, data, files], sort_keys=True), length=16)
+        return joined(own, state) if state else own
 
     def _named(self, value: Any) -> list[str]:
         """Files in the texts of a value, such as checkpoints, ``FILE.py:FUNCTION`` and logos, and those
@@ -146,6 +150,11 @@ class AuditConfig(BaseModel):
                 files = [f for f in path.iterdir() if f.is_file()] if inside else [path]
                 found += [f"{file}:{stamp(file)}" for file in files if file.is_file()]
         return sorted(found)
+
+
+def joined(own: str, state: str) -> str:
+    """The fingerprint of a configuration, and what names its data, as one."""
+    return digest(own, state, length=16)
 
 
 def _explain(error: ValidationError, where: str, cls: type[BaseModel]) -> tuple[str, str]:

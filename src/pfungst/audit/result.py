@@ -14,7 +14,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from pfungst.errors import DataError
+from pfungst.errors import DataError, few
 from pfungst.files import read, write
 
 SCHEMA = "pfungst.result/2"
@@ -216,4 +216,5 @@ def load(folder: str | Path) -> Result:
     try:
         return kind.model_validate(data)
     except ValidationError as error:
-        raise DataError(f"{path} is damaged: {error}", "run the audit again") from None
+        wrong = few((f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()), 3, "; ")
+        raise DataError(f"{path} is damaged: {wrong}", "run the audit again") from None

@@ -36,6 +36,7 @@ _REFERENCE = {"mean": "the mean of the class", "absent": "the class's images wit
 _RULE = {"alpha": "what they add to the logit", "npfv": "confidence of their visualisation"}
 _CHOSEN = {
     "people": ", chosen by people",
+    "rule": ", by a rule",
     "evidence": ", by interventions",
     "transfer": ", carried over",
     "nothing": "",
@@ -148,7 +149,7 @@ def _conditions(result: ClassifierResult) -> Section | None:
         columns=columns,
         groups=groups,
         name="Accuracy by condition",
-        caption="Small figures are 95 % intervals; of the fall by a paired bootstrap over the images.",
+        caption="Small figures are 95 % intervals; of the fall Newcombe's for paired shares.",
     )
     facts = Facts(title="Conditions", facts=list(result.conditions.items()))
     lead = "The validation images as the model's images are prepared, and with each condition added."

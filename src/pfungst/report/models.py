@@ -128,6 +128,7 @@ def _grid(result: ModelsResult, folder: Path) -> Section | None:
         return None
     arrays: dict[str, np.ndarray] = read(folder / result.arrays, "run the audit again")
     blocks: list[Block] = []
+    metric = result.config.get("metric", "cosine")
     for row in result.rows:
         pictures = [
             image_pair(
@@ -137,7 +138,7 @@ def _grid(result: ModelsResult, folder: Path) -> Section | None:
                 pair.similarity[row.name],
                 title=f"{row.name}: {pair.title}",
                 sides=pair.ids,
-                note=caption_of(pair.similarity[row.name], pair.bias_share[row.name]),
+                note=caption_of(pair.similarity[row.name], pair.bias_share[row.name], metric),
             )
             for i, pair in enumerate(result.pairs)
         ]

@@ -11,6 +11,7 @@ import numpy as np
 
 from pfungst.audit.result import Variant
 from pfungst.audit.similarity.result import (
+    SIMILARITY,
     Fall,
     Mitigation,
     Pair,
@@ -104,7 +105,11 @@ def _text_stats(result: SimilarityResult) -> list[Stat]:
         stats.append(Stat("AUROC", [Step("similarity", text.ratio(result.auroc))], note))
     values = [Step(r.name, text.ratio(r.similarity.value)) for r in result.relations]
     shared = [Step(r.name, text.percent(r.shared_tokens)) for r in result.relations]
-    return [*stats, Stat("Mean cosine similarity", values), Stat("Relevance between equal words", shared)]
+    return [
+        *stats,
+        Stat(f"Mean {SIMILARITY[result.metric]}", values),
+        Stat("Relevance between equal words", shared),
+    ]
 
 
 def _image_stats(result: SimilarityResult) -> list[Stat]:
@@ -228,7 +233,7 @@ def _groups(result: SimilarityResult) -> Section | None:
         if g.alike_excess is not None:
             ends = text.interval(g.alike_excess.low, g.alike_excess.high, text.ratio)
             likeness = (
-                f"images of different classes: similarity {_ratio(g.alike)}, of the others "
+                f"images of different classes: cosine similarity {_ratio(g.alike)}, of the others "
                 f"{_ratio(g.alike_outside)} (difference {ends})"
             )
         if g.whole is None:
@@ -421,7 +426,7 @@ def _pairs(result: SimilarityResult, arrays: dict[str, np.ndarray]) -> Section |
 
 
 def _picture(pair: Pair, arrays: dict[str, np.ndarray], rank: int, result: SimilarityResult) -> PairPicture:
-    note = caption_of(pair.similarity, pair.bias_share)
+    note = caption_of(pair.similarity, pair.bias_share, result.metric)
     title = f"{'Most similar' if rank == 0 else 'Next'} pair of {pair.title}"
     if pair.title.startswith("with "):
         title = "The pair that it brings together most"
@@ -519,6 +524,15 @@ def _map(result: SimilarityResult, arrays: dict[str, np.ndarray]) -> Section | N
     ]
     count = text.plural(len(points), "representation")
     caption = f"t-SNE of {count} scaled to unit length. Distances between clusters mean little."
+    for number, variant in enumerate(result.conditions):
+        both = arrays.get(f"stamped_{number}")
+        if both is not None:
+            labels = arrays["stamped_labels"]
+            panels.append(panel(f"label, with and without {variant}", both, np.tile(labels, 2)))
+            panels.append(panel(f"{variant}", both, np.repeat(["as it is", "with it"], len(labels))))
+            caption += (
+                f" The last maps hold {text.plural(len(labels), 'image')} twice, as it is and with the logo."
+            )
     lead = "If a group parts the map more clearly than the label does, the encoder knows the group better."
     return Section(id="map", title="The map", lead=lead, blocks=[Map(panels=panels, caption=caption)])
 
@@ -527,7 +541,7 @@ def _relations(result: SimilarityResult) -> Section:
     columns = [
         words("Relation", "", lambda r: r.name),
         Column("Pairs", "", lambda r: f"{r.n:,}"),
-        Column("Similarity", "cosine", lambda r: parts.cell(r.similarity)),
+        Column("Similarity", SIMILARITY[result.metric], lambda r: parts.cell(r.similarity)),
         Column("Equal words", "share of positive relevance", lambda r: text.percent(r.shared_tokens)),
         Column("Markers", "separators and punctuation", lambda r: text.percent(r.special_tokens)),
         Column("Biases", "absorb", lambda r: text.percent(r.bias_share)),

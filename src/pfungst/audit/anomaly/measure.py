@@ -26,6 +26,7 @@ RATES = {  # names of the result → names of `measure`
     "fpr": "fpr",
     "balanced_accuracy": "balanced_accuracy",
 }
+CONDITIONS = ("original", "deployed")
 ORIGINAL, DEPLOYED = Variant(condition="original"), Variant(condition="deployed")
 MENDED = Variant(condition="deployed", mitigated=True)
 MENDED_ORIGINAL = Variant(condition="original", mitigated=True)
@@ -82,11 +83,11 @@ def repeat(study: Study, model: str, mitigation: nn.Module | None = None) -> dic
     Args:
         model: the detector, see :func:`pfungst.anomaly.detector_from_spec`.
     """
-    config, conditions = study.config, ("original", "deployed")
-    seen = {"train": study.train, **{c: study.images(c) for c in conditions}}
+    config, conditions = study.config, CONDITIONS
+    seen = {"train": study.train, "outliers": study.outliers, **{c: study.images(c) for c in conditions}}
     later = seen
     if mitigation is not None and config.seeds > 1:
-        later = {name: filtered(mitigation, images) for name, images in seen.items()}
+        later = {name: filtered(mitigation, x) if len(x) else x for name, x in seen.items()}
     fits = [_fit(study, model, mitigation, i, later if i else seen) for i in range(config.seeds)]
 
     def bootstrapped(condition: str) -> list[dict[str, measure.Interval]]:
@@ -124,12 +125,14 @@ def _fit(study: Study, model: str, mitigation: nn.Module | None, index: int, see
     seed = config.seed + index
     order = torch.from_numpy(np.random.default_rng(seed).permutation(len(train)))
     n_fit = len(train) if config.protocol == "published" else max(2, round(_FIT_SHARE * len(train)))
-    detector = study.detectors.fitted(model, train[order[:n_fit]], mitigation, inside=index == 0, seed=seed)
+    detector = study.detectors.fitted(
+        model, train[order[:n_fit]], seen["outliers"], mitigation, inside=index == 0, seed=seed
+    )
 
     def score(images: Tensor) -> np.ndarray:
         return detector.anomaly_score(images).double().cpu().numpy()
 
-    scores = {name: score(images) for name, images in seen.items() if name != "train"}
+    scores = {name: score(images) for name, images in seen.items() if name in CONDITIONS}
     normal = [detector.training_scores_]
     normal += [score(train[order[n_fit:]])] if n_fit < len(train) else []
     threshold = measure.choose_threshold(

@@ -18,7 +18,7 @@ from pfungst.audit.anomaly.result import Entry, Provenance, Scored
 from pfungst.audit.result import About, Interval, Level, Metric, MetricRow, Verdict
 from pfungst.measure import limits
 from pfungst.measure.limits import HIGH_BAND
-from pfungst.measure.proportions import wilson_of
+from pfungst.measure.proportions import above_chance, wilson_of
 
 SERIOUS: tuple[Level, ...] = ("sound", "not-established", "fragile", "clever-hans", "provenance", "unfit")
 
@@ -92,7 +92,7 @@ class _Case:
     def judge(self) -> Verdict:
         auroc = self.scored.original.auroc.value
         low = self.scored.original.auroc.low
-        at_chance = low is not None and low <= 0.5
+        at_chance = low is not None and not above_chance(low, 0.5)
         unfit = math.isnan(auroc) or auroc < limits.FIT_AUROC or at_chance
         follows = [(e, p) for e in self.entries for p in e.provenance if p.follows]
         if follows:

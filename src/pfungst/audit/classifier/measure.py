@@ -14,7 +14,7 @@ from pfungst.audit.classifier.result import ClassEntry, ClassScores, Explained, 
 from pfungst.audit.conditions import ORIGINAL
 from pfungst.audit.result import Interval, Variant
 from pfungst.errors import DataError
-from pfungst.measure.proportions import better_order, paired_fall, wilson
+from pfungst.measure.proportions import better_order, paired_difference, wilson
 from pfungst.spurious import FeatureStore, SpuFix, SpuriousScore, score_probabilities
 from pfungst.spurious.answers import Answers
 
@@ -101,7 +101,7 @@ def measure(
     return Measured(
         scores={v: _scores(study, v, answers, scored.get(v)) for v in answers},
         classes={k: [_class_scores(k, v, a, scored.get(v)) for v, a in answers.items()] for k in classes},
-        loss=Interval.model_validate(paired_fall(as_is.right, mended.right, study.config.seed)),
+        loss=Interval.model_validate(paired_difference(as_is.right, mended.right)),
         gain=None if gain is None else Interval.model_validate(gain),
         n_images=len(as_is.labels),
         n_validation=counts,
@@ -170,7 +170,7 @@ def _scores(
     found: dict[str, Any] = {}
     if variant.condition != ORIGINAL:
         before = answers[Variant(condition=ORIGINAL, mitigated=variant.mitigated)]
-        found["fall"] = paired_fall(before.right, after.right, study.config.seed)
+        found["fall"] = paired_difference(before.right, after.right)
         found["gains"] = _gains(study, before, after)
         found["rises"] = _rises(study, before, after)
     elif scored is not None:

@@ -22,7 +22,7 @@ class SimilarityConfig(ImageOptions, Repeated):
     )
     encoder: str = Field(
         description="torchvision:NAME, timm:NAME, open_clip:NAME, sentence-transformers:PATH, …; several: "
-        "A,B or A,checkpoint=FILE,B"
+        "A,B or A,checkpoint=FILE,size=PIXELS,B"
     )
     texts: Path | None = Field(None, description="CSV of sentence pairs: first, second, relation")
     checkpoint: Path | None = Field(None, description="Weights of the encoder; random ones without")
@@ -66,6 +66,10 @@ class SimilarityConfig(ImageOptions, Repeated):
         ge=0,
         description="Directions that explain a representation; what they leave out is said. 0: all "
         "[16 for more than 1,000 values]",
+    )
+    metric: Literal["cosine", "dot"] = Field(
+        "cosine",
+        description="What is explained: the cosine similarity, or dot, the product",
     )
     composite: str = Field(
         "auto",

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pfungst.audit.result import Metric, MetricRow, Variant
 from pfungst.audit.similarity.config import SimilarityConfig
 from pfungst.audit.similarity.prepare import AS_IS
-from pfungst.audit.similarity.result import Findings, named
+from pfungst.audit.similarity.result import SIMILARITY, Findings, named
 from pfungst.measure import limits
 
 
@@ -82,8 +82,8 @@ def _conserved(result: Findings) -> Iterator[MetricRow]:
 def explain_numbers(result: Findings, config: SimilarityConfig) -> list[str]:
     """How the numbers were made, for the reader of the report."""
     basis = (
-        f"BiLRP of the cosine similarity ({result.composite}, {result.basis}; Eberle et al. 2022): values "
-        "over pairs of components sum, with what biases absorb, to the similarity."
+        f"BiLRP of the {SIMILARITY[result.metric]} ({result.composite}, {result.basis}; Eberle et al. 2022): "
+        "values over pairs of components sum, with what biases absorb, to the similarity."
     )
     if result.remainder is not None:
         basis += (

@@ -17,7 +17,7 @@ from pfungst.audit.recognised import describe, estimate_preparation
 from pfungst.audit.result import Skipped, save
 from pfungst.audit.similarity import gates, texts, verdict
 from pfungst.audit.similarity.config import SimilarityConfig
-from pfungst.audit.similarity.explain import draw_map, explain
+from pfungst.audit.similarity.explain import CLASSES, draw_map, explain
 from pfungst.audit.similarity.measure import confusion, erased, follow, score, subgroups
 from pfungst.audit.similarity.mend import Wish, mitigate, recovered
 from pfungst.audit.similarity.prepare import Study, open_labelled
@@ -185,4 +185,7 @@ def _findings(
         basis=f"patches of {study.config.patch(study.encoder.size)} px",
         **explained,
     )
-    return found, arrays | draw_map(study), study.notes
+    notes = study.notes
+    if (n := len(found.classes)) > CLASSES:
+        notes += (f"pairs are shown of the first {CLASSES} of {n} classes; name others with --classes",)
+    return found, arrays | draw_map(study), notes

@@ -16,9 +16,16 @@ from collections.abc import Iterator
 
 from pfungst.audit.result import About, Interval, Variant, Verdict
 from pfungst.audit.similarity.prepare import AS_IS, ERASED, OPPOSITE
-from pfungst.audit.similarity.result import Artefact, Fall, Findings, Provenance, Subgroup
+from pfungst.audit.similarity.result import (
+    Artefact,
+    Fall,
+    Findings,
+    Provenance,
+    Subgroup,
+)
 from pfungst.errors import few
 from pfungst.measure import limits
+from pfungst.measure.proportions import above_chance
 
 
 def judge(result: Findings) -> Verdict:
@@ -87,10 +94,14 @@ def _followed(result: Findings) -> Verdict | None:
 
 def _unfit(result: Findings) -> Verdict | None:
     accuracy, chance = result.score(AS_IS).accuracy, 1 / len(result.classes)
-    if (accuracy.value if accuracy.low is None else accuracy.low) > chance:
+    if above_chance(accuracy.value if accuracy.low is None else accuracy.low, chance):
         return None
-    headline = f"{_what(result)} does not hold the label: {_reached(result)}, where chance is {chance:.2f}"
-    return Verdict(level="unfit", headline=headline)
+    headline = (
+        f"{_what(result)} does not hold the label: {_reached(result)}{_between(accuracy)}, where chance is "
+        f"{chance:.2f}"
+    )
+    told = f"The lower end is to lie {limits.ABOVE_CHANCE:.0%} of the way from chance to 1 above it."
+    return Verdict(level="unfit", headline=headline, sentences=[told])
 
 
 def _fragile(result: Findings) -> Verdict | None:
@@ -171,19 +182,38 @@ def _lost(result: Findings, condition: Variant) -> bool:
     return fall >= limits.LARGE_FALL
 
 
-def _doubtful(result: Findings) -> list[tuple[Subgroup, Fall]]:
+def _large(result: Findings) -> list[tuple[Subgroup, Fall]]:
     """Falls on groups that are large and by their own interval no chance, but not established after Holm;
     largest first."""
     found = [
         (g, f)
-        for g in result.subgroups
-        for f in ([g.whole, *g.classes] if g.whole is not None else [])
-        if not f.mark
-        and f.fall.value >= limits.OPEN_FALL
-        and (f.fall.low or 0) > 0
-        and f.p_value < limits.P_OPEN
+        for g, f in _tested(result)
+        if not f.mark and f.fall.value >= limits.OPEN_FALL and (f.fall.low or 0) > 0
     ]
     return sorted(found, key=lambda pair: -pair[1].fall.value)
+
+
+def _tested(result: Findings) -> list[tuple[Subgroup, Fall]]:
+    return [(g, f) for g in result.subgroups if g.whole is not None for f in (g.whole, *g.classes)]
+
+
+def _doubtful(result: Findings) -> list[tuple[Subgroup, Fall]]:
+    """The large ones whose P leaves it open."""
+    return [(g, f) for g, f in _large(result) if f.p_value < limits.P_OPEN]
+
+
+def _unlikely(result: Findings) -> Iterator[str]:
+    """What is large on a group, and no finding among so many tests."""
+    large, tests = _large(result), len(_tested(result))
+    if large:
+        g, f = large[0]
+        yield (
+            f"Of {tests} tests of groups {len(large)} show{'s' * (len(large) == 1)} a fall of "
+            f"{limits.OPEN_FALL:g} or more whose own interval lies above 0, the largest on {g}: {_told(f)} "
+            f"over {f.n} images, a fall of {f.fall.value:.2f}{_between(f.fall)}. None is established, P = "
+            f"{min(f.p_value for _, f in large):.2g} or more after Holm: by chance {0.025 * tests:.0f} such "
+            "intervals lie above 0."
+        )
 
 
 def _sound(result: Findings) -> Verdict:
@@ -206,6 +236,8 @@ def _more(result: Findings, level: str) -> Iterator[str]:
     if seen := _seen(result):
         told = "; ".join(f"{p.column}: {', '.join(p.reasons)} (P = {p.p_value:.2g})" for p in seen)
         yield f"Seen, but not established among {len(result.provenance)} columns tried: {told}."
+    if level != "not-established":
+        yield from _unlikely(result)
     yield from _erased(result)
     yield from _regions(result, every=provenance)
     if result.faithfulness is not None:
