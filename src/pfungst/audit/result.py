@@ -14,7 +14,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from pfungst.errors import DataError, few
+from pfungst.errors import ConfigError, DataError, few
 from pfungst.files import read, write
 
 SCHEMA = "pfungst.result/2"
@@ -185,6 +185,18 @@ def save(result: Result, folder: Path) -> Path:
     target = folder / FILE
     write(target, result.model_dump_json(indent=1))
     return target
+
+
+def refuse_other(folder: Path | None, kind: str) -> None:
+    """Raise ConfigError where a folder holds a result of another kind, which would be lost."""
+    if folder is None or not (folder / FILE).exists():
+        return
+    try:
+        found = load(folder).kind
+    except DataError:
+        found = "that cannot be read"
+    if found != kind:
+        raise ConfigError(f"{folder} holds a result of kind {found}", "choose another --out")
 
 
 def load(folder: str | Path) -> Result:

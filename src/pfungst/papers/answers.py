@@ -18,10 +18,11 @@ from pfungst.audit.mended import FOLDER
 from pfungst.audit.result import Interval
 from pfungst.errors import ConfigError
 from pfungst.measure.proportions import wilson
-from pfungst.papers.made import Made, Wish, singles
+from pfungst.papers.classifiers import audit
+from pfungst.papers.made import Made, Numbers, Wish, singles
 from pfungst.report import text
 from pfungst.report.images import data_uri
-from pfungst.report.page import Exhibit, Gallery, Strip, Tile
+from pfungst.report.page import Block, Details, Exhibit, Gallery, Strip, Tile
 from pfungst.spurious import SpuFix
 from pfungst.spurious.heads import logits_of
 
@@ -111,14 +112,31 @@ def answered(
     return ours, Gallery(title=f"Answers of {name}", caption=caption, exhibits=exhibits, outlines=False)
 
 
+def taken_for(wish: Wish) -> Made:
+    """Images with only the feature: what they are taken for, before and after SpuFix; and they themselves."""
+    result, folder = audit(wish)
+    ours: dict[str, dict[str, Interval]] = {}
+    blocks: list[Block] = []
+    for name, own, place in singles(result, folder, ClassifierResult, "model"):
+        shares, gallery = answered(name, own, place)
+        ours |= shares
+        if gallery is not None:
+            blocks.append(Details(title=name, blocks=[gallery], open=not blocks))
+    caption = (
+        "Shares of the images with only the feature. Taken for it: the feature alone is enough for the class "
+        "(class extension). Taken for another: the class that most of the rest are answered with (shared "
+        "feature). As the model is unless SpuFix is named."
+    )
+    table = Numbers.of("Images with only the feature", ours, wish.piece.numbers, caption=caption)
+    return Made([table], blocks, audits=[folder])
+
+
 def samples(wish: Wish) -> Made:
     """The images with only a feature, class by class.
 
     Raises:
         ConfigError: there are none.
     """
-    from pfungst.papers.classifiers import audit
-
     result, folder = audit(wish)
     _, own, place = singles(result, folder, ClassifierResult, "model")[0]
     study, _ = study_of(own, place)

@@ -163,27 +163,6 @@ def _section(*ids: str) -> Callable[[Wish], Made]:
 components = _section("components")
 
 
-def taken_for(wish: Wish) -> Made:
-    """Images with only the feature: what they are taken for, before and after SpuFix; and they themselves."""
-    from pfungst.papers.answers import answered
-
-    result, folder = audit(wish)
-    ours: dict[str, dict[str, Interval]] = {}
-    blocks: list[Block] = []
-    for name, own, place in singles(result, folder, ClassifierResult, "model"):
-        shares, gallery = answered(name, own, place)
-        ours |= shares
-        if gallery is not None:
-            blocks.append(Details(title=name, blocks=[gallery], open=not blocks))
-    caption = (
-        "Shares of the images with only the feature. Taken for it: the feature alone is enough for the class "
-        "(class extension). Taken for another: the class that most of the rest are answered with (shared "
-        "feature). As the model is unless SpuFix is named."
-    )
-    table = Numbers.of("Images with only the feature", ours, wish.piece.numbers, caption=caption)
-    return Made([table], blocks, audits=[folder])
-
-
 def neurons(wish: Wish) -> Made:
     """Neural PCA beside the neurons of Singla and Feizi: the same class, and how often their images are the
     same."""

@@ -165,12 +165,11 @@ def table1(wish: Wish) -> Made:
             ours.setdefault(name, {}).update(_values(own, task))
         if isinstance(result, ModelsResult):
             blocks += blocks_of(folder, result, ["models"])
-        row, folder = (
-            _pruned(wish, task, 2 if wish.tiny else MENDED) if wish.piece.id == "001-table1" else ({}, None)
-        )
-        if folder is not None:
-            ours["CLIP, mended"] = row
-            folders.append(folder)
+        if wish.piece.id == "001-table1":
+            row, pruned = _pruned(wish, task, 2 if wish.tiny else MENDED)
+            if pruned is not None:
+                ours["CLIP, mended"] = row
+                folders.append(pruned)
     return Made([Numbers.of("Accuracy", ours, _paper(wish, tasks(wish)))], blocks, audits=folders)
 
 

@@ -9,6 +9,8 @@ from pydantic import Field
 from pfungst.audit.findings.result import Discovered
 from pfungst.audit.result import Interval, Model, Result, Variant
 
+ChosenBy = Literal["people", "rule", "evidence", "transfer", "nothing"]
+
 
 class Shown(Model):
     """A training image of high α, or the feature visualisation; files are relative to the result."""
@@ -197,7 +199,7 @@ class ClassifierResult(Result):
     preprocessing: dict[str, Any]
     named_by: str = Field(description="how labels were matched to the model's outputs")
     conditions: dict[str, str] = Field(description="what each condition does, by name; the original first")
-    chosen_by: Literal["people", "rule", "evidence", "transfer", "nothing"] = Field(
+    chosen_by: ChosenBy = Field(
         description="who chose the components that are fixed; rule: a file that no person made; transfer: "
         "the audit of another model"
     )

@@ -13,7 +13,7 @@ from pfungst.audit.classifier.explain import Explainer, Part, finished, n_images
 from pfungst.audit.classifier.measure import Measured, answers_of, entry, measure
 from pfungst.audit.classifier.mend import chosen, mend, write_classifier
 from pfungst.audit.classifier.prepare import Given, Study, conditions_of, load_audited, stored
-from pfungst.audit.classifier.result import ClassEntry, ClassifierResult, Explained, Faithful
+from pfungst.audit.classifier.result import ChosenBy, ClassEntry, ClassifierResult, Explained, Faithful
 from pfungst.audit.classifier.task import write_label_task
 from pfungst.audit.classifier.transfer import Transfer
 from pfungst.audit.classifier.verdict import Judge, explain_numbers, metrics
@@ -173,7 +173,7 @@ def _result(
     other: Transfer | None,
 ) -> ClassifierResult:
     config, name = study.config, study.fingerprint["name"]
-    chosen_by = "evidence" if config.components is None else components_chosen_by(config.components)
+    chosen_by: ChosenBy = "evidence" if config.components is None else components_chosen_by(config.components)
     if not any(e.fixed for e in entries):
         chosen_by = "nothing" if other is None else "transfer"
     skipped = {
