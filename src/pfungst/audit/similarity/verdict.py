@@ -16,13 +16,7 @@ from collections.abc import Iterator
 
 from pfungst.audit.result import About, Interval, Variant, Verdict
 from pfungst.audit.similarity.prepare import AS_IS, ERASED, OPPOSITE
-from pfungst.audit.similarity.result import (
-    Artefact,
-    Fall,
-    Findings,
-    Provenance,
-    Subgroup,
-)
+from pfungst.audit.similarity.result import Artefact, Fall, Findings, Provenance, Subgroup
 from pfungst.errors import few
 from pfungst.measure import limits
 from pfungst.measure.proportions import above_chance
