@@ -6,7 +6,7 @@ UV     := $(shell command -v uv 2>/dev/null)
 WORKERS ?= 2
 CONSTRAINTS ?= constraints.txt
 
-.PHONY: demo test test-lowest slow lint docs bench clean
+.PHONY: demo test test-lowest slow lint docs walk bench clean
 
 demo: $(VENV)/.run
 	$(BIN)/pfungst demo
@@ -27,15 +27,24 @@ lint: $(VENV)/.test
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-docs: $(VENV)/.docs
+docs: $(VENV)/.docs build/samples
 	MPLBACKEND=Agg $(BIN)/python -m sphinx -W --keep-going -q docs build/site $(ARGS)
 	@echo "open build/site/index.html"
+
+# The demo's reports, as pages of the site; `make clean` has them made anew.
+build/samples: | $(VENV)/.docs
+	$(BIN)/python packaging/samples.py
+
+# From a clone to verdicts in clean environments, as a newcomer goes; PYTHONS="python3.11 python3.12 python3.13" for several.
+PYTHONS ?= $(PYTHON)
+walk:
+	for python in $(PYTHONS); do packaging/walk.sh $$python build/walk || exit 1; done
 
 bench: $(VENV)/.test
 	@for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 clean:
-	rm -rf $(VENV) $(VENV)-lowest .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-lowest .pytest_cache .ruff_cache .mypy_cache .hypothesis build
 
 # uv installs in a fraction of pip's time; pip is the fallback where uv cannot be had.
 $(VENV)/bin/python:

@@ -1,9 +1,11 @@
 """How the documentation site is made; ``make docs`` runs it. No page asks another host for anything."""
 
+import html
 import os
 import re
 import warnings
 from pathlib import Path
+from urllib.parse import unquote
 
 from sphinx.errors import ExtensionError
 from sphinx_gallery.sorting import FileNameSortKey
@@ -44,6 +46,7 @@ default_role = "literal"  # what stands in single backticks
 html_theme = "furo"
 html_title = f"Pfungst {version}"
 html_static_path = ["_static"]
+html_extra_path = [str(p) for p in (ROOT / "docs" / "samples", ROOT / "build" / "samples") if p.is_dir()]
 html_css_files = ["site.css"]
 html_copy_source = False
 html_show_sphinx = False
@@ -109,9 +112,31 @@ def alone(app, exception):
         raise ExtensionError(f"these pages ask other hosts: {', '.join(str(p) for p in found)}")
 
 
+def links(app, exception):
+    """Refuse a site with a link, picture or anchor inside it that leads nowhere."""
+    if exception is not None:
+        return
+    texts = {p: p.read_text(encoding="utf-8") for p in Path(app.outdir).rglob("*.html")}
+    anchors = {p: set(re.findall(r"\b(?:id|name)=[\"']([^\"']+)", text)) for p, text in texts.items()}
+    lost = []
+    for page, text in texts.items():
+        for link in set(re.findall(r"<(?:a|img|link|script)\b[^>]*?\b(?:href|src)=[\"']([^\"']+)", text)):
+            if re.match(r"[a-z]+:|//", link):
+                continue
+            path, _, anchor = html.unescape(unquote(link)).partition("#")
+            target = (page.parent / path.partition("?")[0]).resolve() if path else page.resolve()
+            if not target.exists() or (
+                anchor and target.suffix == ".html" and anchor not in anchors.get(target, {anchor})
+            ):
+                lost.append(f"{page.name} → {link}")
+    if lost:
+        raise ExtensionError("links that lead nowhere: " + ", ".join(sorted(lost)[:20]))
+
+
 def setup(app):
     """Tie the functions above to the events of Sphinx."""
     app.connect("source-read", pages)
     app.connect("autodoc-process-docstring", plain, priority=900)
     app.connect("autodoc-skip-member", ours)
     app.connect("build-finished", alone)
+    app.connect("build-finished", links)

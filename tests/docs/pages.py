@@ -25,9 +25,14 @@ class Block(NamedTuple):
 
 
 def blocks(page: Path) -> list[Block]:
-    """The blocks of a page, as CommonMark reads it; those of Sphinx's directives are left out."""
+    """The blocks of a page; those of Sphinx's directives are left out."""
+    return blocks_of(page.read_text(encoding="utf-8"))
+
+
+def blocks_of(text: str) -> list[Block]:
+    """The blocks of a text as CommonMark reads it, also those in lists."""
     found, reason = [], ""
-    for token in MarkdownIt().parse(page.read_text(encoding="utf-8")):
+    for token in MarkdownIt().parse(text):
         if token.type in ("fence", "code_block"):
             if not token.info.startswith("{"):
                 found.append(Block(token.info.strip(), token.content, token.map[0] + 1, reason))
@@ -47,12 +52,12 @@ def commands(page: Path) -> list[list[str]]:
     return [shlex.split(line, comments=True) for line in lines]
 
 
-def run_python(text: str, names: dict, where: str) -> None:
-    """Run a block; where the comment behind an expression is what it gives, hold it against that."""
+def run_python(text: str, names: dict, where: str, held: bool = False) -> None:
+    """Run a block; what an expression gives is held against the comment behind it where that says so."""
     lines = text.splitlines()
     for node in ast.parse(text).body:
         said = re.match(r"\)?  # (.+)$", lines[node.end_lineno - 1].encode()[node.end_col_offset :].decode())
-        if isinstance(node, ast.Expr) and said:
+        if held and said and isinstance(node, ast.Expr):
             got = repr(eval(compile(ast.Expression(node.value), where, "eval"), names))
             assert got == said[1], f"{where}, {lines[node.end_lineno - 1]}: {got}"
         else:

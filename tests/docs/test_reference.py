@@ -67,7 +67,7 @@ def test_example(page, tmp_path, monkeypatch):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", PfungstWarning)
             for block in blocks(page):
-                run_python(block.text, names, f"{page.stem}:{block.line}")
+                run_python(block.text, names, f"{page.stem}:{block.line}", held=True)
     finally:
         for registry, known in before:
             for name in set(registry) - known:
@@ -76,4 +76,4 @@ def test_example(page, tmp_path, monkeypatch):
 
 def test_a_wrong_comment_is_found():
     with pytest.raises(AssertionError, match=r"2$"):
-        run_python("1 + 1  # 3", {}, "here")
+        run_python("1 + 1  # 3", {}, "here", held=True)
