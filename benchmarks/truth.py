@@ -51,7 +51,7 @@ SIZE, RATE = 0.35, 0.6  # of planted artefacts, where not varied
 PARTS = ("clean", "untrained", "planted", "curve")
 FAMILIES = ("residual", "mixer")
 ALARMS = ("provenance", "clever-hans", "fragile")
-WORDS = ("sound", *ALARMS, "unfit")
+WORDS = ("sound", "not-established", *ALARMS, "unfit", "too-few")
 _AUDITED = (
     "relevance",
     "spurious",

@@ -142,5 +142,5 @@ def test_tables_count(truth):
     assert [row.split("|")[2].strip() for row in curve.splitlines()[2:]] == ["1/1", "1/1"]
     clean = [line | {"part": "clean", "level": word} for word in ("sound", "unfit", "fragile", "sound")]
     total = truth.clean_table(clean).splitlines()[-1]
-    assert "| 4 | 2 | 0 | 0 | 1 | 1 | 1/4 = 25 %" in total
+    assert "| 4 | 2 | 0 | 0 | 0 | 1 | 1 | 0 | 1/4 = 25 %" in total
     assert "Clean models" in truth.tables(json.loads(json.dumps(clean + lines)), "dev")

@@ -275,7 +275,12 @@ def _picture(image: Any, name: str) -> Image.Image:
     """A Pillow image of one in memory; floats are rounded to 8 bits, as files hold them."""
     if isinstance(image, Image.Image):
         return image
-    x: np.ndarray = np.asarray(image.detach().cpu() if hasattr(image, "detach") else image)
+    try:
+        x: np.ndarray = np.asarray(image.detach().cpu() if hasattr(image, "detach") else image)
+    except (TypeError, ValueError):  # parts of several shapes
+        x = np.empty(0, object)
+    if x.dtype == object:
+        raise InputError(f"{name} is a {type(image).__name__}", "give an array, a tensor or a Pillow image")
     if x.ndim == 3 and x.shape[0] in (1, 3) and (hasattr(image, "detach") or x.shape[-1] not in (1, 3)):
         x = x.transpose(1, 2, 0)
     if x.ndim == 2:

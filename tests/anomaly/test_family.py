@@ -5,6 +5,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from scipy.stats import norm
 from sklearn.base import clone
 from sklearn.metrics import roc_auc_score
 from torch import nn
@@ -67,6 +68,31 @@ class TestAutoencoder:
         x = rough(2)
         want = (x - autoencoder.reconstruct(x)).square().sum(1)
         torch.testing.assert_close(autoencoder.explain(x).values, want)
+
+    def test_the_gaussian_likelihood_weighs_every_value_by_its_variance(self, autoencoder, tmp_path):
+        """By numpy, from the residuals of the training images; and against scipy's log-probabilities."""
+        model = Autoencoder(epochs=8, batch_size=16, device="cpu", likelihood="gaussian").fit(stripes(120))
+        held_out, x = len(model.training_scores_), rough(3)
+        training, _ = model._split(120)
+        assert len(training) == 120 - held_out
+        before = stripes(120)[training]
+        residual = (before - model.reconstruct(before)).double().numpy()
+        variance = 0.9 * (residual**2).mean(0) + 0.1 * (residual**2).mean()
+        found = (x - model.reconstruct(x)).double().numpy()
+        scores = model.anomaly_score(x).numpy()
+        np.testing.assert_allclose(scores, (found**2 / variance / 2).sum((1, 2, 3)), rtol=1e-4)
+        log_p = norm(0, np.sqrt(variance)).logpdf(found).sum((1, 2, 3))
+        np.testing.assert_allclose(np.diff(scores), -np.diff(log_p), rtol=1e-3, atol=1e-3)
+        for basis in (Pixels(), DCTBands(count=6)):
+            r = model.explain(x, basis)
+            torch.testing.assert_close(r.values.flatten(1).sum(1), r.score, rtol=1e-4, atol=1e-3)
+        np.testing.assert_allclose(
+            model.explain(x).values.numpy(), (found**2 / variance / 2).sum(1), rtol=1e-3
+        )
+        model.save(tmp_path / "m")
+        assert torch.equal(Detector.load(tmp_path / "m").anomaly_score(x), model.anomaly_score(x))
+        with pytest.raises(InputError, match="unknown likelihood 'poisson'"):
+            Autoencoder(likelihood="poisson", device="cpu").fit(stripes(20))
 
     def test_saved_and_loaded(self, autoencoder, tmp_path):
         autoencoder.save(tmp_path / "m")

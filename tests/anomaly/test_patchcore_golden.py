@@ -1,6 +1,7 @@
 """PatchCore against the published reference implementation (golden outputs)."""
 
 import numpy as np
+import PIL
 import pytest
 import torch
 import torchvision
@@ -163,6 +164,8 @@ def tiles(shared, files):
     root = shared / "data" / "magnetic_tile" / "tile"
     if not root.is_dir():
         pytest.skip(f"needs {root}")
+    if int(PIL.__version__.partition(".")[0]) < 13:
+        pytest.skip(f"the reference's pictures were resized by Pillow 13, this is {PIL.__version__}")
     images = []
     for name in files:
         path = next((p for p in (root / str(name), root.parent / str(name)) if p.exists()), None)

@@ -61,6 +61,32 @@ def test_the_result_is_complete_and_consistent(data, tmp_path):
     assert result.metrics["auroc"].value == min(e.original.auroc.value for e in result.entries)
 
 
+def test_known_defects_choose_the_ridge_and_are_not_tested(data, tmp_path, monkeypatch):
+    """The detector fitted with these images by hand; a category keeps one defect at least."""
+    from pfungst.anomaly import DeepOneClass
+
+    chosen, fit = [], DeepOneClass.fit
+
+    def seen(self, X, y=None):
+        found = fit(self, X, y)
+        chosen.append((found.ridge_chosen_by_, 0 if y is None else int(y.sum()), found.ridge_, X, y))
+        return found
+
+    monkeypatch.setattr(DeepOneClass, "fit", seen)
+    options = {"model": "one-class:backbone=small:2", "seeds": 1, "category": "bolt", "mitigate": "none"}
+    result = run(config(data, tmp_path / "a", outliers=2, **options))
+    (entry,) = result.entries
+    assert entry.n_defect == run(config(data, tmp_path / "b", **options)).entries[0].n_defect - 2
+    assert [(by, n) for by, n, *_ in chosen] == [("auroc", 2), ("likelihood", 0)]
+    _, _, ridge, x, y = chosen[0]
+    assert fit(DeepOneClass("small:2", device="cpu"), x, y).ridge_ == ridge
+    arrays = np.load(tmp_path / "a" / entry.arrays)
+    assert int(arrays["labels"].sum()) == entry.n_defect
+    n = entry.n_defect + 2
+    with pytest.raises(DataError, match=f"bolt has {n} defective test images, --outliers takes {n}"):
+        run(config(data, tmp_path / "c", outliers=n, **options))
+
+
 @pytest.mark.parametrize("model", ["one-class", "bag:kde+one-class"])
 def test_images_too_small_for_a_network_are_refused_before_anything_is_fitted(model, tmp_path, monkeypatch):
     from pfungst.anomaly import KDE

@@ -104,7 +104,8 @@ def verdict(*entries):
         ({"fnr": limits.MISSED}, "unfit"),
         ({"fnr": limits.MISSED - 0.01}, "clever-hans"),
         ({"low": 0.5}, "unfit"),  # AUROC's lower end is chance
-        ({"low": 0.51}, "clever-hans"),
+        ({"low": 0.5 + limits.ABOVE_CHANCE / 2 - 0.001}, "unfit"),  # hardly above it
+        ({"low": 0.5 + limits.ABOVE_CHANCE / 2}, "clever-hans"),
         ({"p": limits.P_FALL}, "not-established"),
         ({"p": limits.P_FALL / 2}, "clever-hans"),
         ({"faithful": UNFAITHFUL}, "fragile"),

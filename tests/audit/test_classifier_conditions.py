@@ -1,6 +1,7 @@
 """What a classifier audit says of other conditions, of classifiers that are none, and of too few images."""
 
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,12 +9,15 @@ from PIL import Image
 
 from classifier_factory import SIZE, make
 from pfungst.audit.classifier.config import ClassifierConfig
+from pfungst.audit.classifier.prepare import Given, load_audited
 from pfungst.audit.classifier.run import run
-from pfungst.audit.result import Variant, load
+from pfungst.audit.classifier.verdict import Judge
+from pfungst.audit.result import Interval, Variant, load
 from pfungst.conditions import Condition
 from pfungst.data import open_images
 from pfungst.encoders import load as load_model
 from pfungst.errors import ConfigError
+from pfungst.measure.proportions import wilson_of
 from pfungst.report import write
 
 _RANDOM = """
@@ -132,17 +136,14 @@ def test_imagenets_layout_is_sorted_by_wordnet_id_and_classes_are_chosen_by_any_
         for old, new in (("blue", "n01440764"), ("green", "n03000684"), ("red", "n03888257")):
             shutil.copytree(data / part / old, tmp_path / "root" / part / new)
     root = tmp_path / "root"
-    for number, (wanted, names) in enumerate(
-        {
-            "chain_saw,Tench": ["n01440764 tench", "n03000684 chain saw"],
-            "n03888257": ["n03888257 parachute"],
-            "1": ["n03000684 chain saw"],
-        }.items()
-    ):
-        result = run(config(data, tmp_path / str(number), "clean", train=root, val=root, classes=wanted))
-        assert [e.name for e in result.entries] == names
-        assert result.accuracy.value == 1.0
+    result = run(config(data, tmp_path / "out", "clean", train=root, val=root, classes="chain_saw,Tench"))
+    assert [e.name for e in result.entries] == ["n01440764 tench", "n03000684 chain saw"]
+    assert result.accuracy.value == 1.0
     assert result.named_by == "the labels in sorted order"
+    for wanted, name in (("n03888257", "n03888257 parachute"), ("1", "n03000684 chain saw")):
+        chosen = config(data, tmp_path / wanted, "clean", train=root, val=root, classes=wanted)
+        study = Given.check(chosen).study(load_audited(chosen))
+        assert {study.names[k] for k in study.train.labels} == {name}
 
 
 # --- no classifier, too few images -----------------------------------------------------------------------
@@ -160,6 +161,17 @@ def test_an_untrained_classifier_is_unfit(data, tmp_path):
     assert result.accuracy.low <= 0.25
     assert result.verdict.level == "unfit"
     assert result.verdict.about.numbers["chance"] == 0.25
+
+
+@pytest.mark.parametrize(("right", "level"), [(66, "unfit"), (80, None)])
+def test_an_untrained_classifier_whose_interval_just_excludes_chance_is_unfit(right, level):
+    """Regression: one of three untrained networks was called sound as its accuracy began at 26 % of four classes."""
+    accuracy = wilson_of(right / 200, 200)
+    as_is = SimpleNamespace(accuracy=Interval(value=accuracy.value, low=accuracy.low, high=accuracy.high))
+    measured = SimpleNamespace(as_is=as_is, chance=0.25, n_images=200, reordered=None)
+    found = Judge(SimpleNamespace(fingerprint={"name": "net"}), measured, [], "nothing")._unfit()
+    assert accuracy.low > 0.25
+    assert (found and found.level) == level
 
 
 def test_two_images_are_too_few(data, tmp_path):

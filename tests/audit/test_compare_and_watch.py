@@ -10,6 +10,7 @@ from scipy import stats
 from typer.testing import CliRunner
 
 import classifier_factory
+import pfungst as pf
 import similarity_factory
 from factories import mini_mvtec, picture, save
 from pfungst.audit.anomaly.config import AnomalyConfig
@@ -18,6 +19,7 @@ from pfungst.audit.check import Gates, check
 from pfungst.audit.classifier.config import ClassifierConfig
 from pfungst.audit.classifier.run import run as run_classifier
 from pfungst.audit.compare import compare
+from pfungst.audit.mended import Mended, folders
 from pfungst.audit.result import load
 from pfungst.audit.similarity.run import run as run_similarity
 from pfungst.audit.watch import watch
@@ -146,6 +148,45 @@ def test_images_of_the_same_kind_raise_no_alarm_and_others_do(audits, tmp_path):
     assert load(tmp_path / "d").metrics["shift-answer"].value > 0.9
 
 
+def test_what_the_reference_does_not_tell_is_not_compared_and_said(tmp_path):
+    """Regression: of images in memory every file had another format."""
+    rng = np.random.default_rng(0)
+    train, test = [picture(rng, 40)[0] for _ in range(12)], [picture(rng, 40)[0] for _ in range(40)]
+    labels = [0] * 30 + [1] * 10
+    pf.audit_anomaly(train, test, labels, out=tmp_path / "a", size=32, seeds=1, examples=1)
+    result = watch(tmp_path / "a", new_images(tmp_path / "new", 5000))
+    assert "file: format" not in {q.name for q in result.quantities}
+    assert any("only the new images tell it" in n and "file: format" in n for n in result.notes), result.notes
+
+
+def test_pictures_of_12_bits_are_watched_in_the_range_of_the_audit(tmp_path):
+    """Regression: new pictures were shown in their own range, and the mended model read them in that of 16 bits."""
+    rng = np.random.default_rng(0)
+
+    def scan(path, top):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        values = (rng.random((40, 40)) * top).astype(np.uint16)
+        Image.fromarray(values).save(path)
+
+    for i in range(20):
+        scan(tmp_path / f"data/train/good/{i}.png", 4000)
+        scan(tmp_path / f"data/test/good/{i}.png", 4000)
+        scan(tmp_path / f"data/test/bad/{i}.png", 2500)
+        scan(tmp_path / f"new/{i}.png", 2000)
+    options = {"size": 32, "seeds": 1, "examples": 1, "groups": "none", "mitigate": "blur:3,0.5"}
+    run_anomaly(AnomalyConfig.build(data=tmp_path / "data", out=tmp_path / "a", **options))
+    mended = Mended.load(folders(tmp_path / "a")[0])
+    assert mended.about.window == (0, 4095)
+    level = np.asarray(Image.open(tmp_path / "new/3.png")).astype(float).mean() / 4095
+    bright = next(
+        q for q in watch(tmp_path / "a", tmp_path / "new").quantities if q.name == "file: brightness"
+    )
+    assert bright.after == pytest.approx(level, abs=0.02)  # of 2047, it would be twice that
+    x = np.rint(np.asarray(Image.open(tmp_path / "new/3.png")) * (255 / 4095)).astype(np.uint8)
+    said = mended.read(tmp_path / "new/3.png")["score"]
+    assert said == pytest.approx(float(mended(mended.prepare(Image.fromarray(x).convert("RGB")))[0]))
+
+
 def test_exit_codes_of_compare_and_watch(audits, tmp_path):
     def run(*args):
         return CliRunner().invoke(app, [*map(str, args)])
@@ -170,3 +211,15 @@ def test_too_few_new_images_are_an_error(audits, tmp_path):
     Image.new("RGB", (40, 40)).save(tmp_path / "one.png")
     with pytest.raises(DataError, match="at least 10"):
         watch(audits / "a", tmp_path)
+
+
+def test_a_result_of_another_kind_is_not_replaced(audits, tmp_path):
+    """Regression: `compare A B --out A` and `watch A NEW --out A` wrote their result over the audit's."""
+    kept = (audits / "a/result.json").read_bytes()
+    with pytest.raises(ConfigError, match="holds a result of kind anomaly"):
+        compare(audits / "a", audits / "b", audits / "a")
+    with pytest.raises(ConfigError, match="holds a result of kind anomaly"):
+        watch(audits / "a", new_images(tmp_path / "new", 5000), audits / "a")
+    assert (audits / "a/result.json").read_bytes() == kept
+    compare(audits / "a", audits / "b", tmp_path / "c")
+    compare(audits / "a", audits / "b", tmp_path / "c")  # its own kind

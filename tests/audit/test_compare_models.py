@@ -9,7 +9,7 @@ from torch import nn
 import pfungst.audit.similarity.run as similarity
 from classifier_factory import make
 from pfungst.audit.classifier.config import ClassifierConfig
-from pfungst.audit.compare_models import ModelsResult, run_models
+from pfungst.audit.compare_models import ModelsResult, named_models, run_models
 from pfungst.audit.config import listed, with_checkpoint
 from pfungst.audit.result import load
 from pfungst.audit.similarity.config import SimilarityConfig
@@ -112,6 +112,17 @@ def test_checkpoints_go_with_their_model_on_the_command_line_and_in_toml(tmp_pat
     assert SimilarityConfig.build(tmp_path / "c.toml").encoder == "small:4;small:6"
     with pytest.raises(ConfigError, match=r"write SPEC or SPEC,checkpoint=FILE"):
         with_checkpoint("a,b=c", "--model")
+
+
+def test_a_model_may_have_a_size_of_its_own(data, tmp_path):
+    """Networks of two sizes in one audit; the encoders see their own."""
+    made = config(data, tmp_path / "o", encoder="small:4,size=12,small:6", size=16)
+    assert [(n, c.size) for n, c in named_models(made, "encoder")] == [("small:4", 12), ("small:6", 16)]
+    (only,) = named_models(config(data, tmp_path / "o", encoder="small:4,size=12"), "encoder")
+    assert (only[1].encoder, only[1].size) == ("small:4", 12)
+    for wrong in ("small:4,size=x", "small:4,size=4", "small:4,size=12,size=14"):
+        with pytest.raises(ConfigError, match="write one size"):
+            named_models(config(data, tmp_path / "o", encoder=wrong), "encoder")
 
 
 def test_wrong_models_are_refused_before_the_first_runs(data, tmp_path, monkeypatch):

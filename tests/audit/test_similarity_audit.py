@@ -65,6 +65,8 @@ def test_the_result_is_complete_and_consistent(audited):
     assert pooled.accuracy.low <= pooled.accuracy.value <= pooled.accuracy.high
     arrays = np.load(out / result.arrays)
     assert arrays["embedding"].shape == (36, 2)
+    assert arrays["stamped_0"].shape == (72, 2)  # every image twice, as it is and with the logo
+    assert arrays["stamped_labels"].tolist() == arrays["labels"].tolist()
     first = balanced_accuracy(arrays["labels"], arrays["predicted"])
     assert first == pytest.approx(pooled.per_seed[0])
     for pair in result.pairs:

@@ -44,6 +44,37 @@ def test_pairs_are_explained_by_the_rules_that_were_asked_for(tmp_path):
     assert not np.allclose(found["auto"], found["epsilon_plus"], atol=1e-4)
 
 
+def test_the_dot_product_is_explained_where_it_is_asked_for(tmp_path):
+    """The pair of highest product of representations, found by loops, and values that sum to it, as the page says."""
+    from pfungst.report import write
+
+    data = mini_images(tmp_path / "data")
+    options = {"encoder": "small:4", "seeds": 1, "groups": "none", "explain": 6, "size": 16, "patches": 4}
+    made = config(data, tmp_path / "out", metric="dot", **options)
+    result = similarity.run(made)
+    (images,) = open_images(data)
+    mine = [item for item in images.items if item.label == "a"]
+    encoder = load_encoder("small:4", size=16)
+    x = ImageSet("a", mine).prepare(encoder.preprocessing.condition, 16).images
+    phi = encoder.encode(x).double().numpy()
+    units = [item.groups["patient"] for item in mine]
+    products = {
+        (mine[i].id, mine[j].id): float(sum(p * q for p, q in zip(phi[i], phi[j], strict=True)))
+        for i in range(len(mine))
+        for j in range(i + 1, len(mine))
+        if units[i] != units[j]
+    }
+    best = max(products, key=products.get)
+    pair = next(p for p in result.pairs if p.title == "a")
+    assert (pair.first, pair.second) == best
+    assert pair.similarity == pytest.approx(products[best], rel=1e-4)
+    assert result.conservation < 1e-4
+    page = write(tmp_path / "out", result).read_text()
+    assert "dot product" in page
+    assert "BiLRP of the dot product" in " ".join(result.notes)
+    assert "cosine similarity" not in page
+
+
 def test_unknown_rules_are_refused_before_anything_is_loaded(tmp_path):
     data = mini_images(tmp_path / "data")
     with pytest.raises(ConfigError, match="paper_resnett"):

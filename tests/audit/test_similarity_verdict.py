@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 
 from pfungst.audit.result import Interval, Variant
+from pfungst.audit.similarity.gates import metrics
 from pfungst.audit.similarity.measure import beyond_label, confusion
 from pfungst.audit.similarity.prepare import AS_IS, ERASED, OPPOSITE
 from pfungst.audit.similarity.result import (
@@ -20,7 +21,7 @@ from pfungst.audit.similarity.result import (
     Region,
     Subgroup,
 )
-from pfungst.audit.similarity.verdict import judge, metrics, nearly_all
+from pfungst.audit.similarity.verdict import judge, nearly_all
 from pfungst.probes import Plan, Predictions
 
 NAME = "logo:tag"
@@ -98,6 +99,15 @@ def test_all_four_parts_together_are_clever_hans():
 )
 def test_a_part_missing_is_not(what, level):
     assert judge(result(**what)).level == level
+
+
+@pytest.mark.parametrize(("low", "level"), [(0.34, "unfit"), (0.39, "unfit"), (0.41, "sound")])
+def test_a_probe_that_just_exceeds_chance_is_unfit(low, level):
+    """Regression: an interval whose lower end lay just above chance was enough."""
+    found = result(fall=0, mark="")
+    found.scores[0].accuracy = Interval(value=low + 0.05, low=low, high=low + 0.1)
+    found.scores[1].accuracy = found.scores[0].accuracy
+    assert judge(found).level == level
 
 
 def test_two_classes_need_more():
@@ -180,7 +190,10 @@ def test_a_large_fall_that_is_not_significant_is_not_established():
     assert found.level == "not-established"
     assert "falls on faces>0: accuracy for 'a' 0.95 → 0.73 over 11 images, P = 0.11" in found.headline
     assert judge(doubtful(-0.01)).level == "sound"
-    assert judge(doubtful(0.04, p=1.0)).level == "sound"  # one of many tests
+    by_chance = judge(doubtful(0.04, p=1.0))
+    assert by_chance.level == "sound"  # one of many tests, which is said
+    assert "Of 2 tests of groups 1 shows a fall of 0.1 or more" in " ".join(by_chance.sentences)
+    assert "P = 1 or more after Holm" in " ".join(by_chance.sentences)
 
 
 def test_a_column_that_the_score_may_follow_is_not_established():

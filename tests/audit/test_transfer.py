@@ -1,5 +1,8 @@
 """SpuFix carried over from one audit to another model, by numpy; classes in another order, images by identifier."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -140,6 +143,23 @@ def test_carried_over_to_itself_nothing_changes(data, first, tmp_path):
     assert again.under(mitigated=True).mauc == source.under(mitigated=True).mauc
     assert again.under(mitigated=True).accuracy == source.under(mitigated=True).accuracy
     assert again.verdict.level == source.verdict.level
+
+
+def test_a_report_written_anew_changes_nothing_and_other_components_do(data, first, tmp_path):
+    """Regression: `pfungst report` on the other audit made a finished one of other data, which a resume refuses."""
+    folder, source = first
+    there = shutil.copytree(folder, tmp_path / "first")
+    options = {"transfer": there, "reference": "mean"}
+    run(config(data, tmp_path / "a", "toy.py:biased", **options))
+    write(there, source)
+    again = config(data, tmp_path / "a", "toy.py:biased", **options, resume=True)
+    assert run(again) == load(tmp_path / "a")
+    changed = json.loads((there / "result.json").read_text())
+    entry = next(e for e in changed["entries"] if e["fixed"])
+    entry["fixed"] = [*entry["fixed"], 3]
+    (there / "result.json").write_text(json.dumps(changed))
+    with pytest.raises(ConfigError, match="other data"):
+        run(again)
 
 
 def test_the_first_of_several_models_gives_to_the_others(data, first, tmp_path):

@@ -54,6 +54,38 @@ def test_faster_rcnn_reads_persons_of_high_score(tmp_path):
         FasterRCNNPeople(tmp_path / "fasterrcnn.safetensors", score=0.0)
 
 
+def test_the_command_writes_a_column_that_audits_read(tmp_path, monkeypatch):
+    """Every image by its id, in a CSV that --groups-file joins; weights that are not there are refused."""
+    from pfungst.cli import main
+    from pfungst.data import join_columns, open_images
+
+    for label in "ab":
+        (tmp_path / "images" / label).mkdir(parents=True)
+        for i, value in enumerate((10, 200)):
+            picture(value)().save(tmp_path / "images" / label / f"{i}.png")
+    monkeypatch.setattr("pfungst.data.people.FasterRCNNPeople", lambda file, device: bright)
+    words = [
+        "people",
+        str(tmp_path / "images"),
+        "--detector",
+        "rcnn.pth",
+        "--out",
+        str(tmp_path / "human.csv"),
+    ]
+    with pytest.raises(SystemExit) as stopped:
+        main(words)
+    assert stopped.value.code == 0
+    (images,) = open_images(tmp_path / "images")
+    items, _ = join_columns(images.items, tmp_path / "human.csv")
+    assert [i.groups["human"] for i in items] == [
+        "human" if bright(i.read()) else "no human" for i in images.items
+    ]
+    monkeypatch.undo()
+    with pytest.raises(SystemExit) as stopped:
+        main(words)
+    assert stopped.value.code == 2
+
+
 @pytest.mark.skipif(hasattr(cv2, "CascadeClassifier"), reason="this OpenCV has cascades")
 def test_opencv_without_cascades_says_what_to_do():
     with pytest.raises(ConfigError, match="no face cascade") as caught:

@@ -167,7 +167,12 @@ def test_bootstrap_covers_as_scipys_does():
         return metrics.roc_auc_score(labels, np.r_[normal, abnormal])
 
     theirs = stats.bootstrap(
-        (scores[:60], scores[60:]), area, vectorized=False, method="percentile", n_resamples=1000, rng=0
+        (scores[:60], scores[60:]),
+        area,
+        vectorized=False,
+        method="percentile",
+        n_resamples=1000,
+        random_state=np.random.default_rng(0),
     ).confidence_interval
     assert ours["auroc"].value == pytest.approx(metrics.roc_auc_score(labels, scores))
     assert ours["auroc"].low == pytest.approx(theirs.low, abs=0.012)

@@ -5,12 +5,12 @@ import pytest
 from scipy import stats
 
 from pfungst.measure.proportions import (
+    above_chance,
     auroc_interval,
     better_order,
     f1_interval,
     mean_share,
     paired_difference,
-    paired_fall,
     share_difference,
     wilson,
     wilson_of,
@@ -22,6 +22,20 @@ def test_wilson_is_scipys(right, n):
     found = wilson(np.arange(n) < right)
     expected = stats.binomtest(right, n).proportion_ci(method="wilson")
     assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=1e-6)
+
+
+def test_an_interval_just_above_chance_is_not_above_it():
+    """Regression: an untrained network whose accuracy was 0.27 or more, of four classes, was called sound."""
+    assert not above_chance(wilson_of(0.33, 200).low, 0.25)
+    honest = [(0.6, 40, 0.25), (0.6, 99, 0.001), (0.02, 1000, 0.001), (0.6, 1000, 0.5), (0.75, 40, 0.5)]
+    assert [above_chance(wilson_of(p, n).low, chance) for p, n, chance in honest] == [
+        True,
+        True,
+        False,
+        True,
+        True,
+    ]
+    assert not above_chance(float("nan"), 0.5)
 
 
 def test_none_of_36_is_up_to_10_percent():
@@ -49,15 +63,19 @@ def test_the_mean_of_shares_covers():
     assert np.isnan(mean_share([wilson_of(float("nan"), 0), one]).value)
 
 
-def test_a_paired_fall_is_narrower_than_an_unpaired_one():
+def test_a_paired_fall_is_narrower_than_an_unpaired_one_and_has_a_width_at_the_edge():
     rng = np.random.default_rng(0)
     before = rng.random(400) < 0.8
     after = before & (rng.random(400) < 0.95)
-    found = paired_fall(before, after)
+    found = paired_difference(before, after)
     change = before.astype(float) - after
     half = 1.96 * change.std() / 20
     assert found == pytest.approx((change.mean(), change.mean() - half, change.mean() + half), abs=0.006)
-    assert paired_fall(before, before) == (0.0, 0.0, 0.0)
+    assert found.high - found.low < 0.6 * np.ptp(share_difference(wilson(before), wilson(after))[1:])
+    same = paired_difference(
+        before, before
+    )  # regression: the loss of a model that answers alike was 0, 0 to 0
+    assert -0.02 < same.low < 0 < same.high < 0.02
 
 
 def predictions(rng, labels, order, accuracy, n_outputs):

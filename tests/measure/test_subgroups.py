@@ -24,11 +24,11 @@ def test_one_class_is_scipys_permutation_test_and_bootstrap():
     def difference(a, b, axis=-1):
         return a.mean(axis) - b.mean(axis)
 
-    test = stats.permutation_test(sides, difference, n_resamples=4000, rng=0)
+    test = stats.permutation_test(sides, difference, n_resamples=4000, random_state=np.random.default_rng(0))
     assert found.fall.value == pytest.approx(test.statistic)
     assert found.p == pytest.approx(test.pvalue, abs=0.01)
     interval = stats.bootstrap(
-        sides, difference, method="percentile", n_resamples=4000, rng=0
+        sides, difference, method="percentile", n_resamples=4000, random_state=np.random.default_rng(0)
     ).confidence_interval
     assert (found.fall.low, found.fall.high) == pytest.approx(interval, abs=0.015)
 

@@ -3,29 +3,38 @@
 import json
 import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from scipy.stats import binomtest
+from scipy.stats import binomtest, norm
 from sklearn.metrics import confusion_matrix
 
 from pfungst.anomaly.letters import letters_backbone, train_letters
 from pfungst.audit.result import Interval, load
-from pfungst.errors import ConfigError
+from pfungst.errors import ConfigError, DataError
+from pfungst.label import Study, read_task
 from pfungst.measure.choice import choose_detector, criterion
 from pfungst.papers import catalogue, find
-from pfungst.papers.answers import shared
+from pfungst.papers.answers import shared, study_of
 from pfungst.papers.cartoon import agreement, detectors, sample, truth
 from pfungst.papers.catalogue import table
-from pfungst.papers.encoders import share_into
+from pfungst.papers.classifiers import trained_on
+from pfungst.papers.detectors import RETAINED, categories
+from pfungst.papers.detectors import audit as audit_of_detectors
+from pfungst.papers.diffused import exact
+from pfungst.papers.encoders import _pruned, called, share_into
 from pfungst.papers.made import Number, Numbers, Wish, mean_of
+from pfungst.papers.neuron_votes import judged
 from pfungst.papers.neurons import nearest_distances
+from pfungst.papers.pooled import FOUND, most_shown
 from pfungst.papers.probe_maps import group_mean
 from pfungst.papers.run import reproduce
 from pfungst.papers.stand_ins import letters
 from pfungst.relevance import Pixels, Relevance
+from pfungst.spurious import NeuralPCA
 
 ROOT = Path(__file__).parents[2]
 PAPERS = ROOT.parent / "shared" / "papers"
@@ -93,6 +102,14 @@ def test_numbers_without_data_are_refused(tmp_path):
         reproduce(Wish(find("001-table2"), tmp_path))
     with pytest.raises(ConfigError, match="001-table2"):
         find("001-table3")
+
+
+@pytest.mark.parametrize("key", [k for k, p in catalogue().items() if p.maker and p.needs != "nothing"])
+def test_nothing_is_made_up_where_neither_data_nor_a_stand_in_are_asked_for(key, tmp_path):
+    """001-series once made its own waves without --stand-in."""
+    with pytest.raises(ConfigError, match=rf"{key} needs .*|--data FOLDER"):
+        reproduce(Wish(find(key), tmp_path))
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.skipif(not PAPERS.is_dir(), reason="the papers are not here")
@@ -191,12 +208,188 @@ def test_class_extension_and_shared_features_are_counted():
     assert shared(np.eye(4)[[1, 1]], 1)[1:] == (None, None)
 
 
+def test_encoders_that_the_paper_calls_alike_keep_their_own_names():
+    """Two ResNets were one row "Supervised", the second over the first."""
+    assert called(["resnet18", "vissl:a.pth", "rn50"]) == ["Supervised", "SimCLR", "CLIP"]
+    assert called(["resnet18 robust", "simclr_resnet", "resnet18 standard"]) == [
+        "resnet18 robust",
+        "SimCLR",
+        "resnet18 standard",
+    ]
+
+
+def test_the_pruned_encoder_is_the_one_with_its_checkpoint(tmp_path, monkeypatch):
+    """The sweep once dropped ",checkpoint=FILE" and would have pruned random weights."""
+    seen = []
+
+    def audit(wish, task, name="", **options):
+        seen.append(options)
+        raise ConfigError("enough", "")
+
+    monkeypatch.setattr("pfungst.papers.encoders.audit", audit)
+    (tmp_path / "imagenet").mkdir()
+    models = "torchvision:resnet50,checkpoint=clip.pth,vissl:b.pth"
+    wish = Wish(find("002-table2"), tmp_path, tmp_path, models=models, more={"logo": tmp_path / "logo.png"})
+    with pytest.raises(ConfigError, match="enough"):
+        _pruned(wish, "truck", 3)
+    assert seen[0]["encoder"] == "torchvision:resnet50,checkpoint=clip.pth"
+    assert (seen[0]["mitigate"], seen[0]["sweep"]) == ("prune:relu3:3:rows=90-", [3])
+    assert _pruned(wish, "fish", 3) == ({}, None)  # no logo is pasted there
+
+
+def test_the_component_that_other_classes_show_most_by_a_loop():
+    alpha = np.random.default_rng(0).normal(size=(50, 4))
+    means = [np.mean(sorted(column)[-7:]) for column in alpha.T]
+    assert most_shown(torch.from_numpy(alpha), 7) == int(np.argmax(means))
+    assert most_shown(torch.from_numpy(alpha[:3]), 7) == int(np.argmax(alpha[:3].mean(0)))
+
+
+def test_training_data_are_read_from_the_tags_of_timm():
+    """Tags of models in the paper's table 2, and what it files them under."""
+    filed = {
+        "timm:convnext_base.fb_in22k_ft_in1k": "ImageNet21kFT1k",
+        "timm:convnext_base.fb_in22k": "ImageNet21k",
+        "timm:resnet50.a1_in1k": "ImageNet1k",
+        "timm:tf_efficientnet_b7.ns_jft_in1k": "JFT-300M",
+        "timm:resnet50.fb_ssl_yfcc100m_ft_in1k": "YFCC-100M",
+        "timm:convnext_base.clip_laion2b_augreg_ft_in1k": "LAION-2B",
+        "timm:eva_giant_patch14_336.m30m_ft_in22k_in1k": "MIM",
+        "timm:resnet50": "",
+        "torchvision:resnet50": "",
+        "efficientnet-lite0": "ImageNet1k",
+    }
+    assert {spec: trained_on(spec) for spec in filed} == filed
+    table = find("003-table2").numbers
+    assert {name for name in filed.values() if name} <= {row.partition(":")[0] for row in table}
+
+
+def test_the_exact_denoiser_is_the_mean_of_the_posterior():
+    """Bayes' rule by numpy, image by image."""
+    rng = np.random.default_rng(0)
+    known, noised = rng.random((5, 1, 2, 2)), rng.normal(size=(3, 1, 2, 2))
+    found = exact(torch.from_numpy(known), 50)
+    for t in (0, 10, 49):
+        level = float(np.prod(1 - np.linspace(1e-4, 0.02, 50)[: t + 1]))
+        expected = []
+        for x in noised:
+            log_p = [norm.logpdf(x, np.sqrt(level) * (2 * k - 1), np.sqrt(1 - level)).sum() for k in known]
+            p = np.exp(np.array(log_p) - max(log_p))
+            expected.append(sum(w * (2 * k - 1) for w, k in zip(p / p.sum(), known, strict=True)))
+        np.testing.assert_allclose(found.clean(torch.from_numpy(noised), t), expected, rtol=1e-6)
+
+
+def test_a_diffusion_model_is_read_as_diffusers_saves_it(tmp_path, out):
+    """The counterfactuals of figure 27 with a pipeline of its own; one of another size is refused."""
+    diffusers = pytest.importorskip("diffusers")
+    for size in (32, 16):
+        unet = diffusers.UNet2DModel(size, 3, 3, block_out_channels=(8,), down_block_types=("DownBlock2D",),
+                                     up_block_types=("UpBlock2D",), layers_per_block=1, norm_num_groups=4)  # fmt: skip
+        diffusers.DDPMPipeline(unet, diffusers.DDPMScheduler(50)).save_pretrained(tmp_path / str(size))
+    wish = Wish(find("003-fig27"), out, stand_in=True, tiny=True, device="cpu")
+    made, _ = reproduce(replace(wish, more={"diffusion": tmp_path / "32"}))
+    (row,) = made.numbers[0].rows
+    assert made.numbers[0].at(row, "probability, counterfactual").ours.value <= 1
+    assert not any("exact denoiser" in note for note in made.notes)
+    with pytest.raises(ConfigError, match="makes images of 16 px, the classifier reads 32 px"):
+        reproduce(replace(wish, more={"diffusion": tmp_path / "16"}))
+    with pytest.raises(ConfigError, match="holds no diffusers pipeline"):
+        reproduce(replace(wish, more={"diffusion": tmp_path}))
+
+
+def test_categories_are_chosen_by_the_f1_of_d2neighbors(tmp_path):
+    """Of parts that are no categories of the paper's those above 0.9 of the audit; named ones go first."""
+    from pfungst.datasets.synthetic import make_parts
+    from pfungst.papers.stand_ins import write_mvtec
+
+    data = write_mvtec(make_parts(train=8, good=5, defective=4, size=96, seed=1), tmp_path / "parts")
+    (data / "complete").unlink()
+    wish = Wish(find("001-table2"), tmp_path / "out", data, size=48, seeds=1, device="cpu")
+    own = load(audit_of_detectors(wish, ["d2neighbors"])[1])
+    expected = tuple(e.category for e in own.entries if e.original.f1.value > 0.9)
+    if expected:
+        assert categories(wish) == expected
+    else:
+        with pytest.raises(ConfigError, match="no category with an F1 above"):
+            categories(wish)
+    assert categories(replace(wish, classes=["x"])) == ("x",)
+    for name in RETAINED:
+        (data / name).mkdir()
+    assert categories(wish) == RETAINED
+
+
+def test_images_with_only_a_feature_are_found_where_none_are_given(tmp_path):
+    """003-table1 of classifiers and images of one's own: highest α among images of other classes, by hand."""
+    first, _ = make("003-table1", tmp_path)  # makes the digits and the classifiers
+    assert first.stand_in
+    root = tmp_path / "data" / "planted"
+    spec = f"pfungst.audit.classifier.demo:model,checkpoint={root / 'robust.safetensors'}"
+    wish = Wish(
+        find("003-table1"), tmp_path / "own", root / "train", stand_in=True, models=f"{spec};{spec[:-18]}standard.safetensors",
+        more={"val": root / "val"}, size=32, classes=["7", "3"], device="cpu",
+    )  # fmt: skip
+    found, _ = reproduce(wish)
+    assert len({c.row for c in found.numbers[0].cells if c.ours is not None}) == 2
+    assert any("No person looked" in note for note in found.notes)
+    place = tmp_path / "own" / "data" / "pooled"
+    chosen = json.loads((place / "components.json").read_text())
+    assert chosen["chosen_by"] == "rule"
+    audits = {
+        f.parent: load(f.parent) for f in (tmp_path / "own" / "audits" / "classifiers").glob("*/result.json")
+    }
+    assert sorted(r.chosen_by for r in audits.values()) == ["rule", "transfer"]
+    folder, result = next((f, r) for f, r in audits.items() if r.chosen_by == "rule")
+    entry = next(e for e in result.entries if e.name == "7")
+    assert entry.fixed == chosen["components"][str(entry.index)]
+    study, _ = study_of(result, folder)
+    npca = NeuralPCA.load(folder / "npca")
+    alpha = {}
+    for i, k in enumerate(study.val.labels):
+        phi = study.head.features(study.val[i][1][None])
+        if k != entry.index:
+            alpha[f"{i:06d}"] = float(npca.alpha_features(phi, entry.index)[0, entry.fixed[0]])
+    best = sorted(alpha, key=alpha.get, reverse=True)[:FOUND]
+    found = place / "spurious" / f"spurious_class_7_component_{entry.fixed[0]}"
+    assert {f.stem.partition("-")[2] for f in found.iterdir()} == set(best)
+
+
+def test_the_majority_of_five_judges_the_neurons(tmp_path):
+    """Votes given in the labelling app, counted here by hand; another model's task is refused."""
+    make("003-fig5", tmp_path)
+    folder = tmp_path / "data" / "neurons"
+    people = ["ann", "bob", "cid", "dot", "eve"]
+    study = Study(folder, people)
+    rng = np.random.default_rng(0)
+    votes = {item: rng.random(5) < 0.5 for item in study.items}
+    for item, of in votes.items():
+        for person, vote in zip(people, of.tolist(), strict=True):
+            said = "spurious" if vote else "not"
+            assert study.act(person, item, study.progress(person).sequence(item), "answer", said)
+    study.close()
+    found, page = make("003-fig5", tmp_path)
+    for row in found.numbers[0].rows:
+        index = {e.class_name: e.class_index for e in read_task(folder).items}[row]
+        expected = sum(of.sum() >= 3 for item, of in votes.items() if item.startswith(f"{index}-"))
+        assert found.numbers[0].at(row, "neurons spurious by majority").ours.value == expected
+    assert ", not spurious" in page.read_text()
+    with pytest.raises(DataError, match="another model"):
+        judged(folder, {"name": "other"})
+
+
 def test_errors_into_named_classes_are_those_of_the_wrong_answers():
     rng = np.random.default_rng(0)
     true, said = rng.integers(0, 5, 200), rng.integers(0, 5, 200)
     matrix = confusion_matrix(true, said)
     expected = np.isin(said[true != said], [1, 3]).mean()
     assert share_into(matrix.tolist(), list("abcde"), ["b", "d"]) == pytest.approx(expected)
+    fishes = [
+        "n01440764 tench",
+        "n02514041 barracouta",
+        "c",
+        "d",
+        "e",
+    ]  # what an audit of ImageNet calls them
+    assert share_into(matrix.tolist(), fishes, ["barracouta", "d"]) == pytest.approx(expected)
+    assert share_into(matrix.tolist(), fishes, ["n02514041 barracouta", "D"]) == pytest.approx(expected)
     with pytest.raises(ConfigError, match="no class is called 'x'"):
         share_into(matrix.tolist(), list("abcde"), ["x"])
 

@@ -54,12 +54,12 @@ def test_two_models_each_with_its_own_preprocessing(tmp_path, indexed):
 
 
 def test_a_librarys_model_brings_its_preprocessing(tmp_path, indexed):
-    network = timm.create_model("test_resnet", num_classes=3)
+    network = timm.create_model("resnet10t", num_classes=3)
     save_file(network.state_dict(), str(tmp_path / "weights.safetensors"))
-    spec = f"timm:test_resnet,checkpoint={tmp_path / 'weights.safetensors'}"
+    spec = f"timm:resnet10t,checkpoint={tmp_path / 'weights.safetensors'}"
     done = pfungst("pool", "score", indexed, "--model", spec, "--device", "cpu")
     assert done.exit_code == 0, done.output
-    record = json.loads((indexed / "scores" / "test_resnet" / "model.json").read_text())
+    record = json.loads((indexed / "scores" / "resnet10t" / "model.json").read_text())
     config = timm.data.resolve_data_config({}, model=network)
     assert record["size"] == config["input_size"][-1]
     assert record["condition"] == f"crop:{config['crop_pct']:g}+pillow-{config['interpolation']}"

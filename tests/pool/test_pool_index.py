@@ -91,3 +91,20 @@ def test_a_tar_that_ends_between_two_members_is_noticed(tmp_path):
         index(source, tmp_path / "pool")
     file.write_bytes(whole)
     assert index(source, tmp_path / "pool").rows == 6
+
+
+def test_dicom_and_heic_are_named_and_not_left_out_silently(tmp_path):
+    """Regression: a pool of DICOM files held no images, and one with some lacked them without a word."""
+    source = folder_pool(tmp_path / "source", 4)
+    (source / "scan.DCM").write_bytes(b"x")
+    (source / "phone.heic").write_bytes(b"x")
+    with pytest.raises(DataError, match=r"2 source files cannot be read(.|\n)*scan\.DCM: DICOM"):
+        index(source, tmp_path / "pool")
+    pool = index(source, tmp_path / "pool", skip_bad=True)
+    assert (pool.rows, sorted(pool.unreadable)) == (4, ["phone.heic", "scan.DCM"])
+    with tarfile.open(tmp_path / "one.tar", "w") as tar:
+        tar.add(source / "scan.DCM", "a/scan.dcm")
+        tar.add(source / "0" / "0000.png", "a/0.png")
+    assert list(index(tmp_path / "one.tar", tmp_path / "p", skip_bad=True).unreadable) == [
+        "one.tar/a/scan.dcm"
+    ]

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 
 from pfungst.errors import ConfigError, DataError, InputError, PfungstWarning
 from pfungst.pool import PoolModel, index, open_pool, score
@@ -238,3 +239,13 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path):
         score(pool.folder, [PoolModel("tiny", "pool_sample:slow", "pillow-bilinear", 16)], **OPTIONS).skipped
         >= 2
     )
+
+
+def test_pictures_of_more_than_8_bits_are_rows_with_an_error(tmp_path):
+    """Regression: 12 bits in a file of 16 were shown to the model as 17 levels, and otherwise than in an audit."""
+    source = folder_pool(tmp_path / "source", 6)
+    Image.fromarray(np.arange(256, dtype=np.uint16).reshape(16, 16) * 16).save(source / "deep.png")
+    pool = index(source, tmp_path / "pool")
+    assert score(pool.folder, [TINY], **OPTIONS).errors == {"tiny": 1}
+    rows, _ = parts(pool, "tiny")
+    assert [row["id"] for row in rows if "more than 8 bits" in (row["error"] or "")] == ["deep.png"]

@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -232,3 +233,18 @@ def test_a_pool_is_itself_whatever_its_name_means_to_duckdb(tmp_path):
         assert score(tmp_path / name, [model], device="cpu").rows == count
         hits = search(tmp_path / name, Direction(0, 0, np.ones(8, np.float32), 0.0), "tiny")
         assert len(hits) == count
+
+
+def test_features_of_the_same_size_that_changed_are_noticed(world, tmp_path):
+    """Regression: a search knew its features by their size alone."""
+    pool, npca = world
+    copied = Path(shutil.copytree(pool.folder, tmp_path / "pool"))
+    component = direction(npca, 1, 0)
+    first = search(copied, component, "tiny", top=5)
+    assert first == search(copied, component, "tiny", top=5)
+    file = sorted((copied / "scores" / "tiny").glob("*.npy"))[1]
+    content = bytearray(file.read_bytes())
+    content[-2:] = b"\x12\x34"
+    file.write_bytes(content)
+    with pytest.raises(DataError, match=rf"{file.name} is not what was written"):
+        search(copied, component, "tiny", top=5)

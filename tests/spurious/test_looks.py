@@ -9,9 +9,9 @@ from scipy.ndimage import gaussian_filter1d
 from scipy.stats import norm
 from torch import nn
 
-from pfungst.measure.limits import PARTED
-from pfungst.spurious import FeatureHead, Looked, NeuralPCA, Witness, evidence
-from pfungst.spurious.looks import LOOKS, measure, parted, two_peaks
+from pfungst.measure.limits import APART, PARTED, PLACED
+from pfungst.spurious import FeatureHead, Looked, NeuralPCA, Witness, evidence, two_groups
+from pfungst.spurious.looks import LOOKS, at_place, measure, parted, parted_at, two_peaks
 
 SIDE = 24
 
@@ -72,7 +72,9 @@ def test_a_cast_on_half_of_a_class_is_proved_by_giving_it_to_other_classes():
 
 def test_the_colour_that_all_images_of_a_clean_class_have_is_not_called():
     _, found = proofs("all", 0)
-    assert [(e.how, e.parted) for e in found] == [("region", 0.0)] * 2  # one group: no look is tried
+    assert all(
+        e.how == "region" and e.parted == 0 and e.placed < PLACED for e in found
+    )  # one group: no look is tried
     _, found = proofs("all", 0, witnesses=2)
     assert not any(e.word == "spurious" for e in found)
 
@@ -97,8 +99,80 @@ def test_the_object_in_the_middle_parts_no_class_by_its_colour():
     own[::2, 0, 9:15, 9:15] += 0.2
     own[1::2, 1, 9:15, 9:15] += 0.2
     alpha = np.tile([1.0, 0.0], 60)
-    values = [parted(own_, measure(others)[of], alpha).value for of, own_ in measure(own).items()]
+    values = [parted(measure(own)[of], measure(others)[of], alpha).value for of in ("levels", "energies")]
     assert max(values) < PARTED
+
+
+@pytest.mark.parametrize(
+    ("shape", "found"), [("same", True), ("in all", False), ("elsewhere", False), ("others too", False)]
+)
+def test_what_is_in_one_place_of_some_images_parts_the_class(shape, found):
+    """A corner mark whose α is spread evenly: α has no two groups, the pixels of its place do."""
+    rng = np.random.default_rng(0)
+    own, others = pictures(120, 0, True), pictures(240, 1)
+    has = np.arange(120) % 2 == 0
+    for i in np.flatnonzero(has | (shape == "in all")):
+        y, x = rng.integers(0, 18, 2) if shape == "elsewhere" else (1, 18)
+        own[i, 0, y : y + 5, x : x + 5] = 0.9
+    if shape == "others too":
+        others[::2, 0, 1:6, 18:23] = 0.9
+    alpha = rng.uniform(0, 1, 120) + 0.3 * has
+    heat = torch.zeros(SIDE, SIDE)
+    heat[1:6, 18:23] = 1
+    assert two_groups(alpha) < APART
+    value = parted_at(measure(own)["pixels"], measure(others)["pixels"], alpha, heat)
+    assert (value >= PLACED) is found, value
+
+
+class Marked(nn.Module):
+    """One feature: red at a place in the middle and, as much, brightness at the left."""
+
+    def forward(self, x):
+        found = x[:, 0, 9:14, 12:17].mean((1, 2)) + 2 * x[..., 4:20, 1:4].mean((1, 2, 3))
+        return torch.stack([found, x.mean((1, 2, 3))], 1)
+
+
+def test_a_mark_whose_alpha_is_spread_evenly_is_called():
+    """Regression: corner marks and watermarks that carried all of a class were first of the ranking and not called."""
+
+    def made(n, seed, marked=slice(0)):
+        x, rng = pictures(n, seed), np.random.default_rng(seed)
+        left = rng.uniform(0.2, 0.8, (n, 1, 1, 1)) + rng.normal(0, 0.03, (n, 3, 16, 3))
+        x[:, :, 4:20, 1:4] = torch.from_numpy(left).float()
+        x[marked, 0, 9:14, 12:17] = 0.9
+        return x.clamp(0, 1)
+
+    net = nn.Sequential(Marked(), nn.Linear(2, 3)).eval()
+    net[1].weight.data = torch.tensor([[6.0, 0.0], [0.0, 0.0], [-1.0, 0.0]])
+    net[1].bias.data = torch.tensor([-10.0, 0.0, 0.0])
+    train, others = made(160, 0, slice(0, None, 2)), made(200, 1)
+    head = FeatureHead(net, example=train[:2])
+    with torch.no_grad():
+        x, y = torch.cat([train, others]), [0] * 160 + [1] * 100 + [2] * 100
+        npca = NeuralPCA(1).fit(head, head.features(x), y)
+        alpha = npca.alpha(train, 0).double().numpy()
+    apart = [two_groups(alpha[:, 0])]
+    tried = lambda looked: evidence(
+        npca, 0, [0], made(24, 2, slice(None)), made(60, 3), apart=apart, looked=looked
+    )[0]
+    before, now = tried(None), tried(Looked(measure(train), measure(others), alpha))
+    assert before.word == "unclear"
+    assert "so the region may be the object" in before.reason
+    assert now.word == "spurious", now.reason
+    assert apart[0] < APART
+    assert now.parted < PARTED
+    assert now.placed >= PLACED
+
+
+def test_a_place_is_the_strongest_cells_of_its_map():
+    x = torch.rand(3, 3, 64, 96)
+    heat = torch.zeros(64, 96)
+    heat[:8, :12] = torch.rand(8, 12) + 1  # 4 by 4 cells of 2 by 3 pixels
+    heat[56:, 84:] = torch.rand(8, 12) + 3
+    found = at_place(measure(x)["pixels"], heat).reshape(3, 3, 32)
+    cells = x.reshape(3, 3, 32, 2, 32, 3).mean((3, 5))
+    expected = torch.cat([cells[..., :4, :4].flatten(2), cells[..., 28:, 28:].flatten(2)], 2)
+    np.testing.assert_allclose(np.sort(found, 2), np.sort(expected.numpy(), 2), atol=1e-6)
 
 
 @pytest.mark.parametrize("distance", [2.5, 3.0, 4.0])

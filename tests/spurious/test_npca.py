@@ -45,6 +45,20 @@ def test_krylov_keeps_its_promise(decay, shape):
     assert_promised(found.vectors, found.values, a)
 
 
+@settings(deadline=None, max_examples=12)
+@given(
+    seed=st.integers(0, 10_000),
+    shape=st.tuples(st.integers(300, 420), st.integers(300, 420)),
+    decay=st.floats(0.2, 3.0),
+    m=st.integers(1, 50),
+    scale=st.sampled_from([1e-6, 1.0, 1e6]),
+)
+def test_any_spectrum_keeps_the_promise(seed, shape, decay, m, scale):
+    a = scale * spectrum(*shape, decay, seed).float()
+    found = leading(a, m, seed)
+    assert_promised(found.vectors, found.values, a)
+
+
 def test_krylov_on_awkward_spectra():
     a = spectrum(800, 800, 1.0)
     equal = torch.linalg.qr(a)[0].float() * 3.0  # all eigenvalues equal: nothing to find, nothing to break

@@ -19,6 +19,7 @@ from pydantic import Field
 from pfungst.audit.classifier.config import ClassifierConfig
 from pfungst.audit.classifier.result import ClassifierResult
 from pfungst.audit.config import check_file, listed, with_checkpoint
+from pfungst.audit.images import to_uint8
 from pfungst.audit.machine import circumstances
 from pfungst.audit.result import FILE, Interval, Level, Metric, Model, Result, Verdict, load, save
 from pfungst.audit.similarity.config import SimilarityConfig
@@ -30,7 +31,6 @@ from pfungst.features import combined
 
 Config = SimilarityConfig | ClassifierConfig
 _GROUPS = 8  # columns of groups
-_PAIRS = 4  # pairs of the grid
 
 
 class Row(Model):
@@ -92,7 +92,7 @@ def run_models(config: Config, write: Callable[[Path, Any], object]) -> Result:
         ConfigError, DataError, InputError, CheckpointError: see :mod:`pfungst.errors`.
     """
     field, run = _kind(config)
-    models = _models(config, field)
+    models = named_models(config, field)
     if len(models) == 1:
         return run(models[0][1])
     refuse_old_result(config)
@@ -171,30 +171,42 @@ def _kind(config: Config) -> tuple[str, Callable[[Any], Result]]:
     return "model", run_classifier
 
 
-def _models(config: Config, field: str) -> list[tuple[str, Config]]:
-    """The name and configuration of each model; wrong ones are found before anything is computed."""
+def named_models(config: Config, field: str) -> list[tuple[str, Config]]:
+    """The name and configuration of each model of ``SPEC[,checkpoint=FILE][,size=PIXELS]``; wrong ones are
+    found before anything is computed."""
     option = f"--{field}"
-    specs = [with_checkpoint(text, option) for text in listed(getattr(config, field))]
+    texts = [_sized(text, option) for text in listed(getattr(config, field))]
+    specs = [(*with_checkpoint(text, option), size) for text, size in texts]
     if not specs:
         raise ConfigError(f"{option} names no model", f"write {option} NAME")
-    if len(specs) == 1 and specs[0][1] is None:
+    if len(specs) == 1 and specs[0][1:] == (None, None):
         return [("", config)]
     if config.checkpoint is not None:
         raise ConfigError(
             f"--checkpoint {config.checkpoint} for {len(specs)} models", f"write {option} A,checkpoint=FILE,B"
         )
     found: dict[str, Config] = {}
-    for spec, checkpoint in specs:
+    for spec, checkpoint, size in specs:
         scheme, rest = parse(spec, "encoder" if field == "encoder" else "classifier")
         check_file(checkpoint, option)
         name = Path(rest).name if scheme in STORED - {"package"} else short_name(spec)
         name += f" {checkpoint.stem}" if checkpoint else ""
         if name in found:
             raise ConfigError(f"{option} names {name} twice", "leave one of them out")
-        own = {field: spec, "checkpoint": checkpoint}
+        own = {field: spec, "checkpoint": checkpoint, "size": size or config.size}
         out = {"out": config.out / slug(name)} if len(specs) > 1 else {}
         found[name] = config.model_copy(update=own | out)
     return list(found.items())
+
+
+def _sized(text: str, option: str) -> tuple[str, int | None]:
+    """A specification without its ``size=PIXELS``, and that size."""
+    spec, *rest = text.split(",")
+    sizes = [part.removeprefix("size=") for part in rest if part.startswith("size=")]
+    if len(sizes) > 1 or any(not s.isdecimal() or not 8 <= int(s) <= 2048 for s in sizes):
+        raise ConfigError(f"{option} {text!r}", "write one size from 8 to 2048, such as size=128")
+    others = [part for part in rest if not part.startswith("size=")]
+    return ",".join([spec, *others]), int(sizes[0]) if sizes else None
 
 
 def _values(result: Result) -> dict[str, Any]:
@@ -274,7 +286,6 @@ def _grid(
     time."""
     from pfungst.audit.similarity.prepare import open_labelled
     from pfungst.data import ImageSet
-    from pfungst.encoders import load as load_encoder
     from pfungst.relevance import Patches
     from pfungst.similarity import SimilarityExplainer
 
@@ -286,23 +297,19 @@ def _grid(
     for known in first.pairs:
         if known.title in first.classes:
             shown.setdefault(known.title, (known.first, known.second))
-    chosen = list(shown.items())[:_PAIRS]
     pairs = [
         GridPair(title=title, ids=ids, arrays={}, similarity={}, bias_share={}, grids={})
-        for title, ids in chosen
+        for title, ids in shown.items()
     ]
     arrays: dict[str, np.ndarray] = {}
     for m, (name, config) in enumerate(models):
         assert isinstance(config, SimilarityConfig)
         items = {item.id: item for item in open_labelled(config).items}
-        encoder = load_encoder(
-            config.encoder,
-            checkpoint=config.checkpoint,
-            trust_checkpoint=config.trust_checkpoint,
-            size=config.size,
-        )
+        encoder = config.open_encoder()
         basis = Patches(config.patch(encoder.size))
-        explainer = SimilarityExplainer(encoder, basis=basis, metric="cosine", composite=config.composite)
+        explainer = SimilarityExplainer(
+            encoder, basis=basis, metric=config.metric, composite=config.composite
+        )
         for i, pair in enumerate(pairs):
             both = ImageSet("pair", [items[k] for k in pair.ids])
             images = both.prepare(encoder.preprocessing.condition, encoder.size).images
@@ -314,9 +321,7 @@ def _grid(
             pair.similarity[name], pair.bias_share[name] = float(r.score[0]), r.bias_share
             pair.grids[name] = (list(r.grids[0]), list(r.grids[1]))
             if m == 0:
-                for side, x in enumerate(images):
-                    picture = (x.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
-                    arrays[f"picture_{i}_{side}"] = picture
+                arrays |= {f"picture_{i}_{side}": to_uint8(x) for side, x in enumerate(images)}
         del encoder, explainer
         gc.collect()
     return pairs, arrays

@@ -59,6 +59,8 @@ class AuditConfig(BaseModel):
     _irrelevant: ClassVar[tuple[str, ...]] = (
         *("out", "resume", "overwrite", "device", "workers", "ray", "fail_on"),
     )
+    # Folders of other audits: what is read of them is in the state.
+    _audits: ClassVar[tuple[str, ...]] = ()
 
     def no_pass(self) -> str:
         """Why there is no pass of a model over images that workers or a cluster could share; "" where there
@@ -76,15 +78,12 @@ class AuditConfig(BaseModel):
             raise ValueError("--ray needs Ray, which is not installed: pip install 'pfungst[ray]'")
         return self
 
-    @field_validator("fail_on")
-    @classmethod
-    def _levels(cls, value: list[str]) -> list[str]:
-        return list(levels_of(value))
-
     @field_validator("*", mode="before")
     @classmethod
     def _listed(cls, value: Any, info: ValidationInfo) -> Any:
         of = cls.model_fields[info.field_name or ""].annotation
+        if info.field_name == "fail_on":
+            return list(levels_of(value if isinstance(value, list | tuple) else [value]))
         several = info.field_name in ("encoder", "model") and of is str
         if several and isinstance(value, list):  # in TOML
             return ";".join(map(str, value))
@@ -131,7 +130,9 @@ class AuditConfig(BaseModel):
         """Identifies what the numbers depend on: the options, the files that they name as they are now, the
         version, and `state`, which names the data."""
         data = self.model_dump(mode="json", exclude=set(self._irrelevant))
-        return digest(json.dumps([__version__, data, self._named(data), state], sort_keys=True), length=16)
+        files = self._named({key: value for key, value in data.items() if key not in self._audits})
+        own = digest(json.dumps([__version__, data, files], sort_keys=True), length=16)
+        return joined(own, state) if state else own
 
     def _named(self, value: Any) -> list[str]:
         """Files in the texts of a value, such as checkpoints, ``FILE.py:FUNCTION`` and logos, and those
@@ -146,6 +147,11 @@ class AuditConfig(BaseModel):
                 files = [f for f in path.iterdir() if f.is_file()] if inside else [path]
                 found += [f"{file}:{stamp(file)}" for file in files if file.is_file()]
         return sorted(found)
+
+
+def joined(own: str, state: str) -> str:
+    """The fingerprint of a configuration, and what names its data, as one."""
+    return digest(own, state, length=16)
 
 
 def _explain(error: ValidationError, where: str, cls: type[BaseModel]) -> tuple[str, str]:
@@ -212,8 +218,12 @@ LEVELS: tuple[str, ...] = get_args(Level)
 
 
 def levels_of(texts: Iterable[Any]) -> tuple[str, ...]:
-    """Levels of verdicts from texts such as "sound,fragile". Raises ConfigError for an unknown one."""
-    found = tuple(str(level) for text in texts for level in listed(text))
+    """Levels of verdicts from texts such as "sound,fragile". Raises ConfigError for an unknown one, and for a
+    text that names none, which an unset variable leaves."""
+    given = list(texts)
+    if blank := [text for text in given if not isinstance(text, str) or not listed(text)]:
+        raise ConfigError(f"{blank[0]!r} names no verdict", f"verdicts: {', '.join(LEVELS)}")
+    found = tuple(level for text in given for level in listed(text))
     for level in found:
         if level not in LEVELS:
             raise ConfigError(f"no verdict is called {level!r}", suggest(level, LEVELS, "verdicts"))

@@ -28,7 +28,10 @@ from pfungst.audit.result import Model, load
 from pfungst.conditions import Condition, sides
 from pfungst.conditions.step import Resize
 from pfungst.data import Item
+from pfungst.data.decode import Undecodable
+from pfungst.data.deep import shown, window_of
 from pfungst.data.item import NORMAL
+from pfungst.data.window import Window
 from pfungst.device import choose_device
 from pfungst.encoders import load as load_model
 from pfungst.encoders.checkpoints import load_state
@@ -78,6 +81,9 @@ class About(Model):
     outputs: list[str]
     classes: dict[int, str] = Field({}, description="names of the logits, of an encoder those of its probe")
     threshold: float | None = Field(None, description="of the score, above which an image is abnormal")
+    window: tuple[float, float] | None = Field(
+        None, description="values shown black and white, of pictures of more than 8 bits"
+    )
     mended: str = Field(description="what was done")
     images: int = Field(0, description="on which the model loaded anew was compared with the audited one")
     gap: float | None = Field(None, description="largest difference of an output, relative to the largest")
@@ -164,11 +170,8 @@ class Mended(nn.Module):
 
     def read(self, file: str | Path) -> dict[str, Any]:
         """What the model says of an image file."""
-        from pfungst.data import read_image
-        from pfungst.data.decode import Undecodable
-
         try:
-            image = read_image(Path(file))
+            image = shown(Path(file), Window(*self.about.window or ()))
         except Undecodable as error:
             raise UnreadableImages([(str(file), str(error))]) from None
         with torch.no_grad():
@@ -351,6 +354,7 @@ def write_mended(
     with tempfile.TemporaryDirectory(prefix="pfungst-") as place:
         work = Path(place)
         untraced = ""
+        about = about.model_copy(update={"window": window_of(items)})
         try:
             save(work)
             write_json(work / "mended.json", about.model_dump(mode="json"))

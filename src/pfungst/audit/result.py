@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import importlib
 import math
+from collections.abc import Iterable
 from html import escape
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from pfungst.errors import DataError
+from pfungst.errors import ConfigError, DataError, few
 from pfungst.files import read, write
 
 SCHEMA = "pfungst.result/2"
@@ -28,6 +29,12 @@ class Model(BaseModel):
     """A part of a result: no unknown fields, infinities written as text."""
 
     model_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
+
+    @classmethod
+    def copied(cls, source: object, **more: Any) -> Self:
+        """With the fields that `source` has as attributes of the same names, and with those given."""
+        names = [name for name in cls.model_fields if name not in more and hasattr(source, name)]
+        return cls(**{name: getattr(source, name) for name in names}, **more)
 
 
 class Variant(Model):
@@ -96,13 +103,30 @@ class Metric(Model):
         worst = missing[0] if missing else (max if better == "lower" else min)(per, key=lambda w: per[w])
         return cls(value=per[worst], where=worst, meaning=meaning, better=better, per=per)
 
+    @classmethod
+    def table(cls, rows: Iterable[MetricRow]) -> dict[str, Metric]:
+        """The worst by name; rows without a value are left out."""
+        found: dict[str, tuple[dict[str, float], Better, str]] = {}
+        for name, better, meaning, where, value in rows:
+            per, *_ = found.setdefault(name, ({}, better, meaning))
+            per |= {} if value is None else {where: float(value)}
+        return {name: cls.worst(*of) for name, of in found.items() if of[0]}
+
+
+MetricRow = tuple[str, Better, str, str, float | None]  # name, better, meaning, where, value
+
 
 class Interval(Model):
-    """A value with its 95 % interval, where one could be computed."""
+    """A value with its 95 % interval, where one could be computed; a tuple of the three is read as well."""
 
     value: float
     low: float | None = None
     high: float | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_tuple(cls, value: Any) -> Any:
+        return dict(zip(("value", "low", "high"), value, strict=True)) if isinstance(value, tuple) else value
 
 
 class Skipped(Model):
@@ -163,6 +187,18 @@ def save(result: Result, folder: Path) -> Path:
     return target
 
 
+def refuse_other(folder: Path | None, kind: str) -> None:
+    """Raise ConfigError where a folder holds a result of another kind, which would be lost."""
+    if folder is None or not (folder / FILE).exists():
+        return
+    try:
+        found = load(folder).kind
+    except DataError:
+        found = "that cannot be read"
+    if found != kind:
+        raise ConfigError(f"{folder} holds a result of kind {found}", "choose another --out")
+
+
 def load(folder: str | Path) -> Result:
     """Read the result of an audit from its folder (or from the file itself).
 
@@ -192,4 +228,5 @@ def load(folder: str | Path) -> Result:
     try:
         return kind.model_validate(data)
     except ValidationError as error:
-        raise DataError(f"{path} is damaged: {error}", "run the audit again") from None
+        wrong = few((f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()), 3, "; ")
+        raise DataError(f"{path} is damaged: {wrong}", "run the audit again") from None

@@ -19,10 +19,11 @@ from pfungst import measure
 from pfungst.audit.machine import circumstances
 from pfungst.audit.mended import About, Mended, folders
 from pfungst.audit.quantities import EXPLAINED, REFERENCE, RELEVANCE, quantities
-from pfungst.audit.result import Interval, Metric, Model, Result, Skipped, Verdict, save
+from pfungst.audit.result import Interval, Metric, Model, Result, Skipped, Verdict, refuse_other, save
 from pfungst.conditions import Condition
 from pfungst.data import ImageSet, open_images
 from pfungst.data.traits import PREFIX
+from pfungst.data.window import Window
 from pfungst.errors import ConfigError, DataError, few
 from pfungst.files import read
 from pfungst.measure import limits
@@ -80,11 +81,12 @@ def watch(
         device: where the model runs. skip_bad: leave unreadable images out.
 
     Raises:
-        ConfigError: several entries and none named.
+        ConfigError: several entries and none named; `out` holds another result.
         DataError: the audit kept no reference, or there are too few new images.
         UnreadableImages: some cannot be decoded.
     """
     started = time.monotonic()
+    refuse_other(out, "watch")
     found = folders(audit, entry)
     if len(found) > 1:
         names = [About.of(f).name for f in found]
@@ -93,7 +95,7 @@ def watch(
     if not (found[0] / REFERENCE).exists():
         raise DataError(f"{found[0]} holds no {REFERENCE}", "run the audit again")
     before = read(found[0] / REFERENCE, "run the audit again")
-    images = _open(source)
+    images = _open(source, Window(*model.about.window or ()))
     prepared = images.prepare_many(
         [Condition.parse(model.about.condition)], model.about.size, skip_bad=skip_bad, masks=False
     )[0]
@@ -127,12 +129,13 @@ def watch(
             f"distance; shifted: {limits.SHIFTED:g} or more with p < {limits.P_SHIFT:g} after Holm",
             f"relevance of the first {EXPLAINED} images; of classifiers and encoders gradient × input",
             "the reference are images of the audit, of a detector the normal ones",
+            *_silent(before, after),
         ],
         model=model.about.name,
         mended=model.about.mended,
         reference=max(len(v) for v in before.values()),
         n=len(prepared.items),
-        abnormal=None if share is None else Interval(value=share.value, low=share.low, high=share.high),
+        abnormal=share,
         quantities=compared,
     )
     if out is not None:
@@ -140,8 +143,8 @@ def watch(
     return result
 
 
-def _open(source: Path) -> ImageSet:
-    sets = open_images(source, label_column=None)
+def _open(source: Path, window: Window) -> ImageSet:
+    sets = open_images(source, label_column=None, window=window)
     several = len(sets) > 1  # categories, which have images of the same names
     items = [replace(i, id=f"{s.name}/{i.id}") if several else i for s in sets for i in s.items]
     return ImageSet(Path(source).resolve().name, items)
@@ -179,6 +182,12 @@ def _compared(before: dict[str, np.ndarray], after: dict[str, np.ndarray]) -> li
             )
         )
     return result
+
+
+def _silent(before: dict[str, np.ndarray], after: dict[str, np.ndarray]) -> list[str]:
+    """What one side alone tells, such as the format of files where the audit saw images in memory."""
+    sides = (("the audit's images", set(before) - set(after)), ("the new images", set(after) - set(before)))
+    return [f"not compared, as only {side} tell it: {few(sorted(names))}" for side, names in sides if names]
 
 
 def _usable(values: np.ndarray) -> bool:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 from pydantic import BaseModel
 
-from pfungst.audit.config import AuditConfig
+from pfungst.audit.config import AuditConfig, joined
 from pfungst.audit.result import FILE, load
 from pfungst.data import Item
 from pfungst.errors import ConfigError
@@ -41,10 +41,11 @@ class Workspace:
     def __init__(self, config: AuditConfig, state: str = "") -> None:
         self.folder = config.out
         refuse_old_result(config.model_copy(update={"resume": False}))  # resumed_result was asked before
-        self.fingerprint = config.fingerprint(state)
+        own = config.fingerprint()
+        self.fingerprint = joined(own, state) if state else own
         self._lock = Lock(self.folder / ".lock", str(self.folder))
         self._all_parts = self.folder / ".parts"
-        self._parts = self._all_parts / config.fingerprint()
+        self._parts = self._all_parts / own
         for old in (FILE, "report.html") if config.overwrite else ():
             (self.folder / old).unlink(missing_ok=True)
         if not config.resume:

@@ -24,7 +24,7 @@ from pfungst.cli.export import export
 from pfungst.cli.label import label
 from pfungst.cli.pool import pool
 from pfungst.cli.reproduce import reproduce
-from pfungst.cli.tools import check, conditions, demo, report
+from pfungst.cli.tools import check, conditions, demo, people, report
 from pfungst.errors import PfungstError
 from pfungst.files import disk_is_full
 from pfungst.memory import keep_freed_memory
@@ -37,7 +37,7 @@ app.add_typer(audit, name="audit")
 app.command()(discover)
 app.command()(label)
 app.add_typer(pool, name="pool")
-for command in (demo, doctor, check, compare, watch, export, report, conditions, claims, reproduce):
+for command in (demo, doctor, check, compare, watch, export, report, people, conditions, claims, reproduce):
     app.command()(command)
 
 

@@ -20,6 +20,12 @@ def reproduce(
     data: Annotated[Path | None, typer.Option(help="The data it needs.")] = None,
     val: Annotated[Path | None, typer.Option(help="Validation images of classifiers.")] = None,
     spurious: Annotated[Path | None, typer.Option(help="Images with only a spurious feature.")] = None,
+    components: Annotated[
+        Path | None, typer.Option(help="Components of the first classifier that people judged spurious.")
+    ] = None,
+    diffusion: Annotated[
+        Path | None, typer.Option(help="Diffusion model in image space, as diffusers saves pipelines.")
+    ] = None,
     logo: Annotated[Path | None, typer.Option(help="Picture of the logo that is pasted.")] = None,
     people: Annotated[Path | None, typer.Option(help="CSV of path and human, human or no human.")] = None,
     letters: Annotated[
@@ -62,7 +68,8 @@ def reproduce(
     from pfungst.papers.made import Wish
     from pfungst.papers.run import reproduce as make
 
-    given = {"val": val, "spurious": spurious, "logo": logo, "people": people, "letters": letters}
+    given = {"val": val, "spurious": spurious, "components": components, "diffusion": diffusion}
+    given |= {"logo": logo, "people": people, "letters": letters}
     more = {k: v for k, v in given.items() if v is not None}
     folder = out or Path("pfungst-reproduce")
     few = [name.strip() for name in (classes or "").split(",") if name.strip()]

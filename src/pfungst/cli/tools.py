@@ -1,4 +1,4 @@
-"""``pfungst demo``, ``check``, ``report`` and ``conditions``."""
+"""``pfungst demo``, ``check``, ``report``, ``people`` and ``conditions``."""
 
 from __future__ import annotations
 
@@ -73,6 +73,24 @@ def report(folder: Annotated[Path, typer.Argument(help="Folder of an audit.")]) 
     from pfungst.report import write
 
     typer.echo(write(folder))
+
+
+def people(
+    images: Annotated[Path, typer.Argument(help="Folder, CSV or Parquet of images.")],
+    detector: Annotated[
+        Path,
+        typer.Option(
+            help="Weights of torchvision's Faster R-CNN v2 (COCO), a face cascade (.xml) or YuNet (.onnx)."
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The CSV, for --groups-file or --people.")],
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, … [auto].")] = "auto",
+) -> None:
+    """Say of every image whether a detector finds people in it, as a column "human"."""
+    from pfungst.data.people import people_table
+
+    for note in people_table(images, detector, out, device):
+        typer.echo(note)
 
 
 def conditions() -> None:

@@ -71,6 +71,13 @@ def open_image(source: Path | str | bytes, max_pixels: int = MAX_PIXELS) -> Imag
     return image
 
 
+def is_deep(image: Image.Image) -> bool:
+    """Whether an opened image has more than 8 bits per channel; of colours, Pillow reads 8 only."""
+    return image.mode.startswith(("I", "F")) or (
+        image.mode == "RGB" and ";16" in str(getattr(image, "tile", ""))
+    )
+
+
 _DECODING = (
     OSError,
     SyntaxError,

@@ -20,7 +20,7 @@ from PIL import Image
 from pfungst.errors import ConfigError, DataError
 from pfungst.files import open_picture
 
-from .decode import Undecodable, load, open_image
+from .decode import Undecodable, is_deep, load, open_image, to_rgb
 from .item import Item
 from .items import ImageSet
 from .window import Window
@@ -57,12 +57,26 @@ class Deep:
         return Image.fromarray(self.window.levels(_values(self.path)))
 
 
-def with_levels(sets: list[ImageSet], window: Window) -> list[ImageSet]:
-    """The sets with pictures of more than 8 bits shown through one window, and notes that name it; DICOM has
-    what its header tells as groups.
+def shown(path: Path, window: Window) -> Image.Image:
+    """A file as the images of a data set are read that are shown through a window. Raises ``Undecodable``."""
+    deep = path.suffix.lower() in DICOM or (window.given and _is_deep(Item(path.name, path)))
+    return to_rgb(Deep(path, window)() if deep else load(open_image(path)))
+
+
+def window_of(items: Sequence[Item]) -> tuple[float, float] | None:
+    """The one range that pictures of more than 8 bits are shown through; None where there is none, or the
+    headers of DICOM name it."""
+    windows = {i.image.window for i in items if isinstance(i.image, Deep)}
+    (one,) = windows if len(windows) == 1 else (Window(),)
+    return None if one.low is None or one.high is None else (one.low, one.high)
+
+
+def with_levels(sets: list[ImageSet], window: Window) -> bool:
+    """Show pictures of more than 8 bits in the sets through one window, with notes that name it; DICOM gets
+    what its header tells as groups. Returns whether there is any such picture.
 
     Raises:
-        ConfigError: pydicom is not installed, or a window is given and no picture has more than 8 bits.
+        ConfigError: pydicom is not installed.
     """
     some = False
     for images in sets:
@@ -75,33 +89,31 @@ def with_levels(sets: list[ImageSet], window: Window) -> list[ImageSet]:
         }
         deep = [i for i in images.items if _is_deep(i)]
         some = some or bool(dicom or deep)
-        shown: dict[str, Window] = {}
+        through: dict[str, Window] = {}
         if window.given:
-            shown = dict.fromkeys((i.id for i in (*dicom, *deep)), window)
+            through = dict.fromkeys((i.id for i in (*dicom, *deep)), window)
         else:
             bare = [i for i in dicom if i.id not in own]
             for kind, items in (("DICOM files without a window in the header", bare), *_by_kind(deep)):
                 found = _range(items)
                 if found is not None:
-                    shown |= dict.fromkeys((i.id for i in items), found)
+                    through |= dict.fromkeys((i.id for i in items), found)
                     images.notes.append(
                         f"{len(items)} {kind} are shown from {found.low:,g} to {found.high:,g}, the range "
                         "in use (another: --window CENTRE,WIDTH)"
                     )
-            shown |= dict.fromkeys(own, window)
+            through |= dict.fromkeys(own, window)
         if own and not window.given:
             images.notes.append(f"{len(own)} DICOM files are shown through the window in their header")
         images.items = [
-            replace(i, image=Deep(i.image, shown[i.id])) if isinstance(i.image, Path) and i.id in shown else i
+            replace(i, image=Deep(i.image, through[i.id]))
+            if isinstance(i.image, Path) and i.id in through
+            else i
             for i in images.items
         ]
         told = {name: _groups(header) for name, header in headers.items() if header is not None}
         images.items = [replace(i, groups={**told.get(i.id, {}), **i.groups}) for i in images.items]
-    if window.given and not some:
-        raise ConfigError(
-            "a window does nothing here: no picture is DICOM or has more than 8 bits", "leave --window out"
-        )
-    return sets
+    return some
 
 
 def require_one_range(sets: Sequence[ImageSet]) -> None:
@@ -122,14 +134,12 @@ def require_one_range(sets: Sequence[ImageSet]) -> None:
 
 
 def _is_deep(item: Item) -> bool:
-    """Whether a file has more than 8 bits per channel, by its header; of colours, Pillow reads 8 only."""
+    """Whether a file has more than 8 bits per channel, by its header."""
     if not isinstance(item.image, Path) or item.image.suffix.lower() not in _DEEP:
         return False
     try:
         with open_picture(item.image) as image:
-            return image.mode.startswith(("I", "F")) or (
-                image.mode == "RGB" and ";16" in str(getattr(image, "tile", ""))
-            )
+            return is_deep(image)
     except Exception:  # what is wrong with it is said when it is decoded
         return False
 

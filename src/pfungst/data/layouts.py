@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pfungst.errors import DataError
+from pfungst.errors import ConfigError, DataError
 from pfungst.suggest import suggest
 
 from . import boxes, covid, folders, imagenet, industrial, mvtec, tables
@@ -91,6 +91,16 @@ LAYOUTS = (
 )  # fmt: skip
 """All layouts, in the order in which they are tried."""
 
+TABLES = (
+    "COVID-19 collection",
+    "CSV",
+    "Parquet",
+    "Hugging Face data set",
+    "Parquet shards",
+    "folder with a CSV",
+)
+"""Those with columns."""
+
 
 def open_images(
     path: str | Path,
@@ -103,7 +113,7 @@ def open_images(
     group_columns: Sequence[str] | None = None,
     normal_label: str = "good",
     root: str | Path | None = None,
-    window: str = "header",
+    window: str | Window = "header",
 ) -> list[ImageSet]:
     """Open a data set on disk in one of the :data:`LAYOUTS`; pictures are not decoded yet, but those of more
     than 8 bits, whose range is looked for.
@@ -120,14 +130,14 @@ def open_images(
         normal_label: what normal images are called in this data; they become "good".
         root: the folder that paths in a table are relative to, where it is not that of the table.
         window: which values become black and white in DICOM, in pictures of more than 8 bits and in floats:
-            see :meth:`Window.parse`.
+            see :meth:`Window.parse`; a text that changes nothing is refused.
 
     Returns:
         One set per category. Splits have the names train, validation and test where they had a usual one.
 
     Raises:
         DataError: the path or category does not exist, is empty, or something it refers to is missing.
-        ConfigError: the window cannot be read.
+        ConfigError: the window cannot be read, or no picture has more than 8 bits.
     """
     where = Path(path)
     wanted = None if category is None else [category] if isinstance(category, str) else list(category)
@@ -139,13 +149,14 @@ def open_images(
         groups=None if group_columns is None else tuple(group_columns),
         normal=normal_label,
         root=None if root is None else Path(root),
-        window=Window.parse(window),
+        window=Window.parse(window) if isinstance(window, str) else window,
     )
     if not where.exists():
         raise DataError(f"{where} does not exist", "check the path")
     layout = next((known for known in LAYOUTS if known.fits(where)), None)
     if layout is None:
         raise DataError(f"{where} is a file, but neither CSV nor Parquet", f"give {describe_layouts()}")
+    _refuse_columns(layout, options)
     sets = layout.open(where, options, wanted)
     if layout.name == "ImageNet" or (layout.name == "MVTec category" and wanted == [where.name]):
         wanted = None
@@ -163,7 +174,30 @@ def open_images(
             raise DataError(f"{where}: {s.name} holds no images", f"give {describe_layouts()}")
         s.layout = layout.name
         s.items = [replace(i, split=canonical_split(i.split)) for i in s.items]
-    return with_levels(sets, options.window)
+    some = with_levels(sets, options.window)
+    if isinstance(window, str) and options.window.given and not some:
+        raise ConfigError(
+            "a window does nothing here: no picture is DICOM or has more than 8 bits", "leave --window out"
+        )
+    return sets
+
+
+def _refuse_columns(layout: Layout, options: Options) -> None:
+    """Raise ConfigError for columns that are named where the data have none."""
+    if layout.name in TABLES:
+        return
+    usual = Options()
+    named = [
+        m for m in ("path", "label", "mask", "split") if getattr(options, m) not in (getattr(usual, m), None)
+    ]
+    if named or options.root is not None:
+        told = (
+            f"the {named[0]} column {getattr(options, named[0])!r}" if named else f"the root {options.root}"
+        )
+        raise ConfigError(
+            f"{told} does nothing here: the data are recognised as {layout.name}, which has no table",
+            "leave it out, or give a CSV or Parquet file",
+        )
 
 
 def describe_layouts() -> str:

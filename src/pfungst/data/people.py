@@ -6,6 +6,8 @@ trained on COCO; the score that counts is not in the text, 0.9 is ours.
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +19,7 @@ from PIL import Image
 
 from pfungst.device import choose_device
 from pfungst.errors import ConfigError
+from pfungst.files import write
 
 from .decode import MAX_PIXELS
 from .item import Item
@@ -129,3 +132,30 @@ def mark_people(
     note = f"{column}: {sum(found.values())} of {len(found)} images show a human ({name})"
     items = [marked(item, found[i]) for i, item in enumerate(images.items)]
     return ImageSet(images.name, items, [*images.notes, note])
+
+
+def people_table(images: Path, detector: Path, out: Path, device: str = "auto") -> list[str]:
+    """Write a CSV of path and human ("human", "no human") of the images of a folder or table.
+
+    Args:
+        images: as :func:`pfungst.data.open_images` reads it.
+        detector: weights of Faster R-CNN, or a face cascade (.xml) or YuNet model (.onnx).
+        out: the CSV; replaced where it exists. device: of Faster R-CNN.
+
+    Returns:
+        How many show people, and by which detector.
+
+    Raises:
+        ConfigError, CheckpointError: there is no such detector. UnreadableImages: images cannot be decoded.
+    """
+    from .layouts import open_images
+
+    faces = detector.suffix in (".xml", ".onnx")
+    find: Detector = FaceCascade(detector) if faces else FasterRCNNPeople(detector, device=device)
+    marked = [mark_people(found, find, progress=True) for found in open_images(images)]
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(("path", "human"))
+    rows.writerows((item.id, item.groups["human"]) for found in marked for item in found.items)
+    write(out, text.getvalue())
+    return [found.notes[-1] for found in marked]

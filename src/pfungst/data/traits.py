@@ -56,9 +56,12 @@ class Traits:
 def traits(item: Item) -> Traits:
     """What the file of an item tells. Raises ``Undecodable`` with the reason."""
     source = item.image() if callable(item.image) else item.image
-    if isinstance(source, Image.Image):
-        image, words = source, {"format": "in memory"}
-        numbers: dict[str, float] = {}
+    numbers: dict[str, float] = {}
+    words: dict[str, str] = {}
+    if isinstance(source, Image.Image):  # of a file with a window, or in memory, where there is no format
+        image = source
+        if isinstance(path := getattr(item.image, "path", None), Path):
+            words["format"] = path.suffix.removeprefix(".").upper()
     else:
         opened = open_image(source)
         words, numbers = _container(opened)

@@ -55,6 +55,13 @@ TEST_IMAGES = Limit(
     "of each class; from none wrong of 9 an error rate of 28 % is not excluded (95 %, rule of three)",
 )
 
+ABOVE_CHANCE = Limit(
+    0.1,
+    "2026-11-27",
+    "of the way from what a constant answer gets right to everything, lower end of the interval, for a model "
+    "to be judged as one; 180 untrained classifiers of even seeds reach -0.01",
+)
+
 # --- provenance ------------------------------------------------------------------------------------------
 PROVENANCE_GAP = Limit(
     0.1, "2026-07-01", "AUROC pooled against within groups; half of what separates 0.8 from chance"
@@ -127,6 +134,12 @@ PARTED = Limit(
     "2026-11-26",
     "how a look parts a class (spurious/looks.py); 18 clean networks of seeds 2 and 4 reach 0.04, planted "
     "casts and blurs of seeds 2 to 6 that are relied on have 0.11 and more",
+)
+PLACED = Limit(
+    0.06,
+    "2026-11-27",
+    "the same of what is in the place of a component's region; 36 clean networks of seeds 2 to 8 reach 0.04, "
+    "planted tags, marks and grounds of seeds 2 and 4 that are relied on have 0.07 and more",
 )
 CARRIED_ALONE = Limit(
     0.45, "2026-11-26", "of the way to the class, lower end, without witnesses; 27 clean networks reach 0.36"

@@ -13,8 +13,6 @@ from pfungst.measure import limits
 from pfungst.measure.intervals import Interval
 from pfungst.measure.scores import Array
 
-_DRAWS = 2000
-
 
 def wilson(hits: ArrayLike, level: float = 0.95) -> Interval:
     """Share of True among (N,) with its interval (Wilson 1927)."""
@@ -30,6 +28,15 @@ def wilson_of(p: float, n: int, level: float = 0.95) -> Interval:
     middle = (p + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * math.sqrt(p * (1 - p) / n + z**2 / (4 * n * n))
     return Interval(p, max(0.0, middle - half), min(1.0, middle + half))
+
+
+def above_chance(low: float, chance: float) -> bool:
+    """Whether a model is shown to know its task: lower end of an accuracy or AUROC against chance.
+
+    It must lie :data:`~pfungst.measure.limits.ABOVE_CHANCE` of the way from chance to 1 above it: an interval
+    that just excludes chance is found by one untrained network in forty.
+    """
+    return low >= chance + limits.ABOVE_CHANCE * (1 - chance)
 
 
 def _z(level: float) -> float:
@@ -120,19 +127,6 @@ def f1_interval(found: ArrayLike, false: ArrayLike, level: float = 0.95) -> Inte
     down = math.hypot(value - f1(tpr.low, fpr.value), value - f1(tpr.value, fpr.high))
     up = math.hypot(f1(tpr.high, fpr.value) - value, f1(tpr.value, fpr.low) - value)
     return Interval(value, max(0.0, value - down), min(1.0, value + up))
-
-
-def paired_fall(before: ArrayLike, after: ArrayLike, seed: int = 0) -> Interval:
-    """Share of True before minus after on the same images, (N,) each, with a paired 95 % bootstrap interval.
-
-    An image's difference is −1, 0 or 1, so the images are drawn by drawing how often each value occurs.
-    """
-    change = np.asarray(before).astype(int) - np.asarray(after).astype(int)
-    n = len(change)
-    shares = np.array([(change == v).mean() for v in (-1, 0, 1)])
-    draws = np.random.default_rng(seed).multinomial(n, shares / shares.sum(), size=_DRAWS) @ [-1, 0, 1] / n
-    low, high = np.quantile(draws, [0.025, 0.975])
-    return Interval(float(change.mean()), float(low), float(high))
 
 
 def better_order(labels: Array, predicted: Array) -> tuple[Interval, dict[int, int]] | None:

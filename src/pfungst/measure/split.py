@@ -48,21 +48,34 @@ def best_split(values: np.ndarray) -> Split:
     Args:
         values: (n,), n ≥ 1. Constant values are one group: nothing explained, an upper group without values.
     """
-    x = np.sort(np.asarray(values, dtype=np.float64))
-    n = len(x)
-    total = float(((x - x.mean()) ** 2).sum())
-    if n < 2 or total <= 1e-24 * max(1.0, float(np.abs(x).max()) ** 2):
-        return Split(0.0, float(x[-1]), 0.0, 0.0, float(x.mean()), n)
+    return best_splits(np.asarray(values)[None])[0]
+
+
+def best_splits(samples: np.ndarray) -> list[Split]:
+    """:func:`best_split` of each of m samples, (m, n)."""
+    x = np.sort(np.asarray(samples, dtype=np.float64), axis=1)
+    m, n = x.shape
+    mean = x.mean(1)
+    total = ((x - mean[:, None]) ** 2).sum(1)
     below = np.arange(1, n)
-    sums = np.cumsum(x)[:-1]
-    low, high = sums / below, (x.sum() - sums) / (n - below)
+    sums = np.cumsum(x, axis=1)[:, :-1]
+    low, high = sums / below, (x.sum(1, keepdims=True) - sums) / (n - below)
     between = below * (n - below) / n * (high - low) ** 2
-    best = int(between.argmax())
-    return Split(
-        explained=float(between[best] / total),
-        threshold=float((x[best] + x[best + 1]) / 2),
-        share=float((n - 1 - best) / n),
-        gap=float(high[best] - low[best]),
-        low=float(low[best]),
-        count=n,
-    )
+    alike = total <= 1e-24 * np.maximum(1.0, np.abs(x[:, [0, -1]]).max(1) ** 2)
+    found = []
+    for i in range(m):
+        if n < 2 or alike[i]:
+            found.append(Split(0.0, float(x[i, -1]), 0.0, 0.0, float(mean[i]), n))
+            continue
+        best = int(between[i].argmax())
+        found.append(
+            Split(
+                explained=float(between[i, best] / total[i]),
+                threshold=float((x[i, best] + x[i, best + 1]) / 2),
+                share=float((n - 1 - best) / n),
+                gap=float(high[i, best] - low[i, best]),
+                low=float(low[i, best]),
+                count=n,
+            )
+        )
+    return found

@@ -16,14 +16,17 @@ from pfungst.audit.classifier.result import ClassEntry, ClassifierResult
 from pfungst.audit.images import Labelled, to_uint8
 from pfungst.audit.mended import FOLDER
 from pfungst.audit.result import Interval
+from pfungst.errors import ConfigError
 from pfungst.measure.proportions import wilson
+from pfungst.papers.classifiers import audit
+from pfungst.papers.made import Made, Numbers, Wish, singles
 from pfungst.report import text
 from pfungst.report.images import data_uri
-from pfungst.report.page import Exhibit, Gallery, Strip, Tile
+from pfungst.report.page import Block, Details, Exhibit, Gallery, Strip, Tile
 from pfungst.spurious import SpuFix
 from pfungst.spurious.heads import logits_of
 
-_SHOWN, _TOP, _CLASSES = 5, 3, 12
+_SHOWN, _TOP, _CLASSES, _SAMPLES = 5, 3, 12, 8
 
 
 def study_of(result: ClassifierResult, folder: Path) -> tuple[Study, SpuFix | None]:
@@ -88,7 +91,7 @@ def answered(
         rows = np.flatnonzero(labels == entry.index)
         if not len(rows):
             continue
-        x = torch.stack([_colour(study.spurious[int(i)][1]) for i in rows])
+        x = torch.stack([colour(study.spurious[int(i)][1]) for i in rows])
         found = probabilities(study, fixed, x)
         for p, after in zip(found, ("", ", SpuFix"), strict=False):
             own, other, share = shared(p, entry.index)
@@ -109,6 +112,58 @@ def answered(
     return ours, Gallery(title=f"Answers of {name}", caption=caption, exhibits=exhibits, outlines=False)
 
 
+def taken_for(wish: Wish) -> Made:
+    """Images with only the feature: what they are taken for, before and after SpuFix; and they themselves."""
+    result, folder = audit(wish)
+    ours: dict[str, dict[str, Interval]] = {}
+    blocks: list[Block] = []
+    for name, own, place in singles(result, folder, ClassifierResult, "model"):
+        shares, gallery = answered(name, own, place)
+        ours |= shares
+        if gallery is not None:
+            blocks.append(Details(title=name, blocks=[gallery], open=not blocks))
+    caption = (
+        "Shares of the images with only the feature. Taken for it: the feature alone is enough for the class "
+        "(class extension). Taken for another: the class that most of the rest are answered with (shared "
+        "feature). As the model is unless SpuFix is named."
+    )
+    table = Numbers.of("Images with only the feature", ours, wish.piece.numbers, caption=caption)
+    return Made([table], blocks, audits=[folder])
+
+
+def samples(wish: Wish) -> Made:
+    """The images with only a feature, class by class.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    result, folder = audit(wish)
+    _, own, place = singles(result, folder, ClassifierResult, "model")[0]
+    study, _ = study_of(own, place)
+    if study.spurious is None:
+        raise ConfigError(f"{wish.piece.id} needs {wish.piece.needs}", "give --spurious FOLDER")
+    labels = np.array(study.spurious.labels)
+    exhibits = []
+    for entry in own.entries:
+        rows = np.flatnonzero(labels == entry.index)
+        picked = np.random.default_rng(study.config.seed).permutation(rows)[:_SAMPLES].tolist()
+        tiles = [
+            Tile(
+                Path(study.spurious.ids[i]).stem, study.spurious.ids[i], picture(colour(study.spurious[i][1]))
+            )
+            for i in picked
+        ]
+        if tiles:
+            reason = f"{text.plural(len(rows), 'image')}, drawn at random"
+            exhibits.append(
+                Exhibit(name=entry.name, reason=reason, strips=[Strip("Only the feature", tiles)])
+            )
+    caption = "Images that show a feature of the class, and not the class."
+    return Made(
+        blocks=[Gallery(title="Samples", caption=caption, exhibits=exhibits, outlines=False)], audits=[place]
+    )
+
+
 def _exhibit(study: Study, entry: ClassEntry, x: Tensor, found: list[np.ndarray], ids: list[str]) -> Exhibit:
     rng = np.random.default_rng(study.config.seed)
     own = [i for i, k in enumerate(study.train.labels) if k == entry.index]
@@ -120,7 +175,7 @@ def _exhibit(study: Study, entry: ClassEntry, x: Tensor, found: list[np.ndarray]
         strips.append(Strip(title, [_tile(study.train, shown.id) for shown in component.images[:_SHOWN]]))
     for p, title in zip(found, ("Only the feature, as it is", "Only the feature, with SpuFix"), strict=False):
         tiles = [
-            Tile(three(study, row), f"{id_}: {three(study, row)}", _uri(image))
+            Tile(three(study, row), f"{id_}: {three(study, row)}", picture(image))
             for image, row, id_ in zip(x, p, ids, strict=True)
         ]
         strips.append(Strip(title, tiles))
@@ -145,12 +200,14 @@ def _short(name: str) -> str:
 
 
 def _tile(images: Labelled, id_: str) -> Tile:
-    return Tile(Path(id_).stem, id_, _uri(_colour(images.image(id_))))
+    return Tile(Path(id_).stem, id_, picture(colour(images.image(id_))))
 
 
-def _colour(x: Tensor) -> Tensor:
+def colour(x: Tensor) -> Tensor:
+    """An image (1 or 3, H, W) with three channels."""
     return x.expand(3, -1, -1) if x.shape[0] == 1 else x
 
 
-def _uri(image: Tensor) -> str:
+def picture(image: Tensor) -> str:
+    """An image (C, H, W) in [0, 1] for a page."""
     return data_uri(to_uint8(image), side=160)

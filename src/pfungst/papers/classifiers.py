@@ -9,17 +9,27 @@ from typing import Any
 
 from pfungst.audit.classifier.config import ClassifierConfig
 from pfungst.audit.classifier.result import ClassifierResult
-from pfungst.audit.compare_models import ModelsResult, run_models
+from pfungst.audit.compare_models import ModelsResult, named_models, run_models
 from pfungst.audit.config import listed
 from pfungst.audit.result import Interval, Result
+from pfungst.encoders.packages import PACKAGES
 from pfungst.errors import ConfigError
 from pfungst.papers import stand_ins
 from pfungst.papers.encoders import blocks_of
 from pfungst.papers.made import Made, Numbers, Wish, singles
+from pfungst.papers.pooled import AMONG, FOUND, pooled
 from pfungst.report import write
 from pfungst.report.page import Block, Details
 
 _COLUMNS = ("accuracy", "mAUC", "accuracy, SpuFix", "mAUC, SpuFix")
+# More training data than ImageNet's, by what a tag of timm's holds; the first that fits.
+_EXTRA = {
+    "m30m": "MIM",
+    "jft": "JFT-300M",
+    "yfcc": "YFCC-100M",
+    "laion400m": "LAION-400M",
+    "laion2b": "LAION-2B",
+}
 
 
 def _options(wish: Wish) -> dict[str, Any]:
@@ -49,9 +59,14 @@ def _options(wish: Wish) -> dict[str, Any]:
     options |= {"size": wish.size, "classes": list(wish.classes)}
     if len(listed(wish.models)) > 1:
         options["transfer"] = "first"
-    if "spurious" in wish.more:
-        options["spurious"] = wish.more["spurious"]
-    return options | ({} if wish.stand_in else {"rule": "npfv"})
+    given = {name: wish.more[name] for name in ("spurious", "components") if name in wish.more}
+    if not wish.stand_in:
+        return options | given | {"rule": "npfv"}
+    if "spurious" not in given:
+        _, first = named_models(ClassifierConfig.build(**options, out=wish.out), "model")[0]
+        asked = ("model", "checkpoint", "train", "val", "size", "classes")
+        given = pooled(wish, {name: getattr(first, name) for name in asked})
+    return options | given | {"witness": ["none"], "shown": 1}
 
 
 def audit(wish: Wish) -> tuple[Result, Path]:
@@ -59,13 +74,29 @@ def audit(wish: Wish) -> tuple[Result, Path]:
     return wish.audited(ClassifierConfig, partial(run_models, write=write), "classifiers", **_options(wish))
 
 
+def trained_on(spec: str) -> str:
+    """The training data of a model of timm by the tag of its weights, under the paper's names; "" where none
+    says it."""
+    if spec in PACKAGES:
+        return "ImageNet1k"
+    tag = spec.partition(":")[2].partition(".")[2] if spec.startswith("timm:") else ""
+    if extra := next((name for part, name in _EXTRA.items() if part in tag), ""):
+        return extra
+    tuned, before = tag.endswith("in1k"), any(part in tag for part in ("in21k", "in22k", "in12k"))
+    return ("ImageNet21kFT1k" if tuned else "ImageNet21k") if before else "ImageNet1k" if tuned else ""
+
+
 def table(wish: Wish) -> Made:
-    """Accuracy and spurious score, as they are and with SpuFix; the scatter of one against the other."""
+    """Accuracy and spurious score by training data, as they are and with SpuFix; the scatter of one against
+    the other."""
     result, folder = audit(wish)
     ours: dict[str, dict[str, Interval]] = {}
     if isinstance(result, ModelsResult):
-        for row in result.rows:
-            ours[row.name] = {c: row.values[c] for c in _COLUMNS if c in row.values}
+        named = [(trained_on(row.spec), row) for row in result.rows]
+        for data, row in sorted(named, key=lambda pair: pair[0]):
+            ours[f"{data}: {row.name}" if data else row.name] = {
+                c: row.values[c] for c in _COLUMNS if c in row.values
+            }
         blocks = blocks_of(folder, result, ["models"])
     else:
         assert isinstance(result, ClassifierResult)
@@ -77,13 +108,18 @@ def table(wish: Wish) -> Made:
             own["accuracy" + after] = scores.accuracy
             if scores.mauc is not None:
                 own["mAUC" + after] = scores.mauc
+    ruled = wish.stand_in and wish.data is not None and "spurious" not in wish.more
     notes = [
         "SpuFix measures from the class mean, as published."
-        if not wish.stand_in
+        if not wish.stand_in or wish.data is not None
         else "SpuFix measures from images without the feature (--reference absent); the published one from "
         "the mean.",
         "SpuFix is fitted to the first model and carried over to the others, images matched by identifier.",
         "mAUC is the ROC AUC of the text; the published code computes average precision.",
+    ] + ruled * [
+        f"No person looked. Component of a class: of the {AMONG} of largest variance the one whose α is "
+        f"highest in the {FOUND} training images of other classes that show it most. Images with only the "
+        f"feature: the {FOUND} validation images of other classes of highest α, found by the pool."
     ]
     return Made(
         [Numbers.of("Accuracy and spurious score", ours, wish.piece.numbers)], blocks, notes, [folder]
@@ -127,27 +163,6 @@ def _section(*ids: str) -> Callable[[Wish], Made]:
 components = _section("components")
 
 
-def taken_for(wish: Wish) -> Made:
-    """Images with only the feature: what they are taken for, before and after SpuFix; and they themselves."""
-    from pfungst.papers.answers import answered
-
-    result, folder = audit(wish)
-    ours: dict[str, dict[str, Interval]] = {}
-    blocks: list[Block] = []
-    for name, own, place in singles(result, folder, ClassifierResult, "model"):
-        shares, gallery = answered(name, own, place)
-        ours |= shares
-        if gallery is not None:
-            blocks.append(Details(title=name, blocks=[gallery], open=not blocks))
-    caption = (
-        "Shares of the images with only the feature. Taken for it: the feature alone is enough for the class "
-        "(class extension). Taken for another: the class that most of the rest are answered with (shared "
-        "feature). As the model is unless SpuFix is named."
-    )
-    table = Numbers.of("Images with only the feature", ours, wish.piece.numbers, caption=caption)
-    return Made([table], blocks, audits=[folder])
-
-
 def neurons(wish: Wish) -> Made:
     """Neural PCA beside the neurons of Singla and Feizi: the same class, and how often their images are the
     same."""
@@ -155,7 +170,10 @@ def neurons(wish: Wish) -> Made:
 
     result, folder = audit(wish)
     name, own, place = singles(result, folder, ClassifierResult, "model")[0]
-    numbers, blocks = beside(own, wish.tiny)
-    return Made(
-        [numbers], blocks, [f"Of {name}; the neurons and the components are those of one model."], [place]
-    )
+    votes = wish.out / "data" / "neurons"
+    numbers, blocks = beside(own, votes, wish.tiny)
+    notes = [
+        f"Of {name}; the neurons and the components are those of one model.",
+        f"Five people judge the neurons with pfungst label {votes}; then this page has the majority's word.",
+    ]
+    return Made([numbers], blocks, notes, [place])

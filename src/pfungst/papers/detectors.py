@@ -8,6 +8,7 @@ from pfungst.audit.anomaly.config import AnomalyConfig
 from pfungst.audit.anomaly.result import AnomalyResult, Entry, Scored
 from pfungst.audit.result import Interval
 from pfungst.encoders.packages import PACKAGES, installed
+from pfungst.errors import ConfigError
 from pfungst.papers import stand_ins
 from pfungst.papers.made import Made, Numbers, Wish, mean_of
 from pfungst.report.anomaly_entry import entry_blocks
@@ -35,19 +36,34 @@ def models(wish: Wish) -> dict[str, str]:
     return named | {"PatchCore": wish.models or _patchcore()}
 
 
-def audit(wish: Wish, detectors: list[str], categories: tuple[str, ...] = ()) -> tuple[AnomalyResult, Path]:
+def categories(wish: Wish) -> tuple[str, ...]:
+    """The categories of a table: those named, the paper's five where the data have them, else all that
+    D2Neighbors predicts with an F1 above 0.9.
+
+    Raises:
+        ConfigError: it predicts none so well.
+    """
+    if wish.stand_in or wish.classes:
+        return tuple(wish.classes)
+    if all((wish.given() / category).is_dir() for category in RETAINED):
+        return RETAINED
+    result, _ = audit(wish, ["d2neighbors"])
+    found = tuple(e.category for e in result.entries if e.original.f1.value > LEAST_F1)
+    if not found:
+        raise ConfigError(f"D2Neighbors predicts no category with an F1 above {LEAST_F1:g}", "name --classes")
+    return found
+
+
+def audit(wish: Wish, detectors: list[str], chosen: tuple[str, ...] = ()) -> tuple[AnomalyResult, Path]:
     """The audit that all of them share; the paper's conditions, protocol and mitigation are its defaults."""
     from pfungst.audit.anomaly.run import run
 
-    if wish.stand_in:
-        data, categories = stand_ins.parts(wish), ()
-    else:
-        data = wish.given()
+    data = stand_ins.parts(wish) if wish.stand_in else wish.given()
     size, seeds = (48, 1) if wish.tiny else (wish.size or _SIDE, wish.seeds or 5)
     options = {"size": size, "seeds": seeds, "protocol": "published", "groups": ["none"], "examples": 6}
     name = "detectors-" + "-".join(d.partition(":")[0] + d.partition("p=")[2] for d in detectors)
     return wish.audited(
-        AnomalyConfig, run, name, data=data, model=detectors, category=list(categories), **options
+        AnomalyConfig, run, name, data=data, model=detectors, category=list(chosen), **options
     )
 
 
@@ -70,7 +86,7 @@ def _numbers(entries: list[Entry], prefix: str = "") -> dict[str, dict[str, Inte
 def table2(wish: Wish) -> Made:
     """F1 and FNR before and after deployment."""
     named = models(wish)
-    result, folder = audit(wish, list(named.values()), RETAINED)
+    result, folder = audit(wish, list(named.values()), categories(wish))
     ours: dict[str, dict[str, Interval]] = {}
     for name, spec in named.items():
         ours |= _numbers([e for e in result.entries if e.model == spec], name)
@@ -85,7 +101,7 @@ def table2(wish: Wish) -> Made:
 def table3(wish: Wish) -> Made:
     """F1 by category."""
     named = models(wish)
-    result, folder = audit(wish, list(named.values()), RETAINED)
+    result, folder = audit(wish, list(named.values()), categories(wish))
     ours: dict[str, dict[str, Interval]] = {}
     for name, spec in named.items():
         entries: list[Entry] = [e for e in result.entries if e.model == spec]
@@ -112,7 +128,8 @@ def retained(wish: Wish) -> Made:
 
 def frequencies(wish: Wish) -> Made:
     """Where D2Neighbors looks: pixels, frequencies, pixels within frequency bands."""
-    result, folder = audit(wish, ["d2neighbors"], ("wood",) if wish.piece.id.startswith("001") else RETAINED)
+    wood = wish.piece.id.startswith("001") and not wish.stand_in and not wish.classes
+    result, folder = audit(wish, ["d2neighbors"], ("wood",) if wood else categories(wish))
     entries = result.entries
     if wish.piece.id.startswith("001") and wish.stand_in:
         entries = [e for e in entries if e.category == "wood_stripes"] or entries[:1]
@@ -126,7 +143,7 @@ def frequencies(wish: Wish) -> Made:
 
 def resizing(wish: Wish) -> Made:
     """The same images resized without and with antialiasing."""
-    result, folder = audit(wish, ["d2neighbors"], RETAINED)
+    result, folder = audit(wish, ["d2neighbors"], categories(wish))
     kept = {
         e.category: {"energy kept by the deployed condition, highest band": e.spectrum.kept[-1]}
         for e in result.entries

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 
 from pfungst.audit.compare_models import ModelsResult, run_models
+from pfungst.audit.config import listed
 from pfungst.audit.result import Interval, Result, Variant
 from pfungst.audit.similarity.config import SimilarityConfig
 from pfungst.audit.similarity.result import ProbeScores, SimilarityResult
+from pfungst.data.imagenet_classes import plain, wnid_of
 from pfungst.errors import ConfigError
 from pfungst.papers import stand_ins
 from pfungst.papers.made import Made, Numbers, Wish, singles
@@ -22,8 +24,9 @@ from pfungst.report.write import build
 from pfungst.suggest import suggest
 
 SWEEP = (1, 2, 5, 10, 20)
+MENDED = 5  # maps that the table prunes
 MOST_HUMANS = ("barracouta", "coho", "tench", "sturgeon", "gar", "stingray")  # 002, note B
-PRUNED = "relu3"  # of CLIP's ResNet-50, as published
+PRUNED, BOTTOM = "relu3", "rows=90-"  # of CLIP's ResNet-50, as published: where the logo is
 _ORIGINAL = Variant(condition="original")
 # What an encoder is called in the paper, by what its name contains; the first that fits.
 _NAMES = {
@@ -40,6 +43,18 @@ _NAMES = {
 def name_of(model: str) -> str:
     """The paper's name of an encoder, or its own."""
     return next((name for part, name in _NAMES.items() if part in model.lower()), model)
+
+
+def called(models: Sequence[str]) -> list[str]:
+    """The paper's names of encoders; two that it would call alike keep their own."""
+    names = [name_of(model) for model in models]
+    return [name if names.count(name) == 1 else own for name, own in zip(names, models, strict=True)]
+
+
+def _encoders(result: Result, folder: Path) -> list[tuple[str, SimilarityResult]]:
+    """The encoders of an audit by the paper's names, with their results."""
+    found = singles(result, folder, SimilarityResult, "encoder")
+    return list(zip(called([name for name, *_ in found]), (own for _, own, _ in found), strict=True))
 
 
 def _options(wish: Wish, task: str) -> dict[str, Any]:
@@ -67,7 +82,8 @@ def _options(wish: Wish, task: str) -> dict[str, Any]:
     common = {"encoder": wish.models, "seeds": seeds, "groups": ["none"], "size": wish.size}
     if task == "COVID-19":
         place = root / "covid" if (root / "covid").is_dir() else root
-        more = {"probe": "svm", "positive": "COVID-19", "keep_together": "patient", "groups": ["source"]}
+        groups = ["source", "view"] if wish.stand_in else ["source"]
+        more = {"probe": "svm", "positive": "COVID-19", "keep_together": "patient", "groups": groups}
         return common | more | {"images": place}
     place = root / "imagenet" if (root / "imagenet").is_dir() else root
     common |= {"images": place, "category": task}
@@ -145,10 +161,15 @@ def table1(wish: Wish) -> Made:
     for task in tasks(wish):
         result, folder = audit(wish, task)
         folders.append(folder)
-        for name, own, _ in singles(result, folder, SimilarityResult, "encoder"):
-            ours.setdefault(name_of(name), {}).update(_values(own, task))
+        for name, own in _encoders(result, folder):
+            ours.setdefault(name, {}).update(_values(own, task))
         if isinstance(result, ModelsResult):
             blocks += blocks_of(folder, result, ["models"])
+        if wish.piece.id == "001-table1":
+            row, pruned = _pruned(wish, task, 2 if wish.tiny else MENDED)
+            if pruned is not None:
+                ours["CLIP, mended"] = row
+                folders.append(pruned)
     return Made([Numbers.of("Accuracy", ours, _paper(wish, tasks(wish)))], blocks, audits=folders)
 
 
@@ -173,26 +194,27 @@ def sweep(wish: Wish) -> Made:
     for cell in made.numbers[0].cells:
         if cell.ours is not None:
             ours.setdefault(cell.row, {})[cell.column] = cell.ours
-    task = "digits" if wish.stand_in and wish.data is None else "truck"
     folders = list(made.audits)
-    if task in tasks(wish):
-        options = _options(wish, task)
-        first = str(options["encoder"]).split(",")[0]
-        layer = "stage1.relu1" if task == "digits" else PRUNED
+    for task in tasks(wish):
         for k in SWEEP[:2] if wish.tiny else SWEEP:
-            if not options.get("condition"):
-                break
-            result, folder = audit(
-                wish, task, f"-pruned-{k}", encoder=first, mitigate=f"prune:{layer}:{k}", sweep=[k]
-            )
-            folders.append(folder)
-            assert isinstance(result, SimilarityResult)
-            row = ours.setdefault(f"CLIP, {k} pruned", {})
-            before = "" if task == "digits" else f"{task} "
-            for s in result.scores:
-                if s.variant.mitigated and not s.column:
-                    row[before + s.variant.condition.partition(":")[0]] = s.accuracy
+            row, folder = _pruned(wish, task, k)
+            ours |= {f"CLIP, {k} pruned": row} if row else {}
+            folders += [folder] if folder else []
     return Made([Numbers.of("Accuracy", ours, _paper(wish, tasks(wish)))], made.blocks, audits=folders)
+
+
+def _pruned(wish: Wish, task: str, k: int) -> tuple[dict[str, Interval], Path | None]:
+    """Accuracy of the first encoder without the k maps that a logo moves most, by condition."""
+    options = _options(wish, task)
+    if not options.get("condition"):
+        return {}, None
+    first = listed(options["encoder"])[0]  # with its checkpoint
+    wanted = f"prune:stage1.relu1:{k}" if task == "digits" else f"prune:{PRUNED}:{k}:{BOTTOM}"
+    result, folder = audit(wish, task, f"-pruned-{k}", encoder=first, mitigate=wanted, sweep=[k])
+    assert isinstance(result, SimilarityResult)
+    before = "" if task == "digits" else f"{task} "
+    scores = [s for s in result.scores if s.variant.mitigated and not s.column]
+    return {before + s.variant.condition.partition(":")[0]: s.accuracy for s in scores}, folder
 
 
 def _pictures(wish: Wish, ids: Sequence[str], whole: Sequence[str] = ()) -> Made:
@@ -233,11 +255,18 @@ def share_into(matrix: Sequence[Sequence[int]], classes: Sequence[str], named: S
     Raises:
         ConfigError: one of them does not exist.
     """
-    if missing := [name for name in named if name not in classes]:
+    index = _indices(classes)
+    if missing := [name for name in named if plain(name) not in index]:
         raise ConfigError(f"no class is called {missing[0]!r}", suggest(missing[0], classes, "classes"))
     wrong = np.array(matrix)
     np.fill_diagonal(wrong, 0)
-    return float(wrong[:, [classes.index(name) for name in named]].sum() / wrong.sum())
+    return float(wrong[:, sorted({index[plain(name)] for name in named})].sum() / wrong.sum())
+
+
+def _indices(classes: Sequence[str]) -> dict[str, int]:
+    """Where classes stand, by their names with and without the WordNet id before them."""
+    bare = [name.partition(" ")[2] if wnid_of(name) else name for name in classes]
+    return {plain(name): i for names in (bare, classes) for i, name in enumerate(names)}
 
 
 def errors(wish: Wish) -> Made:
@@ -245,14 +274,17 @@ def errors(wish: Wish) -> Made:
     made = _pictures(wish, ["errors"])
     ours: dict[str, dict[str, float]] = {}
     for task in tasks(wish):
-        for name, own, _ in singles(*audit(wish, task), SimilarityResult, "encoder"):
-            row = ours.setdefault(f"{name_of(name)}, {task}", {})
-            for key, c in own.confusion.items():
+        for name, own in _encoders(*audit(wish, task)):
+            row = ours.setdefault(f"{name}, {task}", {})
+            wanted, known = wish.classes or MOST_HUMANS, _indices(own.classes)
+            named = list(wanted) if any(plain(name) in known for name in wanted) else []
+            for variant in own.variants:
+                c = own.confusion[variant.key]
+                under = variant.condition.partition(":")[0] + ", mended" * variant.mitigated
                 if c.errors:
-                    row[f"into one class, {key}"] = c.share
-                    if named := list(wish.classes) or [c for c in MOST_HUMANS if c in own.classes]:
-                        share = share_into(c.matrix, own.classes, named)
-                        row[f"into the named classes, {key}"] = share
+                    row[f"into one class, {under}"] = c.share
+                    if named:
+                        row[f"into the named classes, {under}"] = share_into(c.matrix, own.classes, named)
     return Made([Numbers.of("Share of errors", ours, wish.piece.numbers)], made.blocks, audits=made.audits)
 
 

@@ -16,6 +16,7 @@ from pfungst.audit.classifier.result import ClassifierResult
 from pfungst.audit.result import Interval
 from pfungst.data import ImageSet, Item, open_images
 from pfungst.papers.made import Numbers
+from pfungst.papers.neuron_votes import Neuron, ask, judged
 from pfungst.report.images import data_uri
 from pfungst.report.page import Block, Exhibit, Gallery, Strip, Tile
 from pfungst.spurious import FeatureHead, NeuralPCA
@@ -42,11 +43,12 @@ def nearest_distances(groups: Tensor) -> np.ndarray:
     return np.array(found)
 
 
-def beside(result: ClassifierResult, tiny: bool = False) -> tuple[Numbers, list[Block]]:
+def beside(result: ClassifierResult, votes: Path, tiny: bool = False) -> tuple[Numbers, list[Block]]:
     """Top images of both, for the classes of an audit.
 
     Args:
         result: its configuration names model and images.
+        votes: folder where people are asked about the neurons; what five judged has the majority's word.
         tiny: two classes.
 
     Returns:
@@ -73,6 +75,7 @@ def beside(result: ClassifierResult, tiny: bool = False) -> tuple[Numbers, list[
     ranking = rank_neurons(neuron_importance(head, stacked, labels, by="label"), TOP)
     ours: dict[str, dict[str, Interval | float | None]] = {}
     exhibits = []
+    asked, said = [], judged(votes, result.fingerprint)
     for name, k in names.items():
         phi, x, mine = features[name], pictures[name], by_class[name]
         n = min(TOP, len(mine))
@@ -86,15 +89,28 @@ def beside(result: ClassifierResult, tiny: bool = False) -> tuple[Numbers, list[
             row[f"identical pairs, {what}"] = float(found.identical)
             row[f"least pixel distance, {what}"] = float(nearest_distances(x[rows].flatten(2)).mean())
             row[f"least feature distance, {what}"] = float(nearest_distances(phi[rows]).mean())
+            words = [""] * len(rows)
+            if what == "neurons":
+                p = head.linear.logits(phi).softmax(1)[:, k].double()
+                asked += [
+                    Neuron(k, name, j, [mine[i].id for i in g], x[g], scores[g, n_].tolist(), p[g].tolist())
+                    for n_, (j, g) in enumerate(zip(ranking[k].tolist(), rows, strict=True))
+                ]
+                known = [said.get(neuron.key) for neuron in asked[-len(rows) :]]
+                words = [{True: ", spurious", False: ", not spurious", None: ""}[v] for v in known]
+                if None not in known:
+                    row["neurons spurious by majority"] = float(sum(map(bool, known)))
             strips = [
                 Strip(
-                    f"{what} {number}", [Tile(Path(mine[i].id).stem, mine[i].id, _uri(x[i])) for i in group]
+                    f"{what} {number}{words[number - 1]}",
+                    [Tile(Path(mine[i].id).stem, mine[i].id, _uri(x[i])) for i in group],
                 )
                 for number, group in enumerate(rows.tolist(), 1)
             ]
             exhibits.append(
                 Exhibit(name=f"{name}, {what}", reason=f"{found.identical} identical pairs", strips=strips)
             )
+    ask(votes, result.model, result.fingerprint, asked)
     caption = "The five training images of highest α of five components, and of highest w·φ of five neurons."
     gallery = Gallery(title="Top images", caption=caption, exhibits=exhibits, outlines=False)
     note = "Distances: of each image to the nearest of the other component's five, averaged; l2."

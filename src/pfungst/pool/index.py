@@ -16,7 +16,12 @@ from pfungst.errors import DataError, InputError, lines
 from pfungst.files import Lock, read, reading, remove_leftovers, stamp, whole, write_json
 
 FORMAT = "pfungst.pool/2"
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm"}
+SUFFIXES = {*(".jpg", ".jpeg", ".jpe", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")}
+_CONVERT = "a pool does not read it: convert it to PNG"
+_UNREAD = {
+    **dict.fromkeys((".dcm", ".dicom", ".ima"), f"DICOM, whose window a data set names; {_CONVERT}"),
+    **dict.fromkeys((".heic", ".heif", ".avif"), f"HEIF or AVIF; {_CONVERT}"),
+}
 
 
 @dataclass(frozen=True)
@@ -160,10 +165,15 @@ def index(
         for file in files:
             name, now = file.relative_to(root).as_posix(), stamp(file)
             if kind == "folder":
+                if (suffix := file.suffix.lower()) in _UNREAD:
+                    unreadable[name] = _UNREAD[suffix]
+                    continue
                 yield Place(name, name, 0, int(now.partition(":")[0]), now)
                 continue
             try:
-                found = _tar(file, name) if kind == "tar" else _parquet(file, name, column, id_column)
+                found = (
+                    _tar(file, name, unreadable) if kind == "tar" else _parquet(file, name, column, id_column)
+                )
                 yield from (replace(place, stamp=now) for place in found)
             except (OSError, ValueError, tarfile.TarError, pa.ArrowException, _Unusable) as error:
                 unreadable[name] = str(error).splitlines()[0]
@@ -220,18 +230,21 @@ def _files(source: Path) -> tuple[list[Path], str]:
     if not source.exists():
         raise DataError(f"there is no {source}", "give a folder of images, of tar shards or of Parquet files")
     found = [source] if source.is_file() else sorted(p for p in source.rglob("*") if p.is_file())
-    for kind, suffixes in (("parquet", {".parquet"}), ("tar", {".tar"}), ("folder", SUFFIXES)):
+    for kind, suffixes in (("parquet", {".parquet"}), ("tar", {".tar"}), ("folder", SUFFIXES | set(_UNREAD))):
         files = [p for p in found if p.suffix.lower() in suffixes]
         if files:
             return files, kind
     return [], "folder"
 
 
-def _tar(file: Path, name: str) -> Iterator[Place]:
+def _tar(file: Path, name: str, unreadable: dict[str, str]) -> Iterator[Place]:
     with tarfile.open(file, "r:") as tar:
         for member in tar:
-            if member.isfile() and Path(member.name).suffix.lower() in SUFFIXES:
+            suffix = Path(member.name).suffix.lower()
+            if member.isfile() and suffix in SUFFIXES:
                 yield Place(f"{name}/{member.name}", name, member.offset_data, member.size)
+            elif member.isfile() and suffix in _UNREAD:
+                unreadable[f"{name}/{member.name}"] = _UNREAD[suffix]
         # tarfile takes any end for the end: an archive that was cut between two members lacks its mark.
         tar.fileobj.seek(tar.offset)
         if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):

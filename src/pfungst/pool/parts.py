@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from pfungst.errors import DataError, PfungstWarning
 from pfungst.features import check_part
-from pfungst.files import read, write_json
+from pfungst.files import read, reading, stamp, write_json
 from pfungst.pool.index import Pool, literal
 from pfungst.suggest import suggest
 
@@ -69,6 +71,29 @@ def remove_damaged(pool: Pool, name: str) -> None:
             except DataError as error:
                 warnings.warn(f"{error.message}; it is computed again", PfungstWarning, stacklevel=3)
                 path.unlink()
+
+
+def refuse_damaged(pool: Pool, name: str, shards: Iterable[int], remedy: str) -> None:
+    """Raise DataError, with a remedy, if features are not what was written.
+
+    All of them are read once: then it is known by the sizes and times of their files, in ``checked.json``,
+    that they are the same.
+    """
+    record = pool.folder / "scores" / name / "checked.json"
+    known: dict[str, str] = {}
+    with contextlib.suppress(DataError):
+        known = read(record, "")
+    found = dict(known)
+    for shard in shards:
+        path = part_path(pool, name, shard)
+        with reading(path, remedy):
+            now = f"{stamp(path)} {stamp(features_path(pool, name, shard))}"
+        if known.get(path.name) != now:
+            check_part(path, remedy)
+            found[path.name] = now
+    if found != known:
+        with contextlib.suppress(DataError):  # a pool that may only be read
+            write_json(record, found)
 
 
 def unfinished(pool: Pool, names: list[str]) -> list[int]:

@@ -100,14 +100,21 @@ class Scorer:
     def _load(
         self, places: list[Place], contents: Stream[bytes | str], inputs: set[tuple[str, int]], row: int
     ) -> tuple[None, dict[tuple[str, int], Any]]:
-        from pfungst.data import read_image
+        from pfungst.data.decode import is_deep, load, open_image, to_rgb
 
         content = contents[row]
         if isinstance(content, str):
             raise DataError(content)
         try:
-            image = read_image(content)
+            opened = open_image(content)
+            if is_deep(opened):
+                raise DataError(
+                    "more than 8 bits, which a data set shows through its own range: convert it to 8"
+                )
+            image = to_rgb(load(opened))
             return None, {k: self.conditions[k](image, k[1], key=places[row].id) for k in inputs}
+        except DataError:
+            raise
         except Exception as error:  # whatever a broken file makes a decoder do must not stop the job
             raise DataError(f"{type(error).__name__}: {error}") from None
 

@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 
 from pfungst.errors import DataError, InputError
-from pfungst.features import check_part
 from pfungst.files import read
 from pfungst.pool.index import Pool, open_pool
-from pfungst.pool.parts import features_path, finished, model_record
+from pfungst.pool.parts import features_path, finished, model_record, refuse_damaged
 
 BLOCK = 256  # rows: their float32 copies stay in the second-level cache
 _DAMAGED = "score the pool again, which computes damaged parts anew"
@@ -170,10 +169,10 @@ def search(
 def _alphas(pool: Pool, model: str, component: Direction, shards: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """α of chosen rows, shard by shard; a shard of which every row is wanted is read from end to end."""
     result = np.empty(len(rows), np.float32)
+    refuse_damaged(pool, model, np.unique(shards).tolist(), _DAMAGED)
     bounds = [*np.flatnonzero(np.diff(shards, prepend=-1)), len(shards)]
     for start, stop in pairwise(bounds):
         path = features_path(pool, model, int(shards[start]))
-        check_part(path.with_suffix(".parquet"), _DAMAGED, digest=False)
         features = read(path, _DAMAGED)
         wanted = rows[start:stop]
         if len(wanted) < len(features):

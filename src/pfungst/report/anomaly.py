@@ -7,30 +7,28 @@ from pathlib import Path
 from statistics import fmean
 
 from pfungst.audit.anomaly.result import AnomalyResult, Entry, Scored
-from pfungst.audit.result import Interval, Result
+from pfungst.audit.result import Interval
 from pfungst.conditions import sides
 from pfungst.report import discovery, parts, plots, text
 from pfungst.report.anomaly_entry import entry_blocks, entry_id, provenance_blocks
 from pfungst.report.anomaly_tables import group, shown, steps, table
 from pfungst.report.page import (
     Block,
-    Cell,
     Column,
     Details,
     Figure,
-    Key,
     Page,
     Rows,
     Section,
     Stat,
     Table,
-    expect,
+    page_of,
+    words,
 )
 
 # Longest side of the pictures in pixels, by how many examples there are at most.
 _SIDES = ((60, 320), (150, 224))
 _SMALLEST = 144
-_SHAPES = {"original": "circle", "deployed": "diamond", "mitigated": "square"}
 
 
 def _pixels(result: AnomalyResult) -> str:
@@ -38,17 +36,9 @@ def _pixels(result: AnomalyResult) -> str:
     return f"{height} px" if height == width else f"{height} × {width} px (height × width)"
 
 
-def page(result: Result, folder: Path) -> Page:
-    """The page of an anomaly audit.
-
-    Args:
-        result: an :class:`AnomalyResult`.
-        folder: where its arrays are.
-
-    Raises:
-        DataError: arrays are missing or damaged, or it is another kind of result.
-    """
-    result = expect(result, AnomalyResult)
+@page_of(AnomalyResult)
+def page(result: AnomalyResult, folder: Path) -> Page:
+    """The page of an anomaly audit."""
     models, categories = list(result.mean), list(dict.fromkeys(e.category for e in result.entries))
     first: list[Section | None] = [_results(result), _provenance(result, folder)]
     if result.verdict.level == "provenance":
@@ -162,13 +152,9 @@ def _dots(named: Sequence[tuple[str, Scored]], what: str) -> Figure:
         title=f"What deployment costs, by {what}",
         picture=plots.dots(rows, panels, label),
         narrow=plots.dots(rows, panels, label, width=344),
-        legend=[_key(parts.label(v), parts.tone(v)) for v in variants],
+        legend=[parts.key(parts.label(v), parts.tone(v)) for v in variants],
         caption=caption,
     )
-
-
-def _key(label: str, colour: str) -> Key:
-    return Key(label=label, colour=colour, shape=_SHAPES[colour])
 
 
 def _scatter(result: AnomalyResult) -> Figure | None:
@@ -190,7 +176,7 @@ def _scatter(result: AnomalyResult) -> Figure | None:
         title="Detecting well against detecting for the right reason",
         picture=plots.scatter(points, *axes, label=label, arrows=arrows, ceiling=1),
         narrow=plots.scatter(points, *axes, label=label, arrows=arrows, width=344, ceiling=1),
-        legend=[_key("Original", "original"), *([_key("Mended", "mitigated")] if arrows else [])],
+        legend=[parts.key("Original", "original"), *([parts.key("Mended", "mitigated")] if arrows else [])],
         caption="Means over categories, original images. Upper left is where a detector should be: it ranks "
         "well and its relevance lies on the defect. Far right: it ranks well for other reasons.",
     )
@@ -198,23 +184,21 @@ def _scatter(result: AnomalyResult) -> Figure | None:
 
 def _strongest(result: AnomalyResult) -> Table | None:
     """The three categories of each detector in which it looks away from the defects most."""
+    columns = [
+        words("Category", "", lambda hans, e: e.category),
+        Column("Clever Hans score", "", lambda hans, e: text.ratio(hans)),
+        Column("AUROC", "", lambda hans, e: text.ratio(e.original.auroc.value)),
+    ]
     groups = []
     for model in result.mean:
-        found = [
-            (hans.value, e)
-            for e in result.entries
-            if e.model == model and (hans := e.original.clever_hans) is not None
-        ]
+        mine = [e for e in result.entries if e.model == model]
+        found = [(hans.value, e) for e in mine if (hans := e.original.clever_hans) is not None]
         found.sort(key=lambda pair: -pair[0])
-        rows = [
-            [Cell(e.category), Cell(text.ratio(hans)), Cell(text.ratio(e.original.auroc.value))]
-            for hans, e in found[:3]
-        ]
-        groups += [Rows(rows, model)] if len(found) > 1 else []
+        groups += [Rows.of(columns, found[:3], model)] if len(found) > 1 else []
     if not groups:
         return None
     return Table(
-        columns=[Column("Category", numeric=False), Column("Clever Hans score"), Column("AUROC")],
+        columns=columns,
         groups=groups,
         name="Highest Clever Hans scores of each detector",
         caption="The categories with the highest Clever Hans score of each detector, original images: it "

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import re
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from pfungst.audit.anomaly.result import Entry, Example, Exposure, Provenance, Spectrum
+from pfungst.audit.anomaly.result import Entry, Example, Exposure, Group, Provenance, Spectrum
 from pfungst.errors import DataError
 from pfungst.files import read
 from pfungst.measure.limits import P_MARK
 from pfungst.relevance import colour_limit
 from pfungst.relevance.dct import band_periods
 from pfungst.report import images, parts, plots, text
-from pfungst.report.anomaly_tables import HEADS, row, shown
+from pfungst.report.anomaly_tables import COLUMNS, shown
 from pfungst.report.page import (
     Block,
     Cell,
@@ -28,13 +29,13 @@ from pfungst.report.page import (
     Key,
     Outcome,
     Prose,
-    Rows,
     Stat,
     Stats,
     Step,
     Strip,
     Table,
     Tile,
+    words,
 )
 
 Arrays = dict[str, np.ndarray]
@@ -92,20 +93,17 @@ def entry_blocks(entry: Entry, folder: Path, side: int) -> list[Block]:
 
 
 def _numbers(entry: Entry) -> Table:
-    tested = any(s.p_value is not None for s in entry.scores)
-    heads = [*HEADS, Column("Balanced accuracy", "higher is better")]
-    heads += [Column("P", "permutation over images")] if tested else []
-    rows = []
-    for scores in entry.scores:
-        cells = [*row(scores), parts.cell(scores.balanced_accuracy)]
-        rows.append([*cells, Cell(_p_value(scores.p_value))] if tested else cells)
-    return Table(
-        columns=heads,
-        groups=[Rows(rows)],
-        name=f"All numbers of {entry.category}",
-        caption=f"Threshold {text.number(entry.threshold)} in units of the anomaly score. Flagging every "
-        f"image would give F1 {text.ratio(entry.trivial_f1)}.",
+    columns = [
+        *COLUMNS,
+        Column("Balanced accuracy", "higher is better", lambda s: parts.cell(s.balanced_accuracy)),
+    ]
+    if any(s.p_value is not None for s in entry.scores):
+        columns.append(Column("P", "permutation over images", lambda s: _p_value(s.p_value)))
+    caption = (
+        f"Threshold {text.number(entry.threshold)} in units of the anomaly score. Flagging every "
+        f"image would give F1 {text.ratio(entry.trivial_f1)}."
     )
+    return Table.of(columns, entry.scores, f"All numbers of {entry.category}", caption)
 
 
 def _p_value(value: float | None) -> str:
@@ -296,21 +294,15 @@ def _group_plot(entry: Entry, finding: Provenance, data: Arrays) -> Figure:
 
 
 def _group_table(entry: Entry, finding: Provenance) -> Table:
-    heads = [Column(finding.column, numeric=False), Column("Good"), Column("Defective")]
-    heads += [Column("Mean score"), Column("AUROC", "within")]
-    rows = [
-        [
-            Cell(g.name),
-            Cell(f"{g.n_good:,}"),
-            Cell(f"{g.n_defect:,}"),
-            Cell(text.number(g.mean_score)),
-            Cell("–", title="only one class here") if g.auroc is None else Cell(text.ratio(g.auroc)),
-        ]
-        for g in finding.groups
-    ]
-    return Table(
-        columns=heads,
-        groups=[Rows(rows)],
-        name=f"{entry.category} by {finding.column}",
-        caption=f"Test images of {entry.category} by {finding.column}. AUROC needs good and defective ones.",
+    auroc: Callable[[Group], Cell | str] = lambda g: (
+        Cell("–", title="only one class here") if g.auroc is None else text.ratio(g.auroc)
     )
+    columns = [
+        words(finding.column, "", lambda g: g.name),
+        Column("Good", "", lambda g: f"{g.n_good:,}"),
+        Column("Defective", "", lambda g: f"{g.n_defect:,}"),
+        Column("Mean score", "", lambda g: text.number(g.mean_score)),
+        Column("AUROC", "within", auroc),
+    ]
+    caption = f"Test images of {entry.category} by {finding.column}. AUROC needs good and defective ones."
+    return Table.of(columns, finding.groups, f"{entry.category} by {finding.column}", caption)

@@ -4,19 +4,31 @@ from __future__ import annotations
 
 from pfungst.audit.anomaly.result import Scored, Scores
 from pfungst.report import parts, text
-from pfungst.report.page import Cell, Column, Rows, Step, Table
+from pfungst.report.page import Cell, Column, Rows, Step, Table, words
 
 MARKS = parts.marks("F1")
-# Measures of the tables: attribute, name, how it is written, direction.
-MEASURES = (
-    ("f1", "F1", text.ratio, "higher is better"),
-    ("f1_balanced", "Balanced F1", text.ratio, "higher is better"),
-    ("auroc", "AUROC", text.ratio, "higher is better"),
-    ("fnr", "FNR", text.percent, "defects missed"),
-    ("fpr", "FPR", text.percent, "false alarms"),
-    ("clever_hans", "Clever Hans score", text.ratio, "lower is better"),
-)
-HEADS = [Column("Images", numeric=False), *[Column(name, hint) for _, name, _, hint in MEASURES]]
+
+
+def _column(measure: str, name: str, hint: str, write: text.Writer = text.ratio) -> Column:
+    """Of one measure; the mark is that of F1."""
+    missing = "needs masks of the defects"
+
+    def cell(scores: Scores) -> Cell:
+        mark = scores.mark if measure == "f1" else ""
+        return parts.cell(getattr(scores, measure), write, mark, MARKS, missing=missing)
+
+    return Column(name, hint, cell)
+
+
+COLUMNS = [
+    words("Images", "", lambda s: Cell(parts.label(s.variant), tone=parts.tone(s.variant))),
+    _column("f1", "F1", "higher is better"),
+    _column("f1_balanced", "Balanced F1", "higher is better"),
+    _column("auroc", "AUROC", "higher is better"),
+    _column("fnr", "FNR", "defects missed", text.percent),
+    _column("fpr", "FPR", "false alarms", text.percent),
+    _column("clever_hans", "Clever Hans score", "lower is better"),
+]
 
 
 def shown(scored: Scored) -> list[Scores]:
@@ -24,24 +36,14 @@ def shown(scored: Scored) -> list[Scores]:
     return [s for s in (scored.original, scored.deployed, scored.mended) if s is not None]
 
 
-def row(scores: Scores) -> list[Cell]:
-    """One row of a table of results: the variant, then its measures."""
-    cells = [Cell(parts.label(scores.variant), tone=parts.tone(scores.variant))]
-    for measure, _, write, _ in MEASURES:
-        mark = scores.mark if measure == "f1" else ""
-        missing = "needs masks of the defects"
-        cells.append(parts.cell(getattr(scores, measure), write, mark, MARKS, missing=missing))
-    return cells
-
-
 def group(label: str, scored: Scored, note: str = "", href: str = "", strong: bool = False) -> Rows:
     """The rows of one detector or category."""
-    return Rows([row(s) for s in shown(scored)], label, note, href, strong)
+    return Rows.of(COLUMNS, shown(scored), label, note=note, href=href, strong=strong)
 
 
 def table(groups: list[Rows], name: str, lead: str = "") -> Table:
     """The table of results, with what its marks say."""
-    return Table(columns=HEADS, groups=groups, name=name, caption=lead + parts.legend(MARKS))
+    return Table(columns=COLUMNS, groups=groups, name=name, caption=lead + parts.legend(MARKS))
 
 
 def steps(scored: Scored, measure: str) -> list[Step]:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pfungst.audit.classifier.result import ClassEntry, ClassifierResult, Scores
-from pfungst.audit.result import Interval, Result
+from pfungst.audit.result import Interval
 from pfungst.report import discovery, parts, plots, text
 from pfungst.report.classifier_gallery import Budget, class_id, class_note, component_gallery
 from pfungst.report.page import (
@@ -17,7 +17,6 @@ from pfungst.report.page import (
     Facts,
     Figure,
     Finder,
-    Key,
     Lazy,
     Page,
     Prose,
@@ -26,7 +25,8 @@ from pfungst.report.page import (
     Stat,
     Step,
     Table,
-    expect,
+    page_of,
+    words,
 )
 
 _LINKED = 24  # classes named in the table of contents
@@ -36,23 +36,16 @@ _REFERENCE = {"mean": "the mean of the class", "absent": "the class's images wit
 _RULE = {"alpha": "what they add to the logit", "npfv": "confidence of their visualisation"}
 _CHOSEN = {
     "people": ", chosen by people",
+    "rule": ", by a rule",
     "evidence": ", by interventions",
     "transfer": ", carried over",
     "nothing": "",
 }
 
 
-def page(result: Result, folder: Path) -> Page:
-    """The page of a classifier audit.
-
-    Args:
-        result: a :class:`ClassifierResult`.
-        folder: where its images are.
-
-    Raises:
-        DataError: images are missing or damaged, or it is another kind of result.
-    """
-    result = expect(result, ClassifierResult)
+@page_of(ClassifierResult)
+def page(result: ClassifierResult, folder: Path) -> Page:
+    """The page of a classifier audit."""
     fixed = sum(len(e.fixed or e.transferred) for e in result.entries)
     return Page.of(
         result,
@@ -149,14 +142,14 @@ def _conditions(result: ClassifierResult) -> Section | None:
         Rows([_condition_row(s, result) for s in result.scores if s.variant.condition == name])
         for name in result.conditions
     ]
-    columns = [Column("Condition", numeric=False), Column("Accuracy"), Column("Fall", "on the same images")]
-    columns += [Column("Gains most", numeric=False), Column("Taken for it", "before → after")]
+    columns = [words("Condition"), Column("Accuracy"), Column("Fall", "on the same images")]
+    columns += [words("Gains most"), Column("Taken for it", "before → after")]
     columns += [Column("Its probability", "median, times")]
     table = Table(
         columns=columns,
         groups=groups,
         name="Accuracy by condition",
-        caption="Small figures are 95 % intervals; of the fall by a paired bootstrap over the images.",
+        caption="Small figures are 95 % intervals; of the fall Newcombe's for paired shares.",
     )
     facts = Facts(title="Conditions", facts=list(result.conditions.items()))
     lead = "The validation images as the model's images are prepared, and with each condition added."
@@ -183,11 +176,11 @@ def _condition_plot(result: ClassifierResult) -> Figure:
         "original": [first, *[None] * len(others)],
         "deployed": [None, *others],
     }
-    keys = [Key(label="As its images are prepared", colour="original", shape="circle")]
-    keys += [Key(label="Under a condition", colour="deployed", shape="diamond")]
+    keys = [parts.key("As its images are prepared", "original")]
+    keys += [parts.key("Under a condition", "deployed")]
     if result.chosen_by != "nothing":
         shown["mitigated"] = [result.under(name, True).accuracy for name in result.conditions]
-        keys.append(Key(label="With SpuFix", colour="mitigated", shape="square"))
+        keys.append(parts.key("With SpuFix", "mitigated"))
     panels = [plots.Panel("Accuracy", shown, percent=True)]
     label = "Dot plot of accuracy under each condition, with 95 % intervals"
     rows = [text.shorten(name) for name in result.conditions]
@@ -209,7 +202,7 @@ def _ordered(result: ClassifierResult) -> list[ClassEntry]:
 
 def _classes(result: ClassifierResult) -> Section:
     scored = any(e.under().spurious for e in result.entries)
-    columns = [Column("Class", numeric=False), Column("Carried elsewhere", "strongest component")]
+    columns = [words("Class"), Column("Carried elsewhere", "strongest component")]
     columns.append(Column("Accuracy", "validation"))
     columns += [Column("Accuracy", f"under {name}") for name in list(result.conditions)[1:]]
     caption = (

@@ -15,8 +15,6 @@ from pfungst.files import open_picture
 from pfungst.report import images, text
 from pfungst.report.page import Exhibit, Gallery, Strip, Tile
 
-_BAR, _GROUND, _LINE = (127, 138, 150), (240, 239, 234), (60, 66, 74)
-
 
 @dataclass(frozen=True)
 class Budget:
@@ -161,26 +159,8 @@ def _spread(entry: ClassEntry, component: Component) -> Strip:
     low, high = component.limits
     label = f"{text.number(low)} … {text.number(high)} logits"
     alt = f"{entry.name}, component {component.component}: histogram of α over the training images"
-    picture = _histogram(component)
-    size = (picture.shape[1], picture.shape[0])
-    return Strip("α in the class", [Tile(label, alt, images.data_uri(picture), size=size)])
-
-
-def _histogram(component: Component, side: int = 96) -> np.ndarray:
-    """Bars of α's histogram on square roots, so that small groups are seen, (side, side, 3) uint8."""
-    picture = np.full((side, side, 3), _GROUND, np.uint8)
-    counts = np.sqrt(np.asarray(component.histogram, dtype=float))
-    low, high = component.limits
-    if not len(counts) or counts.max() == 0 or high <= low:
-        return picture
-    width = side // len(counts)
-    left = (side - width * len(counts)) // 2
-    for i, count in enumerate(counts):
-        top = round((side - 10) * count / counts.max())
-        start = left + i * width
-        picture[side - 2 - top : side - 2, start : start + max(1, width - 1)] = _BAR
-    picture[side - 2 :, left : side - left] = _LINE
-    return picture
+    picture = images.bars(np.sqrt(np.asarray(component.histogram, dtype=float)))  # small groups are seen
+    return Strip("α in the class", [Tile(label, alt, picture, size=(200, 200))])
 
 
 def _tile(folder: Path, file: str, label: str, alt: str, budget: Budget) -> Tile:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pfungst.audit.compare import Changed, ComparisonResult, Flips
-from pfungst.audit.result import Result
+from pfungst.audit.result import Interval
 from pfungst.report import parts, text
 from pfungst.report.page import (
     Cell,
@@ -19,22 +19,16 @@ from pfungst.report.page import (
     Step,
     Table,
     Tone,
-    expect,
+    page_of,
+    words,
 )
 
 _TONES: dict[str, Tone] = {"better": "good", "worse": "bad"}
 
 
-def page(result: Result, folder: Path) -> Page:
-    """The page of a comparison.
-
-    Args:
-        result: a :class:`ComparisonResult`. folder: not read.
-
-    Raises:
-        DataError: it is another kind of result.
-    """
-    result = expect(result, ComparisonResult)
+@page_of(ComparisonResult)
+def page(result: ComparisonResult, folder: Path) -> Page:
+    """The page of a comparison."""
     return Page.of(
         result,
         facts=[
@@ -54,7 +48,6 @@ def page(result: Result, folder: Path) -> Page:
             ),
             *[_turned(f) for f in sorted(result.flips, key=lambda f: -f.lost - f.gained)[:1]],
         ],
-        stats_note="",
     )
 
 
@@ -64,39 +57,33 @@ def _turned(f: Flips) -> Stat:
 
 
 def _changes(result: ComparisonResult) -> Section:
-    places = dict.fromkeys((c.entry, c.variant) for c in result.changes)
-    groups = [
-        Rows(
-            [_row(c) for c in result.changes if (c.entry, c.variant) == place],
-            label=f"{place[0]}, {place[1]}",
-        )
-        for place in places
+    columns = [
+        words("Measure", "", lambda c: (c.words, f"{c.better} is better")),
+        Column("Before", "", lambda c: f"{c.before:.3f}"),
+        Column("After", "", lambda c: f"{c.after:.3f}"),
+        Column(
+            "Change",
+            "95 % interval",
+            lambda c: ("0" if not c.change.value else _signed(c.change.value), _ends(c.change)),
+        ),
+        words("", "", lambda c: Cell(c.word, tone=_TONES.get(c.word, ""))),
     ]
+    places: dict[str, list[Changed]] = {}
+    for change in result.changes:
+        places.setdefault(f"{change.entry}, {change.variant}", []).append(change)
     table = Table(
-        columns=[
-            Column("Measure", numeric=False),
-            Column("Before"),
-            Column("After"),
-            Column("Change", "95 % interval"),
-            Column("", numeric=False),
-        ],
-        groups=groups,
+        columns=columns,
+        groups=[Rows.of(columns, changes, place) for place, changes in places.items()],
         name="Measures before and after",
         caption="Better and worse: an interval corrected for all measures compared leaves out zero.",
     )
     return Section(id="changes", title="What changed", blocks=[table])
 
 
-def _row(c: Changed) -> list[Cell]:
-    low, high = c.change.low, c.change.high
-    ends = "" if low is None or high is None else f"{_signed(low)} to {_signed(high)}"
-    return [
-        Cell(c.words, f"{c.better} is better"),
-        Cell(f"{c.before:.3f}"),
-        Cell(f"{c.after:.3f}"),
-        Cell("0" if not c.change.value else _signed(c.change.value), ends),
-        Cell(c.word, tone=_TONES.get(c.word, "")),
-    ]
+def _ends(change: Interval) -> str:
+    if change.low is None or change.high is None:
+        return ""
+    return f"{_signed(change.low)} to {_signed(change.high)}"
 
 
 def _signed(value: float) -> str:
@@ -106,28 +93,15 @@ def _signed(value: float) -> str:
 def _flips(result: ComparisonResult) -> Section | None:
     if not result.flips:
         return None
-    rows = [
-        [
-            Cell(f"{f.entry}, {f.variant}"),
-            Cell(str(f.n)),
-            Cell(str(f.lost)),
-            Cell(str(f.gained)),
-            Cell(f"{f.corrected:.2g}"),
-        ]
-        for f in result.flips
+    columns = [
+        words("Where", "", lambda f: f"{f.entry}, {f.variant}"),
+        Column("Images", "", lambda f: str(f.n)),
+        Column("Right → wrong", "", lambda f: str(f.lost)),
+        Column("Wrong → right", "", lambda f: str(f.gained)),
+        Column("p", "McNemar, exact; corrected (Holm)", lambda f: f"{f.corrected:.2g}"),
     ]
-    heads = [
-        Column("Where", numeric=False),
-        Column("Images"),
-        Column("Right → wrong"),
-        Column("Wrong → right"),
-    ]
-    table = Table(
-        columns=[*heads, Column("p", "McNemar, exact; corrected (Holm)")],
-        groups=[Rows(rows)],
-        name="Images answered differently",
-        caption="Images that both audits saw, of the first repetition of each.",
-    )
+    caption = "Images that both audits saw, of the first repetition of each."
+    table = Table.of(columns, result.flips, "Images answered differently", caption)
     lists = [
         Details(
             title=f"{f.entry}, {f.variant}: {text.plural(count, 'image')} {word}",
@@ -147,14 +121,12 @@ def _flips(result: ComparisonResult) -> Section | None:
 def _others(result: ComparisonResult) -> Section | None:
     if not result.others:
         return None
-    rows = [
-        [Cell(name), Cell(f"{a:.3f}"), Cell(f"{b:.3f}"), Cell(_signed(b - a))]
-        for name, (a, b) in result.others.items()
+    columns = [
+        words("Gate", "", lambda name, _: name),
+        Column("Before", "", lambda _, ends: f"{ends[0]:.3f}"),
+        Column("After", "", lambda _, ends: f"{ends[1]:.3f}"),
+        Column("Difference", "", lambda _, ends: _signed(ends[1] - ends[0])),
     ]
-    table = Table(
-        columns=[Column("Gate", numeric=False), Column("Before"), Column("After"), Column("Difference")],
-        groups=[Rows(rows)],
-        name="Worst values of both audits",
-        caption="Without a test: the worst place of each audit may be another one.",
-    )
+    caption = "Without a test: the worst place of each audit may be another one."
+    table = Table.of(columns, result.others.items(), "Worst values of both audits", caption)
     return Section(id="others", title="All other numbers", blocks=[table])

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from pfungst.audit.findings.result import KINDS, Discovered, DiscoveryEntry, DiscoveryResult, Proved, Told
-from pfungst.audit.result import Result
+from pfungst.audit.findings.result import (
+    KINDS,
+    Discovered,
+    DiscoveryEntry,
+    DiscoveryResult,
+    Mended,
+    Proved,
+    Told,
+)
 from pfungst.errors import DataError
 from pfungst.files import open_picture, read
 from pfungst.measure.limits import FALL
@@ -33,7 +40,8 @@ from pfungst.report.page import (
     Strip,
     Table,
     Tile,
-    expect,
+    page_of,
+    words,
 )
 
 _WORDS = {"found": "found", "object": "may be the object", "unproved": "not proved"}
@@ -45,17 +53,9 @@ _PLANE = (
 )
 
 
-def page(result: Result, folder: Path) -> Page:
-    """The page of a discovery.
-
-    Args:
-        result: a :class:`DiscoveryResult`.
-        folder: where its images and arrays are.
-
-    Raises:
-        DataError: images or arrays are missing or damaged, or it is another kind of result.
-    """
-    result = expect(result, DiscoveryResult)
+@page_of(DiscoveryResult)
+def page(result: DiscoveryResult, folder: Path) -> Page:
+    """The page of a discovery."""
     found = result.discovered
     pairs, sources = found.found(), found.sources()
     return Page.of(
@@ -87,7 +87,6 @@ def page(result: Result, folder: Path) -> Page:
             ),
             *(_first(*pairs[0]) if pairs else _source(*sources[0]) if sources else []),
         ],
-        stats_note="",
     )
 
 
@@ -171,65 +170,46 @@ def _found(found: Discovered, folder: Path, command: str) -> list[Block]:
 
 def _sources(name: str, pairs: Sequence[tuple[DiscoveryEntry, Told]]) -> Table:
     """What columns tell of classes."""
+    percent, ratio = text.percent, text.ratio
     columns = [
-        Column("Class and column", numeric=False),
-        Column("All images", "AUROC"),
-        Column("Same value", "AUROC"),
-        Column("Fall"),
-        Column("Value of most surplus", "share of the images", numeric=False),
-        Column("Class there", "elsewhere"),
-        Column("P", "corrected"),
-        Column("Said", numeric=False),
-    ]
-    rows = [
-        [
-            Cell(t.column, entry.name),
-            Cell(text.ratio(t.pooled), str(t.n)),
-            Cell(text.ratio(t.within), f"{t.pairs:.0%} of pairs"),
-            parts.cell(t.fall),
-            Cell(t.value, text.percent(t.share)),
-            Cell(text.percent(t.inside), text.percent(t.outside)),
-            Cell(text.number(t.corrected)),
-            Cell(_WORDS[t.standing], tone="bad" if t.standing == "found" else ""),
-        ]
-        for entry, t in pairs
+        words("Class and column", "", lambda e, t: (t.column, e.name)),
+        Column("All images", "AUROC", lambda e, t: (ratio(t.pooled), str(t.n))),
+        Column("Same value", "AUROC", lambda e, t: (ratio(t.within), f"{t.pairs:.0%} of pairs")),
+        Column("Fall", "", lambda e, t: parts.cell(t.fall)),
+        words("Value of most surplus", "share of the images", lambda e, t: (t.value, percent(t.share))),
+        Column("Class there", "elsewhere", lambda e, t: (percent(t.inside), percent(t.outside))),
+        Column("P", "corrected", lambda e, t: text.number(t.corrected)),
+        words("Said", "", lambda e, t: _said(t)),
     ]
     caption = (
         "Whether the evidence still tells the class between images of the same value; each patient counts "
         "once, where that is known. It is no intervention: what goes with the column may also be the object."
     )
-    return Table(columns=columns, groups=[Rows(rows)], name=name, caption=caption)
+    return Table.of(columns, pairs, name, caption)
+
+
+def _said(found: Proved | Told) -> Cell:
+    return Cell(_WORDS[found.standing], tone="bad" if found.standing == "found" else "")
 
 
 def _mends(pairs: Sequence[tuple[DiscoveryEntry, Proved]]) -> Table:
     """The edits that fit each finding and their price, best first."""
+    write: Callable[[DiscoveryEntry, float], str] = lambda entry, value: (
+        text.percent(value) if entry.what == "class" else text.ratio(value)
+    )
     columns = [
-        Column("Finding and edit", numeric=False),
-        Column("Turned by it", "before"),
-        Column("After"),
-        Column("Right as they are", "before"),
-        Column("After"),
-        Column("Price"),
+        words("Finding and edit", "", lambda _, e: (e.name, "does it" if _does_it(e) else "")),
+        Column("Turned by it", "before", lambda _, e: (text.percent(e.turned[0]), str(e.n))),
+        Column("After", "", lambda _, e: text.percent(e.turned[1])),
+        Column("Right as they are", "before", lambda entry, e: write(entry, e.right[0])),
+        Column("After", "", lambda entry, e: write(entry, e.right[1])),
+        Column("Price", "", lambda entry, e: write(entry, max(e.right[0] - e.right[1], 0.0))),
     ]
-    groups = []
-    for entry, f in pairs:
-        write = text.percent if entry.what == "class" else text.ratio
-        rows = [
-            [
-                Cell(
-                    e.name,
-                    "does it" if e.turned[1] <= e.turned[0] / 2 and e.right[0] - e.right[1] < FALL else "",
-                ),
-                Cell(text.percent(e.turned[0]), str(e.n)),
-                Cell(text.percent(e.turned[1])),
-                Cell(write(e.right[0])),
-                Cell(write(e.right[1])),
-                Cell(write(max(e.right[0] - e.right[1], 0.0))),
-            ]
-            for e in f.edits
-        ]
-        if rows:
-            groups.append(Rows(rows, label=f"{entry.name}: {f.view}, {KINDS[f.kind]}"))
+    groups = [
+        Rows.of(columns, [(entry, e) for e in f.edits], f"{entry.name}: {f.view}, {KINDS[f.kind]}")
+        for entry, f in pairs
+        if f.edits
+    ]
     caption = (
         "Fitted on one half of the changed images, measured on the other. Turned: other images taken for the "
         "topic with the finding put into them; of a detector the cluster's images that are flagged. Right: "
@@ -237,6 +217,10 @@ def _mends(pairs: Sequence[tuple[DiscoveryEntry, Proved]]) -> Table:
         f"at most half as many, and costs less than {FALL:.2f}."
     )
     return Table(columns=columns, groups=groups, name="What mends it, and the price", caption=caption)
+
+
+def _does_it(edit: Mended) -> bool:
+    return edit.turned[1] <= edit.turned[0] / 2 and edit.right[0] - edit.right[1] < FALL
 
 
 def _gallery(title: str, exhibits: Sequence[Exhibit]) -> Gallery:
@@ -252,19 +236,12 @@ def _exhibit(entry: DiscoveryEntry, f: Proved, folder: Path, regions: Mapping[st
         for c in f.columns
         if c.p <= _CERTAIN
     ]
+    turned, left = _SAID[entry.what]
+    with_it, without = f"{f.flips[0]:.0%} {turned}", f"{f.accuracy[1]:.0%} {left}"
+    control = f"control {f.accuracy[2]:.0%}, as they are {f.accuracy[0]:.0%}"
     outcomes = [
-        Outcome(
-            "put elsewhere",
-            f"{f.flips[0]:.0%} {_SAID[entry.what][0]}",
-            f.standing != "found",
-            f"controls {f.flips[1]:.0%}",
-        ),
-        Outcome(
-            "taken out",
-            f"{f.accuracy[1]:.0%} {_SAID[entry.what][1]}",
-            True,
-            f"control {f.accuracy[2]:.0%}, as they are {f.accuracy[0]:.0%}",
-        ),
+        Outcome("put elsewhere", with_it, f.standing != "found", f"controls {f.flips[1]:.0%}"),
+        Outcome("taken out", without, True, control),
     ]
     tiles = [_map(f, folder)]
     masks = regions.get(str(f.number))
@@ -279,7 +256,7 @@ def _exhibit(entry: DiscoveryEntry, f: Proved, folder: Path, regions: Mapping[st
         if f.n_clusters == 1
         else f"cluster {f.cluster + 1} of {f.n_clusters}, {f.share:.0%} of the images"
     )
-    title = f"{f.n} images, {f.recognised:.0%} {_SAID[entry.what][1]}"
+    title = f"{f.n} images, {f.recognised:.0%} {left}"
     reason = f"{_WORDS[f.standing]}: {f.reason}"
     return Exhibit(
         name=f"{entry.name} · {f.view} · {part}",
@@ -321,22 +298,17 @@ def _regions(folder: Path, entry: DiscoveryEntry) -> Mapping[str, np.ndarray]:
 
 def _tried(found: Discovered) -> Section:
     columns = [
-        Column("Topic and cluster", numeric=False),
-        Column("Images"),
-        Column("Put elsewhere", "share of the way carried"),
-        Column("Taken out", "evidence, more than control"),
-        Column("Still recognised"),
-        Column("P", "corrected"),
-        Column("Said", numeric=False),
-    ]
-    groups = [
-        Rows([_row(entry, f) for f in entry.findings], label=entry.name)
-        for entry in found.entries
-        if entry.findings
+        words("Topic and cluster", "", lambda f: (f"{f.view}, {_part(f)}", KINDS[f.kind])),
+        Column("Images", "", lambda f: (text.percent(f.share), str(f.n))),
+        Column("Put elsewhere", "share of the way carried", lambda f: parts.cell(f.insert, text.percent)),
+        Column("Taken out", "evidence, more than control", lambda f: parts.cell(f.remove)),
+        Column("Still recognised", "", lambda f: parts.cell(f.retained, text.percent)),
+        Column("P", "corrected", lambda f: text.number(f.corrected)),
+        words("Said", "", _said),
     ]
     table = Table(
         columns=columns,
-        groups=groups,
+        groups=[Rows.of(columns, entry.findings, entry.name) for entry in found.entries if entry.findings],
         name="Every cluster that was tried",
         caption="Small figures are 95 % intervals. Evidence for a class is in nats; that of a detector is 0 "
         "at the median training image and 1 at the threshold.",
@@ -350,17 +322,8 @@ def _tried(found: Discovered) -> Section:
     return Section(id="tried", title="Everything that was tried", lead=lead, blocks=blocks)
 
 
-def _row(entry: DiscoveryEntry, f: Proved) -> list[Cell]:
-    part = "all" if f.n_clusters == 1 else f"{f.cluster + 1} of {f.n_clusters}"
-    return [
-        Cell(f"{f.view}, {part}", KINDS[f.kind]),
-        Cell(text.percent(f.share), str(f.n)),
-        parts.cell(f.insert, text.percent),
-        parts.cell(f.remove),
-        parts.cell(f.retained, text.percent),
-        Cell(text.number(f.corrected)),
-        Cell(_WORDS[f.standing], tone="bad" if f.standing == "found" else ""),
-    ]
+def _part(f: Proved) -> str:
+    return "all" if f.n_clusters == 1 else f"{f.cluster + 1} of {f.n_clusters}"
 
 
 def _classes(found: Discovered, folder: Path) -> Section:

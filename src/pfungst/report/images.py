@@ -45,8 +45,8 @@ def data_uri(image: np.ndarray, *, quality: int = 88, side: int | None = None) -
 
 def bars(values: np.ndarray, colour: str = "#5b7ea6") -> str:
     """Bars of values (B,) ≥ 0 from left to right on a square, as an SVG data URI; the highest fills it."""
-    heights = np.asarray(values, dtype=np.float64) / max(float(np.max(values)), 1e-12) * 96
-    step = 100 / len(heights)
+    heights = np.asarray(values, dtype=np.float64) / max(float(np.max(values, initial=0)), 1e-12) * 96
+    step = 100 / max(1, len(heights))
     drawn = "".join(
         f'<rect x="{i * step + 0.1 * step:.2f}" y="{98 - h:.2f}" width="{0.8 * step:.2f}" height="{h:.2f}"/>'
         for i, h in enumerate(heights)

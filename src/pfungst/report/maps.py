@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 from markupsafe import Markup
@@ -42,7 +41,6 @@ class Panel:
 class Map(Block):
     """The same points in several colourings, beside each other where there is room."""
 
-    template: ClassVar[str] = "map"
     panels: Sequence[Panel]
     caption: str
 
@@ -51,7 +49,6 @@ class Map(Block):
 class Strips(Block):
     """Rows of pictures that enlarge on a click."""
 
-    template: ClassVar[str] = "strips"
     title: str
     caption: str
     strips: Sequence[Strip]

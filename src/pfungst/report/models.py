@@ -3,12 +3,13 @@ model."""
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from pfungst.audit.compare_models import ModelsResult
-from pfungst.audit.result import Interval, Result
+from pfungst.audit.compare_models import ModelsResult, Row
+from pfungst.audit.result import Interval
 from pfungst.files import read
 from pfungst.report import parts, plots, text
 from pfungst.report.page import (
@@ -18,31 +19,23 @@ from pfungst.report.page import (
     Columns,
     Details,
     Figure,
-    Key,
     Page,
-    Rows,
     Section,
     Stat,
     Step,
     Table,
-    expect,
+    page_of,
+    words,
 )
 from pfungst.report.pairs import caption_of, image_pair
 
+_LEGEND = [parts.key("as it is", "original"), parts.key("with SpuFix", "mitigated")]
 _CLASSES = 40  # rows of a dot plot
 
 
-def page(result: Result, folder: Path) -> Page:
-    """The page of an audit of several models.
-
-    Args:
-        result: a :class:`ModelsResult`.
-        folder: where its arrays are.
-
-    Raises:
-        DataError: the arrays are missing or damaged, or it is another kind of result.
-    """
-    result = expect(result, ModelsResult)
+@page_of(ModelsResult)
+def page(result: ModelsResult, folder: Path) -> Page:
+    """The page of an audit of several models."""
     return Page.of(
         result,
         facts=[("Models", str(len(result.rows)))],
@@ -66,29 +59,25 @@ def _best(result: ModelsResult, column: str) -> Stat:
 
 def _tables(result: ModelsResult) -> list[Block]:
     meanings = parts.marks("accuracy", "pruning")
-    rows = []
-    for row in result.rows:
-        cells = [Cell(row.name, row.level, title=row.headline, href=f"{row.folder}/report.html")]
-        for column in result.columns:
-            cells.append(
-                parts.cell(
-                    row.values.get(column),
-                    mark=row.marks.get(column, ""),
-                    meanings=meanings,
-                    missing="not measured for this model",
-                )
-            )
-        rows.append(cells)
-    heads = [Column("Model", numeric=False), *(Column(c[:1].upper() + c[1:]) for c in result.columns)]
+
+    def measured(row: Row, column: str) -> Cell:
+        value, mark, missing = (
+            row.values.get(column),
+            row.marks.get(column, ""),
+            "not measured for this model",
+        )
+        return parts.cell(value, mark=mark, meanings=meanings, missing=missing)
+
+    model = lambda row: Cell(row.name, row.level, title=row.headline, href=f"{row.folder}/report.html")
+    columns = [words("Model", "", model)]
+    columns += [Column(c[:1].upper() + c[1:], "", partial(measured, column=c)) for c in result.columns]
     caption = "The word below a model is its verdict. "
     if result.of == "similarity":
         caption += (
             "Class-balanced accuracy of the probe; of groups with the weight of each class capped at 10. "
         )
         caption += parts.legend(meanings)
-    blocks: list[Block] = [
-        Table(columns=heads, groups=[Rows(rows)], name="Models side by side", caption=caption)
-    ]
+    blocks: list[Block] = [Table.of(columns, result.rows, "Models side by side", caption)]
     if result.of == "classifier" and all({"accuracy", "mAUC"} <= set(row.values) for row in result.rows):
         blocks.append(_scatter(result))
     return blocks
@@ -107,10 +96,7 @@ def _scatter(result: ModelsResult) -> Figure:
         picture=plots.scatter(
             points, "accuracy →", "mAUC →", "mAUC against accuracy of every model", arrows, ceiling=1.0
         ),
-        legend=[
-            Key(label="as it is", colour="original", shape="circle"),
-            Key(label="with SpuFix", colour="mitigated", shape="square"),
-        ],
+        legend=_LEGEND,
         caption="Higher mAUC: spurious features alone are taken for the class less often.",
     )
 
@@ -130,10 +116,7 @@ def _by_class(result: ModelsResult) -> Section | None:
         title="Spurious score by class",
         picture=plots.dots([c.name for c in shown], panels, label),
         narrow=plots.dots([c.name for c in shown], panels, label, width=400),
-        legend=[
-            Key(label="as it is", colour="original", shape="circle"),
-            Key(label="with SpuFix", colour="mitigated", shape="square"),
-        ],
+        legend=_LEGEND,
         caption=f"ROC AUC of the class's probability, its images against images with only the feature. Of "
         f"{text.plural(len(result.classes), 'class', 'classes')} the {len(shown)} lowest.",
     )
@@ -145,6 +128,7 @@ def _grid(result: ModelsResult, folder: Path) -> Section | None:
         return None
     arrays: dict[str, np.ndarray] = read(folder / result.arrays, "run the audit again")
     blocks: list[Block] = []
+    metric = result.config.get("metric", "cosine")
     for row in result.rows:
         pictures = [
             image_pair(
@@ -154,7 +138,7 @@ def _grid(result: ModelsResult, folder: Path) -> Section | None:
                 pair.similarity[row.name],
                 title=f"{row.name}: {pair.title}",
                 sides=pair.ids,
-                note=caption_of(pair.similarity[row.name], pair.bias_share[row.name]),
+                note=caption_of(pair.similarity[row.name], pair.bias_share[row.name], metric),
             )
             for i, pair in enumerate(result.pairs)
         ]

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cache
-from typing import ClassVar, Literal, TypeVar
+from functools import cache, partial, wraps
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -36,16 +37,18 @@ WORDS: dict[Level, str] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
-    """Something shown in a section, drawn by ``templates/blocks/<template>.html``."""
+    """Something shown in a section, drawn by ``templates/blocks/<template>.html``, the kind's own name."""
 
     template: ClassVar[str]
+
+    def __init_subclass__(cls) -> None:
+        cls.template = vars(cls).get("template", cls.__name__.lower())
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prose(Block):
     """Paragraphs; as a list where `bullets`."""
 
-    template: ClassVar[str] = "prose"
     paragraphs: Sequence[str]
     bullets: bool = False
 
@@ -66,11 +69,22 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column:
-    """Heading of a column; numbers are aligned to the right."""
+    """Heading of a column and what stands below it, by the item of the row; numbers are aligned to the
+    right."""
 
     label: str
     hint: str = ""
+    of: Callable[..., Cell | str | tuple[str, str]] = str
     numeric: bool = True
+
+    def cell(self, item: Any) -> Cell:
+        """Of one item, a tuple being several arguments; of two texts the second is the smaller addition."""
+        found = self.of(*item) if isinstance(item, tuple) else self.of(item)
+        return found if isinstance(found, Cell) else Cell(*([found] if isinstance(found, str) else found))
+
+
+words = partial(Column, numeric=False)
+"""A column of words."""
 
 
 @dataclass(frozen=True)
@@ -83,16 +97,25 @@ class Rows:
     href: str = ""
     strong: bool = False
 
+    @classmethod
+    def of(cls, columns: Sequence[Column], items: Iterable[Any], label: str = "", **more: Any) -> Self:
+        """A row an item, as the columns say."""
+        return cls([[column.cell(item) for column in columns] for item in items], label, **more)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Table(Block):
     """The first cell of a row is its heading. Scrolls inside itself where it is too wide."""
 
-    template: ClassVar[str] = "table"
     columns: Sequence[Column]
     groups: Sequence[Rows]
     caption: str
     name: str
+
+    @classmethod
+    def of(cls, columns: Sequence[Column], items: Iterable[Any], name: str, caption: str) -> Self:
+        """A row an item, as the columns say."""
+        return cls(columns=columns, groups=[Rows.of(columns, items)], name=name, caption=caption)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +131,6 @@ class Key:
 class Figure(Block):
     """A chart as inline SVG (from :mod:`pfungst.report.plots`); `narrow` replaces it on small screens."""
 
-    template: ClassVar[str] = "figure"
     title: str
     picture: Markup
     caption: str
@@ -164,7 +186,6 @@ class Exhibit:
 class Gallery(Block):
     """Examples below each other; `ramp` is a picture of the colours of the heatmaps."""
 
-    template: ClassVar[str] = "gallery"
     title: str
     caption: str
     exhibits: Sequence[Exhibit]
@@ -196,7 +217,6 @@ class Stat:
 class Stats(Block):
     """Key figures beside each other."""
 
-    template: ClassVar[str] = "stats"
     stats: Sequence[Stat]
 
 
@@ -204,7 +224,6 @@ class Stats(Block):
 class Facts(Block):
     """Names and values, in two columns."""
 
-    template: ClassVar[str] = "facts"
     facts: Sequence[tuple[str, str]]
     title: str = ""
 
@@ -213,7 +232,6 @@ class Facts(Block):
 class Columns(Block):
     """Blocks beside each other where there is room."""
 
-    template: ClassVar[str] = "columns"
     blocks: Sequence[Block]
 
 
@@ -221,7 +239,6 @@ class Columns(Block):
 class Details(Block):
     """Blocks that open on a click; `stats` stay visible in the line that is clicked."""
 
-    template: ClassVar[str] = "details"
     title: str
     blocks: Sequence[Block]
     id: str = ""
@@ -235,7 +252,6 @@ class Details(Block):
 class Lazy(Block):
     """Blocks that the browser builds only when the details around them are opened."""
 
-    template: ClassVar[str] = "lazy"
     blocks: Sequence[Block]
 
 
@@ -244,7 +260,6 @@ class Finder(Block):
     """A search box over `count` elements that the CSS selector `target` finds; `flag` keeps those with a tag
     in their note."""
 
-    template: ClassVar[str] = "finder"
     label: str
     target: str
     count: int
@@ -311,16 +326,23 @@ class Page:
 R = TypeVar("R", bound=Result)
 
 
-def expect(result: Result, kind: type[R]) -> R:
-    """The result, which must be of that kind.
+def page_of(kind: type[R]) -> Callable[[Callable[[R, Path], Page]], Callable[[Result, Path], Page]]:
+    """Make ``page(result, folder)`` of a function of one kind of result and of the folder of its files; it
+    raises DataError for another kind, and where arrays or images are missing or damaged."""
 
-    Raises:
-        DataError: it is of another kind.
-    """
-    if not isinstance(result, kind):
-        name = kind.model_fields["kind"].default
-        raise DataError(f"a result of kind {result.kind!r} is no {name} audit", "use the page of its kind")
-    return result
+    def decorate(function: Callable[[R, Path], Page]) -> Callable[[Result, Path], Page]:
+        @wraps(function)
+        def page(result: Result, folder: Path) -> Page:
+            if isinstance(result, kind):
+                return function(result, folder)
+            name = kind.model_fields["kind"].default
+            raise DataError(
+                f"a result of kind {result.kind!r} is no {name} audit", "use the page of its kind"
+            )
+
+        return page
+
+    return decorate
 
 
 @cache

@@ -7,12 +7,13 @@ import base64
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
 from markupsafe import Markup
 
+from pfungst.audit.similarity.result import SIMILARITY
 from pfungst.report import text
 from pfungst.report.images import data_uri
 from pfungst.report.page import Block
@@ -29,7 +30,7 @@ Point = tuple[float, float, float, float]
 class PairPicture(Block):
     """Two inputs and the relevance between their components, as inline SVG and the numbers behind it."""
 
-    template: ClassVar[str] = "pair"
+    template = "pair"
     title: str
     sides: tuple[str, str]
     tags: tuple[Sequence[str], Sequence[str]]
@@ -170,6 +171,7 @@ def curve(a: Point, b: Point, reads: bool) -> str:
     return f"M{a[0]:.1f} {a[1]:.1f}C{middle:.1f} {a[1]:.1f} {middle:.1f} {b[1]:.1f} {b[0]:.1f} {b[1]:.1f}"
 
 
-def caption_of(similarity: float, bias_share: float) -> str:
+def caption_of(similarity: float, bias_share: float, metric: str = "cosine") -> str:
     """What the similarity is and how much of it biases absorb."""
-    return f"cosine similarity {text.ratio(similarity)}, biases absorb {text.percent(bias_share)}"
+    value = text.ratio(similarity) if metric == "cosine" else text.number(similarity)
+    return f"{SIMILARITY[metric]} {value}, biases absorb {text.percent(bias_share)}"

@@ -16,13 +16,14 @@ from pfungst.report.page import (
     Column,
     Columns,
     Facts,
+    Key,
     Prose,
-    Rows,
     Section,
     Stat,
     Step,
     Table,
     Tone,
+    words,
 )
 
 # --- marks -----------------------------------------------------------------------------------------------
@@ -79,6 +80,12 @@ def tone(variant: Variant) -> Tone:
     if variant.mitigated:
         return "mitigated"
     return "original" if variant.condition == "original" else "deployed"
+
+
+def key(label: str, colour: str) -> Key:
+    """Of a legend of variants, which have a shape each."""
+    shapes = {"original": "circle", "deployed": "diamond", "mitigated": "square"}
+    return Key(label=label, colour=colour, shape=shapes[colour])
 
 
 def step(
@@ -143,34 +150,22 @@ def skipped(result: Result) -> Section | None:
     if not result.skipped:
         return None
     count = text.plural(len(result.skipped), "image")
-    table = Table(
-        columns=[Column("Image", numeric=False), Column("Why", numeric=False)],
-        groups=[Rows([[Cell(s.id), Cell(s.reason)] for s in result.skipped])],
-        name="Images left out",
-        caption=f"{count} could not be used and count nowhere on this page.",
-    )
+    columns = [words("Image", "", lambda s: s.id), words("Why", "", lambda s: s.reason)]
+    caption = f"{count} could not be used and count nowhere on this page."
+    table = Table.of(columns, result.skipped, "Images left out", caption)
     return Section(id="skipped", title="Images left out", blocks=[table])
 
 
 def gates(result: Result, heading: str = "Worst value", caption: str = WORST) -> Table:
     """The metrics of ``pfungst check``."""
-    rows = [
-        [
-            Cell(name, f"{metric.better} is better"),
-            Cell(f"{metric.value:.3f}".replace("-", "−")),
-            Cell(metric.where),
-            Cell(metric.meaning),
-        ]
-        for name, metric in result.metrics.items()
+    columns = [
+        words("Gate", "", lambda name, m: (name, f"{m.better} is better")),
+        Column(heading, "", lambda _, m: f"{m.value:.3f}".replace("-", "−")),
+        words("Where", "", lambda _, m: m.where),
+        words("Meaning", "", lambda _, m: m.meaning),
     ]
-    heads = [Column("Gate", numeric=False), Column(heading)]
-    heads += [Column("Where", numeric=False), Column("Meaning", numeric=False)]
-    return Table(
-        columns=heads,
-        groups=[Rows(rows)],
-        name="Values that pfungst check can hold to a limit",
-        caption=caption,
-    )
+    name = "Values that pfungst check can hold to a limit"
+    return Table.of(columns, result.metrics.items(), name, caption)
 
 
 def method(

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from pfungst.audit.result import Result, Variant
+from pfungst.audit.result import Variant
 from pfungst.audit.similarity.result import (
+    SIMILARITY,
     Fall,
     Mitigation,
     Pair,
     ProbeScores,
+    Provenance,
+    Region,
     SimilarityResult,
     Trial,
     named,
@@ -36,7 +40,8 @@ from pfungst.report.page import (
     Strip,
     Table,
     Tile,
-    expect,
+    page_of,
+    words,
 )
 from pfungst.report.pairs import PairPicture, caption_of, image_pair, token_pair
 
@@ -50,17 +55,9 @@ _COLUMNS = 6  # group columns that are not folded away
 _CLASSES = 30  # of a confusion matrix
 
 
-def page(result: Result, folder: Path) -> Page:
-    """The page of a similarity audit.
-
-    Args:
-        result: a :class:`SimilarityResult`.
-        folder: where its arrays are.
-
-    Raises:
-        DataError: arrays are missing or damaged, or it is another kind of result.
-    """
-    result = expect(result, SimilarityResult)
+@page_of(SimilarityResult)
+def page(result: SimilarityResult, folder: Path) -> Page:
+    """The page of a similarity audit."""
     arrays = read(folder / result.arrays, "run the audit again")
     images = result.modality == "images"
     if images:
@@ -108,7 +105,11 @@ def _text_stats(result: SimilarityResult) -> list[Stat]:
         stats.append(Stat("AUROC", [Step("similarity", text.ratio(result.auroc))], note))
     values = [Step(r.name, text.ratio(r.similarity.value)) for r in result.relations]
     shared = [Step(r.name, text.percent(r.shared_tokens)) for r in result.relations]
-    return [*stats, Stat("Mean cosine similarity", values), Stat("Relevance between equal words", shared)]
+    return [
+        *stats,
+        Stat(f"Mean {SIMILARITY[result.metric]}", values),
+        Stat("Relevance between equal words", shared),
+    ]
 
 
 def _image_stats(result: SimilarityResult) -> list[Stat]:
@@ -171,7 +172,7 @@ def _accuracy(result: SimilarityResult) -> Section:
     binary = any(s.fpr is not None or s.fnr is not None for s in result.scores)
     rated = [ORIGINAL, *result.conditions] if binary else []
     columns = [
-        Column("Images", numeric=False),
+        words("Images"),
         Column("n"),
         *[Column(str(v), "class-balanced accuracy") for v in result.variants],
         Column("Rebalanced", "original"),
@@ -225,15 +226,6 @@ def _groups(result: SimilarityResult) -> Section | None:
     """Every group against all others of the same classes; nothing is left unmarked in silence."""
     if not result.subgroups:
         return None
-    columns = [
-        Column("Group", numeric=False),
-        Column("n"),
-        Column("In it", "accuracy"),
-        Column("Others", "accuracy"),
-        Column("Fall"),
-        Column("P", "over images, Holm"),
-        Column("Taken for", "more than others", numeric=False),
-    ]
     blocks = []
     marked = [g for g in result.subgroups if g.falls]
     for g in [*marked, *(g for g in result.subgroups if not g.falls)]:
@@ -241,14 +233,14 @@ def _groups(result: SimilarityResult) -> Section | None:
         if g.alike_excess is not None:
             ends = text.interval(g.alike_excess.low, g.alike_excess.high, text.ratio)
             likeness = (
-                f"images of different classes: similarity {_ratio(g.alike)}, of the others "
+                f"images of different classes: cosine similarity {_ratio(g.alike)}, of the others "
                 f"{_ratio(g.alike_outside)} (difference {ends})"
             )
         if g.whole is None:
             rows = [[Cell("too few"), Cell(f"{g.n:,}"), *[Cell("–")] * 5]]
+            blocks.append(Rows(rows, str(g), likeness))
         else:
-            rows = [_group_row(f) for f in [g.whole, *g.classes]]
-        blocks.append(Rows(rows, str(g), likeness))
+            blocks.append(Rows.of(_FALL_COLUMNS, [g.whole, *g.classes], str(g), note=likeness))
     caption = (
         f"Small figures are 95 % intervals. ↓ the accuracy is lower by {limits.FALL:.2f} or more than that "
         f"of the other images of the class, ↓↓ by {limits.LARGE_FALL:.2f} or more, only where P < "
@@ -257,62 +249,50 @@ def _groups(result: SimilarityResult) -> Section | None:
     )
     name = "Groups against the other images of the same classes"
     shown = max(len(marked), 2 * _COLUMNS)
-    tables = _folded(blocks, shown, lambda g: Table(columns=columns, groups=g, caption=caption, name=name))
+    tables = _folded(
+        blocks, shown, lambda g: Table(columns=_FALL_COLUMNS, groups=g, caption=caption, name=name)
+    )
     lead = (
         "Does the probe do worse on some images than on others of the same classes, and what do they share?"
     )
     return Section(id="subgroups", title="Which images it fails on", lead=lead, blocks=tables)
 
 
-def _group_row(f: Fall) -> list[Cell]:
-    rates = f"{text.percent(f.into_inside)}, of the others {text.percent(f.into_outside)}" if f.into else ""
-    several = len(f.classes) > 1
-    return [
-        Cell("class-balanced" if several else f.classes[0], ", ".join(f.classes[:6]) if several else ""),
-        Cell(f"{f.n:,}"),
-        Cell(text.ratio(f.inside), mark=f.mark, meaning=FALLS.get(f.mark, "")),
-        Cell(text.ratio(f.outside)),
-        parts.cell(f.fall),
-        Cell(f"{f.p_value:.2g}"),
-        Cell(f.into or "–", rates),
-    ]
+def _whose(f: Fall) -> tuple[str, str]:
+    return ("class-balanced", ", ".join(f.classes[:6])) if len(f.classes) > 1 else (f.classes[0], "")
+
+
+def _taken(f: Fall) -> tuple[str, str]:
+    rates = f"{text.percent(f.into_inside)}, of the others {text.percent(f.into_outside)}"
+    return (f.into, rates) if f.into else ("–", "")
+
+
+_FALL_COLUMNS = [
+    words("Group", "", _whose),
+    Column("n", "", lambda f: f"{f.n:,}"),
+    Column("In it", "accuracy", lambda f: Cell(text.ratio(f.inside), "", f.mark, FALLS.get(f.mark, ""))),
+    Column("Others", "accuracy", lambda f: text.ratio(f.outside)),
+    Column("Fall", "", lambda f: parts.cell(f.fall)),
+    Column("P", "over images, Holm", lambda f: f"{f.p_value:.2g}"),
+    words("Taken for", "more than others", _taken),
+]
 
 
 def _provenance(result: SimilarityResult) -> Section | None:
     if not result.provenance:
         return None
-    rows = [
-        [
-            Cell(p.column, f"score for {p.label}"),
-            Cell(text.percent(p.eta2_group)),
-            Cell(text.percent(p.eta2_label)),
-            Cell(text.ratio(p.auroc_pooled)),
-            Cell(_ratio(p.auroc_within)),
-            Cell(text.ratio(p.accuracy_pooled)),
-            Cell(_ratio(p.accuracy_within)),
-            Cell(text.ratio(p.by_group_alone)),
-            Cell(text.ratio(p.group_readable), f"chance {text.ratio(p.group_chance)}"),
-            Cell(f"{p.p_value:.1g}"),
-            Cell(
-                "follows the group" if p.follows else "does not",
-                "; ".join(p.reasons),
-                tone="bad" if p.follows else "",
-            ),
-        ]
-        for p in result.provenance
-    ]
     columns = [
-        Column("Column", numeric=False),
-        Column("η² group"),
-        Column("η² label"),
-        Column("AUROC", "pooled"),
-        Column("AUROC", "within"),
-        Column("Accuracy", "pooled"),
-        Column("Accuracy", "within"),
-        Column("Group alone", "accuracy without looking"),
-        Column("Group read", "from the representation"),
-        Column("P", "beyond the label, Holm"),
-        Column("The score", numeric=False),
+        words("Column", "", lambda p: (p.column, f"score for {p.label}")),
+        Column("η² group", "", lambda p: text.percent(p.eta2_group)),
+        Column("η² label", "", lambda p: text.percent(p.eta2_label)),
+        Column("AUROC", "pooled", lambda p: text.ratio(p.auroc_pooled)),
+        Column("AUROC", "within", lambda p: _ratio(p.auroc_within)),
+        Column("Accuracy", "pooled", lambda p: text.ratio(p.accuracy_pooled)),
+        Column("Accuracy", "within", lambda p: _ratio(p.accuracy_within)),
+        Column("Group alone", "accuracy without looking", lambda p: text.ratio(p.by_group_alone)),
+        Column("Group read", "from the representation", _readable),
+        Column("P", "beyond the label, Holm", lambda p: f"{p.p_value:.1g}"),
+        words("The score", "", _followed),
     ]
     caption = (
         "η²: share of the variance of the probe's score that the group or the label explains. Within: mean "
@@ -320,9 +300,18 @@ def _provenance(result: SimilarityResult) -> Section | None:
         "have several labels. Group alone: class-balanced accuracy of naming each group's commonest label."
     )
     name = "Does the score follow where images come from?"
-    table = Table(columns=columns, groups=[Rows(rows)], caption=caption, name=name)
+    table = Table.of(columns, result.provenance, name, caption)
     lead = "Does the probe tell the labels apart, or one source of images from another?"
     return Section(id="provenance", title="Where the images come from", lead=lead, blocks=[table])
+
+
+def _readable(p: Provenance) -> tuple[str, str]:
+    return text.ratio(p.group_readable), f"chance {text.ratio(p.group_chance)}"
+
+
+def _followed(p: Provenance) -> Cell:
+    reasons = "; ".join(p.reasons)
+    return Cell("follows the group", reasons, tone="bad") if p.follows else Cell("does not", reasons)
 
 
 def _errors(result: SimilarityResult) -> Section | None:
@@ -348,7 +337,7 @@ def _errors(result: SimilarityResult) -> Section | None:
                 f" Of {wrong} that it turns wrong, {text.percent(c.turned_share)} are taken for {c.into}."
             )
         table = Table(
-            columns=[Column("True", numeric=False), *[Column(name) for name in result.classes]],
+            columns=[words("True"), *[Column(name) for name in result.classes]],
             groups=[Rows(rows)],
             caption=caption,
             name=f"Confusion, {variant}",
@@ -396,28 +385,20 @@ def _mitigation(result: SimilarityResult) -> Section | None:
 
 
 def _trials(m: Mitigation, shown: Sequence[Trial], name: str, caption: str) -> Table:
+    taken = m.trials[m.chosen]
+
+    def under(t: Trial, condition: str) -> Cell:
+        return Cell(text.ratio(t.conditions[condition]), tone="mitigated" if t is taken else "")
+
     columns = [
-        Column("Layer", numeric=False),
-        Column("Filters"),
-        Column("Where", numeric=False),
-        Column("Share", "of the positive response"),
-        Column("original"),
-        *[Column(c) for c in m.recovered],
+        words("Layer", "", lambda t: (t.layer or "as it is", "taken" if t is taken else "")),
+        Column("Filters", "", lambda t: str(t.k)),
+        words("Where", "", lambda t: t.where),
+        Column("Share", "of the positive response", lambda t: text.percent(t.share)),
+        Column("original", "", lambda t: text.ratio(t.accuracy)),
+        *[Column(c, "", partial(under, condition=c)) for c in m.recovered],
     ]
-    rows = []
-    for t in shown:
-        mine = t is m.trials[m.chosen]
-        rows.append(
-            [
-                Cell(t.layer or "as it is", "taken" if mine else ""),
-                Cell(str(t.k)),
-                Cell(t.where),
-                Cell(text.percent(t.share)),
-                Cell(text.ratio(t.accuracy)),
-                *[Cell(text.ratio(t.conditions[c]), tone="mitigated" if mine else "") for c in m.recovered],
-            ]
-        )
-    return Table(columns=columns, groups=[Rows(rows)], caption=caption, name=name)
+    return Table.of(columns, shown, name, caption)
 
 
 # --- explanations ----------------------------------------------------------------------------------------
@@ -445,7 +426,7 @@ def _pairs(result: SimilarityResult, arrays: dict[str, np.ndarray]) -> Section |
 
 
 def _picture(pair: Pair, arrays: dict[str, np.ndarray], rank: int, result: SimilarityResult) -> PairPicture:
-    note = caption_of(pair.similarity, pair.bias_share)
+    note = caption_of(pair.similarity, pair.bias_share, result.metric)
     title = f"{'Most similar' if rank == 0 else 'Next'} pair of {pair.title}"
     if pair.title.startswith("with "):
         title = "The pair that it brings together most"
@@ -496,46 +477,39 @@ def _strips(result: SimilarityResult, arrays: dict[str, np.ndarray]) -> Strips:
 
 def _artefacts(result: SimilarityResult) -> Table:
     columns = [
-        Column("Condition", numeric=False),
-        Column("Area"),
-        Column("Share", "of relevance, with it"),
-        Column("Share", "without"),
-        Column("Similarity", "with it"),
-        Column("Similarity", "without"),
-        Column("Evidence", "share of the probe's, with it"),
-        Column("Evidence", "without"),
-    ]
-    rows = [
-        [
-            Cell(a.condition),
-            *[Cell(text.percent(v)) for v in (a.area, a.share, a.share_without)],
-            *[Cell(text.ratio(v)) for v in (a.similarity, a.similarity_without)],
-            *[Cell(text.percent(v)) for v in (a.evidence, a.evidence_without)],
-        ]
-        for a in result.artefacts
+        words("Condition", "", lambda a: a.condition),
+        Column("Area", "", lambda a: text.percent(a.area)),
+        Column("Share", "of relevance, with it", lambda a: text.percent(a.share)),
+        Column("Share", "without", lambda a: text.percent(a.share_without)),
+        Column("Similarity", "with it", lambda a: text.ratio(a.similarity)),
+        Column("Similarity", "without", lambda a: text.ratio(a.similarity_without)),
+        Column("Evidence", "share of the probe's, with it", lambda a: text.percent(a.evidence)),
+        Column("Evidence", "without", lambda a: text.percent(a.evidence_without)),
     ]
     caption = "Pairs of images of different classes, those left out that hold it already."
-    return Table(columns=columns, groups=[Rows(rows)], caption=caption, name="What a pasted image does")
+    return Table.of(columns, result.artefacts, "What a pasted image does", caption)
 
 
 def _regions(result: SimilarityResult) -> Table:
-    regions: dict[str, list[list[Cell]]] = {}
-    for r in result.regions:
-        share = Cell(text.percent(r.share), tone="bad" if r.share >= limits.TIMES * r.area else "")
-        row = [Cell(r.group or "all images", r.column), share, Cell(text.percent(r.area))]
-        regions.setdefault(r.name, []).append(row)
     columns = [
-        Column("Pairs within", numeric=False),
-        Column("Share of relevance"),
-        Column("Share of the area"),
+        words("Pairs within", "", lambda r: (r.group or "all images", r.column)),
+        Column("Share of relevance", "", _region_share),
+        Column("Share of the area", "", lambda r: text.percent(r.area)),
     ]
+    regions: dict[str, list[Region]] = {}
+    for r in result.regions:
+        regions.setdefault(r.name, []).append(r)
     caption = (
         "Relevance in proportion to the area would mean that a region counts as any other. Burnt-in text is "
         "what RapidOCR reads, marks are small, saturated and near an edge (a heuristic); pairs of images "
         "with some."
     )
-    groups = [Rows(rows, name) for name, rows in regions.items()]
+    groups = [Rows.of(columns, found, name) for name, found in regions.items()]
     return Table(columns=columns, groups=groups, caption=caption, name="Border and burnt-in marks")
+
+
+def _region_share(r: Region) -> Cell:
+    return Cell(text.percent(r.share), tone="bad" if r.share >= limits.TIMES * r.area else "")
 
 
 def _map(result: SimilarityResult, arrays: dict[str, np.ndarray]) -> Section | None:
@@ -550,28 +524,28 @@ def _map(result: SimilarityResult, arrays: dict[str, np.ndarray]) -> Section | N
     ]
     count = text.plural(len(points), "representation")
     caption = f"t-SNE of {count} scaled to unit length. Distances between clusters mean little."
+    for number, variant in enumerate(result.conditions):
+        both = arrays.get(f"stamped_{number}")
+        if both is not None:
+            labels = arrays["stamped_labels"]
+            panels.append(panel(f"label, with and without {variant}", both, np.tile(labels, 2)))
+            panels.append(panel(f"{variant}", both, np.repeat(["as it is", "with it"], len(labels))))
+            caption += (
+                f" The last maps hold {text.plural(len(labels), 'image')} twice, as it is and with the logo."
+            )
     lead = "If a group parts the map more clearly than the label does, the encoder knows the group better."
     return Section(id="map", title="The map", lead=lead, blocks=[Map(panels=panels, caption=caption)])
 
 
 def _relations(result: SimilarityResult) -> Section:
     columns = [
-        Column("Relation", numeric=False),
-        Column("Pairs"),
-        Column("Similarity", "cosine"),
-        Column("Equal words", "share of positive relevance"),
-        Column("Markers", "separators and punctuation"),
-        Column("Biases", "absorb"),
-    ]
-    rows = [
-        [
-            Cell(r.name),
-            Cell(f"{r.n:,}"),
-            parts.cell(r.similarity),
-            *[Cell(text.percent(v)) for v in (r.shared_tokens, r.special_tokens, r.bias_share)],
-        ]
-        for r in result.relations
+        words("Relation", "", lambda r: r.name),
+        Column("Pairs", "", lambda r: f"{r.n:,}"),
+        Column("Similarity", SIMILARITY[result.metric], lambda r: parts.cell(r.similarity)),
+        Column("Equal words", "share of positive relevance", lambda r: text.percent(r.shared_tokens)),
+        Column("Markers", "separators and punctuation", lambda r: text.percent(r.special_tokens)),
+        Column("Biases", "absorb", lambda r: text.percent(r.bias_share)),
     ]
     caption = "Small figures are 95 % intervals of the mean."
-    table = Table(columns=columns, groups=[Rows(rows)], caption=caption, name="Similarity by relation")
+    table = Table.of(columns, result.relations, "Similarity by relation", caption)
     return Section(id="relations", title="Similarity by relation", blocks=[table])

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pfungst.audit.result import Result
 from pfungst.audit.watch import Quantity, WatchResult
 from pfungst.report import parts, text
-from pfungst.report.page import Cell, Column, Page, Rows, Section, Stat, Step, Table, expect
+from pfungst.report.page import Cell, Column, Page, Rows, Section, Stat, Step, Table, page_of, words
 
 _KINDS = {
     "answer": "What the model says",
@@ -16,16 +15,9 @@ _KINDS = {
 }
 
 
-def page(result: Result, folder: Path) -> Page:
-    """The page of a watch.
-
-    Args:
-        result: a :class:`WatchResult`. folder: not read.
-
-    Raises:
-        DataError: it is another kind of result.
-    """
-    result = expect(result, WatchResult)
+@page_of(WatchResult)
+def page(result: WatchResult, folder: Path) -> Page:
+    """The page of a watch."""
     stats = [
         Stat("Quantities that shifted", [Step(f"of {len(result.quantities)}", str(len(result.shifted)))])
     ]
@@ -43,45 +35,32 @@ def page(result: Result, folder: Path) -> Page:
         ],
         sections=[_table(result), parts.skipped(result), parts.method(result)],
         stats=stats,
-        stats_note="",
     )
 
 
 def _table(result: WatchResult) -> Section:
-    groups = []
-    for kind, label in _KINDS.items():
-        rows = [_row(q) for q in sorted(result.quantities, key=lambda q: -q.distance) if q.kind == kind]
-        if rows:
-            groups.append(Rows(rows, label=label))
-    table = Table(
-        columns=[
-            Column("Quantity", numeric=False),
-            Column("Reference", "median, or a share"),
-            Column("New"),
-            Column("Distance", "of the distributions, 0 to 1"),
-            Column("p", "corrected (Holm)"),
-            Column("", numeric=False),
-        ],
-        groups=groups,
-        name="Quantities watched",
-        caption="Distance: the largest difference of the distribution functions; of words half the summed "
-        "difference of their shares.",
+    columns = [
+        words("Quantity", "", lambda q: (q.name, _told(q)[2])),
+        Column("Reference", "median, or a share", lambda q: _told(q)[0]),
+        Column("New", "", lambda q: _told(q)[1]),
+        Column("Distance", "of the distributions, 0 to 1", lambda q: f"{q.distance:.2f}"),
+        Column("p", "corrected (Holm)", lambda q: f"{q.p:.2g}"),
+        words("", "", lambda q: Cell("shifted", tone="bad") if q.shifted else "no shift shown"),
+    ]
+    ordered = sorted(result.quantities, key=lambda q: -q.distance)
+    groups = [Rows.of(columns, [q for q in ordered if q.kind == k], name) for k, name in _KINDS.items()]
+    caption = (
+        "Distance: the largest difference of the distribution functions; of words half the summed "
+        "difference of their shares."
     )
+    shown = [group for group in groups if group.rows]
+    table = Table(columns=columns, groups=shown, name="Quantities watched", caption=caption)
     return Section(id="quantities", title="What has shifted", blocks=[table])
 
 
-def _row(q: Quantity) -> list[Cell]:
-    note = ""
+def _told(q: Quantity) -> tuple[str, str, str]:
+    """What it was, what it is, and, of words, which one."""
     if q.before is not None and q.after is not None:
-        before, after = f"{q.before:.4g}", f"{q.after:.4g}"
-    else:
-        note, (a, b) = max(q.shares.items(), key=lambda kv: abs(kv[1][1] - kv[1][0]))
-        before, after = text.percent(a), text.percent(b)
-    return [
-        Cell(q.name, note),
-        Cell(before),
-        Cell(after),
-        Cell(f"{q.distance:.2f}"),
-        Cell(f"{q.p:.2g}"),
-        Cell("shifted", tone="bad") if q.shifted else Cell("no shift shown"),
-    ]
+        return f"{q.before:.4g}", f"{q.after:.4g}", ""
+    word, (a, b) = max(q.shares.items(), key=lambda kv: abs(kv[1][1] - kv[1][0]))
+    return text.percent(a), text.percent(b), word

@@ -6,6 +6,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from torch import Tensor
@@ -27,8 +28,9 @@ def similar_pairs(
     units: np.ndarray,
     count: int,
     apart: np.ndarray | None = None,
+    metric: Literal["cosine", "dot"] = "cosine",
 ) -> list[tuple[int, int, float]]:
-    """The pairs of highest cosine similarity among some images, no image twice: (i, j, similarity).
+    """The pairs of highest similarity among some images, no image twice: (i, j, similarity).
 
     Args:
         embeddings: (N, K).
@@ -36,8 +38,9 @@ def similar_pairs(
         units: (N,) images of one unit make no pair.
         count: how many pairs.
         apart: (N,) images of one value make no pair either, such as labels.
+        metric: "cosine" or "dot".
     """
-    x = _unit(embeddings[index])
+    x = embeddings[index].astype(np.float64) if metric == "dot" else _unit(embeddings[index])
     s = x @ x.T
     for same in (units, apart):
         if same is not None:

@@ -1,6 +1,6 @@
 """Spurious features of classifiers: find them, look at them, measure them, switch them off (paper 003)."""
 
-from pfungst.spurious.components import read_components, write_components
+from pfungst.spurious.components import components_chosen_by, read_components, write_components
 from pfungst.spurious.counterfactual import Counterfactual, Diffusion, counterfactual
 from pfungst.spurious.diversity import Diversity, diversity
 from pfungst.spurious.evidence import Evidence, Looked, Witness, correct, evidence, paper_rule, two_groups
@@ -37,6 +37,7 @@ __all__ = [
     "Witness",
     "apgd",
     "class_probabilities",
+    "components_chosen_by",
     "correct",
     "counterfactual",
     "diversity",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -17,11 +17,15 @@ Components = dict[int, list[int]]
 
 
 def write_components(
-    path: str | Path, components: Mapping[int, Iterable[int]], fingerprint: Mapping[str, Any]
+    path: str | Path,
+    components: Mapping[int, Iterable[int]],
+    fingerprint: Mapping[str, Any],
+    by: Literal["people", "rule"] = "people",
 ) -> None:
-    """Write {class index: components} with the fingerprint of the model they were found on."""
+    """Write {class index: components} with the fingerprint of their model, and who chose them."""
     content = {
         "format": FORMAT,
+        "chosen_by": by,
         "model": dict(fingerprint),
         "components": {str(k): sorted(set(map(int, v))) for k, v in sorted(components.items())},
     }
@@ -59,6 +63,15 @@ def read_components(
             "component numbers mean nothing on another model; use SpuFix.transfer to carry the fix over",
         )
     return _checked(content.get("components"), path)
+
+
+def components_chosen_by(path: str | Path) -> Literal["people", "rule"]:
+    """Who chose the components of a file that :func:`read_components` reads; people unless it says a rule."""
+    path = Path(path)
+    if path.suffix == ".npy":
+        return "people"
+    found = read(path, "pass the components.json that the labelling app wrote", InputError, FORMAT)
+    return "rule" if found.get("chosen_by") == "rule" else "people"
 
 
 def _describe(fingerprint: Mapping[str, Any]) -> str:

@@ -19,10 +19,19 @@ from torch import Tensor, nn
 
 from pfungst.errors import InputError
 from pfungst.measure import Interval, best_split, bootstrap
-from pfungst.measure.limits import APART, CARRIED, CARRIED_ALONE, P_SPURIOUS, PARTED, RETAINED, WITNESSES
+from pfungst.measure.limits import (
+    APART,
+    CARRIED,
+    CARRIED_ALONE,
+    P_SPURIOUS,
+    PARTED,
+    PLACED,
+    RETAINED,
+    WITNESSES,
+)
 from pfungst.spurious.heads import FeatureHead, logits_of
 from pfungst.spurious.inpaint import gaussian, inpaint, moved, soften
-from pfungst.spurious.looks import LOOKS, Look, Parted, parted
+from pfungst.spurious.looks import LOOKS, Look, Parted, parted, parted_at
 from pfungst.spurious.npca import NeuralPCA
 from pfungst.spurious.visualise import select
 
@@ -98,6 +107,8 @@ class Evidence:
             necessity is beyond the images unchanged, as sufficiency is).
         parted: how clearly that look, or for a region the one that does most, parts the class along α and not
             other classes, see :func:`pfungst.spurious.looks.parted`; 0 where not measured.
+        placed: the same of what is in the place of the region, see
+            :func:`pfungst.spurious.looks.parted_at`; 0 for a look.
     """
 
     class_: int
@@ -114,6 +125,7 @@ class Evidence:
     apart: float = 0.0
     how: str = "region"
     parted: float = 0.0
+    placed: float = 0.0
 
     @property
     def carries(self) -> bool:
@@ -133,12 +145,13 @@ class Evidence:
     @property
     def beside(self) -> float:
         """How surely it acts on some images of the class only and carries the class elsewhere, in [0, 1]."""
-        return max(self.apart, self.parted if self.parted >= PARTED else 0.0) * self._carried
+        shown = (v for v, least in ((self.parted, PARTED), (self.placed, PLACED)) if v >= least)
+        return max(self.apart, *shown, 0.0) * self._carried
 
     @property
     def divides(self) -> bool:
         """Whether the labels show that it is not the object: the class has images without it."""
-        return self.apart * self._carried >= APART or self.parted >= PARTED
+        return self.apart * self._carried >= APART or self.parted >= PARTED or self.placed >= PLACED
 
     @property
     def off_object(self) -> bool:
@@ -284,15 +297,18 @@ def evidence(
         rows = alpha[:, component].topk(min(n_images, len(images))).indices
         rng = np.random.default_rng((seed, class_, component))
         project = npca.alpha_of(class_, component)
-        found = lab.intervene(lambda x, f=project: f(head.features(x)), rows, n_targets, rng, seed)  # type: ignore[misc]
+        score: Score = lambda x, f=project: f(head.features(x))  # type: ignore[misc]
+        heat = relevance(score, images[rows], batch_size=batch_size).clamp_min(0)
+        found = lab.intervene(heat, rows, n_targets, rng, seed)
         mean = float(alpha[rows, component].mean())
         groups = apart[number] if apart else 0.0
         parts = _parting(looked, component)
-        most = max((p.value for _, p in parts), default=0.0)
+        most, at = max((p.value for _, p in parts), default=0.0), _parting_at(looked, component, heat)
         one = Evidence(class_, component, tuple(rows.tolist()), mean, *found, apart=groups, parted=most)
+        one = replace(one, placed=at)
         tried = [one]
         for look, part in parts:
-            given = lab.give(look, part, lambda x, f=project: f(head.features(x)), rows, seed)  # type: ignore[misc]
+            given = lab.give(look, part, score, rows, seed)
             again = Evidence(class_, component, one.rows, mean, *given, apart=groups)
             tried.append(replace(again, how=look.name, parted=part.value))
         best = max(tried, key=lambda e: (e.carries and e.off_object, e.beside, e.how == "region"))
@@ -305,8 +321,17 @@ def _parting(looked: Looked | None, component: int) -> list[tuple[Look, Parted]]
     if looked is None:
         return []
     alpha = looked.alpha[:, component]
-    parts = {of: parted(own, looked.others[of], alpha) for of, own in looked.own.items()}
+    known = {look.of for look in LOOKS}
+    parts = {of: parted(looked.own[of], looked.others[of], alpha) for of in known}
     return [(look, parts[look.of]) for look in LOOKS if parts[look.of].value >= PARTED]
+
+
+def _parting_at(looked: Looked | None, component: int, heat: Tensor) -> float:
+    """How clearly what is where a component's maps (N, H, W) are, in the mean, parts the class along α."""
+    if looked is None:
+        return 0.0
+    mean = (heat / heat.sum((1, 2), keepdim=True).clamp_min(1e-12)).mean(0)
+    return parted_at(looked.own["pixels"], looked.others["pixels"], looked.alpha[:, component], mean)
 
 
 def correct(found: Sequence[Evidence]) -> list[Evidence]:
@@ -421,11 +446,10 @@ class _Lab:
         return torch.stack([self._seen[row] for row in rows.tolist()])
 
     def intervene(
-        self, score: Score, rows: Tensor, n_targets: int, rng: np.random.Generator, seed: int
+        self, heat: Tensor, rows: Tensor, n_targets: int, rng: np.random.Generator, seed: int
     ) -> _Measured:
-        """Necessity, sufficiency, excess, flips, retained and p of :class:`Evidence`."""
+        """Necessity, sufficiency, excess, flips, retained and p of :class:`Evidence`, from maps (N, H, W)."""
         x, n = self.images[rows], len(rows)
-        heat = relevance(score, x, batch_size=self.batch_size).clamp_min(0)
         whole = part = region(heat)
         if len(self.models) > 1:
             heat = heat / heat.sum((1, 2), keepdim=True).clamp_min(1e-12)

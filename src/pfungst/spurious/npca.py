@@ -14,9 +14,10 @@ import torch
 from sklearn.base import BaseEstimator
 from torch import Tensor, nn
 
+from pfungst.device import choose_device
 from pfungst.errors import InputError, PfungstWarning
 from pfungst.files import read, write_json, write_tensors
-from pfungst.measure import best_split
+from pfungst.measure import best_splits
 from pfungst.spurious.eigen import leading
 from pfungst.spurious.features import FeatureStore
 from pfungst.spurious.heads import FeatureHead, LinearHead, as_linear, same_model
@@ -34,7 +35,9 @@ class NeuralPCA(BaseEstimator):
         n_components: components kept per class, None for all. A class of n images has at most n − 1.
         n_images: training images kept per component for :meth:`top_images`.
         seed: of the eigensolver's random start.
-        workers: classes solved at a time, each on one thread; None for as many as torch has threads.
+        workers: classes solved at a time on the CPU, each on one thread; None for as many as torch has
+            threads.
+        device: where classes are solved: "auto", "cpu", "cuda", …; what is fitted lies on the CPU.
 
     Attributes:
         classes_: class indices that were fitted, ascending.
@@ -53,12 +56,18 @@ class NeuralPCA(BaseEstimator):
     """
 
     def __init__(
-        self, n_components: int | None = 128, n_images: int = 10, seed: int = 0, workers: int | None = None
+        self,
+        n_components: int | None = 128,
+        n_images: int = 10,
+        seed: int = 0,
+        workers: int | None = None,
+        device: str = "cpu",
     ) -> None:
         self.n_components = n_components
         self.n_images = n_images
         self.seed = seed
         self.workers = workers
+        self.device = device
 
     def fit(
         self,
@@ -80,7 +89,9 @@ class NeuralPCA(BaseEstimator):
         Raises:
             InputError: features of another model, labels outside its classes, not finite, a class of one
                 image.
+            ConfigError: the device does not exist, or has no float64.
         """
+        device = choose_device(self.device, float64=True)
         if isinstance(model, nn.Module):
             model = FeatureHead(model)
         head = as_linear(model)
@@ -119,34 +130,37 @@ class NeuralPCA(BaseEstimator):
         self.n_samples_ = counts
         self.absent_: dict[int, Tensor] = {}
         self._top: dict[int, tuple[Tensor, list[list[str]]]] = {}
-        dims = self._fit_class(source, self.classes_[0], wanted, 0)  # its effort is the guess for the others
-        workers = self.workers or torch.get_num_threads()
+        dims = self._fit_class(
+            source, self.classes_[0], wanted, device, 0
+        )  # its effort is the guess for the others
+        workers = 1 if device.type != "cpu" else self.workers or torch.get_num_threads()
         rest = self.classes_[1:]
         if workers > 1 and len(rest) > 1:
             with _one_thread(), ThreadPoolExecutor(workers) as pool:
-                list(pool.map(lambda k: self._fit_class(source, k, wanted, dims), rest))
+                list(pool.map(lambda k: self._fit_class(source, k, wanted, device, dims), rest))
         else:
             for k in rest:
-                self._fit_class(source, k, wanted, dims)
+                self._fit_class(source, k, wanted, device, dims)
         self.model_fingerprint_ = known if source.known is None else {**source.known, **known}
         return self
 
-    def _fit_class(self, source: _Source, k: int, wanted: int, dims: int) -> int:
+    def _fit_class(self, source: _Source, k: int, wanted: int, device: torch.device, dims: int) -> int:
         rows = source.rows(k)
-        psi = self.head_.psi(source.take(rows), k)
-        if not bool(torch.isfinite(psi).all()):
+        psi = self.head_.psi(source.take(rows).to(device), k)
+        exact = psi.mean(0, dtype=torch.float64)
+        if not bool(torch.isfinite(exact).all()):  # as soon as one value is not
             raise InputError(f"features of class {k} are not finite", "check the model and its images")
-        mean = psi.mean(0, dtype=torch.float64).to(psi.dtype)
+        mean = exact.to(psi.dtype)
         psi -= mean
         n, d = psi.shape
         spectrum = leading(psi, min(wanted, n - 1, d), seed=self.seed * 100_003 + k, dims=dims)
         vectors = spectrum.vectors
         sums = vectors.sum(1)
         vectors[sums < 0] *= -1
-        self.mean_[k], self.components_[k] = mean, vectors
-        self.explained_variance_[k] = spectrum.values / (n - 1)
+        self.mean_[k], self.components_[k] = mean.cpu(), vectors.cpu()
+        self.explained_variance_[k] = spectrum.values.cpu() / (n - 1)
         self.total_variance_[k] = float(torch.linalg.vector_norm(psi, dtype=torch.float64) ** 2) / (n - 1)
-        alpha = (psi @ vectors.T) * sums.abs()
+        alpha = ((psi @ vectors.T) * sums.abs()).cpu()
         self.absent_[k] = _absent(alpha)
         best = alpha.topk(min(self.n_images, n), dim=0)
         ids = [[source.ids(int(rows[i])) for i in column] for column in best.indices.T]
@@ -290,7 +304,7 @@ class NeuralPCA(BaseEstimator):
 def _absent(alpha: Tensor) -> Tensor:
     """Of each column of α (n, m), mean and end of the lower group, (m, 2) float64; (0, ∞) where there are no
     two."""
-    splits = [best_split(column) for column in alpha.T.numpy()]
+    splits = best_splits(alpha.T.numpy())
     rows = [(s.low, s.threshold) if s.separation > 0 else (0.0, float("inf")) for s in splits]
     return torch.tensor(rows, dtype=torch.float64)
 
@@ -348,7 +362,7 @@ class _Source:
 
     def take(self, rows: np.ndarray) -> Tensor:
         if self._store is not None:
-            return torch.from_numpy(self._store.features[rows].astype(np.float32))
+            return torch.from_numpy(self._store.features[rows]).float()
         assert self._features is not None
         picked = self._features[torch.from_numpy(rows)].detach().cpu()
         return picked if picked.dtype == torch.float64 else picked.float()

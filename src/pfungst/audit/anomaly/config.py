@@ -46,6 +46,12 @@ class AnomalyConfig(LabelledOptions, Repeated):
         "held-out",
         description="held-out: threshold from normal images not fitted; published: best F1 on the test set",
     )
+    outliers: int = Field(
+        0,
+        ge=0,
+        description="Defective test images per category that choose the ridge of one-class, by AUROC, and "
+        "are not tested [none: chosen by likelihood]",
+    )
     quantile: float = Field(0.95, gt=0, lt=1, description="Of held-out normal scores, for the threshold")
     discover: bool = Field(
         False, description="Also cluster the explanations and prove what decides that nobody named"

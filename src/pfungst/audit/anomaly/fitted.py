@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 
-from pfungst.anomaly import Detector, detector_from_spec
+from pfungst.anomaly import DeepOneClass, Detector, detector_from_spec
 from pfungst.audit.config import check_file
 from pfungst.conditions import Size
 from pfungst.data import ImageSet, Item
@@ -51,13 +53,21 @@ class FittedDetectors:
         self._items = list(items)
 
     def fitted(
-        self, model: str, part: Tensor, mitigation: nn.Module | None, *, inside: bool, seed: int
+        self,
+        model: str,
+        part: Tensor,
+        outliers: Tensor,
+        mitigation: nn.Module | None,
+        *,
+        inside: bool,
+        seed: int,
     ) -> Detector:
         """The detector fitted on `part`, the part of the training images that belongs to the seed.
 
         Args:
             model: see :func:`pfungst.anomaly.detector_from_spec`.
             part: (n, C, H, W).
+            outliers: (m, C, H, W) known defects, for detectors that choose a parameter by them.
             mitigation: the filter of the audit, if the detector sees filtered images.
             inside: whether the filter is to be in the detector; otherwise `part` has been filtered.
             seed: of the detector.
@@ -70,7 +80,13 @@ class FittedDetectors:
             features=mitigation if inside else None,
             seed=seed,
             device=self.device,
-        ).fit(part)
-        if self._shared:
+        )
+        learns = len(outliers) > 0 and isinstance(detector, DeepOneClass)
+        if learns:
+            labels = np.repeat([0, 1], [len(part), len(outliers)])
+            detector.fit(torch.cat([part, outliers]), labels)
+        else:
+            detector.fit(part)
+        if self._shared and not learns:
             self._known[key] = detector
         return detector

@@ -26,6 +26,7 @@ RATES = {  # names of the result → names of `measure`
     "fpr": "fpr",
     "balanced_accuracy": "balanced_accuracy",
 }
+CONDITIONS = ("original", "deployed")
 ORIGINAL, DEPLOYED = Variant(condition="original"), Variant(condition="deployed")
 MENDED = Variant(condition="deployed", mitigated=True)
 MENDED_ORIGINAL = Variant(condition="original", mitigated=True)
@@ -66,7 +67,7 @@ class Run:
         means = {rate: np.mean([of[name] for of in self.found], axis=0) for rate, name in RATES.items()}
         for rate, label in (("fnr", 1), ("fpr", 0)):
             means[rate] = measure.wilson_of(float(means[rate][0]), int((self.labels == label).sum()))
-        return {rate: Interval(value=value, low=low, high=high) for rate, (value, low, high) in means.items()}
+        return {rate: Interval.model_validate(tuple(mean)) for rate, mean in means.items()}
 
     def change_from(self, before: Run) -> measure.Change:
         """Of F1, on the same images."""
@@ -82,11 +83,11 @@ def repeat(study: Study, model: str, mitigation: nn.Module | None = None) -> dic
     Args:
         model: the detector, see :func:`pfungst.anomaly.detector_from_spec`.
     """
-    config, conditions = study.config, ("original", "deployed")
-    seen = {"train": study.train, **{c: study.images(c) for c in conditions}}
+    config, conditions = study.config, CONDITIONS
+    seen = {"train": study.train, "outliers": study.outliers, **{c: study.images(c) for c in conditions}}
     later = seen
     if mitigation is not None and config.seeds > 1:
-        later = {name: filtered(mitigation, images) for name, images in seen.items()}
+        later = {name: filtered(mitigation, x) if len(x) else x for name, x in seen.items()}
     fits = [_fit(study, model, mitigation, i, later if i else seen) for i in range(config.seeds)]
 
     def bootstrapped(condition: str) -> list[dict[str, measure.Interval]]:
@@ -124,12 +125,14 @@ def _fit(study: Study, model: str, mitigation: nn.Module | None, index: int, see
     seed = config.seed + index
     order = torch.from_numpy(np.random.default_rng(seed).permutation(len(train)))
     n_fit = len(train) if config.protocol == "published" else max(2, round(_FIT_SHARE * len(train)))
-    detector = study.detectors.fitted(model, train[order[:n_fit]], mitigation, inside=index == 0, seed=seed)
+    detector = study.detectors.fitted(
+        model, train[order[:n_fit]], seen["outliers"], mitigation, inside=index == 0, seed=seed
+    )
 
     def score(images: Tensor) -> np.ndarray:
         return detector.anomaly_score(images).double().cpu().numpy()
 
-    scores = {name: score(images) for name, images in seen.items() if name != "train"}
+    scores = {name: score(images) for name, images in seen.items() if name in CONDITIONS}
     normal = [detector.training_scores_]
     normal += [score(train[order[n_fit:]])] if n_fit < len(train) else []
     threshold = measure.choose_threshold(
@@ -155,7 +158,7 @@ def scores(study: Study, runs: dict[Variant, Run], heat: dict[Variant, Tensor]) 
             found = measure.clever_hans_score(
                 study.labels, run.scores, heat[variant].cpu().numpy(), study.test.masks.numpy()
             )
-            hans = Interval(value=found.value, low=found.low, high=found.high)
+            hans = Interval.copied(found)
         base = COMPARED_WITH.get(variant)
         change = None if base is None else run.change_from(runs[base])
         result.append(_compared(variant, run.rates(), hans, run.per_seed(), change))
@@ -193,7 +196,7 @@ def _mean_rate(values: list[Interval]) -> Interval:
         measure.Interval(v.value, v.value if v.low is None else v.low, v.value if v.high is None else v.high)
         for v in values
     ]
-    return Interval(**measure.mean_share(found)._asdict())
+    return Interval.model_validate(measure.mean_share(found))
 
 
 def _compared(
@@ -210,7 +213,7 @@ def _compared(
         clever_hans=hans,
         mark=change.mark if change else "",
         p_value=change.p if change else None,
-        change=Interval(**change.change._asdict()) if change else None,
+        change=change.change if change else None,
         spread=change.spread if change else None,
         per_seed=per_seed,
     )
@@ -234,16 +237,6 @@ def provenance(study: Study, scores: np.ndarray) -> list[Provenance]:
             )
             for g in found.groups
         ]
-        result.append(
-            Provenance(
-                column=column,
-                eta2_group=found.eta2_group,
-                eta2_label=found.eta2_label,
-                auroc_pooled=found.auroc_pooled,
-                auroc_within=found.auroc_within,
-                follows=found.follows_group,
-                reasons=list(found.reasons),
-                groups=groups,
-            )
-        )
+        follows = {"follows": found.follows_group, "reasons": list(found.reasons), "groups": groups}
+        result.append(Provenance.copied(found, column=column, **follows))
     return result

@@ -38,6 +38,7 @@ class Study:
         test: the test images, original condition.
         deployed: the same, deployed condition.
         columns: group columns, (T,) text for the test images.
+        outliers: (M, C, S, S) defective images that were taken out of the test, original condition.
     """
 
     config: AnomalyConfig
@@ -46,6 +47,7 @@ class Study:
     test: Prepared
     deployed: Prepared
     columns: dict[str, np.ndarray]
+    outliers: Tensor
 
     @classmethod
     def prepare(
@@ -59,11 +61,27 @@ class Study:
         original, deployed = images.prepare_many(conditions, config.size, skip_bad=config.skip_bad)
         fits = (original.splits == "train") & (np.array(original.classes) == "good")
         tests = original.splits == "test"
+        defects = np.flatnonzero(tests & (original.labels == 1))
+        if config.outliers and config.outliers >= len(defects):
+            raise DataError(
+                f"{images.name} has {len(defects)} defective test images, --outliers takes {config.outliers}",
+                "lower --outliers",
+            )
+        known = np.random.default_rng(config.seed).permutation(defects)[: config.outliers]
+        tests[known] = False
         detectors.use([item for item, mine in zip(original.items, fits, strict=True) if mine])
         columns = {
             name: values[tests] for name, values in group_columns(original.items, config.groups).items()
         }
-        return cls(config, detectors, original.images[fits], original[tests], deployed[tests], columns)
+        return cls(
+            config,
+            detectors,
+            original.images[fits],
+            original[tests],
+            deployed[tests],
+            columns,
+            original.images[known],
+        )
 
     @property
     def labels(self) -> np.ndarray:

@@ -14,10 +14,11 @@ class ClassifierConfig(LabelledOptions):
     """``pfungst audit classifier``."""
 
     _irrelevant = (*LabelledOptions._irrelevant, "batch_size", "features")
+    _audits = ("transfer",)
 
     model: str = Field(
         description="timm:NAME, torchvision:NAME, package.module:function or file.py:function; several: A,B "
-        "or A,checkpoint=FILE,B"
+        "or A,checkpoint=FILE,size=PIXELS,B"
     )
     checkpoint: Path | None = Field(None, description="Weights: safetensors or a state dict")
     trust_checkpoint: bool = Field(False, description="Also read checkpoints that can run code")

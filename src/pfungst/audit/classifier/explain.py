@@ -266,7 +266,7 @@ class Explainer:
             seed=self.study.config.seed,
         )  # fmt: skip
         found = flipping.of(heats)
-        value = Interval(value=found.value, low=found.low, high=found.high)
+        value = Interval.copied(found)
         return Faithful(value=value, images=len(pairs), beats_random=found.beats_random, words=str(found))
 
     # --- pictures ----------------------------------------------------------------------------------------
@@ -347,27 +347,8 @@ def _tested(found: Evidence, on: str, blank: bool) -> Tested:
     if blank and suspect and not found.divides:
         word, suspect = "unclear", False
         reason = "the class is also the answer to an empty image, so being left proves nothing"
-    return Tested(
-        on=on,
-        images=len(found.rows),
-        necessity=[_interval(i) for i in found.necessity],
-        sufficiency=[_interval(i) for i in found.sufficiency],
-        excess=_interval(found.excess),
-        retained=_interval(found.retained),
-        flips=found.flips,
-        p=found.p,
-        corrected=found.corrected,
-        beside=found.beside,
-        divides=found.divides,
-        how=found.how,
-        word=word,
-        suspect=suspect,
-        reason=reason,
-    )
-
-
-def _interval(found: tuple[float, float, float]) -> Interval:
-    return Interval(value=found[0], low=found[1], high=found[2])
+    said = {"word": word, "suspect": suspect, "reason": reason}
+    return Tested.copied(found, on=on, images=len(found.rows), **said)
 
 
 def _stacked(images: Labelled, ids: list[str]) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from pfungst.audit.classifier.result import ClassEntry, ClassScores, Explained, 
 from pfungst.audit.conditions import ORIGINAL
 from pfungst.audit.result import Interval, Variant
 from pfungst.errors import DataError
-from pfungst.measure.proportions import better_order, paired_fall, wilson
+from pfungst.measure.proportions import better_order, paired_difference, wilson
 from pfungst.spurious import FeatureStore, SpuFix, SpuriousScore, score_probabilities
 from pfungst.spurious.answers import Answers
 
@@ -101,13 +101,13 @@ def measure(
     return Measured(
         scores={v: _scores(study, v, answers, scored.get(v)) for v in answers},
         classes={k: [_class_scores(k, v, a, scored.get(v)) for v, a in answers.items()] for k in classes},
-        loss=_interval(paired_fall(as_is.right, mended.right, study.config.seed)),
-        gain=None if gain is None else _interval(gain),
+        loss=Interval.model_validate(paired_difference(as_is.right, mended.right)),
+        gain=None if gain is None else Interval.model_validate(gain),
         n_images=len(as_is.labels),
         n_validation=counts,
         chance=float(shares.max()) if len(shares) > 1 else 1 / study.head.linear.n_classes,
         false_positives={k: float(wrong[k] / n) for k, n in others.items() if n},
-        reordered=None if better is None else (_interval(better[0]), better[1]),
+        reordered=None if better is None else (Interval.model_validate(better[0]), better[1]),
     )
 
 
@@ -130,9 +130,9 @@ def score_spurious(validation: Answers, features: Answers, seed: int) -> Scored:
     whole = score_probabilities(validation.by_class(classes), features.by_class(classes), seed=seed)
     per = {
         k: SpuriousScores(
-            auc=_interval((c.auc, c.low, c.high)),
+            auc=(c.auc, c.low, c.high),
             average_precision=c.average_precision,
-            triggered=_interval(wilson(features.right[features.labels == k])),
+            triggered=wilson(features.right[features.labels == k]),
             n_spurious=c.n_negative,
             n_validation=c.n_positive,
         )
@@ -167,17 +167,17 @@ def _scores(
     study: Study, variant: Variant, answers: Mapping[Variant, Answers], scored: Scored | None
 ) -> Scores:
     after = answers[variant]
-    found = Scores(variant=variant, accuracy=_interval(wilson(after.right)), among=_among(after))
+    found: dict[str, Any] = {}
     if variant.condition != ORIGINAL:
         before = answers[Variant(condition=ORIGINAL, mitigated=variant.mitigated)]
-        found.fall = _interval(paired_fall(before.right, after.right, study.config.seed))
-        found.gains = _gains(study, before, after)
-        found.rises = _rises(study, before, after)
+        found["fall"] = paired_difference(before.right, after.right)
+        found["gains"] = _gains(study, before, after)
+        found["rises"] = _rises(study, before, after)
     elif scored is not None:
-        found.mauc = _interval((scored.whole.mauc, *scored.whole.interval))
-        found.published_map = scored.whole.published_mAP
-        found.triggered = float(np.mean([s.triggered.value for s in scored.classes.values()]))
-    return found
+        found["mauc"] = (scored.whole.mauc, *scored.whole.interval)
+        found["published_map"] = scored.whole.published_mAP
+        found["triggered"] = float(np.mean([s.triggered.value for s in scored.classes.values()]))
+    return Scores(variant=variant, accuracy=wilson(after.right), among=_among(after), **found)
 
 
 def _among(answers: Answers) -> float | None:
@@ -193,7 +193,7 @@ def _class_scores(k: int, variant: Variant, answers: Answers, scored: Scored | N
     own = answers.labels == k
     return ClassScores(
         variant=variant,
-        accuracy=_interval(wilson(answers.right[own])) if own.any() else None,
+        accuracy=wilson(answers.right[own]) if own.any() else None,
         spurious=None if scored is None else scored.classes.get(k),
     )
 
@@ -221,7 +221,3 @@ def _gain(study: Study, before: Answers, after: Answers, index: int) -> Gain:
         probability=(float(p.mean()), float(q.mean())),
         times=float(np.median(q / p.clip(1e-30))),
     )
-
-
-def _interval(found: tuple[float, float, float]) -> Interval:
-    return Interval(value=found[0], low=found[1], high=found[2])

@@ -9,6 +9,8 @@ from pydantic import Field
 from pfungst.audit.findings.result import Discovered
 from pfungst.audit.result import Interval, Model, Result, Variant
 
+ChosenBy = Literal["people", "rule", "evidence", "transfer", "nothing"]
+
 
 class Shown(Model):
     """A training image of high α, or the feature visualisation; files are relative to the result."""
@@ -112,7 +114,7 @@ class Scores(Model):
     variant: Variant
     accuracy: Interval
     fall: Interval | None = Field(
-        None, description="accuracy under the original condition minus this, paired bootstrap over the images"
+        None, description="accuracy under the original condition minus this on the same images (Newcombe)"
     )
     gains: list[Gain] = Field([], description="classes that gain predictions from the original condition")
     rises: Gain | None = Field(None, description="the class whose probability rises most, median over images")
@@ -197,8 +199,9 @@ class ClassifierResult(Result):
     preprocessing: dict[str, Any]
     named_by: str = Field(description="how labels were matched to the model's outputs")
     conditions: dict[str, str] = Field(description="what each condition does, by name; the original first")
-    chosen_by: Literal["people", "evidence", "transfer", "nothing"] = Field(
-        description="who chose the components that are fixed; transfer: the audit of another model"
+    chosen_by: ChosenBy = Field(
+        description="who chose the components that are fixed; rule: a file that no person made; transfer: "
+        "the audit of another model"
     )
     transferred_from: str = Field("", description="the model whose components are carried over")
     reference: Literal["mean", "absent"] = Field(
@@ -208,9 +211,7 @@ class ClassifierResult(Result):
     n_validation: int
     entries: list[ClassEntry]
     scores: list[Scores] = Field(description="as the model is and with SpuFix, under each condition")
-    accuracy_loss: Interval = Field(
-        description="that SpuFix costs; paired bootstrap over the validation images"
-    )
+    accuracy_loss: Interval = Field(description="that SpuFix costs on the validation images (Newcombe)")
     mauc_gain: Interval | None = None
     npfv_note: str = ""
     rule: Literal["alpha", "npfv"]

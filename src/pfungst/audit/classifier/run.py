@@ -13,7 +13,7 @@ from pfungst.audit.classifier.explain import Explainer, Part, finished, n_images
 from pfungst.audit.classifier.measure import Measured, answers_of, entry, measure
 from pfungst.audit.classifier.mend import chosen, mend, write_classifier
 from pfungst.audit.classifier.prepare import Given, Study, conditions_of, load_audited, stored
-from pfungst.audit.classifier.result import ClassEntry, ClassifierResult, Explained, Faithful
+from pfungst.audit.classifier.result import ChosenBy, ClassEntry, ClassifierResult, Explained, Faithful
 from pfungst.audit.classifier.task import write_label_task
 from pfungst.audit.classifier.transfer import Transfer
 from pfungst.audit.classifier.verdict import Judge, explain_numbers, metrics
@@ -31,7 +31,7 @@ from pfungst.encoders import Classifier
 from pfungst.errors import DataError, PfungstWarning, few
 from pfungst.features import combined, model_key
 from pfungst.progress import progress_bar
-from pfungst.spurious import FeatureStore, NeuralPCA, SpuriousFolder
+from pfungst.spurious import FeatureStore, NeuralPCA, SpuriousFolder, components_chosen_by
 from pfungst.spurious.visualise import NOTE
 
 
@@ -61,6 +61,7 @@ def run(
     other = Transfer.read(config)
     given = Given.check(config, train, val, names)
     state = data_state([*given.train.items, *given.val.items], config.spurious, config.masks)
+    state = state if other is None else combined(state, other.state())
     if model is None and (done := resumed_result(config, state)) is not None:
         return done
     study = given.study(model or load_audited(config))
@@ -70,9 +71,9 @@ def run(
         stores = extract(study, workspace)
         tests = config.shown * len(set(study.train.labels))
         count = n_images(tests)
-        npca = NeuralPCA(config.n_components, n_images=count, seed=config.seed).fit(
-            study.head, stores["train"]
-        )
+        device = str(study.head.device)
+        npca = NeuralPCA(config.n_components, n_images=count, seed=config.seed, device=device)
+        npca.fit(study.head, stores["train"])
         classes, faithful = explain(study, workspace, Explainer(study, npca, stores, tests))
         if other is None:
             components = chosen(study, classes)
@@ -172,7 +173,7 @@ def _result(
     other: Transfer | None,
 ) -> ClassifierResult:
     config, name = study.config, study.fingerprint["name"]
-    chosen_by = "evidence" if study.judged is None else "people"
+    chosen_by: ChosenBy = "evidence" if config.components is None else components_chosen_by(config.components)
     if not any(e.fixed for e in entries):
         chosen_by = "nothing" if other is None else "transfer"
     skipped = {

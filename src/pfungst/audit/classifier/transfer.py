@@ -15,6 +15,8 @@ from pfungst.audit.result import load as load_result
 from pfungst.audit.workspace import Workspace
 from pfungst.data.outputs import match_outputs
 from pfungst.errors import ConfigError, PfungstError
+from pfungst.features import combined
+from pfungst.files import seal
 from pfungst.spurious import FeatureStore, NeuralPCA, SpuFix
 
 
@@ -59,6 +61,11 @@ class Transfer:
                 "give the audit of a model with components that are proven or judged spurious",
             )
         return cls(result, ClassifierConfig.model_validate(result.config), folder, components)
+
+    def state(self) -> str:
+        """Names what is carried over, and not the report and the other files beside it."""
+        parts = [seal(file) for file in sorted(self.folder.glob("npca.*"))]
+        return combined(self.components, self.config.fingerprint(), parts)
 
     def to(
         self, study: Study, workspace: Workspace, target: FeatureStore

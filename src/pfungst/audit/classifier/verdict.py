@@ -17,6 +17,7 @@ from pfungst.audit.classifier.result import ClassEntry, Component, Faithful, Sco
 from pfungst.audit.result import About, Better, Interval, Level, Metric, Variant, Verdict
 from pfungst.errors import few
 from pfungst.measure import limits
+from pfungst.measure.proportions import above_chance
 
 
 @dataclass(frozen=True)
@@ -78,14 +79,16 @@ class Judge:
     def _unfit(self) -> Verdict | None:
         accuracy, chance = self.measured.as_is.accuracy, self.measured.chance
         assert accuracy.low is not None
-        if accuracy.low > chance:
+        if above_chance(accuracy.low, chance):
             return None
         return Verdict(
             level="unfit",
             headline=f"{self.model} is not shown to classify: accuracy {_range(accuracy)} on the validation "
             f"images, where a constant answer has {_percent(chance)}",
             sentences=[
-                "Check that its classes are in the order of the folders, and how its images are prepared."
+                f"The lower end of the interval is to lie {limits.ABOVE_CHANCE:.0%} of the way from that to "
+                "100% above it. Check that its classes are in the order of the folders, and how its images "
+                "are prepared."
             ],
             about=About(numbers={"accuracy": accuracy.value, "low": accuracy.low, "chance": chance}),
         )
@@ -206,7 +209,9 @@ class Judge:
             f"{count} component{'s' * (count > 1)} judged spurious",
             "nothing shows that they do harm",
         )
-        if self.chosen_by != "people":
+        if self.chosen_by == "rule":
+            headline = f"{count} component{'s' * (count > 1)} picked by a rule"
+        elif self.chosen_by != "people":
             headline = f"{count} suspicious component{'s' * (count > 1)}"
             why = "the maps behind it do not beat chance"
         return self._verdict(
@@ -424,6 +429,7 @@ _RULE = {
 }
 _SWITCHED = {
     "people": "people judge spurious",
+    "rule": "a rule picks",
     "evidence": "interventions single out",
     "transfer": "the audit of another model switches off",
 }
@@ -460,7 +466,8 @@ def explain_numbers(study: Study, measured: Measured, chosen_by: str, faithful: 
         f"{limits.WITNESSES:.0f} other models recognise the class without it in at least "
         f"{limits.RETAINED:.0%} of the "
         "images (lower end of the 95 % interval), or α falls into two groups, images with it and images "
-        "without, or "
+        "without, or the pixels at its place do (as a look below, a product of at least "
+        f"{limits.PLACED:g}), or "
         f"without other models it carries at least {limits.CARRIED_ALONE:.0%} and the model itself still "
         "recognises the "
         "class. Of a class that is also the answer to an empty image being recognised proves nothing.",
@@ -480,8 +487,8 @@ def explain_numbers(study: Study, measured: Measured, chosen_by: str, faithful: 
             else " The regions shown explain nothing, so no verdict rests on them."
         ),
         _SPUFIX[study.config.reference],
-        "Intervals: Wilson for shares, Newcombe for AUC of a class; for mAUC, gains, losses and falls paired "
-        "bootstrap, 2,000 draws of images within classes.",
+        "Intervals: Wilson for shares, Newcombe for AUC of a class and, paired, for losses and falls of "
+        "accuracy; for mAUC and its gains bootstrap, 2,000 draws of images within classes.",
     ]
     if len(study.conditions) > 1:
         notes.append(

@@ -10,7 +10,6 @@ from pfungst.audit.findings.result import Column, DiscoveryEntry, Grouped, Mende
 from pfungst.audit.findings.topics import Effort, Topic
 from pfungst.audit.images import to_uint8
 from pfungst.audit.pictures import PictureFolder
-from pfungst.audit.result import Interval
 from pfungst.audit.workspace import Workspace
 from pfungst.discover import Clustering, Finding, Proof, find, over_represented
 from pfungst.discover.find import SHOWN
@@ -52,6 +51,8 @@ def _entry(topic: Topic, effort: Effort, workspace: Workspace) -> DiscoveryEntry
         topic.load,
         topic.others(),
         columns=topic.columns,
+        text=topic.text,
+        units=topic.units,
         mend=topic.mend,
         most=effort.most,
         n_images=effort.changed,
@@ -69,23 +70,16 @@ def _entry(topic: Topic, effort: Effort, workspace: Workspace) -> DiscoveryEntry
         groupings=[_grouped(view, c) for view, c in parts.items()],
         findings=[_proved(topic, i, f, explained.said, pictures) for i, f in enumerate(found)],
         arrays=workspace.save_arrays(f"discovered {topic.name}", regions),
-        told=[Told(column=c, **{**vars(t), "fall": _interval(t.fall)}) for c, t in topic.told().items()],
+        told=[Told.copied(t, column=c) for c, t in topic.told().items()],
     )
 
 
 def _grouped(view: str, c: Clustering) -> Grouped:
-    gaps, expected = c.gaps.tolist(), c.expected.tolist()
     some = np.linspace(0, len(c.labels) - 1, min(len(c.labels), _DRAWN)).astype(int)
     plane = [] if c.plane is None else [(float(a), float(b)) for a, b in c.plane[some].round(4)]
-    return Grouped(
-        view=view,
-        n_clusters=c.n_clusters,
-        gaps=gaps,
-        expected=expected,
-        stability=c.stability,
-        plane=plane,
-        cluster=c.labels[some].tolist() if plane else [],
-    )
+    cluster = c.labels[some].tolist() if plane else []
+    gaps = {"gaps": c.gaps.tolist(), "expected": c.expected.tolist()}
+    return Grouped.copied(c, view=view, plane=plane, cluster=cluster, **gaps)
 
 
 def _proved(topic: Topic, number: int, f: Finding, said: np.ndarray, pictures: PictureFolder) -> Proved:
@@ -99,34 +93,22 @@ def _proved(topic: Topic, number: int, f: Finding, said: np.ndarray, pictures: P
         name = f"photo-{digest(id_, topic.name, str(number), length=20)}-region"
         part = None if f.regions is None else pictures.region(pixels, f.regions[place], name)
         shown.append(Shown(id=id_, file=pictures.photo(pixels, id_), region=part))
-    p = f.proof
-    return Proved(
+    proof = {
+        n: getattr(f.proof, n) for n in ("remove", "insert", "accuracy", "flips", "retained", "p", "alone")
+    }
+    return Proved.copied(
+        f,
         number=number,
-        view=f.view,
-        kind=f.kind,
-        cluster=f.cluster,
-        n_clusters=f.n_clusters,
         n=len(f.rows),
-        share=f.share,
         recognised=float(said[f.rows].mean()),
-        columns=[Column(**vars(o)) for o in over],
+        columns=[Column.copied(o) for o in over],
         images=shown,
-        map=[[float(v) for v in line] for line in f.map],
+        map=f.map.tolist(),
         bands=list(f.bands),
-        changed=p.n,
-        remove=_interval(p.remove),
-        insert=_interval(p.insert),
-        accuracy=p.accuracy,
-        flips=p.flips,
-        retained=_interval(p.retained),
-        p=p.p,
-        alone=p.alone,
-        edits=[Mended(**vars(e)) for e in f.edits],
+        changed=f.proof.n,
+        edits=[Mended.copied(e) for e in f.edits],
+        **proof,
     )
-
-
-def _interval(i: Measured) -> Interval:
-    return Interval(value=i.value, low=i.low, high=i.high)
 
 
 def corrected(entries: Iterable[DiscoveryEntry]) -> list[DiscoveryEntry]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -22,7 +22,7 @@ class SimilarityConfig(ImageOptions, Repeated):
     )
     encoder: str = Field(
         description="torchvision:NAME, timm:NAME, open_clip:NAME, sentence-transformers:PATH, …; several: "
-        "A,B or A,checkpoint=FILE,B"
+        "A,B or A,checkpoint=FILE,size=PIXELS,B"
     )
     texts: Path | None = Field(None, description="CSV of sentence pairs: first, second, relation")
     checkpoint: Path | None = Field(None, description="Weights of the encoder; random ones without")
@@ -67,6 +67,10 @@ class SimilarityConfig(ImageOptions, Repeated):
         description="Directions that explain a representation; what they leave out is said. 0: all "
         "[16 for more than 1,000 values]",
     )
+    metric: Literal["cosine", "dot"] = Field(
+        "cosine",
+        description="What is explained: the cosine similarity, or dot, the product",
+    )
     composite: str = Field(
         "auto",
         description="Rules of the explanation, such as paper_resnet [by the network: transformer, or "
@@ -90,6 +94,14 @@ class SimilarityConfig(ImageOptions, Repeated):
         if self.mitigate != "none" and not self.condition:
             raise ValueError("a mitigation needs a condition that shows the artefact, for example logo:FILE")
         return self
+
+    def open_encoder(self) -> Any:
+        """The encoder, of images or of texts; see :func:`pfungst.encoders.load`."""
+        from pfungst.encoders import load  # with torch
+
+        return load(
+            self.encoder, checkpoint=self.checkpoint, trust_checkpoint=self.trust_checkpoint, size=self.size
+        )
 
     def directions(self, width: int) -> int:
         """How many stand for a representation of this width; 0 for all."""

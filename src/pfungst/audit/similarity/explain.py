@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice, pairwise
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pfungst.audit.conditions import ORIGINAL
+from pfungst.audit.images import to_uint8
 from pfungst.audit.result import Interval, Variant
 from pfungst.audit.similarity.prepare import Study
 from pfungst.audit.similarity.result import Artefact, Confusion, Faithful, Group, Pair, Region, Subgroup
@@ -36,7 +38,7 @@ from pfungst.similarity.regions import border, burnt_in, changed, in_patches
 
 _PAIRS = 150  # averaged per group
 _STAMPED = 12  # images explained with and without what a condition pastes
-_CLASSES = 12  # classes of which pairs are shown
+CLASSES = 100  # classes of which pairs are shown
 _COLUMNS = 6  # group columns of which pairs are averaged over; those come first that the score follows most
 _FALLING = 3  # marked groups of which a pair is shown
 _CANDIDATES = 2000  # images that the most similar pairs are looked for among
@@ -62,7 +64,7 @@ def explain(
     explainer = SimilarityExplainer(
         study.encoder,
         basis=Patches(patch),
-        metric="cosine",
+        metric=study.config.metric,
         composite=study.config.composite,
         sketch=Decomposition(rank) if rank else None,
     )
@@ -88,11 +90,11 @@ def explain(
         if (found := _artefact(work, variant, drawn, errors, store / str(number), gallery)) is not None
     ]
     worst = left_out = 0.0
-    for title, i, j, cosine in shown:
+    for title, i, j, similarity in shown:
         a, b = (chosen.index(n) for n in (i, j))
         r = explainer.pair((work.factors, a), (work.factors, b))
         left_out = max(left_out, r.remainder)
-        worst = max(worst, abs(float(r.values.sum() + r.bias[0]) - cosine) / max(abs(cosine), 1e-6))
+        worst = max(worst, abs(float(r.values.sum() + r.bias[0]) - similarity) / max(abs(similarity), 1e-6))
         tags = [[v[n].item() for v in islice(study.columns.values(), _COLUMNS)] for n in (i, j)]
         if title not in study.plan.classes:
             tags = [[study.plan.labels[n].item(), *t] for n, t in zip((i, j), tags, strict=True)]
@@ -101,7 +103,7 @@ def explain(
     summaries, arrays = _summaries(work, drawn[ORIGINAL])
     arrays |= gallery.arrays
     if gallery.pictures:
-        arrays["pictures"] = _pictures(torch.stack(gallery.pictures))
+        arrays["pictures"] = to_uint8(torch.stack(gallery.pictures))
     fields = {
         "pairs": gallery.pairs,
         "summaries": summaries,
@@ -109,6 +111,7 @@ def explain(
         "artefacts": artefacts,
         "conservation": worst,
         "remainder": left_out if work.factors.checks else None,
+        "metric": study.config.metric,
         "composite": str(getattr(explainer.composite, "name", explainer.composite)),
         "faithfulness": _faithful(work, drawn[ORIGINAL]),
     }
@@ -129,12 +132,17 @@ def _faithful(work: _Work, images: Tensor) -> Faithful | None:
         return None
     first, second = (list(side) for side in zip(*pairs, strict=True))
     size, encoder = work.study.encoder.size, work.study.encoder
-    partners = torch.nn.functional.normalize(work.factors.representations[second].float(), dim=1)
+    unit = (
+        partial(torch.nn.functional.normalize, dim=1)
+        if work.explainer.metric == "cosine"
+        else torch.Tensor.float
+    )
+    partners = unit(work.factors.representations[second].float())
     maps = [work.explainer.pair((work.factors, i), (work.factors, j)).marginals()[0] for i, j in pairs]
     grown = [m.repeat_interleave(work.patch, 0).repeat_interleave(work.patch, 1)[:size, :size] for m in maps]
 
     def products(x: Tensor) -> Tensor:
-        return torch.nn.functional.normalize(encoder.encode(x), dim=1).cpu() @ partners.T
+        return unit(encoder.encode(x)).cpu() @ partners.T
 
     try:
         flipping = Flipping(
@@ -150,7 +158,7 @@ def _faithful(work: _Work, images: Tensor) -> Faithful | None:
     except InputError:
         return None
     found = flipping.of(torch.stack(grown))
-    return Faithful(value=Interval(value=found.value, low=found.low, high=found.high), images=len(pairs))
+    return Faithful(value=Interval.copied(found), images=len(pairs))
 
 
 @dataclass(frozen=True)
@@ -191,13 +199,14 @@ def _shown(
     """Title, images and similarity of the pairs to show: across classes in marked groups, then within
     classes."""
     labels, units, count = study.plan.labels, study.plan.units, study.config.pairs
+    alike = partial(similar_pairs, study.original, metric=study.config.metric)
     sharing = [g for g in falling if g.alike_excess is None or (g.alike_excess.high or 0) >= 0]
     for g in sharing[:_FALLING]:
         inside = candidates[study.columns[g.column][candidates] == g.group]
-        for pair in similar_pairs(study.original, inside, units, count, apart=labels):
+        for pair in alike(inside, units, count, apart=labels):
             yield (str(g), *pair)
-    for label in study.plan.classes[:_CLASSES]:
-        for pair in similar_pairs(study.original, candidates[labels[candidates] == label], units, count):
+    for label in study.plan.classes[:CLASSES]:
+        for pair in alike(candidates[labels[candidates] == label], units, count):
             yield (label, *pair)
 
 
@@ -249,11 +258,6 @@ class _Gallery:
         )
 
 
-def _pictures(images: Tensor) -> np.ndarray:
-    images = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
-    return (images.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
-
-
 def _summaries(work: _Work, images: Tensor) -> tuple[list[Group], dict[str, np.ndarray]]:
     """BiLRP averaged over the pairs within every class and group that has any."""
     found: list[Group] = []
@@ -265,20 +269,11 @@ def _summaries(work: _Work, images: Tensor) -> tuple[list[Group], dict[str, np.n
         for s in work.explainer.group_summary(
             factors, labels.tolist(), max_pairs=_PAIRS, seed=work.study.config.seed
         ):
-            found.append(
-                Group(
-                    column=column,
-                    name=str(s.label),
-                    pairs=s.pairs,
-                    similarity=s.similarity,
-                    top_share=sum(share for _, _, share in s.top),
-                    bias_share=s.bias_share,
-                    row=len(profiles),
-                )
-            )
+            top = sum(share for _, _, share in s.top)
+            found.append(Group.copied(s, column=column, name=str(s.label), top_share=top, row=len(profiles)))
             profiles.append(s.profile.numpy().astype(np.float32))
             members = torch.from_numpy(np.flatnonzero(labels == s.label))
-            backgrounds.append(_pictures(images[members].mean(0, keepdim=True))[0])
+            backgrounds.append(to_uint8(images[members].mean(0)))
     stacked = {"profiles": np.stack(profiles), "background": np.stack(backgrounds)} if found else {}
     return found, stacked
 
@@ -393,14 +388,24 @@ def _evidence(contrasts: Tensor, factors: Factors, region: Tensor) -> float:
 
 
 def draw_map(study: Study) -> dict[str, np.ndarray]:
-    """t-SNE of the representations, at most 2,000 points."""
+    """t-SNE of the representations, at most 2,000 points; and of images with and without a logo together, for
+    every condition that pastes one."""
     seed, index = study.config.seed, np.arange(len(study.original))
+    rng = np.random.default_rng(seed)
     if len(index) > _MAP:
-        index = np.sort(np.random.default_rng(seed).choice(len(index), _MAP, replace=False))
+        index = np.sort(rng.choice(len(index), _MAP, replace=False))
+    half = index if len(index) <= _MAP // 2 else np.sort(rng.choice(index, _MAP // 2, replace=False))
+    stamped: dict[str, np.ndarray] = {}
+    for number, variant in enumerate(study.conditions):
+        known = study.source.conditions.get(variant.condition)
+        if known is not None and known.logo_box(study.encoder.size) is not None:
+            both = np.concatenate([study.original[half], study.embeddings[variant][half]])
+            stamped |= {f"stamped_{number}": flat_map(both, seed), "stamped_labels": study.plan.labels[half]}
     return {
         "embedding": flat_map(study.original[index], seed),
         "ids": np.array([study.source.items[i].id for i in index]),
         "labels": study.plan.labels[index],
         "predicted": study.found.predicted[next(iter(study.found.predicted))][0][index],
         **{f"group_{name}": values[index] for name, values in study.columns.items()},
+        **stamped,
     }

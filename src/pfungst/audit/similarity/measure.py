@@ -83,11 +83,11 @@ def _score_one(
         group=group,
         n=len(index),
         counts=dict(Counter(y.tolist())),
-        accuracy=Interval(**measure.mean_share(recalls)._asdict()),
+        accuracy=measure.mean_share(recalls),
         rebalanced=_interval(float((correct @ capped / capped.sum()).mean()), rebalanced.mean(1)),
         per_seed=accuracies.tolist(),
         mark="" if change is None else change.mark,
-        change=None if change is None else Interval(**change.change._asdict()),
+        change=None if change is None else change.change,
         p_value=None if change is None else change.p,
         **rates,
     )
@@ -164,7 +164,7 @@ def subgroups(study: Study) -> list[Subgroup]:
                 update={
                     "alike": alike.inside,
                     "alike_outside": alike.outside,
-                    "alike_excess": Interval(**alike.excess._asdict()),
+                    "alike_excess": Interval.model_validate(alike.excess),
                 }
             )
         result.append(group)
@@ -188,12 +188,9 @@ def _fall(
     }
     into = max(rates, key=lambda c: rates[c][0] - rates[c][1])
     more = rates[into][0] > rates[into][1]
-    return Fall(
+    return Fall.copied(
+        found,
         classes=classes,
-        n=found.n,
-        inside=found.inside,
-        outside=found.outside,
-        fall=Interval(**found.fall._asdict()),
         p_value=p,
         mark=large if p < limits.P_GROUP and found.fall.value >= limits.FALL else "",
         into=into if more else None,
@@ -253,13 +250,10 @@ def follow(study: Study) -> list[Provenance]:
         rule = np.array([common[g] for g in groups.tolist()])
         readable, chance = _readable(study, values)
         result.append(
-            Provenance(
+            Provenance.copied(
+                p,
                 column=column,
                 label=label,
-                eta2_group=p.eta2_group,
-                eta2_label=p.eta2_label,
-                auroc_pooled=p.auroc_pooled,
-                auroc_within=p.auroc_within,
                 accuracy_pooled=float(np.mean([correct[y == c].mean() for c in np.unique(y)])),
                 accuracy_within=float(np.mean(within)) if within else None,
                 by_group_alone=float(measure.balanced_accuracy(y, rule)),

@@ -237,6 +237,10 @@ class Relation(Model):
     bias_share: float
 
 
+SIMILARITY = {"cosine": "cosine similarity", "dot": "dot product"}
+"""Metrics in words."""
+
+
 class Findings(Model):
     """All that was measured and explained; the verdict is made of it."""
 
@@ -270,6 +274,7 @@ class Findings(Model):
         None, description="texts: similarity of the first relation against the second"
     )
     basis: str
+    metric: Literal["cosine", "dot"] = Field("cosine", description="the similarity that is explained")
     composite: str = Field(description="the rules")
     conservation: float = Field(description="largest |sum + bias − similarity| relative to the similarity")
     remainder: float | None = Field(
@@ -280,6 +285,12 @@ class Findings(Model):
     def pooled(self, variant: Variant) -> ProbeScores | None:
         """The scores over all images."""
         return next((s for s in self.scores if s.variant == variant and not s.column), None)
+
+    def score(self, variant: Variant) -> ProbeScores:
+        """The same of a variant that there is."""
+        found = self.pooled(variant)
+        assert found is not None
+        return found
 
     @property
     def conditions(self) -> list[Variant]:
@@ -296,8 +307,9 @@ class SimilarityResult(Result, Findings):
     """What the similarity audit writes.
 
     Arrays (npz): images: ``embedding`` (N, 2), ``ids``, ``labels``, ``predicted`` (N,) str,
-    ``group_COLUMN`` (N,) str, ``pictures`` (E, S, S, 3) uint8, ``profiles`` (G, H, W), ``background`` (G, S,
-    S) uint8, ``pair_I`` (P, Q).
+    ``group_COLUMN`` (N,) str, ``stamped_I`` (2 M, 2) of M images as they are, then with the logo of condition
+    I, ``stamped_labels`` (M,) str, ``pictures`` (E, S, S, 3) uint8, ``profiles`` (G, H, W), ``background``
+    (G, S, S) uint8, ``pair_I`` (P, Q).
     Texts: ``similarities`` (N,), ``relations`` (N,) str, ``pair_I``."""
 
     kind: Literal["similarity"] = "similarity"

@@ -52,10 +52,10 @@ def audit(
     relations = list(dict.fromkeys(r for *_, r in rows))
     expected = config.positive or (SAME if SAME in relations else relations[0])
     words = [a for a, *_ in rows] + [b for _, b, _ in rows]
-    vectors = encoder.encode(words, normalise=True).numpy()
+    vectors = encoder.encode(words, normalise=config.metric == "cosine").numpy()
     similarity = (vectors[: len(rows)] * vectors[len(rows) :]).sum(1)
     kinds = np.array([r for *_, r in rows])
-    explainer = SimilarityExplainer(encoder, metric="cosine", composite=config.composite)
+    explainer = SimilarityExplainer(encoder, metric=config.metric, composite=config.composite)
     arrays: dict[str, np.ndarray] = {"similarities": similarity.astype(np.float32), "relations": kinds}
     pairs: list[Pair] = []
     summaries: list[Relation] = []
@@ -102,6 +102,7 @@ def audit(
         auroc=auroc,
         pairs=pairs,
         basis="tokens",
+        metric=config.metric,
         composite=str(getattr(explainer.composite, "name", explainer.composite)),
         conservation=worst,
     )
