@@ -12,7 +12,7 @@ demo: $(VENV)/.run
 	$(BIN)/pfungst demo
 
 test: $(VENV)/.test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations=15 $(ARGS)
 
 slow: $(VENV)/.test
 	$(BIN)/python -m pytest -m slow $(ARGS)

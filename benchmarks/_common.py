@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import resource
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,32 @@ def timed(call: Callable[[], object], device: str = "cpu") -> float:
 def peak_bytes() -> int:
     """The most resident memory of the process so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+class AnonymousPeak:
+    """Peak of memory that is not file pages, sampled every 10 ms, in bytes above the start."""
+
+    def __enter__(self) -> AnonymousPeak:
+        self.start, self.peak, self.stop = self._now(), 0, False
+        self.thread = threading.Thread(target=self._watch, daemon=True)
+        self.thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stop = True
+        self.thread.join()
+
+    def _watch(self) -> None:
+        while not self.stop:
+            self.peak = max(self.peak, self._now() - self.start)
+            time.sleep(0.01)
+
+    @staticmethod
+    def _now() -> int:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("RssAnon"):
+                return int(line.split()[1]) * 1024
+        return 0
 
 
 def describe_machine(device: str = "cpu") -> str:

@@ -15,7 +15,6 @@ import argparse
 import os
 import statistics
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from functools import partial
@@ -25,39 +24,13 @@ from typing import Any
 import numpy as np
 import torch
 import torchvision
-from _common import describe_machine
+from _common import AnonymousPeak, describe_machine
 from torch import Tensor, nn
 
 from pfungst.memory import keep_freed_memory
 from pfungst.spurious import FeatureHead, LinearHead, NeuralPCA, SpuFix, extract_features
 
 IMAGES, DIM, KEPT = 1300, 2048, 128
-
-
-class AnonymousPeak:
-    """Peak of memory that is not file pages, sampled every 10 ms, in bytes above the start."""
-
-    def __enter__(self) -> AnonymousPeak:
-        self.start, self.peak, self.stop = self._now(), 0, False
-        self.thread = threading.Thread(target=self._watch, daemon=True)
-        self.thread.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.stop = True
-        self.thread.join()
-
-    def _watch(self) -> None:
-        while not self.stop:
-            self.peak = max(self.peak, self._now() - self.start)
-            time.sleep(0.01)
-
-    @staticmethod
-    def _now() -> int:
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("RssAnon"):
-                return int(line.split()[1]) * 1024
-        return 0
 
 
 def seconds(work: Callable[[], object]) -> float:

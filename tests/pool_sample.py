@@ -116,24 +116,19 @@ def deadly() -> nn.Module:
 
 
 class Together(Tiny):
-    """Slow, and begins only when two nodes of a Ray cluster have loaded it; each leaves a file with its name."""
-
-    def __init__(self) -> None:
-        super().__init__(0, 0.2)
-        import ray
-
-        self.nodes = Path(os.environ["POOL_SAMPLE_NODES"])
-        self.nodes.mkdir(exist_ok=True)
-        if ray.get_runtime_context().worker.mode == ray.WORKER_MODE:
-            (self.nodes / ray.get_runtime_context().get_node_id()).touch()
+    """Slow on a Ray cluster, where it begins only when two nodes run it; each leaves a file with its name."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         import ray
 
-        until = time.monotonic() + 120
-        if ray.get_runtime_context().worker.mode == ray.WORKER_MODE:
-            while len(list(self.nodes.iterdir())) < 2 and time.monotonic() < until:
+        context, until = ray.get_runtime_context(), time.monotonic() + 120
+        if context.worker.mode == ray.WORKER_MODE:
+            nodes = Path(os.environ["POOL_SAMPLE_NODES"])
+            nodes.mkdir(exist_ok=True)
+            (nodes / context.get_node_id()).touch()
+            while len(list(nodes.iterdir())) < 2 and time.monotonic() < until:
                 time.sleep(0.05)
+            time.sleep(0.2)
         return super().forward(x)
 
 

@@ -51,6 +51,8 @@ def whole(path: Pathlike) -> Iterator[Path]:
         DataError: the disk is full or cannot be written.
     """
     path = Path(path)
+    if path.exists() and not (path.is_file() or path.is_dir()):  # a rename would replace it
+        raise DataError(f"{path} is a device or a pipe", "name a file")
     part, old = (path.with_name(f"{path.name}.{secrets.token_hex(4)}.part") for _ in range(2))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import pkgutil
 import re
 import runpy
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -146,12 +147,40 @@ def _run(file: Path, kind: str) -> Mapping[str, Any]:
         raise ConfigError(
             f"there is no file {file}", f"write FILE.py:NAME, where the file registers a {kind}"
         )
-    try:
+    with anybodys(f"{file} cannot be run:"):
         return runpy.run_path(str(file), run_name=str(file))  # two files may not register the same name
+
+
+@contextmanager
+def anybodys(what: str) -> Iterator[None]:
+    """Raises ConfigError, beginning with `what`, for whatever code of anybody's raises; an exit too."""
+    try:
+        yield
     except PfungstError:
         raise
-    except Exception as error:  # of anybody's code
-        raise ConfigError(f"{file} cannot be run: {type(error).__name__}: {error}", "mend it") from error
+    except (Exception, SystemExit) as error:
+        gpu = "cuda" in str(error).lower() or "nvidia" in str(error).lower()
+        remedy = "return it on the CPU, without .cuda(): --device moves it" if gpu else "mend it"
+        raise ConfigError(f"{what} {type(error).__name__}: {error}", remedy) from error
+
+
+def called(function: Any, spec: str, options: Mapping[str, Any] | None = None) -> Any:
+    """What a function of the user's returns; without options it takes none.
+
+    Raises:
+        ConfigError: it is none, needs other arguments, or raises.
+    """
+    try:
+        inspect.signature(function).bind(**options or {})
+    except TypeError as error:
+        raise ConfigError(
+            f"{spec} cannot be called: {error}",
+            "give its arguments a default" + ("" if options is None else f", or write {spec}:name=value"),
+        ) from None
+    except ValueError:  # built in, without a signature
+        pass
+    with anybodys(f"{spec} raised"):
+        return function(**options or {})
 
 
 def _imported(name: str, kind: str) -> Mapping[str, Any]:

@@ -1,5 +1,6 @@
 import json
 import math
+import os
 import subprocess
 import sys
 from xml.etree import ElementTree
@@ -10,6 +11,7 @@ from typer.testing import CliRunner
 from pfungst.audit.anomaly.config import AnomalyConfig
 from pfungst.audit.check import Gate, Gates, check, levels_of, list_metrics, markdown, write_junit
 from pfungst.audit.result import KINDS, Metric, Result, Verdict, load, save
+from pfungst.audit.summary import print_summary
 from pfungst.errors import ConfigError, DataError
 
 HIGHER = {"auroc"}
@@ -73,7 +75,7 @@ def test_junit_of_a_name_with_control_characters_is_still_xml(tmp_path):
 @pytest.mark.parametrize("value", [math.nan])
 def test_a_metric_that_is_not_a_number_never_passes(value):
     result = result_with(auroc=value, f1_drop=value)
-    assert not any(o.passed for o in check(result, gates("f1-drop=1e9", minimum=["auroc=-inf"])))
+    assert not any(o.passed for o in check(result, gates("f1-drop=1e9", minimum=["auroc=-1e9"])))
 
 
 def test_a_bound_that_is_not_a_number_is_refused(tmp_path):
@@ -176,6 +178,7 @@ def test_exit_codes_of_check(tmp_path, plain):
 
 _MAIN = """
 from pfungst.audit.result import KINDS
+from pfungst.audit.summary import print_summary
 KINDS["anomaly"] = "pfungst.audit.result:Result"
 from pfungst.cli import main
 main()
@@ -212,6 +215,44 @@ def test_a_result_of_an_earlier_version_is_told_from_a_damaged_one(tmp_path):
     file.write_text("{}")
     with pytest.raises(DataError, match="has schema None"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize("bound", ["inf", "-inf", "1e400"])
+def test_an_infinite_bound_is_refused(tmp_path, bound):
+    """Regression: --max f1-drop=inf passed whatever came."""
+    with pytest.raises(ConfigError, match="bounds nothing"):
+        gates(f"f1-drop={bound}")
+
+
+@pytest.mark.parametrize(
+    "text", ["verdict = 3", "verdict = ['sound', 3]", "verdict = ''", "verdict = ['sound', '']"]
+)
+def test_verdicts_that_name_none_are_refused(tmp_path, text):
+    """Regression: `check --verdict ""`, of a variable that is not set, was no gate and passed; a number was a
+    TypeError."""
+    (tmp_path / "gates.toml").write_text(text)
+    with pytest.raises(ConfigError, match="names no verdict"):
+        gates(file=tmp_path / "gates.toml")
+    with pytest.raises(ConfigError, match="names no verdict"):
+        gates(verdicts=[""])
+    with pytest.raises(ConfigError, match="names no verdict"):
+        AnomalyConfig.build(data=tmp_path, fail_on=[""])
+
+
+def test_a_device_is_not_replaced_by_a_file(tmp_path):
+    """Regression: --markdown /dev/full wrote beside the device and renamed the file onto it."""
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(DataError, match="a device or a pipe"):
+        write_junit([], result_with(), tmp_path / "pipe")
+    assert (tmp_path / "pipe").is_fifo()
+
+
+def test_brackets_and_colons_of_names_reach_the_terminal(capsys):
+    """Regression: class [a] was printed as nothing, and m.py:two as an emoji."""
+    result = result_with(level="sound")
+    result.verdict.headline = "m.py:two reads [red] of :dog:"
+    print_summary(result)
+    assert "m.py:two reads [red] of :dog:" in capsys.readouterr().out
 
 
 def test_of_a_damaged_result_only_the_first_faults_are_said(tmp_path):

@@ -9,6 +9,7 @@ from PIL import Image
 
 from classifier_factory import SIZE, make
 from pfungst.audit.classifier.config import ClassifierConfig
+from pfungst.audit.classifier.prepare import Given, load_audited
 from pfungst.audit.classifier.run import run
 from pfungst.audit.classifier.verdict import Judge
 from pfungst.audit.result import Interval, Variant, load
@@ -135,17 +136,15 @@ def test_imagenets_layout_is_sorted_by_wordnet_id_and_classes_are_chosen_by_any_
         for old, new in (("blue", "n01440764"), ("green", "n03000684"), ("red", "n03888257")):
             shutil.copytree(data / part / old, tmp_path / "root" / part / new)
     root = tmp_path / "root"
-    for number, (wanted, names) in enumerate(
-        {
-            "chain_saw,Tench": ["n01440764 tench", "n03000684 chain saw"],
-            "n03888257": ["n03888257 parachute"],
-            "1": ["n03000684 chain saw"],
-        }.items()
-    ):
-        result = run(config(data, tmp_path / str(number), "clean", train=root, val=root, classes=wanted))
-        assert [e.name for e in result.entries] == names
-        assert result.accuracy.value == 1.0
+    options = {"train": root, "val": root, "witness": "none"}
+    result = run(config(data, tmp_path / "out", "clean", classes="chain_saw,Tench", **options))
+    assert [e.name for e in result.entries] == ["n01440764 tench", "n03000684 chain saw"]
+    assert result.accuracy.value == 1.0
     assert result.named_by == "the labels in sorted order"
+    for wanted, name in (("n03888257", "n03888257 parachute"), ("1", "n03000684 chain saw")):
+        chosen = config(data, tmp_path / wanted, "clean", classes=wanted, **options)
+        study = Given.check(chosen).study(load_audited(chosen))
+        assert {study.names[k] for k in study.train.labels} == {name}
 
 
 # --- no classifier, too few images -----------------------------------------------------------------------

@@ -211,3 +211,15 @@ def test_too_few_new_images_are_an_error(audits, tmp_path):
     Image.new("RGB", (40, 40)).save(tmp_path / "one.png")
     with pytest.raises(DataError, match="at least 10"):
         watch(audits / "a", tmp_path)
+
+
+def test_a_result_of_another_kind_is_not_replaced(audits, tmp_path):
+    """Regression: `compare A B --out A` and `watch A NEW --out A` wrote their result over the audit's."""
+    kept = (audits / "a/result.json").read_bytes()
+    with pytest.raises(ConfigError, match="holds a result of kind anomaly"):
+        compare(audits / "a", audits / "b", audits / "a")
+    with pytest.raises(ConfigError, match="holds a result of kind anomaly"):
+        watch(audits / "a", new_images(tmp_path / "new", 5000), audits / "a")
+    assert (audits / "a/result.json").read_bytes() == kept
+    compare(audits / "a", audits / "b", tmp_path / "c")
+    compare(audits / "a", audits / "b", tmp_path / "c")  # its own kind

@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 
 from pfungst.audit.result import Interval, Variant
+from pfungst.audit.similarity.gates import metrics
 from pfungst.audit.similarity.measure import beyond_label, confusion
 from pfungst.audit.similarity.prepare import AS_IS, ERASED, OPPOSITE
 from pfungst.audit.similarity.result import (
@@ -20,7 +21,7 @@ from pfungst.audit.similarity.result import (
     Region,
     Subgroup,
 )
-from pfungst.audit.similarity.verdict import judge, metrics, nearly_all
+from pfungst.audit.similarity.verdict import judge, nearly_all
 from pfungst.probes import Plan, Predictions
 
 NAME = "logo:tag"

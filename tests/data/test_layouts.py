@@ -1,4 +1,5 @@
 import json
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from PIL import Image
 
 from factories import mini_mvtec, picture, save
 from pfungst.data import open_images
-from pfungst.errors import DataError
+from pfungst.errors import ConfigError, DataError
 
 
 def test_an_mvtec_root(mvtec: Path):
@@ -265,3 +266,58 @@ def test_the_shared_data_opens_as_it_lies_there(shared: Path):
     )
     assert len(covid) == 243
     assert Image.open(covid[0].image).size[0] > 100
+
+
+@pytest.mark.parametrize("layout", ["bad", "test/cut"])
+def test_a_mask_beside_its_image_is_no_image(tmp_path, layout):
+    """Regression: 00_mask.png beside 00.png was a defective image of its own."""
+    for folder in ("good", layout) if layout == "bad" else ("train/good", "test/good", layout):
+        for i in range(3):
+            save(tmp_path / folder / f"{i}.png", np.full((8, 8, 3), 90, np.uint8))
+    mask = np.zeros((8, 8), np.uint8)
+    mask[2:4] = 255
+    save(tmp_path / layout / "1_mask.png", mask)
+    (images,) = open_images(tmp_path)
+    marked = [i for i in images.items if i.mask is not None]
+    assert len(images) == (6 if layout == "bad" else 9)
+    assert [i.id for i in marked] == [f"{layout}/1.png"]
+    assert marked[0].read_mask().sum() == 16
+
+
+def test_masks_of_mvtec_in_other_case_are_found(tmp_path):
+    """Regression: Ground_Truth/Cut/0_mask.png belonged to no image, as that lies in Test/Cut."""
+    for folder in ("Train/Good", "Test/Good", "Test/Cut"):
+        for i in range(2):
+            save(tmp_path / folder / f"{i}.png", np.full((8, 8, 3), 90, np.uint8))
+    save(tmp_path / "Ground_Truth/Cut/0_mask.png", np.full((8, 8), 255, np.uint8))
+    (images,) = open_images(tmp_path)
+    assert [i.id for i in images.items if i.mask is not None] == ["Test/Cut/0.png"]
+
+
+def test_paths_in_the_other_form_of_unicode_and_bars_between_columns(tmp_path):
+    """Regression: an archive of another system writes ü as two characters, a table as one."""
+    save(tmp_path / unicodedata.normalize("NFD", "grün.png"), np.full((8, 8, 3), 90, np.uint8))
+    (tmp_path / "t.csv").write_text(f"path|label\n{unicodedata.normalize('NFC', 'grün.png')}|good\n")
+    (images,) = open_images(tmp_path / "t.csv")
+    assert len(images) == 1
+    assert images[0].image.exists()
+
+
+@pytest.mark.parametrize("option", ["label_column", "path_column", "split_column", "mask_column"])
+def test_a_column_of_data_without_a_table_is_refused(tmp_path, option):
+    """Regression: --labels of an image folder did nothing, and the folders' names were audited."""
+    save(tmp_path / "good/0.png", np.full((8, 8, 3), 90, np.uint8))
+    with pytest.raises(ConfigError, match="'nix' does nothing here: the data are recognised as image folder"):
+        open_images(tmp_path, **{option: "nix"})
+    with pytest.raises(ConfigError, match="the root"):
+        open_images(tmp_path, root=tmp_path)
+
+
+def test_what_an_audit_wrote_beside_the_images_is_no_data(tmp_path):
+    """Regression: an audit with --out below its own data was data of the next one."""
+    save(tmp_path / "good/0.png", np.full((8, 8, 3), 90, np.uint8))
+    save(tmp_path / "pfungst-audit/images/0.png", np.full((8, 8, 3), 90, np.uint8))
+    assert len(open_images(tmp_path)[0]) == 2
+    for name in ("result.json", "report.html"):
+        (tmp_path / "pfungst-audit" / name).write_text("")
+    assert open_images(tmp_path)[0].ids == ["good/0.png"]

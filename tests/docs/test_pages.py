@@ -54,7 +54,7 @@ def test_no_page_asks_another_host(path):
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
 def test_python_blocks_compile_and_import_what_there_is(page):
-    for language, text in blocks(page):
+    for language, text, *_ in blocks(page):
         if language != "python":
             continue
         for node in ast.walk(ast.parse(text)):

@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import runpy
 from pathlib import Path
 
 import pytest
@@ -23,3 +24,8 @@ def test_imports_of_ours_exist(path):
             for alias in node.names:
                 if alias.name.split(".")[0] == "pfungst":
                     importlib.import_module(alias.name)
+
+
+def test_the_page_on_scale_quotes_what_the_script_computes():
+    script = runpy.run_path(str(ROOT / "benchmarks" / "imagenet.py"))
+    assert "\n".join(script["table"]()) in (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")

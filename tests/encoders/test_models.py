@@ -208,6 +208,7 @@ def test_explanations_conserve(shared, spec):
 )
 @pytest.mark.parametrize("role", ROLES)
 def test_a_package_that_is_not_installed_is_named(monkeypatch, spec, remedy, role):
+    Condition.parse("crop:0.875+pillow-bilinear")  # conditions are found by find_spec too, once
     monkeypatch.setattr(packages.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="not installed") as caught:
         load(spec, role)
@@ -285,3 +286,30 @@ def test_a_pool_reads_the_same_names(files):
     assert PoolModel.parse("mobilenetv2").name == "mobilenetv2"
     with pytest.raises(ConfigError, match=NO_CLASSES):
         PoolModel.parse("small:4").load()
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("def f(): raise RuntimeError('boom')", "f raised RuntimeError: boom"),
+        ("def f(x): return x", "f cannot be called: missing a required argument: 'x'"),
+        ("f = 3", "f cannot be called: 3 is not a callable object"),
+        ("def f(): raise SystemExit(0)", "f raised SystemExit: 0"),
+        ("def f(): raise RuntimeError('no CUDA driver')", "--device moves it"),
+        ("raise KeyError('a')", r"own\.py cannot be run: KeyError"),
+        ("def f(:", r"own\.py cannot be run: SyntaxError"),
+        ("raise SystemExit(0)", r"own\.py cannot be run: SystemExit"),
+    ],
+)
+@pytest.mark.parametrize("role", ["encoder", "classifier"])
+def test_what_a_users_function_raises_is_named(tmp_path, text, says, role):
+    """Regression: a factory that raised or needed an argument was an error that was not foreseen, and one that left
+    by SystemExit(0) ended the audit as if all were well."""
+    (tmp_path / "own.py").write_text(text)
+    with pytest.raises(ConfigError, match=says):
+        load(f"{tmp_path}/own.py:f", role)
+
+
+def test_a_file_is_named_without_its_folder(tmp_path):
+    (tmp_path / "own.py").write_text("from torch import nn\ndef f(): return nn.Flatten()")
+    assert load(f"{tmp_path}/own.py:f").name == "own.py:f"

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -23,8 +24,10 @@ from pfungst.data import Item
 from pfungst.encoders import Encoder, Preprocessing, load
 from pfungst.errors import ConfigError, DataError, InputError, PfungstWarning, UnreadableImages
 from pfungst.features import Store, Work, batches, run
+from pfungst.features.engine import _pinned
 from pfungst.spurious import FeatureHead, FeatureStore, SpuriousFolder, extract_features
-from pool_sample import Tiny, encoded, folder_pool
+from pfungst.spurious.features import read_item
+from pool_sample import Tiny, Together, encoded, folder_pool
 from spurious_toys import small_net
 
 ROOT = Path(__file__).parents[2]
@@ -80,10 +83,7 @@ def test_loading_processes_change_no_byte(tmp_path, found):
 
 
 @pytest.mark.slow
-def test_a_ray_cluster_changes_no_byte(tmp_path, found, monkeypatch):
-    ray = pytest.importorskip("ray")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT / "src"), str(ROOT / "tests")]))
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+def test_a_ray_cluster_changes_no_byte(tmp_path, found, ray):
     (tmp_path / "mine.py").write_text(
         "import pool_sample\nclass Mine(pool_sample.Tiny):\n    pass\ndef mine():\n    return Mine()\n"
     )
@@ -98,6 +98,42 @@ def test_a_ray_cluster_changes_no_byte(tmp_path, found, monkeypatch):
     one, two = (embed(encoder, Source(good, conditions, 16, [], 0, r), None, "cpu") for r in (None, "auto"))
     assert {name: x.tobytes() for name, x in one.items()} == {name: x.tobytes() for name, x in two.items()}
     assert not ray.is_initialized()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [False, True])
+def test_two_nodes_give_the_classifier_audits_features(tmp_path, ray, nodes, killed):
+    head, data = head_of(Together()), labelled(items(tmp_path / "files", 120))
+    here = extract(head, data, tmp_path / "here", batch_size=4)[1]
+    there, done = tmp_path / "there", []
+
+    def due():
+        done[:] = [len(list(there.glob("part-*.parquet")))]
+        return done[0] >= 4
+
+    killer = nodes.kill_when(due) if killed else None
+    assert extract(head, data, there, batch_size=4, ray="auto")[1] == here
+    assert len(list((tmp_path / "nodes").iterdir())) == 2
+    if killer is not None:
+        killer.join(60)
+        assert 4 <= done[0] < 20  # of 30 batches
+        assert sum(node["Alive"] for node in ray.nodes()) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [False, True])
+def test_two_nodes_give_the_similarity_audits_embeddings(tmp_path, ray, nodes, monkeypatch, killed):
+    monkeypatch.setattr("pfungst.audit.similarity.embeddings._BATCH", 4)
+    encoder, conditions = Encoder(Together(), SMALL), conditions_for("pillow-bilinear", ["jpeg:20"], 16)
+    found, done = items(tmp_path / "files", 60, ()), []
+    here = embed(encoder, Source(found, conditions, 16, [], 0, None), None, "cpu")
+    killer = nodes.kill_when(lambda: len(done) >= 3) if killed else None
+    there = embed(encoder, Source(found, conditions, 16, [], 0, "auto"), None, "cpu", done.append)
+    assert {name: x.tobytes() for name, x in here.items()} == {name: x.tobytes() for name, x in there.items()}
+    assert len(list((tmp_path / "nodes").iterdir())) == 2
+    if killer is not None:
+        killer.join(60)
+        assert sum(node["Alive"] for node in ray.nodes()) == 1
 
 
 def test_a_pass_that_is_killed_leaves_no_process_and_goes_on_to_the_same_bytes(tmp_path, found):
@@ -135,6 +171,33 @@ def test_a_pass_that_is_killed_leaves_no_process_and_goes_on_to_the_same_bytes(t
     resumed = extract(head, data, tmp_path / "killed")[1]
     assert 0 < len(read) < 40
     assert resumed == extract(head, labelled(found), tmp_path / "whole")[1]
+
+
+def test_batches_for_a_gpu_are_pinned_by_another_thread_in_their_order(found, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        torch.Tensor, "pin_memory", lambda images: seen.append(threading.get_ident()) or images
+    )
+    load = lambda row: read_item(labelled(found), row)
+    here, pinned = (list(f(batches(load, range(50), 8))) for f in (iter, _pinned))
+    assert len(seen) == 7
+    assert threading.get_ident() not in seen
+    assert [(b.rows, b.known, b.problems) for b in here] == [(b.rows, b.known, b.problems) for b in pinned]
+    assert all(torch.equal(a.images, b.images) for a, b in zip(here, pinned, strict=True))
+    with pytest.raises(ZeroDivisionError):
+        list(_pinned(batches(lambda row: load(row) if 1 // (20 - row) else load(0), range(50), 8)))
+
+
+def test_a_store_on_disk_holds_no_values_in_memory(tmp_path):
+    """They were kept beside the files: 200,000 images of 512 features took 200 MB that were never read."""
+    store, keys = Store(tmp_path), [bytes([i]) for i in range(9)]
+    rows = np.arange(27, dtype=np.float16).reshape(9, 3)
+    for i in range(3):
+        store.add(keys[3 * i : 3 * i + 3], rows[3 * i : 3 * i + 3])
+    assert not any(isinstance(array, np.ndarray) for array in store._arrays)
+    for known in (store, Store(tmp_path)):
+        np.testing.assert_array_equal(known.values(keys[::-1]), rows[::-1])
+        assert known.widths(keys) == [3]
 
 
 # --- damage ----------------------------------------------------------------------------------------------

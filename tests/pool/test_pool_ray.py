@@ -1,10 +1,5 @@
 """Scoring on Ray: on one machine, and on a local cluster of two nodes, one of which is killed in the middle."""
 
-import os
-import threading
-import time
-from pathlib import Path
-
 import pytest
 
 from pfungst.errors import DataError, InputError
@@ -12,35 +7,11 @@ from pfungst.pool import PoolModel, index, score
 from pfungst.pool.parts import part_path
 from pool_sample import folder_pool, scores_of
 
-ROOT = Path(__file__).parents[2]
 MODELS = [
     PoolModel("tiny", "pool_sample:tiny", "pillow-bilinear", 16),
     PoolModel("other", "pool_sample:other", "opencv-nearest", 16),
 ]
 OPTIONS = {"batch_size": 4, "device": "cpu", "threads": 1}
-NODE = {"num_cpus": 1, "object_store_memory": 100 * 2**20, "include_dashboard": False}
-
-
-@pytest.fixture
-def ray(monkeypatch, tmp_path):
-    """Ray with workers that find our modules, and whatever it started stopped afterwards."""
-    ray = pytest.importorskip("ray")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT / "src"), str(ROOT / "tests")]))
-    monkeypatch.setenv("POOL_SAMPLE_NODES", str(tmp_path / "nodes"))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    yield ray
-    ray.shutdown()
-
-
-@pytest.fixture
-def cluster(ray):
-    utilities = pytest.importorskip("ray.cluster_utils")
-    cluster = utilities.Cluster(initialize_head=True, head_node_args=NODE)
-    yield cluster
-    ray.shutdown()
-    cluster.shutdown()
 
 
 def pools(root, count, shard_rows, bad=()):
@@ -70,27 +41,21 @@ def test_a_cluster_of_its_own_gives_the_same_scores(tmp_path, ray):
 
 
 @pytest.mark.slow
-def test_a_node_that_dies_changes_nothing(tmp_path, ray, cluster):
+def test_a_node_that_dies_changes_nothing(tmp_path, ray, nodes):
     here, there = pools(tmp_path, 120, 4, bad=(9,))
-    score(here.folder, MODELS, **OPTIONS)
-    second = cluster.add_node(**NODE)
-    cluster.wait_for_nodes()
-    ray.init(address=cluster.address, log_to_driver=False)
+    together = [PoolModel("tiny", "pool_sample:together", "pillow-bilinear", 16), MODELS[1]]
+    score(here.folder, together, **OPTIONS)
     done_at_death = []
 
     def done():
         return sum(part_path(there, "tiny", s).is_file() for s in range(there.shards))
 
-    def kill():
+    def due():
         # No part is finished before both nodes have loaded the models; from then on both are amid a shard.
-        while done() < 6:
-            time.sleep(0.02)
-        done_at_death.append(done())
-        cluster.remove_node(second, allow_graceful=False)
+        done_at_death[:] = [done()]
+        return done_at_death[0] >= 6
 
-    killer = threading.Thread(target=kill, daemon=True)
-    killer.start()
-    together = [PoolModel("tiny", "pool_sample:together", "pillow-bilinear", 16), MODELS[1]]
+    killer = nodes.kill_when(due)
     summary = score(there.folder, together, ray="auto", **OPTIONS)
     killer.join(60)
     assert len(list((tmp_path / "nodes").iterdir())) == 2
@@ -98,7 +63,7 @@ def test_a_node_that_dies_changes_nothing(tmp_path, ray, cluster):
     assert sum(node["Alive"] for node in ray.nodes()) == 1
     assert summary.errors == {"tiny": 1, "other": 1}
     assert scores_of(there.folder) == scores_of(here.folder)
-    assert score(there.folder, MODELS, ray="auto", **OPTIONS).shards == 0
+    assert score(there.folder, together, ray="auto", **OPTIONS).shards == 0
 
 
 def test_an_address_without_a_cluster_is_said(tmp_path, ray):

@@ -21,7 +21,8 @@ from pfungst.anomaly.base import Detector
 from pfungst.anomaly.features import gradient
 from pfungst.conditions import Size, sides
 from pfungst.device import choose_device
-from pfungst.errors import ConfigError, InputError, PfungstError
+from pfungst.errors import InputError, PfungstError
+from pfungst.registry import called
 from pfungst.relevance import Basis, Pixels, Relevance, attribute
 
 _SCORES = ("pred_score", "anomaly_score", "score", "scores")
@@ -343,19 +344,4 @@ def made_by(thing: Any, spec: str, options: dict[str, Any]) -> Any:
     is_made = isinstance(thing, nn.Module) or (not callable(thing) and not isinstance(thing, type))
     if is_made or (not inspect.isroutine(thing) and not isinstance(thing, type) and hasattr(thing, "fit")):
         return thing
-    try:
-        inspect.signature(thing).bind(**options)
-    except TypeError as error:
-        raise ConfigError(
-            f"{spec} cannot be called: {error}", f"give its arguments a default, or write {spec}:name=value"
-        ) from None
-    except ValueError:  # built in, without a signature
-        pass
-    try:
-        return thing(**options)
-    except PfungstError:
-        raise
-    except Exception as error:  # of anybody's code
-        gpu = "cuda" in str(error).lower() or "nvidia" in str(error).lower()
-        remedy = "return it on the CPU, without .cuda(): --device moves it" if gpu else "mend the function"
-        raise ConfigError(f"{spec} raised {type(error).__name__}: {error}", remedy) from error
+    return called(thing, spec, options)

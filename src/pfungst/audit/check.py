@@ -42,8 +42,9 @@ class Gate:
 
     @classmethod
     def of(cls, metric: str, kind: Literal["max", "min"], bound: Any) -> Gate:
-        """A gate of its parts. Raises ConfigError for a bound that is no number, which nothing could fail."""
-        if isinstance(bound, bool) or not isinstance(bound, int | float) or math.isnan(bound):
+        """A gate of its parts. Raises ConfigError for a bound that is no finite number, which nothing could
+        fail."""
+        if isinstance(bound, bool) or not isinstance(bound, int | float) or not math.isfinite(bound):
             raise ConfigError(f"{kind} {metric} = {bound!r} bounds nothing", "give a number")
         return cls(metric, kind, float(bound))
 
@@ -83,7 +84,7 @@ class Gates:
                 if key not in known or isinstance(value, dict) == (key == "verdict"):
                     raise ConfigError(f"{key!r} in {file} is no gate", suggest(key, known, "it may hold"))
                 if key == "verdict":
-                    levels = levels_of([value] if isinstance(value, str) else value)
+                    levels = levels_of(value if isinstance(value, list) else [value])
                     continue
                 for name, bound in value.items():
                     bounds[name, key] = Gate.of(name, "max" if key == "max" else "min", bound)

@@ -14,7 +14,18 @@ from pfungst import measure
 from pfungst.audit.anomaly.result import AnomalyResult
 from pfungst.audit.classifier.result import ClassifierResult
 from pfungst.audit.machine import circumstances
-from pfungst.audit.result import About, Better, Interval, Metric, Model, Result, Verdict, load, save
+from pfungst.audit.result import (
+    About,
+    Better,
+    Interval,
+    Metric,
+    Model,
+    Result,
+    Verdict,
+    load,
+    refuse_other,
+    save,
+)
 from pfungst.audit.similarity.result import SimilarityResult
 from pfungst.errors import ConfigError, DataError, few
 from pfungst.files import read, reading
@@ -130,10 +141,12 @@ def compare(first: Path, second: Path, out: Path | None = None, seed: int = 0) -
         first, second: folders of audits, before and after. seed: of the bootstrap.
 
     Raises:
-        ConfigError: audits of different kinds, or of a kind that keeps no answers.
+        ConfigError: audits of different kinds, or of a kind that keeps no answers; `out` holds a result of
+            another kind.
         DataError: nothing in common, or arrays are missing.
     """
     started = time.monotonic()
+    refuse_other(out, "comparison")
     results = load(first), load(second)
     if results[0].kind != results[1].kind:
         raise ConfigError(

@@ -19,6 +19,7 @@ from pydantic import Field
 from pfungst.audit.classifier.config import ClassifierConfig
 from pfungst.audit.classifier.result import ClassifierResult
 from pfungst.audit.config import check_file, listed, with_checkpoint
+from pfungst.audit.images import to_uint8
 from pfungst.audit.machine import circumstances
 from pfungst.audit.result import FILE, Interval, Level, Metric, Model, Result, Verdict, load, save
 from pfungst.audit.similarity.config import SimilarityConfig
@@ -285,7 +286,6 @@ def _grid(
     time."""
     from pfungst.audit.similarity.prepare import open_labelled
     from pfungst.data import ImageSet
-    from pfungst.encoders import load as load_encoder
     from pfungst.relevance import Patches
     from pfungst.similarity import SimilarityExplainer
 
@@ -305,12 +305,7 @@ def _grid(
     for m, (name, config) in enumerate(models):
         assert isinstance(config, SimilarityConfig)
         items = {item.id: item for item in open_labelled(config).items}
-        encoder = load_encoder(
-            config.encoder,
-            checkpoint=config.checkpoint,
-            trust_checkpoint=config.trust_checkpoint,
-            size=config.size,
-        )
+        encoder = config.open_encoder()
         basis = Patches(config.patch(encoder.size))
         explainer = SimilarityExplainer(
             encoder, basis=basis, metric=config.metric, composite=config.composite
@@ -326,9 +321,7 @@ def _grid(
             pair.similarity[name], pair.bias_share[name] = float(r.score[0]), r.bias_share
             pair.grids[name] = (list(r.grids[0]), list(r.grids[1]))
             if m == 0:
-                for side, x in enumerate(images):
-                    picture = (x.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
-                    arrays[f"picture_{i}_{side}"] = picture
+                arrays |= {f"picture_{i}_{side}": to_uint8(x) for side, x in enumerate(images)}
         del encoder, explainer
         gc.collect()
     return pairs, arrays

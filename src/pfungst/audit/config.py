@@ -78,15 +78,12 @@ class AuditConfig(BaseModel):
             raise ValueError("--ray needs Ray, which is not installed: pip install 'pfungst[ray]'")
         return self
 
-    @field_validator("fail_on")
-    @classmethod
-    def _levels(cls, value: list[str]) -> list[str]:
-        return list(levels_of(value))
-
     @field_validator("*", mode="before")
     @classmethod
     def _listed(cls, value: Any, info: ValidationInfo) -> Any:
         of = cls.model_fields[info.field_name or ""].annotation
+        if info.field_name == "fail_on":
+            return list(levels_of(value if isinstance(value, list | tuple) else [value]))
         several = info.field_name in ("encoder", "model") and of is str
         if several and isinstance(value, list):  # in TOML
             return ";".join(map(str, value))
@@ -221,8 +218,12 @@ LEVELS: tuple[str, ...] = get_args(Level)
 
 
 def levels_of(texts: Iterable[Any]) -> tuple[str, ...]:
-    """Levels of verdicts from texts such as "sound,fragile". Raises ConfigError for an unknown one."""
-    found = tuple(str(level) for text in texts for level in listed(text))
+    """Levels of verdicts from texts such as "sound,fragile". Raises ConfigError for an unknown one, and for a
+    text that names none, which an unset variable leaves."""
+    given = list(texts)
+    if blank := [text for text in given if not isinstance(text, str) or not listed(text)]:
+        raise ConfigError(f"{blank[0]!r} names no verdict", f"verdicts: {', '.join(LEVELS)}")
+    found = tuple(level for text in given for level in listed(text))
     for level in found:
         if level not in LEVELS:
             raise ConfigError(f"no verdict is called {level!r}", suggest(level, LEVELS, "verdicts"))

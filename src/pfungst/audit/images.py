@@ -78,8 +78,8 @@ class Labelled:
         return combined(found)
 
 
-def to_uint8(image: Tensor) -> np.ndarray:
-    """(3, H, W) in [0, 1] as (H, W, 3) uint8."""
-    if image.shape[0] == 1:
-        image = image.expand(3, -1, -1)
-    return (image.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+def to_uint8(images: Tensor) -> np.ndarray:
+    """(…, C, H, W) in [0, 1], of one channel or three, as (…, H, W, 3) uint8."""
+    if images.shape[-3] == 1:
+        images = images.expand(*images.shape[:-3], 3, -1, -1)
+    return (images.clamp(0, 1) * 255).round().to(torch.uint8).movedim(-3, -1).cpu().numpy()

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import importlib
 import math
+from collections.abc import Iterable
 from html import escape
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from pfungst.errors import DataError, few
+from pfungst.errors import ConfigError, DataError, few
 from pfungst.files import read, write
 
 SCHEMA = "pfungst.result/2"
@@ -102,6 +103,18 @@ class Metric(Model):
         worst = missing[0] if missing else (max if better == "lower" else min)(per, key=lambda w: per[w])
         return cls(value=per[worst], where=worst, meaning=meaning, better=better, per=per)
 
+    @classmethod
+    def table(cls, rows: Iterable[MetricRow]) -> dict[str, Metric]:
+        """The worst by name; rows without a value are left out."""
+        found: dict[str, tuple[dict[str, float], Better, str]] = {}
+        for name, better, meaning, where, value in rows:
+            per, *_ = found.setdefault(name, ({}, better, meaning))
+            per |= {} if value is None else {where: float(value)}
+        return {name: cls.worst(*of) for name, of in found.items() if of[0]}
+
+
+MetricRow = tuple[str, Better, str, str, float | None]  # name, better, meaning, where, value
+
 
 class Interval(Model):
     """A value with its 95 % interval, where one could be computed; a tuple of the three is read as well."""
@@ -172,6 +185,18 @@ def save(result: Result, folder: Path) -> Path:
     target = folder / FILE
     write(target, result.model_dump_json(indent=1))
     return target
+
+
+def refuse_other(folder: Path | None, kind: str) -> None:
+    """Raise ConfigError where a folder holds a result of another kind, which would be lost."""
+    if folder is None or not (folder / FILE).exists():
+        return
+    try:
+        found = load(folder).kind
+    except DataError:
+        found = "that cannot be read"
+    if found != kind:
+        raise ConfigError(f"{folder} holds a result of kind {found}", "choose another --out")
 
 
 def load(folder: str | Path) -> Result:

@@ -27,7 +27,7 @@ COLOURS = {
 
 def print_summary(result: Result, console: Console | None = None) -> None:
     """The verdict, and the table of figures of the audits that have one."""
-    console = console or Console(highlight=False)
+    console = console or Console(highlight=False, emoji=False, markup=False)
     verdict = result.verdict
     console.print()
     if isinstance(result, AnomalyResult):
@@ -36,18 +36,18 @@ def print_summary(result: Result, console: Console | None = None) -> None:
         console.print(_texts_table(result) if result.modality == "texts" else _similarity_table(result))
     if isinstance(result, ClassifierResult):
         console.print(_classifier_table(result))
-    console.print(f"[bold {COLOURS[verdict.level]}]{verdict.level}[/]", end="  ")
-    console.print(verdict.headline, style="bold", markup=False)
+    console.print(verdict.level, style=f"bold {COLOURS[verdict.level]}", end="  ")
+    console.print(verdict.headline, style="bold")
     for sentence in verdict.shown:
-        console.print(f"  {sentence}", markup=False)
+        console.print(f"  {sentence}")
     if verdict.folded:
-        console.print(f"  … and {len(verdict.folded)} more in the report.", markup=False)
+        console.print(f"  … and {len(verdict.folded)} more in the report.")
     if count := len(result.skipped):
         said = "1 image was skipped." if count == 1 else f"{count} images were skipped."
         console.print(f"  {said}", style="yellow")
     console.print("What next:")
     for command in commands(result):
-        console.print(f"  {command}", markup=False, soft_wrap=True)
+        console.print(f"  {command}", soft_wrap=True)
 
 
 def _anomaly_table(result: AnomalyResult) -> Table:

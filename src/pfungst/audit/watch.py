@@ -19,7 +19,7 @@ from pfungst import measure
 from pfungst.audit.machine import circumstances
 from pfungst.audit.mended import About, Mended, folders
 from pfungst.audit.quantities import EXPLAINED, REFERENCE, RELEVANCE, quantities
-from pfungst.audit.result import Interval, Metric, Model, Result, Skipped, Verdict, save
+from pfungst.audit.result import Interval, Metric, Model, Result, Skipped, Verdict, refuse_other, save
 from pfungst.conditions import Condition
 from pfungst.data import ImageSet, open_images
 from pfungst.data.traits import PREFIX
@@ -81,11 +81,12 @@ def watch(
         device: where the model runs. skip_bad: leave unreadable images out.
 
     Raises:
-        ConfigError: several entries and none named.
+        ConfigError: several entries and none named; `out` holds another result.
         DataError: the audit kept no reference, or there are too few new images.
         UnreadableImages: some cannot be decoded.
     """
     started = time.monotonic()
+    refuse_other(out, "watch")
     found = folders(audit, entry)
     if len(found) > 1:
         names = [About.of(f).name for f in found]

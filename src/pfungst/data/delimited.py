@@ -34,8 +34,8 @@ class Rows:
 def read_rows(file: Path) -> Rows:
     """Read a CSV or TSV in UTF-8 (or UTF-16 with its mark) with a header line.
 
-    The separator is the one of comma, semicolon and tab that parts the header into most columns. Fields may
-    be quoted and then hold separators, doubled quotes and line breaks; spaces and tabs around a field are
+    The separator is the one of comma, semicolon, tab and bar that parts the header into most columns. Fields
+    may be quoted and then hold separators, doubled quotes and line breaks; spaces and tabs around a field are
     dropped, nothing else. Blank lines, and columns without a name, are left out.
 
     Raises:
@@ -130,4 +130,4 @@ def _separator(file: Path, text: str) -> str:
 
     if file.suffix.lower() == ".tsv" and columns("\t") > 1:
         return "\t"
-    return max(",;\t", key=columns)
+    return max(",;\t|", key=columns)

@@ -30,9 +30,11 @@ def images_in(folder: Path, recursive: bool = False) -> list[Path]:
 
 
 def _below(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
-    """All files below a folder; a link back to a folder above itself is not followed again."""
+    """All files below a folder; a link back to a folder above itself is not followed again, and what an audit
+    wrote beside the images is none."""
     real = folder.resolve()
-    if real not in above:
+    written = above and all((folder / name).is_file() for name in ("result.json", "report.html"))
+    if real not in above and not written:
         for child in folder.iterdir():
             if child.is_dir():
                 yield from _below(child, (*above, real))
@@ -53,7 +55,8 @@ def relative_id(path: Path, root: Path) -> str:
 def open_folder(root: Path, options: Options | None = None) -> ImageSet:
     """Open a folder of images sorted by class, by split and class or class and split, or not at all.
 
-    A folder of :data:`MASKS` beside the classes holds masks, named like their images, with or without _mask.
+    A folder of :data:`MASKS` beside the classes holds masks, named like their images, with or without _mask;
+    NAME_mask beside NAME is one too.
 
     Raises:
         DataError: there are no images, or a mask belongs to none.
@@ -63,12 +66,13 @@ def open_folder(root: Path, options: Options | None = None) -> ImageSet:
     masks = [p for p in paths if len(p.relative_to(root).parts) > 1 and _top(p, root) in MASKS]
     if len(masks) == len(paths):
         masks = []  # a folder whose only class has such a name
-    pictures = [p for p in paths if p not in set(masks)]
+    own = masks_beside(paths)
+    pictures = [p for p in paths if p not in {*masks, *own.values()}]
     parts = [p.relative_to(root).parts[:-1] for p in pictures]
     level = next(
         (k for k in (0, 1) if parts and all(len(p) > k and p[k].lower() in SPLITS for p in parts)), None
     )
-    of = _matched(masks, pictures, root)
+    of = own | _matched(masks, pictures, root, level)
     items = []
     for path, folders in zip(pictures, parts, strict=True):
         split = None if level is None else SPLITS[folders[level].lower()]
@@ -80,38 +84,49 @@ def open_folder(root: Path, options: Options | None = None) -> ImageSet:
             f"{root} holds no images ({', '.join(sorted(EXTENSIONS))})",
             "expected CLASS/*.png, images with a CSV, an MVTec folder or Parquet",
         )
-    notes = []
+    notes = [f"{len(own)} pictures named NAME_mask are masks of their neighbours"] if own else []
     bare = sum(i.label is None for i in items)
     if 0 < bare < len(items):
         notes.append(f"{bare} images lie outside the class folders and have no label")
     return ImageSet(root.name, items, notes)
 
 
+def masks_beside(paths: list[Path]) -> dict[Path, Path]:
+    """{image: mask} of the pictures NAME_mask that lie beside a picture NAME."""
+    named = {p.with_suffix(""): p for p in paths}
+    masks = {name: p for name, p in named.items() if name.name.endswith("_mask")}
+    pairs = ((named.get(n.with_name(n.name.removesuffix("_mask"))), mask) for n, mask in masks.items())
+    return {image: mask for image, mask in pairs if image is not None}
+
+
 def _top(path: Path, root: Path) -> str:
     return path.relative_to(root).parts[0].lower()
 
 
-def _matched(masks: list[Path], pictures: list[Path], root: Path) -> dict[Path, Path]:
-    """The mask of each image that has one: of the same relative path, else of the same name."""
+def _matched(masks: list[Path], pictures: list[Path], root: Path, level: int | None) -> dict[Path, Path]:
+    """The mask of each image that has one: of the same relative path, with or without the folder of the split
+    at this level, else of the same name."""
 
-    def names(path: Path, depth: int) -> tuple[str, str]:
-        stem = path.relative_to(root).with_suffix("").parts[depth:]
+    def names(path: Path, without: int | None) -> tuple[str, str]:
+        stem = path.relative_to(root).with_suffix("").parts
         last = stem[-1].removesuffix("_mask")
-        return "/".join((*stem[:-1], last)), last
+        return "/".join((*(s for k, s in enumerate(stem[:-1]) if k != without), last)), last
 
-    whole = {names(p, 0)[0]: p for p in pictures}
+    whole = {names(p, None)[0]: [p] for p in pictures}
+    short: dict[str, list[Path]] = {}
     by_name: dict[str, list[Path]] = {}
     for p in pictures:
-        by_name.setdefault(names(p, 0)[1], []).append(p)
+        path, name = names(p, level)
+        short.setdefault(path, []).append(p)
+        by_name.setdefault(name, []).append(p)
     found, left = {}, []
     for mask in masks:
-        path, name = names(mask, 1)
-        one = by_name.get(name, [])
-        image = whole.get(path) or (one[0] if len(one) == 1 else None)
-        if image is None:
+        path, name = names(mask, 0)
+        one = whole.get(path) or short.get(path) or by_name.get(name, [])
+        if len(one) != 1:
             left.append(relative_id(mask, root))
         else:
-            found[image] = mask
+            found[one[0]] = mask
     if left:
         raise DataError(
             f"{len(left)} masks in {root} belong to no image, or to several:{lines(left)}",

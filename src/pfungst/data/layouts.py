@@ -91,6 +91,16 @@ LAYOUTS = (
 )  # fmt: skip
 """All layouts, in the order in which they are tried."""
 
+TABLES = (
+    "COVID-19 collection",
+    "CSV",
+    "Parquet",
+    "Hugging Face data set",
+    "Parquet shards",
+    "folder with a CSV",
+)
+"""Those with columns."""
+
 
 def open_images(
     path: str | Path,
@@ -146,6 +156,7 @@ def open_images(
     layout = next((known for known in LAYOUTS if known.fits(where)), None)
     if layout is None:
         raise DataError(f"{where} is a file, but neither CSV nor Parquet", f"give {describe_layouts()}")
+    _refuse_columns(layout, options)
     sets = layout.open(where, options, wanted)
     if layout.name == "ImageNet" or (layout.name == "MVTec category" and wanted == [where.name]):
         wanted = None
@@ -169,6 +180,24 @@ def open_images(
             "a window does nothing here: no picture is DICOM or has more than 8 bits", "leave --window out"
         )
     return sets
+
+
+def _refuse_columns(layout: Layout, options: Options) -> None:
+    """Raise ConfigError for columns that are named where the data have none."""
+    if layout.name in TABLES:
+        return
+    usual = Options()
+    named = [
+        m for m in ("path", "label", "mask", "split") if getattr(options, m) not in (getattr(usual, m), None)
+    ]
+    if named or options.root is not None:
+        told = (
+            f"the {named[0]} column {getattr(options, named[0])!r}" if named else f"the root {options.root}"
+        )
+        raise ConfigError(
+            f"{told} does nothing here: the data are recognised as {layout.name}, which has no table",
+            "leave it out, or give a CSV or Parquet file",
+        )
 
 
 def describe_layouts() -> str:

@@ -14,7 +14,7 @@ import numpy as np
 from pfungst.errors import DataError, lines
 
 from .decode import Undecodable, read_mask
-from .folders import images_in, relative_id, subfolders
+from .folders import images_in, masks_beside, relative_id, subfolders
 from .item import Item
 from .items import ImageSet
 from .roles import GOOD
@@ -66,13 +66,16 @@ def open_category(folder: Path) -> ImageSet:
     without: list[Item] = []
     tested = []
     for kind in (f for f in subfolders(test) if f.name != "ground_truth"):
-        for path in images_in(kind):
+        pictures = images_in(kind)
+        own = masks_beside(pictures)
+        for path in (p for p in pictures if p not in own.values()):
             key = (kind.name, path.stem)
             parts = (
                 []
                 if kind.name == normal
                 else masks.pop(key, []) or masks.pop((kind.name, path.stem + "_mask"), [])
             )
+            parts = parts or ([own[path]] if path in own else [])
             mask = parts[0] if len(parts) == 1 else United(tuple(parts)) if parts else None
             label = "good" if kind.name == normal else kind.name
             item = Item(relative_id(path, folder), path, label, mask, "test")

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -71,6 +72,7 @@ def _open_paths(file: Path, table: Rows, options: Options, name: str) -> list[Im
 
     def locate(value: str, folder: str, line: int) -> Path | None:
         values = [value, value.replace("\\", "/")] if "\\" in value else [value]
+        values += [n for v in values for form in ("NFC", "NFD") if (n := normalize(form, v)) not in values]
         paths = [base / f / v for v in values for f in (["", folder] if folder else [""])]
         for candidate in paths:
             try:

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from pfungst.anomaly import Detector
 
 Images = Callable[[Sequence[int]], Tensor]  # rows → (n, C, H, W) in [0, 1]
-Kind = Literal["place", "content", "tone", "bands"]
+Marks = Callable[[Sequence[int]], Tensor]  # rows → (n, H, W) of 0 and 1: where something is burnt in
+Kind = Literal["place", "content", "tone", "bands", "text"]
 GRID, BANDS = 14, 8  # patches across an image; frequency bands of the power law
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,17 +13,19 @@ from scipy import stats
 from torch import Tensor
 from torch.nn import functional
 
+from pfungst.data.traits import PREFIX
 from pfungst.discover.cluster import Clustering, cluster
-from pfungst.discover.explain import Explanations, Images, Kind, View
+from pfungst.discover.explain import Explanations, Images, Kind, Marks, View
 from pfungst.discover.mend import Edit, Pairs
 from pfungst.discover.prove import FEWEST, Judge, Proof
 from pfungst.discover.subjects import Heat, Subject
 from pfungst.errors import InputError
-from pfungst.measure import holm
-from pfungst.measure.limits import P_SPURIOUS
+from pfungst.measure import best_split, holm
+from pfungst.measure.limits import CARRIED_ALONE, P_SPURIOUS
 from pfungst.spurious.evidence import region
 
 SHOWN = 6  # prototypes
+LOST = "what removal costs"  # view of a class parted by that
 _KINDS: tuple[Kind, ...] = ("place", "content", "tone", "bands")
 _COLUMNS = 3  # columns that the evidence follows most, whose groups are tried as clusters
 _BAND_SHARE = 0.5  # of what a cluster's spectrum has more than the others, that the exchanged bands hold
@@ -61,9 +64,21 @@ class Finding:
     edits: tuple[Edit, ...] = ()
 
     @property
-    def rank(self) -> tuple[bool, bool, float]:
-        """Sorts findings by what is proved when sorted in falling order."""
-        return self.proof.survives, self.proof.decides, self.proof.insert.low
+    def rank(self) -> tuple[bool, bool, bool, float]:
+        """Sorts findings by what is proved when sorted in falling order; those that say which images before a
+        class as a whole."""
+        return self.proof.survives, self.proof.decides, self.n_clusters > 1, self.proof.insert.low
+
+
+class _Try(NamedTuple):
+    """A cluster (`number` of `parts`) to intervene on; `whole`: nothing but interventions told it from its
+    class."""
+
+    view: str
+    kind: Kind
+    parts: Clustering
+    number: int
+    whole: bool
 
 
 Mend = Callable[[Finding, Pairs, Explanations], list[Edit]]
@@ -77,6 +92,8 @@ def find(
     *,
     views: Sequence[View] | None = None,
     columns: Mapping[str, np.ndarray] | None = None,
+    text: Marks | None = None,
+    units: np.ndarray | None = None,
     mend: Mend | None = None,
     most: int = 6,
     n_images: int = 20,
@@ -94,6 +111,9 @@ def find(
         views: what is clustered; all of the explanations by default.
         columns: values (N,) as text, "" for unknown. Of the columns that the evidence follows (Kruskal and
             Wallis, Holm over all columns), the group of most evidence is tried like a cluster.
+        text: where text is burnt into images, "file: text = text": the images that have some are tried.
+        units: (N,) of what is not independent, such as patients: of a cluster as many as there are of these
+            are changed before a second image of any.
         mend: gives the edits that fit a finding, with what its proof changed.
         most: clusters per view.
         n_images: of a cluster that are changed, drawn at random.
@@ -114,23 +134,36 @@ def find(
     some = images(np.sort(rng.permutation(n)[:32]).tolist())
     judge = Judge(subject, some, others[:64], batch_size)
     judge.others = others
+    who = np.arange(n) if units is None else np.unique(units, return_inverse=True)[1]
+
+    def drawn(rows: np.ndarray, rng: np.random.Generator) -> list[int]:
+        rows = rng.permutation(rows)
+        first = np.isin(np.arange(len(rows)), np.unique(who[rows], return_index=True)[1])
+        return sorted(np.concatenate([rows[first], rows[~first]])[:n_images].tolist())
+
     found: list[Finding] = []
-    tried: list[tuple[str, Kind, Clustering, int]] = []
+    tried: list[_Try] = []
     clusterings: dict[str, Clustering] = {}
     for view in views if views is not None else explained.views():
         parts = clusterings[view.name] = cluster(view.vectors, most, seed=seed)
-        if parts.n_clusters == 1 and any(t[2].n_clusters == 1 for t in tried):
+        if parts.n_clusters == 1 and any(t.whole for t in tried):
             continue  # the whole is tried once
         for number in range(parts.n_clusters):
             if len(parts.rows(number)) >= FEWEST:
                 kinds = [k for k in view.kinds if parts.n_clusters > 1 or k in ("place", "content")]
-                tried += [(view.name, kind, parts, number) for kind in kinds]
+                whole = parts.n_clusters == 1
+                tried += [_Try(view.name, kind, parts, number, whole) for kind in kinds]
     for name, parts in _followed(explained.evidence, columns or {}):
-        tried += [(name, kind, parts, 0) for kind in _KINDS]
-    for which in tried:
-        one = _tried(judge, explained, images, which, n_images, seed)
-        if mend is not None and replace(one.proof, corrected=one.proof.p).decides:
-            one = replace(one, edits=tuple(mend(one, judge.pairs, explained)))
+        tried += [_Try(name, kind, parts, 0, False) for kind in _KINDS]
+    tried += _marked(text, n, batch_size)
+    for which in tried:  # grows by the parts of what decides a class as a whole
+        one, heat = _tried(judge, explained, images, which, text, drawn, seed)
+        if replace(one.proof, corrected=one.proof.p).decides:
+            if one.n_clusters == 1 and heat is not None:
+                having = _having(judge, images, n, heat, seed)
+                tried += [] if having is None else [_Try(LOST, one.kind, having, 0, True)]
+            if mend is not None:
+                one = replace(one, edits=tuple(mend(one, judge.pairs, explained)))
         found.append(one)
     return found, clusterings
 
@@ -164,25 +197,55 @@ def _followed(evidence: np.ndarray, columns: Mapping[str, np.ndarray]) -> Iterat
             yield name, Clustering(labels, np.zeros(3), np.zeros(2), {}, np.lexsort((far, labels)))
 
 
+def _batches(n: int, size: int) -> list[range]:
+    return [range(i, min(i + size, n)) for i in range(0, n, size)]
+
+
+def _marked(text: Marks | None, n: int, batch_size: int) -> list[_Try]:
+    """The images with burnt-in text (0) against those without, where at least 6 have some."""
+    if text is None:
+        return []
+    bare = ~np.concatenate([text(b).flatten(1).any(1).numpy() for b in _batches(n, batch_size)])
+    if (~bare).sum() < FEWEST:
+        return []
+    order = np.argsort(bare, kind="stable")
+    parts = Clustering(bare.astype(int), np.zeros(3), np.zeros(2), {}, order)
+    return [_Try(f"{PREFIX}text = text", "text", parts, 0, not bare.any())]
+
+
+def _having(judge: Judge, images: Images, n: int, heat: Heat, seed: int) -> Clustering | None:
+    """Of a class that something decides: the images that lose evidence without it (0) against the others;
+    None where their falls are not two groups of at least 6."""
+    falls_of = lambda x, i: judge.falls(x, region(judge.beyond(x, heat(x))), seed + i)
+    falls = np.concatenate([falls_of(images(b), i) for i, b in enumerate(_batches(n, judge.batch_size))])
+    split = best_split(falls)
+    labels = (falls <= split.threshold).astype(int)
+    if split.separation <= 0 or not FEWEST <= labels.sum() <= n - FEWEST:
+        return None
+    return Clustering(labels, np.zeros(3), np.zeros(2), {}, np.lexsort((-falls, labels)))
+
+
 def _tried(
     judge: Judge,
     explained: Explanations,
     images: Images,
-    which: tuple[str, Kind, Clustering, int],
-    n_images: int,
+    which: _Try,
+    text: Marks | None,
+    drawn: Callable[[np.ndarray, np.random.Generator], list[int]],
     seed: int,
-) -> Finding:
-    view, kind, parts, number = which
+) -> tuple[Finding, Heat | None]:
+    """A cluster and its proof, and where in images what it shares lies, for a place and content."""
+    view, kind, parts, number, whole = which
     rng = np.random.default_rng((seed, judge.subject.index, number))
     rows, rest = parts.rows(number), np.flatnonzero(parts.labels != number)
-    drawn, beside = (np.sort(rng.permutation(r)[:n_images]).tolist() for r in (rows, rest))
-    x, mates = images(drawn), images(beside) if len(beside) >= FEWEST else None
+    some, beside = drawn(rows, rng), drawn(rest, rng)
+    x, mates = images(some), images(beside) if len(beside) >= FEWEST else None
     contrast = lambda values: values[rows].mean(0) - (values[rest].mean(0) if mates is not None else 0)
     heatmap = contrast(_unit(explained.maps))
     direction = None if explained.psi is None else contrast(explained.psi)
     shown = images(rows[:SHOWN].tolist())
     bands: tuple[int, ...] = ()
-    regions = None
+    regions, heat = None, None
     if kind == "bands":
         more = np.clip(contrast(_unit(explained.spectra)), 0, None)
         order = np.argsort(-more)
@@ -193,21 +256,24 @@ def _tried(
         proof = judge.bands(x, kept, x if mates is None else mates, seed)
     elif kind == "tone":
         proof = judge.tone(x, x if mates is None else mates, seed)
+    elif kind == "text":
+        assert text is not None
+        proof = judge.regions(x, text(some), mates, seed)
+        regions = text(rows[:SHOWN].tolist()).bool().numpy()
     else:
-        heat: Heat
         if kind == "place":
             grid = torch.from_numpy(heatmap).float().clamp_min(0)[None, None]
             one = functional.interpolate(grid, x.shape[-2:], mode="bilinear", align_corners=False)[0]
             heat = lambda z: one.expand(len(z), -1, -1)
         else:  # of a whole class the logit itself
             heat = judge.subject.content(None if mates is None else direction, judge.batch_size)
-        heats = [heat(z) for z in (x, shown)]
-        heats = [judge.beyond(z, h) for z, h in zip((x, shown), heats, strict=True)]
-        regions = region(heats[1]).bool().numpy()
-        proof = judge.regions(x, heats[0], mates, seed)
-    if parts.n_clusters == 1 and judge.subject.n_models == 1 and judge.subject.what != "normal":
+        masks = [region(judge.beyond(z, heat(z))) for z in (x, shown)]
+        regions = masks[1].bool().numpy()
+        proof = judge.regions(x, masks[0], mates, seed)
+    weak = parts.n_clusters == 1 and proof.insert.low < CARRIED_ALONE
+    if judge.subject.what != "normal" and (weak or (whole and judge.subject.n_models == 1)):
         proof = replace(proof, alone=True)
-    return Finding(
+    found = Finding(
         judge.subject.index,
         view,
         kind,
@@ -221,6 +287,7 @@ def _tried(
         bands,
         regions,
     )
+    return found, heat
 
 
 def _unit(values: np.ndarray) -> np.ndarray:

@@ -8,15 +8,16 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy.special import expit
 from torch import Tensor
 
 from pfungst.discover.mend import Pairs
 from pfungst.discover.subjects import WORDS, Subject, What
 from pfungst.errors import InputError
 from pfungst.measure import Interval
-from pfungst.measure.limits import CARRIED, P_SPURIOUS, RETAINED
+from pfungst.measure.limits import CARRIED, CARRIED_ALONE, P_SPURIOUS, RETAINED
 from pfungst.relevance import DCTBands
-from pfungst.spurious.evidence import above_zero, mean_interval, ratio_interval, region
+from pfungst.spurious.evidence import above_zero, mean_interval, ratio_interval
 from pfungst.spurious.inpaint import inpaint, moved, soften
 
 FEWEST = 6  # images of a cluster: signed ranks of 5 cannot reach p < 0.05 with any correction
@@ -39,15 +40,15 @@ class Proof:
             of the class outside the cluster; of both the least.
         accuracy: share of the images taken for the class as they are, without it, and with the control.
         flips: share of the images of other classes taken for the class with it, and with the controls.
-        retained: share of the images in which the class is still recognised without it, of those where it was
-            before; by
-            the witnesses, or by the audited model where there are none. 1 in normal images, which have
+        retained: what is left of the class without it: of the probability that the witnesses give it; where
+            there are none, of the images that the audited model takes for it. 1 in normal images, which have
             nothing that should raise a score.
         p: of no fall or no rise beyond any control (Wilcoxon signed ranks, the largest).
         corrected: p corrected for all that were tried (Holm).
         what: of the subject.
-        alone: whether all images of the subject have it and no witness judged it: then nothing tells it from
-            the object.
+        alone: whether nothing tells it from the object: no witness judged it and only interventions tell its
+            images from the others of the class; or all images of the class have it, and it carries too little
+            (``CARRIED_ALONE``).
     """
 
     n: int
@@ -84,7 +85,8 @@ class Proof:
         if self.survives:
             return f"{put}, {gone}, and {left} (corrected p {self.corrected:.2g})"
         if self.decides and self.alone and k.low >= RETAINED:
-            only = "but no images are without it: only a witness tells it from the object"
+            only = "but no images are surely without it: only a witness tells it from the object"
+            only += f", where it carries {CARRIED_ALONE:.0%}"
             return f"{put}, {gone}, and {left}, {only}"
         if self.decides:
             return f"{put} and {gone}, but {left}, so it may be the object"
@@ -137,23 +139,21 @@ class Judge:
         return unit(heat) - torch.stack([unit(m) for m in maps]).max(0).values
 
     def regions(
-        self, x: Tensor, heat: Tensor, mates: Tensor | None, seed: int = 0, n_targets: int = 2
+        self, x: Tensor, mask: Tensor, mates: Tensor | None, seed: int = 0, n_targets: int = 2
     ) -> Proof:
         """Proof of regions.
 
         Args:
             x: (n, C, H, W) of the cluster, at least 6.
-            heat: (n, H, W): the region holds most of it, see :func:`pfungst.spurious.evidence.region`.
+            mask: (n, H, W) of 0 and 1, 1 in the region, such as :func:`pfungst.spurious.evidence.region` of
+                a heatmap.
             mates: images of the class outside the cluster, None where there are none.
             n_targets: images of other classes that each region is put into.
         """
         rng, n = np.random.default_rng((seed, self.subject.index)), len(x)
-        soft = soften(region(heat))
+        soft = soften(mask)
         edge = soft[:, None]
-        h, w = x.shape[-2:]
-        far = [
-            [tuple(int(rng.integers(s // 4, s - s // 4)) for s in (h, w)) for _ in range(n)] for _ in range(2)
-        ]
+        far = [self._moves(x, rng) for _ in range(2)]
         controls = [inpaint(x, moved(soft, moves)) for moves in far]
         targets = self._drawn(self.others, (n_targets, n), rng)
         put = lambda content: targets * (1 - edge) + content * edge
@@ -161,6 +161,14 @@ class Judge:
         if mates is not None:
             against.append(put(self._drawn(mates, (n_targets, n), rng)))
         return self._weigh(x, inpaint(x, soft), controls, targets, put(x), against, seed)
+
+    def falls(self, x: Tensor, mask: Tensor, seed: int = 0) -> np.ndarray:
+        """Fall (n,) of the evidence in images without regions, beyond a control; args as of :meth:`regions`,
+        whose controls are others."""
+        soft = soften(mask)
+        control = moved(soft, self._moves(x, np.random.default_rng((seed, self.subject.index, 2))))
+        left, kept = self.odds(0, torch.stack([inpaint(x, soft), inpaint(x, control)]))[0]
+        return kept - left
 
     def bands(self, x: Tensor, kept: np.ndarray, mates: Tensor, seed: int = 0, n_targets: int = 2) -> Proof:
         """Proof of frequency bands: those of an image are exchanged for those of another.
@@ -223,9 +231,9 @@ class Judge:
         answers = [self.odds(i, torch.stack([x, removed, *controls])) for i in range(self.subject.n_models)]
         odds, hit = answers[0]
         falls = odds[2:].mean(0) - odds[1]
-        judged = [h for _, h in answers[1:]] or [hit]
+        judged = [expit(o) for o, _ in answers[1:]] or [hit.astype(float)]
         before = np.stack([h[0] for h in judged])
-        after = np.stack([h[1] for h in judged]) & before
+        after = np.minimum(np.stack([h[1] for h in judged]), before)
         self.pairs = Pairs(x, removed, targets, put)
         seen = [self.odds(i, torch.stack([put, *against])) for i in range(self.subject.n_models)]
         rises = [
@@ -247,6 +255,11 @@ class Judge:
             max(above_zero(v) for v in (falls, *gains)),
             what=self.subject.what,
         )
+
+    @staticmethod
+    def _moves(x: Tensor, rng: np.random.Generator) -> list[tuple[int, ...]]:
+        """For each image how far a control lies from its region."""
+        return [tuple(int(rng.integers(s // 4, s - s // 4)) for s in x.shape[-2:]) for _ in range(len(x))]
 
     @staticmethod
     def _drawn(pool: Tensor, shape: tuple[int, int], rng: np.random.Generator) -> Tensor:

@@ -9,7 +9,7 @@ import importlib.util
 import logging
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +23,7 @@ from pfungst.encoders.preprocessing import CLIP_MEAN, CLIP_STD, Preprocessing, c
 from pfungst.encoders.small import small_cnn
 from pfungst.encoders.specification import SCHEMES, Role, Spec, forms, parse
 from pfungst.errors import ConfigError
+from pfungst.registry import anybodys, called
 from pfungst.suggest import suggest
 
 
@@ -147,7 +148,8 @@ def _from_function(spec: Spec, role: Role) -> nn.Module:
     if isinstance(spec, str):
         where, _, attribute = spec.rpartition(":")
         try:
-            module = _file(Path(where)) if where.endswith(".py") else importlib.import_module(where)
+            with anybodys(f"{where} cannot be run:") if Path(where).is_file() else nullcontext():
+                module = _file(Path(where)) if where.endswith(".py") else importlib.import_module(where)
             target = getattr(module, attribute)
         except (ImportError, AttributeError, OSError, ValueError) as error:
             near = difflib.get_close_matches(where, SCHEMES, 1)
@@ -155,7 +157,7 @@ def _from_function(spec: Spec, role: Role) -> nn.Module:
             raise ConfigError(
                 f"{spec!r} names no {role}: {error}", f"{hint}write one of {forms(role)}"
             ) from None
-    made = target if isinstance(target, nn.Module) else target()
+    made = target if isinstance(target, nn.Module) else called(target, str(spec))
     if not isinstance(made, nn.Module):
         raise ConfigError(f"{spec} returned {type(made).__name__}, not a torch module", "return the network")
     return made

@@ -18,7 +18,7 @@ from pfungst.encoders.encoder import _FORMAT, Encoder
 from pfungst.encoders.packages import PACKAGES
 from pfungst.encoders.preprocessing import Normalise, Preprocessing
 from pfungst.encoders.published import ARCHITECTURE_OF
-from pfungst.encoders.specification import STORED, Role, Spec, parse
+from pfungst.encoders.specification import STORED, Role, Spec, parse, short_name
 from pfungst.errors import CheckpointError, ConfigError, PfungstWarning
 from pfungst.files import read
 
@@ -126,7 +126,7 @@ def _encoder(built: Built, spec: Spec, state: State | None, source: str, size: i
         encoder, encoder.architecture = built.network, architecture
     else:
         scheme, name = parse(spec)
-        name = spec if isinstance(spec, str) else name
+        name = short_name(spec) if isinstance(spec, str) else name
         encoder = Encoder(built.network, built.preprocessing, name, architecture, scheme == "function")
     if state:
         encoder.info["weights"] = _fill(encoder.features, state, source, built.head)

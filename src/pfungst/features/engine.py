@@ -110,8 +110,11 @@ def run(
     """
     problems: list[tuple[int, str]] = []
     if ray is None:
-        work.to(choose_device(device))
-        found = _computed(work, batches(work.load, rows, size, workers, threads), skip_bad)
+        work.to(where := choose_device(device))
+        loaded = batches(work.load, rows, size, workers, threads)
+        if where.type == "cuda" and (workers or threads):
+            loaded = _pinned(loaded)
+        found = _computed(work, loaded, skip_bad)
     else:
         found = _on_ray(work, list(rows), size, workers, str(device), ray, skip_bad)
     for done in found:
@@ -229,6 +232,21 @@ def _each(function: Callable[[Any], Any], images: Any) -> Any:
 
 def _same(item: Any) -> Any:
     return item
+
+
+def _pinned(loaded: Iterator[Batch]) -> Iterator[Batch]:
+    """The batches, each taken by another thread while the one before is computed, in memory that a GPU reads
+    by itself."""
+
+    def take() -> Batch | None:
+        batch = next(loaded, None)
+        return batch and batch._replace(images=_each(lambda images: images.pin_memory(), batch.images))
+
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(take)
+        while (batch := coming.result()) is not None:
+            coming = pool.submit(take)
+            yield batch
 
 
 def _computed(work: Work, found: Iterable[Batch], skip_bad: bool) -> Iterator[Done]:

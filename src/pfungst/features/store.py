@@ -92,8 +92,10 @@ class Store:
     def __init__(self, folder: str | Path | None = None) -> None:
         self.folder = None if folder is None else Path(folder)
         self._tables: list[Any] = []
-        self._arrays: list[np.ndarray] = []
-        self._rows: dict[bytes, tuple[int, int]] = {}
+        self._arrays: list[np.ndarray | Path] = []  # in memory only without a folder: open maps are limited
+        self._kinds: list[tuple[int, np.dtype]] = []  # width and type of each
+        self._starts: list[int] = []  # number of each one's first row, over all
+        self._rows: dict[bytes, int] = {}
         for file in [] if self.folder is None else sorted(self.folder.glob("*.parquet")):
             try:
                 table, values = read_part(file, "")
@@ -104,7 +106,7 @@ class Store:
                     damaged.unlink(missing_ok=True)
                 warnings.warn(f"{error.message}; it is computed again", PfungstWarning, stacklevel=2)
             else:
-                self._append(table, values)
+                self._append(table, values, file)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -129,11 +131,11 @@ class Store:
         """
         import pyarrow as pa
 
-        table = pa.table({"key": pa.array(keys, pa.binary()), **columns})
+        table, file = pa.table({"key": pa.array(keys, pa.binary()), **columns}), None
         if self.folder is not None:
-            name = f"part-{len(self._tables):06d}-{secrets.token_hex(4)}.parquet"
-            write_part(self.folder / name, table, values)
-        self._append(table, values)
+            file = self.folder / f"part-{len(self._tables):06d}-{secrets.token_hex(4)}.parquet"
+            write_part(file, table, values)
+        self._append(table, values, file)
 
     @contextlib.contextmanager
     def writing(self, rows: int = 1024) -> Iterator[Callable[..., None]]:
@@ -165,26 +167,26 @@ class Store:
 
     def values(self, keys: Sequence[bytes]) -> np.ndarray:
         """(N, D) of N keys that are in the store."""
-        places = np.array([self._rows[k] for k in keys], np.int64).reshape(-1, 2)
-        parts = np.unique(places[:, 0])
-        out = np.empty((len(places), self._arrays[parts[0]].shape[1]), self._arrays[parts[0]].dtype)
-        for part in parts:
-            where = places[:, 0] == part
-            out[where] = self._arrays[part][places[where, 1]]
+        places = np.array([self._rows[k] for k in keys], np.int64)
+        parts = np.searchsorted(self._starts, places, "right") - 1
+        out = np.empty((len(places), self._kinds[parts[0]][0]), self._kinds[parts[0]][1])
+        for part in np.unique(parts):
+            where = parts == part
+            array = self._arrays[part]
+            array = read(array, "") if isinstance(array, Path) else array
+            out[where] = array[places[where] - self._starts[part]]
         return out
 
     def table(self, keys: Iterable[bytes]) -> Any:
         """The Arrow table of N keys that are in the store, in their order."""
         import pyarrow as pa
 
-        starts = np.cumsum([0, *(len(t) for t in self._tables)])
-        return pa.concat_tables(self._tables).take(
-            [int(starts[p]) + r for p, r in (self._rows[k] for k in keys)]
-        )
+        return pa.concat_tables(self._tables).take([self._rows[k] for k in keys])
 
     def widths(self, keys: Iterable[bytes]) -> list[int]:
         """How many values the rows have, each width once."""
-        return sorted({self._arrays[self._rows[k][0]].shape[1] for k in keys})
+        parts = np.searchsorted(self._starts, [self._rows[k] for k in keys], "right") - 1
+        return sorted({self._kinds[part][0] for part in np.unique(parts)})
 
     def merge(self, keys: list[bytes]) -> None:
         """One part, ``index.parquet`` and ``features.npy``, of these rows in this order, in place of all
@@ -194,7 +196,7 @@ class Store:
         if not (index.is_file() and self._tables[0]["key"].to_pylist() == keys):
             table, (width,) = self.table(keys), self.widths(keys)
             with whole(values_file(index)) as part:
-                out = np.lib.format.open_memmap(part, "w+", self._arrays[0].dtype, (len(keys), width))
+                out = np.lib.format.open_memmap(part, "w+", self._kinds[0][1], (len(keys), width))
                 for start in range(0, len(keys), _BLOCK):
                     out[start : start + _BLOCK] = self.values(keys[start : start + _BLOCK])
                 out.flush()
@@ -204,8 +206,10 @@ class Store:
         for file in self.parts:
             file.unlink()
 
-    def _append(self, table: Any, values: np.ndarray) -> None:
-        part = len(self._tables)
+    def _append(self, table: Any, values: np.ndarray, file: Path | None) -> None:
+        start = self._starts[-1] + len(self._tables[-1]) if self._tables else 0
         self._tables.append(table)
-        self._arrays.append(values)
-        self._rows.update({key: (part, row) for row, key in enumerate(table["key"].to_pylist())})
+        self._arrays.append(values if file is None else values_file(file))
+        self._kinds.append((values.shape[1], values.dtype))
+        self._starts.append(start)
+        self._rows.update({key: start + row for row, key in enumerate(table["key"].to_pylist())})

@@ -25,7 +25,7 @@ from pfungst.measure.scores import (
     fpr,
     trivial_f1,
 )
-from pfungst.measure.split import Split, best_split, best_splits
+from pfungst.measure.split import Split, best_split
 from pfungst.measure.subgroups import Fall, SubgroupFall, holm, subgroup_fall
 from pfungst.measure.thresholds import best_f1_threshold, choose_threshold, held_out_threshold
 
@@ -44,7 +44,6 @@ __all__ = [
     "balanced_accuracy",
     "best_f1_threshold",
     "best_split",
-    "best_splits",
     "bootstrap",
     "bootstrap_change",
     "bootstrap_scores",

@@ -34,6 +34,7 @@ class Neuron:
 
     @property
     def key(self) -> str:
+        """Names the neuron and its class in a task."""
         return f"{self.class_}-{self.number}"
 
 

@@ -204,7 +204,8 @@ class _Labelled:
             return ids, found, None
         weight = self.head.module.weight
         own = torch.tensor([labels[i] for i in fresh], device=weight.device)
-        images = (batch.images if len(fresh) == len(found) else batch.images[fresh]).to(weight)
+        images = batch.images if len(fresh) == len(found) else batch.images[fresh]
+        images = images.to(weight, non_blocking=images.is_pinned())
         phi, logits = self.head.features_and_logits(images)
         columns = {
             "id": np.array([ids[i] for i in fresh], object),

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from pfungst.device import choose_device
 from pfungst.errors import InputError, PfungstWarning
 from pfungst.files import read, write_json, write_tensors
-from pfungst.measure import best_splits
+from pfungst.measure.split import best_splits
 from pfungst.spurious.eigen import leading
 from pfungst.spurious.features import FeatureStore
 from pfungst.spurious.heads import FeatureHead, LinearHead, as_linear, same_model

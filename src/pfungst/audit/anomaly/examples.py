@@ -8,6 +8,7 @@ from torch import Tensor
 from pfungst.audit.anomaly.measure import DEPLOYED, MENDED, MENDED_ORIGINAL, ORIGINAL, Run
 from pfungst.audit.anomaly.prepare import Study
 from pfungst.audit.anomaly.result import Answer, Example
+from pfungst.audit.images import to_uint8
 from pfungst.audit.result import Variant
 from pfungst.relevance import PixelBands
 
@@ -76,8 +77,8 @@ def pictures(
     rows = [index for index, _ in chosen]
     images = study.test.images[rows]
     arrays = {
-        "image": thumbnails(images),
-        "image_deployed": thumbnails(study.deployed.images[rows]),
+        "image": to_uint8(images),
+        "image_deployed": to_uint8(study.deployed.images[rows]),
     }
     if heat:
         joint = runs[ORIGINAL].detector.explain(images, PixelBands.coarse()).values
@@ -87,13 +88,6 @@ def pictures(
     if MENDED_ORIGINAL in heat:
         arrays["heat_mended"] = _half(heat[MENDED_ORIGINAL][rows])
     return arrays
-
-
-def thumbnails(images: Tensor) -> np.ndarray:
-    """Images (E, C, S, S) in [0, 1] as uint8 (E, S, S, 3)."""
-    if images.shape[1] == 1:
-        images = images.expand(-1, 3, -1, -1)
-    return (images.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
 
 
 def _half(values: Tensor) -> np.ndarray:

@@ -8,14 +8,14 @@ explanation that does not beat a random order of patches is said so, and nothing
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from statistics import fmean
 
 from pfungst.audit.anomaly.config import AnomalyConfig
 from pfungst.audit.anomaly.explain import FLIPPED, GRID
 from pfungst.audit.anomaly.result import Entry, Provenance, Scored
-from pfungst.audit.result import About, Better, Interval, Level, Metric, Verdict
+from pfungst.audit.result import About, Interval, Level, Metric, MetricRow, Verdict
 from pfungst.measure import limits
 from pfungst.measure.limits import HIGH_BAND
 from pfungst.measure.proportions import above_chance, wilson_of
@@ -314,64 +314,39 @@ def _number(value: float) -> str:
 
 # --- metrics ---------------------------------------------------------------------------------------------
 
-Of = Callable[[Entry], float | None]
-_HIGHER: dict[str, tuple[str, Of]] = {
-    "auroc": ("AUROC on the original images", lambda e: e.original.auroc.value),
-    "f1": ("F1 on the original images", lambda e: e.original.f1.value),
-    "f1-deployed": ("F1 on the deployed images", lambda e: e.deployed.f1.value),
-    "faithfulness": (
-        "how much better than a random order of patches the explanation is",
-        lambda e: e.faithfulness.value if e.faithfulness else None,
-    ),
-}
-_LOWER: dict[str, tuple[str, Of]] = {
-    "fnr-deployed": ("FNR on the deployed images", lambda e: e.deployed.fnr.value),
-    "f1-drop": ("F1 original minus deployed", lambda e: e.fall),
-    "fnr-rise": ("FNR deployed minus original", lambda e: e.deployed.fnr.value - e.original.fnr.value),
-    "clever-hans-score": (
-        "AUROC minus cosine of relevance and mask",
-        lambda e: e.original.clever_hans.value if e.original.clever_hans else None,
-    ),
-    "high-frequency-share": (
-        "share of relevance in high frequencies",
-        lambda e: e.exposure.high if e.exposure else None,
-    ),
-    "outside-mask-share": (
-        "share of relevance off the defect",
-        lambda e: e.exposure.outside_mask if e.exposure else None,
-    ),
-    "lost-in-deployment": (
-        "share of relevance on what the deployed condition removes",
-        lambda e: e.exposure.lost_in_deployment if e.exposure else None,
-    ),
-    "mitigated-f1-drop": (
-        "F1 original minus F1 mended and deployed",
-        lambda e: e.original.f1.value - e.mended.f1.value if e.mended else None,
-    ),
-}
-
 
 def metrics(entries: list[Entry]) -> dict[str, Metric]:
     """The gateable metrics: for each the worst over categories and detectors, left out where nothing has
     it."""
-    tables: tuple[tuple[Better, dict[str, tuple[str, Of]]], ...] = (("higher", _HIGHER), ("lower", _LOWER))
-    found = [
-        (name, better, meaning, {e.name: of(e) for e in entries})
-        for better, table in tables
-        for name, (meaning, of) in table.items()
-    ]
-    by = {f"{e.name} by {p.column}": p for e in entries for p in e.provenance}
-    gaps = {where: None if p.auroc_within is None else _gap(p) for where, p in by.items()}
-    beyond = {where: p.eta2_group - p.eta2_label for where, p in by.items()}
-    what = "share of the score's variance explained by the group, less that by the label"
-    found.append(("provenance-gap", "lower", "AUROC pooled against within groups", gaps))
-    found.append(("provenance-eta2-excess", "lower", what, {**beyond}))
-    result = {}
-    for name, better, meaning, values in found:
-        per = {where: value for where, value in values.items() if value is not None}
-        if per:
-            result[name] = Metric.worst(per, better, meaning)
-    return result
+    return Metric.table(row for e in entries for row in _rows(e))
+
+
+def _rows(e: Entry) -> Iterator[MetricRow]:
+    before, after, mended, hans = e.original, e.deployed, e.mended, e.original.clever_hans
+    yield "auroc", "higher", "AUROC on the original images", e.name, before.auroc.value
+    yield "f1", "higher", "F1 on the original images", e.name, before.f1.value
+    yield "f1-deployed", "higher", "F1 on the deployed images", e.name, after.f1.value
+    meaning = "how much better than a random order of patches the explanation is"
+    yield "faithfulness", "higher", meaning, e.name, e.faithfulness.value if e.faithfulness else None
+    yield "fnr-deployed", "lower", "FNR on the deployed images", e.name, after.fnr.value
+    yield "f1-drop", "lower", "F1 original minus deployed", e.name, e.fall
+    yield "fnr-rise", "lower", "FNR deployed minus original", e.name, after.fnr.value - before.fnr.value
+    meaning = "AUROC minus cosine of relevance and mask"
+    yield "clever-hans-score", "lower", meaning, e.name, hans.value if hans else None
+    for name, of, where in (
+        ("high-frequency-share", "high", "in high frequencies"),
+        ("outside-mask-share", "outside_mask", "off the defect"),
+        ("lost-in-deployment", "lost_in_deployment", "on what the deployed condition removes"),
+    ):
+        share = getattr(e.exposure, of) if e.exposure else None
+        yield name, "lower", f"share of relevance {where}", e.name, share
+    meaning = "F1 original minus F1 mended and deployed"
+    yield "mitigated-f1-drop", "lower", meaning, e.name, before.f1.value - mended.f1.value if mended else None
+    for p in e.provenance:
+        where, gap = f"{e.name} by {p.column}", None if p.auroc_within is None else _gap(p)
+        yield "provenance-gap", "lower", "AUROC pooled against within groups", where, gap
+        meaning = "share of the score's variance explained by the group, less that by the label"
+        yield "provenance-eta2-excess", "lower", meaning, where, p.eta2_group - p.eta2_label
 
 
 def explain_numbers(config: AnomalyConfig) -> list[str]:

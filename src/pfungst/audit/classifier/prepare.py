@@ -107,6 +107,9 @@ class Given:
         if not val.items:
             raise DataError(f"{config.val} holds no validation images", "give labelled images")
         both = [*train.items, *val.items]
+        known = {item.image for item in train.items if isinstance(item.image, Path)}
+        if seen := sum(isinstance(i.image, Path) and i.image in known for i in val.items):
+            val.notes.append(f"{seen} of the {len(val.items)} validation images are training images too")
         folder = None
         if config.spurious is not None:
             folder = SpuriousFolder(config.spurious, index=dict.fromkeys(map(_label, both), 0))

@@ -6,15 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from pfungst.audit.classifier.result import ClassEntry
-from pfungst.files import write_json
-
-FORMAT = "pfungst.label-task/1"
-FILE = "label-task.json"
+from pfungst.audit.findings.task import write_task
 
 
 def write_label_task(
     folder: Path, title: str, fingerprint: dict[str, Any], entries: list[ClassEntry]
-) -> Path:
+) -> None:
     """Write ``label-task.json`` beside the images it names, proven components first."""
     ranked = sorted(
         ((entry, c) for entry in entries for c in entry.components),
@@ -36,7 +33,4 @@ def write_label_task(
         }
         for entry, c in ranked
     ]
-    task = {"format": FORMAT, "kind": "components", "title": title, "model": fingerprint, "items": items}
-    target = folder / FILE
-    write_json(target, task)
-    return target
+    write_task(folder, "components", title, fingerprint, items)

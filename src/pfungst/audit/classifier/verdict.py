@@ -466,7 +466,8 @@ def explain_numbers(study: Study, measured: Measured, chosen_by: str, faithful: 
         f"{limits.WITNESSES:.0f} other models recognise the class without it in at least "
         f"{limits.RETAINED:.0%} of the "
         "images (lower end of the 95 % interval), or α falls into two groups, images with it and images "
-        "without, or "
+        "without, or the pixels at its place do (as a look below, a product of at least "
+        f"{limits.PLACED:g}), or "
         f"without other models it carries at least {limits.CARRIED_ALONE:.0%} and the model itself still "
         "recognises the "
         "class. Of a class that is also the answer to an empty image being recognised proves nothing.",

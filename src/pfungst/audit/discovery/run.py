@@ -32,6 +32,7 @@ from pfungst.audit.workspace import Workspace, data_state, refuse_old_result, re
 from pfungst.conditions import Condition
 from pfungst.data import ImageSet, Item
 from pfungst.data.outputs import match_outputs
+from pfungst.data.traits import BurntInText
 from pfungst.device import choose_device
 from pfungst.encoders import Encoder, load
 from pfungst.encoders.specification import short_name
@@ -207,7 +208,8 @@ def _classifier(config: DiscoveryConfig, given: ImageSet) -> _Given:
             )
     labels = [outputs.index[str(i.label)] for i in items]
     data = Labelled(items, labels, Condition.parse(preprocessing.condition), size)
-    columns = group_columns(items, config.group)
+    text = BurntInText(config.out / "text.json") if "text" in config.group else None
+    columns = group_columns(items, config.group, text)
     chosen = choose_classes(config.classes, outputs, set(labels))
     topics = class_topics(
         head,
@@ -216,6 +218,7 @@ def _classifier(config: DiscoveryConfig, given: ImageSet) -> _Given:
         columns,
         lambda k: [Witness(w, k) for w in witnesses],
         config.effort,
+        text,
     )
     able = {t.subject.index for t in topics}
     too_few = {outputs.name(k): labels.count(k) for k in sorted(chosen) if k not in able}
@@ -227,12 +230,7 @@ def _encoder(config: DiscoveryConfig, images: ImageSet, workspace: Workspace) ->
     from pfungst.audit.similarity.prepare import Study
 
     assert config.encoder is not None
-    encoder = load(
-        config.encoder,
-        checkpoint=config.checkpoint,
-        trust_checkpoint=config.trust_checkpoint,
-        size=config.size,
-    )
+    encoder = _of_encoder(config).open_encoder()
     if not isinstance(encoder, Encoder):
         raise ConfigError(f"the encoder {config.encoder} reads texts", "discovery goes through images")
     with progress_bar("embedding", len(images.items)) as bar:

@@ -15,6 +15,7 @@ KINDS = {
     "content": "content, wherever it is",
     "tone": "brightness, contrast, colour",
     "bands": "frequency bands",
+    "text": "burnt-in text",
 }
 
 
@@ -66,7 +67,7 @@ class Proved(Model):
         description="what was clustered: heatmaps, features, similarity or spectra; or a COLUMN = VALUE"
     )
     kind: str = Field(
-        description="what was changed: a place, content wherever it is, tone, or frequency bands"
+        description="what was changed: a place, content wherever it is, tone, frequency bands or text"
     )
     cluster: int
     n_clusters: int

@@ -51,6 +51,8 @@ def _entry(topic: Topic, effort: Effort, workspace: Workspace) -> DiscoveryEntry
         topic.load,
         topic.others(),
         columns=topic.columns,
+        text=topic.text,
+        units=topic.units,
         mend=topic.mend,
         most=effort.most,
         n_images=effort.changed,

@@ -25,12 +25,16 @@ def write_label_task(
     items = [
         _item(place, e, f) for place, e in enumerate(entries) for f in e.findings if f.standing != "unproved"
     ]
-    target = folder / FILE
     if not items:
-        target.unlink(missing_ok=True)
+        (folder / FILE).unlink(missing_ok=True)
         return
-    about = {"name": model, "inputs": inputs}
-    write_json(target, {"format": FORMAT, "kind": "clusters", "title": title, "model": about, "items": items})
+    write_task(folder, "clusters", title, {"name": model, "inputs": inputs}, items)
+
+
+def write_task(folder: Path, kind: str, title: str, model: dict[str, Any], items: list[Any]) -> None:
+    """Write ``label-task.json`` for ``pfungst label``: `items` of one kind to judge."""
+    content = {"format": FORMAT, "kind": kind, "title": title, "model": model, "items": items}
+    write_json(folder / FILE, content)
 
 
 def _item(place: int, entry: DiscoveryEntry, f: Proved) -> dict[str, Any]:

@@ -15,9 +15,12 @@ from torch import Tensor
 from pfungst.audit.conditions import ORIGINAL
 from pfungst.audit.images import Labelled
 from pfungst.audit.result import Variant
-from pfungst.data.traits import file_columns
+from pfungst.conditions import Condition
+from pfungst.data import Item
+from pfungst.data.traits import BurntInText, box_mask, file_columns
 from pfungst.discover import ClassSubject, Explanations, ScoreSubject, Subject, explain, explain_scores
 from pfungst.discover.columns import Told, told
+from pfungst.discover.explain import Marks
 from pfungst.discover.find import Finding, Mend
 from pfungst.discover.mend import Edit, Pairs, class_edits, score_edits
 from pfungst.discover.prove import FEWEST
@@ -63,6 +66,7 @@ class Topic:
         state: names the images and the model as they are now.
         mend: gives the edits that fit a finding.
         told: what columns tell of the class, from all images and labels; nothing of a detector.
+        text: where text is burnt in, if that was looked for. units: (N,) what is not independent.
     """
 
     name: str
@@ -75,6 +79,8 @@ class Topic:
     state: str
     mend: Mend
     told: Callable[[], dict[str, Told]] = dict
+    text: Marks | None = None
+    units: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -106,6 +112,22 @@ def drawn(rows: np.ndarray, count: int, *seeds: int) -> np.ndarray:
     return np.sort(np.random.default_rng(seeds).permutation(rows)[:count])
 
 
+def written(text: BurntInText | None, items: Sequence[Item], condition: Condition, size: int) -> Marks | None:
+    """Where text lies in prepared images, by row: boxes in the file, prepared as the file is."""
+    if text is None:
+        return None
+
+    def mask(item: Item) -> Tensor:
+        boxes = text(item)
+        if not len(boxes):
+            return torch.zeros(size, size)
+        width, height = item.read().size
+        inside = np.repeat(box_mask(boxes, height, width)[..., None], 3, 2)
+        return (condition(inside * np.uint8(255), size, key=item.id).amax(0) > 0.5).float()
+
+    return lambda rows: torch.stack([mask(items[int(r)]) for r in rows])
+
+
 def class_topics(
     head: FeatureHead,
     names: dict[int, str],
@@ -113,6 +135,7 @@ def class_topics(
     columns: dict[str, np.ndarray],
     witnesses: Callable[[int], Sequence[Witness]],
     effort: Effort,
+    text: BurntInText | None = None,
 ) -> list[Topic]:
     """The classes `names` of a classifier that have enough images, and others beside them."""
     return _topics(
@@ -124,7 +147,8 @@ def class_topics(
         load=lambda rows: torch.stack([data[int(r)][1] for r in rows]),
         columns=columns,
         witnesses=witnesses,
-        state=combined(data.state(None), model_key(head.model), sorted(columns)),
+        state=combined(data.state(None), model_key(head.model), sorted(columns), text is None),
+        text=written(text, data.items, data.condition, data.size),
     )
 
 
@@ -163,6 +187,7 @@ def encoder_topics(study: Any, effort: Effort) -> list[Topic]:
         study.plan.units,
     )
     state = combined(study.source.state(), encoder.key(), study.config.probe, train.tolist(), sorted(columns))
+    marks = written(study.text, items, study.source.conditions[ORIGINAL], study.source.size)
     centres = [torch.from_numpy(m / max(float(np.linalg.norm(m)), 1e-12)).float() for m in means]
     return _topics(
         head,
@@ -176,6 +201,8 @@ def encoder_topics(study: Any, effort: Effort) -> list[Topic]:
         state=state,
         alike=lambda k: (encoder, centres[k]),
         answers=answers,
+        text=None if marks is None else lambda rows: marks(tests[np.asarray(rows, int)].tolist()),
+        units=None if study.plan.units is None else study.plan.units[tests],
     )
 
 
@@ -192,6 +219,8 @@ def _topics(
     state: str,
     alike: Callable[[int], tuple[torch.nn.Module, Tensor]] | None = None,
     answers: Answers | None = None,
+    text: Marks | None = None,
+    units: np.ndarray | None = None,
 ) -> list[Topic]:
     @cache
     def answered() -> Answers:
@@ -237,6 +266,8 @@ def _topics(
             state,
             mend,
             lambda: answered().told(k, effort.seed) if columns and k != repeated else {},
+            None if text is None else lambda chosen: text(rows[np.asarray(list(chosen), dtype=int)].tolist()),
+            None if units is None else units[rows],
         )
 
     able = [k for k in sorted(names) if FEWEST <= int((labels == k).sum()) < len(labels)]

@@ -69,7 +69,8 @@ def conclude(
         )
     entry, first = pairs[0]
     more = len({e.name for e, _ in pairs}) - 1
-    called = first.judged.names[0] if first.judged and first.judged.names else "something"
+    called = "burnt-in text" if first.kind == "text" else "something"
+    called = first.judged.names[0] if first.judged and first.judged.names else called
     decided = {
         "class": f"{entry.name} is decided by {called} beside the object in {first.share:.0%} of its images",
         "normal": f"{entry.name}: {first.share:.0%} are scored by something that is no defect",
@@ -122,6 +123,7 @@ def what_of(f: Proved) -> str:
         "place": "what lies at one place",
         "content": "content that the explanations share",
         "tone": "brightness, contrast or colour",
+        "text": "burnt-in text",
         "bands": f"frequency bands {few(map(str, f.bands))} of 8",
     }
     if " = " in f.view:

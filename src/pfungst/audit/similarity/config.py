@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -94,6 +94,14 @@ class SimilarityConfig(ImageOptions, Repeated):
         if self.mitigate != "none" and not self.condition:
             raise ValueError("a mitigation needs a condition that shows the artefact, for example logo:FILE")
         return self
+
+    def open_encoder(self) -> Any:
+        """The encoder, of images or of texts; see :func:`pfungst.encoders.load`."""
+        from pfungst.encoders import load  # with torch
+
+        return load(
+            self.encoder, checkpoint=self.checkpoint, trust_checkpoint=self.trust_checkpoint, size=self.size
+        )
 
     def directions(self, width: int) -> int:
         """How many stand for a representation of this width; 0 for all."""

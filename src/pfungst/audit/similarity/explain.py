@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pfungst.audit.conditions import ORIGINAL
+from pfungst.audit.images import to_uint8
 from pfungst.audit.result import Interval, Variant
 from pfungst.audit.similarity.prepare import Study
 from pfungst.audit.similarity.result import Artefact, Confusion, Faithful, Group, Pair, Region, Subgroup
@@ -102,7 +103,7 @@ def explain(
     summaries, arrays = _summaries(work, drawn[ORIGINAL])
     arrays |= gallery.arrays
     if gallery.pictures:
-        arrays["pictures"] = _pictures(torch.stack(gallery.pictures))
+        arrays["pictures"] = to_uint8(torch.stack(gallery.pictures))
     fields = {
         "pairs": gallery.pairs,
         "summaries": summaries,
@@ -257,11 +258,6 @@ class _Gallery:
         )
 
 
-def _pictures(images: Tensor) -> np.ndarray:
-    images = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
-    return (images.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
-
-
 def _summaries(work: _Work, images: Tensor) -> tuple[list[Group], dict[str, np.ndarray]]:
     """BiLRP averaged over the pairs within every class and group that has any."""
     found: list[Group] = []
@@ -277,7 +273,7 @@ def _summaries(work: _Work, images: Tensor) -> tuple[list[Group], dict[str, np.n
             found.append(Group.copied(s, column=column, name=str(s.label), top_share=top, row=len(profiles)))
             profiles.append(s.profile.numpy().astype(np.float32))
             members = torch.from_numpy(np.flatnonzero(labels == s.label))
-            backgrounds.append(_pictures(images[members].mean(0, keepdim=True))[0])
+            backgrounds.append(to_uint8(images[members].mean(0)))
     stacked = {"profiles": np.stack(profiles), "background": np.stack(backgrounds)} if found else {}
     return found, stacked
 

@@ -286,6 +286,12 @@ class Findings(Model):
         """The scores over all images."""
         return next((s for s in self.scores if s.variant == variant and not s.column), None)
 
+    def score(self, variant: Variant) -> ProbeScores:
+        """The same of a variant that there is."""
+        found = self.pooled(variant)
+        assert found is not None
+        return found
+
     @property
     def conditions(self) -> list[Variant]:
         """The conditions, without the original images and without the mended encoder."""

@@ -15,7 +15,7 @@ from pfungst.audit.machine import circumstances
 from pfungst.audit.mended import FOLDER
 from pfungst.audit.recognised import describe, estimate_preparation
 from pfungst.audit.result import Skipped, save
-from pfungst.audit.similarity import texts, verdict
+from pfungst.audit.similarity import gates, texts, verdict
 from pfungst.audit.similarity.config import SimilarityConfig
 from pfungst.audit.similarity.explain import CLASSES, draw_map, explain
 from pfungst.audit.similarity.measure import confusion, erased, follow, score, subgroups
@@ -25,7 +25,7 @@ from pfungst.audit.similarity.result import Findings, SimilarityResult
 from pfungst.audit.workspace import Workspace, data_state, refuse_old_result, resumed_result
 from pfungst.data import ImageSet
 from pfungst.device import choose_device
-from pfungst.encoders import Encoder, load
+from pfungst.encoders import Encoder
 from pfungst.encoders.edits import resolve_layer
 from pfungst.encoders.specification import parse
 from pfungst.errors import ConfigError
@@ -52,12 +52,7 @@ def run(
     state = data_state(given.items if isinstance(given, ImageSet) else ())
     if encoder is None and (done := resumed_result(config, state)) is not None:
         return done
-    encoder = encoder or load(
-        config.encoder,
-        checkpoint=config.checkpoint,
-        trust_checkpoint=config.trust_checkpoint,
-        size=config.size,
-    )
+    encoder = encoder or config.open_encoder()
     _reads(config, texts=not isinstance(encoder, Encoder))
     notes: tuple[str, ...] = ()
     skipped: list[Skipped] = []
@@ -79,9 +74,9 @@ def run(
         **circumstances(config, started, workspace.fingerprint),
         title=f"{encoder.name} on {name}",
         verdict=verdict.judge(found),
-        metrics=verdict.metrics(found),
+        metrics=gates.metrics(found),
         skipped=skipped,
-        notes=[*notes, *verdict.explain_numbers(found, config)],
+        notes=[*notes, *gates.explain_numbers(found, config)],
         arrays=workspace.save_arrays("similarity", arrays),
     )
     save(result, workspace.folder)

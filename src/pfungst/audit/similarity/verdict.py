@@ -1,4 +1,4 @@
-"""From numbers to a sentence: what a similarity audit concludes, and the metrics that gates use.
+"""From numbers to a sentence: what a similarity audit concludes.
 
 An effect is called Clever Hans only when explanation and intervention agree. Intervention: the probe gets
 worse under a condition, and the images that it turns wrong gather in one class. Explanation: what the
@@ -14,19 +14,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pfungst.audit.result import About, Better, Interval, Metric, Variant, Verdict
-from pfungst.audit.similarity.config import SimilarityConfig
+from pfungst.audit.result import About, Interval, Variant, Verdict
 from pfungst.audit.similarity.prepare import AS_IS, ERASED, OPPOSITE
-from pfungst.audit.similarity.result import (
-    SIMILARITY,
-    Artefact,
-    Fall,
-    Findings,
-    ProbeScores,
-    Provenance,
-    Subgroup,
-    named,
-)
+from pfungst.audit.similarity.result import Artefact, Fall, Findings, Provenance, Subgroup
 from pfungst.errors import few
 from pfungst.measure import limits
 from pfungst.measure.proportions import above_chance
@@ -40,7 +30,7 @@ def judge(result: Findings) -> Verdict:
 def _judge_images(result: Findings) -> Verdict:
     cases = (_too_few, _clever_hans, _followed, _unfit, _fragile, _open, _sound)
     found = next(verdict for case in cases if (verdict := case(result)) is not None)
-    base = _scores(result, AS_IS)
+    base = result.score(AS_IS)
     numbers = {"accuracy": base.accuracy.value, "n": base.n, "chance": 1 / len(result.classes)}
     about = found.about.model_copy(update={"numbers": {**numbers, **found.about.numbers}})
     sentences = [*found.sentences, *_more(result, found.level)]
@@ -52,12 +42,12 @@ def _what(result: Findings) -> str:
 
 
 def _reached(result: Findings) -> str:
-    base = _scores(result, AS_IS)
+    base = result.score(AS_IS)
     return f"class-balanced accuracy {base.accuracy.value:.2f} over {base.n} images"
 
 
 def _too_few(result: Findings) -> Verdict | None:
-    base, least = _scores(result, AS_IS), 2 * limits.TEST_IMAGES
+    base, least = result.score(AS_IS), 2 * limits.TEST_IMAGES
     if base.n >= least:
         return None
     headline = f"{base.n} tested images are too few to judge {_what(result)}: fewer than {least:g}"
@@ -72,7 +62,7 @@ def _clever_hans(result: Findings) -> Verdict | None:
     if worst is None:
         return None
     into = result.confusion[worst.key].into or ""
-    before, after = (_scores(result, v).accuracy.value for v in (AS_IS, worst))
+    before, after = (result.score(v).accuracy.value for v in (AS_IS, worst))
     headline = f"A probe on {_what(result)} reads {worst} as {into!r}: accuracy {before:.2f} → {after:.2f}"
     about = About(entry=into, condition=worst.condition, numbers={"after": after})
     return Verdict(level="clever-hans", headline=headline, sentences=[*_hans(result, worst)], about=about)
@@ -97,7 +87,7 @@ def _followed(result: Findings) -> Verdict | None:
 
 
 def _unfit(result: Findings) -> Verdict | None:
-    accuracy, chance = _scores(result, AS_IS).accuracy, 1 / len(result.classes)
+    accuracy, chance = result.score(AS_IS).accuracy, 1 / len(result.classes)
     if above_chance(accuracy.value if accuracy.low is None else accuracy.low, chance):
         return None
     headline = (
@@ -111,7 +101,7 @@ def _unfit(result: Findings) -> Verdict | None:
 def _fragile(result: Findings) -> Verdict | None:
     if fallen := falls(result):
         worst = fallen[0]
-        before, after = (_scores(result, v).accuracy.value for v in (AS_IS, worst))
+        before, after = (result.score(v).accuracy.value for v in (AS_IS, worst))
         headline = f"A probe on {_what(result)} does not survive {worst}: accuracy {before:.2f} → {after:.2f}"
         why = ["Explanation and intervention do not agree, so the cause is not established."]
         about = About(condition=worst.condition, numbers={"after": after})
@@ -141,12 +131,12 @@ def _open(result: Findings) -> Verdict | None:
             f"{first.auroc_pooled:.2f} pooled, {within} within it, P = {first.p_value:.2g}"
         )
         about = About(entry=first.label, column=first.column, numbers={"p": first.p_value})
-        told = f"Else it reaches {_reached(result)}{_between(_scores(result, AS_IS).accuracy)}."
+        told = f"Else it reaches {_reached(result)}{_between(result.score(AS_IS).accuracy)}."
         return Verdict(level="not-established", headline=headline, sentences=[told], about=about)
-    under = {c: _scores(result, c) for c in result.conditions if _lost(result, c)}
+    under = {c: result.score(c) for c in result.conditions if _lost(result, c)}
     if under:
         worst = min(under, key=lambda c: under[c].accuracy.value)
-        before, after = _scores(result, AS_IS).accuracy.value, under[worst]
+        before, after = result.score(AS_IS).accuracy.value, under[worst]
         headline = (
             f"Not established whether a probe on {_what(result)} survives {worst}: accuracy {before:.2f} → "
             f"{after.accuracy.value:.2f}, P = {after.p_value:.2g}"
@@ -163,7 +153,7 @@ def _open(result: Findings) -> Verdict | None:
             f"{_between(fall.fall)}, P = {fall.p_value:.2g} (Holm)."
             for other, fall in doubtful[:3]
         ]
-        lost.append(f"Else it reaches {_reached(result)}{_between(_scores(result, AS_IS).accuracy)}.")
+        lost.append(f"Else it reaches {_reached(result)}{_between(result.score(AS_IS).accuracy)}.")
         about = About(entry=g.group, column=g.column, numbers={"p": f.p_value, "n": f.n})
         return Verdict(level="not-established", headline=headline, sentences=lost, about=about)
     return None
@@ -182,7 +172,7 @@ def _lost(result: Findings, condition: Variant) -> bool:
     """Whether a condition costs so much that its not being significant is no comfort."""
     if condition in (ERASED, OPPOSITE):
         return False
-    fall = _scores(result, AS_IS).accuracy.value - _scores(result, condition).accuracy.value
+    fall = result.score(AS_IS).accuracy.value - result.score(condition).accuracy.value
     return fall >= limits.LARGE_FALL
 
 
@@ -269,24 +259,18 @@ def nearly_all(share: float) -> str:
     return text
 
 
-def _scores(result: Findings, variant: Variant) -> ProbeScores:
-    found = result.pooled(variant)
-    assert found is not None
-    return found
-
-
 def _between(value: Interval | None) -> str:
     return "" if value is None or value.low is None else f" ({value.low:.2f} to {value.high:.2f})"
 
 
 def falls(result: Findings) -> list[Variant]:
     """Conditions under which the accuracy falls by a mark, the worst first."""
-    base = _scores(result, AS_IS)
+    base = result.score(AS_IS)
     found = {}
     for condition in result.conditions:
         if condition == OPPOSITE or (condition == ERASED and _lost_by_erasing(result) < limits.FALL):
             continue
-        after = _scores(result, condition)
+        after = result.score(condition)
         fall = base.accuracy.value - after.accuracy.value
         if after.mark.startswith("↓"):
             found[condition] = fall
@@ -295,14 +279,14 @@ def falls(result: Findings) -> list[Variant]:
 
 def _lost_by_erasing(result: Findings) -> float:
     """Accuracy that erasing text costs beyond what erasing as much at the opposite place does."""
-    return _scores(result, OPPOSITE).accuracy.value - _scores(result, ERASED).accuracy.value
+    return result.score(OPPOSITE).accuracy.value - result.score(ERASED).accuracy.value
 
 
 def _erased(result: Findings) -> Iterator[str]:
     """What becomes of the accuracy without the text."""
     if ERASED not in result.conditions:
         return
-    was, without, control = (_scores(result, v).accuracy.value for v in (AS_IS, ERASED, OPPOSITE))
+    was, without, control = (result.score(v).accuracy.value for v in (AS_IS, ERASED, OPPOSITE))
     yield (
         f"With burnt-in text erased the accuracy is {without:.2f} ({was:.2f} with it), with as much erased "
         f"at the opposite place {control:.2f}."
@@ -406,8 +390,7 @@ def _mended(result: Findings) -> Iterator[str]:
     for condition, share in result.mitigation.recovered.items():
         if share is not None:
             before, after = (
-                _scores(result, Variant(condition=condition, mitigated=m)).accuracy.value
-                for m in (False, True)
+                result.score(Variant(condition=condition, mitigated=m)).accuracy.value for m in (False, True)
             )
             back = f"{share:.0%} of the fall"
             if share > 1.05:
@@ -482,162 +465,3 @@ def _judge_texts(result: Findings) -> Verdict:
     )
     headline += ": it looks at shared words"
     return Verdict(level="clever-hans", headline=headline, sentences=sentences, about=about)
-
-
-# --- gates -----------------------------------------------------------------------------------------------
-
-_ROW = tuple[str, Better, str, str, float | None]  # name, better, meaning, where, value
-
-
-def metrics(result: Findings) -> dict[str, Metric]:
-    """The gateable metrics: for each the worst over conditions, groups and columns."""
-    table: dict[str, tuple[dict[str, float], Better, str]] = {}
-    rows = _text_rows(result) if result.modality == "texts" else _image_rows(result)
-    for name, better, meaning, where, value in rows:
-        if value is not None:
-            table.setdefault(name, ({}, better, meaning))[0][where] = float(value)
-    return {name: Metric.worst(per, better, meaning) for name, (per, better, meaning) in table.items()}
-
-
-def _image_rows(result: Findings) -> Iterator[_ROW]:
-    base = _scores(result, AS_IS)
-    accuracy = base.accuracy.value
-    for s in result.scores:
-        if s.variant == AS_IS and (not s.column or len(s.counts) > 1):
-            end, where = ("-group", named(s.column, s.group)) if s.column else ("", "all images")
-            inside = " within a group" if s.column else " of the probe"
-            yield f"accuracy{end}", "higher", f"class-balanced accuracy{inside}", where, s.accuracy.value
-            fpr = None if s.fpr is None else s.fpr.value
-            yield f"fpr{end}", "lower", f"false positive rate{inside}", where, fpr
-    for g in result.subgroups:
-        for f in [g.whole, *g.classes] if g.whole is not None else []:
-            meaning = "accuracy of the other images of the same classes minus that of the group"
-            where = str(g) + ("" if f is g.whole else f", {f.classes[0]}")
-            yield "group-drop", "lower", meaning, where, f.fall.value
-    for condition in result.conditions:
-        where = condition.condition
-        meaning = "accuracy on the original images minus accuracy under the condition"
-        yield "condition-drop", "lower", meaning, where, accuracy - _scores(result, condition).accuracy.value
-        share = result.confusion[condition.key].share
-        yield "confusion-share", "lower", "share of the errors in one class", where, share
-        mended = result.pooled(Variant(condition=where, mitigated=True))
-        lost = None if mended is None else accuracy - mended.accuracy.value
-        yield "mitigated-drop", "lower", "the same with the pruned encoder", where, lost
-    for where, back in (result.mitigation.recovered if result.mitigation else {}).items():
-        yield "recovered", "higher", "share of the fall that pruning brings back", where, back
-    for a in result.artefacts:
-        meaning = "share of the relevance on what is pasted, less its area"
-        yield "artefact-excess", "lower", meaning, a.condition, a.share - a.area
-        meaning = "share of the probe's evidence on what is pasted, less its area"
-        yield "evidence-excess", "lower", meaning, a.condition, a.evidence - a.area
-    for r in result.regions:
-        if not r.column and not r.group:
-            meaning = "share of the relevance on a region, less its area"
-            yield "region-excess", "lower", meaning, r.name, r.share - r.area
-    for p in result.provenance:
-        gap = None if p.auroc_within is None else abs(p.auroc_pooled - p.auroc_within)
-        yield "provenance-gap", "lower", "AUROC pooled against within groups", p.column, gap
-        meaning = "share of the score's variance explained by the group, less that by the label"
-        yield "provenance-eta2-excess", "lower", meaning, p.column, p.eta2_group - p.eta2_label
-    yield from _conserved(result)
-
-
-def _text_rows(result: Findings) -> Iterator[_ROW]:
-    meaning = "similarity of the first relation against the others"
-    yield "auroc", "higher", meaning, "all pairs", result.auroc
-    for number, o in enumerate(result.relations):
-        if number:
-            meaning = "mean similarity of pairs that should not be alike"
-            yield "similarity", "lower", meaning, o.name, o.similarity.value
-        meaning = "share of the relevance between equal words"
-        yield "shared-tokens", "lower", meaning, o.name, o.shared_tokens
-    yield from _conserved(result)
-
-
-def _conserved(result: Findings) -> Iterator[_ROW]:
-    if result.faithfulness is not None:
-        meaning = "lower end of the explanations' advantage over a random order of patches"
-        yield "faithfulness", "higher", meaning, "pairs of a class", result.faithfulness.value.low
-    meaning = "error of relevance and biases against the similarity"
-    yield "conservation", "lower", meaning, "worst pair", result.conservation
-
-
-# --- words -----------------------------------------------------------------------------------------------
-
-
-def explain_numbers(result: Findings, config: SimilarityConfig) -> list[str]:
-    """How the numbers were made, for the reader of the report."""
-    basis = (
-        f"BiLRP of the {SIMILARITY[result.metric]} ({result.composite}, {result.basis}; Eberle et al. 2022): "
-        "values over pairs of components sum, with what biases absorb, to the similarity."
-    )
-    if result.remainder is not None:
-        basis += (
-            " Only the directions of the representation that matter most were followed in each image; what "
-            f"they leave out was measured on random sums of patches: at most {result.remainder:.1%} of the "
-            "size of a pair's values. Their sum, and so what biases absorb, is exact."
-        )
-    if result.modality == "texts":
-        return [
-            basis,
-            "Shares between equal words count positive relevance of token pairs, markers and punctuation "
-            f"left out; means over up to {config.explain} pairs per relation.",
-            f"AUROC: chance that a {result.relations[0].name} pair is more similar than any other pair.",
-        ]
-    kept = f"; images of one {result.kept_together} are never on both sides" if result.kept_together else ""
-    split = (
-        "the data's own test images; every repetition fits on another 80 % of the training images"
-        if result.split == "given"
-        else "folds: every image is tested by a probe not fitted on it; every repetition deals them anew"
-    )
-    probe = {
-        "logreg": "multinomial logistic regression (ℓ2, C = 1, no offset, classes balanced)",
-        "svm": "linear support vector machine (C = 0.01, classes balanced)",
-    }[config.probe]
-    unit = result.kept_together or "image"
-    groups = (
-        "Groups are held against all other images, class by class and class-balanced over these classes "
-        f"(of {limits.TEST_IMAGES:g} images or more on either side). ↓ and ↓↓ of a group need P < "
-        f"{limits.P_GROUP:g} by permutation over {unit}s, adjusted over all groups and classes (Holm). "
-        "Similarity of images of different classes: the same mix of pairs of classes on either side."
-    )
-    return [
-        f"Probe: {probe}. Split: {split}{kept}.",
-        f"Accuracies are means of the classes' recalls over {len(result.seeds)} repetitions; intervals are "
-        f"95 % intervals over {unit}s (Wilson's of each recall, put together; Zou & Donner 2008).",
-        "Rebalanced: accuracy with weights that cap each class at the weight of 10 images (Kauffmann et al. "
-        "2025).",
-        "Probes are fitted on original images only and see every condition with the same weights; the "
-        "mended probe is fitted anew on the pruned encoder.",
-        f"Marks: ↓ accuracy falls by {limits.FALL:.2f} or more, ↓↓ by {limits.LARGE_FALL:.2f} or more, ↑ "
-        f"rises by {limits.FALL:.2f} or more, only where a two-sided permutation over {unit}s gives P < "
-        f"{limits.P_MARK:g}. Conditions are held against the original images, the mended encoder against "
-        "the same condition.",
-        *([groups] if result.subgroups else []),
-        *_pruning_note(result),
-        basis,
-        "Evidence: positive relevance of the probe's score for the class that errors fall into minus its "
-        "score for the "
-        "true class, read through the encoder with the same rules, over images of other classes.",
-        "Averages over groups: mean |relevance| over up to 150 pairs within each group, among "
-        f"{config.explain} images.",
-        "Where the score follows a column: its effect is as said, and P of Kruskal and Wallis's H within "
-        "every label, over "
-        f"{unit}s, adjusted over all columns and classes tried (Holm), is below {limits.P_PROVENANCE:g}.",
-        "Faithfulness: patches replaced in the order of the relevance for the similarity to one other "
-        "image of the class, half the area between the curves least and most relevant first, as a share of "
-        "the range; 95 % bootstrap interval.",
-        "The border is the outer 8 % of each side; burnt-in marks are small saturated spots near the "
-        "edges, looked for at up to 512 px, a heuristic.",
-    ]
-
-
-def _pruning_note(result: Findings) -> Iterator[str]:
-    if result.mitigation is not None:
-        leak = "" if result.split == "given" else " (those of the first fold, which other folds test on)"
-        yield (
-            "Filters are ranked by their mean activation with the condition minus without, on training "
-            f"images. Settings are compared on {result.mitigation.images} validation images held out of the "
-            f"training images{leak}, by a probe fitted anew on the rest; where the audit chooses, the mean "
-            "of the accuracies without and with the condition decides."
-        )
