@@ -49,3 +49,16 @@ def test_an_audit_starts_with_little_more_than_torch():
 def test_help_takes_a_fraction_of_a_second():
     measured(HELP)  # so that the bytecode is there
     assert statistics.median(measured(HELP)[0] for _ in range(3)) < 0.6
+
+
+def test_folding_a_network_does_not_import_the_compiler():
+    """A mode of torch imported it, which cost the classifier audit seconds."""
+    measured(
+        "import sys, torch\n"
+        "from torch import nn\n"
+        "from pfungst.features.folded import folded\n"
+        "net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()).eval()\n"
+        "assert folded(net, torch.rand(2, 3, 8, 8)) is not net\n"
+        "assert 'torch._dynamo' not in sys.modules\n"
+        "print(0)\n"
+    )

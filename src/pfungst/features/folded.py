@@ -52,6 +52,11 @@ class _Readers(TorchDispatchMode):
         self.watched: dict[int, Tensor] = {}  # kept, so that no other tensor gets their identity
         self.count = Counter[int]()
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Not: torch would import its compiler (seconds) to keep it out of a mode that it never enters."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         read = {id(t) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
         self.count.update(read & self.watched.keys())
