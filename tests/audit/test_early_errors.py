@@ -14,6 +14,7 @@ import similarity_factory
 from factories import mini_mvtec
 from pfungst.audit.anomaly.config import AnomalyConfig
 from pfungst.audit.classifier.config import ClassifierConfig
+from pfungst.audit.similarity.config import SimilarityConfig
 from pfungst.data import Item
 from pfungst.errors import PfungstError
 from pfungst.spurious import write_components
@@ -21,7 +22,7 @@ from pfungst.spurious import write_components
 
 @pytest.fixture(autouse=True)
 def nothing_is_loaded(monkeypatch):
-    monkeypatch.setattr(similarity, "load", lambda *a, **k: pytest.fail("an encoder was loaded"))
+    monkeypatch.setattr(SimilarityConfig, "open_encoder", lambda self: pytest.fail("an encoder was loaded"))
     monkeypatch.setattr(prepare, "load", lambda *a, **k: pytest.fail("a model was loaded"))
     monkeypatch.setattr(Item, "read", lambda *a, **k: pytest.fail("an image was read"))
 

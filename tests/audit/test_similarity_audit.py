@@ -16,6 +16,7 @@ import pfungst.audit.similarity.prepare as prepare
 import pfungst.audit.similarity.run as audit
 from pfungst.audit.check import Gates, check
 from pfungst.audit.result import Level, Variant, load
+from pfungst.audit.similarity.config import SimilarityConfig
 from pfungst.audit.similarity.embeddings import Source, open_set
 from pfungst.audit.similarity.explain import _marks
 from pfungst.audit.similarity.measure import score
@@ -322,7 +323,7 @@ class Odd(nn.Module):
 @pytest.mark.parametrize(("how", "words"), [("nan", "not finite.*a00"), ("dynamic", "changing width")])
 def test_bad_representations_are_named(data, tmp_path, monkeypatch, how, words):
     odd = Encoder(Odd(how), Preprocessing(size=16, condition="pillow-bilinear"), name="odd")
-    monkeypatch.setattr(audit, "load", lambda *a, **k: odd)
+    monkeypatch.setattr(SimilarityConfig, "open_encoder", lambda self: odd)
     monkeypatch.setattr("pfungst.audit.similarity.embeddings._BATCH", 7)
     with pytest.raises(InputError, match=words):
         run(config(data, tmp_path))

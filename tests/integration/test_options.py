@@ -23,7 +23,15 @@ OPTIONS = {
     "--train --trust-checkpoint --val",
 }
 ADDED = {
-    "anomaly": {"--quantile", "--examples", "--label-column", "--normal", "--keep-together", "--discover"},
+    "anomaly": {
+        "--quantile",
+        "--examples",
+        "--label-column",
+        "--normal",
+        "--keep-together",
+        "--discover",
+        "--outliers",
+    },
     "classifier": {
         "--original",
         "--deployed",
@@ -33,7 +41,7 @@ ADDED = {
         "--discover",
         "--transfer",
     },
-    "similarity": {"--classes", "--groups-file", "--discover", "--rank", "--composite"},
+    "similarity": {"--classes", "--groups-file", "--discover", "--rank", "--composite", "--metric"},
 }
 
 

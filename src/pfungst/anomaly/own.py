@@ -1,6 +1,6 @@
 """Detectors of anybody: whatever has `fit` and a score, and torch modules that score or reconstruct images.
 
-Explained where there is an explanation: distances in closed form (:mod:`pfungst.anomaly.wrap`),
+Explained where there is an explanation: distances in closed form (:mod:`pfungst.anomaly.wrapped`),
 reconstructions by their error in each pixel, other modules by relevance propagation where it covers them.
 """
 
@@ -109,7 +109,7 @@ class OwnDetector(Detector):
             except Exception as error:  # of anybody's code, under the rules of relevance
                 self.why_not = str(getattr(error, "message", error)).split("\n")[0]
         else:
-            from pfungst.anomaly.wrap import Wrapped  # with scikit-learn
+            from pfungst.anomaly.wrapped import Wrapped  # with scikit-learn
 
             with suppress(InputError):
                 self._inner = Wrapped(self.estimator_, tuple(z.shape[1:]))._read()

@@ -25,7 +25,7 @@ def wrap(estimator: Any, shape: Sequence[int] | None = None, method: str = "mean
     Raises:
         InputError: an estimator without a score, not fitted, or with a kernel or metric that is not covered.
     """
-    from pfungst.anomaly.wrap import NoReadout, Wrapped  # with scikit-learn
+    from pfungst.anomaly.wrapped import NoReadout, Wrapped  # with scikit-learn
 
     module = type(estimator).__module__.split(".")[0]
     if module == "anomalib":

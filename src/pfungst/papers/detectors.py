@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pfungst.anomaly import detector_from_spec
 from pfungst.audit.anomaly.config import AnomalyConfig
 from pfungst.audit.anomaly.result import AnomalyResult, Entry, Scored
 from pfungst.audit.result import Interval
@@ -33,6 +34,8 @@ def models(wish: Wish) -> dict[str, str]:
         "D2Neighbors ℓ1": "d2neighbors:p=1",
         "D2Neighbors ℓ4": "d2neighbors:p=4",
     }
+    if wish.models:
+        detector_from_spec(wish.models)  # a wrong one is said before anything is audited
     return named | {"PatchCore": wish.models or _patchcore()}
 
 

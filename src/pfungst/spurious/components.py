@@ -25,7 +25,7 @@ def write_components(
     """Write {class index: components} with the fingerprint of their model, and who chose them."""
     content = {
         "format": FORMAT,
-        "chosen_by": by,
+        **({} if by == "people" else {"chosen_by": by}),
         "model": dict(fingerprint),
         "components": {str(k): sorted(set(map(int, v))) for k, v in sorted(components.items())},
     }

@@ -50,7 +50,7 @@ class AnomalyConfig(LabelledOptions, Repeated):
         0,
         ge=0,
         description="Defective test images per category that choose the ridge of one-class, by AUROC, and "
-        "are not tested [none: chosen by likelihood]",
+        "are not tested [0]; 0: chosen by likelihood",
     )
     quantile: float = Field(0.95, gt=0, lt=1, description="Of held-out normal scores, for the threshold")
     discover: bool = Field(
