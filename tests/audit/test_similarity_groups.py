@@ -2,6 +2,7 @@
 
 import csv
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from PIL import Image
 
 from pfungst.audit.similarity import prepare
 from pfungst.audit.similarity.embeddings import open_set
+from pfungst.audit.similarity.measure import _readable
 from pfungst.audit.similarity.run import run
 from pfungst.data import Item, join_columns
 from pfungst.errors import ConfigError, DataError
@@ -180,3 +182,22 @@ def test_a_column_that_spells_the_label_is_no_group():
 def test_two_images_of_each_class_are_too_few(tmp_path):
     result = run(config(many(tmp_path / "data", 2), tmp_path / "out", groups="none", seeds=1, folds=2))
     assert result.verdict.level == "too-few"
+
+
+@pytest.mark.parametrize(
+    ("units", "groups"),
+    [([0, 1, 1, 1, 2, 1], "112122"), ([0, 3, 1, 0, 3, 3, 0, 2, 3, 3, 1, 3, 3], "1112122121111")],
+    ids=["shared", "many"],
+)
+def test_a_fold_that_leaves_one_group_to_learn_from_is_no_error(units, groups):
+    """Whether the group can be read has no number then; the probe raised. Which of them, versions of
+    scikit-learn do not agree on."""
+    study = SimpleNamespace(
+        plan=SimpleNamespace(units=np.array(units)),
+        original=np.random.default_rng(0).normal(size=(len(units), 4)),
+        config=SimpleNamespace(seed=0, probe="logreg"),
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # scikit-learn says that the folds are uneven
+        accuracy, chance = _readable(study, np.array(list(groups)))
+    assert np.isnan(accuracy) == np.isnan(chance)

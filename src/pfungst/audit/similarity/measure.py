@@ -317,5 +317,7 @@ def _readable(study: Study, groups: np.ndarray) -> tuple[float, float]:
         return float("nan"), float("nan")
     index = np.flatnonzero(np.isin(groups, kept))
     part = Plan.make(groups[index], units[index], how="folds", folds=3, seeds=[study.config.seed])
+    if any(len(set(part.labels[train].tolist())) < 2 for train, _ in part.rounds[0]):
+        return float("nan"), float("nan")  # units of several groups: a fold may leave one group to learn from
     found = predict(part, {ORIGINAL: study.original[index]}, ORIGINAL, study.config.probe)
     return float(measure.balanced_accuracy(part.labels, found.predicted[ORIGINAL][0])), 1 / len(kept)
