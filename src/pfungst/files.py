@@ -31,6 +31,13 @@ Pathlike = str | os.PathLike[str]
 MAX_BYTES = 2**31
 """Largest file that is read into memory at once; a sparse one may claim any size."""
 
+PICTURES = frozenset(
+    (".png", ".jpg", ".jpeg", ".jpe", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
+)
+DICOM = frozenset((".dcm", ".dicom", ".ima"))
+HEIF = frozenset((".heic", ".heif", ".avif"))
+"""File name endings, in lower case."""
+
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 """What an image may hold, whatever its name says: Pillow would also hand PostScript to an interpreter."""
 

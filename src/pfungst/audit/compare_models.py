@@ -19,7 +19,7 @@ from pydantic import Field
 from pfungst.audit.classifier.config import ClassifierConfig
 from pfungst.audit.classifier.result import ClassifierResult
 from pfungst.audit.config import check_file, listed, with_checkpoint
-from pfungst.audit.images import to_uint8
+from pfungst.audit.images import colour, to_uint8
 from pfungst.audit.machine import circumstances
 from pfungst.audit.result import FILE, Interval, Level, Metric, Model, Result, Verdict, load, save
 from pfungst.audit.similarity.config import SimilarityConfig
@@ -312,8 +312,7 @@ def _grid(
         )
         for i, pair in enumerate(pairs):
             both = ImageSet("pair", [items[k] for k in pair.ids])
-            images = both.prepare(encoder.preprocessing.condition, encoder.size).images
-            images = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
+            images = colour(both.prepare(encoder.preprocessing.condition, encoder.size).images)
             factors = explainer.factor(images)
             r = explainer.pair((factors, 0), (factors, 1))
             pair.arrays[name] = f"pair_{i}_{m}"

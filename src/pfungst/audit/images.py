@@ -78,8 +78,11 @@ class Labelled:
         return combined(found)
 
 
+def colour(images: Tensor) -> Tensor:
+    """(…, C, H, W) of one channel or three, with three."""
+    return images.expand(*images.shape[:-3], 3, -1, -1) if images.shape[-3] == 1 else images
+
+
 def to_uint8(images: Tensor) -> np.ndarray:
     """(…, C, H, W) in [0, 1], of one channel or three, as (…, H, W, 3) uint8."""
-    if images.shape[-3] == 1:
-        images = images.expand(*images.shape[:-3], 3, -1, -1)
-    return (images.clamp(0, 1) * 255).round().to(torch.uint8).movedim(-3, -1).cpu().numpy()
+    return (colour(images).clamp(0, 1) * 255).round().to(torch.uint8).movedim(-3, -1).cpu().numpy()

@@ -22,11 +22,8 @@ from pfungst import files
 MAX_PIXELS = 178_000_000
 """Largest width × height that is decoded unless told otherwise; just below Pillow's own limit."""
 
-EXTENSIONS = frozenset(
-    {".png", ".jpg", ".jpeg", ".jpe", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
-    | {".dcm", ".dicom", ".ima", ".heic", ".heif", ".avif"}
-)
-"""File name endings that are taken for images, in lower case; the last three are named as unreadable."""
+EXTENSIONS = files.PICTURES | files.DICOM | files.HEIF
+"""File name endings that are taken for images, in lower case; HEIF is named as unreadable."""
 
 
 class Undecodable(Exception):

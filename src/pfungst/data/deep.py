@@ -18,14 +18,13 @@ import numpy as np
 from PIL import Image
 
 from pfungst.errors import ConfigError, DataError
-from pfungst.files import open_picture
+from pfungst.files import DICOM, open_picture
 
 from .decode import Undecodable, is_deep, load, open_image, to_rgb
 from .item import Item
 from .items import ImageSet
 from .window import Window
 
-DICOM = (".dcm", ".dicom", ".ima")
 _DEEP = (".png", ".tif", ".tiff", ".pgm")  # formats that can hold more than 8 bits
 _GROUPS = {
     "patient": ("PatientID",),

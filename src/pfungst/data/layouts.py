@@ -28,12 +28,14 @@ class Layout:
         looks: how it looks, for people.
         fits: whether a path looks so.
         open: its sets; may leave out categories that are not wanted.
+        table: whether it has columns that can be named.
     """
 
     name: str
     looks: str
     fits: Callable[[Path], bool]
     open: Callable[[Path, Options, Wanted], list[ImageSet]]
+    table: bool = False
 
 
 def _is_file(*endings: str) -> Callable[[Path], bool]:
@@ -50,12 +52,15 @@ LAYOUTS = (
         "metadata.csv beside images, or folders of it and of NIH CXR8",
         lambda p: (p.is_dir() or p.name == "metadata.csv") and covid.is_covid(_collection(p)),
         lambda p, o, _: [covid.recognise(_collection(p), None if o.label == "label" else o.label)],
+        table=True,
     ),
-    Layout("CSV", "*.csv, *.tsv", _is_file(".csv", ".tsv"), lambda p, o, _: tables.open_csv(p, o)),
+    Layout(
+        "CSV", "*.csv, *.tsv", _is_file(".csv", ".tsv"), lambda p, o, _: tables.open_csv(p, o), table=True
+    ),
     Layout("COCO", "annotations/*.json or a .json", boxes.is_coco, lambda p, o, _: boxes.open_coco(p)),
     Layout(
         "Parquet", "*.parquet", _is_file(".parquet", ".pq"),
-        lambda p, o, _: tables.open_shards([p], p.parent, p.stem, o),
+        lambda p, o, _: tables.open_shards([p], p.parent, p.stem, o), table=True,
     ),
     Layout(
         "MVTec category", "train/good, test/DEFECT", mvtec.is_category,
@@ -74,15 +79,15 @@ LAYOUTS = (
     Layout("YOLO", "images and labels", boxes.is_yolo, lambda p, o, _: boxes.open_yolo(p)),
     Layout(
         "Hugging Face data set", "dataset_dict.json or dataset_info.json", tables.is_hugging_face,
-        lambda p, o, _: tables.open_hugging_face(p, o),
+        lambda p, o, _: tables.open_hugging_face(p, o), table=True,
     ),
     Layout(
         "Parquet shards", "*.parquet", lambda p: p.is_dir() and bool(tables.shards(p)),
-        lambda p, o, _: tables.open_shards(tables.shards(p), p, p.name, o),
+        lambda p, o, _: tables.open_shards(tables.shards(p), p, p.name, o), table=True,
     ),
     Layout(
         "folder with a CSV", "one CSV beside or above the images", tables.has_listing,
-        lambda p, o, _: tables.open_csv(tables.listing(p), o, p.name),
+        lambda p, o, _: tables.open_csv(tables.listing(p), o, p.name), table=True,
     ),
     Layout(
         "image folder", "CLASS/*.png, SPLIT/CLASS/*.png", Path.is_dir,
@@ -90,16 +95,6 @@ LAYOUTS = (
     ),
 )  # fmt: skip
 """All layouts, in the order in which they are tried."""
-
-TABLES = (
-    "COVID-19 collection",
-    "CSV",
-    "Parquet",
-    "Hugging Face data set",
-    "Parquet shards",
-    "folder with a CSV",
-)
-"""Those with columns."""
 
 
 def open_images(
@@ -184,7 +179,7 @@ def open_images(
 
 def _refuse_columns(layout: Layout, options: Options) -> None:
     """Raise ConfigError for columns that are named where the data have none."""
-    if layout.name in TABLES:
+    if layout.table:
         return
     usual = Options()
     named = [

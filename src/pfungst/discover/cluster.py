@@ -54,6 +54,18 @@ class Clustering:
     order: np.ndarray
     plane: np.ndarray | None = None
 
+    @classmethod
+    def of(cls, members: np.ndarray, far: np.ndarray | None = None) -> Clustering:
+        """Two groups that are known: the members (0) and the others (1).
+
+        Args:
+            members: (N,) bool.
+            far: (N,) how far from typical; by default rows as they come.
+        """
+        labels = (~members).astype(int)
+        order = np.lexsort((np.zeros(len(labels)) if far is None else far, labels))
+        return cls(labels, np.zeros(3), np.zeros(2), {}, order)
+
     @property
     def n_clusters(self) -> int:
         """How many there are, 1 for no structure."""

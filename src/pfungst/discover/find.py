@@ -193,8 +193,7 @@ def _followed(evidence: np.ndarray, columns: Mapping[str, np.ndarray]) -> Iterat
         if p <= P_SPURIOUS and len(seen) < _COLUMNS and not any((member == s).all() for s in seen):
             seen.append(member)
             far = np.abs(evidence - np.median(evidence[member]))
-            labels = (~member).astype(int)
-            yield name, Clustering(labels, np.zeros(3), np.zeros(2), {}, np.lexsort((far, labels)))
+            yield name, Clustering.of(member, far)
 
 
 def _batches(n: int, size: int) -> list[range]:
@@ -205,12 +204,10 @@ def _marked(text: Marks | None, n: int, batch_size: int) -> list[_Try]:
     """The images with burnt-in text (0) against those without, where at least 6 have some."""
     if text is None:
         return []
-    bare = ~np.concatenate([text(b).flatten(1).any(1).numpy() for b in _batches(n, batch_size)])
-    if (~bare).sum() < FEWEST:
+    some = np.concatenate([text(b).flatten(1).any(1).numpy() for b in _batches(n, batch_size)])
+    if some.sum() < FEWEST:
         return []
-    order = np.argsort(bare, kind="stable")
-    parts = Clustering(bare.astype(int), np.zeros(3), np.zeros(2), {}, order)
-    return [_Try(f"{PREFIX}text = text", "text", parts, 0, not bare.any())]
+    return [_Try(f"{PREFIX}text = text", "text", Clustering.of(some), 0, bool(some.all()))]
 
 
 def _having(judge: Judge, images: Images, n: int, heat: Heat, seed: int) -> Clustering | None:
@@ -219,10 +216,10 @@ def _having(judge: Judge, images: Images, n: int, heat: Heat, seed: int) -> Clus
     falls_of = lambda x, i: judge.falls(x, region(judge.beyond(x, heat(x))), seed + i)
     falls = np.concatenate([falls_of(images(b), i) for i, b in enumerate(_batches(n, judge.batch_size))])
     split = best_split(falls)
-    labels = (falls <= split.threshold).astype(int)
-    if split.separation <= 0 or not FEWEST <= labels.sum() <= n - FEWEST:
+    others = falls <= split.threshold
+    if split.separation <= 0 or not FEWEST <= others.sum() <= n - FEWEST:
         return None
-    return Clustering(labels, np.zeros(3), np.zeros(2), {}, np.lexsort((-falls, labels)))
+    return Clustering.of(~others, -falls)
 
 
 def _tried(

@@ -13,15 +13,14 @@ from torch import Tensor
 from pfungst.audit.classifier.config import ClassifierConfig
 from pfungst.audit.classifier.prepare import Given, Study, load_audited
 from pfungst.audit.classifier.result import ClassEntry, ClassifierResult
-from pfungst.audit.images import Labelled, to_uint8
+from pfungst.audit.images import Labelled, colour
 from pfungst.audit.mended import FOLDER
 from pfungst.audit.result import Interval
 from pfungst.errors import ConfigError
 from pfungst.measure.proportions import wilson
 from pfungst.papers.classifiers import audit
-from pfungst.papers.made import Made, Numbers, Wish, singles
+from pfungst.papers.made import Made, Numbers, Wish, picture, singles
 from pfungst.report import text
-from pfungst.report.images import data_uri
 from pfungst.report.page import Block, Details, Exhibit, Gallery, Strip, Tile
 from pfungst.spurious import SpuFix
 from pfungst.spurious.heads import logits_of
@@ -148,9 +147,7 @@ def samples(wish: Wish) -> Made:
         rows = np.flatnonzero(labels == entry.index)
         picked = np.random.default_rng(study.config.seed).permutation(rows)[:_SAMPLES].tolist()
         tiles = [
-            Tile(
-                Path(study.spurious.ids[i]).stem, study.spurious.ids[i], picture(colour(study.spurious[i][1]))
-            )
+            Tile(Path(study.spurious.ids[i]).stem, study.spurious.ids[i], picture(study.spurious[i][1]))
             for i in picked
         ]
         if tiles:
@@ -200,14 +197,4 @@ def _short(name: str) -> str:
 
 
 def _tile(images: Labelled, id_: str) -> Tile:
-    return Tile(Path(id_).stem, id_, picture(colour(images.image(id_))))
-
-
-def colour(x: Tensor) -> Tensor:
-    """An image (1 or 3, H, W) with three channels."""
-    return x.expand(3, -1, -1) if x.shape[0] == 1 else x
-
-
-def picture(image: Tensor) -> str:
-    """An image (C, H, W) in [0, 1] for a page."""
-    return data_uri(to_uint8(image), side=160)
+    return Tile(Path(id_).stem, id_, picture(images.image(id_)))

@@ -11,11 +11,12 @@ from torch import Tensor
 
 from pfungst.audit.classifier.prepare import Study
 from pfungst.audit.classifier.result import ClassifierResult
+from pfungst.audit.images import colour
 from pfungst.audit.result import Interval
 from pfungst.errors import ConfigError
-from pfungst.papers.answers import colour, picture, study_of, three
+from pfungst.papers.answers import study_of, three
 from pfungst.papers.classifiers import audit
-from pfungst.papers.made import Made, Numbers, Wish, singles
+from pfungst.papers.made import Made, Numbers, Wish, picture, singles
 from pfungst.report.page import Exhibit, Gallery, Strip, Tile
 from pfungst.spurious import NeuralPCA, counterfactual
 from pfungst.spurious.counterfactual import Diffusion

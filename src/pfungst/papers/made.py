@@ -8,10 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from torch import Tensor
+
 from pfungst.audit.compare_models import ModelsResult
+from pfungst.audit.images import to_uint8
 from pfungst.audit.result import FILE, Interval, Model, Result, load
 from pfungst.errors import ConfigError, DataError
 from pfungst.papers.catalogue import Piece
+from pfungst.report.images import data_uri
 
 R = TypeVar("R", bound=Result)
 
@@ -101,6 +105,11 @@ def singles(result: Result, folder: Path, kind: type[R], field: str) -> list[tup
         assert isinstance(own, kind)
         found.append((row.name, own, folder / row.folder))
     return found
+
+
+def picture(image: Tensor) -> str:
+    """An image (C, H, W) in [0, 1] for a page."""
+    return data_uri(to_uint8(image), side=160)
 
 
 class Number(Model):

@@ -14,9 +14,9 @@ from torch import Tensor
 from pfungst.audit.images import to_uint8
 from pfungst.errors import DataError
 from pfungst.label import ComponentItem, ComponentTask, ShownImage, Study, read_task, write_task
+from pfungst.label.store import FILE_NAME as ANSWERS
+from pfungst.label.task import FILE_NAME as TASK
 from pfungst.spurious import majority
-
-_TASK, _ANSWERS = "label-task.json", "labels.sqlite"
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Neuron:
 
 def ask(folder: Path, model: str, fingerprint: dict[str, Any], neurons: Sequence[Neuron]) -> None:
     """Write the neurons as a task for ``pfungst label``, unless it lies there: answers belong to it."""
-    if (folder / _TASK).exists():
+    if (folder / TASK).exists():
         return
     (folder / "images").mkdir(parents=True, exist_ok=True)
     items = []
@@ -70,9 +70,9 @@ def judged(folder: Path, fingerprint: dict[str, Any]) -> dict[str, bool]:
     Raises:
         DataError: the task there is about another model.
     """
-    if (folder / _TASK).exists() and read_task(folder).model != fingerprint:
+    if (folder / TASK).exists() and read_task(folder).model != fingerprint:
         raise DataError(f"{folder} asks about the neurons of another model", "give another --out")
-    if not (folder / _ANSWERS).is_file():
+    if not (folder / ANSWERS).is_file():
         return {}
     study = Study(folder)
     try:

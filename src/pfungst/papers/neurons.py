@@ -13,11 +13,11 @@ from torch import Tensor
 from pfungst.audit.classifier.config import ClassifierConfig
 from pfungst.audit.classifier.prepare import load_audited
 from pfungst.audit.classifier.result import ClassifierResult
+from pfungst.audit.images import colour
 from pfungst.audit.result import Interval
 from pfungst.data import ImageSet, Item, open_images
-from pfungst.papers.made import Numbers
+from pfungst.papers.made import Numbers, picture
 from pfungst.papers.neuron_votes import Neuron, ask, judged
-from pfungst.report.images import data_uri
 from pfungst.report.page import Block, Exhibit, Gallery, Strip, Tile
 from pfungst.spurious import FeatureHead, NeuralPCA
 from pfungst.spurious.diversity import diversity
@@ -65,7 +65,7 @@ def beside(result: ClassifierResult, votes: Path, tiny: bool = False) -> tuple[N
     pictures: dict[str, Tensor] = {}
     features: dict[str, Tensor] = {}
     for name, mine in by_class.items():
-        pictures[name] = _color(ImageSet(name, mine).prepare(condition, size).images)
+        pictures[name] = colour(ImageSet(name, mine).prepare(condition, size).images)
         with torch.no_grad():
             features[name] = torch.cat([head.features(x) for x in pictures[name].split(64)])
     stacked, labels = (
@@ -103,7 +103,7 @@ def beside(result: ClassifierResult, votes: Path, tiny: bool = False) -> tuple[N
             strips = [
                 Strip(
                     f"{what} {number}{words[number - 1]}",
-                    [Tile(Path(mine[i].id).stem, mine[i].id, _uri(x[i])) for i in group],
+                    [Tile(Path(mine[i].id).stem, mine[i].id, picture(x[i])) for i in group],
                 )
                 for number, group in enumerate(rows.tolist(), 1)
             ]
@@ -115,11 +115,3 @@ def beside(result: ClassifierResult, votes: Path, tiny: bool = False) -> tuple[N
     gallery = Gallery(title="Top images", caption=caption, exhibits=exhibits, outlines=False)
     note = "Distances: of each image to the nearest of the other component's five, averaged; l2."
     return Numbers.of("How different the top images are", ours, {}, caption=note), [gallery]
-
-
-def _color(x: Tensor) -> Tensor:
-    return x.expand(-1, 3, -1, -1) if x.shape[1] == 1 else x
-
-
-def _uri(image: Tensor) -> str:
-    return data_uri((image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy(), side=160)

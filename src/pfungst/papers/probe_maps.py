@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from pfungst.audit.images import colour
 from pfungst.audit.similarity.config import SimilarityConfig
 from pfungst.audit.similarity.prepare import open_labelled
 from pfungst.audit.similarity.result import SimilarityResult
 from pfungst.data import ImageSet
-from pfungst.encoders import load
 from pfungst.probes import LogisticRegression
 from pfungst.probes.heatmaps import explain_probe
 from pfungst.relevance import Relevance
@@ -43,16 +43,10 @@ def probe_maps(result: SimilarityResult, title: str, tiny: bool = False) -> Gall
     test = [i for i in items if i.split == "test"] or items[::2]
     chosen = {id(i) for i in test}
     train = [i for i in items if id(i) not in chosen][: 80 if tiny else _FIT]
-    encoder = load(
-        config.encoder,
-        checkpoint=config.checkpoint,
-        trust_checkpoint=config.trust_checkpoint,
-        size=config.size,
-    )
+    encoder = config.open_encoder()
 
     def prepared(some: list) -> torch.Tensor:
-        x = ImageSet("images", some).prepare(encoder.preprocessing.condition, encoder.size).images
-        return x.expand(-1, 3, -1, -1) if x.shape[1] == 1 else x
+        return colour(ImageSet("images", some).prepare(encoder.preprocessing.condition, encoder.size).images)
 
     with torch.no_grad():
         features = encoder.encode(prepared(train)).double().numpy()

@@ -13,14 +13,24 @@ from pathlib import Path
 from typing import Any
 
 from pfungst.errors import DataError, InputError, lines
-from pfungst.files import Lock, read, reading, remove_leftovers, stamp, whole, write_json
+from pfungst.files import (
+    DICOM,
+    HEIF,
+    PICTURES,
+    Lock,
+    read,
+    reading,
+    remove_leftovers,
+    stamp,
+    whole,
+    write_json,
+)
 
 FORMAT = "pfungst.pool/2"
-SUFFIXES = {*(".jpg", ".jpeg", ".jpe", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")}
 _CONVERT = "a pool does not read it: convert it to PNG"
 _UNREAD = {
-    **dict.fromkeys((".dcm", ".dicom", ".ima"), f"DICOM, whose window a data set names; {_CONVERT}"),
-    **dict.fromkeys((".heic", ".heif", ".avif"), f"HEIF or AVIF; {_CONVERT}"),
+    **dict.fromkeys(DICOM, f"DICOM, whose window a data set names; {_CONVERT}"),
+    **dict.fromkeys(HEIF, f"HEIF or AVIF; {_CONVERT}"),
 }
 
 
@@ -230,7 +240,7 @@ def _files(source: Path) -> tuple[list[Path], str]:
     if not source.exists():
         raise DataError(f"there is no {source}", "give a folder of images, of tar shards or of Parquet files")
     found = [source] if source.is_file() else sorted(p for p in source.rglob("*") if p.is_file())
-    for kind, suffixes in (("parquet", {".parquet"}), ("tar", {".tar"}), ("folder", SUFFIXES | set(_UNREAD))):
+    for kind, suffixes in (("parquet", {".parquet"}), ("tar", {".tar"}), ("folder", PICTURES | set(_UNREAD))):
         files = [p for p in found if p.suffix.lower() in suffixes]
         if files:
             return files, kind
@@ -241,7 +251,7 @@ def _tar(file: Path, name: str, unreadable: dict[str, str]) -> Iterator[Place]:
     with tarfile.open(file, "r:") as tar:
         for member in tar:
             suffix = Path(member.name).suffix.lower()
-            if member.isfile() and suffix in SUFFIXES:
+            if member.isfile() and suffix in PICTURES:
                 yield Place(f"{name}/{member.name}", name, member.offset_data, member.size)
             elif member.isfile() and suffix in _UNREAD:
                 unreadable[f"{name}/{member.name}"] = _UNREAD[suffix]
