@@ -54,7 +54,11 @@ def _best(result: ModelsResult, column: str) -> Stat:
     known = [(row.name, row.values[column].value) for row in result.rows if column in row.values]
     ordered = sorted(known, key=lambda pair: pair[1])
     steps = [Step(name, text.ratio(value)) for name, value in (ordered[0], ordered[-1])]
-    return Stat(column[:1].upper() + column[1:], steps, "Lowest and highest.")
+    return Stat(_heading(column), steps, "Lowest and highest.")
+
+
+def _heading(column: str) -> str:
+    return column if column[1:2].isupper() else column[:1].upper() + column[1:]  # mAUC
 
 
 def _tables(result: ModelsResult) -> list[Block]:
@@ -70,7 +74,7 @@ def _tables(result: ModelsResult) -> list[Block]:
 
     model = lambda row: Cell(row.name, row.level, title=row.headline, href=f"{row.folder}/report.html")
     columns = [words("Model", "", model)]
-    columns += [Column(c[:1].upper() + c[1:], "", partial(measured, column=c)) for c in result.columns]
+    columns += [Column(_heading(c), "", partial(measured, column=c)) for c in result.columns]
     caption = "The word below a model is its verdict. "
     if result.of == "similarity":
         caption += (
