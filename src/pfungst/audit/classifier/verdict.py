@@ -68,8 +68,7 @@ class Judge:
             f"{_percent(here.value)} in this one, {_percent(best.value)} in the one that fits best",
             sentences=[
                 f"Assumed: {self.study.outputs.order}. What fits best, found on half of the validation "
-                "images "
-                f"and measured on the rest: {self.study.outputs.describe(order)}.",
+                f"images and measured on the rest: {self.study.outputs.describe(order)}.",
                 "Give the names in the order of the model's outputs (--class-names) and audit again; no "
                 "other number here means anything.",
             ],
@@ -110,8 +109,7 @@ class Judge:
             f"{'loss' if loss >= 0 else 'gain'} of accuracy",
             [
                 f"{_component_words(first)}. Switching off what looks spurious ends it: this is a Clever "
-                "Hans "
-                "effect."
+                "Hans effect."
             ],
             About(
                 entry=first.name,
@@ -417,9 +415,8 @@ def metrics(measured: Measured, entries: list[ClassEntry], faithful: Faithful | 
 
 _UNPROVABLE = (
     f"With fewer than {limits.WITNESSES:.0f} other models (--witness) only what divides the class into "
-    "images with and "
-    "without it, or carries it far, can be called spurious: of the rest a piece of the object is not told "
-    "apart."
+    "images with and without it, or carries it far, can be called spurious: of the rest a piece of the "
+    "object is not told apart."
 )
 _RULE = {
     "alpha": "Tested are the components that add most to the logit: by mean α of the training images of "
@@ -454,23 +451,17 @@ def explain_numbers(study: Study, measured: Measured, chosen_by: str, faithful: 
         "images.",
         _RULE[study.config.rule],
         "A component is called spurious by intervention only. Its region in an image is where the relevance "
-        "of "
-        "α is (integrated gradients from the blurred image). Necessity: the evidence for the class that is "
-        "lost when the region is painted over, beyond an equal region elsewhere. Sufficiency: what of the "
-        "way "
-        "from other classes to the class pasting it into images of other classes goes, beyond other content "
-        f"of the same images, and by {limits.CARRIED:.0%} more than for any other model. Spurious: "
-        "sufficient with "
-        f"corrected P ≤ {limits.P_SPURIOUS:g} (Holm, over all components of all classes), and shown not to "
-        "be the object: "
-        f"{limits.WITNESSES:.0f} other models recognise the class without it in at least "
-        f"{limits.RETAINED:.0%} of the "
-        "images (lower end of the 95 % interval), or α falls into two groups, images with it and images "
-        "without, or the pixels at its place do (as a look below, a product of at least "
-        f"{limits.PLACED:g}), or "
-        f"without other models it carries at least {limits.CARRIED_ALONE:.0%} and the model itself still "
-        "recognises the "
-        "class. Of a class that is also the answer to an empty image being recognised proves nothing.",
+        "of α is (integrated gradients from the blurred image). Necessity: the evidence for the class that "
+        "is lost when the region is painted over, beyond an equal region elsewhere. Sufficiency: what of the "
+        "way from other classes to the class pasting it into images of other classes goes, beyond other "
+        f"content of the same images, and by {limits.CARRIED:.0%} more than for any other model. Spurious: "
+        f"sufficient with corrected P ≤ {limits.P_SPURIOUS:g} (Holm, over all components of all classes), "
+        f"and shown not to be the object: {limits.WITNESSES:.0f} other models recognise the class without it "
+        f"in at least {limits.RETAINED:.0%} of the images (lower end of the 95 % interval), or α falls into "
+        "two groups, images with it and images without, or the pixels at its place do (as a look below, a "
+        f"product of at least {limits.PLACED:g}), or without other models it carries at least "
+        f"{limits.CARRIED_ALONE:.0%} and the model itself still recognises the class. Of a class that is "
+        "also the answer to an empty image being recognised proves nothing.",
         "What has no region is tried as a look: where the colours, sharpness or noise of training images, "
         "outside their middle, part the class along α as they part no other class (two peaks, of "
         f"which other classes have one, and α follows: a product of at least {limits.PARTED:g}), images "
@@ -529,9 +520,7 @@ def _witnessed(study: Study) -> str:
     )
     return (
         f"Asked as well: {names}, {chosen}. Of a region only the part is pasted where α has more relevance "
-        "than the "
-        "class has in them; what they take for the class as much is a piece of the object, or a habit that "
-        "all share, "
-        "and they judge whether the class is still recognised."
+        "than the class has in them; what they take for the class as much is a piece of the object, or a "
+        "habit that all share, and they judge whether the class is still recognised."
         + (f" {_UNPROVABLE}" if len(study.witnesses) < limits.WITNESSES else "")
     )
