@@ -15,9 +15,9 @@ from statistics import fmean
 from pfungst.audit.anomaly.config import AnomalyConfig
 from pfungst.audit.anomaly.explain import FLIPPED, GRID
 from pfungst.audit.anomaly.result import Entry, Provenance, Scored
+from pfungst.audit.notes import notes
 from pfungst.audit.result import About, Interval, Level, Metric, MetricRow, Verdict
 from pfungst.measure import limits
-from pfungst.measure.limits import HIGH_BAND
 from pfungst.measure.proportions import above_chance, wilson_of
 
 SERIOUS: tuple[Level, ...] = ("sound", "not-established", "fragile", "clever-hans", "provenance", "unfit")
@@ -351,43 +351,13 @@ def _rows(e: Entry) -> Iterator[MetricRow]:
 
 def explain_numbers(config: AnomalyConfig) -> list[str]:
     """How the numbers were made, for the reader of the report."""
-    published = config.protocol == "published"
-    if published:
-        threshold = (
-            "Protocol 'published': the threshold is the one of best F1 on the labelled original test images, "
-            "kept for the deployed ones. Such numbers are optimistic; F1 is the plain one, as published."
-        )
-    else:
-        threshold = (
-            f"Protocol 'held-out': the threshold is the {config.quantile:.0%} quantile of scores of normal "
-            "images that the scoring detector had not seen (left out one by one, and a random fifth left out "
-            "altogether); test labels were not used."
-        )
-    repetitions = f"{config.seeds} repetition{'s' if config.seeds > 1 else ''}"
-    fits = "fit on all training images" if published else "fit on a random 80 % each"
-    return [
-        threshold,
-        f"Values are means over {repetitions} ({fits}); intervals are 95 % intervals over the test images: "
-        "Wilson's for FNR and FPR, the stratified bootstrap's for the others, averaged over the repetitions.",
-        "The same fitted detector and the same threshold score the original and the deployed images.",
-        f"Marks: ↓ F1 falls by {limits.FALL:.2f} or more, ↓↓ by {limits.LARGE_FALL:.2f} or more, ↑ F1 rises "
-        f"by {limits.FALL:.2f} or more through the mitigation; only where exchanging, image by "
-        f"image, what is said before and after gives P < {limits.P_MARK:g} (two-sided permutation).",
-        "AUROC is the chance that a defect scores above a good image, FNR the share of defects missed, FPR "
-        "the share of good images flagged. F1 balanced weighs good and defective images equally; flagging "
-        "everything would have the F1 named beside it.",
-        "Clever Hans score: AUROC minus the mean cosine between positive relevance and mask over defective "
-        "images (Kauffmann et al. 2020), from the first repetition: high where a detector ranks well while "
-        "its relevance lies elsewhere.",
-        "Frequencies: 20 bands of the waves (DCT) in JPEG's order, low to high, by the published power law "
-        "(the paper's list prints 19); shares are means over the defective test images.",
-        "Lost in deployment: share of relevance per frequency band times the share of the images' energy in "
-        "that band (deviation from the mean training image) that the deployed condition removes.",
-        f"Faithfulness: the patches of a {GRID} × {GRID} grid of up to {FLIPPED} defective test images are "
-        "replaced by those of the most similar normal training image, in the order of the explanation of the "
-        "first repetition's detector; half the area between the curves of the score, least and most relevant "
-        "first, as a share of its range under random orders. 0 is a random order; the interval is a 95 % "
-        "bootstrap interval over images.",
-        f"High frequencies: all but the first {HIGH_BAND:g} waves, as in the published pictures; a band that "
-        "begins below counts by the part of it above.",
-    ]
+    names = [config.protocol, "intervals", "same", "marks", "rates", "clever-hans", "frequencies", "lost"]
+    return notes(
+        "anomaly",
+        [*names, "faithfulness", "high"],
+        config=config,
+        repetitions=f"{config.seeds} repetition{'s' if config.seeds > 1 else ''}",
+        fits=f"fit on {'all training images' if config.protocol == 'published' else 'a random 80 % each'}",
+        grid=GRID,
+        flipped=FLIPPED,
+    )
