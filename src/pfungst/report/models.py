@@ -40,23 +40,23 @@ def _best(result: ModelsResult, column: str) -> ui.Stat:
     known = [(row.name, row.values[column].value) for row in result.rows if column in row.values]
     ordered = sorted(known, key=lambda pair: pair[1])
     steps = [ui.Step(name, text.ratio(value)) for name, value in (ordered[0], ordered[-1])]
-    return ui.Stat(column[:1].upper() + column[1:], steps, "Lowest and highest.")
+    return ui.Stat(_heading(column), steps, "Lowest and highest.")
+
+
+def _heading(column: str) -> str:
+    return column if column[1:2].isupper() else column[:1].upper() + column[1:]  # mAUC
 
 
 def _tables(result: ModelsResult) -> list[ui.Block]:
     meanings = parts.marks("accuracy", "pruning")
 
     def measured(row: Row, column: str) -> ui.Cell:
-        value, mark, missing = (
-            row.values.get(column),
-            row.marks.get(column, ""),
-            "not measured for this model",
-        )
-        return parts.cell(value, mark=mark, meanings=meanings, missing=missing)
+        value, mark = row.values.get(column), row.marks.get(column, "")
+        return parts.cell(value, mark=mark, meanings=meanings, missing="not measured for this model")
 
     model = lambda row: ui.Cell(row.name, row.level, title=row.headline, href=f"{row.folder}/report.html")
     columns = [ui.words("Model", "", model)]
-    columns += [ui.Column(c[:1].upper() + c[1:], "", partial(measured, column=c)) for c in result.columns]
+    columns += [ui.Column(_heading(c), "", partial(measured, column=c)) for c in result.columns]
     caption = "The word below a model is its verdict. "
     if result.of == "similarity":
         caption += (
