@@ -51,12 +51,8 @@ def _tables(result: ModelsResult) -> list[ui.Block]:
     meanings = parts.marks("accuracy", "pruning")
 
     def measured(row: Row, column: str) -> ui.Cell:
-        value, mark, missing = (
-            row.values.get(column),
-            row.marks.get(column, ""),
-            "not measured for this model",
-        )
-        return parts.cell(value, mark=mark, meanings=meanings, missing=missing)
+        value, mark = row.values.get(column), row.marks.get(column, "")
+        return parts.cell(value, mark=mark, meanings=meanings, missing="not measured for this model")
 
     model = lambda row: ui.Cell(row.name, row.level, title=row.headline, href=f"{row.folder}/report.html")
     columns = [ui.words("Model", "", model)]

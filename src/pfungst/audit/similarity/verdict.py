@@ -143,14 +143,14 @@ def _open(result: Findings) -> Verdict | None:
             f"Not established whether a probe on {_what(result)} falls on {g}: {_told(f)} over {f.n} images, "
             f"P = {f.p_value:.2g}"
         )
-        others = [
+        falls_on = [
             f"{other}: {_told(fall)}, over {fall.n} images: a fall of {fall.fall.value:.2f}"
             f"{fall.fall.ends()}, P = {fall.p_value:.2g} (Holm)."
             for other, fall in doubtful[:3]
         ]
-        others.append(f"Else it reaches {_reached(result)}{result.score(AS_IS).accuracy.ends()}.")
+        falls_on.append(f"Else it reaches {_reached(result)}{result.score(AS_IS).accuracy.ends()}.")
         about = About(entry=g.group, column=g.column, numbers={"p": f.p_value, "n": f.n})
-        return Verdict(level="not-established", headline=headline, sentences=others, about=about)
+        return Verdict(level="not-established", headline=headline, sentences=falls_on, about=about)
     return None
 
 
