@@ -27,6 +27,7 @@ from pfungst.anomaly.inputs import check_finite
 from pfungst.anomaly.pooling import Pooling
 from pfungst.device import choose_device
 from pfungst.errors import InputError
+from pfungst.mitigate import Layer
 from pfungst.relevance import Basis, Relevance
 
 _EPSILON = 1e-9  # stabiliser of the distance rule, as a share of the mean training distance
@@ -162,4 +163,6 @@ class PrototypeDetector(Detector):
         if features is None:
             return None
         like = self.prototypes_[:1]
+        if isinstance(features, Layer):  # a tenth of the time of going through it and back
+            return lambda g: features.adjoint(g.unflatten(1, like.shape[1:]))
         return lambda g: pull_back(features, like.expand(len(g), *like.shape[1:]), g)
