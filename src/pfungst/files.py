@@ -175,15 +175,15 @@ def tar_members(path: Pathlike) -> Iterator[tuple[str, int, int]]:
             )
         with tarfile.open(path, "r:") as tar:
             while (member := tar.next()) is not None:
-                tar.members.clear()  # of a million members a gigabyte
+                tar.members.clear()  # type: ignore[attr-defined]  # of a million members a gigabyte
                 if member.issparse() or member.islnk() or member.issym():
                     kind = "sparse" if member.issparse() else "a link"
                     raise DataError(f"{path}: {member.name} is {kind}", "write the archive with whole files")
                 if member.isfile():
                     yield member.name, member.offset_data, member.size
             # tarfile takes any end for the end: an archive that was cut between two members lacks its mark.
-            tar.fileobj.seek(tar.offset)  # type: ignore[union-attr]
-            if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # type: ignore[union-attr]
+            tar.fileobj.seek(tar.offset)
+            if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                 raise DataError(
                     f"{path} is cut off or damaged: the mark of its end is missing",
                     "make or download the archive again",
