@@ -208,8 +208,7 @@ _Pair = tuple[Answers, Answers, bool]
 def _pairs(
     first: Mapping[tuple[str, str], Answers], second: Mapping[tuple[str, str], Answers]
 ) -> dict[tuple[str, str], _Pair]:
-    """Answers of the same entry and variant: of the images that both saw, or, where there are none, of each
-    audit's own."""
+    """Answers of the same entry and variant: of images that both saw or, without any, of each audit's own."""
     found: dict[tuple[str, str], _Pair] = {}
     for key in first:
         if key not in second:
@@ -298,8 +297,7 @@ def _of_draws(
     after: Statistic,
     seed: int,
 ) -> list[measure.Interval]:
-    """Change of AUROC or F1 by the bootstrap; where no resample of either audit differs, of intervals that
-    have a width there."""
+    """Change of AUROC or F1 by the bootstrap; where no resample differs, of intervals with a width."""
     found = change(before, after, a.labels, None if same else b.labels, levels, _DRAWS, seed)
     sides = ((before, a), (after, b))
     own = [bootstrap(statistic, x.labels, 200, seed=seed) for statistic, x in sides]

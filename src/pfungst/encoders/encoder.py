@@ -136,8 +136,7 @@ class Encoder(nn.Module):
         advance: Callable[[int], object] = int,
         **how: Any,
     ) -> dict[str, np.ndarray]:
-        """Representations (N, K), by condition, of N images, of which those that the store lacks are
-        computed.
+        """Representations (N, K), by condition, of N images; those that the store lacks are computed.
 
         Args:
             store: where they are kept.

@@ -62,8 +62,7 @@ class Run:
         return {rate: [of[name].value for of in self.found] for rate, name in RATES.items()}
 
     def rates(self) -> dict[str, Interval]:
-        """Mean over the seeds of each rate and of the bounds of its interval; FNR and FPR, which are shares,
-        have Wilson's."""
+        """Means over seeds of each rate and its interval's ends; FNR and FPR, shares, have Wilson's."""
         means = {rate: np.mean([of[name] for of in self.found], axis=0) for rate, name in RATES.items()}
         for rate, label in (("fnr", 1), ("fpr", 0)):
             means[rate] = measure.wilson_of(float(means[rate][0]), int((self.labels == label).sum()))

@@ -191,8 +191,7 @@ class Explainer:
 
     @staticmethod
     def _answered_blank(others: Tensor, judges: list[Witness]) -> bool:
-        """Whether the class is a judge's answer to the mean colour of other classes: being left proves
-        nothing then."""
+        """Whether a judge gives the class to the mean colour of others: being left proves nothing then."""
         blank = others.mean((0, 2, 3), keepdim=True).expand(2, -1, *others.shape[2:])
         with torch.no_grad():
             return any(bool((logits_of(j.model(blank)).argmax(1) == j.class_).any()) for j in judges)

@@ -185,8 +185,7 @@ class Judge:
         return self._verdict("fragile", headline, [], About(entry=name, condition=under, numbers=numbers))
 
     def _unverified(self) -> Verdict | None:
-        """What people judged spurious, or interventions prove by maps that beat no chance. Mere suspects
-        alarm nobody."""
+        """What people judged spurious, or interventions prove by maps that beat no chance, no suspects."""
         found = [e for e in self.entries if (e.judged or e.proven) and e.under().spurious is None]
         if not found:
             return None

@@ -77,8 +77,7 @@ class Wish:
 
 
 def settings(encoder: Encoder, wish: Wish, source: Source, ks: list[int]) -> list[Pruning]:
-    """All that is tried: layers, numbers of filters, and, where the audit may choose, both everywhere and in
-    the region."""
+    """All that is tried: layers, numbers of filters and, where the audit may choose, places."""
     if wish.layer is None:
         every = prunable_layers(encoder, encoder.size)
         layers = [every[i] for i in sorted({round(x) for x in np.linspace(0, len(every) - 1, _LAYERS)})]
