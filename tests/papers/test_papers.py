@@ -186,7 +186,9 @@ def test_a_page_says_what_is_ours_what_the_papers_and_what_the_difference_is(tmp
     wish = Wish(find("003-table1"), tmp_path, stand_in=True)
     html = render(page(wish, Made([numbers])))
     (table,) = re.findall(r"<table>.*?</table>", html, re.DOTALL)
-    lines = [re.sub(r"<[^>]+>", " ", row).split() for row in re.findall(r"<tr.*?</tr>", unescape(table), re.DOTALL)]
+    lines = [
+        re.sub(r"<[^>]+>", " ", row).split() for row in re.findall(r"<tr.*?</tr>", unescape(table), re.DOTALL)
+    ]
     assert lines == [
         ["x", "n"],
         ["a"], ["ours", "0.812", "0.700–0.900", "3"], ["paper", "0.750"], ["difference", "+0.062", "−0.050", "to", "+0.150"],

@@ -79,7 +79,9 @@ def _picture(table: Numbers, axis: str) -> Figure:
     def panel(name: str) -> plots.Panel:
         cells = [table.at(row, name) for row in rows]
         theirs = [None if c is None or c.paper is None else Interval(value=c.paper) for c in cells]
-        return plots.Panel(name, {"original": [c and c.ours for c in cells], "deployed": theirs}, span=span)
+        return plots.Panel(
+            name, {"original": [None if c is None else c.ours for c in cells], "deployed": theirs}, span=span
+        )
 
     panels, label = [panel(name) for name in table.columns], f"{axis} by class and detector"
     return Figure(
