@@ -96,8 +96,8 @@ def test_a_class_decided_as_a_whole_is_parted_into_images_with_the_artefact_and_
 
     x, mask = images(80, True)
     others, _ = images(60, False, 1)
-    head = FeatureHead(Bright(0.05, 0.05).eval(), example=x[:2])
-    witness = Bright(0.0, 0.05).eval()  # reads the stripe only
+    head = FeatureHead(Bright(0.05, 0.03).eval(), example=x[:2])
+    witness = Bright(0.0, 0.03).eval()  # reads the stripe only
     heat = np.zeros((80, 16, 16), np.float32)
     heat[:, 1:3, 1:7] = 1
     explained = Explanations(heat, np.zeros((80, 8), np.float32), np.zeros(80), np.zeros(80, bool))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -63,6 +63,13 @@ class Explanations:
 
     def __len__(self) -> int:
         return len(self.maps)
+
+    @classmethod
+    def joined(cls, parts: Sequence[tuple[np.ndarray, Explanations]]) -> Explanations:
+        """Those of parts of the images, each with the numbers of its rows, in order."""
+        order = np.argsort(np.concatenate([rows for rows, _ in parts]), kind="stable")
+        names = [f.name for f in fields(cls) if getattr(parts[0][1], f.name) is not None]
+        return cls(**{n: np.concatenate([getattr(e, n) for _, e in parts])[order] for n in names})
 
     def views(self) -> list[View]:
         """Heatmaps, features, similarity where there are any, and spectra."""
