@@ -29,6 +29,7 @@ SHOWN = 6  # prototypes
 LOST = "what removal costs"  # view of a class parted by that
 _KINDS: tuple[Kind, ...] = ("place", "content", "tone", "bands")
 _MEASURED = 100  # images that the way to the class is measured on
+_WRITTEN = 100  # images that text is taken out of, at least: it is small, and where it lies is known
 _COLUMNS = 3  # columns that the evidence follows most, whose groups are tried as clusters
 _BAND_SHARE = 0.5  # of what a cluster's spectrum has more than the others, that the exchanged bands hold
 
@@ -176,7 +177,7 @@ def find(
             differences are within one probe; each needs others.
         mend: gives the edits that fit a finding, with what its proof changed.
         most: clusters per view.
-        n_images: of a cluster that are changed, drawn at random.
+        n_images: of a cluster that are changed, drawn at random; of those with text at least 100.
         batch_size: images at a time.
         seed: of all that is drawn.
 
@@ -195,10 +196,10 @@ def find(
     panel = _Panel(subjects, images, n, others, probes, batch_size, seed)
     who = np.arange(n) if units is None else np.unique(units, return_inverse=True)[1]
 
-    def drawn(rows: np.ndarray, rng: np.random.Generator) -> list[int]:
+    def drawn(rows: np.ndarray, rng: np.random.Generator, least: int) -> list[int]:
         rows = rng.permutation(rows)
         first = np.isin(np.arange(len(rows)), np.unique(who[rows], return_index=True)[1])
-        return sorted(np.concatenate([rows[first], rows[~first]])[:n_images].tolist())
+        return sorted(np.concatenate([rows[first], rows[~first]])[: max(n_images, least)].tolist())
 
     found: list[Finding] = []
     tried: list[_Try] = []
@@ -287,7 +288,7 @@ def _tried(
     images: Images,
     which: _Try,
     text: Marks | None,
-    drawn: Callable[[np.ndarray, np.random.Generator], list[int]],
+    drawn: Callable[[np.ndarray, np.random.Generator, int], list[int]],
     who: np.ndarray,
     seed: int,
 ) -> tuple[Finding, Pairs, _Heats | None]:
@@ -297,7 +298,7 @@ def _tried(
     subject = panel.subject
     rng = np.random.default_rng((seed, subject.index, number))
     rows, rest = parts.rows(number), np.flatnonzero(parts.labels != number)
-    some, beside = drawn(rows, rng), drawn(rest, rng)
+    some, beside = (drawn(r, rng, _WRITTEN if kind == "text" else 0) for r in (rows, rest))
     able = [r for r in some if panel.part[r] in panel.part[beside]]  # content of the rest for the same probe
     some, beside = (able, beside) if min(len(beside), len(able)) >= FEWEST else (some, [])
     x, mates = images(some), images(beside) if beside else None
