@@ -165,3 +165,13 @@ def test_evidence_is_that_of_probes_fitted_without_the_patient(study, split, per
         np.testing.assert_allclose(
             explained.evidence[part == p], oracle.decision_function(x[rows[part == p]])[:, 0], rtol=1e-3, atol=1e-3
         )  # fmt: skip
+
+
+def test_features_of_images_of_different_probes_are_weighted_alike(study):
+    """Otherwise images form clusters by fold: on X-rays five of a fifth each."""
+    made = study("folds")
+    topic = encoder_topics(made, Effort(per_topic=500, batch_size=32))[0]
+    ids = [i.id for i in made.source.items]
+    phi = made.original[[ids.index(i) for i in topic.ids]]
+    mean = np.mean([s.head.linear.weight[0].numpy() for s in topic.subjects], 0)
+    np.testing.assert_allclose(topic.explained(lambda n: None).psi, phi * mean, rtol=1e-3, atol=1e-4)

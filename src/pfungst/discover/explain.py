@@ -13,7 +13,7 @@ from torch import Tensor
 from pfungst.errors import InputError
 from pfungst.relevance import DCTBands, Patches, PixelBands, attribute
 from pfungst.relevance.composites import Composite
-from pfungst.spurious.heads import FeatureHead, logits_of
+from pfungst.spurious.heads import FeatureHead, LinearHead, logits_of
 
 if TYPE_CHECKING:
     from pfungst.anomaly import Detector
@@ -87,6 +87,7 @@ def explain(
     batch_size: int = 16,
     progress: Callable[[int], object] | None = None,
     alike: tuple[torch.nn.Module, Tensor] | None = None,
+    weights: LinearHead | None = None,
 ) -> Explanations:
     """Explain the logit of a class on its images.
 
@@ -98,6 +99,8 @@ def explain(
         batch_size: images at a time; memory is that of one batch and of what is returned.
         progress: called with the number of images of each batch.
         alike: an encoder and a representation (K,): the similarity with it is explained too, where given.
+        weights: those of ψ, instead of the head's: the same for images of different probes, which would form
+            clusters by probe otherwise.
 
     Raises:
         InputError: no images, or what :func:`pfungst.relevance.attribute` raises.
@@ -112,7 +115,7 @@ def explain(
             phi, logits = head.features_and_logits(x)
         parts.add("spectra", found.sum((2, 3)))
         parts.add("maps", _patches(found.sum(1)))
-        parts.add("psi", head.linear.psi(phi, class_).float())
+        parts.add("psi", (weights or head.linear).psi(phi, class_).float())
         parts.add("evidence", logits[:, class_].float())
         parts.add("said", logits.argmax(1) == class_)
         if alike is not None:

@@ -28,7 +28,7 @@ from pfungst.discover.subjects import What
 from pfungst.features import combined, model_key
 from pfungst.probes.plan import Plan, fit_probe, predict
 from pfungst.spurious import FeatureHead, Witness
-from pfungst.spurious.heads import logits_of
+from pfungst.spurious.heads import LinearHead, logits_of
 
 if TYPE_CHECKING:
     from pfungst.anomaly import Detector
@@ -236,6 +236,7 @@ def _topics(
     part: np.ndarray | None = None,
 ) -> list[Topic]:
     head = heads[0]
+    weights = LinearHead(torch.stack([h.linear.weight for h in heads]).mean(0))
 
     @cache
     def answered() -> Answers:
@@ -273,7 +274,7 @@ def _topics(
                 near = None if alike is None else alike(number, k)
                 get = lambda chosen, at=at: own(at[np.asarray(list(chosen), dtype=int)])
                 size = effort.batch_size
-                done.append((at, explain(one, k, get, len(at), "auto", size, advance, near)))
+                done.append((at, explain(one, k, get, len(at), "auto", size, advance, near, weights)))
             return Explanations.joined(done)
 
         subjects = [ClassSubject(one, k, witnesses(k)) for one in heads]
