@@ -2,17 +2,19 @@
 
     python benchmarks/limits.py [--images 200] [--turns 3]
 
-Both sides alternate; the smallest of the turns counts. Random weights, generated images, one thread.
+Both sides alternate; the smallest of the turns counts, in CPU time of the one thread, which other work beside it
+disturbs less. Random weights, generated images. D2Neighbors with p = 1 has no product: its peer is torch.cdist.
 """
 
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Callable
 
 import torch
 import torchvision
-from _common import describe_machine, timed
+from _common import describe_machine
 
 from pfungst.anomaly import D2Neighbors, PatchCore
 from pfungst.anomaly.memory_bank import MemoryBank
@@ -27,7 +29,10 @@ def compare(
 ) -> None:
     best = [float("inf")] * 2
     for _ in range(turns):
-        best = [min(b, timed(f)) for b, f in zip(best, (ours, bound), strict=True)]
+        for side, call in enumerate((ours, bound)):
+            start = time.process_time()
+            call()
+            best[side] = min(best[side], time.process_time() - start)
     print(
         f"  {name:44s} {best[0]:7.3f} s, bound {best[1]:7.3f} s: {best[0] / best[1]:5.2f} × (goal {goal})",
         flush=True,
@@ -53,19 +58,23 @@ def main() -> None:
         compare("heatmap of ResNet-50, z⁺, forward", 3.5, explain, lambda: net(x), 2 * args.turns)
 
         queries, bank = torch.randn(8192, 384), MemoryBank(torch.randn(8192, 384))
-        product = lambda: [part @ bank.rows.T for part in queries.split(1024)]
+        product = lambda: sum(float((part @ bank.rows.T)[0, 0]) for part in queries.split(1024))
         compare("bank search, 8,192 × 8,192 × 384", 1.2, lambda: bank.nearest(queries), product, args.turns)
 
         train, test = (torch.rand(n, 3, 224, 224) for n in (209, 83))
         u, v = train.flatten(1), test.flatten(1)
-        for p, blur, goal in ((2, False, 2.0), (4, False, 2.0), (1, True, 2.0), (4, True, 2.0)):
-            layer = GaussianBlur() if blur else None
+        blocks = [slice(low, low + 2048) for low in range(0, u.shape[1], 2048)]
+        cdist = lambda x: sum(torch.cdist(x[:, b], u[:, b], p=1) for b in blocks)
+        for p, layer in ((2, None), (4, None), (4, GaussianBlur()), (1, GaussianBlur())):
 
             def fitted(p: int = p, layer: GaussianBlur | None = layer) -> object:
                 return D2Neighbors(p=p, features=layer).fit(train).anomaly_score(test)
 
-            products = lambda p=p: [(u @ u.T, v @ u.T) for _ in range(max(1, p - 1))]
-            compare(f"D2Neighbors p={p}{' blurred' if blur else ''}, fit + score", goal, fitted, products, 1)
+            def bound(p: int = p) -> object:
+                return (cdist(u), cdist(v)) if p == 1 else [(u @ u.T, v @ u.T) for _ in range(p - 1)]
+
+            name = f"D2Neighbors p={p}{' blurred' if layer else ''}, fit + score"
+            compare(name, 1.2 if p == 1 else 2.0, fitted, bound, args.turns)
 
     images = make_parts(train=args.images, good=1, defective=1, size=128)[0].select(split="train")
     batch = images.prepare("pillow-bilinear", 128).images

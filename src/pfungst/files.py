@@ -153,6 +153,43 @@ def content(path: Pathlike) -> bytes:
         return file.read()
 
 
+_COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}
+
+
+def tar_members(path: Pathlike) -> Iterator[tuple[str, int, int]]:
+    """(name, first byte, bytes) of each file in an uncompressed tar archive, in its order, unread.
+
+    Raises:
+        DataError: it is missing, compressed, damaged or cut off, or a member is a link or sparse, so that its
+            bytes do not lie there.
+    """
+    import tarfile
+
+    with reading(path, "make or download the archive again"):
+        with open(path, "rb") as file:
+            head = file.read(6)
+        if tool := next((tool for magic, tool in _COMPRESSED.items() if head.startswith(magic)), None):
+            raise DataError(
+                f"{path} is compressed, so that nothing in it can be read by its place",
+                f"decompress it: {tool} {path}",
+            )
+        with tarfile.open(path, "r:") as tar:
+            while (member := tar.next()) is not None:
+                tar.members.clear()  # type: ignore[attr-defined]  # of a million members a gigabyte
+                if member.issparse() or member.islnk() or member.issym():
+                    kind = "sparse" if member.issparse() else "a link"
+                    raise DataError(f"{path}: {member.name} is {kind}", "write the archive with whole files")
+                if member.isfile():
+                    yield member.name, member.offset_data, member.size
+            # tarfile takes any end for the end: an archive that was cut between two members lacks its mark.
+            tar.fileobj.seek(tar.offset)
+            if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                raise DataError(
+                    f"{path} is cut off or damaged: the mark of its end is missing",
+                    "make or download the archive again",
+                )
+
+
 def open_picture(source: Pathlike | IO[bytes]) -> Image.Image:
     """An image whose header is read, of one of ``FORMATS``: the one call of Pillow's ``Image.open``."""
     from PIL import Image

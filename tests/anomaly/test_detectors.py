@@ -19,7 +19,8 @@ from torch import nn
 
 from pfungst.anomaly import KDE, D2Neighbors, Detector, HarmonicMean, Max, Min, SoftMin
 from pfungst.anomaly.bandwidth import perplexity, without_self
-from pfungst.anomaly.distance import power_distances
+from pfungst.anomaly.distance import centre, power_distances
+from pfungst.anomaly.features import embed
 from pfungst.errors import CheckpointError, ConditionMismatch, InputError, PfungstWarning
 from pfungst.mitigate import GaussianBlur, LowPass
 from pfungst.relevance import DCTBands, Pixels
@@ -48,6 +49,34 @@ def test_distances_are_scipys(p):
     expected = cdist(close.double(), u.double(), "minkowski", p=p) ** p
     np.testing.assert_allclose(power_distances(close, u, p), expected, rtol=1e-4)
     assert (power_distances(u, u, p).diagonal() == 0).all()
+
+
+@pytest.mark.parametrize("p", [1, 2, 4, 6])
+def test_distances_of_rows_among_themselves(p):
+    u = torch.randn(41, 1100, generator=torch.Generator().manual_seed(3))
+    u[7] = u[2] + 1e-4  # cancels: measured from differences
+    u[9] = u[2]
+    expected = cdist(u.double(), u.double(), "minkowski", p=p) ** p
+    found = power_distances(u, u, p)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    assert (found == found.T).all()
+    assert found[2, 9] == 0
+    np.testing.assert_allclose(power_distances(u[:3], u, p), expected[:3], rtol=1e-5)
+    np.testing.assert_allclose(power_distances(u, u[:3], p), expected[:, :3], rtol=1e-5)
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 15, 40])
+def test_centre_is_the_median_of_rows(count):
+    rows = torch.randn(count, 2, 5, generator=torch.Generator().manual_seed(4))
+    chosen = rows[torch.linspace(0, count - 1, min(count, 15)).round().long()]
+    assert torch.equal(centre(rows), chosen.median(0).values)
+
+
+@pytest.mark.parametrize("layer", [GaussianBlur(5, 1.0), LowPass(9)])
+def test_layers_by_channel_give_what_they_give(layer):
+    x = images(35)
+    assert layer.per_channel
+    torch.testing.assert_close(embed(layer, x), layer(x).flatten(1))
 
 
 @pytest.mark.parametrize("p", [1, 2, 4])

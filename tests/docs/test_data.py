@@ -3,6 +3,7 @@
 import csv
 import re
 import shlex
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,10 @@ def scans(folder):
 def here(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
     list(pictures(folder / "parts", {"good": 30, "bad": 8}, "jpg"))
+    for number in range(2):
+        with tarfile.open(folder / f"tiles-{number:04d}.tar", "w") as tar:
+            for file in sorted((folder / "parts").rglob("*.jpg"))[number::2]:
+                tar.add(file, file.relative_to(folder / "parts").as_posix())
     list(pictures(folder / "shelf", {"full": 30, "gap": 8}))
     shots = list(pictures(folder / "photos", {"a": 30, "b": 8}))
     (folder / "lists").mkdir()

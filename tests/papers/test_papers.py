@@ -4,6 +4,7 @@ import json
 import re
 from collections import Counter
 from dataclasses import replace
+from html import unescape
 from pathlib import Path
 
 import numpy as np
@@ -26,14 +27,17 @@ from pfungst.papers.detectors import RETAINED, categories
 from pfungst.papers.detectors import audit as audit_of_detectors
 from pfungst.papers.diffused import exact
 from pfungst.papers.encoders import _pruned, called, share_into
-from pfungst.papers.made import Number, Numbers, Wish, mean_of
+from pfungst.papers.made import Made, Number, Numbers, Wish, mean_of
 from pfungst.papers.neuron_votes import judged
 from pfungst.papers.neurons import nearest_distances
+from pfungst.papers.page import page
 from pfungst.papers.pooled import FOUND, most_shown
 from pfungst.papers.probe_maps import group_mean
 from pfungst.papers.run import reproduce
 from pfungst.papers.stand_ins import letters
 from pfungst.relevance import Pixels, Relevance
+from pfungst.report.page import render
+from pfungst.report.text import percent
 from pfungst.spurious import NeuralPCA
 
 ROOT = Path(__file__).parents[2]
@@ -61,16 +65,33 @@ def make(key, out):
     return reproduce(Wish(find(key), out, stand_in=True, tiny=True, device="cpu"))
 
 
+def values(cell):
+    """Ours and the paper's."""
+    return [v for v in (cell.ours and cell.ours.value, cell.paper) if v is not None]
+
+
+def digits(numbers, cell, value):
+    """A number as the page has to show it: the paper's digits, 2 or 3; counts whole."""
+    if numbers.unit == "percent":
+        return percent(value)
+    printed = [len(f"{c.paper:g}".split(".")[-1]) for c in numbers.cells if c.paper is not None]
+    n = 0 if cell.column in numbers.counts else 3 if max(printed, default=0) >= 3 else 2
+    shown = f"{value:.{n}f}"
+    return shown.lstrip("-") if float(shown) == 0 else shown.replace("-", "−")
+
+
 @pytest.mark.parametrize("key", list(quick_first(MADE)))
 def test_every_table_and_figure_of_the_docs_is_made_from_its_stand_in(key, out):
-    found, page = make(key, out)
-    html = page.read_text()
-    assert "Stand-in" in html
+    found, where = make(key, out)
+    html = where.read_text()
+    assert ("Stand-in" in html) == (find(key).needs != "nothing")
     assert found.stand_in.startswith("stand-in:")
     assert json.loads((out / f"{key}.json").read_text())["id"] == key
     assert found.numbers or "<svg" in html or "<img" in html or "<image" in html
+    shown = Counter(re.findall(r'(?:class="value">|<small>)([^<]*)', html))
     for numbers in found.numbers:
         assert any(cell.ours is not None for cell in numbers.cells)
+        assert all(digits(numbers, cell, v) in shown for cell in numbers.cells for v in values(cell))
         for cell in numbers.cells:
             assert cell.row in numbers.rows
             assert cell.column in numbers.columns
@@ -151,6 +172,32 @@ def test_table_2_is_the_audit_that_lies_beside_it(out):
 
 
 # --- formulas, by numpy ----------------------------------------------------------------------------------
+
+
+def test_a_page_says_what_is_ours_what_the_papers_and_what_the_difference_is(tmp_path):
+    """Rows that only the paper has were three lines each, with an empty difference; −0.00 stood for 0."""
+    ours = {
+        "a": {"x": Interval(value=0.8123, low=0.7, high=0.9), "n": 3.0},
+        "b": {"x": 0.5},
+        "c": {"x": 0.6301},
+    }
+    theirs = {"a": {"x": 0.75}, "c": {"x": 0.6304}, "d": {"x": 0.981}}
+    numbers = Numbers.of("T", ours, theirs, caption="All.", counts=["n"])
+    wish = Wish(find("003-table1"), tmp_path, stand_in=True)
+    html = render(page(wish, Made([numbers])))
+    (table,) = re.findall(r"<table>.*?</table>", html, re.DOTALL)
+    lines = [
+        re.sub(r"<[^>]+>", " ", row).split() for row in re.findall(r"<tr.*?</tr>", unescape(table), re.DOTALL)
+    ]
+    assert lines == [
+        ["x", "n"],
+        ["a"], ["ours", "0.812", "0.700–0.900", "3"], ["paper", "0.750"], ["difference", "+0.062", "−0.050", "to", "+0.150"],
+        ["c"], ["ours", "0.630"], ["paper", "0.630"], ["difference", "0.000"],
+        ["ours"], ["b", "0.500"],
+        ["the", "paper's,", "not", "measured", "here"], ["d", "0.981"],
+    ]  # fmt: skip
+    assert "The difference is ours less what the paper prints" in html
+    assert "The paper prints no numbers here" in render(page(wish, Made([Numbers.of("T", ours, {})])))
 
 
 def test_a_mean_over_categories_has_the_interval_of_independent_parts():
@@ -365,12 +412,11 @@ def test_the_majority_of_five_judges_the_neurons(tmp_path):
             said = "spurious" if vote else "not"
             assert study.act(person, item, study.progress(person).sequence(item), "answer", said)
     study.close()
-    found, page = make("003-fig5", tmp_path)
-    for row in found.numbers[0].rows:
-        index = {e.class_name: e.class_index for e in read_task(folder).items}[row]
+    found, where = make("003-fig5", tmp_path)
+    for index, name in {(e.class_index, e.class_name) for e in read_task(folder).items}:
         expected = sum(of.sum() >= 3 for item, of in votes.items() if item.startswith(f"{index}-"))
-        assert found.numbers[0].at(row, "neurons spurious by majority").ours.value == expected
-    assert ", not spurious" in page.read_text()
+        assert found.numbers[0].at(f"{name}, neurons", "spurious by majority").ours.value == expected
+    assert ", not spurious" in where.read_text()
     with pytest.raises(DataError, match="another model"):
         judged(folder, {"name": "other"})
 

@@ -66,3 +66,14 @@ def test_scores_of_any_range_can_be_drawn(scores):
     sample = plots.Sample("a", scores, defect, float(scores[1]))
     assert "<svg" in plots.histograms([sample], "x")
     assert "<svg" in plots.groups(sample, np.array(list("aabb")), "x")
+
+
+def test_ticks_keep_all_their_digits():
+    """Regression: numbers in texts were cut to two digits like those of paths, so 0.825 was 0.82 on an axis."""
+    points = [plots.Point(n, x, y) for n, x, y in (("a", 0.1, 0.82), ("b", 0.28, 0.86), ("c", 0.54, 0.83))]
+    svg = plots.scatter(points, "x", "y", "points", ceiling=1)
+    ticks = [word for word in words(svg).split() if word.replace(".", "").isdecimal()]
+    vertical = [float(t) for t in ticks if float(t) > 0.7]
+    assert len(vertical) > 2
+    np.testing.assert_allclose(np.diff(vertical), vertical[1] - vertical[0])
+    assert "0.825" in ticks

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from functools import cache
 
 import numpy as np
 import torch
@@ -29,10 +30,10 @@ def perplexity(distances: Tensor, gamma: float) -> float:
     Args:
         distances: (N, M), self already excluded.
     """
-    logits = -gamma * distances
-    log_p = logits - torch.logsumexp(logits, dim=1, keepdim=True)
-    p = log_p.exp()
-    entropy = -(p * torch.where(p > 0, log_p, 0.0)).sum(1)
+    logits = -gamma * (distances - distances.amin(1, keepdim=True))
+    weights = logits.exp()
+    total = weights.sum(1)
+    entropy = total.log() - logits.mul_(weights).sum(1) / total
     return entropy.exp().mean().item()
 
 
@@ -70,6 +71,7 @@ def gamma_by_perplexity(distances: Tensor, share: float) -> float:
         return 1.0
     target = share * len(distances)
 
+    @cache
     def excess(log_gamma: float) -> float:
         return perplexity(others, math.exp(log_gamma)) - target
 

@@ -15,7 +15,11 @@ def embed(features: nn.Module | None, z: Tensor) -> Tensor:
     if features is None:
         return z.flatten(1)
     with torch.no_grad():
-        return torch.cat([features(part).flatten(1) for part in z.split(_BATCH)])
+        if getattr(features, "per_channel", False) and z.ndim == 4:  # vectorised over channels: more of them
+            parts = [features(part.flatten(0, 1)[None]).view(len(part), -1) for part in z.split(_BATCH)]
+        else:
+            parts = [features(part).flatten(1) for part in z.split(_BATCH)]
+        return torch.cat(parts)
 
 
 def is_affine(features: nn.Module, sample: tuple[int, ...], like: Tensor) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -82,7 +83,9 @@ def run_models(config: Config, write: Callable[[Path, Any], object]) -> Result:
 
     Args:
         config: whose encoder or model may name several: ``A,B`` or ``A,checkpoint=FILE,B,checkpoint=FILE``,
-            in TOML a list. With ``resume`` the models that are finished are taken over.
+            in TOML a list. With ``resume`` the models that are finished are taken over; with ``overwrite``
+            as well, those that are of other options, data or weights by now, and only they, are computed
+            again.
         write: writes the page of a model's result, from its folder.
 
     Returns:
@@ -96,6 +99,11 @@ def run_models(config: Config, write: Callable[[Path, Any], object]) -> Result:
     if len(models) == 1:
         return run(models[0][1])
     refuse_old_result(config)
+    old = load(config.out) if config.resume and (config.out / FILE).is_file() else None
+    if old is not None and not (config.overwrite or isinstance(old, ModelsResult)):
+        raise ConfigError(
+            f"{config.out} holds the result of one model", "choose another --out, or pass --overwrite"
+        )
     started = time.monotonic()
     results: list[Any] = []
     for i, (_, own) in enumerate(models):
@@ -103,15 +111,13 @@ def run_models(config: Config, write: Callable[[Path, Any], object]) -> Result:
             own = own.model_copy(update=_given_by(models[0][1].out, results))
             models[i] = (models[i][0], own)
         before = _written(own.out)
-        results.append(run(own))
+        results.append(_taken_over(own, run) or run(own))
         if before is None or before != _written(own.out):
             write(own.out, results[-1])
         gc.collect()
     inputs = combined([r.inputs for r in results])
-    if config.resume and (config.out / FILE).is_file():
-        done = load(config.out)
-        if isinstance(done, ModelsResult) and done.inputs == inputs:
-            return done
+    if isinstance(old, ModelsResult) and old.inputs == inputs:
+        return old
     names = [name for name, _ in models]
     found = dict(zip(names, results, strict=True))
     pairs, arrays = _grid(models, found) if field == "encoder" else ([], {})
@@ -145,6 +151,15 @@ def run_models(config: Config, write: Callable[[Path, Any], object]) -> Result:
     save(result, workspace.folder)
     workspace.finish({result.arrays})
     return result
+
+
+def _taken_over(own: Config, run: Callable[[Any], Result]) -> Result | None:
+    """With ``resume`` and ``overwrite`` the finished result of a model, None where it is to be replaced."""
+    if not (own.resume and own.overwrite and (own.out / FILE).is_file()):
+        return None
+    with suppress(ConfigError):  # what else is wrong is said again by the run that replaces it
+        return run(own.model_copy(update={"overwrite": False}))
+    return None
 
 
 def _written(folder: Path) -> int | None:

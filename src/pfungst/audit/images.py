@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,6 @@ class Labelled:
     def __init__(self, items: Sequence[Item], labels: Sequence[int], condition: Condition, size: int) -> None:
         self.items, self.labels, self.condition, self.size = list(items), list(labels), condition, size
         self.ids = [item.id for item in self.items]
-        self._rows = {id_: row for row, id_ in enumerate(self.ids)}
 
     def __len__(self) -> int:
         return len(self.items)
@@ -46,6 +46,10 @@ class Labelled:
             return self.condition(item.read(), self.size, key=item.id)
         except Undecodable as error:
             raise UnreadableImages([(item.file, str(error))]) from None
+
+    @cached_property
+    def _rows(self) -> dict[str, int]:
+        return {id_: row for row, id_ in enumerate(self.ids)}
 
     def image(self, id_: str) -> Tensor:
         """The image of an identifier, (3, S, S)."""

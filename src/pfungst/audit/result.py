@@ -68,8 +68,7 @@ class About(Model):
 
 
 class Verdict(Model):
-    """The answer in plain language; `level` is the most serious thing found, sentences go from the most
-    important on."""
+    """The answer in plain language: the most serious level found, sentences from the most important on."""
 
     level: Level
     headline: str
@@ -127,6 +126,12 @@ class Interval(Model):
     @classmethod
     def _of_tuple(cls, value: Any) -> Any:
         return dict(zip(("value", "low", "high"), value, strict=True)) if isinstance(value, tuple) else value
+
+    def ends(self, form: str = ".2f") -> str:
+        """Its ends in brackets, after a blank; empty where there are none."""
+        if self.low is None or self.high is None or math.isnan(self.low):
+            return ""
+        return f" ({self.low:{form}} to {self.high:{form}})"
 
 
 class Skipped(Model):
@@ -187,6 +192,11 @@ def save(result: Result, folder: Path) -> Path:
     return target
 
 
+def recovered(share: float, of: str) -> str:
+    """What a mend does to a fall, in words: it may also make it worse."""
+    return f"makes it worse by {-share:.0%} of {of}" if share < 0 else f"recovers {share:.0%} of {of}"
+
+
 def refuse_other(folder: Path | None, kind: str) -> None:
     """Raise ConfigError where a folder holds a result of another kind, which would be lost."""
     if folder is None or not (folder / FILE).exists():
@@ -212,15 +222,10 @@ def load(folder: str | Path) -> Result:
     data = read(path, "run the audit again")
     if not isinstance(data, dict) or data.get("schema_version") != SCHEMA:
         found = data.get("schema_version") if isinstance(data, dict) else type(data).__name__
-        told = (
-            "was written by another version of Pfungst:"
-            if str(found).startswith("pfungst.result/")
-            else "has"
-        )
-        raise DataError(
-            f"{path} {told} schema {found!r}, not {SCHEMA!r}",
-            "run the audit again, with --overwrite to replace it",
-        )
+        ours = str(found).startswith("pfungst.result/")
+        told = "was written by another version of Pfungst:" if ours else "has"
+        remedy = "run the audit again, with --overwrite to replace it"
+        raise DataError(f"{path} {told} schema {found!r}, not {SCHEMA!r}", remedy)
     if str(data.get("kind")) not in KINDS:
         raise DataError(f"{path} has kind {data.get('kind')!r}", f"known kinds: {', '.join(KINDS)}")
     module, _, name = KINDS[data["kind"]].partition(":")

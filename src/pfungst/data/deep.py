@@ -111,7 +111,7 @@ def with_levels(sets: list[ImageSet], window: Window) -> bool:
             for i in images.items
         ]
         told = {name: _groups(header) for name, header in headers.items() if header is not None}
-        images.items = [replace(i, groups={**told.get(i.id, {}), **i.groups}) for i in images.items]
+        images.items = [replace(i, groups=told[i.id] | i.groups) if i.id in told else i for i in images.items]
     return some
 
 

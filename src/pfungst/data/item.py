@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +20,7 @@ Source = Path | bytes | Callable[[], bytes] | Callable[[], Image.Image]
 MaskSource = Path | bytes | Callable[[], bytes] | Callable[[], np.ndarray]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Item:
     """One image, its label, mask and groups.
 
@@ -38,6 +39,13 @@ class Item:
     mask: MaskSource | None = None
     split: str | None = None
     groups: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """What many items share is one object: a million of them fit into memory."""
+        for name in ("label", "split"):
+            if type(text := getattr(self, name)) is str:
+                object.__setattr__(self, name, sys.intern(text))
+        object.__setattr__(self, "groups", self.groups or _NONE)
 
     def read(self, max_pixels: int = MAX_PIXELS) -> Image.Image:
         """The decoded image, mode RGB. Raises ``Undecodable`` with the reason."""
@@ -79,12 +87,14 @@ class Item:
 def _identity(source: Source | MaskSource) -> str:
     if isinstance(source, Path):
         return file_key(source)
-    if isinstance(path := getattr(source, "path", None), Path):  # a file that is shown through a window
-        return combined(file_key(path), repr(source))
+    within = getattr(source, "path", getattr(source, "archive", None))
+    if isinstance(within, Path):  # a file that is shown through a window, or a member of an archive
+        return combined(file_key(within), repr(source))
     content = source() if callable(source) else source
     return combined(np.asarray(content) if isinstance(content, Image.Image) else content)
 
 
+_NONE: dict[str, str] = {}
 NORMAL = "good"
 """The label of normal images."""
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from pfungst.errors import ConfigError, DataError
 from pfungst.suggest import suggest
 
-from . import boxes, covid, folders, imagenet, industrial, mvtec, tables
+from . import boxes, covid, folders, imagenet, industrial, mvtec, tables, tars
 from .deep import with_levels
 from .items import ImageSet
 from .options import Options
@@ -57,6 +57,10 @@ LAYOUTS = (
     Layout(
         "CSV", "*.csv, *.tsv", _is_file(".csv", ".tsv"), lambda p, o, _: tables.open_csv(p, o), table=True
     ),
+    Layout(
+        "tar", "*.tar, NAME-{0000..0009}.tar of samples as WebDataset has them", tars.is_tar,
+        lambda p, o, _: tars.open_tars(p, o), table=True,
+    ),
     Layout("COCO", "annotations/*.json or a .json", boxes.is_coco, lambda p, o, _: boxes.open_coco(p)),
     Layout(
         "Parquet", "*.parquet", _is_file(".parquet", ".pq"),
@@ -88,6 +92,10 @@ LAYOUTS = (
     Layout(
         "folder with a CSV", "one CSV beside or above the images", tables.has_listing,
         lambda p, o, _: tables.open_csv(tables.listing(p), o, p.name), table=True,
+    ),
+    Layout(
+        "tar shards", "*.tar and no images beside them", tars.is_folder,
+        lambda p, o, _: tars.open_tars(p, o), table=True,
     ),
     Layout(
         "image folder", "CLASS/*.png, SPLIT/CLASS/*.png", Path.is_dir,
@@ -146,8 +154,7 @@ def open_images(
         root=None if root is None else Path(root),
         window=Window.parse(window) if isinstance(window, str) else window,
     )
-    if not where.exists():
-        raise DataError(f"{where} does not exist", "check the path")
+    require_there(where)
     layout = next((known for known in LAYOUTS if known.fits(where)), None)
     if layout is None:
         raise DataError(f"{where} is a file, but neither CSV nor Parquet", f"give {describe_layouts()}")
@@ -168,13 +175,21 @@ def open_images(
         if not s.items:
             raise DataError(f"{where}: {s.name} holds no images", f"give {describe_layouts()}")
         s.layout = layout.name
-        s.items = [replace(i, split=canonical_split(i.split)) for i in s.items]
+        s.items = [
+            i if (split := canonical_split(i.split)) == i.split else replace(i, split=split) for i in s.items
+        ]
     some = with_levels(sets, options.window)
     if isinstance(window, str) and options.window.given and not some:
         raise ConfigError(
             "a window does nothing here: no picture is DICOM or has more than 8 bits", "leave --window out"
         )
     return sets
+
+
+def require_there(path: Path) -> None:
+    """Raise DataError where there is nothing at a path, which may be a range of archives."""
+    if not path.exists() and not tars.is_tar(path):
+        raise DataError(f"{path} does not exist", "check the path")
 
 
 def _refuse_columns(layout: Layout, options: Options) -> None:

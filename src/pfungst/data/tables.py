@@ -122,10 +122,11 @@ def _open_paths(file: Path, table: Rows, options: Options, name: str) -> list[Im
     if not items:
         raise DataError(f"{file} lists no images", "it needs a line per image below the header")
     notes = [f"{bare} defective images have no mask; measures that need masks leave them out"] if bare else []
-    return _split_sets(name, items, [*columns.notes, *notes])
+    return split_sets(name, items, [*columns.notes, *notes])
 
 
-def _split_sets(name: str, items: Sequence[Found], notes: Sequence[str]) -> list[ImageSet]:
+def split_sets(name: str, items: Sequence[Found], notes: Sequence[str]) -> list[ImageSet]:
+    """One set for each category, or one of this name."""
     by_category: dict[str, list[Item]] = {}
     for category, item in items:
         by_category.setdefault(category, []).append(item)
@@ -169,18 +170,24 @@ class Shard:
 
 
 class RowGroups:
-    """Image columns of shards, read a row group at a time; the last few groups stay in memory.
+    """Image columns of shards, read a row group at a time; of all shards the last few groups stay in memory.
 
     Args:
-        columns: the columns to read.
         keep: how many groups to keep.
     """
 
-    def __init__(self, columns: Sequence[str], keep: int = 4) -> None:
-        self.columns = list(columns)
+    def __init__(self, keep: int = 4) -> None:
+        self.columns: dict[Path, list[str]] = {}
         self.keep = keep
         self._groups: OrderedDict[tuple[Path, int], pa.Table] = OrderedDict()
         self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"columns": self.columns, "keep": self.keep}  # other processes read for themselves
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["keep"])  # type: ignore[misc]
+        self.columns = state["columns"]
 
     def cell(self, file: Path, group: int, row: int, column: str) -> Any:
         """One value as a Python object."""
@@ -188,7 +195,7 @@ class RowGroups:
             key = (file, group)
             if key not in self._groups:
                 shard = Shard(file)
-                self._groups[key] = shard.read(group, self.columns)
+                self._groups[key] = shard.read(group, self.columns[file])
                 shard.close()
                 while len(self._groups) > self.keep:
                     self._groups.popitem(last=False)
@@ -197,7 +204,7 @@ class RowGroups:
         return table[column][row].as_py()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Cell:
     """The bytes of an image in a shard, read when called."""
 
@@ -253,6 +260,7 @@ def open_shards(files: Sequence[Path], root: Path, name: str, options: Options) 
     taken: set[str] = set()
     notes: dict[str, None] = {}
     items: list[Found] = []
+    reader = RowGroups()
     for file in files:
         shard = Shard(file)
         picture = next(
@@ -260,14 +268,14 @@ def open_shards(files: Sequence[Path], root: Path, name: str, options: Options) 
         )
         if picture is None:
             return _paths_of(files, root, name, options)
-        items += _shard_items(shard, picture, root, options, taken, notes)
+        items += _shard_items(shard, picture, root, options, taken, notes, reader)
         shard.close()
     if mask_items := [i for _, i in items if i.mask is not None]:
         empty = {i.id for i in mask_items if not i.mask()}  # type: ignore[operator,misc]
         items = [(c, replace(i, mask=None) if i.id in empty else i) for c, i in items]
     if not items:
         raise DataError(f"{root / name}: the files hold no rows", "it needs a row per image")
-    return _split_sets(name, items, list(notes))
+    return split_sets(name, items, list(notes))
 
 
 def _binary(kind: pa.DataType) -> bool:
@@ -292,7 +300,7 @@ def _paths_of(files: Sequence[Path], root: Path, name: str, options: Options) ->
     if len(sets) == 1:
         return sets
     merged: list[Found] = [(s.name, i) for s in sets for i in s.items]
-    return _split_sets(name, [("", i) for _, i in merged], [n for s in sets for n in s.notes])
+    return split_sets(name, [("", i) for _, i in merged], [n for s in sets for n in s.notes])
 
 
 def _text(value: Any) -> str:
@@ -300,7 +308,13 @@ def _text(value: Any) -> str:
 
 
 def _shard_items(
-    shard: Shard, picture: str, root: Path, options: Options, taken: set[str], notes: dict[str, None]
+    shard: Shard,
+    picture: str,
+    root: Path,
+    options: Options,
+    taken: set[str],
+    notes: dict[str, None],
+    reader: RowGroups,
 ) -> Iterator[Found]:
     """Category and item of each row of a file; ids are added to those `taken`."""
     file, fields = shard.file, shard.schema.names
@@ -308,8 +322,8 @@ def _shard_items(
     columns = Columns.find(file, fields, options, picture)
     notes |= dict.fromkeys(columns.notes)
     mask, known_as = columns.mask, columns.path
-    names = _label_names(file, shard.schema, columns.label)
-    reader = RowGroups([picture] + ([mask] if mask else []))
+    names = label_names(file, shard.schema.metadata, columns.label)
+    reader.columns[file] = [picture, mask] if mask else [picture]
     plain = [c for c in fields if c not in (picture, mask)]
     has_path = pa.types.is_struct(shard.schema.field(picture).type)
     has_path = has_path and shard.schema.field(picture).type.get_field_index("path") >= 0
@@ -345,14 +359,19 @@ def _paths(table: pa.Table, picture: str) -> list[str | None]:
     return pc.struct_field(column, "path").to_pylist()
 
 
-def _label_names(file: Path, schema: pa.Schema, label: str | None) -> list[str]:
+def label_names(file: Path, metadata: Mapping[bytes, bytes] | None, label: str | None) -> list[str]:
+    """What the numbers of a label mean, as ``labels.json`` beside a file, or Hugging Face, says.
+
+    Raises:
+        DataError: it cannot be read.
+    """
     beside = file.parent / "labels.json"
     described = file.parent / "dataset_info.json"
     try:
         if beside.is_file():
             names = json.loads(content(beside))
             return [str(n) for n in names] if isinstance(names, list) else []
-        info = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {})
+        info = json.loads((metadata or {}).get(b"huggingface", b"{}")).get("info", {})
         if not info and described.is_file():
             info = json.loads(described.read_text(encoding="utf-8"))
         return [str(n) for n in (info.get("features") or {}).get(label, {}).get("names", [])]

@@ -151,7 +151,7 @@ class Encoder(nn.Module):
         Raises:
             InputError: as :meth:`encode`.
         """
-        missing = {row for known in keys.values() for row, key in enumerate(known) if key not in store}
+        missing = {row for known in keys.values() for row in np.flatnonzero(store.find(known) < 0).tolist()}
         bad: dict[int, str] = {}
         work = Work(load, self._compute, self.eval().to, name)
         advance(max(map(len, keys.values())) - len(missing))
@@ -170,7 +170,7 @@ class Encoder(nn.Module):
                 f"({few(f'{name(row)} {condition}'.strip() for row, condition in bad.items())})",
                 "check the weights and these images",
             )
-        widths = store.widths(key for known in keys.values() for key in known)
+        widths = store.widths([key for known in keys.values() for key in known])
         if len(widths) > 1:
             raise InputError(
                 f"{self.name} gives representations of changing width ({widths})",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +95,6 @@ class Store:
         self._arrays: list[np.ndarray | Path] = []  # in memory only without a folder: open maps are limited
         self._kinds: list[tuple[int, np.dtype]] = []  # width and type of each
         self._starts: list[int] = []  # number of each one's first row, over all
-        self._rows: dict[bytes, int] = {}
         for file in [] if self.folder is None else sorted(self.folder.glob("*.parquet")):
             try:
                 table, values = read_part(file, "")
@@ -109,14 +108,31 @@ class Store:
                 self._append(table, values, file)
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self.keys().unique())
 
-    def __contains__(self, key: bytes) -> bool:
-        return key in self._rows
+    def keys(self) -> Any:
+        """The keys of all rows, an Arrow array of bytes."""
+        import pyarrow as pa
 
-    def keys(self) -> set[bytes]:
-        """The keys of all rows."""
-        return set(self._rows)
+        parts = [chunk for table in self._tables for chunk in table["key"].chunks]
+        return pa.concat_arrays(parts) if parts else pa.array([], pa.binary())
+
+    def find(self, keys: Any) -> np.ndarray:
+        """Row numbers (N,) of keys, an Arrow array or a sequence of bytes; −1 where there is none.
+
+        Arrow holds some 16 bytes a key; as Python objects in a dictionary each would take 200.
+        """
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        found = pc.index_in(pa.array(keys, pa.binary()), value_set=self.keys())
+        return found.fill_null(-1).to_numpy().astype(np.int64)
+
+    def _places(self, keys: Any) -> np.ndarray:
+        places = self.find(keys)
+        if (places < 0).any():
+            raise KeyError(f"{int((places < 0).sum())} keys are not in the store")
+        return places
 
     @property
     def parts(self) -> list[Path]:
@@ -165,9 +181,11 @@ class Store:
         finally:
             flush()
 
-    def values(self, keys: Sequence[bytes]) -> np.ndarray:
+    def values(self, keys: Any) -> np.ndarray:
         """(N, D) of N keys that are in the store."""
-        places = np.array([self._rows[k] for k in keys], np.int64)
+        return self._values(self._places(keys))
+
+    def _values(self, places: np.ndarray) -> np.ndarray:
         parts = np.searchsorted(self._starts, places, "right") - 1
         out = np.empty((len(places), self._kinds[parts[0]][0]), self._kinds[parts[0]][1])
         for part in np.unique(parts):
@@ -177,32 +195,30 @@ class Store:
             out[where] = array[places[where] - self._starts[part]]
         return out
 
-    def table(self, keys: Iterable[bytes]) -> Any:
-        """The Arrow table of N keys that are in the store, in their order."""
-        import pyarrow as pa
-
-        return pa.concat_tables(self._tables).take([self._rows[k] for k in keys])
-
-    def widths(self, keys: Iterable[bytes]) -> list[int]:
+    def widths(self, keys: Any) -> list[int]:
         """How many values the rows have, each width once."""
-        parts = np.searchsorted(self._starts, [self._rows[k] for k in keys], "right") - 1
+        parts = np.searchsorted(self._starts, self._places(keys), "right") - 1
         return sorted({self._kinds[part][0] for part in np.unique(parts)})
 
-    def merge(self, keys: list[bytes]) -> None:
+    def merge(self, keys: Any) -> None:
         """One part, ``index.parquet`` and ``features.npy``, of these rows in this order, in place of all
         others."""
+        import pyarrow as pa
+
         assert self.folder is not None
         index = self.folder / "index.parquet"  # the first of all files
-        if not (index.is_file() and self._tables[0]["key"].to_pylist() == keys):
-            table, (width,) = self.table(keys), self.widths(keys)
+        keys = pa.array(keys, pa.binary())
+        if not (index.is_file() and self._tables[0]["key"].combine_chunks().equals(keys)):
+            places = self._places(keys)
             with whole(values_file(index)) as part:
-                out = np.lib.format.open_memmap(part, "w+", self._kinds[0][1], (len(keys), width))
-                for start in range(0, len(keys), _BLOCK):
-                    out[start : start + _BLOCK] = self.values(keys[start : start + _BLOCK])
+                shape = (len(places), self._kinds[0][0])
+                out = np.lib.format.open_memmap(part, "w+", self._kinds[0][1], shape)
+                for start in range(0, len(places), _BLOCK):
+                    out[start : start + _BLOCK] = self._values(places[start : start + _BLOCK])
                 out.flush()
                 sealed = seal(part)
                 index.unlink(missing_ok=True)  # a table never stands beside the array of another one
-            _write_table(index, table, sealed)
+            _write_table(index, pa.concat_tables(self._tables).take(places), sealed)
         for file in self.parts:
             file.unlink()
 
@@ -212,4 +228,3 @@ class Store:
         self._arrays.append(values if file is None else values_file(file))
         self._kinds.append((values.shape[1], values.dtype))
         self._starts.append(start)
-        self._rows.update({key: start + row for row, key in enumerate(table["key"].to_pylist())})

@@ -8,12 +8,14 @@ import json
 import math
 import os
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from pfungst.errors import InputError
 from pfungst.files import write
 from pfungst.label.study import ADJUDICATOR, Study
+from pfungst.label.task import Item
 
 COMPONENTS_FORMAT = "pfungst.components/1"
 FINDINGS_FORMAT = "pfungst.findings/1"
@@ -21,8 +23,7 @@ LABELS_FORMAT = "pfungst.labels/1"
 
 
 def rows(study: Study) -> list[dict[str, Any]]:
-    """One row per item and person, labellers first, the adjudicator where asked; answers that are missing are
-    None."""
+    """One row per item and person, labellers first, the adjudicator where asked; None for missing answers."""
     verdicts, called = study.verdicts(), study.names()
     people = [*study.labellers, *([ADJUDICATOR] if study.progress(ADJUDICATOR).answers else [])]
     result = []
@@ -35,19 +36,20 @@ def rows(study: Study) -> list[dict[str, Any]]:
             result.append(
                 {
                     "item": item.id,
-                    "class_index": item.class_index,
-                    "class_name": item.class_name,
-                    "component": item.component,
+                    **_topic(item),
                     "person": person,
                     "answer": answer,
                     **({"name": called[item.id].get(person)} if study.task.kind == "clusters" else {}),
                     "time": progress.actions[item.id][-1].time if answer is not None else None,
                     "steps": progress.sequence(item.id),
-                    "final": verdicts[item.id].final,
-                    "decided_by": verdicts[item.id].decided_by,
+                    **asdict(verdicts[item.id]),
                 }
             )
     return result
+
+
+def _topic(item: Item) -> dict[str, Any]:
+    return {name: getattr(item, name) for name in ("class_index", "class_name", "component")}
 
 
 def to_csv(study: Study) -> bytes:
@@ -100,30 +102,20 @@ def to_json(study: Study) -> bytes:
         "items": [
             {
                 "id": item.id,
-                "class_index": item.class_index,
-                "class_name": item.class_name,
-                "component": item.component,
+                **_topic(item),
                 "answers": {name: given[item.id] for name, given in answers.items() if item.id in given},
                 **({"names": called[item.id]} if study.task.kind == "clusters" else {}),
                 "adjudicated": settled.get(item.id),
-                "final": verdicts[item.id].final,
-                "decided_by": verdicts[item.id].decided_by,
+                **asdict(verdicts[item.id]),
             }
             for item in study.task.items
         ],
-        "events": [
-            {
-                "id": e.id,
-                "person": e.person,
-                "item": e.item,
-                "sequence": e.sequence,
-                "action": e.action,
-                "answer": e.answer,
-                "time": e.time,
-            }
-            for e in study.store.since(0)
-        ],
+        "events": [asdict(event) for event in study.store.since(0)],
     }
+    return _json(content)
+
+
+def _json(content: dict[str, Any]) -> bytes:
     return (json.dumps(content, ensure_ascii=False, indent=1) + "\n").encode()
 
 
@@ -133,17 +125,14 @@ def to_components(study: Study) -> bytes:
     Raises:
         InputError: the task is about images.
     """
-    if study.task.kind != "components":
-        raise InputError(
-            f"a task about {study.task.kind} has no components file", "export CSV, JSON or Parquet"
-        )
+    _refuse(study, "components.json")
     verdicts = study.verdicts()
     spurious: dict[str, list[int]] = {}
     for item in sorted(study.task.items, key=lambda i: (i.class_index, i.component)):
         if verdicts[item.id].final == "spurious":
             spurious.setdefault(str(item.class_index), []).append(item.component)
     content = {"format": COMPONENTS_FORMAT, "model": study.task.model, "components": spurious}
-    return (json.dumps(content, ensure_ascii=False, indent=1) + "\n").encode()
+    return _json(content)
 
 
 def to_findings(study: Study) -> bytes:
@@ -152,10 +141,7 @@ def to_findings(study: Study) -> bytes:
     Raises:
         InputError: the task is not about clusters.
     """
-    if study.task.kind != "clusters":
-        raise InputError(
-            f"a task about {study.task.kind} has no findings file", "export CSV, JSON or Parquet"
-        )
+    _refuse(study, "findings.json")
     verdicts, called = study.verdicts(), study.names()
     findings = [
         {
@@ -168,7 +154,7 @@ def to_findings(study: Study) -> bytes:
         if verdicts[item.id].final is not None
     ]
     content = {"format": FINDINGS_FORMAT, "model": study.task.model, "findings": findings}
-    return (json.dumps(content, ensure_ascii=False, indent=1) + "\n").encode()
+    return _json(content)
 
 
 _OF_KIND = {"components.json": "components", "findings.json": "clusters"}
@@ -179,6 +165,12 @@ EXPORTS: dict[str, tuple[str, Callable[[Study], bytes]]] = {
     "components.json": ("application/json", to_components),
     "findings.json": ("application/json", to_findings),
 }
+
+
+def _refuse(study: Study, name: str) -> None:
+    if study.task.kind != _OF_KIND[name]:
+        what = f"a task about {study.task.kind} has no {Path(name).stem} file"
+        raise InputError(what, "export CSV, JSON or Parquet")
 
 
 def names(study: Study) -> list[str]:

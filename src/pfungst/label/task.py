@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -50,21 +50,29 @@ class ShownImage(_Strict):
     gradcam: Text | None = None
 
 
-class ComponentItem(_Strict):
-    """One neural PCA component of a class, as in Fig. 9 of "Spurious Features Everywhere".
+class _Item(_Strict):
+    """What people judge.
 
     Args:
         id: unique within the task.
-        class_index: class k; class_name: its name.
-        component: index l by falling eigenvalue, from 0.
-        images: training images of highest α_l; alpha: their α_l; confidence: their softmax probability of k.
-        npfv: the neural PCA feature visualisation, or None; npfv_confidence, npfv_gradcam: of that image.
+        class_index, class_name: the class k, or the topic of a finding.
+        component: index l by falling eigenvalue, from 0; of a finding its number in the topic.
     """
 
     id: Text
     class_index: Annotated[int, Field(ge=0)]
     class_name: Text
     component: Annotated[int, Field(ge=0)]
+
+
+class ComponentItem(_Item):
+    """One neural PCA component of a class, as in Fig. 9 of "Spurious Features Everywhere".
+
+    Args:
+        images: training images of highest α_l; alpha: their α_l; confidence: their softmax probability of k.
+        npfv: the neural PCA feature visualisation, or None; npfv_confidence, npfv_gradcam: of that image.
+    """
+
     alpha: list[Number]
     confidence: list[Confidence]
     images: Annotated[list[ShownImage], Field(min_length=1, max_length=24)]
@@ -73,57 +81,40 @@ class ComponentItem(_Strict):
     npfv_gradcam: Text | None = None
 
     @model_validator(mode="after")
-    def _lengths(self) -> ComponentItem:
-        if not len(self.alpha) == len(self.confidence) == len(self.images):
-            raise ValueError(
-                f"{len(self.images)} images but {len(self.alpha)} alpha and {len(self.confidence)} "
-                "confidence values"
-            )
+    def _lengths(self) -> Self:
+        images, alpha, sure = len(self.images), len(self.alpha), len(self.confidence)
+        if not images == alpha == sure:
+            raise ValueError(f"{images} images but {alpha} alpha and {sure} confidence values")
         return self
 
     def files(self) -> Iterator[str]:
         """All images that it names, relative to the task folder."""
-        for file in (self.npfv, self.npfv_gradcam):
-            if file is not None:
-                yield file
-        for image in self.images:
-            yield image.file
-            if image.gradcam is not None:
-                yield image.gradcam
+        return _files(self.images, self.npfv, self.npfv_gradcam)
 
 
-class ImageItem(_Strict):
+class ImageItem(_Item):
     """One image of a pool that may show only the spurious feature of a class.
 
     Args:
-        id: unique within the task; file: the image, relative to the task folder.
-        class_index: class k; class_name: its name; component: index l.
-        alpha: α_l of the image.
+        file: the image, relative to the task folder; alpha: its α_l.
         predictions: class that each model predicts, by the model's name.
         reference: images that show the component, to compare with.
     """
 
-    id: Text
     file: Text
-    class_index: Annotated[int, Field(ge=0)]
-    class_name: Text
-    component: Annotated[int, Field(ge=0)]
     alpha: Number
     predictions: dict[str, int | str] = {}
     reference: Annotated[list[Text], Field(max_length=12)] = []
 
     def files(self) -> Iterator[str]:
         """All images that it names, relative to the task folder."""
-        yield self.file
-        yield from self.reference
+        return iter([self.file, *self.reference])
 
 
-class ClusterItem(_Strict):
+class ClusterItem(_Item):
     """What discovery found that a cluster of explanations shares, with its proof.
 
     Args:
-        id: unique within the task; component: number of the finding in its topic.
-        class_index: of the topic; class_name: its name.
         what: was clustered and what was changed, in words.
         share: of the topic's images; n: how many these are.
         outcomes: what putting it elsewhere and taking it out did, a sentence each.
@@ -131,10 +122,6 @@ class ClusterItem(_Strict):
         map: picture of the mean heatmap, or None.
     """
 
-    id: Text
-    class_index: Annotated[int, Field(ge=0)]
-    class_name: Text
-    component: Annotated[int, Field(ge=0)]
     what: Text
     share: Confidence
     n: Annotated[int, Field(ge=1)]
@@ -144,47 +131,47 @@ class ClusterItem(_Strict):
 
     def files(self) -> Iterator[str]:
         """All images that it names, relative to the task folder."""
-        if self.map is not None:
-            yield self.map
-        for image in self.images:
-            yield image.file
-            if image.gradcam is not None:
-                yield image.gradcam
+        return _files(self.images, self.map)
+
+
+def _files(images: Sequence[ShownImage], *others: str | None) -> Iterator[str]:
+    named = [*others, *(file for image in images for file in (image.file, image.gradcam))]
+    return (file for file in named if file is not None)
 
 
 Item = ComponentItem | ClusterItem | ImageItem
+Judged = TypeVar("Judged", ComponentItem, ClusterItem, ImageItem)
 
 
-class _Common(_Strict):
+class _Task(_Strict, Generic[Judged]):
     format: Literal["pfungst.label-task/1"] = FORMAT
+    kind: str
     title: Text
     model: dict[str, Any] = {}
+    items: Annotated[list[Judged], Field(min_length=1)]
 
     @property
     def digest(self) -> str:
-        """What the answers belong to: the kind of question and the model, not the list of items, which may
-        grow."""
-        text = json.dumps([self.kind, self.model], sort_keys=True, ensure_ascii=False)  # type: ignore[attr-defined]
-        return digest(text)
+        """What the answers belong to: the kind of question and the model, not the items, which may grow."""
+        return digest(json.dumps([self.kind, self.model], sort_keys=True, ensure_ascii=False))
 
     @model_validator(mode="after")
-    def _unique(self) -> _Common:
+    def _unique(self) -> Self:
         seen: set[str] = set()
-        for item in self.items:  # type: ignore[attr-defined]
+        for item in self.items:
             if item.id in seen:
                 raise ValueError(f"two items have the id {item.id!r}")
             seen.add(item.id)
         return self
 
 
-class ComponentTask(_Common):
+class ComponentTask(_Task[ComponentItem]):
     """Components to be judged spurious, not spurious or unsure."""
 
     kind: Literal["components"] = "components"
-    items: Annotated[list[ComponentItem], Field(min_length=1)]
 
     @model_validator(mode="after")
-    def _once(self) -> ComponentTask:
+    def _once(self) -> Self:
         seen: set[tuple[int, int]] = set()
         for item in self.items:
             key = item.class_index, item.component
@@ -194,26 +181,20 @@ class ComponentTask(_Common):
         return self
 
 
-class ImageTask(_Common):
+class ImageTask(_Task[ImageItem]):
     """Images to be judged in, out or trash."""
 
     kind: Literal["images"] = "images"
-    items: Annotated[list[ImageItem], Field(min_length=1)]
 
 
-class ClusterTask(_Common):
+class ClusterTask(_Task[ClusterItem]):
     """Findings to be judged artefact, the object or unsure, and named."""
 
     kind: Literal["clusters"] = "clusters"
-    items: Annotated[list[ClusterItem], Field(min_length=1)]
 
 
 Task = ComponentTask | ClusterTask | ImageTask
-_KINDS: dict[Any, type[Task]] = {
-    "components": ComponentTask,
-    "clusters": ClusterTask,
-    "images": ImageTask,
-}
+_KINDS: dict[Any, type[Task]] = {"components": ComponentTask, "clusters": ClusterTask, "images": ImageTask}
 
 
 def read_task(folder: str | os.PathLike[str]) -> Task:
@@ -240,10 +221,9 @@ def read_task(folder: str | os.PathLike[str]) -> Task:
     try:
         task: Task = _KINDS[kind].model_validate(content)
     except ValidationError as error:
-        raise DataError(f"{path} is not a task: {_first_problems(error)}", remedy) from None
-    for item in task.items:
-        for file in item.files():
-            locate(folder, file)
+        wrong = (f"{'.'.join(map(str, e['loc'])) or 'task'}: {e['msg']}" for e in error.errors())
+        raise DataError(f"{path} is not a task: {few(wrong, 3, '; ')}", remedy) from None
+    _locate_all(folder, task)
     return task
 
 
@@ -260,13 +240,16 @@ def write_task(folder: str | os.PathLike[str], task: Task) -> Path:
     Raises:
         DataError: an image that the task names is absent or outside the folder.
     """
-    folder = Path(folder)
+    path = Path(folder) / FILE_NAME
+    _locate_all(path.parent, task)
+    write_json(path, task.model_dump())
+    return path
+
+
+def _locate_all(folder: Path, task: Task) -> None:
     for item in task.items:
         for file in item.files():
             locate(folder, file)
-    path = folder / FILE_NAME
-    write_json(path, task.model_dump())
-    return path
 
 
 def locate(folder: Path, file: str) -> Path:
@@ -284,13 +267,8 @@ def locate(folder: Path, file: str) -> Path:
     try:
         path = (folder / pure).resolve(strict=True)
     except OSError:
-        raise DataError(
-            f"{FILE_NAME} names {file!r}, but there is no such file in {folder}", remedy
-        ) from None
+        told = f"{FILE_NAME} names {file!r}, but there is no such file in {folder}"
+        raise DataError(told, remedy) from None
     if not path.is_relative_to(folder.resolve()) or not path.is_file():
         raise DataError(f"{FILE_NAME} names {file!r}, which is not a file inside {folder}", remedy)
     return path
-
-
-def _first_problems(error: ValidationError) -> str:
-    return few((f"{'.'.join(map(str, e['loc'])) or 'task'}: {e['msg']}" for e in error.errors()), 3, "; ")

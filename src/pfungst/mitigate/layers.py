@@ -17,6 +17,7 @@ class Layer(nn.Module, ABC):
     """A linear map of images onto images that is saved by its name and parameters."""
 
     name: ClassVar[str]
+    per_channel: ClassVar[bool] = False  # whether it is the same map of each channel
     _registry: ClassVar[dict[str, type[Layer]]] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -57,6 +58,7 @@ class GaussianBlur(Layer):
     """
 
     name = "gaussian-blur"
+    per_channel = True
 
     def __init__(self, size: int = 11, sigma: float = 2.0) -> None:
         super().__init__()
@@ -104,6 +106,7 @@ class LowPass(Layer):
     """
 
     name = "low-pass"
+    per_channel = True
 
     def __init__(self, cutoff: int) -> None:
         super().__init__()

@@ -10,9 +10,9 @@ from pfungst.audit.result import Interval
 from pfungst.datasets.digits import CORRUPTIONS
 from pfungst.papers import stand_ins
 from pfungst.papers.made import Made, Numbers, Wish, mean_of
-from pfungst.report import plots
+from pfungst.report import parts, plots, text
 from pfungst.report.anomaly_entry import entry_blocks
-from pfungst.report.page import Block, Details, Figure
+from pfungst.report.page import Block, Cell, Column, Details, Figure, Rows, Table, words
 
 _TOP = 3
 
@@ -68,28 +68,69 @@ def _table(wish: Wish, result: AnomalyResult, named: dict[str, str], measure: st
     return Numbers.of(title, ours, paper)
 
 
+def _picture(table: Numbers, axis: str) -> Figure:
+    """A row a class, a panel a detector, the paper's value beside ours."""
+    rows = [row for row in table.rows if row != "mean"]
+    known = [
+        v for c in table.cells if c.ours is not None for v in (c.ours.value, c.ours.low) if v is not None
+    ]
+    span = (min([0.0, *known]), 1.0)
+
+    def panel(name: str) -> plots.Panel:
+        cells = [table.at(row, name) for row in rows]
+        theirs = [None if c is None or c.paper is None else Interval(value=c.paper) for c in cells]
+        return plots.Panel(
+            name, {"original": [None if c is None else c.ours for c in cells], "deployed": theirs}, span=span
+        )
+
+    panels, label = [panel(name) for name in table.columns], f"{axis} by class and detector"
+    return Figure(
+        title=label,
+        picture=plots.dots(rows, panels, label),
+        narrow=plots.dots(rows, panels, label, width=344),
+        legend=[parts.key("ours", "original"), parts.key("the paper's", "deployed")],
+        caption=f"Horizontal: {axis}. Lines: 95 % intervals of ours.",
+    )
+
+
 def roc(wish: Wish) -> Made:
     """AUROC by class and detector."""
     result, folder, named = audit(wish)
-    return Made([_table(wish, result, named, "auroc")], notes=_notes(wish), audits=[folder])
+    table = _table(wish, result, named, "auroc")
+    return Made([table], [_picture(table, "AUROC")], _notes(wish), [folder])
 
 
 def top(wish: Wish) -> Made:
     """The classes of highest Clever Hans score, by detector."""
     result, folder, named = audit(wish)
     table = _table(wish, result, named, "clever_hans")
-    best: dict[str, dict[str, Interval]] = {}
+    groups = []
     for name in named:
-        mine = [c for c in table.cells if c.column == name and c.ours is not None and c.row != "mean"]
-        mine.sort(key=lambda c: -c.ours.value if c.ours else 0.0)
-        for rank, cell in enumerate(mine[:_TOP], 1):
-            assert cell.ours is not None
-            best.setdefault(f"{rank}. of {name}", {})[cell.row] = cell.ours
-    return Made(
-        [Numbers.of(f"The {_TOP} highest of each detector", best, {}), table],
-        notes=_notes(wish),
-        audits=[folder],
+        cells = [c for c in table.cells if c.column == name and c.row != "mean"]
+        ours = sorted(((c.row, c.ours) for c in cells if c.ours is not None), key=lambda of: -of[1].value)
+        theirs = sorted(
+            ((c.row, Interval(value=c.paper)) for c in cells if c.paper is not None),
+            key=lambda of: -of[1].value,
+        )
+        lines = [[Cell(by), *_ranked(found)] for by, found in (("ours", ours), ("paper", theirs)) if found]
+        groups.append(Rows(lines, name))
+    best = Table(
+        columns=[Column("", numeric=False), *(words(label) for label in ("highest", "second", "third"))],
+        groups=groups,
+        name="The three highest",
+        caption="The classes of highest Clever Hans score of each detector, among those measured here.",
     )
+    return Made([table], [best, _picture(table, "Clever Hans score")], _notes(wish), [folder])
+
+
+def _ranked(found: list[tuple[str, Interval]]) -> list[Cell]:
+    shown = [
+        Cell(
+            row, text.ratio(v.value) + f" ({text.interval(v.low, v.high, text.ratio)})" * (v.low is not None)
+        )
+        for row, v in found[:_TOP]
+    ]
+    return shown + [Cell("")] * (_TOP - len(shown))
 
 
 def examples(wish: Wish) -> Made:
@@ -136,12 +177,14 @@ def bag(wish: Wish) -> Made:
         caption="Means over the classes. Upper left is where a detector should be.",
     )
     caption = (
-        "Criterion: AUROC less half of what exceeds no exposure, the larger of Clever Hans score and share "
-        "lost in "
+        "Criterion: AUROC less half of the exposure, the larger of Clever Hans score and share lost in "
         "deployment; the highest is taken. See pfungst.measure.choice."
     )
     return Made(
-        [Numbers.of("Means over classes", ours, {}, caption=caption)], [figure], _notes(wish), [folder]
+        [Numbers.of("Means over classes", ours, {}, caption=caption, counts=["rank"])],
+        [figure],
+        _notes(wish),
+        [folder],
     )
 
 
@@ -150,6 +193,5 @@ def _notes(wish: Wish) -> list[str]:
         return []
     return [
         "The corruptions have the names and kinds of MNIST-C's; their strengths are ours, so that AUROC and "
-        "Clever Hans "
-        "score of one corruption need not agree with the paper's."
+        "Clever Hans score of one corruption need not agree with the paper's."
     ]

@@ -126,7 +126,9 @@ def retained(wish: Wish) -> Made:
     }
     paper = {} if wish.stand_in else {c: {"retained": 1.0} for c in RETAINED}
     caption = f"Retained (1): F1 above {LEAST_F1:g} on the original images."
-    return Made([Numbers.of("Categories", ours, paper, caption=caption)], audits=[folder])
+    return Made(
+        [Numbers.of("Categories", ours, paper, caption=caption, counts=["retained"])], audits=[folder]
+    )
 
 
 def frequencies(wish: Wish) -> Made:

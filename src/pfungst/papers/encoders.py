@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from pfungst.errors import ConfigError
 from pfungst.papers import stand_ins
 from pfungst.papers.made import Made, Numbers, Wish, singles
 from pfungst.report import write
-from pfungst.report.page import Block, Details
+from pfungst.report.page import Block, Cell, Details, Table
 from pfungst.report.write import build
 from pfungst.suggest import suggest
 
@@ -115,8 +116,19 @@ def audit(wish: Wish, task: str, name: str = "", **options: Any) -> tuple[Result
 
 
 def blocks_of(folder: Path, result: Result, sections: Sequence[str]) -> list[Block]:
-    """The blocks of some sections of an audit's own page."""
-    return [block for s in build(folder, result).sections if s.id in sections for block in s.blocks]
+    """The blocks of some sections of an audit's own page; what its tables link to lies below its folder."""
+    found = [block for s in build(folder, result).sections if s.id in sections for block in s.blocks]
+    return [_linked(block, f"audits/{folder.name}") if isinstance(block, Table) else block for block in found]
+
+
+def _linked(table: Table, place: str) -> Table:
+    def moved(cell: Cell) -> Cell:
+        return replace(cell, href=f"{place}/{cell.href}") if "/" in cell.href else cell
+
+    groups = [
+        replace(group, rows=[[moved(cell) for cell in row] for row in group.rows]) for group in table.groups
+    ]
+    return replace(table, groups=groups)
 
 
 def _values(result: SimilarityResult, task: str) -> dict[str, Interval]:

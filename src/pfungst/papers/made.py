@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from pydantic import Field
 from torch import Tensor
 
 from pfungst.audit.compare_models import ModelsResult
@@ -138,6 +139,7 @@ class Numbers(Model):
     columns: list[str]
     cells: list[Number]
     caption: str = ""
+    counts: list[str] = Field([])
 
     @classmethod
     def of(
@@ -147,8 +149,10 @@ class Numbers(Model):
         paper: Mapping[str, Mapping[str, float]],
         unit: Literal["ratio", "percent"] = "ratio",
         caption: str = "",
+        counts: Sequence[str] = (),
     ) -> Numbers:
-        """From rows of columns; rows and columns of ours first, then those that only the paper has."""
+        """From rows of columns; rows and columns of ours first, then those that only the paper has. `counts`
+        are columns of whole numbers."""
         rows = list(dict.fromkeys([*ours, *paper]))
         columns = list(dict.fromkeys(c for table in (ours, paper) for row in table.values() for c in row))
         cells = []
@@ -159,7 +163,15 @@ class Numbers(Model):
                     mine = None if math.isnan(mine) else Interval(value=float(mine))
                 if mine is not None or theirs is not None:
                     cells.append(Number(row=row, column=column, ours=mine, paper=theirs))
-        return cls(title=title, unit=unit, rows=rows, columns=columns, cells=cells, caption=caption)
+        return cls(
+            title=title,
+            unit=unit,
+            rows=rows,
+            columns=columns,
+            cells=cells,
+            caption=caption,
+            counts=list(counts),
+        )
 
     def at(self, row: str, column: str) -> Number | None:
         """One number, None where neither has it."""

@@ -85,11 +85,11 @@ def beside(result: ClassifierResult, votes: Path, tiny: bool = False) -> tuple[N
             rows = torch.as_tensor(scores)[:, :TOP].topk(n, dim=0).indices.T
             ids = [[mine[i].id for i in group] for group in rows.tolist()]
             found = diversity(ids, x[rows], phi[rows])
-            row = ours.setdefault(name, {})
-            row[f"identical pairs, {what}"] = float(found.identical)
-            row[f"least pixel distance, {what}"] = float(nearest_distances(x[rows].flatten(2)).mean())
-            row[f"least feature distance, {what}"] = float(nearest_distances(phi[rows]).mean())
-            words = [""] * len(rows)
+            row = ours.setdefault(f"{name}, {what}", {})
+            row["identical pairs"] = float(found.identical)
+            row["least pixel distance"] = float(nearest_distances(x[rows].flatten(2)).mean())
+            row["least feature distance"] = float(nearest_distances(phi[rows]).mean())
+            titles = [f"Component {j}" for j in range(len(rows))]
             if what == "neurons":
                 p = head.linear.logits(phi).softmax(1)[:, k].double()
                 asked += [
@@ -97,15 +97,16 @@ def beside(result: ClassifierResult, votes: Path, tiny: bool = False) -> tuple[N
                     for n_, (j, g) in enumerate(zip(ranking[k].tolist(), rows, strict=True))
                 ]
                 known = [said.get(neuron.key) for neuron in asked[-len(rows) :]]
-                words = [{True: ", spurious", False: ", not spurious", None: ""}[v] for v in known]
+                words = {True: ", spurious", False: ", not spurious", None: ""}
+                titles = [f"Neuron {j}{words[v]}" for j, v in zip(ranking[k].tolist(), known, strict=True)]
                 if None not in known:
-                    row["neurons spurious by majority"] = float(sum(map(bool, known)))
+                    row["spurious by majority"] = float(sum(map(bool, known)))
             strips = [
                 Strip(
-                    f"{what} {number}{words[number - 1]}",
+                    title,
                     [Tile(Path(mine[i].id).stem, mine[i].id, picture(x[i])) for i in group],
                 )
-                for number, group in enumerate(rows.tolist(), 1)
+                for title, group in zip(titles, rows.tolist(), strict=True)
             ]
             exhibits.append(
                 Exhibit(name=f"{name}, {what}", reason=f"{found.identical} identical pairs", strips=strips)
@@ -113,5 +114,6 @@ def beside(result: ClassifierResult, votes: Path, tiny: bool = False) -> tuple[N
     ask(votes, result.model, result.fingerprint, asked)
     caption = "The five training images of highest α of five components, and of highest w·φ of five neurons."
     gallery = Gallery(title="Top images", caption=caption, exhibits=exhibits, outlines=False)
-    note = "Distances: of each image to the nearest of the other component's five, averaged; l2."
-    return Numbers.of("How different the top images are", ours, {}, caption=note), [gallery]
+    note = "Distances: of each image to the nearest of the other component's five, averaged; ℓ2."
+    counts = ("identical pairs", "spurious by majority")
+    return Numbers.of("How different the top images are", ours, {}, caption=note, counts=counts), [gallery]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
@@ -22,6 +21,7 @@ from pfungst.files import (
     reading,
     remove_leftovers,
     stamp,
+    tar_members,
     whole,
     write_json,
 )
@@ -185,7 +185,7 @@ def index(
                     _tar(file, name, unreadable) if kind == "tar" else _parquet(file, name, column, id_column)
                 )
                 yield from (replace(place, stamp=now) for place in found)
-            except (OSError, ValueError, tarfile.TarError, pa.ArrowException, _Unusable) as error:
+            except (OSError, ValueError, DataError, pa.ArrowException, _Unusable) as error:
                 unreadable[name] = str(error).splitlines()[0]
 
     schema = pa.schema(
@@ -248,17 +248,12 @@ def _files(source: Path) -> tuple[list[Path], str]:
 
 
 def _tar(file: Path, name: str, unreadable: dict[str, str]) -> Iterator[Place]:
-    with tarfile.open(file, "r:") as tar:
-        for member in tar:
-            suffix = Path(member.name).suffix.lower()
-            if member.isfile() and suffix in PICTURES:
-                yield Place(f"{name}/{member.name}", name, member.offset_data, member.size)
-            elif member.isfile() and suffix in _UNREAD:
-                unreadable[f"{name}/{member.name}"] = _UNREAD[suffix]
-        # tarfile takes any end for the end: an archive that was cut between two members lacks its mark.
-        tar.fileobj.seek(tar.offset)
-        if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-            raise _Unusable("it is cut off or damaged: the mark of its end is missing")
+    for member, offset, size in tar_members(file):
+        suffix = Path(member).suffix.lower()
+        if suffix in PICTURES:
+            yield Place(f"{name}/{member}", name, offset, size)
+        elif suffix in _UNREAD:
+            unreadable[f"{name}/{member}"] = _UNREAD[suffix]
 
 
 def _parquet(file: Path, name: str, column: str, id_column: str | None) -> Iterator[Place]:

@@ -144,7 +144,8 @@ def search(
         )
         where = f"m0.error IS NULL AND ({votes or '0'}) >= {int(agree)}"
         # Rows with an error have no features; the others are few when models must agree.
-        found = db.execute(f"SELECT shard, row FROM m0{joins} WHERE {where} ORDER BY shard, row").fetchnumpy()
+        order = " ORDER BY shard, row" if joins else ""  # DuckDB keeps the order of files and rows
+        found = db.execute(f"SELECT shard, row FROM m0{joins} WHERE {where}{order}").fetchnumpy()
         alphas = _alphas(pool, model, component, np.asarray(found["shard"]), np.asarray(found["row"]))
         best = _best(alphas, top)
         columns = ", ".join(f"m{i}.predicted" for i in range(len(asked)))

@@ -10,21 +10,9 @@ from pfungst.audit.anomaly.result import AnomalyResult, Entry, Scored
 from pfungst.audit.result import Interval
 from pfungst.conditions import sides
 from pfungst.report import discovery, parts, plots, text
+from pfungst.report import page as ui
 from pfungst.report.anomaly_entry import entry_blocks, entry_id, provenance_blocks
 from pfungst.report.anomaly_tables import group, shown, steps, table
-from pfungst.report.page import (
-    Block,
-    Column,
-    Details,
-    Figure,
-    Page,
-    Rows,
-    Section,
-    Stat,
-    Table,
-    page_of,
-    words,
-)
 
 # Longest side of the pictures in pixels, by how many examples there are at most.
 _SIDES = ((60, 320), (150, 224))
@@ -36,11 +24,11 @@ def _pixels(result: AnomalyResult) -> str:
     return f"{height} px" if height == width else f"{height} × {width} px (height × width)"
 
 
-@page_of(AnomalyResult)
-def page(result: AnomalyResult, folder: Path) -> Page:
+@ui.page_of(AnomalyResult)
+def page(result: AnomalyResult, folder: Path) -> ui.Page:
     """The page of an anomaly audit."""
     models, categories = list(result.mean), list(dict.fromkeys(e.category for e in result.entries))
-    first: list[Section | None] = [_results(result), _provenance(result, folder)]
+    first: list[ui.Section | None] = [_results(result), _provenance(result, folder)]
     if result.verdict.level == "provenance":
         first.reverse()
     facts = [("Original", result.original), ("Deployed", result.deployed)]
@@ -53,19 +41,19 @@ def page(result: AnomalyResult, folder: Path) -> Page:
     last += [parts.method(result, [*audit, ("Detectors", text.listing(models))])]
     stats, note = _headline(result)
     sections = [*first, _categories(result, folder, categories), *last]
-    return Page.of(result, facts=facts, sections=sections, stats=stats, stats_note=note)
+    return ui.Page.of(result, facts=facts, sections=sections, stats=stats, stats_note=note)
 
 
-def _headline(result: AnomalyResult) -> tuple[list[Stat], str]:
+def _headline(result: AnomalyResult) -> tuple[list[ui.Stat], str]:
     """The figures of what the verdict is about."""
     about = result.verdict.about
     entry = next((e for e in result.entries if e.name == about.entry), None)
     model = about.entry if entry is None else entry.model
     mean, entries = result.mean[model], [e for e in result.entries if e.model == model]
-    auroc = Stat("AUROC", steps(mean, "auroc"), "Ranking of defects above good images; 0.50 is chance.")
-    f1 = Stat("F1", steps(mean, "f1"), f"Flagging every image would give {text.ratio(_trivial(entries))}.")
-    fnr = Stat("Defects missed (FNR)", steps(mean, "fnr"), "At the threshold chosen before deployment.")
-    fpr = Stat("False alarms (FPR)", steps(mean, "fpr"), "Share of the good images that are flagged.")
+    auroc = ui.Stat("AUROC", steps(mean, "auroc"), "Ranking of defects above good images; 0.50 is chance.")
+    f1 = ui.Stat("F1", steps(mean, "f1"), f"Flagging every image would give {text.ratio(_trivial(entries))}.")
+    fnr = ui.Stat("Defects missed (FNR)", steps(mean, "fnr"), "At the threshold chosen before deployment.")
+    fpr = ui.Stat("False alarms (FPR)", steps(mean, "fpr"), "Share of the good images that are flagged.")
     stats, scope = [fnr, f1, fpr, auroc], "one category"
     if len(entries) > 1:
         scope = f"mean over {len(entries)} categories"
@@ -86,10 +74,10 @@ def _trivial(entries: Sequence[Entry]) -> float:
 # --- results ---------------------------------------------------------------------------------------------
 
 
-def _results(result: AnomalyResult) -> Section:
+def _results(result: AnomalyResult) -> ui.Section:
     several = len(result.mean) > 1
     named: list[tuple[str, Scored]] = [(e.category, e) for e in result.entries]
-    blocks: list[Block] = []
+    blocks: list[ui.Block] = []
     if several:
         named = list(result.mean.items())
         blocks += [_dots(named, "detector"), _means(result)]
@@ -100,22 +88,20 @@ def _results(result: AnomalyResult) -> Section:
         found = _by_category(result, model)
         if several:
             stats = _glance(mean)
-            blocks.append(
-                Details(title=model, id=f"table-{index}", blocks=[found], note="every category", stats=stats)
-            )
+            blocks.append(ui.Details(model, [found], id=f"table-{index}", note="every category", stats=stats))
         else:
             blocks.append(found)
     lead = "The same fitted detector and the same threshold on images prepared in two ways"
     lead += ", and the mended detector on the deployed images." if result.mitigation else "."
-    return Section(id="results", title="Results", lead=lead, blocks=blocks)
+    return ui.Section("results", "Results", blocks, lead)
 
 
-def _means(result: AnomalyResult) -> Table:
+def _means(result: AnomalyResult) -> ui.Table:
     groups = [group(m, mean, href=f"table-{i}") for i, (m, mean) in enumerate(result.mean.items())]
     return table(groups, "Mean over categories", "Mean over categories. ")
 
 
-def _by_category(result: AnomalyResult, model: str) -> Table:
+def _by_category(result: AnomalyResult, model: str) -> ui.Table:
     entries = [e for e in result.entries if e.model == model]
     groups = []
     if len(entries) > 1:
@@ -128,7 +114,7 @@ def _by_category(result: AnomalyResult, model: str) -> Table:
     return table(groups, f"Results of {model} by category")
 
 
-def _dots(named: Sequence[tuple[str, Scored]], what: str) -> Figure:
+def _dots(named: Sequence[tuple[str, Scored]], what: str) -> ui.Figure:
     variants = [s.variant for s in shown(named[0][1])]
 
     def series(measure: str) -> dict[str, list[Interval | None]]:
@@ -148,7 +134,7 @@ def _dots(named: Sequence[tuple[str, Scored]], what: str) -> Figure:
     caption += ". Bars are 95 % intervals." if named[0][1].original.f1.low is not None else "."
     rows = [name for name, _ in named]
     label = f"Dot plot of F1, FNR and FPR for each {what}, with 95 % intervals"
-    return Figure(
+    return ui.Figure(
         title=f"What deployment costs, by {what}",
         picture=plots.dots(rows, panels, label),
         narrow=plots.dots(rows, panels, label, width=344),
@@ -157,7 +143,7 @@ def _dots(named: Sequence[tuple[str, Scored]], what: str) -> Figure:
     )
 
 
-def _scatter(result: AnomalyResult) -> Figure | None:
+def _scatter(result: AnomalyResult) -> ui.Figure | None:
     points: list[plots.Point] = []
     arrows: list[tuple[int, int]] = []
     for model, mean in result.mean.items():
@@ -172,7 +158,7 @@ def _scatter(result: AnomalyResult) -> Figure | None:
         return None
     label = "Scatter plot of AUROC against the Clever Hans score, one point per detector"
     axes = ("Clever Hans score  (lower is better)  →", "AUROC  →")
-    return Figure(
+    return ui.Figure(
         title="Detecting well against detecting for the right reason",
         picture=plots.scatter(points, *axes, label=label, arrows=arrows, ceiling=1),
         narrow=plots.scatter(points, *axes, label=label, arrows=arrows, width=344, ceiling=1),
@@ -182,22 +168,22 @@ def _scatter(result: AnomalyResult) -> Figure | None:
     )
 
 
-def _strongest(result: AnomalyResult) -> Table | None:
+def _strongest(result: AnomalyResult) -> ui.Table | None:
     """The three categories of each detector in which it looks away from the defects most."""
     columns = [
-        words("Category", "", lambda hans, e: e.category),
-        Column("Clever Hans score", "", lambda hans, e: text.ratio(hans)),
-        Column("AUROC", "", lambda hans, e: text.ratio(e.original.auroc.value)),
+        ui.words("Category", "", lambda hans, e: e.category),
+        ui.Column("Clever Hans score", "", lambda hans, e: text.ratio(hans)),
+        ui.Column("AUROC", "", lambda hans, e: text.ratio(e.original.auroc.value)),
     ]
     groups = []
     for model in result.mean:
         mine = [e for e in result.entries if e.model == model]
         found = [(hans.value, e) for e in mine if (hans := e.original.clever_hans) is not None]
         found.sort(key=lambda pair: -pair[0])
-        groups += [Rows.of(columns, found[:3], model)] if len(found) > 1 else []
+        groups += [ui.Rows.of(columns, found[:3], model)] if len(found) > 1 else []
     if not groups:
         return None
-    return Table(
+    return ui.Table(
         columns=columns,
         groups=groups,
         name="Highest Clever Hans scores of each detector",
@@ -206,18 +192,18 @@ def _strongest(result: AnomalyResult) -> Table | None:
     )
 
 
-def _glance(scored: Scored) -> list[Stat]:
-    return [Stat("F1", steps(scored, "f1")), Stat("FNR", steps(scored, "fnr"))]
+def _glance(scored: Scored) -> list[ui.Stat]:
+    return [ui.Stat("F1", steps(scored, "f1")), ui.Stat("FNR", steps(scored, "fnr"))]
 
 
 # --- provenance ------------------------------------------------------------------------------------------
 
 
-def _provenance(result: AnomalyResult, folder: Path) -> Section | None:
+def _provenance(result: AnomalyResult, folder: Path) -> ui.Section | None:
     found = [e for e in result.entries if e.provenance]
     if not found:
         return None
-    blocks: list[Block] = []
+    blocks: list[ui.Block] = []
     if len(found) == 1:
         # With one finding that leads the verdict, the head of the page already shows its figures.
         said = len(found[0].provenance) == 1 and result.verdict.level == "provenance"
@@ -225,32 +211,32 @@ def _provenance(result: AnomalyResult, folder: Path) -> Section | None:
     else:
         follow = [e for e in found if any(p.follows for p in e.provenance)]
         blocks += [_origin(e, folder, "follows", i < 2) for i, e in enumerate(follow)]
-        others: list[Block] = [_origin(e, folder, "does not follow") for e in found if e not in follow]
+        others: list[ui.Block] = [_origin(e, folder, "does not follow") for e in found if e not in follow]
         if follow and len(others) > 1:
             note = "score does not follow the group"
-            others = [Details(title=f"{len(others)} others", note=note, blocks=others)]
+            others = [ui.Details(f"{len(others)} others", others, note=note)]
         blocks += others
-    return Section(
-        id="provenance",
-        title="Where the images come from",
+    return ui.Section(
+        "provenance",
+        "Where the images come from",
+        blocks,
         lead="Does the score tell defects from good images, or one source of images from another?",
-        blocks=blocks,
     )
 
 
-def _origin(entry: Entry, folder: Path, does: str, opened: bool = False) -> Details:
+def _origin(entry: Entry, folder: Path, does: str, opened: bool = False) -> ui.Details:
     name, note = f"{entry.category} · {entry.model}", f"score {does} the group"
-    return Details(title=name, note=note, blocks=provenance_blocks(entry, folder), open=opened)
+    return ui.Details(name, provenance_blocks(entry, folder), note=note, open=opened)
 
 
 # --- categories ------------------------------------------------------------------------------------------
 
 
-def _categories(result: AnomalyResult, folder: Path, categories: Sequence[str]) -> Section:
+def _categories(result: AnomalyResult, folder: Path, categories: Sequence[str]) -> ui.Section:
     count = sum(len(e.examples) for e in result.entries)
     side = next((side for most, side in _SIDES if count <= most), _SMALLEST)
     worst = max(result.entries, key=lambda e: e.fall).category
-    blocks: list[Block] = []
+    blocks: list[ui.Block] = []
     links: list[tuple[str, str]] = []
     for number, category in enumerate(categories):
         entries = [e for e in result.entries if e.category == category]
@@ -262,17 +248,17 @@ def _categories(result: AnomalyResult, folder: Path, categories: Sequence[str]) 
             inside = [_entry(e, folder, side, e is hardest) for e in entries]
         opened = len(categories) <= 2 or category == worst
         stats = _glance(hardest)
-        blocks.append(Details(title=category, id=name, note=note, blocks=inside, stats=stats, open=opened))
+        blocks.append(ui.Details(category, inside, id=name, note=note, stats=stats, open=opened))
         links.append((name, category))
     lead = "Where the relevance lies, in the image and in frequency, and what is missed because of it."
     lead += f" Pictures are reduced to {side} px for this page." if max(sides(result.size)) > side else ""
-    return Section(id="categories", title="Category by category", lead=lead, blocks=blocks, links=links)
+    return ui.Section("categories", "Category by category", blocks, lead, links)
 
 
-def _entry(entry: Entry, folder: Path, side: int, opened: bool) -> Details:
+def _entry(entry: Entry, folder: Path, side: int, opened: bool) -> ui.Details:
     """One detector where a category has several."""
     blocks, stats = entry_blocks(entry, folder, side), _glance(entry)
-    return Details(title=entry.model, id=entry_id(entry), blocks=blocks, stats=stats, open=opened, level=4)
+    return ui.Details(entry.model, blocks, id=entry_id(entry), stats=stats, open=opened, level=4)
 
 
 def _kinds(entry: Entry) -> str:

@@ -16,27 +16,8 @@ from pfungst.measure.limits import P_MARK
 from pfungst.relevance import colour_limit
 from pfungst.relevance.dct import band_periods
 from pfungst.report import images, parts, plots, text
+from pfungst.report import page as ui
 from pfungst.report.anomaly_tables import COLUMNS, shown
-from pfungst.report.page import (
-    Block,
-    Cell,
-    Column,
-    Columns,
-    Details,
-    Exhibit,
-    Figure,
-    Gallery,
-    Key,
-    Outcome,
-    Prose,
-    Stat,
-    Stats,
-    Step,
-    Strip,
-    Table,
-    Tile,
-    words,
-)
 
 Arrays = dict[str, np.ndarray]
 
@@ -71,7 +52,7 @@ def _arrays(entry: Entry, folder: Path) -> Arrays:
     return dict(data)
 
 
-def entry_blocks(entry: Entry, folder: Path, side: int) -> list[Block]:
+def entry_blocks(entry: Entry, folder: Path, side: int) -> list[ui.Block]:
     """Everything about one category and one detector.
 
     Args:
@@ -80,30 +61,30 @@ def entry_blocks(entry: Entry, folder: Path, side: int) -> list[Block]:
     """
     data = _arrays(entry, folder)
     histogram = _histogram(entry, data)
-    blocks: list[Block] = [histogram]
+    blocks: list[ui.Block] = [histogram]
     if entry.exposure is not None and entry.spectrum is not None:
         spectrum = _spectrum(entry, entry.spectrum, data["image"].shape[1:3])
-        blocks = [_exposure(entry, entry.exposure), Columns(blocks=[histogram, spectrum])]
+        blocks = [_exposure(entry, entry.exposure), ui.Columns([histogram, spectrum])]
     if entry.examples:
         blocks.append(_gallery(entry, data, side))
     if entry.notes:
-        blocks.append(Prose(paragraphs=entry.notes, bullets=True))
-    blocks.append(Details(title="All numbers", blocks=[_numbers(entry)], level=4))
+        blocks.append(ui.Prose(entry.notes, bullets=True))
+    blocks.append(ui.Details("All numbers", [_numbers(entry)], level=4))
     return blocks
 
 
-def _numbers(entry: Entry) -> Table:
+def _numbers(entry: Entry) -> ui.Table:
     columns = [
         *COLUMNS,
-        Column("Balanced accuracy", "higher is better", lambda s: parts.cell(s.balanced_accuracy)),
+        ui.Column("Balanced accuracy", "higher is better", lambda s: parts.cell(s.balanced_accuracy)),
     ]
     if any(s.p_value is not None for s in entry.scores):
-        columns.append(Column("P", "permutation over images", lambda s: _p_value(s.p_value)))
+        columns.append(ui.Column("P", "permutation over images", lambda s: _p_value(s.p_value)))
     caption = (
         f"Threshold {text.number(entry.threshold)} in units of the anomaly score. Flagging every "
         f"image would give F1 {text.ratio(entry.trivial_f1)}."
     )
-    return Table.of(columns, entry.scores, f"All numbers of {entry.category}", caption)
+    return ui.Table.of(columns, entry.scores, f"All numbers of {entry.category}", caption)
 
 
 def _p_value(value: float | None) -> str:
@@ -112,28 +93,25 @@ def _p_value(value: float | None) -> str:
     return f"<{text.THIN}{P_MARK:g}" if value < P_MARK else f"{value:.3f}"
 
 
-def _exposure(entry: Entry, found: Exposure) -> Stats:
+def _exposure(entry: Entry, found: Exposure) -> ui.Stats:
+    lost = "on energy that the deployed condition removes"
     shares = [
         ("Relevance in high frequencies", "share of all relevance", found.high),
-        (
-            "Relevance lost in deployment",
-            "on energy that the deployed condition removes",
-            found.lost_in_deployment,
-        ),
+        ("Relevance lost in deployment", lost, found.lost_in_deployment),
         ("Relevance outside the defect", "mean over defective images", found.outside_mask),
     ]
-    stats = [Stat(name, [Step(of, text.percent(v))]) for name, of, v in shares if v is not None]
+    stats = [ui.Stat(name, [ui.Step(of, text.percent(v))]) for name, of, v in shares if v is not None]
     faith, name = entry.faithfulness, "Faithfulness of the explanation"
     if faith is None:
-        return Stats(stats=[*stats, Stat(name, [Step("see the notes", "–")], "Not measured.")])
+        return ui.Stats([*stats, ui.Stat(name, [ui.Step("see the notes", "–")], "Not measured.")])
     of = f"95 % interval {text.interval(faith.low, faith.high, text.ratio)}"
     beats = "Beats" if faith.beats_random else "Does not beat"
     note = f"{beats} a random order of patches, which has 0; {faith.images} images."
-    stats.append(Stat(name, [Step(of, text.ratio(faith.value))], note))
-    return Stats(stats=stats)
+    stats.append(ui.Stat(name, [ui.Step(of, text.ratio(faith.value))], note))
+    return ui.Stats(stats)
 
 
-def _histogram(entry: Entry, data: Arrays) -> Figure:
+def _histogram(entry: Entry, data: Arrays) -> ui.Figure:
     defect = data["labels"].astype(bool)
     samples = []
     for variant in (s.variant for s in shown(entry)):
@@ -143,24 +121,24 @@ def _histogram(entry: Entry, data: Arrays) -> Figure:
         title = f"{parts.label(variant)}: missed {missed} of {entry.n_defect}, "
         title += f"false alarms {alarms} of {entry.n_good}"
         samples.append(plots.Sample(title, scores, defect, limit))
-    return Figure(
+    return ui.Figure(
         title="Anomaly scores and threshold",
         picture=plots.histograms(samples, f"Histograms of anomaly scores, {entry.category}, {entry.model}"),
         legend=[
-            Key(label="defect", colour="defect", shape="bar"),
-            Key(label="good", colour="good", shape="bar"),
-            Key(label="threshold", colour="ink", shape="dashed"),
+            ui.Key("defect", "defect", "bar"),
+            ui.Key("good", "good", "bar"),
+            ui.Key("threshold", "ink", "dashed"),
         ],
         caption="Images right of the dashed line are flagged. Defects left of it are missed, good images "
         "right of it are false alarms. First seed.",
     )
 
 
-def _spectrum(entry: Entry, spectrum: Spectrum, shape: tuple[int, ...]) -> Figure:
+def _spectrum(entry: Entry, spectrum: Spectrum, shape: tuple[int, ...]) -> ui.Figure:
     lost = [b for b, kept in enumerate(spectrum.kept) if kept < plots.MOSTLY]
     over = "Mean over the defective test images. "
     caption = f"{over}No band loses more than half of its energy in deployment."
-    legend = [Key(label="original", colour="original", shape="bar")]
+    legend = [ui.Key("original", "original", "bar")]
     if lost:
         caption = (
             f"{over}{text.percent(sum(spectrum.original[b] for b in lost))} of the original detector's "
@@ -171,25 +149,25 @@ def _spectrum(entry: Entry, spectrum: Spectrum, shape: tuple[int, ...]) -> Figur
             caption += f"; {text.percent(sum(spectrum.mitigated[b] for b in lost))} after mitigation"
         caption += "."
     if spectrum.mitigated is not None:
-        legend.append(Key(label="mended", colour="mitigated", shape="bar"))
+        legend.append(ui.Key("mended", "mitigated", "bar"))
     if lost:
-        legend.append(Key(label="mostly removed", colour="wash", shape="band"))
+        legend.append(ui.Key("mostly removed", "wash", "band"))
     label = f"Share of relevance and kept energy per frequency band, {entry.category}, {entry.model}"
     waves = spectrum.edges[-1]  # as many as pixels
     height = round((waves * shape[0] / shape[1]) ** 0.5)
     periods = band_periods(tuple(spectrum.edges), height, waves // height)
     picture = plots.spectrum(periods, spectrum.original, spectrum.mitigated, spectrum.kept, label)
-    return Figure(title="Relevance by frequency", picture=picture, legend=legend, caption=caption)
+    return ui.Figure(title="Relevance by frequency", picture=picture, legend=legend, caption=caption)
 
 
 # --- examples --------------------------------------------------------------------------------------------
 
 
-def _gallery(entry: Entry, data: Arrays, side: int) -> Gallery:
+def _gallery(entry: Entry, data: Arrays, side: int) -> ui.Gallery:
     caption = "Each heatmap has its own scale: full colour at the value beside it, in units of the score."
     if entry.mended is not None:
         caption += " The mended detector should leave the surface grey and keep the defect red."
-    return Gallery(
+    return ui.Gallery(
         title="Examples",
         caption=caption,
         exhibits=[_exhibit(entry, e, data, side) for e in entry.examples],
@@ -197,34 +175,34 @@ def _gallery(entry: Entry, data: Arrays, side: int) -> Gallery:
     )
 
 
-def _exhibit(entry: Entry, example: Example, data: Arrays, side: int) -> Exhibit:
+def _exhibit(entry: Entry, example: Example, data: Arrays, side: int) -> ui.Exhibit:
     outcomes = []
     for answer in example.answers:
         limit = float(data[f"threshold_{answer.variant.key}"])
         detail = f"score {text.number(answer.score)}, threshold {text.number(limit)}"
         word, right = _WORDS[example.defect, answer.flagged], answer.flagged == example.defect
-        outcomes.append(Outcome(parts.label(answer.variant), word, right, detail))
+        outcomes.append(ui.Outcome(parts.label(answer.variant), word, right, detail))
     tags = [example.label] if example.label else []
     tags += [f"{column}: {value}" for column, value in example.groups.items()]
     strips = _strips(f"{entry.category}, {example.label}", example, data, side)
-    return Exhibit(name=example.id, reason=example.why, tags=tags, outcomes=outcomes, strips=strips)
+    return ui.Exhibit(name=example.id, reason=example.why, tags=tags, outcomes=outcomes, strips=strips)
 
 
-def _strips(what: str, example: Example, data: Arrays, side: int) -> list[Strip]:
+def _strips(what: str, example: Example, data: Arrays, side: int) -> list[ui.Strip]:
     """The image, where the relevance lies in it, and in which frequencies."""
     pictures = ("image", "image_deployed", "mask", "heat", "heat_mended", "joint")
     at = {name: data[name][example.row] for name in pictures if name in data}
     image, mask = at["image"], at.get("mask")
     path = images.outline(mask, max(1, max(mask.shape) // 75)) if mask is not None and example.defect else ""
 
-    def photo(label: str, alt: str, picture: np.ndarray, drawn: str = "") -> Tile:
+    def photo(label: str, alt: str, picture: np.ndarray, drawn: str = "") -> ui.Tile:
         src = images.data_uri(picture, side=side)
-        return Tile(label, f"{what}: {alt}", src, drawn, (image.shape[1], image.shape[0]))
+        return ui.Tile(label, f"{what}: {alt}", src, drawn, (image.shape[1], image.shape[0]))
 
-    def heats(title: str, maps: list[tuple[str, str, np.ndarray, float]]) -> Strip:
+    def heats(title: str, maps: list[tuple[str, str, np.ndarray, float]]) -> ui.Strip:
         tiles = [photo(name, alt, images.overlay(h, image, limit), path) for name, alt, h, limit in maps]
         limits = " and ".join(f"±{text.number(v)}" for v in dict.fromkeys(limit for *_, limit in maps))
-        return Strip(title, tiles, f"full colour at {limits}")
+        return ui.Strip(title, tiles, f"full colour at {limits}")
 
     tiles = [photo("original", "image as in the original condition", image)]
     tiles.append(photo("deployed", "image as in the deployed condition", at["image_deployed"]))
@@ -232,8 +210,8 @@ def _strips(what: str, example: Example, data: Arrays, side: int) -> list[Strip]
         bright = np.where(mask[..., None] > 0, image // 2 + 128, image // 3).astype(np.uint8)
         tiles.append(photo("mask", "mask of the defect, bright inside", bright, path))
     else:
-        tiles.append(Tile("mask", "", empty="no mask" if example.defect else "no defect"))
-    strips = [Strip("Image", tiles)]
+        tiles.append(ui.Tile("mask", "", empty="no mask" if example.defect else "no defect"))
+    strips = [ui.Strip("Image", tiles)]
     if "heat" not in at:
         return strips
     maps = []
@@ -252,40 +230,40 @@ def _strips(what: str, example: Example, data: Arrays, side: int) -> list[Strip]
     if example.bands:
         most = max(example.bands)
         alt = f"{what}: share of the relevance per frequency band, at most {text.percent(most)}"
-        tile = Tile("low → high", alt, images.bars(np.array(example.bands)))
-        found.append(Strip("By band", [tile], f"full height at {text.percent(most)}"))
+        tile = ui.Tile("low → high", alt, images.bars(np.array(example.bands)))
+        found.append(ui.Strip("By band", [tile], f"full height at {text.percent(most)}"))
     return found
 
 
 # --- provenance ------------------------------------------------------------------------------------------
 
 
-def provenance_blocks(entry: Entry, folder: Path, stats: bool = True) -> list[Block]:
+def provenance_blocks(entry: Entry, folder: Path, stats: bool = True) -> list[ui.Block]:
     """Scores by group, and how much of the score the group explains (left out without `stats`)."""
     data = _arrays(entry, folder)
-    blocks: list[Block] = []
+    blocks: list[ui.Block] = []
     for finding in entry.provenance:
         if stats:
-            blocks.append(Stats(stats=parts.provenance_stats(finding, "the defect")))
+            blocks.append(ui.Stats(parts.provenance_stats(finding, "the defect")))
         blocks += [_group_plot(entry, finding, data), _group_table(entry, finding)]
     return blocks
 
 
-def _group_plot(entry: Entry, finding: Provenance, data: Arrays) -> Figure:
+def _group_plot(entry: Entry, finding: Provenance, data: Arrays) -> ui.Figure:
     scores, defect = data["scores_original"].astype(float), data["labels"].astype(bool)
     sample = plots.Sample(finding.column, scores, defect, entry.threshold)
     names = data[f"group_{finding.column}"].astype(str)
     label = f"Anomaly scores by {finding.column}, {entry.category}, {entry.model}"
     follows = "follows" if finding.follows else "does not follow"
-    return Figure(
+    return ui.Figure(
         title=f"Scores by {finding.column}",
         picture=plots.groups(sample, names, label, width=980),
         narrow=plots.groups(sample, names, label, width=344),
         legend=[
-            Key(label="good", colour="good", shape="circle"),
-            Key(label="defect", colour="defect", shape="diamond"),
-            Key(label="median and quartiles", colour="ink", shape="box"),
-            Key(label="threshold", colour="ink", shape="dashed"),
+            ui.Key("good", "good", "circle"),
+            ui.Key("defect", "defect", "diamond"),
+            ui.Key("median and quartiles", "ink", "box"),
+            ui.Key("threshold", "ink", "dashed"),
         ],
         caption="Every test image of the original condition, first seed. The score "
         f"{follows} {finding.column}: it explains {text.percent(finding.eta2_group)} of the variance, "
@@ -293,16 +271,16 @@ def _group_plot(entry: Entry, finding: Provenance, data: Arrays) -> Figure:
     )
 
 
-def _group_table(entry: Entry, finding: Provenance) -> Table:
-    auroc: Callable[[Group], Cell | str] = lambda g: (
-        Cell("–", title="only one class here") if g.auroc is None else text.ratio(g.auroc)
+def _group_table(entry: Entry, finding: Provenance) -> ui.Table:
+    auroc: Callable[[Group], ui.Cell | str] = lambda g: (
+        ui.Cell("–", title="only one class here") if g.auroc is None else text.ratio(g.auroc)
     )
     columns = [
-        words(finding.column, "", lambda g: g.name),
-        Column("Good", "", lambda g: f"{g.n_good:,}"),
-        Column("Defective", "", lambda g: f"{g.n_defect:,}"),
-        Column("Mean score", "", lambda g: text.number(g.mean_score)),
-        Column("AUROC", "within", auroc),
+        ui.words(finding.column, "", lambda g: g.name),
+        ui.Column("Good", "", lambda g: f"{g.n_good:,}"),
+        ui.Column("Defective", "", lambda g: f"{g.n_defect:,}"),
+        ui.Column("Mean score", "", lambda g: text.number(g.mean_score)),
+        ui.Column("AUROC", "within", auroc),
     ]
     caption = f"Test images of {entry.category} by {finding.column}. AUROC needs good and defective ones."
-    return Table.of(columns, finding.groups, f"{entry.category} by {finding.column}", caption)
+    return ui.Table.of(columns, finding.groups, f"{entry.category} by {finding.column}", caption)

@@ -8,26 +8,8 @@ from pathlib import Path
 from pfungst.audit.classifier.result import ClassEntry, ClassifierResult, Scores
 from pfungst.audit.result import Interval
 from pfungst.report import discovery, parts, plots, text
+from pfungst.report import page as ui
 from pfungst.report.classifier_gallery import Budget, class_id, class_note, component_gallery
-from pfungst.report.page import (
-    Block,
-    Cell,
-    Column,
-    Details,
-    Facts,
-    Figure,
-    Finder,
-    Lazy,
-    Page,
-    Prose,
-    Rows,
-    Section,
-    Stat,
-    Step,
-    Table,
-    page_of,
-    words,
-)
 
 _LINKED = 24  # classes named in the table of contents
 _SEARCHED = 8  # classes up to which no search box is needed
@@ -43,21 +25,19 @@ _CHOSEN = {
 }
 
 
-@page_of(ClassifierResult)
-def page(result: ClassifierResult, folder: Path) -> Page:
+@ui.page_of(ClassifierResult)
+def page(result: ClassifierResult, folder: Path) -> ui.Page:
     """The page of a classifier audit."""
-    fixed = sum(len(e.fixed or e.transferred) for e in result.entries)
-    return Page.of(
+    count = sum(len(e.fixed or e.transferred) for e in result.entries)
+    off = f"{text.plural(count, 'component')}{_CHOSEN[result.chosen_by]}" if count else "nothing"
+    return ui.Page.of(
         result,
         facts=[
             ("Model", result.model),
             ("Classes audited", f"{len(result.entries):,} of {result.n_classes:,}"),
             ("Components shown", f"{sum(len(e.components) for e in result.entries):,}"),
             ("Validation images", f"{result.n_validation:,}"),
-            (
-                "Switched off",
-                f"{text.plural(fixed, 'component')}{_CHOSEN[result.chosen_by]}" if fixed else "nothing",
-            ),
+            ("Switched off", off),
         ],
         sections=[
             _conditions(result),
@@ -75,56 +55,49 @@ def page(result: ClassifierResult, folder: Path) -> Page:
 # --- head ------------------------------------------------------------------------------------------------
 
 
-def _steps(before: float, after: float | None, write: Callable[[float], str] = text.percent) -> list[Step]:
-    steps = [Step("as it is", write(before), "original")]
-    return steps if after is None else [*steps, Step("with SpuFix", write(after), "mitigated")]
+def _steps(before: float, after: float | None = None, write: text.Writer = text.percent) -> list[ui.Step]:
+    steps = [ui.Step("as it is", write(before), "original")]
+    return steps if after is None else [*steps, ui.Step("with SpuFix", write(after), "mitigated")]
 
 
-def _headline(result: ClassifierResult) -> list[Stat]:
-    first = result.under()
-    second = result.under(mitigated=True) if result.chosen_by != "nothing" else None
+def _headline(result: ClassifierResult) -> list[ui.Stat]:
     stats = []
-    if first.triggered is not None and first.mauc is not None:
-        note = "Images that show only the feature, mean over classes."
-        after = second.triggered if second else None
-        stats.append(Stat("Taken for the class", _steps(first.triggered, after), note))
-        after = second.mauc.value if second and second.mauc else None
-        note = "1 is no reliance; 0.50 is chance."
-        stats.append(Stat("Spurious score (mAUC)", _steps(first.mauc.value, after, text.ratio), note))
-    after = second.accuracy.value if second else None
-    stats.append(Stat("Accuracy", _steps(first.accuracy.value, after, _fine), "On the validation images."))
-    condition = result.verdict.about.condition
-    if condition:
-        after = result.under(condition, mitigated=True).accuracy.value if second else None
-        value = result.under(condition).accuracy.value
-        stats.append(Stat(f"Accuracy under {condition}", _steps(value, after, _fine), "On the same images."))
+
+    def stat(name: str, note: str, of: Callable[[Scores], float | None], write: text.Writer, at: str) -> None:
+        """A value as the model is and, where something was switched off, with SpuFix."""
+        before, after = (of(result.under(at, mitigated)) for mitigated in (False, True))
+        if before is not None:
+            mended = None if result.chosen_by == "nothing" else after
+            stats.append(ui.Stat(name, _steps(before, mended, write), note))
+
+    only = "Images that show only the feature, mean over classes."
+    stat("Taken for the class", only, lambda s: s.triggered, text.percent, "original")
+    mauc: Callable[[Scores], float | None] = lambda s: s.mauc.value if s.mauc else None
+    stat("Spurious score (mAUC)", "1 is no reliance; 0.50 is chance.", mauc, text.ratio, "original")
+    stat("Accuracy", "On the validation images.", lambda s: s.accuracy.value, _fine, "original")
+    if at := result.verdict.about.condition:
+        stat(f"Accuracy under {at}", "On the same images.", lambda s: s.accuracy.value, _fine, at)
     judged = any(e.judged is not None for e in result.entries)
     counts = [len(e.judged if e.judged is not None else e.proven) for e in result.entries]
     suspects, classes = sum(counts), sum(map(bool, counts))
     note = f"In {text.plural(classes, 'class', 'classes')}."
     shown = sum(len(e.components) for e in result.entries)
     title = "Components judged spurious" if judged else "Components proven spurious"
-    stats.append(Stat(title, [Step(f"of {shown:,} shown", f"{suspects:,}")], note))
+    stats.append(ui.Stat(title, [ui.Step(f"of {shown:,} shown", f"{suspects:,}")], note))
     return stats
 
 
 def _headline_note(result: ClassifierResult) -> str:
     first, second = result.under(), result.under(mitigated=True)
     if first.mauc is None:
-        return (
-            "No images with only a spurious feature were given (--spurious), so what triggers a class is not "
-            "measured."
-        )
+        why = "No images with only a spurious feature were given (--spurious), so what triggers a class is "
+        return f"{why}not measured."
     values = {"mAUC": first.mauc, "with SpuFix": second.mauc, "gain": result.mauc_gain}
-    words = [
-        f"{name} {text.ratio(value.value)} ({text.interval(value.low, value.high, text.ratio)})"
-        for name, value in values.items()
-        if value is not None
-    ]
+    told = [f"{name} {text.between(value)}" for name, value in values.items() if value is not None]
     if first.published_map is not None and second.published_map is not None:
         change = f"{text.ratio(first.published_map)} → {text.ratio(second.published_map)}"
-        words.append(f"published mAP (average precision) {change}")
-    return f"{'; '.join(words)}. 95 % intervals."
+        told.append(f"published mAP (average precision) {change}")
+    return f"{'; '.join(told)}. 95 % intervals."
 
 
 def _fine(value: float) -> str:
@@ -134,43 +107,41 @@ def _fine(value: float) -> str:
 # --- conditions ------------------------------------------------------------------------------------------
 
 
-def _conditions(result: ClassifierResult) -> Section | None:
+def _conditions(result: ClassifierResult) -> ui.Section | None:
     """What each condition costs, and which class takes over; None with the original condition only."""
     if len(result.conditions) < 2:
         return None
     groups = [
-        Rows([_condition_row(s, result) for s in result.scores if s.variant.condition == name])
+        ui.Rows([_condition_row(s, result) for s in result.scores if s.variant.condition == name])
         for name in result.conditions
     ]
-    columns = [words("Condition"), Column("Accuracy"), Column("Fall", "on the same images")]
-    columns += [words("Gains most"), Column("Taken for it", "before → after")]
-    columns += [Column("Its probability", "median, times")]
-    table = Table(
+    columns = [ui.words("Condition"), ui.Column("Accuracy"), ui.Column("Fall", "on the same images")]
+    columns += [ui.words("Gains most"), ui.Column("Taken for it", "before → after")]
+    columns += [ui.Column("Its probability", "median, times")]
+    table = ui.Table(
         columns=columns,
         groups=groups,
         name="Accuracy by condition",
         caption="Small figures are 95 % intervals; of the fall Newcombe's for paired shares.",
     )
-    facts = Facts(title="Conditions", facts=list(result.conditions.items()))
+    facts = ui.Facts(title="Conditions", facts=list(result.conditions.items()))
     lead = "The validation images as the model's images are prepared, and with each condition added."
-    return Section(
-        id="conditions", title="Other conditions", lead=lead, blocks=[_condition_plot(result), table, facts]
-    )
+    return ui.Section("conditions", "Other conditions", [_condition_plot(result), table, facts], lead)
 
 
-def _condition_row(scores: Scores, result: ClassifierResult) -> list[Cell]:
+def _condition_row(scores: Scores, result: ClassifierResult) -> list[ui.Cell]:
     variant, colour = scores.variant, parts.tone(scores.variant)
-    name = Cell("with SpuFix", tone=colour) if variant.mitigated else Cell(variant.condition)
+    name = ui.Cell("with SpuFix", tone=colour) if variant.mitigated else ui.Cell(variant.condition)
     cells = [name, parts.cell(scores.accuracy, text.percent, tone=colour)]
     cells.append(parts.cell(scores.fall, text.percent, tone=colour, missing="the condition compared with"))
     if not scores.gains:
-        return [*cells, Cell("–", title="no class gains"), Cell("–"), Cell("–")]
+        return [*cells, ui.Cell("–", title="no class gains"), ui.Cell("–"), ui.Cell("–")]
     gain = scores.gains[0]
     shares = " → ".join(text.percent(n / result.n_validation) for n in gain.predicted)
-    return [*cells, Cell(gain.name), Cell(shares), Cell(f"× {text.number(gain.times)}")]
+    return [*cells, ui.Cell(gain.name), ui.Cell(shares), ui.Cell(f"× {text.number(gain.times)}")]
 
 
-def _condition_plot(result: ClassifierResult) -> Figure:
+def _condition_plot(result: ClassifierResult) -> ui.Figure:
     first, *others = [result.under(name).accuracy for name in result.conditions]
     shown: dict[str, list[Interval | None]] = {
         "original": [first, *[None] * len(others)],
@@ -184,7 +155,7 @@ def _condition_plot(result: ClassifierResult) -> Figure:
     panels = [plots.Panel("Accuracy", shown, percent=True)]
     label = "Dot plot of accuracy under each condition, with 95 % intervals"
     rows = [text.shorten(name) for name in result.conditions]
-    return Figure(
+    return ui.Figure(
         title="What each condition costs",
         picture=plots.dots(rows, panels, label),
         narrow=plots.dots(rows, panels, label, width=344),
@@ -200,40 +171,41 @@ def _ordered(result: ClassifierResult) -> list[ClassEntry]:
     return sorted(result.entries, key=lambda e: e.seriousness, reverse=True)
 
 
-def _classes(result: ClassifierResult) -> Section:
+def _classes(result: ClassifierResult) -> ui.Section:
     scored = any(e.under().spurious for e in result.entries)
-    columns = [words("Class"), Column("Carried elsewhere", "strongest component")]
-    columns.append(Column("Accuracy", "validation"))
-    columns += [Column("Accuracy", f"under {name}") for name in list(result.conditions)[1:]]
+    columns = [ui.words("Class"), ui.Column("Carried elsewhere", "strongest component")]
+    columns.append(ui.Column("Accuracy", "validation"))
+    columns += [ui.Column("Accuracy", f"under {name}") for name in list(result.conditions)[1:]]
     caption = (
         "Proven spurious first. Small figures are 95 % intervals. Carried elsewhere: share of the class that "
         "what the component reads off the object takes into images of other classes."
     )
     if scored:
-        columns.append(Column("Taken for the class", "spurious images"))
-        columns.append(Column("AUC", "higher is better"))
-        columns.append(Column("Average precision", "published score"))
+        columns += [ui.Column("Taken for the class", "spurious images")]
+        columns += [ui.Column("AUC", "higher is better"), ui.Column("Average precision", "published score")]
         caption = (
             "Worst first. Small figures are 95 % intervals. A class without images that show only its "
             "feature has no spurious score."
         )
     order = _ordered(result)
-    groups = [Rows(_class_rows(e, list(result.conditions), scored)) for e in order]
-    blocks: list[Block] = [Table(columns=columns, groups=groups, name="Results by class", caption=caption)]
-    if len(order) > _SEARCHED:
-        finder = Finder(label="Find a class", target="#classes tbody", count=len(order), noun="classes")
-        blocks.insert(0, finder)
-    lead = (
-        "What the model gets right, and what its classes take for themselves that only shows their spurious "
-        "feature."
-    )
-    return Section(id="classes", title="Class by class", lead=lead, blocks=blocks)
+    groups = [ui.Rows(_class_rows(e, list(result.conditions), scored)) for e in order]
+    table = ui.Table(columns=columns, groups=groups, name="Results by class", caption=caption)
+    lead = "What the model gets right, and what its classes take for themselves that only shows their "
+    blocks = [*_finder(order, "#classes tbody"), table]
+    return ui.Section("classes", "Class by class", blocks, f"{lead}spurious feature.")
 
 
-def _class_rows(entry: ClassEntry, conditions: list[str], scored: bool) -> list[list[Cell]]:
+def _finder(entries: list[ClassEntry], target: str, flag: str = "") -> list[ui.Block]:
+    """A search box where there are many classes."""
+    if len(entries) <= _SEARCHED:
+        return []
+    return [ui.Finder(label="Find a class", target=target, count=len(entries), noun="classes", flag=flag)]
+
+
+def _class_rows(entry: ClassEntry, conditions: list[str], scored: bool) -> list[list[ui.Cell]]:
     """A class as it is and, where that changed anything, with SpuFix; a column per condition."""
 
-    def measured(mitigated: bool) -> list[Cell]:
+    def measured(mitigated: bool) -> list[ui.Cell]:
         scores = entry.under(mitigated=mitigated)
         spurious, tone = scores.spurious, parts.tone(scores.variant) if mitigated else ""
         accuracies = [entry.under(name, mitigated).accuracy for name in conditions]
@@ -243,10 +215,10 @@ def _class_rows(entry: ClassEntry, conditions: list[str], scored: bool) -> list[
             triggered, auc = (spurious.triggered, spurious.auc) if spurious else (None, None)
             cells.append(parts.cell(triggered, text.percent, tone=tone, missing=none))
             cells.append(parts.cell(auc, tone=tone, missing=none))
-            cells.append(Cell(text.ratio(spurious.average_precision) if spurious else "–"))
+            cells.append(ui.Cell(text.ratio(spurious.average_precision) if spurious else "–"))
         return cells
 
-    name = Cell(entry.name, class_note(entry, short=True), href=class_id(entry))
+    name = ui.Cell(entry.name, class_note(entry, short=True), href=class_id(entry))
     tested = [c.tested for c in entry.components if c.tested is not None]
     first = max((t.sufficiency[0] for t in tested), key=lambda i: i.low or 0.0, default=None)
     rows = [[name, parts.cell(first, text.percent, missing="not tested"), *measured(False)]]
@@ -255,35 +227,24 @@ def _class_rows(entry: ClassEntry, conditions: list[str], scored: bool) -> list[
         off = f"component{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))} switched off"
         off += " (numbers of the model that they come from)" if entry.transferred else ""
         note = off if entry.mended else "components of other classes switched off"
-        rows.append([Cell("with SpuFix", note, tone="mitigated"), Cell(""), *measured(True)])
+        rows.append([ui.Cell("with SpuFix", note, tone="mitigated"), ui.Cell(""), *measured(True)])
     return rows
 
 
 # --- components ------------------------------------------------------------------------------------------
 
 
-def _components(result: ClassifierResult, folder: Path) -> Section:
+def _components(result: ClassifierResult, folder: Path) -> ui.Section:
     budget = Budget.of(len(result.entries))
     order = _ordered(result)
-    blocks: list[Block] = [Prose(paragraphs=[result.npfv_note])] if result.npfv_note else []
-    if len(order) > _SEARCHED:
-        blocks.append(
-            Finder(
-                label="Find a class",
-                target="#components > details",
-                count=len(order),
-                noun="classes",
-                flag="with spurious components only",
-            )
-        )
+    blocks: list[ui.Block] = [ui.Prose([result.npfv_note])] if result.npfv_note else []
+    blocks += _finder(order, "#components > details", "with spurious components only")
     lazy = len(order) > _PLAIN
     blocks += [_class_details(e, folder, budget, lazy, first=e is order[0]) for e in order]
     lead = (
         "What each class was found to depend on, tested by intervention; nobody has looked at it. Each row "
-        "shows "
-        "how α, what the component adds to the logit of the class, is spread over the class's training "
-        "images, "
-        "and the images where it is highest, below them with the region outlined that it comes from."
+        "shows how α, what the component adds to the logit of the class, is spread over the class's training "
+        "images, and the images where it is highest, below them with the region outlined that it comes from."
     )
     if result.faithfulness is not None:
         found = result.faithfulness
@@ -295,29 +256,25 @@ def _components(result: ClassifierResult, folder: Path) -> Section:
             "in label-task.json, for pfungst label."
         )
     links = [(class_id(e), e.name) for e in order] if len(order) <= _LINKED else []
-    return Section(id="components", title="Components", lead=lead, blocks=blocks, links=links)
+    return ui.Section("components", "Components", blocks, lead, links)
 
 
-def _class_details(entry: ClassEntry, folder: Path, budget: Budget, lazy: bool, first: bool) -> Details:
-    inside: list[Block] = [component_gallery(entry, folder, budget)]
+def _class_details(entry: ClassEntry, folder: Path, budget: Budget, lazy: bool, first: bool) -> ui.Details:
+    inside: list[ui.Block] = [component_gallery(entry, folder, budget)]
     if entry.notes:
-        inside.append(Prose(paragraphs=entry.notes, bullets=True))
-    stats = [
-        Stat(
-            "proven spurious",
-            [Step(f"of {text.plural(len(entry.components), 'component')}", f"{len(entry.proven)}")],
-        )
-    ]
+        inside.append(ui.Prose(entry.notes, bullets=True))
+    count = ui.Step(f"of {text.plural(len(entry.components), 'component')}", f"{len(entry.proven)}")
+    stats = [ui.Stat("proven spurious", [count])]
     before, after = entry.under().spurious, entry.under(mitigated=True).spurious
     if before is not None:
         value = after.triggered.value if entry.mended and after else None
-        stats.insert(0, Stat("taken for the class", _steps(before.triggered.value, value)))
-    return Details(
-        title=entry.name,
+        stats.insert(0, ui.Stat("taken for the class", _steps(before.triggered.value, value)))
+    return ui.Details(
+        entry.name,
+        [ui.Lazy(inside)] if lazy else inside,
         id=class_id(entry),
         note=class_note(entry),
         stats=stats,
-        blocks=[Lazy(blocks=inside)] if lazy else inside,
         open=first and not lazy,
     )
 
@@ -325,7 +282,7 @@ def _class_details(entry: ClassEntry, folder: Path, budget: Budget, lazy: bool, 
 # --- end -------------------------------------------------------------------------------------------------
 
 
-def _method(result: ClassifierResult) -> Section:
+def _method(result: ClassifierResult) -> ui.Section:
     facts = [("Weights", result.weights), ("Classes", result.named_by)]
     facts.append(("Head", f"{result.layer}, {result.fingerprint.get('features', '?')} features"))
     if result.chosen_by != "nothing":
@@ -339,7 +296,7 @@ def _method(result: ClassifierResult) -> Section:
     return parts.method(
         result,
         facts,
-        beside=[Facts(title="Images", facts=text.flatten(result.preprocessing))],
+        beside=[ui.Facts(title="Images", facts=text.flatten(result.preprocessing))],
         heading="Value",
         caption="pfungst check compares them with limits; of classes or conditions they are the worst.",
     )

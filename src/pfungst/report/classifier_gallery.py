@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from pfungst.audit.classifier.result import ClassEntry, Component, Shown, Tested
-from pfungst.audit.result import Interval
-from pfungst.errors import DataError
-from pfungst.files import open_picture
+from pfungst.audit.classifier.result import ClassEntry, Component, Shown
 from pfungst.report import images, text
 from pfungst.report.page import Exhibit, Gallery, Strip, Tile
+
+_SAID = {"spurious": "Spurious", "core": "The class itself", "unclear": "Not proven"}
 
 
 @dataclass(frozen=True)
@@ -88,32 +86,23 @@ def _exhibit(entry: ClassEntry, component: Component, folder: Path, budget: Budg
     tiles = []
     for number, image in enumerate(shown, 1):
         label = f"α {text.number(image.alpha)} · p {text.ratio(image.confidence)}"
-        tiles.append(
-            _tile(folder, image.file, label, f"{what}: training image {number} of highest α", budget)
-        )
+        alt = f"{what}: training image {number}"
+        tiles.append(_tile(folder, image.file, label, f"{alt} of highest α", budget))
         if image.region is not None:
-            alt = f"{what}: training image {number} with the region outlined that α comes from"
+            alt += " with the region outlined that α comes from"
             tiles.append(_tile(folder, image.region, image.id.rsplit("/", 1)[-1], alt, budget))
     explained = len(tiles) == 2 * len(shown)
     title = "Training images of highest α" + ", below with the region that it comes from" * explained
     strips.append(Strip(title, tiles, pairs=explained))
     found = component.tested
-    tags = [
-        "not tested"
-        if found is None
-        else "suspect"
-        if found.suspect and not component.spurious
-        else str(found.word)
-    ]
+    tags = ["not tested" if found is None else str(found.word)]
+    if component.suspect and not component.spurious:
+        tags = ["suspect"]
     tags += ["switched off"] * (component.component in entry.fixed)
     if entry.judged is not None:
         tags.append("judged spurious" if component.component in entry.judged else "not judged spurious")
-    return Exhibit(
-        name=f"Component {component.component}",
-        reason=_reason(component),
-        tags=tags,
-        strips=strips,
-    )
+    name = f"Component {component.component}"
+    return Exhibit(name=name, reason=_reason(component), tags=tags, strips=strips)
 
 
 def _reason(component: Component) -> str:
@@ -125,27 +114,17 @@ def _reason(component: Component) -> str:
     found = component.tested
     if found is None:
         return f"{'; '.join(words)}. Too few images for interventions."
-    models = f" ({text.plural(len(found.necessity) - 1, 'other model')}: {_falls(found.necessity[1:])})"
-    need, carry = found.necessity[0], found.sufficiency[0]
+    need, *others = found.necessity
+    models = ""
+    if others:
+        falls = ", ".join(text.number(i.value) for i in others)
+        models = f" ({text.plural(len(others), 'other model')}: {falls})"
     what, put = ("region", "pasted elsewhere") if found.how == "region" else ("look", "given to other images")
     return (
-        f"{'; '.join(words)}. {_word(found)}: {found.reason}. In {found.images} {found.on} images: without "
-        f"the {what} {_between(need, text.number)} nats of evidence are "
-        f"lost{models if len(found.necessity) > 1 else ''}; {put} it carries "
-        f"{_between(carry, text.percent)} of the class."
+        f"{'; '.join(words)}. {_SAID[found.word]}: {found.reason}. In {found.images} {found.on} images: "
+        f"without the {what} {text.between(need, text.number)} nats of evidence are lost{models}; {put} it "
+        f"carries {text.between(found.sufficiency[0], text.percent)} of the class."
     )
-
-
-def _word(found: Tested) -> str:
-    return {"spurious": "Spurious", "core": "The class itself", "unclear": "Not proven"}[found.word]
-
-
-def _falls(found: list[Interval]) -> str:
-    return ", ".join(text.number(i.value) for i in found)
-
-
-def _between(value: Interval, write: Callable[[float], str]) -> str:
-    return f"{write(value.value)} ({text.interval(value.low, value.high, write)})"
 
 
 def _visual(entry: ClassEntry, component: Component, visual: Shown, folder: Path, budget: Budget) -> Strip:
@@ -164,11 +143,4 @@ def _spread(entry: ClassEntry, component: Component) -> Strip:
 
 
 def _tile(folder: Path, file: str, label: str, alt: str, budget: Budget) -> Tile:
-    path = folder / file
-    try:
-        with open_picture(path) as picture:
-            pixels = np.asarray(picture.convert("RGB"))
-    except (OSError, SyntaxError, ValueError) as error:
-        raise DataError(f"{path} cannot be read: {error}", "run the audit again") from None
-    src = images.data_uri(pixels, side=budget.side, quality=budget.quality)
-    return Tile(label, alt, src, size=(pixels.shape[1], pixels.shape[0]))
+    return images.file_tile(folder / file, label, alt, "run the audit again", budget.side, budget.quality)

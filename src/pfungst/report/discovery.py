@@ -16,49 +16,29 @@ from pfungst.audit.findings.result import (
     Proved,
     Told,
 )
-from pfungst.errors import DataError
-from pfungst.files import open_picture, read
+from pfungst.files import read
 from pfungst.measure.limits import FALL
+from pfungst.report import page as ui
 from pfungst.report import parts, text
-from pfungst.report.images import data_uri, outline, overlay, ramp
+from pfungst.report.images import data_uri, file_tile, outline, overlay, ramp
 from pfungst.report.maps import Map, panel
-from pfungst.report.page import (
-    Block,
-    Cell,
-    Column,
-    Details,
-    Exhibit,
-    Facts,
-    Gallery,
-    Outcome,
-    Page,
-    Prose,
-    Rows,
-    Section,
-    Stat,
-    Step,
-    Strip,
-    Table,
-    Tile,
-    page_of,
-    words,
-)
 
 _WORDS = {"found": "found", "object": "may be the object", "unproved": "not proved"}
 _CERTAIN = 0.05  # corrected p up to which a column is named beside a cluster
 _SIDE = 176
+_REMEDY = "run the discovery again"
 _PLANE = (
     "One point an image: the first two principal components of what was clustered. Clusters are found in up "
     "to 30, so that they may overlap here."
 )
 
 
-@page_of(DiscoveryResult)
-def page(result: DiscoveryResult, folder: Path) -> Page:
+@ui.page_of(DiscoveryResult)
+def page(result: DiscoveryResult, folder: Path) -> ui.Page:
     """The page of a discovery."""
     found = result.discovered
     pairs, sources = found.found(), found.sources()
-    return Page.of(
+    return ui.Page.of(
         result,
         facts=[
             ("Model", result.model),
@@ -68,11 +48,11 @@ def page(result: DiscoveryResult, folder: Path) -> Page:
             ("Witnesses", text.listing(result.witnesses) or "none"),
         ],
         sections=[
-            Section(
-                id="found",
-                title="What was found, and what to do",
+            ui.Section(
+                "found",
+                "What was found, and what to do",
+                _found(found, folder, result.next_command),
                 lead="Clusters of explanations that decide without being the object, the strongest first.",
-                blocks=_found(found, folder, result.next_command),
             ),
             _tried(found),
             _classes(found, folder),
@@ -80,9 +60,9 @@ def page(result: DiscoveryResult, folder: Path) -> Page:
             _method(result),
         ],
         stats=[
-            Stat(
+            ui.Stat(
                 "Findings",
-                [Step("survived proof", str(len(pairs) + len(sources)))],
+                [ui.Step("survived proof", str(len(pairs) + len(sources)))],
                 f"Of {found.tried} tried.",
             ),
             *(_first(*pairs[0]) if pairs else _source(*sources[0]) if sources else []),
@@ -90,23 +70,20 @@ def page(result: DiscoveryResult, folder: Path) -> Page:
     )
 
 
-def section(found: Discovered | None, folder: Path) -> Section | None:
+def section(found: Discovered | None, folder: Path) -> ui.Section | None:
     """Discovery as a section of an audit's page: what was found, how sure, what to do; None where it was not
     asked for."""
     if found is None:
         return None
-    told = Prose(paragraphs=found.sentences)
-    rest = Details(
-        title="Everything that was tried",
+    told = ui.Prose(found.sentences)
+    rest = ui.Details(
+        "Everything that was tried",
+        [*_tried(found).blocks],
         id="discovery-tried",
         note=f"{found.tried} clusters and columns",
-        blocks=[*_tried(found).blocks],
     )
-    return Section(
-        id="discovery",
-        title="What nobody named",
-        lead=f"{found.headline}.",
-        blocks=[told, *_found(found, folder, ""), rest],
+    return ui.Section(
+        "discovery", "What nobody named", [told, *_found(found, folder, ""), rest], lead=f"{found.headline}."
     )
 
 
@@ -117,42 +94,48 @@ _SAID = {  # evidence: what is turned, what is left
 }
 
 
-def _first(entry: DiscoveryEntry, f: Proved) -> list[Stat]:
+def _first(entry: DiscoveryEntry, f: Proved) -> list[ui.Stat]:
     taken = [
-        Step("controls", text.percent(f.flips[1])),
-        Step("with it", text.percent(f.flips[0]), "deployed"),
+        ui.Step("controls", text.percent(f.flips[1])),
+        ui.Step("with it", text.percent(f.flips[0]), "deployed"),
     ]
     before = [
-        Step("as they are", text.percent(f.accuracy[0])),
-        Step("without it", text.percent(f.accuracy[1]), "deployed"),
+        ui.Step("as they are", text.percent(f.accuracy[0])),
+        ui.Step("without it", text.percent(f.accuracy[1]), "deployed"),
     ]
     turned, left = _SAID[entry.what]
     name = f"{turned} {entry.name}" if entry.what != "class" else f"taken for {entry.name}"
     return [
-        Stat(f"Other images {name}", taken, "Images that it was put into."),
-        Stat(f"Images {left}", before, "Images of the cluster that it was taken out of."),
+        ui.Stat(f"Other images {name}", taken, "Images that it was put into."),
+        ui.Stat(f"Images {left}", before, "Images of the cluster that it was taken out of."),
     ]
 
 
-def _source(entry: DiscoveryEntry, t: Told) -> list[Stat]:
-    over = [Step("all images", text.ratio(t.pooled)), Step("same value", text.ratio(t.within), "deployed")]
-    among = [Step("elsewhere", text.percent(t.outside)), Step(t.value, text.percent(t.inside), "deployed")]
+def _source(entry: DiscoveryEntry, t: Told) -> list[ui.Stat]:
+    over = [
+        ui.Step("all images", text.ratio(t.pooled)),
+        ui.Step("same value", text.ratio(t.within), "deployed"),
+    ]
+    among = [
+        ui.Step("elsewhere", text.percent(t.outside)),
+        ui.Step(t.value, text.percent(t.inside), "deployed"),
+    ]
     return [
-        Stat(f"AUROC of {entry.name}", over, f"Between images of the same {t.column}."),
-        Stat(f"{entry.name} by {t.column}", among, f"{t.share:.0%} of the images have {t.value}."),
+        ui.Stat(f"AUROC of {entry.name}", over, f"Between images of the same {t.column}."),
+        ui.Stat(f"{entry.name} by {t.column}", among, f"{t.share:.0%} of the images have {t.value}."),
     ]
 
 
-def _found(found: Discovered, folder: Path, command: str) -> list[Block]:
+def _found(found: Discovered, folder: Path, command: str) -> list[ui.Block]:
     """What survived, and what to do with it."""
-    blocks: list[Block] = []
+    blocks: list[ui.Block] = []
     pairs = found.found()
     if pairs:
         todo = ["Look at the pictures: the outline is what was taken out and put elsewhere."]
         if command:
             todo.append(f"Measure and mend it: {command}")
         todo.append("Then discover again on the mended model, with the same images.")
-        blocks.append(Prose(paragraphs=todo, bullets=True))
+        blocks.append(ui.Prose(todo, bullets=True))
         arrays = {e.arrays: _regions(folder, e) for e, _ in pairs}
         exhibits = [_exhibit(e, f, folder, arrays[e.arrays]) for e, f in pairs]
         blocks.append(_gallery("What survived proof", exhibits))
@@ -162,51 +145,51 @@ def _found(found: Discovered, folder: Path, command: str) -> list[Block]:
         todo = ["No cluster both decides and leaves the object."]
         if command:
             todo.append(f"Measure and mend what was found: {command}")
-        blocks.append(Prose(paragraphs=todo))
+        blocks.append(ui.Prose(todo))
     if found.sources():
         blocks.append(_sources("Where images come from tells the class", found.sources()))
     return blocks
 
 
-def _sources(name: str, pairs: Sequence[tuple[DiscoveryEntry, Told]]) -> Table:
+def _sources(name: str, pairs: Sequence[tuple[DiscoveryEntry, Told]]) -> ui.Table:
     """What columns tell of classes."""
     percent, ratio = text.percent, text.ratio
     columns = [
-        words("Class and column", "", lambda e, t: (t.column, e.name)),
-        Column("All images", "AUROC", lambda e, t: (ratio(t.pooled), str(t.n))),
-        Column("Same value", "AUROC", lambda e, t: (ratio(t.within), f"{t.pairs:.0%} of pairs")),
-        Column("Fall", "", lambda e, t: parts.cell(t.fall)),
-        words("Value of most surplus", "share of the images", lambda e, t: (t.value, percent(t.share))),
-        Column("Class there", "elsewhere", lambda e, t: (percent(t.inside), percent(t.outside))),
-        Column("P", "corrected", lambda e, t: text.number(t.corrected)),
-        words("Said", "", lambda e, t: _said(t)),
+        ui.words("Class and column", "", lambda e, t: (t.column, e.name)),
+        ui.Column("All images", "AUROC", lambda e, t: (ratio(t.pooled), str(t.n))),
+        ui.Column("Same value", "AUROC", lambda e, t: (ratio(t.within), f"{t.pairs:.0%} of pairs")),
+        ui.Column("Fall", "", lambda e, t: parts.cell(t.fall)),
+        ui.words("Value of most surplus", "share of the images", lambda e, t: (t.value, percent(t.share))),
+        ui.Column("Class there", "elsewhere", lambda e, t: (percent(t.inside), percent(t.outside))),
+        ui.Column("P", "corrected", lambda e, t: text.number(t.corrected)),
+        ui.words("Said", "", lambda e, t: _said(t)),
     ]
     caption = (
         "Whether the evidence still tells the class between images of the same value; each patient counts "
         "once, where that is known. It is no intervention: what goes with the column may also be the object."
     )
-    return Table.of(columns, pairs, name, caption)
+    return ui.Table.of(columns, pairs, name, caption)
 
 
-def _said(found: Proved | Told) -> Cell:
-    return Cell(_WORDS[found.standing], tone="bad" if found.standing == "found" else "")
+def _said(found: Proved | Told) -> ui.Cell:
+    return ui.Cell(_WORDS[found.standing], tone="bad" if found.standing == "found" else "")
 
 
-def _mends(pairs: Sequence[tuple[DiscoveryEntry, Proved]]) -> Table:
+def _mends(pairs: Sequence[tuple[DiscoveryEntry, Proved]]) -> ui.Table:
     """The edits that fit each finding and their price, best first."""
     write: Callable[[DiscoveryEntry, float], str] = lambda entry, value: (
         text.percent(value) if entry.what == "class" else text.ratio(value)
     )
     columns = [
-        words("Finding and edit", "", lambda _, e: (e.name, "does it" if _does_it(e) else "")),
-        Column("Turned by it", "before", lambda _, e: (text.percent(e.turned[0]), str(e.n))),
-        Column("After", "", lambda _, e: text.percent(e.turned[1])),
-        Column("Right as they are", "before", lambda entry, e: write(entry, e.right[0])),
-        Column("After", "", lambda entry, e: write(entry, e.right[1])),
-        Column("Price", "", lambda entry, e: write(entry, max(e.right[0] - e.right[1], 0.0))),
+        ui.words("Finding and edit", "", lambda _, e: (e.name, "does it" if _does_it(e) else "")),
+        ui.Column("Turned by it", "before", lambda _, e: (text.percent(e.turned[0]), str(e.n))),
+        ui.Column("After", "", lambda _, e: text.percent(e.turned[1])),
+        ui.Column("Right as they are", "before", lambda entry, e: write(entry, e.right[0])),
+        ui.Column("After", "", lambda entry, e: write(entry, e.right[1])),
+        ui.Column("Price", "", lambda entry, e: write(entry, max(e.right[0] - e.right[1], 0.0))),
     ]
     groups = [
-        Rows.of(columns, [(entry, e) for e in f.edits], f"{entry.name}: {f.view}, {KINDS[f.kind]}")
+        ui.Rows.of(columns, [(entry, e) for e in f.edits], f"{entry.name}: {f.view}, {KINDS[f.kind]}")
         for entry, f in pairs
         if f.edits
     ]
@@ -216,21 +199,21 @@ def _mends(pairs: Sequence[tuple[DiscoveryEntry, Proved]]) -> Table:
         "images as they are, the topic's and others' in equal parts; of a detector the AUROC. Does it: turns "
         f"at most half as many, and costs less than {FALL:.2f}."
     )
-    return Table(columns=columns, groups=groups, name="What mends it, and the price", caption=caption)
+    return ui.Table(columns=columns, groups=groups, name="What mends it, and the price", caption=caption)
 
 
 def _does_it(edit: Mended) -> bool:
     return edit.turned[1] <= edit.turned[0] / 2 and edit.right[0] - edit.right[1] < FALL
 
 
-def _gallery(title: str, exhibits: Sequence[Exhibit]) -> Gallery:
+def _gallery(title: str, exhibits: Sequence[ui.Exhibit]) -> ui.Gallery:
     caption = (
         "Typical images of the cluster, the region that was changed outlined; first, where its heatmaps lie."
     )
-    return Gallery(title=title, caption=caption, exhibits=exhibits, ramp=data_uri(ramp()), outlines=False)
+    return ui.Gallery(title=title, caption=caption, exhibits=exhibits, ramp=data_uri(ramp()), outlines=False)
 
 
-def _exhibit(entry: DiscoveryEntry, f: Proved, folder: Path, regions: Mapping[str, np.ndarray]) -> Exhibit:
+def _exhibit(entry: DiscoveryEntry, f: Proved, folder: Path, regions: Mapping[str, np.ndarray]) -> ui.Exhibit:
     tags = [
         f"{c.column} = {c.value}: {c.inside:.0%} against {c.outside:.0%}"
         for c in f.columns
@@ -240,94 +223,73 @@ def _exhibit(entry: DiscoveryEntry, f: Proved, folder: Path, regions: Mapping[st
     with_it, without = f"{f.flips[0]:.0%} {turned}", f"{f.accuracy[1]:.0%} {left}"
     control = f"control {f.accuracy[2]:.0%}, as they are {f.accuracy[0]:.0%}"
     outcomes = [
-        Outcome("put elsewhere", with_it, f.standing != "found", f"controls {f.flips[1]:.0%}"),
-        Outcome("taken out", without, True, control),
+        ui.Outcome("put elsewhere", with_it, f.standing != "found", f"controls {f.flips[1]:.0%}"),
+        ui.Outcome("taken out", without, True, control),
     ]
     tiles = [_map(f, folder)]
     masks = regions.get(str(f.number))
     for place, shown in enumerate(f.images):
-        pixels = _picture(folder, shown.file)
-        path = "" if masks is None else outline(masks[place])
-        size = (pixels.shape[1], pixels.shape[0])
-        alt = f"{entry.name}: {shown.id}"
-        tiles.append(Tile(shown.id.rsplit("/", 1)[-1], alt, data_uri(pixels, side=_SIDE), path, size))
-    part = (
-        "all images"
-        if f.n_clusters == 1
-        else f"cluster {f.cluster + 1} of {f.n_clusters}, {f.share:.0%} of the images"
-    )
-    title = f"{f.n} images, {f.recognised:.0%} {left}"
-    reason = f"{_WORDS[f.standing]}: {f.reason}"
-    return Exhibit(
+        path, name = "" if masks is None else outline(masks[place]), shown.id.rsplit("/", 1)[-1]
+        file, alt = folder / shown.file, f"{entry.name}: {shown.id}"
+        tiles.append(file_tile(file, name, alt, _REMEDY, _SIDE, outline=path))
+    part = "all images"
+    if f.n_clusters > 1:
+        part = f"cluster {f.cluster + 1} of {f.n_clusters}, {f.share:.0%} of the images"
+    return ui.Exhibit(
         name=f"{entry.name} · {f.view} · {part}",
-        reason=reason,
+        reason=f"{_WORDS[f.standing]}: {f.reason}",
         tags=tags,
         outcomes=outcomes,
-        strips=[Strip(title, tiles)],
+        strips=[ui.Strip(f"{f.n} images, {f.recognised:.0%} {left}", tiles)],
     )
 
 
-def _map(f: Proved, folder: Path) -> Tile:
+def _map(f: Proved, folder: Path) -> ui.Tile:
     """The mean heatmap of a cluster, less that of the others, on grey."""
     heat = np.array(f.map)
     side = max(1, _SIDE // max(heat.shape))
     big = np.kron(heat, np.ones((side, side)))
     grey = np.full((*big.shape, 3), 200, np.uint8)
     drawn = overlay(big, grey, max(float(np.abs(big).max()), 1e-12))
-    size = (drawn.shape[1], drawn.shape[0])
-    return Tile(
-        "mean heatmap" if f.n_clusters == 1 else "mean heatmap, less the others'",
-        "Mean heatmap",
-        data_uri(drawn),
-        "",
-        size,
-    )
-
-
-def _picture(folder: Path, file: str) -> np.ndarray:
-    try:
-        with open_picture(folder / file) as image:
-            return np.asarray(image.convert("RGB"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{folder / file} cannot be shown: {error}", "run the discovery again") from None
+    label = "mean heatmap" if f.n_clusters == 1 else "mean heatmap, less the others'"
+    return ui.Tile(label, "Mean heatmap", data_uri(drawn), size=(drawn.shape[1], drawn.shape[0]))
 
 
 def _regions(folder: Path, entry: DiscoveryEntry) -> Mapping[str, np.ndarray]:
-    return read(folder / entry.arrays, "run the discovery again")
+    return read(folder / entry.arrays, _REMEDY)
 
 
-def _tried(found: Discovered) -> Section:
+def _tried(found: Discovered) -> ui.Section:
     columns = [
-        words("Topic and cluster", "", lambda f: (f"{f.view}, {_part(f)}", KINDS[f.kind])),
-        Column("Images", "", lambda f: (text.percent(f.share), str(f.n))),
-        Column("Put elsewhere", "share of the way carried", lambda f: parts.cell(f.insert, text.percent)),
-        Column("Taken out", "evidence, more than control", lambda f: parts.cell(f.remove)),
-        Column("Still recognised", "", lambda f: parts.cell(f.retained, text.percent)),
-        Column("P", "corrected", lambda f: text.number(f.corrected)),
-        words("Said", "", _said),
+        ui.words("Topic and cluster", "", lambda f: (f"{f.view}, {_part(f)}", KINDS[f.kind])),
+        ui.Column("Images", "", lambda f: (text.percent(f.share), str(f.n))),
+        ui.Column("Put elsewhere", "share of the way carried", lambda f: parts.cell(f.insert, text.percent)),
+        ui.Column("Taken out", "evidence, more than control", lambda f: parts.cell(f.remove)),
+        ui.Column("Still recognised", "", lambda f: parts.cell(f.retained, text.percent)),
+        ui.Column("P", "corrected", lambda f: text.number(f.corrected)),
+        ui.words("Said", "", _said),
     ]
-    table = Table(
-        columns=columns,
-        groups=[Rows.of(columns, entry.findings, entry.name) for entry in found.entries if entry.findings],
-        name="Every cluster that was tried",
-        caption="Small figures are 95 % intervals. Evidence for a class is in nats; that of a detector is 0 "
-        "at the median training image and 1 at the threshold.",
+    caption = (
+        "Small figures are 95 % intervals. Evidence for a class is in nats; that of a detector is 0 at the "
+        "median training image and 1 at the threshold."
     )
+    groups = {entry.name: entry.findings for entry in found.entries if entry.findings}
+    table = ui.Table.grouped(columns, groups, "Every cluster that was tried", caption)
     lead = (
         "A finding needs all four: it raises other images, its loss lowers the evidence, the object stays, "
         "and chance is excluded."
     )
     told = [(entry, t) for entry in found.entries for t in entry.told]
-    blocks: list[Block] = [table, *([_sources("Every column that was tried", told)] if told else [])]
-    return Section(id="tried", title="Everything that was tried", lead=lead, blocks=blocks)
+    blocks: list[ui.Block] = [table, *([_sources("Every column that was tried", told)] if told else [])]
+    return ui.Section("tried", "Everything that was tried", blocks, lead)
 
 
 def _part(f: Proved) -> str:
     return "all" if f.n_clusters == 1 else f"{f.cluster + 1} of {f.n_clusters}"
 
 
-def _classes(found: Discovered, folder: Path) -> Section:
-    blocks: list[Block] = []
+def _classes(found: Discovered, folder: Path) -> ui.Section:
+    blocks: list[ui.Block] = []
     for entry in found.entries:
         arrays = _regions(folder, entry)
         rest = [f for f in entry.findings if f.standing != "found" and f.n_clusters > 1]
@@ -343,7 +305,7 @@ def _classes(found: Discovered, folder: Path) -> Section:
             )
             for g in entry.groupings
         ]
-        inside: list[Block] = [Facts(title="How many clusters", facts=chosen)]
+        inside: list[ui.Block] = [ui.Facts(title="How many clusters", facts=chosen)]
         planes = [
             panel(
                 f"{g.view}: {text.plural(g.n_clusters, 'cluster')}",
@@ -359,18 +321,18 @@ def _classes(found: Discovered, folder: Path) -> Section:
             inside.append(_gallery("Not proved", [_exhibit(entry, f, folder, arrays) for f in rest]))
         note = f"{text.plural(entry.n, 'image')} · {entry.accuracy:.0%} {_SAID[entry.what][1]}"
         id_ = f"topic-{len(blocks)}"
-        blocks.append(Details(title=entry.name, id=id_, note=note, blocks=inside))
-    return Section(
-        id="classes",
-        title="Topic by topic",
+        blocks.append(ui.Details(entry.name, inside, id=id_, note=note))
+    return ui.Section(
+        "classes",
+        "Topic by topic",
+        blocks,
         lead="Clusters that did not survive, and how their number was chosen.",
-        blocks=blocks,
     )
 
 
-def _method(result: DiscoveryResult) -> Section:
+def _method(result: DiscoveryResult) -> ui.Section:
     facts = [("Weights", result.weights), ("Topics", result.named_by)]
     facts += [(f"Too few images: {name}", str(n)) for name, n in result.too_few.items()]
     return parts.method(
-        result, facts, beside=[Facts(title="Images", facts=text.flatten(result.preprocessing))]
+        result, facts, beside=[ui.Facts(title="Images", facts=text.flatten(result.preprocessing))]
     )

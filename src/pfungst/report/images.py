@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import base64
 import io
+from pathlib import Path
 
 import cv2
 import numpy as np
 from PIL import Image
 
-from pfungst.errors import InputError
+from pfungst.errors import DataError, InputError
+from pfungst.files import open_picture
 from pfungst.relevance.colours import CONTRADICTS, SUPPORTS, overlay, ramp
+from pfungst.report.page import Tile
 
-__all__ = ["CONTRADICTS", "SUPPORTS", "bars", "data_uri", "outline", "overlay", "ramp"]
+__all__ = ["CONTRADICTS", "SUPPORTS", "bars", "data_uri", "file_tile", "outline", "overlay", "ramp"]
 
 
 def data_uri(image: np.ndarray, *, quality: int = 88, side: int | None = None) -> str:
@@ -41,6 +44,19 @@ def data_uri(image: np.ndarray, *, quality: int = 88, side: int | None = None) -
     else:
         picture.save(buffer, "WEBP", quality=quality, method=4)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def file_tile(
+    path: Path, label: str, alt: str, remedy: str, side: int, quality: int = 88, outline: str = ""
+) -> Tile:
+    """The picture of a file. Raises DataError, with `remedy`, where it is missing or damaged."""
+    try:
+        with open_picture(path) as picture:
+            pixels = np.asarray(picture.convert("RGB"))
+    except (OSError, SyntaxError, ValueError) as error:
+        raise DataError(f"{path} cannot be read: {error}", remedy) from None
+    src = data_uri(pixels, side=side, quality=quality)
+    return Tile(label, alt, src, outline, (pixels.shape[1], pixels.shape[0]))
 
 
 def bars(values: np.ndarray, colour: str = "#5b7ea6") -> str:

@@ -11,36 +11,22 @@ import numpy as np
 from pfungst.audit.compare_models import ModelsResult, Row
 from pfungst.audit.result import Interval
 from pfungst.files import read
+from pfungst.report import page as ui
 from pfungst.report import parts, plots, text
-from pfungst.report.page import (
-    Block,
-    Cell,
-    Column,
-    Columns,
-    Details,
-    Figure,
-    Page,
-    Section,
-    Stat,
-    Step,
-    Table,
-    page_of,
-    words,
-)
 from pfungst.report.pairs import caption_of, image_pair
 
 _LEGEND = [parts.key("as it is", "original"), parts.key("with SpuFix", "mitigated")]
 _CLASSES = 40  # rows of a dot plot
 
 
-@page_of(ModelsResult)
-def page(result: ModelsResult, folder: Path) -> Page:
+@ui.page_of(ModelsResult)
+def page(result: ModelsResult, folder: Path) -> ui.Page:
     """The page of an audit of several models."""
-    return Page.of(
+    return ui.Page.of(
         result,
         facts=[("Models", str(len(result.rows)))],
         sections=[
-            Section(id="models", title="The models side by side", blocks=_tables(result)),
+            ui.Section("models", "The models side by side", _tables(result)),
             _by_class(result),
             _grid(result, folder),
             parts.skipped(result),
@@ -50,40 +36,40 @@ def page(result: ModelsResult, folder: Path) -> Page:
     )
 
 
-def _best(result: ModelsResult, column: str) -> Stat:
+def _best(result: ModelsResult, column: str) -> ui.Stat:
     known = [(row.name, row.values[column].value) for row in result.rows if column in row.values]
     ordered = sorted(known, key=lambda pair: pair[1])
-    steps = [Step(name, text.ratio(value)) for name, value in (ordered[0], ordered[-1])]
-    return Stat(column[:1].upper() + column[1:], steps, "Lowest and highest.")
+    steps = [ui.Step(name, text.ratio(value)) for name, value in (ordered[0], ordered[-1])]
+    return ui.Stat(_heading(column), steps, "Lowest and highest.")
 
 
-def _tables(result: ModelsResult) -> list[Block]:
+def _heading(column: str) -> str:
+    return column if column[1:2].isupper() else column[:1].upper() + column[1:]  # mAUC
+
+
+def _tables(result: ModelsResult) -> list[ui.Block]:
     meanings = parts.marks("accuracy", "pruning")
 
-    def measured(row: Row, column: str) -> Cell:
-        value, mark, missing = (
-            row.values.get(column),
-            row.marks.get(column, ""),
-            "not measured for this model",
-        )
-        return parts.cell(value, mark=mark, meanings=meanings, missing=missing)
+    def measured(row: Row, column: str) -> ui.Cell:
+        value, mark = row.values.get(column), row.marks.get(column, "")
+        return parts.cell(value, mark=mark, meanings=meanings, missing="not measured for this model")
 
-    model = lambda row: Cell(row.name, row.level, title=row.headline, href=f"{row.folder}/report.html")
-    columns = [words("Model", "", model)]
-    columns += [Column(c[:1].upper() + c[1:], "", partial(measured, column=c)) for c in result.columns]
+    model = lambda row: ui.Cell(row.name, row.level, title=row.headline, href=f"{row.folder}/report.html")
+    columns = [ui.words("Model", "", model)]
+    columns += [ui.Column(_heading(c), "", partial(measured, column=c)) for c in result.columns]
     caption = "The word below a model is its verdict. "
     if result.of == "similarity":
         caption += (
             "Class-balanced accuracy of the probe; of groups with the weight of each class capped at 10. "
         )
         caption += parts.legend(meanings)
-    blocks: list[Block] = [Table.of(columns, result.rows, "Models side by side", caption)]
+    blocks: list[ui.Block] = [ui.Table.of(columns, result.rows, "Models side by side", caption)]
     if result.of == "classifier" and all({"accuracy", "mAUC"} <= set(row.values) for row in result.rows):
         blocks.append(_scatter(result))
     return blocks
 
 
-def _scatter(result: ModelsResult) -> Figure:
+def _scatter(result: ModelsResult) -> ui.Figure:
     points, arrows = [], []
     for row in result.rows:
         v = row.values
@@ -91,7 +77,7 @@ def _scatter(result: ModelsResult) -> Figure:
         if {"accuracy, SpuFix", "mAUC, SpuFix"} <= set(v):
             points.append(plots.Point("", v["accuracy, SpuFix"].value, v["mAUC, SpuFix"].value))
             arrows.append((len(points) - 2, len(points) - 1))
-    return Figure(
+    return ui.Figure(
         title="Spurious score against accuracy",
         picture=plots.scatter(
             points, "accuracy →", "mAUC →", "mAUC against accuracy of every model", arrows, ceiling=1.0
@@ -101,7 +87,7 @@ def _scatter(result: ModelsResult) -> Figure:
     )
 
 
-def _by_class(result: ModelsResult) -> Section | None:
+def _by_class(result: ModelsResult) -> ui.Section | None:
     if not result.classes:
         return None
     shown = sorted(result.classes, key=lambda c: min(i.value for i in c.auc.values()))[:_CLASSES]
@@ -112,7 +98,7 @@ def _by_class(result: ModelsResult) -> Section | None:
 
     panels = [plots.Panel(text.shorten(row.name, 30), series(row.name)) for row in result.rows]
     label = "Spurious score of every class and model"
-    figure = Figure(
+    figure = ui.Figure(
         title="Spurious score by class",
         picture=plots.dots([c.name for c in shown], panels, label),
         narrow=plots.dots([c.name for c in shown], panels, label, width=400),
@@ -120,14 +106,14 @@ def _by_class(result: ModelsResult) -> Section | None:
         caption=f"ROC AUC of the class's probability, its images against images with only the feature. Of "
         f"{text.plural(len(result.classes), 'class', 'classes')} the {len(shown)} lowest.",
     )
-    return Section(id="classes", title="Class by class", blocks=[figure])
+    return ui.Section("classes", "Class by class", [figure])
 
 
-def _grid(result: ModelsResult, folder: Path) -> Section | None:
+def _grid(result: ModelsResult, folder: Path) -> ui.Section | None:
     if not result.pairs:
         return None
     arrays: dict[str, np.ndarray] = read(folder / result.arrays, "run the audit again")
-    blocks: list[Block] = []
+    blocks: list[ui.Block] = []
     metric = result.config.get("metric", "cosine")
     for row in result.rows:
         pictures = [
@@ -142,12 +128,9 @@ def _grid(result: ModelsResult, folder: Path) -> Section | None:
             )
             for i, pair in enumerate(result.pairs)
         ]
-        blocks.append(
-            Details(title=row.name, blocks=[Columns(blocks=pictures)], open=True, note=row.headline)
-        )
+        blocks.append(ui.Details(row.name, [ui.Columns(pictures)], open=True, note=row.headline))
     lead = (
         "The pairs that the first model finds most alike within a class, explained for every model. Red "
-        "lines join "
-        "parts that raise the similarity, blue ones lower it."
+        "lines join parts that raise the similarity, blue ones lower it."
     )
-    return Section(id="pairs", title="The same pairs in every model", lead=lead, blocks=blocks)
+    return ui.Section("pairs", "The same pairs in every model", blocks, lead)

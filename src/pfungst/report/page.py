@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial, wraps
 from pathlib import Path
@@ -45,7 +45,7 @@ class Block:
         cls.template = vars(cls).get("template", cls.__name__.lower())
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Prose(Block):
     """Paragraphs; as a list where `bullets`."""
 
@@ -55,8 +55,7 @@ class Prose(Block):
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell of a table: the value, a smaller addition (an interval), a mark (↓) and what it says, and
-    where a row's heading leads on the page."""
+    """One cell of a table: value, smaller addition (an interval), mark (↓) and its meaning, link of a row."""
 
     text: str
     note: str = ""
@@ -69,8 +68,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column:
-    """Heading of a column and what stands below it, by the item of the row; numbers are aligned to the
-    right."""
+    """Heading of a column and what stands below it, by the item of the row; numbers stand to the right."""
 
     label: str
     hint: str = ""
@@ -115,10 +113,18 @@ class Table(Block):
     @classmethod
     def of(cls, columns: Sequence[Column], items: Iterable[Any], name: str, caption: str) -> Self:
         """A row an item, as the columns say."""
-        return cls(columns=columns, groups=[Rows.of(columns, items)], name=name, caption=caption)
+        return cls.grouped(columns, {"": items}, name, caption)
+
+    @classmethod
+    def grouped(
+        cls, columns: Sequence[Column], groups: Mapping[str, Iterable[Any]], name: str, caption: str
+    ) -> Self:
+        """The same below headings."""
+        rows = [Rows.of(columns, items, label) for label, items in groups.items()]
+        return cls(columns=columns, groups=rows, name=name, caption=caption)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Key:
     """One entry of a legend: a colour and a shape (circle, diamond, square, bar, line, dashed, band)."""
 
@@ -152,8 +158,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class Strip:
-    """Pictures that belong together, with a heading and what full colour means; as pairs, the second below
-    the first."""
+    """Pictures with a heading, and what full colour means; as pairs, the second below the first."""
 
     title: str
     tiles: Sequence[Tile]
@@ -213,7 +218,7 @@ class Stat:
     note: str = ""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Stats(Block):
     """Key figures beside each other."""
 
@@ -228,14 +233,14 @@ class Facts(Block):
     title: str = ""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Columns(Block):
     """Blocks beside each other where there is room."""
 
     blocks: Sequence[Block]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Details(Block):
     """Blocks that open on a click; `stats` stay visible in the line that is clicked."""
 
@@ -248,7 +253,7 @@ class Details(Block):
     level: int = 3
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Lazy(Block):
     """Blocks that the browser builds only when the details around them are opened."""
 
@@ -257,8 +262,7 @@ class Lazy(Block):
 
 @dataclass(frozen=True, kw_only=True)
 class Finder(Block):
-    """A search box over `count` elements that the CSS selector `target` finds; `flag` keeps those with a tag
-    in their note."""
+    """A search box over `count` elements of the CSS selector `target`; `flag` keeps those with a tag."""
 
     label: str
     target: str
@@ -267,7 +271,7 @@ class Finder(Block):
     flag: str = ""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Section:
     """A part of the page with an entry in its table of contents."""
 
@@ -304,10 +308,9 @@ class Page:
         stats_note: str = "",
     ) -> Page:
         """The page of an audit; sections that are None are left out."""
+        plain = result.kind in ("comparison", "watch")
         return cls(
-            kicker=result.kind.capitalize()
-            if result.kind in ("comparison", "watch")
-            else f"{result.kind.capitalize()} audit",
+            kicker=result.kind.capitalize() + ("" if plain else " audit"),
             title=result.title,
             verdict=result.verdict,
             stats=stats,
@@ -335,10 +338,8 @@ def page_of(kind: type[R]) -> Callable[[Callable[[R, Path], Page]], Callable[[Re
         def page(result: Result, folder: Path) -> Page:
             if isinstance(result, kind):
                 return function(result, folder)
-            name = kind.model_fields["kind"].default
-            raise DataError(
-                f"a result of kind {result.kind!r} is no {name} audit", "use the page of its kind"
-            )
+            said = f"a result of kind {result.kind!r} is no {kind.model_fields['kind'].default} audit"
+            raise DataError(said, "use the page of its kind")
 
         return page
 

@@ -32,8 +32,8 @@ class PairPicture(Block):
 
     template = "pair"
     title: str
-    sides: tuple[str, str]
-    tags: tuple[Sequence[str], Sequence[str]]
+    sides: Sequence[str]
+    tags: Sequence[Sequence[str]]
     note: str
     picture: Markup
     size: tuple[float, float]
@@ -49,12 +49,12 @@ class PairPicture(Block):
 
 def image_pair(
     values: np.ndarray,
-    pictures: tuple[np.ndarray, np.ndarray],
+    pictures: Sequence[np.ndarray],
     grids: tuple[Sequence[int], Sequence[int]],
     similarity: float,
     title: str,
-    sides: tuple[str, str],
-    tags: tuple[Sequence[str], Sequence[str]] = ((), ()),
+    sides: Sequence[str],
+    tags: Sequence[Sequence[str]] = ((), ()),
     note: str = "",
 ) -> PairPicture:
     """Two images side by side.
@@ -73,8 +73,8 @@ def image_pair(
         ).format("small" if picture.shape[0] <= 96 else "", left, _SIDE, _SIDE, data_uri(picture, side=320))
         for picture, left in zip(pictures, (0.0, _SIDE + _GAP), strict=True)
     ]
-    size, columns = (2 * _SIDE + _GAP, _SIDE), [grid[1] for grid in grids]
-    words = {"title": title, "sides": sides, "tags": tags, "note": note}
+    size, words = (2 * _SIDE + _GAP, _SIDE), {"title": title, "sides": sides, "tags": tags, "note": note}
+    columns = [grid[1] for grid in grids]
     return _picture(values, points, Markup("").join(drawn), size, similarity, columns, **words)
 
 
@@ -83,7 +83,7 @@ def token_pair(
     tokens: tuple[Sequence[str], Sequence[str]],
     similarity: float,
     title: str,
-    sides: tuple[str, str],
+    sides: Sequence[str],
     note: str = "",
 ) -> PairPicture:
     """Two lines of text, one above the other.
@@ -107,8 +107,7 @@ def token_pair(
             x += w + _SPACE
         points.append(mine)
     words = {"title": title, "sides": sides, "tags": ((), ()), "note": note}
-    names = [list(side) for side in tokens]
-    size = (total, _DROP + 24)
+    names, size = [list(side) for side in tokens], (total, _DROP + 24)
     return _picture(values, points, Markup("").join(drawn), size, similarity, [0, 0], names, **words)
 
 
@@ -161,14 +160,13 @@ def _picture(
 
 def curve(a: Point, b: Point, reads: bool) -> str:
     """Path from one component to another: sideways between images, downwards between lines of text."""
+    (x, y), (to_x, to_y) = a[:2], b[:2]
     if reads:
-        top, bottom = a[1] + 12, b[1] - 12
-        middle = (top + bottom) / 2
-        return (
-            f"M{a[0]:.1f} {top:.1f}C{a[0]:.1f} {middle:.1f} {b[0]:.1f} {middle:.1f} {b[0]:.1f} {bottom:.1f}"
-        )
-    middle = (a[0] + b[0]) / 2
-    return f"M{a[0]:.1f} {a[1]:.1f}C{middle:.1f} {a[1]:.1f} {middle:.1f} {b[1]:.1f} {b[0]:.1f} {b[1]:.1f}"
+        y, to_y = y + 12, to_y - 12
+        middle = (y + to_y) / 2
+        return f"M{x:.1f} {y:.1f}C{x:.1f} {middle:.1f} {to_x:.1f} {middle:.1f} {to_x:.1f} {to_y:.1f}"
+    middle = (x + to_x) / 2
+    return f"M{x:.1f} {y:.1f}C{middle:.1f} {y:.1f} {middle:.1f} {to_y:.1f} {to_x:.1f} {to_y:.1f}"
 
 
 def caption_of(similarity: float, bias_share: float, metric: str = "cosine") -> str:

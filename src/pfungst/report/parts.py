@@ -9,22 +9,8 @@ from typing import Protocol
 from pfungst.audit.result import Interval, Result, Variant
 from pfungst.measure import limits
 from pfungst.measure.degradation import FALL, LARGE_FALL, RISE
+from pfungst.report import page as ui
 from pfungst.report import text
-from pfungst.report.page import (
-    Block,
-    Cell,
-    Column,
-    Columns,
-    Facts,
-    Key,
-    Prose,
-    Section,
-    Stat,
-    Step,
-    Table,
-    Tone,
-    words,
-)
 
 # --- marks -----------------------------------------------------------------------------------------------
 
@@ -54,13 +40,13 @@ def cell(
     write: text.Writer = text.ratio,
     mark: str = "",
     meanings: Mapping[str, str] | None = None,
-    tone: Tone = "",
+    tone: ui.Tone = "",
     missing: str = "",
-) -> Cell:
+) -> ui.Cell:
     """A value with its interval and mark; a dash where there is none, which `missing` explains."""
     if value is None:
-        return Cell("–", title=missing)
-    return Cell(
+        return ui.Cell("–", title=missing)
+    return ui.Cell(
         write(value.value),
         text.interval(value.low, value.high, write),
         mark,
@@ -75,17 +61,17 @@ def label(variant: Variant) -> str:
     return name[:1].upper() + name[1:]
 
 
-def tone(variant: Variant) -> Tone:
+def tone(variant: Variant) -> ui.Tone:
     """The colour of a variant."""
     if variant.mitigated:
         return "mitigated"
     return "original" if variant.condition == "original" else "deployed"
 
 
-def key(label: str, colour: str) -> Key:
+def key(label: str, colour: str) -> ui.Key:
     """Of a legend of variants, which have a shape each."""
     shapes = {"original": "circle", "deployed": "diamond", "mitigated": "square"}
-    return Key(label=label, colour=colour, shape=shapes[colour])
+    return ui.Key(label, colour, shapes[colour])
 
 
 def step(
@@ -95,9 +81,11 @@ def step(
     mark: str = "",
     meanings: Mapping[str, str] | None = None,
     name: str = "",
-) -> Step:
+) -> ui.Step:
     """One value of a sequence such as original → deployed → mended; `name` replaces that of the variant."""
-    return Step(name or str(variant), write(value.value), tone(variant), mark, (meanings or {}).get(mark, ""))
+    return ui.Step(
+        name or str(variant), write(value.value), tone(variant), mark, (meanings or {}).get(mark, "")
+    )
 
 
 # --- where a score comes from ----------------------------------------------------------------------------
@@ -113,7 +101,7 @@ class Finding(Protocol):
     auroc_within: float | None
 
 
-def provenance_stats(finding: Finding, what: str = "the label") -> list[Stat]:
+def provenance_stats(finding: Finding, what: str = "the label") -> list[ui.Stat]:
     """How much of the score the column and the label explain, and how well it ranks within the groups.
 
     Args:
@@ -121,19 +109,19 @@ def provenance_stats(finding: Finding, what: str = "the label") -> list[Stat]:
     """
     within = "–" if finding.auroc_within is None else text.ratio(finding.auroc_within)
     return [
-        Stat(
+        ui.Stat(
             "Variance of the score explained (η²)",
             [
-                Step(f"by {finding.column}", text.percent(finding.eta2_group)),
-                Step(f"by {what}", text.percent(finding.eta2_label)),
+                ui.Step(f"by {finding.column}", text.percent(finding.eta2_group)),
+                ui.Step(f"by {what}", text.percent(finding.eta2_label)),
             ],
             f"A score that follows {what} has the larger share on the right.",
         ),
-        Stat(
+        ui.Stat(
             "AUROC",
             [
-                Step("all together", text.ratio(finding.auroc_pooled)),
-                Step(f"within {finding.column}", within),
+                ui.Step("all together", text.ratio(finding.auroc_pooled)),
+                ui.Step(f"within {finding.column}", within),
             ],
             "Far apart: the ranking depends on where an image comes from. 0.50 is chance.",
         ),
@@ -145,37 +133,37 @@ def provenance_stats(finding: Finding, what: str = "the label") -> list[Stat]:
 WORST = "Each gate takes the worst value over all that was audited; pfungst check compares it with a limit."
 
 
-def skipped(result: Result) -> Section | None:
+def skipped(result: Result) -> ui.Section | None:
     """Inputs that were left out, with the reason; None where there are none."""
     if not result.skipped:
         return None
     count = text.plural(len(result.skipped), "image")
-    columns = [words("Image", "", lambda s: s.id), words("Why", "", lambda s: s.reason)]
+    columns = [ui.words("Image", "", lambda s: s.id), ui.words("Why", "", lambda s: s.reason)]
     caption = f"{count} could not be used and count nowhere on this page."
-    table = Table.of(columns, result.skipped, "Images left out", caption)
-    return Section(id="skipped", title="Images left out", blocks=[table])
+    table = ui.Table.of(columns, result.skipped, "Images left out", caption)
+    return ui.Section("skipped", "Images left out", [table])
 
 
-def gates(result: Result, heading: str = "Worst value", caption: str = WORST) -> Table:
+def gates(result: Result, heading: str = "Worst value", caption: str = WORST) -> ui.Table:
     """The metrics of ``pfungst check``."""
     columns = [
-        words("Gate", "", lambda name, m: (name, f"{m.better} is better")),
-        Column(heading, "", lambda _, m: f"{m.value:.3f}".replace("-", "−")),
-        words("Where", "", lambda _, m: m.where),
-        words("Meaning", "", lambda _, m: m.meaning),
+        ui.words("Gate", "", lambda name, m: (name, f"{m.better} is better")),
+        ui.Column(heading, "", lambda _, m: f"{m.value:.3f}".replace("-", "−")),
+        ui.words("Where", "", lambda _, m: m.where),
+        ui.words("Meaning", "", lambda _, m: m.meaning),
     ]
     name = "Values that pfungst check can hold to a limit"
-    return Table.of(columns, result.metrics.items(), name, caption)
+    return ui.Table.of(columns, result.metrics.items(), name, caption)
 
 
 def method(
     result: Result,
     facts: Sequence[tuple[str, str]] = (),
     notes: Sequence[str] = (),
-    beside: Sequence[Facts] = (),
+    beside: Sequence[ui.Facts] = (),
     heading: str = "Worst value",
     caption: str = WORST,
-) -> Section:
+) -> ui.Section:
     """The last section: how the numbers were made, the circumstances, the configuration, the gates.
 
     Args:
@@ -186,12 +174,12 @@ def method(
     """
     audit = [("Pfungst", result.version), ("Created", result.created), ("Machine", result.machine)]
     audit += [("Computed in", text.duration(result.seconds)), *facts]
-    blocks: list[Block] = [
-        Prose(paragraphs=[*notes, *result.notes], bullets=True),
-        Columns(blocks=[Facts(title="This audit", facts=audit), *beside]),
+    blocks: list[ui.Block] = [
+        ui.Prose([*notes, *result.notes], bullets=True),
+        ui.Columns([ui.Facts(title="This audit", facts=audit), *beside]),
     ]
     if result.config:
-        blocks.append(Facts(title="Configuration", facts=text.flatten(result.config)))
+        blocks.append(ui.Facts(title="Configuration", facts=text.flatten(result.config)))
     if result.metrics:
         blocks.append(gates(result, heading, caption))
-    return Section(id="method", title="How every number was made", blocks=blocks)
+    return ui.Section("method", "How every number was made", blocks)

@@ -137,7 +137,6 @@ _CLEANED = (
     (r'<g id="[^"]*"', "<g"),
     (r"font-family: [^;\"]*;? ?", ""),
     ("xlink:href", "href"),
-    (r"(?<=[\d ])(\d*\.\d{2})\d+", r"\1"),
     (r"\s*\n\s*", " "),
 )
 
@@ -151,6 +150,9 @@ def _svg(figure: Figure, label: str, gap: float = 0.02) -> Markup:
     keys = ("Date", "Creator", "Format", "Type")
     figure.savefig(buffer, format="svg", transparent=True, metadata=dict.fromkeys(keys))
     svg = buffer.getvalue()
+    svg = re.sub(
+        r"<[^>]*>", lambda tag: re.sub(r"(?<=[\d ])(\d*\.\d{2})\d+", r"\1", tag[0]), svg
+    )  # not in texts
     width, height = (float(v) for v in re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg).groups())  # type: ignore[union-attr]
     svg = re.sub(r"^.*?<svg.*?>", "", svg, flags=re.S)
     for pattern, instead in _CLEANED:
@@ -396,7 +398,7 @@ def planes(panels: Sequence[Plane], label: str, width: float = 980) -> Markup:
                 ax.plot(*points.T, "o", ms=size, color=_TOKENS[colour], mew=0)
             ax.set_aspect("equal")
             ax.grid(visible=False)
-            ax.set_title(panel.title)
+            ax.set(title=panel.title, xlabel="first dimension", ylabel="second dimension")
         return _svg(figure, label)
 
 

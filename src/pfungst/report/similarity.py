@@ -25,24 +25,9 @@ from pfungst.audit.similarity.result import (
 from pfungst.files import read
 from pfungst.measure import limits
 from pfungst.report import discovery, parts, text
+from pfungst.report import page as ui
 from pfungst.report.images import data_uri, overlay
 from pfungst.report.maps import Map, Strips, panel
-from pfungst.report.page import (
-    Block,
-    Cell,
-    Column,
-    Details,
-    Page,
-    Rows,
-    Section,
-    Stat,
-    Step,
-    Strip,
-    Table,
-    Tile,
-    page_of,
-    words,
-)
 from pfungst.report.pairs import PairPicture, caption_of, image_pair, token_pair
 
 ORIGINAL = Variant(condition="original")
@@ -55,8 +40,8 @@ _COLUMNS = 6  # group columns that are not folded away
 _CLASSES = 30  # of a confusion matrix
 
 
-@page_of(SimilarityResult)
-def page(result: SimilarityResult, folder: Path) -> Page:
+@ui.page_of(SimilarityResult)
+def page(result: SimilarityResult, folder: Path) -> ui.Page:
     """The page of a similarity audit."""
     arrays = read(folder / result.arrays, "run the audit again")
     images = result.modality == "images"
@@ -83,164 +68,145 @@ def page(result: SimilarityResult, folder: Path) -> Page:
         ("Split", result.split),
         ("Rules", result.composite),
         ("Error of the sums", text.number(result.conservation)),
-        *(
-            [("Left out of a pair", f"≤ {text.percent(result.remainder)}")]
-            if result.remainder is not None
-            else []
-        ),
-        ("Faithfulness", str(result.faithfulness or "not measured")),
     ]
+    if result.remainder is not None:
+        circumstances.append(("Left out of a pair", f"≤ {text.percent(result.remainder)}"))
+    circumstances.append(("Faithfulness", str(result.faithfulness or "not measured")))
     sections = [*found, parts.method(result, circumstances)]
     stats = _image_stats(result) if images else _text_stats(result)
-    return Page.of(result, facts=facts, sections=sections, stats=stats)
+    return ui.Page.of(result, facts=facts, sections=sections, stats=stats)
 
 
 # --- figures ---------------------------------------------------------------------------------------------
 
 
-def _text_stats(result: SimilarityResult) -> list[Stat]:
+def _text_stats(result: SimilarityResult) -> list[ui.Stat]:
     stats = []
     if result.auroc is not None:
         note = f"{result.relations[0].name} against the others; 0.50 is chance."
-        stats.append(Stat("AUROC", [Step("similarity", text.ratio(result.auroc))], note))
-    values = [Step(r.name, text.ratio(r.similarity.value)) for r in result.relations]
-    shared = [Step(r.name, text.percent(r.shared_tokens)) for r in result.relations]
+        stats.append(ui.Stat("AUROC", [ui.Step("similarity", text.ratio(result.auroc))], note))
+    values = [ui.Step(r.name, text.ratio(r.similarity.value)) for r in result.relations]
+    shared = [ui.Step(r.name, text.percent(r.shared_tokens)) for r in result.relations]
     return [
         *stats,
-        Stat(f"Mean {SIMILARITY[result.metric]}", values),
-        Stat("Relevance between equal words", shared),
+        ui.Stat(f"Mean {SIMILARITY[result.metric]}", values),
+        ui.Stat("Relevance between equal words", shared),
     ]
 
 
-def _image_stats(result: SimilarityResult) -> list[Stat]:
+def _image_stats(result: SimilarityResult) -> list[ui.Stat]:
     about = result.verdict.about
     stats = []
     for p in result.provenance:
         if result.verdict.level == "provenance" and p.column == about.column:
             stats += parts.provenance_stats(p)
-            alone = [Step(f"{p.column} alone", text.ratio(p.by_group_alone))]
+            alone = [ui.Step(f"{p.column} alone", text.ratio(p.by_group_alone))]
             note = "Class-balanced accuracy of naming each group's commonest label."
-            stats.append(Stat("Without looking", alone, note))
+            stats.append(ui.Stat("Without looking", alone, note))
     chance = f"Class-balanced; chance is {text.ratio(1 / len(result.classes))}."
     base = result.pooled(ORIGINAL)
     assert base is not None
     if not result.conditions:
-        stats.append(Stat("Accuracy", [parts.step(ORIGINAL, base.accuracy, name="all images")], chance))
+        stats.append(ui.Stat("Accuracy", [parts.step(ORIGINAL, base.accuracy, name="all images")], chance))
     for condition in result.conditions[:2]:
-        names = {
-            ORIGINAL: "",
-            condition: "",
-            Variant(condition=condition.condition, mitigated=True): "pruned",
-        }
-        scores = {v: result.pooled(v) for v in names}
+        mended = Variant(condition=condition.condition, mitigated=True)
         steps = [
-            parts.step(v, s.accuracy, mark=s.mark, meanings=MARKS, name=names[v])
-            for v, s in scores.items()
-            if s is not None
+            parts.step(v, s.accuracy, mark=s.mark, meanings=MARKS, name="pruned" if v is mended else "")
+            for v in (ORIGINAL, condition, mended)
+            if (s := result.pooled(v)) is not None
         ]
-        stats.append(Stat("Accuracy", steps, chance))
+        stats.append(ui.Stat("Accuracy", steps, chance))
     for g, f in [(group, fall) for group in result.falling for fall in group.falls][:2]:
         steps = [
-            Step("others", text.ratio(f.outside), "original"),
-            Step(g.group, text.ratio(f.inside), "deployed", f.mark, FALLS[f.mark]),
+            ui.Step("others", text.ratio(f.outside), "original"),
+            ui.Step(g.group, text.ratio(f.inside), "deployed", f.mark, FALLS[f.mark]),
         ]
         note = f"{', '.join(f.classes[:4])}; {text.plural(f.n, 'image')} of the group."
-        stats.append(Stat("Accuracy by group", steps, note))
+        stats.append(ui.Stat("Accuracy by group", steps, note))
     if result.faithfulness is not None:
         value = result.faithfulness.value
-        ends = text.interval(value.low, value.high, text.ratio)
-        note = f"95 % interval {ends}; 0 is a random order of patches."
-        stats.append(Stat("Faithfulness", [Step("explanations", text.ratio(value.value))], note))
+        note = f"95 % interval {text.interval(value.low, value.high)}; 0 is a random order of patches."
+        stats.append(ui.Stat("Faithfulness", [ui.Step("explanations", text.ratio(value.value))], note))
     for a in result.artefacts[:1]:
         steps = [
-            Step("with it", text.percent(a.share), "deployed"),
-            Step("without", text.percent(a.share_without), "original"),
+            ui.Step("with it", text.percent(a.share), "deployed"),
+            ui.Step("without", text.percent(a.share_without), "original"),
         ]
         note = f"{text.percent(a.area)} of the area; pairs of different classes."
-        stats.append(Stat("Relevance where it is pasted", steps, note))
+        stats.append(ui.Stat("Relevance where it is pasted", steps, note))
     return stats
-
-
-def _ratio(value: float | None) -> str:
-    return "–" if value is None else text.ratio(value)
 
 
 # --- probe -----------------------------------------------------------------------------------------------
 
 
-def _accuracy(result: SimilarityResult) -> Section:
+def _accuracy(result: SimilarityResult) -> ui.Section:
     binary = any(s.fpr is not None or s.fnr is not None for s in result.scores)
     rated = [ORIGINAL, *result.conditions] if binary else []
     columns = [
-        words("Images"),
-        Column("n"),
-        *[Column(str(v), "class-balanced accuracy") for v in result.variants],
-        Column("Rebalanced", "original"),
-        *[Column("FPR", str(v)) for v in rated],
-        *([Column("FNR", "original")] if binary else []),
+        ui.words("Images"),
+        ui.Column("n"),
+        *[ui.Column(str(v), "class-balanced accuracy") for v in result.variants],
+        ui.Column("Rebalanced", "original"),
+        *[ui.Column("FPR", str(v)) for v in rated],
+        *([ui.Column("FNR", "original")] if binary else []),
     ]
-    blocks: dict[str, list[list[Cell]]] = {}
+    rows: dict[str, list[list[ui.Cell]]] = {}
     for column, group in dict.fromkeys((s.column, s.group) for s in result.scores):
         found = {s.variant: s for s in result.scores if (s.column, s.group) == (column, group)}
-        blocks.setdefault(column, []).append(_accuracy_row(result, found, rated, binary))
-    groups = [
-        Rows(rows, f"by {column}" if column else "", strong=not column) for column, rows in blocks.items()
-    ]
+        rows.setdefault(column, []).append(_accuracy_row(result, found, rated, binary))
+    groups = [ui.Rows(of, f"by {column}" if column else "", strong=not column) for column, of in rows.items()]
     caption = f"{parts.legend(MARKS)} Rebalanced: no class counts more than 10 images."
-    name = "Accuracy of the probe by group"
-    blocks_shown = _folded(
-        groups, 1 + _COLUMNS, lambda g: Table(columns=columns, groups=g, caption=caption, name=name)
-    )
+    table = partial(ui.Table, columns=columns, caption=caption, name="Accuracy of the probe by group")
     lead = (
         "A linear probe on the representation, fitted on original images: how well it reads the label, in "
         "which group, under which condition."
     )
-    return Section(id="probe", title="What the probe reads", lead=lead, blocks=blocks_shown)
+    return ui.Section("probe", "What the probe reads", _folded(groups, 1 + _COLUMNS, table), lead)
 
 
-def _folded(groups: list[Rows], shown: int, table: Callable[[list[Rows]], Table]) -> list[Block]:
+def _folded(groups: list[ui.Rows], shown: int, table: Callable[..., ui.Table]) -> list[ui.Block]:
     """A table of the first groups of rows; the others are folded away."""
-    first, rest = groups[:shown], groups[shown:]
-    more = Details(title=f"{len(rest)} more", note="", blocks=[table(rest)]) if rest else None
-    return [table(first), *([more] if more else [])]
+    first, rest = table(groups=groups[:shown]), groups[shown:]
+    return [first, ui.Details(f"{len(rest)} more", [table(groups=rest)])] if rest else [first]
 
 
 def _accuracy_row(
     result: SimilarityResult, found: dict[Variant, ProbeScores], rated: Sequence[Variant], binary: bool
-) -> list[Cell]:
+) -> list[ui.Cell]:
     first = found[ORIGINAL]
     counts = ", ".join(f"{k} {v}" for k, v in first.counts.items()) if len(first.counts) <= 4 else ""
     if len(first.counts) == 1:
         counts += ": one class only"
     rates = [found[v].fpr for v in rated] + ([first.fnr] if binary else [])
     return [
-        Cell(first.group or "all images", counts),
-        Cell(f"{first.n:,}"),
+        ui.Cell(first.group or "all images", counts),
+        ui.Cell(f"{first.n:,}"),
         *[parts.cell(found[v].accuracy, mark=found[v].mark, meanings=MARKS) for v in result.variants],
         parts.cell(first.rebalanced),
         *[parts.cell(rate, text.percent, missing="no image of that class") for rate in rates],
     ]
 
 
-def _groups(result: SimilarityResult) -> Section | None:
+def _groups(result: SimilarityResult) -> ui.Section | None:
     """Every group against all others of the same classes; nothing is left unmarked in silence."""
     if not result.subgroups:
         return None
     blocks = []
-    marked = [g for g in result.subgroups if g.falls]
-    for g in [*marked, *(g for g in result.subgroups if not g.falls)]:
+    marked = sum(bool(g.falls) for g in result.subgroups)
+    for g in sorted(result.subgroups, key=lambda g: not g.falls):
         likeness = ""
         if g.alike_excess is not None:
-            ends = text.interval(g.alike_excess.low, g.alike_excess.high, text.ratio)
+            ends = text.interval(g.alike_excess.low, g.alike_excess.high)
             likeness = (
-                f"images of different classes: cosine similarity {_ratio(g.alike)}, of the others "
-                f"{_ratio(g.alike_outside)} (difference {ends})"
+                f"images of different classes: cosine similarity {text.ratio(g.alike)}, of the others "
+                f"{text.ratio(g.alike_outside)} (difference {ends})"
             )
         if g.whole is None:
-            rows = [[Cell("too few"), Cell(f"{g.n:,}"), *[Cell("–")] * 5]]
-            blocks.append(Rows(rows, str(g), likeness))
+            rows = [[ui.Cell("too few"), ui.Cell(f"{g.n:,}"), *[ui.Cell("–")] * 5]]
+            blocks.append(ui.Rows(rows, str(g), likeness))
         else:
-            blocks.append(Rows.of(_FALL_COLUMNS, [g.whole, *g.classes], str(g), note=likeness))
+            blocks.append(ui.Rows.of(_FALL_COLUMNS, [g.whole, *g.classes], str(g), note=likeness))
     caption = (
         f"Small figures are 95 % intervals. ↓ the accuracy is lower by {limits.FALL:.2f} or more than that "
         f"of the other images of the class, ↓↓ by {limits.LARGE_FALL:.2f} or more, only where P < "
@@ -248,18 +214,10 @@ def _groups(result: SimilarityResult) -> Section | None:
         f"{limits.TEST_IMAGES:g} images in the group and as many outside; too few: there is none."
     )
     name = "Groups against the other images of the same classes"
-    shown = max(len(marked), 2 * _COLUMNS)
-    tables = _folded(
-        blocks, shown, lambda g: Table(columns=_FALL_COLUMNS, groups=g, caption=caption, name=name)
-    )
-    lead = (
-        "Does the probe do worse on some images than on others of the same classes, and what do they share?"
-    )
-    return Section(id="subgroups", title="Which images it fails on", lead=lead, blocks=tables)
-
-
-def _whose(f: Fall) -> tuple[str, str]:
-    return ("class-balanced", ", ".join(f.classes[:6])) if len(f.classes) > 1 else (f.classes[0], "")
+    table = partial(ui.Table, columns=_FALL_COLUMNS, caption=caption, name=name)
+    shown, title = _folded(blocks, max(marked, 2 * _COLUMNS), table), "Which images it fails on"
+    lead = "Does the probe do worse on some images than on others of the same classes, and what do they "
+    return ui.Section("subgroups", title, shown, f"{lead}share?")
 
 
 def _taken(f: Fall) -> tuple[str, str]:
@@ -268,107 +226,97 @@ def _taken(f: Fall) -> tuple[str, str]:
 
 
 _FALL_COLUMNS = [
-    words("Group", "", _whose),
-    Column("n", "", lambda f: f"{f.n:,}"),
-    Column("In it", "accuracy", lambda f: Cell(text.ratio(f.inside), "", f.mark, FALLS.get(f.mark, ""))),
-    Column("Others", "accuracy", lambda f: text.ratio(f.outside)),
-    Column("Fall", "", lambda f: parts.cell(f.fall)),
-    Column("P", "over images, Holm", lambda f: f"{f.p_value:.2g}"),
-    words("Taken for", "more than others", _taken),
+    ui.words(
+        "Group",
+        "",
+        lambda f: ("class-balanced", ", ".join(f.classes[:6])) if len(f.classes) > 1 else f.classes[0],
+    ),
+    ui.Column("n", "", lambda f: f"{f.n:,}"),
+    ui.Column(
+        "In it", "accuracy", lambda f: ui.Cell(text.ratio(f.inside), "", f.mark, FALLS.get(f.mark, ""))
+    ),
+    ui.Column("Others", "accuracy", lambda f: text.ratio(f.outside)),
+    ui.Column("Fall", "", lambda f: parts.cell(f.fall)),
+    ui.Column("P", "over images, Holm", lambda f: f"{f.p_value:.2g}"),
+    ui.words("Taken for", "more than others", _taken),
 ]
 
 
-def _provenance(result: SimilarityResult) -> Section | None:
+def _provenance(result: SimilarityResult) -> ui.Section | None:
     if not result.provenance:
         return None
     columns = [
-        words("Column", "", lambda p: (p.column, f"score for {p.label}")),
-        Column("η² group", "", lambda p: text.percent(p.eta2_group)),
-        Column("η² label", "", lambda p: text.percent(p.eta2_label)),
-        Column("AUROC", "pooled", lambda p: text.ratio(p.auroc_pooled)),
-        Column("AUROC", "within", lambda p: _ratio(p.auroc_within)),
-        Column("Accuracy", "pooled", lambda p: text.ratio(p.accuracy_pooled)),
-        Column("Accuracy", "within", lambda p: _ratio(p.accuracy_within)),
-        Column("Group alone", "accuracy without looking", lambda p: text.ratio(p.by_group_alone)),
-        Column("Group read", "from the representation", _readable),
-        Column("P", "beyond the label, Holm", lambda p: f"{p.p_value:.1g}"),
-        words("The score", "", _followed),
+        ui.words("Column", "", lambda p: (p.column, f"score for {p.label}")),
+        ui.Column("η² group", "", lambda p: text.percent(p.eta2_group)),
+        ui.Column("η² label", "", lambda p: text.percent(p.eta2_label)),
+        ui.Column("AUROC", "pooled", lambda p: text.ratio(p.auroc_pooled)),
+        ui.Column("AUROC", "within", lambda p: text.ratio(p.auroc_within)),
+        ui.Column("Accuracy", "pooled", lambda p: text.ratio(p.accuracy_pooled)),
+        ui.Column("Accuracy", "within", lambda p: text.ratio(p.accuracy_within)),
+        ui.Column("Group alone", "accuracy without looking", lambda p: text.ratio(p.by_group_alone)),
+        ui.Column(
+            "Group read",
+            "from the representation",
+            lambda p: (text.ratio(p.group_readable), f"chance {text.ratio(p.group_chance)}"),
+        ),
+        ui.Column("P", "beyond the label, Holm", lambda p: f"{p.p_value:.1g}"),
+        ui.words("The score", "", _followed),
     ]
     caption = (
         "η²: share of the variance of the probe's score that the group or the label explains. Within: mean "
-        "over the groups that "
-        "have several labels. Group alone: class-balanced accuracy of naming each group's commonest label."
+        "over the groups that have several labels. Group alone: class-balanced accuracy of naming each "
+        "group's commonest label."
     )
     name = "Does the score follow where images come from?"
-    table = Table.of(columns, result.provenance, name, caption)
+    table = ui.Table.of(columns, result.provenance, name, caption)
     lead = "Does the probe tell the labels apart, or one source of images from another?"
-    return Section(id="provenance", title="Where the images come from", lead=lead, blocks=[table])
+    return ui.Section("provenance", "Where the images come from", [table], lead)
 
 
-def _readable(p: Provenance) -> tuple[str, str]:
-    return text.ratio(p.group_readable), f"chance {text.ratio(p.group_chance)}"
+def _followed(p: Provenance) -> ui.Cell:
+    word = "follows the group" if p.follows else "does not"
+    return ui.Cell(word, "; ".join(p.reasons), tone="bad" if p.follows else "")
 
 
-def _followed(p: Provenance) -> Cell:
-    reasons = "; ".join(p.reasons)
-    return Cell("follows the group", reasons, tone="bad") if p.follows else Cell("does not", reasons)
-
-
-def _errors(result: SimilarityResult) -> Section | None:
+def _errors(result: SimilarityResult) -> ui.Section | None:
     if len(result.classes) > _CLASSES:
         return None
-    blocks: list[Block] = []
+    blocks: list[ui.Block] = []
     for variant in result.variants:
         c = result.confusion[variant.key]
-        rows = [
-            [
-                Cell(name),
-                *[Cell(str(v) if v else "·", tone="good" if i == j else "") for j, v in enumerate(row)],
-            ]
-            for i, (name, row) in enumerate(zip(result.classes, c.matrix, strict=True))
-        ]
+        rows = []
+        for i, (name, row) in enumerate(zip(result.classes, c.matrix, strict=True)):
+            cells = [ui.Cell(str(v or "·"), tone="good" if i == j else "") for j, v in enumerate(row)]
+            rows.append([ui.Cell(name), *cells])
         note = "no errors"
         if c.errors:
             note = f"{text.percent(c.share)} of {text.plural(c.errors, 'error')} fall into {c.into}"
         caption = f"First repetition; columns are predictions. {note}."
         if c.turned:
-            wrong = text.plural(c.turned, "image")
-            caption += (
-                f" Of {wrong} that it turns wrong, {text.percent(c.turned_share)} are taken for {c.into}."
-            )
-        table = Table(
-            columns=[words("True"), *[Column(name) for name in result.classes]],
-            groups=[Rows(rows)],
+            wrong, share = text.plural(c.turned, "image"), text.percent(c.turned_share)
+            caption += f" Of {wrong} that it turns wrong, {share} are taken for {c.into}."
+        table = ui.Table(
+            columns=[ui.words("True"), *[ui.Column(name) for name in result.classes]],
+            groups=[ui.Rows(rows)],
             caption=caption,
             name=f"Confusion, {variant}",
         )
-        shown = variant in result.conditions[:1]
-        blocks.append(Details(title=str(variant), note=note, blocks=[table], open=shown))
+        opened = variant in result.conditions[:1]
+        blocks.append(ui.Details(str(variant), [table], note=note, open=opened))
     lead = "Errors that gather in one class point to a feature that stands for it."
-    return Section(id="errors", title="Where errors fall", lead=lead, blocks=blocks)
+    return ui.Section("errors", "Where errors fall", blocks, lead)
 
 
 # --- pruning ---------------------------------------------------------------------------------------------
 
 
-def _mitigation(result: SimilarityResult) -> Section | None:
+def _mitigation(result: SimilarityResult) -> ui.Section | None:
     m = result.mitigation
     if m is None:
         return None
-    back = [
-        f"{'more than the fall' if v > 1.05 else f'{text.percent(v)} of the fall'} under {c}"
-        for c, v in m.recovered.items()
-        if v is not None
-    ]
-    lead = f"{m.spec} sets filters {', '.join(map(str, m.filters))} to zero"
-    lead += (
-        f" and, on test images, brings back {text.listing(back)}."
-        if back
-        else "; there was no fall to bring back."
-    )
+    lead = f"{m.spec} sets filters {', '.join(map(str, m.filters))} to zero{_recovered(m)}."
     first, *rest = m.trials
-    ranked = sorted(rest, key=lambda t: -(t.accuracy + t.conditions[next(iter(m.recovered))]))
-    shown = ranked if len(rest) <= _TRIALS else ranked[:_TRIALS]
+    shown = sorted(rest, key=lambda t: -(t.accuracy + t.conditions[next(iter(m.recovered))]))[:_TRIALS]
     taken = m.trials[m.chosen]
     shown += [taken] if all(t is not taken for t in shown) else []
     caption = (
@@ -376,53 +324,66 @@ def _mitigation(result: SimilarityResult) -> Section | None:
         "each pruned encoder. Filters are those that respond most to the condition on training images. The "
         "figures on test images are in the first table."
     )
-    blocks: list[Block] = [_trials(m, [first, *shown], "Pruning, best settings first", caption)]
+    blocks: list[ui.Block] = [_trials(m, [first, *shown], "Pruning, best settings first", caption)]
     if len(shown) < len(rest):
         every = _trials(m, m.trials, "Pruning, all settings", "In the order in which they were tried.")
         note = "by layer and number of filters"
-        blocks.append(Details(title=f"all {len(rest)} settings", note=note, blocks=[every]))
-    return Section(id="mitigation", title="Pruning", lead=lead, blocks=blocks)
+        blocks.append(ui.Details(f"all {len(rest)} settings", [every], note=note))
+    return ui.Section("mitigation", "Pruning", blocks, lead)
 
 
-def _trials(m: Mitigation, shown: Sequence[Trial], name: str, caption: str) -> Table:
+def _recovered(m: Mitigation) -> str:
+    """What of each fall comes back on test images; pruning may also take more away."""
+    back: list[str] = []
+    worse: list[str] = []
+    for condition, share in m.recovered.items():
+        if share is not None:
+            of = "more than the fall" if share > 1.05 else f"{text.percent(abs(share))} of the fall"
+            (worse if share < 0 else back).append(f"{of} under {condition}")
+    told = [f"brings back {text.listing(back)}"] * bool(back)
+    told += [f"makes it worse by {text.listing(worse)}"] * bool(worse)
+    return f" and, on test images, {' and '.join(told)}" if told else "; there was no fall to bring back"
+
+
+def _trials(m: Mitigation, shown: Sequence[Trial], name: str, caption: str) -> ui.Table:
     taken = m.trials[m.chosen]
 
-    def under(t: Trial, condition: str) -> Cell:
-        return Cell(text.ratio(t.conditions[condition]), tone="mitigated" if t is taken else "")
+    def under(t: Trial, condition: str) -> ui.Cell:
+        return ui.Cell(text.ratio(t.conditions[condition]), tone="mitigated" if t is taken else "")
 
     columns = [
-        words("Layer", "", lambda t: (t.layer or "as it is", "taken" if t is taken else "")),
-        Column("Filters", "", lambda t: str(t.k)),
-        words("Where", "", lambda t: t.where),
-        Column("Share", "of the positive response", lambda t: text.percent(t.share)),
-        Column("original", "", lambda t: text.ratio(t.accuracy)),
-        *[Column(c, "", partial(under, condition=c)) for c in m.recovered],
+        ui.words("Layer", "", lambda t: (t.layer or "as it is", "taken" if t is taken else "")),
+        ui.Column("Filters", "", lambda t: str(t.k)),
+        ui.words("Where", "", lambda t: t.where),
+        ui.Column("Share", "of the positive response", lambda t: text.percent(t.share)),
+        ui.Column("original", "", lambda t: text.ratio(t.accuracy)),
+        *[ui.Column(c, "", partial(under, condition=c)) for c in m.recovered],
     ]
-    return Table.of(columns, shown, name, caption)
+    return ui.Table.of(columns, shown, name, caption)
 
 
 # --- explanations ----------------------------------------------------------------------------------------
 
 
-def _pairs(result: SimilarityResult, arrays: dict[str, np.ndarray]) -> Section | None:
+def _pairs(result: SimilarityResult, arrays: dict[str, np.ndarray]) -> ui.Section | None:
     if not result.pairs:
         return None
     about = result.verdict.about
     first = (about.entry, f"with {about.condition}", named(about.column, about.entry))
     titles = sorted(dict.fromkeys(p.title for p in result.pairs), key=lambda title: title not in first)
-    blocks: list[Block] = []
+    blocks: list[ui.Block] = []
     for number, title in enumerate(titles):
         mine = [p for p in result.pairs if p.title == title]
         note = f"similarity up to {text.ratio(max(p.similarity for p in mine))}"
         pictures = [_picture(p, arrays, rank, result) for rank, p in enumerate(mine)]
-        blocks.append(Details(title=title, id=f"pairs-{number}", note=note, blocks=pictures, open=number < 2))
+        blocks.append(ui.Details(title, pictures, id=f"pairs-{number}", note=note, open=number < 2))
     lead = (
         "The most similar pairs, and which parts make them so. Red lines join parts that raise the "
         "similarity, blue ones lower it; opacity as in the paper. Point at a part, or walk with the arrow "
         "keys, to see what it alone is matched with."
     )
     links = [(f"pairs-{i}", t) for i, t in enumerate(titles)]
-    return Section(id="pairs", title="What makes them alike", lead=lead, blocks=blocks, links=links)
+    return ui.Section("pairs", "What makes them alike", blocks, lead, links)
 
 
 def _picture(pair: Pair, arrays: dict[str, np.ndarray], rank: int, result: SimilarityResult) -> PairPicture:
@@ -435,23 +396,16 @@ def _picture(pair: Pair, arrays: dict[str, np.ndarray], rank: int, result: Simil
     sides = (pair.first, pair.second)
     if pair.tokens is not None:
         return token_pair(arrays[pair.array], pair.tokens, pair.similarity, title, sides, note)
-    pictures = arrays["pictures"]
-    shown = (pictures[pair.rows[0]], pictures[pair.rows[1]])
-    tags = (pair.tags[0], pair.tags[1])
-    return image_pair(arrays[pair.array], shown, pair.grids, pair.similarity, title, sides, tags, note)
+    shown = tuple(arrays["pictures"][list(pair.rows)])
+    return image_pair(arrays[pair.array], shown, pair.grids, pair.similarity, title, sides, pair.tags, note)
 
 
-def _summaries(result: SimilarityResult, arrays: dict[str, np.ndarray]) -> Section | None:
-    blocks: list[Block] = []
-    if result.summaries:
-        blocks.append(_strips(result, arrays))
-    if result.artefacts:
-        blocks.append(_artefacts(result))
-    if result.regions:
-        blocks.append(_regions(result))
+def _summaries(result: SimilarityResult, arrays: dict[str, np.ndarray]) -> ui.Section | None:
+    blocks: list[ui.Block] = [_strips(result, arrays)] if result.summaries else []
+    blocks += [_artefacts(result)] if result.artefacts else []
+    blocks += [_regions(result)] if result.regions else []
     lead = "Averages over pairs: what similarity within a class or group rests on."
-    title = "What groups have in common"
-    return Section(id="groups", title=title, lead=lead, blocks=blocks) if blocks else None
+    return ui.Section("groups", "What groups have in common", blocks, lead) if blocks else None
 
 
 def _strips(result: SimilarityResult, arrays: dict[str, np.ndarray]) -> Strips:
@@ -466,8 +420,8 @@ def _strips(result: SimilarityResult, arrays: dict[str, np.ndarray]) -> Strips:
             picture = data_uri(overlay(heat, background, limit=limit), side=_SIDE)
             alt = f"Where the relevance of similarities within {s.name} lies, over the mean image"
             side = min(size, _SIDE)
-            tiles.append(Tile(f"{s.name}: {text.ratio(s.similarity)}", alt, picture, size=(side, side)))
-        strips.append(Strip(f"by {column}" if column else "by label", tiles))
+            tiles.append(ui.Tile(f"{s.name}: {text.ratio(s.similarity)}", alt, picture, size=(side, side)))
+        strips.append(ui.Strip(f"by {column}" if column else "by label", tiles))
     caption = (
         "Mean |relevance| of each patch over pairs within a group, on the group's mean image; grey is none, "
         f"full red {text.number(limit)}, one scale for all. The figure is the mean similarity."
@@ -475,26 +429,27 @@ def _strips(result: SimilarityResult, arrays: dict[str, np.ndarray]) -> Strips:
     return Strips(title="Which patches carry similarity", caption=caption, strips=strips)
 
 
-def _artefacts(result: SimilarityResult) -> Table:
+def _artefacts(result: SimilarityResult) -> ui.Table:
     columns = [
-        words("Condition", "", lambda a: a.condition),
-        Column("Area", "", lambda a: text.percent(a.area)),
-        Column("Share", "of relevance, with it", lambda a: text.percent(a.share)),
-        Column("Share", "without", lambda a: text.percent(a.share_without)),
-        Column("Similarity", "with it", lambda a: text.ratio(a.similarity)),
-        Column("Similarity", "without", lambda a: text.ratio(a.similarity_without)),
-        Column("Evidence", "share of the probe's, with it", lambda a: text.percent(a.evidence)),
-        Column("Evidence", "without", lambda a: text.percent(a.evidence_without)),
+        ui.words("Condition", "", lambda a: a.condition),
+        ui.Column("Area", "", lambda a: text.percent(a.area)),
+        ui.Column("Share", "of relevance, with it", lambda a: text.percent(a.share)),
+        ui.Column("Share", "without", lambda a: text.percent(a.share_without)),
+        ui.Column("Similarity", "with it", lambda a: text.ratio(a.similarity)),
+        ui.Column("Similarity", "without", lambda a: text.ratio(a.similarity_without)),
+        ui.Column("Evidence", "share of the probe's, with it", lambda a: text.percent(a.evidence)),
+        ui.Column("Evidence", "without", lambda a: text.percent(a.evidence_without)),
     ]
     caption = "Pairs of images of different classes, those left out that hold it already."
-    return Table.of(columns, result.artefacts, "What a pasted image does", caption)
+    return ui.Table.of(columns, result.artefacts, "What a pasted image does", caption)
 
 
-def _regions(result: SimilarityResult) -> Table:
+def _regions(result: SimilarityResult) -> ui.Table:
+    tone: Callable[[Region], ui.Tone] = lambda r: "bad" if r.share >= limits.TIMES * r.area else ""
     columns = [
-        words("Pairs within", "", lambda r: (r.group or "all images", r.column)),
-        Column("Share of relevance", "", _region_share),
-        Column("Share of the area", "", lambda r: text.percent(r.area)),
+        ui.words("Pairs within", "", lambda r: (r.group or "all images", r.column)),
+        ui.Column("Share of relevance", "", lambda r: ui.Cell(text.percent(r.share), tone=tone(r))),
+        ui.Column("Share of the area", "", lambda r: text.percent(r.area)),
     ]
     regions: dict[str, list[Region]] = {}
     for r in result.regions:
@@ -504,15 +459,10 @@ def _regions(result: SimilarityResult) -> Table:
         "what RapidOCR reads, marks are small, saturated and near an edge (a heuristic); pairs of images "
         "with some."
     )
-    groups = [Rows.of(columns, found, name) for name, found in regions.items()]
-    return Table(columns=columns, groups=groups, caption=caption, name="Border and burnt-in marks")
+    return ui.Table.grouped(columns, regions, "Border and burnt-in marks", caption)
 
 
-def _region_share(r: Region) -> Cell:
-    return Cell(text.percent(r.share), tone="bad" if r.share >= limits.TIMES * r.area else "")
-
-
-def _map(result: SimilarityResult, arrays: dict[str, np.ndarray]) -> Section | None:
+def _map(result: SimilarityResult, arrays: dict[str, np.ndarray]) -> ui.Section | None:
     points = arrays["embedding"]
     if len(points) < 4:
         return None
@@ -534,18 +484,18 @@ def _map(result: SimilarityResult, arrays: dict[str, np.ndarray]) -> Section | N
                 f" The last maps hold {text.plural(len(labels), 'image')} twice, as it is and with the logo."
             )
     lead = "If a group parts the map more clearly than the label does, the encoder knows the group better."
-    return Section(id="map", title="The map", lead=lead, blocks=[Map(panels=panels, caption=caption)])
+    return ui.Section("map", "The map", [Map(panels=panels, caption=caption)], lead)
 
 
-def _relations(result: SimilarityResult) -> Section:
+def _relations(result: SimilarityResult) -> ui.Section:
     columns = [
-        words("Relation", "", lambda r: r.name),
-        Column("Pairs", "", lambda r: f"{r.n:,}"),
-        Column("Similarity", SIMILARITY[result.metric], lambda r: parts.cell(r.similarity)),
-        Column("Equal words", "share of positive relevance", lambda r: text.percent(r.shared_tokens)),
-        Column("Markers", "separators and punctuation", lambda r: text.percent(r.special_tokens)),
-        Column("Biases", "absorb", lambda r: text.percent(r.bias_share)),
+        ui.words("Relation", "", lambda r: r.name),
+        ui.Column("Pairs", "", lambda r: f"{r.n:,}"),
+        ui.Column("Similarity", SIMILARITY[result.metric], lambda r: parts.cell(r.similarity)),
+        ui.Column("Equal words", "share of positive relevance", lambda r: text.percent(r.shared_tokens)),
+        ui.Column("Markers", "separators and punctuation", lambda r: text.percent(r.special_tokens)),
+        ui.Column("Biases", "absorb", lambda r: text.percent(r.bias_share)),
     ]
     caption = "Small figures are 95 % intervals of the mean."
-    table = Table.of(columns, result.relations, "Similarity by relation", caption)
-    return Section(id="relations", title="Similarity by relation", blocks=[table])
+    table = ui.Table.of(columns, result.relations, "Similarity by relation", caption)
+    return ui.Section("relations", "Similarity by relation", [table])

@@ -7,18 +7,20 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from pfungst.audit.result import Interval
+
 Writer = Callable[[float], str]
 THIN = "\u202f"  # narrow no-break space
 
 
-def ratio(value: float) -> str:
-    """0.914 → 0.91, with a true minus sign."""
-    return "–" if not math.isfinite(value) else f"{value:.2f}".replace("-", "−")
+def ratio(value: float | None) -> str:
+    """0.914 → 0.91, with a true minus sign; a dash where there is none."""
+    return "–" if value is None or not math.isfinite(value) else f"{value:.2f}".replace("-", "−")
 
 
-def percent(value: float) -> str:
-    """0.314 → 31 %, with one digit between 0 and 1 % and between 99 and 100 %."""
-    if not math.isfinite(value):
+def percent(value: float | None) -> str:
+    """0.314 → 31 %, with one digit between 0 and 1 % and between 99 and 100 %; a dash where there is none."""
+    if value is None or not math.isfinite(value):
         return "–"
     shown = 100 * value
     if 0 < abs(shown) < 0.05:
@@ -43,12 +45,22 @@ def number(value: float) -> str:
     return f"{round(value, 2 - size):,.{max(0, 2 - size)}f}".replace("-", "−")
 
 
-def interval(low: float | None, high: float | None, write: Writer) -> str:
+def interval(low: float | None, high: float | None, write: Writer = ratio) -> str:
     """The two ends, the unit once: 22–41; empty where there is no interval."""
     if low is None or high is None:
         return ""
     ends = [write(v).replace(f"{THIN}%", "") for v in (low, high)]
     return "–".join(ends) if "−" not in "".join(ends) else " to ".join(ends)
+
+
+def between(value: Interval, write: Writer = ratio) -> str:
+    """A value with the ends of its interval: 0.31 (0.22–0.41)."""
+    return f"{write(value.value)} ({interval(value.low, value.high, write)})"
+
+
+def signed(value: float, digits: int = 3) -> str:
+    """0.031 → +0.031, with a true minus sign."""
+    return f"{value:+.{digits}f}".replace("-", "−")
 
 
 def shorten(name: str, length: int = 28) -> str:

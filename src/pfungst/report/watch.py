@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pfungst.audit.watch import Quantity, WatchResult
 from pfungst.report import parts, text
-from pfungst.report.page import Cell, Column, Page, Rows, Section, Stat, Step, Table, page_of, words
+from pfungst.report.page import Cell, Column, Page, Section, Stat, Step, Table, page_of, words
 
 _KINDS = {
     "answer": "What the model says",
@@ -18,13 +18,11 @@ _KINDS = {
 @page_of(WatchResult)
 def page(result: WatchResult, folder: Path) -> Page:
     """The page of a watch."""
-    stats = [
-        Stat("Quantities that shifted", [Step(f"of {len(result.quantities)}", str(len(result.shifted)))])
-    ]
-    if result.abnormal is not None:
-        share, low, high = result.abnormal.value, result.abnormal.low or 0.0, result.abnormal.high or 0.0
-        note = f"Above the audit's threshold; {text.percent(low)} to {text.percent(high)}."
-        stats.append(Stat("New images taken for abnormal", [Step("share", text.percent(share))], note))
+    shifted = Step(f"of {len(result.quantities)}", str(len(result.shifted)))
+    stats = [Stat("Quantities that shifted", [shifted])]
+    if (share := result.abnormal) is not None:
+        note = f"Above the audit's threshold; {text.percent(share.low)} to {text.percent(share.high)}."
+        stats.append(Stat("New images taken for abnormal", [Step("share", text.percent(share.value))], note))
     return Page.of(
         result,
         facts=[
@@ -48,14 +46,14 @@ def _table(result: WatchResult) -> Section:
         words("", "", lambda q: Cell("shifted", tone="bad") if q.shifted else "no shift shown"),
     ]
     ordered = sorted(result.quantities, key=lambda q: -q.distance)
-    groups = [Rows.of(columns, [q for q in ordered if q.kind == k], name) for k, name in _KINDS.items()]
+    groups = {name: [q for q in ordered if q.kind == kind] for kind, name in _KINDS.items()}
     caption = (
         "Distance: the largest difference of the distribution functions; of words half the summed "
         "difference of their shares."
     )
-    shown = [group for group in groups if group.rows]
-    table = Table(columns=columns, groups=shown, name="Quantities watched", caption=caption)
-    return Section(id="quantities", title="What has shifted", blocks=[table])
+    shown = {name: found for name, found in groups.items() if found}
+    table = Table.grouped(columns, shown, "Quantities watched", caption)
+    return Section("quantities", "What has shifted", [table])
 
 
 def _told(q: Quantity) -> tuple[str, str, str]:

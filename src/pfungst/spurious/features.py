@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
@@ -20,6 +21,7 @@ from pfungst.progress import progress_bar
 from pfungst.spurious.heads import FeatureHead
 
 FORMAT = "pfungst.features/2"
+_KEYS = 4096  # keys at a time as Python objects
 _DAMAGED = "delete the folder and call extract_features again"
 
 
@@ -137,9 +139,13 @@ def extract_features(
         meta = _open(path, head, dtype)
         store = Store(path)
         keys = _known(data)
-        reading = _Labelled(head, data, dtype, keys, set() if keys else store.keys())
-        rows = reading.rows if keys is None else [i for i, key in enumerate(keys) if key not in store]
-        wanted: dict[int, bytes] = {} if keys is None else {i: k for i, k in enumerate(keys) if k in store}
+        have = set(store.keys().to_pylist()) if keys is None else set[bytes]()
+        reading = _Labelled(head, data, dtype, keys, have)
+        there = np.empty(0, bool) if keys is None else store.find(keys) >= 0
+        rows = reading.rows if keys is None else np.flatnonzero(~there).tolist()
+        wanted = _Wanted()
+        if keys is not None:
+            wanted.add(np.flatnonzero(there), keys.filter(there))
         names, problems = set[str](), list[tuple[int, str]]()
         if keys is None or rows:
             write_json(path / "store.json", meta | {"complete": False})
@@ -147,7 +153,7 @@ def extract_features(
         options: Any = {"device": device, "workers": workers, "ray": ray, "skip_bad": skip_bad}
         options["threads"] = int(keys is not None)  # our own data; others' may belong to this thread
         total = len(data) if hasattr(data, "__len__") else None  # type: ignore[arg-type]
-        shown = progress_bar("features", total, show=progress, done=len(wanted))
+        shown = progress_bar("features", total, show=progress, done=int(there.sum()))
         with shown as bar, store.writing(commit_every * batch_size) as write:
             for done in run(work, rows, batch_size, **options):
                 bar.advance(done.count)
@@ -156,15 +162,32 @@ def extract_features(
                     ids, found, fresh = done.result
                     if keys is None:
                         _once(ids, names)
-                    wanted.update(zip(done.rows, found, strict=True))
+                    wanted.add(done.rows, found)
                     if fresh:
                         write(*fresh[:2], **fresh[2])
-        if not wanted:
+        if not (ordered := wanted.ordered()):
             raise DataError("the image set is empty", "pass at least one readable labelled image")
-        store.merge([wanted[row] for row in sorted(wanted)])
+        store.merge(ordered)
         meta["skipped"] = [[reading.name(row), why] for row, why in problems]
         write_json(path / "store.json", meta | {"complete": True})
     return FeatureStore(path)
+
+
+class _Wanted:
+    """The rows that a store shall hold and their keys, as arrays: Python objects would be the most of what
+    grows with the images."""
+
+    def __init__(self) -> None:
+        self._rows: list[Any] = [[]]
+        self._keys: list[Any] = [pa.array([], pa.binary())]
+
+    def add(self, rows: Any, keys: Any) -> None:
+        self._rows.append(rows)
+        self._keys.append(pa.array(keys, pa.binary()))
+
+    def ordered(self) -> pa.Array:
+        """The keys by ascending row."""
+        return pa.concat_arrays(self._keys).take(np.argsort(np.concatenate(self._rows)))
 
 
 class _Labelled:
@@ -176,7 +199,7 @@ class _Labelled:
     """
 
     def __init__(
-        self, head: FeatureHead, data: Any, dtype: str, keys: list[bytes] | None, have: set[bytes]
+        self, head: FeatureHead, data: Any, dtype: str, keys: pa.Array | None, have: set[bytes]
     ) -> None:
         self.head, self.dtype, self.keys, self.have = head, dtype, keys, have
         self.ids = getattr(data, "ids", None)
@@ -194,7 +217,7 @@ class _Labelled:
         """Identifiers and keys of the rows, and what is to be stored: keys, features and columns."""
         ids = [name for name, _ in batch.known]
         labels = _check_labels([label for _, label in batch.known], ids, self.head)
-        known = [b""] * len(ids) if self.keys is None else [self.keys[row] for row in batch.rows]
+        known = [b""] * len(ids) if self.keys is None else self.keys.take(batch.rows).to_pylist()
         found = [
             key or bytes.fromhex(combined(name, content_key(image), label))
             for key, name, image, label in zip(known, ids, batch.images, labels, strict=True)
@@ -252,19 +275,22 @@ def read_item(data: Any, row: int) -> tuple[tuple[str, Any], Tensor]:
     return (str(name), label), image
 
 
-def _known(data: Any) -> list[bytes] | None:
+def _known(data: Any) -> pa.Array | None:
     """The key of each row where the data tell what their images are, empty where they cannot."""
     identity = getattr(data, "identity", None)
     if identity is None:
         return None
     _once(map(str, data.ids), set())
-    keys = []
-    for i, name in enumerate(data.ids):
+
+    def key(row: int) -> bytes:
         try:
-            keys.append(bytes.fromhex(combined(str(name), identity(i))))
+            return bytes.fromhex(combined(str(data.ids[row]), identity(row)))
         except OSError:  # reading it will tell
-            keys.append(b"")
-    return keys
+            return b""
+
+    starts = range(0, len(data.ids), _KEYS)
+    blocks = [range(start, min(start + _KEYS, len(data.ids))) for start in starts] or [range(0)]
+    return pa.concat_arrays([pa.array(list(map(key, block)), pa.binary()) for block in blocks])
 
 
 def _once(ids: Iterable[str], names: set[str]) -> None:

@@ -15,6 +15,7 @@ from pfungst.audit.anomaly.mend import fixed_filter
 from pfungst.audit.sources import group_columns
 from pfungst.conditions import Condition
 from pfungst.data import ImageSet, Prepared
+from pfungst.data.layouts import require_there
 from pfungst.data.roles import for_detection
 from pfungst.datasets import digits_c
 from pfungst.datasets.mnist import corrupted_mnist, is_mnist, is_mnist_c, mnist_c
@@ -107,8 +108,8 @@ def check(
     conditions = Condition.parse(config.original), Condition.parse(config.deployed)
     for condition in conditions:
         condition.check(config.size)
-    if sets is None and isinstance(config.data, Path) and not config.data.exists():
-        raise DataError(f"{config.data} does not exist", "check the path")
+    if sets is None and isinstance(config.data, Path):
+        require_there(config.data)
     from pfungst.audit.anomaly.fitted import check_detector  # with scikit-learn, half as long as torch
 
     for text in config.model:

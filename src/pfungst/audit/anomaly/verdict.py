@@ -15,9 +15,9 @@ from statistics import fmean
 from pfungst.audit.anomaly.config import AnomalyConfig
 from pfungst.audit.anomaly.explain import FLIPPED, GRID
 from pfungst.audit.anomaly.result import Entry, Provenance, Scored
-from pfungst.audit.result import About, Interval, Level, Metric, MetricRow, Verdict
+from pfungst.audit.notes import notes
+from pfungst.audit.result import About, Level, Metric, MetricRow, Verdict, recovered
 from pfungst.measure import limits
-from pfungst.measure.limits import HIGH_BAND
 from pfungst.measure.proportions import above_chance, wilson_of
 
 SERIOUS: tuple[Level, ...] = ("sound", "not-established", "fragile", "clever-hans", "provenance", "unfit")
@@ -67,15 +67,13 @@ def _too_wide(entries: list[Entry]) -> Verdict | None:
         wrong = sum(n * getattr(e.original, name).value for n, e in zip(sizes, entries, strict=True))
         _, low, high = wilson_of(wrong / sum(sizes), sum(sizes))
         if high - low > limits.WIDE:
-            rate, n = name.upper(), sum(sizes)
-            headline = (
-                f"{n} {kind} test images: too few to judge a detector, as {rate} is {low:.0%} to {high:.0%}"
-            )
+            rate, few = name.upper(), f"{sum(sizes)} {kind} test images: too few to judge a detector"
             told = (
                 f"A verdict needs an interval of {rate} no wider than {limits.WIDE:.0%} (95 %, Wilson). The "
                 "figures below are given, nothing is concluded from them."
             )
             about = About(entry=entries[0].model, condition="original", numbers={"low": low, "high": high})
+            headline = f"{few}, as {rate} is {low:.0%} to {high:.0%}"
             return Verdict(level="too-few", headline=headline, sentences=[told], about=about)
     return None
 
@@ -111,12 +109,8 @@ class _Case:
     ) -> Verdict:
         """A verdict about the mean of the detector, with what it rests on, unless `about` says otherwise."""
         original, condition = self.scored.original, "original" if level == "unfit" else "deployed"
-        numbers = {
-            "auroc": original.auroc.value,
-            "f1": original.f1.value,
-            "fall": self.scored.fall,
-            "lost": self.lost,
-        }
+        numbers = {"auroc": original.auroc.value, "f1": original.f1.value, "fall": self.scored.fall}
+        numbers["lost"] = self.lost
         about = about or About(entry=self.model, condition=condition, numbers=numbers)
         return Verdict(level=level, headline=headline, sentences=sentences, about=about)
 
@@ -137,12 +131,8 @@ class _Case:
         what = f"the score follows the {column}, not the defect"
         found, of = len({e.category for e, _ in follows}), len(self.entries)
         what += f", in {found} of {of} categories" if found < of else ""
-        numbers = {
-            "auroc": auroc,
-            "eta2_group": worst.eta2_group,
-            "eta2_label": worst.eta2_label,
-            "gap": _gap(worst),
-        }
+        numbers = {"auroc": auroc, "eta2_group": worst.eta2_group, "eta2_label": worst.eta2_label}
+        numbers["gap"] = _gap(worst)
         about = About(entry=entry.name, column=column, condition="original", numbers=numbers)
         if unfit:
             headline = f"{self.model} is unfit for this task (AUROC {auroc:.2f}): {what}"
@@ -162,10 +152,10 @@ class _Case:
                 "An AUROC far below 0.5 means that good test images differ from the training images more "
                 "than defects do: check whether the sets come from different sources (--groups)."
             )
-        headline = (
-            f"{self.model} is unfit for this task: AUROC {auroc:.2f}{_range(self.scored.original.auroc)}"
+        ends = self.scored.original.auroc.ends()
+        return self._verdict(
+            "unfit", f"{self.model} is unfit for this task: AUROC {auroc:.2f}{ends}", sentences
         )
-        return self._verdict("unfit", headline, sentences)
 
     def _misses(self) -> Verdict:
         """It ranks, but at its threshold it does not detect."""
@@ -173,7 +163,7 @@ class _Case:
         trivial = fmean(e.trivial_f1 for e in self.entries)
         headline = (
             f"{self.model} is unfit at its threshold: it misses {original.fnr.value:.0%} of the defects"
-            f"{_range(original.fnr, '.0%')}"
+            f"{original.fnr.ends('.0%')}"
         )
         sentences = [
             f"It ranks them, AUROC {original.auroc.value:.2f}, so another threshold (--quantile) may do: F1 "
@@ -186,8 +176,7 @@ class _Case:
 
     def _open(self, p: float) -> Verdict:
         headline = f"Not established whether {self.model} survives {self.config.deployed}: {self._rates}"
-        change = self.scored.deployed.change
-        told = f"F1 falls by {self.scored.fall:.2f}"
+        change, told = self.scored.deployed.change, f"F1 falls by {self.scored.fall:.2f}"
         if change is not None and change.low is not None and change.high is not None:
             told += f" ({-change.high:.2f} to {-change.low:.2f})"
         sentences = [f"{told}, P = {p:.2g} over the test images: more of them would tell.", *self._rests()]
@@ -258,9 +247,9 @@ class _Case:
         fall, mended, deployed = self.scored.fall, self.scored.mended, self.config.deployed
         sentences, mends = self._rests(), True
         if mended is not None:
-            recovered = (mended.f1.value - self.scored.deployed.f1.value) / fall
-            mends = recovered >= limits.RECOVERED
-            sentences.append(f"The mitigation recovers {recovered:.0%} of the fall in F1.")
+            share = (mended.f1.value - self.scored.deployed.f1.value) / fall
+            mends = share >= limits.RECOVERED
+            sentences.append(f"The mitigation {recovered(share, 'the fall in F1')}.")
         agree = self.lost >= limits.LOST_SHARE and mends
         if agree and self._faithful:
             sentences.append("Explanation and intervention agree: this is a Clever Hans effect.")
@@ -289,8 +278,7 @@ class _Case:
 
 
 def _gap(finding: Provenance) -> float:
-    """How far the ranking over all images is from that within groups; from chance where no group has both
-    classes."""
+    """How far the ranking over all images is from that within groups; from chance without any to rank in."""
     return abs(finding.auroc_pooled - (0.5 if finding.auroc_within is None else finding.auroc_within))
 
 
@@ -302,12 +290,6 @@ def _severity(verdict: Verdict) -> float:
     return numbers["gap" if verdict.level == "provenance" else "fall"]
 
 
-def _range(value: Interval, form: str = ".2f") -> str:
-    if value.low is None or value.high is None or math.isnan(value.low):
-        return ""
-    return f" ({value.low:{form}} to {value.high:{form}})"
-
-
 def _number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
@@ -316,8 +298,7 @@ def _number(value: float) -> str:
 
 
 def metrics(entries: list[Entry]) -> dict[str, Metric]:
-    """The gateable metrics: for each the worst over categories and detectors, left out where nothing has
-    it."""
+    """The gateable metrics: for each the worst over categories and detectors that have it."""
     return Metric.table(row for e in entries for row in _rows(e))
 
 
@@ -351,43 +332,13 @@ def _rows(e: Entry) -> Iterator[MetricRow]:
 
 def explain_numbers(config: AnomalyConfig) -> list[str]:
     """How the numbers were made, for the reader of the report."""
-    published = config.protocol == "published"
-    if published:
-        threshold = (
-            "Protocol 'published': the threshold is the one of best F1 on the labelled original test images, "
-            "kept for the deployed ones. Such numbers are optimistic; F1 is the plain one, as published."
-        )
-    else:
-        threshold = (
-            f"Protocol 'held-out': the threshold is the {config.quantile:.0%} quantile of scores of normal "
-            "images that the scoring detector had not seen (left out one by one, and a random fifth left out "
-            "altogether); test labels were not used."
-        )
-    repetitions = f"{config.seeds} repetition{'s' if config.seeds > 1 else ''}"
-    fits = "fit on all training images" if published else "fit on a random 80 % each"
-    return [
-        threshold,
-        f"Values are means over {repetitions} ({fits}); intervals are 95 % intervals over the test images: "
-        "Wilson's for FNR and FPR, the stratified bootstrap's for the others, averaged over the repetitions.",
-        "The same fitted detector and the same threshold score the original and the deployed images.",
-        f"Marks: ↓ F1 falls by {limits.FALL:.2f} or more, ↓↓ by {limits.LARGE_FALL:.2f} or more, ↑ F1 rises "
-        f"by {limits.FALL:.2f} or more through the mitigation; only where exchanging, image by "
-        f"image, what is said before and after gives P < {limits.P_MARK:g} (two-sided permutation).",
-        "AUROC is the chance that a defect scores above a good image, FNR the share of defects missed, FPR "
-        "the share of good images flagged. F1 balanced weighs good and defective images equally; flagging "
-        "everything would have the F1 named beside it.",
-        "Clever Hans score: AUROC minus the mean cosine between positive relevance and mask over defective "
-        "images (Kauffmann et al. 2020), from the first repetition: high where a detector ranks well while "
-        "its relevance lies elsewhere.",
-        "Frequencies: 20 bands of the waves (DCT) in JPEG's order, low to high, by the published power law "
-        "(the paper's list prints 19); shares are means over the defective test images.",
-        "Lost in deployment: share of relevance per frequency band times the share of the images' energy in "
-        "that band (deviation from the mean training image) that the deployed condition removes.",
-        f"Faithfulness: the patches of a {GRID} × {GRID} grid of up to {FLIPPED} defective test images are "
-        "replaced by those of the most similar normal training image, in the order of the explanation of the "
-        "first repetition's detector; half the area between the curves of the score, least and most relevant "
-        "first, as a share of its range under random orders. 0 is a random order; the interval is a 95 % "
-        "bootstrap interval over images.",
-        f"High frequencies: all but the first {HIGH_BAND:g} waves, as in the published pictures; a band that "
-        "begins below counts by the part of it above.",
-    ]
+    names = [config.protocol, "intervals", "same", "marks", "rates", "clever-hans", "frequencies", "lost"]
+    return notes(
+        "anomaly",
+        [*names, "faithfulness", "high"],
+        config=config,
+        repetitions=f"{config.seeds} repetition{'s' if config.seeds > 1 else ''}",
+        fits=f"fit on {'all training images' if config.protocol == 'published' else 'a random 80 % each'}",
+        grid=GRID,
+        flipped=FLIPPED,
+    )

@@ -10,10 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from pfungst.audit.classifier.measure import Measured
 from pfungst.audit.classifier.prepare import Study
 from pfungst.audit.classifier.result import ClassEntry, Component, Faithful, Scores
+from pfungst.audit.notes import note, notes
 from pfungst.audit.result import About, Better, Interval, Level, Metric, Variant, Verdict
 from pfungst.errors import few
 from pfungst.measure import limits
@@ -68,8 +70,7 @@ class Judge:
             f"{_percent(here.value)} in this one, {_percent(best.value)} in the one that fits best",
             sentences=[
                 f"Assumed: {self.study.outputs.order}. What fits best, found on half of the validation "
-                "images "
-                f"and measured on the rest: {self.study.outputs.describe(order)}.",
+                f"images and measured on the rest: {self.study.outputs.describe(order)}.",
                 "Give the names in the order of the model's outputs (--class-names) and audit again; no "
                 "other number here means anything.",
             ],
@@ -110,8 +111,7 @@ class Judge:
             f"{'loss' if loss >= 0 else 'gain'} of accuracy",
             [
                 f"{_component_words(first)}. Switching off what looks spurious ends it: this is a Clever "
-                "Hans "
-                "effect."
+                "Hans effect."
             ],
             About(
                 entry=first.name,
@@ -234,7 +234,7 @@ class Judge:
                 "images with only the feature trigger the class: collect some (pfungst pool, --spurious)."
             )
         if len(self.study.witnesses) < limits.WITNESSES:
-            sentences.append(_UNPROVABLE)
+            sentences.append(note("classifier", "unprovable"))
         about = About(numbers={"accuracy": self.measured.as_is.accuracy.value})
         return self._verdict(
             "sound", f"{self.model}: nothing proves reliance on a spurious feature", sentences, about
@@ -415,123 +415,28 @@ def metrics(measured: Measured, entries: list[ClassEntry], faithful: Faithful | 
     return table
 
 
-_UNPROVABLE = (
-    f"With fewer than {limits.WITNESSES:.0f} other models (--witness) only what divides the class into "
-    "images with and "
-    "without it, or carries it far, can be called spurious: of the rest a piece of the object is not told "
-    "apart."
-)
-_RULE = {
-    "alpha": "Tested are the components that add most to the logit: by mean α of the training images of "
-    "highest α.",
-    "npfv": "Tested are, of the components of highest variance, those whose feature visualisation is most "
-    "confident (Neuhaus et al. 2023, section 4); that says something of adversarially robust models only.",
-}
 _SWITCHED = {
     "people": "people judge spurious",
     "rule": "a rule picks",
     "evidence": "interventions single out",
     "transfer": "the audit of another model switches off",
 }
-_SPUFIX = {
-    "mean": "SpuFix subtracts the positive α of the chosen components from the logit of their class, as "
-    "published; no weight is changed. Of a feature in a share of the class's training images, that share of "
-    "what it adds stays (--reference absent removes it whole).",
-    "absent": "SpuFix subtracts from the logit of a class what α of its chosen components exceeds α of the "
-    "training images that lack the feature: their mean, the lower group of the best split in two. No weight "
-    "is changed. The published method (--reference mean) measures from the mean of all images, and so leaves "
-    "the more of a feature the more of them have it.",
-}
 
 
 def explain_numbers(study: Study, measured: Measured, chosen_by: str, faithful: Faithful | None) -> list[str]:
     """How the numbers were made, for the reader of the report."""
-    notes = [
-        f"Classes: {study.outputs.order}.",
-        f"Components: neural PCA of each class's weighted penultimate features (layer {study.head.layer}), "
-        "all training images of the class, no prediction filter (Neuhaus et al. 2023).",
-        "α is what a component adds to the logit of its class, relative to the mean over its training "
-        "images.",
-        _RULE[study.config.rule],
-        "A component is called spurious by intervention only. Its region in an image is where the relevance "
-        "of "
-        "α is (integrated gradients from the blurred image). Necessity: the evidence for the class that is "
-        "lost when the region is painted over, beyond an equal region elsewhere. Sufficiency: what of the "
-        "way "
-        "from other classes to the class pasting it into images of other classes goes, beyond other content "
-        f"of the same images, and by {limits.CARRIED:.0%} more than for any other model. Spurious: "
-        "sufficient with "
-        f"corrected P ≤ {limits.P_SPURIOUS:g} (Holm, over all components of all classes), and shown not to "
-        "be the object: "
-        f"{limits.WITNESSES:.0f} other models recognise the class without it in at least "
-        f"{limits.RETAINED:.0%} of the "
-        "images (lower end of the 95 % interval), or α falls into two groups, images with it and images "
-        "without, or the pixels at its place do (as a look below, a product of at least "
-        f"{limits.PLACED:g}), or "
-        f"without other models it carries at least {limits.CARRIED_ALONE:.0%} and the model itself still "
-        "recognises the "
-        "class. Of a class that is also the answer to an empty image being recognised proves nothing.",
-        "What has no region is tried as a look: where the colours, sharpness or noise of training images, "
-        "outside their middle, part the class along α as they part no other class (two peaks, of "
-        f"which other classes have one, and α follows: a product of at least {limits.PARTED:g}), images "
-        "of other classes are given that look. Sufficiency is then what class and component both rise by, "
-        "and that the class has images without it is shown.",
-        _witnessed(study),
-        "Faithfulness: not measured, there are too few components."
-        if faithful is None
-        else f"Maps of components, on {faithful.images} images: {faithful.words}. Patches of the image are "
-        "replaced in the order of the map; 0 is a random order, 1 out of reach."
-        + (
-            ""
-            if faithful.beats_random
-            else " The regions shown explain nothing, so no verdict rests on them."
-        ),
-        _SPUFIX[study.config.reference],
-        "Intervals: Wilson for shares, Newcombe for AUC of a class and, paired, for losses and falls of "
-        "accuracy; for mAUC and its gains bootstrap, 2,000 draws of images within classes.",
-    ]
-    if len(study.conditions) > 1:
-        notes.append(
-            f"A condition counts as a fall from {_percent(limits.FALL)} of accuracy on the same images, "
-            "where the interval excludes none. Times: the probability of a class after over before, median "
-            "over the images."
-        )
-    if measured.gain is not None:
-        notes.append(
-            "mAUC is the ROC AUC that the paper defines; the average precision that its published code "
-            "computes is named published mAP. The two are not comparable."
-        )
-    if chosen_by == "transfer":
-        notes.append(
-            "SpuFix was carried over from the audit of another model: for each component the direction of "
-            "this model's weighted features of greatest covariance with its α over the class's training "
-            "images, matched by identifier (Neuhaus et al. 2023, equations 9 to 11)."
-        )
-    if chosen_by == "evidence":
-        notes.append(
-            "The components that SpuFix switches off were chosen by interventions without people: look at "
-            "their regions before using the fix."
-        )
-    return notes
+    names = ["classes", "components", "alpha", f"rule-{study.config.rule}", "intervention", "looks"]
+    maps = ["unfaithful"] if faithful is None else ["faithful", not faithful.beats_random and "nothing"]
+    last = [f"spufix-{study.config.reference}", "intervals", len(study.conditions) > 1 and "conditions"]
+    last += [measured.gain is not None and "gain", chosen_by in ("transfer", "evidence") and chosen_by]
+    said = partial(notes, "classifier", study=study, fall=_percent(limits.FALL), faithful=faithful)
+    return [*said(names), _witnessed(study), " ".join(said(maps)), *said(last)]
 
 
 def _witnessed(study: Study) -> str:
-    if not study.witnesses:
-        return (
-            "No other model was asked (--witness), so the object is what this model still recognises. "
-            f"{_UNPROVABLE}"
-        )
-    names = few(other.name for other in study.witnesses)
-    chosen = (
-        "given"
-        if study.config.witness
-        else "chosen by themselves as their packages are installed (--witness none: no other)"
-    )
-    return (
-        f"Asked as well: {names}, {chosen}. Of a region only the part is pasted where α has more relevance "
-        "than the "
-        "class has in them; what they take for the class as much is a piece of the object, or a habit that "
-        "all share, "
-        "and they judge whether the class is still recognised."
-        + (f" {_UNPROVABLE}" if len(study.witnesses) < limits.WITNESSES else "")
-    )
+    chosen = "given"
+    if not study.config.witness:
+        chosen = "chosen by themselves as their packages are installed (--witness none: no other)"
+    names = ["witnessed" if study.witnesses else "unwitnessed"]
+    names += ["unprovable"] * (len(study.witnesses) < limits.WITNESSES)
+    return " ".join(notes("classifier", names, names=few(w.name for w in study.witnesses), chosen=chosen))

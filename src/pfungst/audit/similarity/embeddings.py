@@ -159,7 +159,7 @@ def embed(
     """
     keys = source.keys()
     store = Store(None if cache is None else cache / encoder.key())
-    names = [name for name, known in keys.items() if not all(key in store for key in known)]
+    names = [name for name, known in keys.items() if (store.find(known) < 0).any()]
     return encoder.rows(
         store,
         keys,

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pfungst.audit.result import About, Interval, Variant, Verdict
+from pfungst.audit.result import About, Level, Variant, Verdict, recovered
 from pfungst.audit.similarity.prepare import AS_IS, ERASED, OPPOSITE
 from pfungst.audit.similarity.result import Artefact, Fall, Findings, Provenance, Subgroup
 from pfungst.errors import few
@@ -51,9 +51,8 @@ def _too_few(result: Findings) -> Verdict | None:
     if base.n >= least:
         return None
     headline = f"{base.n} tested images are too few to judge {_what(result)}: fewer than {least:g}"
-    told = (
-        f"It has {_reached(result)}{_between(base.accuracy)}, where chance is {1 / len(result.classes):.2f}."
-    )
+    chance = f"where chance is {1 / len(result.classes):.2f}"
+    told = f"It has {_reached(result)}{base.accuracy.ends()}, {chance}."
     return Verdict(level="too-few", headline=headline, sentences=[told])
 
 
@@ -91,7 +90,7 @@ def _unfit(result: Findings) -> Verdict | None:
     if above_chance(accuracy.value if accuracy.low is None else accuracy.low, chance):
         return None
     headline = (
-        f"{_what(result)} does not hold the label: {_reached(result)}{_between(accuracy)}, where chance is "
+        f"{_what(result)} does not hold the label: {_reached(result)}{accuracy.ends()}, where chance is "
         f"{chance:.2f}"
     )
     told = f"The lower end is to lie {limits.ABOVE_CHANCE:.0%} of the way from chance to 1 above it."
@@ -105,18 +104,14 @@ def _fragile(result: Findings) -> Verdict | None:
         headline = f"A probe on {_what(result)} does not survive {worst}: accuracy {before:.2f} → {after:.2f}"
         why = ["Explanation and intervention do not agree, so the cause is not established."]
         about = About(condition=worst.condition, numbers={"after": after})
-        return Verdict(
-            level="fragile", headline=headline, sentences=[] if worst == ERASED else why, about=about
-        )
+        told = [] if worst == ERASED else why
+        return Verdict(level="fragile", headline=headline, sentences=told, about=about)
     if not result.falling:
         return None
     g = result.falling[0]
     f = g.falls[0]
-    about = About(
-        entry=g.group,
-        column=g.column,
-        numbers={"inside": f.inside, "outside": f.outside, "p": f.p_value, "n": f.n},
-    )
+    numbers = {"inside": f.inside, "outside": f.outside, "p": f.p_value, "n": f.n}
+    about = About(entry=g.group, column=g.column, numbers=numbers)
     headline = f"A probe on {_what(result)} falls on {g}: {_told(f)}"
     return Verdict(level="fragile", headline=headline, about=about)
 
@@ -131,31 +126,31 @@ def _open(result: Findings) -> Verdict | None:
             f"{first.auroc_pooled:.2f} pooled, {within} within it, P = {first.p_value:.2g}"
         )
         about = About(entry=first.label, column=first.column, numbers={"p": first.p_value})
-        told = f"Else it reaches {_reached(result)}{_between(result.score(AS_IS).accuracy)}."
+        told = f"Else it reaches {_reached(result)}{result.score(AS_IS).accuracy.ends()}."
         return Verdict(level="not-established", headline=headline, sentences=[told], about=about)
-    under = {c: result.score(c) for c in result.conditions if _lost(result, c)}
-    if under:
-        worst = min(under, key=lambda c: under[c].accuracy.value)
-        before, after = result.score(AS_IS).accuracy.value, under[worst]
+    lost = [c for c in result.conditions if c not in (ERASED, OPPOSITE)]
+    if lost := [c for c in lost if _fall(result, c) >= limits.LARGE_FALL]:  # no comfort in a large P
+        worst = max(lost, key=lambda c: _fall(result, c))
+        before, after = result.score(AS_IS).accuracy.value, result.score(worst)
         headline = (
             f"Not established whether a probe on {_what(result)} survives {worst}: accuracy {before:.2f} → "
             f"{after.accuracy.value:.2f}, P = {after.p_value:.2g}"
         )
         return Verdict(level="not-established", headline=headline, about=About(condition=worst.condition))
-    if doubtful := _doubtful(result):
+    if doubtful := [(g, f) for g, f in _large(result) if f.p_value < limits.P_OPEN]:
         g, f = doubtful[0]
         headline = (
             f"Not established whether a probe on {_what(result)} falls on {g}: {_told(f)} over {f.n} images, "
             f"P = {f.p_value:.2g}"
         )
-        lost = [
+        falls_on = [
             f"{other}: {_told(fall)}, over {fall.n} images: a fall of {fall.fall.value:.2f}"
-            f"{_between(fall.fall)}, P = {fall.p_value:.2g} (Holm)."
+            f"{fall.fall.ends()}, P = {fall.p_value:.2g} (Holm)."
             for other, fall in doubtful[:3]
         ]
-        lost.append(f"Else it reaches {_reached(result)}{_between(result.score(AS_IS).accuracy)}.")
+        falls_on.append(f"Else it reaches {_reached(result)}{result.score(AS_IS).accuracy.ends()}.")
         about = About(entry=g.group, column=g.column, numbers={"p": f.p_value, "n": f.n})
-        return Verdict(level="not-established", headline=headline, sentences=lost, about=about)
+        return Verdict(level="not-established", headline=headline, sentences=falls_on, about=about)
     return None
 
 
@@ -168,32 +163,20 @@ def _gap(p: Provenance) -> float | None:
     return None if p.auroc_within is None else abs(p.auroc_pooled - p.auroc_within)
 
 
-def _lost(result: Findings, condition: Variant) -> bool:
-    """Whether a condition costs so much that its not being significant is no comfort."""
-    if condition in (ERASED, OPPOSITE):
-        return False
-    fall = result.score(AS_IS).accuracy.value - result.score(condition).accuracy.value
-    return fall >= limits.LARGE_FALL
+def _fall(result: Findings, condition: Variant) -> float:
+    """How much accuracy a condition costs."""
+    return result.score(AS_IS).accuracy.value - result.score(condition).accuracy.value
 
 
 def _large(result: Findings) -> list[tuple[Subgroup, Fall]]:
-    """Falls on groups that are large and by their own interval no chance, but not established after Holm;
-    largest first."""
-    found = [
-        (g, f)
-        for g, f in _tested(result)
-        if not f.mark and f.fall.value >= limits.OPEN_FALL and (f.fall.low or 0) > 0
-    ]
-    return sorted(found, key=lambda pair: -pair[1].fall.value)
+    """Falls on groups, large and by their own interval no chance, but not established after Holm; the largest
+    first."""
+    large = lambda f: not f.mark and f.fall.value >= limits.OPEN_FALL and (f.fall.low or 0) > 0
+    return sorted(((g, f) for g, f in _tested(result) if large(f)), key=lambda pair: -pair[1].fall.value)
 
 
 def _tested(result: Findings) -> list[tuple[Subgroup, Fall]]:
     return [(g, f) for g in result.subgroups if g.whole is not None for f in (g.whole, *g.classes)]
-
-
-def _doubtful(result: Findings) -> list[tuple[Subgroup, Fall]]:
-    """The large ones whose P leaves it open."""
-    return [(g, f) for g, f in _large(result) if f.p_value < limits.P_OPEN]
 
 
 def _unlikely(result: Findings) -> Iterator[str]:
@@ -204,7 +187,7 @@ def _unlikely(result: Findings) -> Iterator[str]:
         yield (
             f"Of {tests} tests of groups {len(large)} show{'s' * (len(large) == 1)} a fall of "
             f"{limits.OPEN_FALL:g} or more whose own interval lies above 0, the largest on {g}: {_told(f)} "
-            f"over {f.n} images, a fall of {f.fall.value:.2f}{_between(f.fall)}. None is established, P = "
+            f"over {f.n} images, a fall of {f.fall.value:.2f}{f.fall.ends()}. None is established, P = "
             f"{min(f.p_value for _, f in large):.2g} or more after Holm: by chance {0.025 * tests:.0f} such "
             "intervals lie above 0."
         )
@@ -259,27 +242,13 @@ def nearly_all(share: float) -> str:
     return text
 
 
-def _between(value: Interval | None) -> str:
-    return "" if value is None or value.low is None else f" ({value.low:.2f} to {value.high:.2f})"
-
-
 def falls(result: Findings) -> list[Variant]:
     """Conditions under which the accuracy falls by a mark, the worst first."""
-    base = result.score(AS_IS)
-    found = {}
-    for condition in result.conditions:
-        if condition == OPPOSITE or (condition == ERASED and _lost_by_erasing(result) < limits.FALL):
-            continue
-        after = result.score(condition)
-        fall = base.accuracy.value - after.accuracy.value
-        if after.mark.startswith("↓"):
-            found[condition] = fall
-    return sorted(found, key=lambda c: -found[c])
-
-
-def _lost_by_erasing(result: Findings) -> float:
-    """Accuracy that erasing text costs beyond what erasing as much at the opposite place does."""
-    return result.score(OPPOSITE).accuracy.value - result.score(ERASED).accuracy.value
+    marked = [c for c in result.conditions if c != OPPOSITE and result.score(c).mark.startswith("↓")]
+    if ERASED in marked:
+        without, opposite = (result.score(v).accuracy.value for v in (ERASED, OPPOSITE))
+        marked = [c for c in marked if c != ERASED or opposite - without >= limits.FALL]
+    return sorted(marked, key=lambda c: -_fall(result, c))
 
 
 def _erased(result: Findings) -> Iterator[str]:
@@ -361,7 +330,7 @@ def _group(g: Subgroup, falling: list[Subgroup]) -> Iterator[str]:
         yield (
             f"{g}: {_told(f)} against the other images of "
             f"{'these classes' if len(f.classes) > 1 else 'the class'}, over "
-            f"{f.n} images: a fall of {f.fall.value:.2f}{_between(f.fall)}, P = {f.p_value:.2g}."
+            f"{f.n} images: a fall of {f.fall.value:.2f}{f.fall.ends()}, P = {f.p_value:.2g}."
         )
         if f.into is not None:
             yield f"{f.into_inside:.0%} of them are taken for {f.into!r}, of the others {f.into_outside:.0%}."
@@ -372,7 +341,7 @@ def _group(g: Subgroup, falling: list[Subgroup]) -> Iterator[str]:
     excess = g.alike_excess
     if excess is None or excess.low is None or excess.high is None:
         return
-    told = f"{g.alike:.2f}, of the others {g.alike_outside:.2f}, {excess.value:+.2f}{_between(excess)}"
+    told = f"{g.alike:.2f}, of the others {g.alike_outside:.2f}, {excess.value:+.2f}{excess.ends()}"
     if excess.low > 0:
         yield (
             f"The encoder sees what they share: two images of different classes in {g} have a mean "
@@ -392,7 +361,7 @@ def _mended(result: Findings) -> Iterator[str]:
             before, after = (
                 result.score(Variant(condition=condition, mitigated=m)).accuracy.value for m in (False, True)
             )
-            back = f"{share:.0%} of the fall"
+            back = f"{share:.0%} of the fall" if share >= 0 else recovered(share, "the fall")
             if share > 1.05:
                 back = "more than the fall, since original images hold the artefact too"
             yield (
@@ -438,30 +407,27 @@ def _judge_texts(result: Findings) -> Verdict:
         + f". Sums over token pairs and biases agree with the similarity to {result.conservation:.1e}."
     ]
     if not others or result.auroc is None:
-        share = f"{expected.shared_tokens:.0%}"
-        headline = (
-            f"{result.encoder}: {share} of what makes {expected.name} pairs alike lies between equal words"
+        about = About(entry=expected.name)
+        told = (
+            f"{expected.shared_tokens:.0%} of what makes {expected.name} pairs alike lies between equal words"
         )
-        return Verdict(
-            level="sound", headline=headline, sentences=sentences, about=About(entry=expected.name)
-        )
+        return Verdict(level="sound", headline=f"{result.encoder}: {told}", sentences=sentences, about=about)
     worst = max(others, key=lambda o: o.similarity.value)
     about = About(entry=worst.name, numbers={"auroc": result.auroc, "shared": worst.shared_tokens})
     sentences.append(
         f"{worst.shared_tokens:.0%} of the positive relevance of {worst.name} pairs lies between equal "
         f"words, {worst.special_tokens:.0%} of all relevance on separators and punctuation."
     )
+    level: Level = "unfit"
+    headline = f"{result.encoder} finds {worst.name} pairs as alike as {expected.name} ones (AUROC "
+    headline += f"{result.auroc:.2f})"
     if result.auroc >= limits.TELLS_APART:
-        rest = ", ".join(o.name for o in others)
+        level, rest = "sound", ", ".join(o.name for o in others)
         headline = f"{result.encoder} tells {expected.name} from {rest}: AUROC {result.auroc:.2f}"
-        return Verdict(level="sound", headline=headline, sentences=sentences, about=about)
-    found = f"{result.encoder} finds {worst.name} pairs as alike as {expected.name} ones"
-    headline = f"{found} (AUROC {result.auroc:.2f})"
-    if worst.shared_tokens < limits.EQUAL_WORDS:
-        return Verdict(level="unfit", headline=headline, sentences=sentences, about=about)
-    sentences.append(
-        "Changing what a sentence says leaves the similarity high, and the relevance lies on the words "
-        "that did not change: explanation and intervention agree, it looks at shared words."
-    )
-    headline += ": it looks at shared words"
-    return Verdict(level="clever-hans", headline=headline, sentences=sentences, about=about)
+    elif worst.shared_tokens >= limits.EQUAL_WORDS:
+        level, headline = "clever-hans", f"{headline}: it looks at shared words"
+        sentences.append(
+            "Changing what a sentence says leaves the similarity high, and the relevance lies on the words "
+            "that did not change: explanation and intervention agree, it looks at shared words."
+        )
+    return Verdict(level=level, headline=headline, sentences=sentences, about=about)
