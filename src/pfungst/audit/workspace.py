@@ -75,8 +75,8 @@ class Workspace:
     def _files(self, content: Any) -> dict[str, str]:
         """The digests of the files in this folder that a part names."""
         if isinstance(content, str):
-            inside = content.startswith(("arrays/", "images/"))
-            return {content: digest((self.folder / content).read_bytes())} if inside else {}
+            named = content.startswith(("arrays/", "images/")) and (self.folder / content).is_file()
+            return {content: digest((self.folder / content).read_bytes())} if named else {}
         values = content.values() if isinstance(content, dict) else content
         found = map(self._files, values) if isinstance(content, dict | list) else ()
         return {file: known for files in found for file, known in files.items()}

@@ -44,6 +44,13 @@ class Readout(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.encoder(x).flatten(1))
 
+    def only(self, classes: list[Any]) -> Readout:
+        """The same for some of the classes, in this order."""
+        rows = torch.tensor([self.index(c) for c in classes])
+        return Readout(
+            self.encoder, self.head.weight.detach()[rows], self.head.bias.detach()[rows], list(classes)
+        )
+
     def index(self, label: Any) -> int:
         """The logit that stands for a class."""
         for i, known in enumerate(self.classes):
