@@ -41,7 +41,15 @@ ADDED = {
         "--discover",
         "--transfer",
     },
-    "similarity": {"--classes", "--groups-file", "--discover", "--rank", "--composite", "--metric", "--original"},
+    "similarity": {
+        "--classes",
+        "--groups-file",
+        "--discover",
+        "--rank",
+        "--composite",
+        "--metric",
+        "--original",
+    },
 }
 
 
