@@ -1,6 +1,6 @@
 """What discovery finds that was planted, what it says of clean networks, and whether it finds people in photographs of tench.
 
-    OMP_NUM_THREADS=1 python benchmarks/discovery.py planted --data ../shared/data --out FILE [--artefacts …] [--seeds 0 1 2]
+    OMP_NUM_THREADS=1 python benchmarks/discovery.py planted --data ../shared/data --out FILE [--artefacts …] [--seeds 0 1 2]  # resumes FILE
     OMP_NUM_THREADS=1 python benchmarks/discovery.py real --data ../shared/data [--class 0] [--witness] [--per-class 300]
     OMP_NUM_THREADS=1 python benchmarks/discovery.py cost --data ../shared/data
 
@@ -15,23 +15,29 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 import json
 import time
 import warnings
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import torch
 from _common import describe_machine
 from _planting import plant
 from _truth_nets import answers, as_tensors, pictures, trained
-from evidence import Photos, network
+from PIL import Image
 
 from pfungst.discover import ClassSubject, Finding, View, cluster, correct, explain, find
+from pfungst.encoders import load
 from pfungst.measure import auroc
 from pfungst.spurious import FeatureHead, Witness
 
 RATE, SIZE = 0.6, 0.35
+# side of their images; Imagenette's classes among the 1,000 of ImageNet
+SIDE = {"robust": 128, "standard": 128, "lite0": 224}
+INDEX = (0, 217, 482, 491, 497, 566, 569, 571, 574, 701)
 
 
 def baselines(x: torch.Tensor, phi: np.ndarray) -> list[View]:
@@ -52,9 +58,13 @@ def told(f: Finding) -> dict[str, object]:
 
 
 def planted(args: argparse.Namespace) -> None:
+    lines = args.out.read_text().splitlines() if args.out and args.out.exists() else []
+    done = {tuple(json.loads(line)[n] for n in ("seed", "on", "artefact", "rate", "size")) for line in lines}
     for seed in args.seeds:
         for on in args.on:
             for artefact in args.artefacts:
+                if (seed, on, artefact, args.rate, args.size) in done:
+                    continue
                 started = time.perf_counter()
                 line = one_network(args, seed, on, "" if artefact == "clean" else artefact)
                 line["seconds"] = round(time.perf_counter() - started, 1)
@@ -82,7 +92,10 @@ def one_network(args: argparse.Namespace, seed: int, on: str, artefact: str) -> 
         1
     ).numpy() > 0.1
     other = trained(args.net, clean_pictures(args, seed, on), seed + 100) if args.witness else None
-    found: dict[str, list[Finding]] = {"explanations": [], "pictures": [], "embeddings": []}
+    found: dict[str, list[Finding]] = {"explanations": []}
+    ways = {}
+    if not args.alone:
+        found |= {"pictures": [], "embeddings": []}
     rows_of = {}
     for k in range(4):
         rows_of[k] = rows = np.flatnonzero(labels == k)
@@ -93,11 +106,10 @@ def one_network(args: argparse.Namespace, seed: int, on: str, artefact: str) -> 
         witnesses = [] if other is None else [Witness(other, k)]
         rng = np.random.default_rng([seed, k])
         others = x[rng.permutation(np.flatnonzero(labels != k))[:100]]
-        for name, views in (
-            ("explanations", explained.views()),
-            *((v.name, [v]) for v in baselines(x[rows], phi)),
-        ):
-            subject = ClassSubject(head, k, witnesses)
+        subject = ClassSubject(head, k, witnesses)
+        ways[k] = subject.way(*(subject.answer(0, z)[0].detach().numpy() for z in (x[rows], others)))
+        every = [("explanations", explained.views()), *((v.name, [v]) for v in baselines(x[rows], phi))]
+        for name, views in every[:1] if args.alone else every:
             some = find(
                 subject, explained, images, others, views=views, n_images=40, batch_size=64, seed=seed
             )[0]
@@ -106,8 +118,9 @@ def one_network(args: argparse.Namespace, seed: int, on: str, artefact: str) -> 
                 f for f in some if name == "explanations" or (f.view == name and f.n_clusters > 1)
             ]
     line: dict[str, object] = {
-        "seed": seed, "on": on, "artefact": artefact or "clean", "accuracy": round(float((answers(network, parts["held"][0]) == parts["held"][1]).mean()), 2),
+        "seed": seed, "on": on, "artefact": artefact or "clean", "rate": args.rate, "size": args.size, "accuracy": round(float((answers(network, parts["held"][0]) == parts["held"][1]).mean()), 2),
     }  # fmt: skip
+    line["ways"] = [round(ways[k], 2) for k in range(4)]
     if artefact:
         held = parts["held"][1] != target
         lift = answers(network, plant(plain, artefact, args.size, seed=seed * 10 + 9)) == target
@@ -148,14 +161,40 @@ def is_right(f: Finding, changed: np.ndarray, target: int) -> bool:
     return len(shown) >= len(f.regions) / 2 and float(np.mean(covered)) >= 0.5
 
 
+def network(name: str, models: Path) -> torch.nn.Module:
+    if name == "lite0":
+        return load("efficientnet-lite0", "classifier").model
+    file = Path(__file__).resolve().parents[1] / "examples/resnet18_imagenette.py"
+    weights = models / f"imagenette_{name}_resnet18.safetensors"
+    return load(f"{file}:network", "classifier", checkpoint=weights, size=SIDE[name]).model
+
+
+class Photos:
+    """Photographs of a Parquet file, in the size of a network, and their number of class."""
+
+    def __init__(self, data: Path, split: str, audited: str) -> None:
+        order = sorted(json.loads((data / "imagenette/names.json").read_text()))
+        numbers = INDEX if audited == "lite0" else range(len(order))
+        rows = pq.read_table(data / f"imagenette/{split}.parquet").to_pylist()
+        self.images, self.size = [r["image"]["bytes"] for r in rows], SIDE[audited]
+        self.ids = [r["image"]["path"] for r in rows]
+        self.labels = np.array([numbers[order.index(r["label"])] for r in rows])
+
+    def stack(self, rows: np.ndarray) -> torch.Tensor:
+        sides = (self.size, self.size)
+        read = lambda r: np.asarray(
+            Image.open(io.BytesIO(self.images[r])).convert("RGB").resize(sides, Image.BICUBIC)
+        )
+        return torch.stack(
+            [torch.from_numpy(read(int(r)).copy()).permute(2, 0, 1).float() / 255 for r in rows]
+        )
+
+
 def real(args: argparse.Namespace) -> None:
-    folder = args.data / "imagenette"
-    order = sorted(json.loads((folder / "names.json").read_text()))
-    classes = {wnid: i for i, wnid in enumerate(order)}
     net, standard = network(args.audited, args.data / "models"), network("standard", args.data / "models")
-    head = FeatureHead(net, example=torch.rand(2, 3, 128, 128))
-    photos = Photos(folder / f"{args.split}.parquet", classes)
-    val = Photos(folder / "val.parquet", classes)
+    size = SIDE[args.audited]
+    head = FeatureHead(net, example=torch.rand(2, 3, size, size))
+    photos, val = (Photos(args.data, split, args.audited) for split in (args.split, "val"))
     k, rng = args.class_, np.random.default_rng(args.seed)
     rows = np.sort(rng.permutation(np.flatnonzero(photos.labels == k))[: args.per_class])
     images = lambda r: photos.stack(rows[np.asarray(list(r))])
@@ -167,7 +206,7 @@ def real(args: argparse.Namespace) -> None:
         x = images(range(len(rows)))
         phi = torch.cat([head.features(p) for p in x.split(16)]).numpy()
     views = [*explained.views(), *baselines(x, phi)]
-    with (folder / "people.csv").open() as lines:
+    with (args.data / "imagenette/people.csv").open() as lines:
         faces = {r["path"]: int(r["faces"]) > 0 for r in csv.DictReader(lines)}
     truth = np.array([faces[photos.ids[r]] for r in rows])
     print(f"a face in {truth.mean():.0%}")
@@ -217,9 +256,7 @@ def cost(args: argparse.Namespace) -> None:
     import resource
 
     peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    folder = args.data / "imagenette"
-    order = sorted(json.loads((folder / "names.json").read_text()))
-    photos = Photos(folder / "val.parquet", {wnid: i for i, wnid in enumerate(order)})
+    photos = Photos(args.data, "val", args.audited)
     head = FeatureHead(network(args.audited, args.data / "models"), example=torch.rand(2, 3, 128, 128))
     n, images = args.images, lambda r: photos.stack(np.asarray(list(r)) % len(photos.labels))
     explain(head, 0, images, 16, batch_size=8)
@@ -265,6 +302,7 @@ if __name__ == "__main__":
     one.add_argument("--size", type=float, default=SIZE)
     one.add_argument("--per-class", type=int, default=400)
     one.add_argument("--witness", action="store_true", help="a clean network judges what is the object")
+    one.add_argument("--alone", action="store_true", help="without the baselines")
     one.set_defaults(run=planted)
     two = kinds.add_parser("real")
     two.add_argument("--data", type=Path, required=True)

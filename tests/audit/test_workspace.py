@@ -94,6 +94,14 @@ def test_a_part_whose_files_or_text_changed_is_computed_again(tmp_path):
     assert space.load_part("a", Pictured) is None
 
 
+def test_a_part_may_name_images_whose_identifiers_look_like_our_files(tmp_path):
+    """Tables whose paths begin with images/, as those of the X-ray collection: the part was never saved."""
+    space = Workspace(AnomalyConfig.build(data="x", out=tmp_path, resume=True))
+    part = Pictured(arrays=space.save_arrays("a", {"a": np.arange(3)}), images=["images/patient-1.jpg"])
+    space.save_part("a", part)
+    assert space.load_part("a", Pictured) == part
+
+
 def test_the_fingerprint_holds_options_version_data_and_the_files_that_options_name(tmp_path, monkeypatch):
     (tmp_path / "tag.png").write_text("1")
     (tmp_path / "data").mkdir()

@@ -139,23 +139,25 @@ def test_proof_by_hand():
     assert judge.way == pytest.approx([8.0])
     heat = torch.zeros(12, 8, 8)
     heat[:, :2, :2] = 1
-    proof = replace(judge.regions(x, heat, None), corrected=0.001)
+    proof = replace(judge.regions(x, heat, None).proof(), corrected=0.001)
     assert proof.insert.value == pytest.approx(1, abs=0.35)
     assert proof.accuracy[:2] == (1.0, 0.0)  # all evidence is in the corner: without it nothing is recognised
     assert proof.retained.value == 0
     assert proof.decides
     assert not proof.survives
     assert "may be the object" in proof.reason
-    nothing = judge.regions(x, torch.flip(heat, (1, 2)), None)
+    nothing = judge.regions(x, torch.flip(heat, (1, 2)), None).proof()
     assert not nothing.decides
     assert "no proof" in nothing.reason
     always = _Corner().eval()
     with torch.no_grad():
         always.fc.bias[1] = 5.0
     witnessed = Judge(ClassSubject(head, 1, [Witness(always, 1)]), x, others)
-    kept = witnessed.regions(x, heat, None).retained.value
+    kept = witnessed.regions(x, heat, None).proof().retained.value
     assert kept == pytest.approx(0.9933 / 1, abs=1e-3)  # of the witness's probability, σ(5) of σ(13)
-    assert witnessed.regions(x, heat, None).insert.low < 0.1  # and is moved as much, so that it is the object
+    assert (
+        witnessed.regions(x, heat, None).proof().insert.low < 0.1
+    )  # and is moved as much, so that it is the object
     with pytest.raises(InputError, match="prove nothing"):
         Judge(ClassSubject(head, 1), x, others[:0])
 
@@ -182,11 +184,11 @@ def test_exchanged_bands_are_what_a_network_of_high_frequencies_follows():
     judge = Judge(ClassSubject(head, 1), x, smooth[20:40])
     kept = np.zeros(8, bool)
     kept[-1] = True
-    proof = judge.bands(x, kept, smooth[40:])
+    proof = judge.bands(x, kept, smooth[40:]).proof()
     assert proof.accuracy == (1.0, 0.0, 1.0)
     assert proof.flips == (1.0, 0.0)
     assert proof.insert.value == pytest.approx(1, abs=0.05)
-    none = judge.bands(x, ~kept, smooth[40:])
+    none = judge.bands(x, ~kept, smooth[40:]).proof()
     assert not none.decides
 
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from pfungst.anomaly import detector_from_spec
 from pfungst.discover import ClassSubject
-from pfungst.discover.mend import Pairs, Tone, _refit, class_edits, score_edits
+from pfungst.discover.mend import Pairs, Tone, _refit, _Rows, class_edits, score_edits
 from pfungst.measure import auroc
 from pfungst.spurious import FeatureHead
 
@@ -41,7 +41,7 @@ def test_every_edit_of_a_network_with_a_mark_and_an_object_takes_the_mark_and_le
     head, made = FeatureHead(net, example=torch.rand(4, 1, 8, 8)), pairs()
     psi = lambda x: head.linear.psi(head.features(x).detach(), 1).mean(0).numpy()
     contrast = psi(made.own) - psi(made.removed)
-    edits = class_edits(ClassSubject(head, 1), made, psi(made.removed), contrast, (), 8)
+    edits = class_edits([ClassSubject(head, 1)], made, psi(made.removed), contrast, (), 8)
     assert len(edits) == 3
     for edit in edits:
         assert edit.turned == (1.0, 0.0), edit.name
@@ -55,13 +55,14 @@ def test_the_refit_minimises_what_it_says():
     """SciPy's minimum of the same weighted logistic loss, written by hand."""
     rng, k = np.random.default_rng(0), 1
     head = nn.Linear(3, 3)
-    groups = {n: (torch.from_numpy(rng.normal(i, 1, (6 + i, 3))).float(),) for i, n in enumerate(("own", "removed", "bare", "put"))}  # fmt: skip
-    plain = lambda f: head(f).detach()
+    rows = lambda x: _Rows(torch.from_numpy(x).float(), torch.zeros(len(x), dtype=torch.long))
+    groups = {n: (rows(rng.normal(i, 1, (6 + i, 3))),) for i, n in enumerate(("own", "removed", "bare", "put"))}  # fmt: skip
+    plain = lambda f: head(f.phi).detach()
     found = _refit(plain, k, groups)
-    x = np.concatenate([groups[n][0].numpy() for n in groups]).astype(float)
-    y = np.concatenate([np.full(len(groups[n][0]), n in ("own", "removed")) for n in groups])
-    w = np.concatenate([np.full(len(groups[n][0]), 0.25 / len(groups[n][0])) for n in groups])
-    z = plain(torch.from_numpy(x).float()).double().numpy()
+    x = np.concatenate([groups[n][0].phi.numpy() for n in groups]).astype(float)
+    y = np.concatenate([np.full(len(groups[n][0].phi), n in ("own", "removed")) for n in groups])
+    w = np.concatenate([np.full(len(groups[n][0].phi), 0.25 / len(groups[n][0].phi)) for n in groups])
+    z = plain(rows(x)).double().numpy()
     rest, scale = np.logaddexp(z[:, 0], z[:, 2]), x.std(0, ddof=1)
 
     def loss(p):
@@ -70,8 +71,8 @@ def test_the_refit_minimises_what_it_says():
 
     best = minimize(loss, np.zeros(4), method="BFGS", options={"gtol": 1e-9}).x
     expected = z[:, 1] + (x / scale) @ best[:3] + best[3]
-    np.testing.assert_allclose(found(torch.from_numpy(x).float())[:, 1], expected, rtol=1e-2, atol=1e-2)
-    np.testing.assert_allclose(found(torch.from_numpy(x).float())[:, [0, 2]], z[:, [0, 2]], rtol=1e-5)
+    np.testing.assert_allclose(found(rows(x))[:, 1], expected, rtol=1e-2, atol=1e-2)
+    np.testing.assert_allclose(found(rows(x))[:, [0, 2]], z[:, [0, 2]], rtol=1e-5)
 
 
 def test_a_low_pass_is_tried_for_bands_and_takes_high_frequencies():
@@ -91,7 +92,7 @@ def test_a_low_pass_is_tried_for_bands_and_takes_high_frequencies():
     flat = lambda n, level: torch.full((n, 1, 16, 16), level)
     made = Pairs(flat(8, 0.6) + 0.2 * checks, flat(8, 0.6), flat(16, 0.3).view(2, 8, 1, 16, 16), (flat(16, 0.3) + 0.2 * checks).view(2, 8, 1, 16, 16))  # fmt: skip
     subject = ClassSubject(FeatureHead(Fine().eval(), example=torch.rand(4, 1, 16, 16)), 1)
-    edits = class_edits(subject, made, None, None, (7,))
+    edits = class_edits([subject], made, None, None, (7,))
     low = next(e for e in edits if e.name.startswith("low-pass"))
     assert low.turned == (1.0, 0.0)
     assert low.right == (1.0, 1.0)

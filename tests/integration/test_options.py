@@ -41,7 +41,7 @@ ADDED = {
         "--discover",
         "--transfer",
     },
-    "similarity": {"--classes", "--groups-file", "--discover", "--rank", "--composite", "--metric"},
+    "similarity": {"--classes", "--groups-file", "--discover", "--rank", "--composite", "--metric", "--original"},
 }
 
 

@@ -168,7 +168,7 @@ def run_demo(
             result = PARTS[name](folder / name, train)
             yield result, write(folder / name, result)
         return
-    parts, threads = range(len(PARTS)), cores() // workers
+    parts, threads = range(len(PARTS)), cores()  # the longest part is alone at the end, and they wait asleep
     beside = _Beside(folder, train, write)
     with progress_bar("audits of three models, side by side", len(PARTS)) as bar:
         for name, page in cast(

@@ -54,8 +54,7 @@ class Workspace:
         self.resumed = 0
 
     def load_part(self, name: str, kind: type[Part]) -> Part | None:
-        """A finished part of the interrupted run; None where there is none, or it or a file that it names is
-        not as it was written."""
+        """A finished part of the interrupted run; None unless it and the files it names are as written."""
         try:
             head, _, text = (self._parts / f"{slug(name)}.json").read_text(encoding="utf-8").partition("\n")
             known = json.loads(head)
@@ -76,8 +75,8 @@ class Workspace:
     def _files(self, content: Any) -> dict[str, str]:
         """The digests of the files in this folder that a part names."""
         if isinstance(content, str):
-            inside = content.startswith(("arrays/", "images/"))
-            return {content: digest((self.folder / content).read_bytes())} if inside else {}
+            named = content.startswith(("arrays/", "images/")) and (self.folder / content).is_file()
+            return {content: digest((self.folder / content).read_bytes())} if named else {}
         values = content.values() if isinstance(content, dict) else content
         found = map(self._files, values) if isinstance(content, dict | list) else ()
         return {file: known for files in found for file, known in files.items()}

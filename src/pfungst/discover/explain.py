@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch import Tensor
 from pfungst.errors import InputError
 from pfungst.relevance import DCTBands, Patches, PixelBands, attribute
 from pfungst.relevance.composites import Composite
-from pfungst.spurious.heads import FeatureHead, logits_of
+from pfungst.spurious.heads import FeatureHead, LinearHead, logits_of
 
 if TYPE_CHECKING:
     from pfungst.anomaly import Detector
@@ -64,6 +64,13 @@ class Explanations:
     def __len__(self) -> int:
         return len(self.maps)
 
+    @classmethod
+    def joined(cls, parts: Sequence[tuple[np.ndarray, Explanations]]) -> Explanations:
+        """Those of parts of the images, each with the numbers of its rows, in order."""
+        order = np.argsort(np.concatenate([rows for rows, _ in parts]), kind="stable")
+        names = [f.name for f in fields(cls) if getattr(parts[0][1], f.name) is not None]
+        return cls(**{n: np.concatenate([getattr(e, n) for _, e in parts])[order] for n in names})
+
     def views(self) -> list[View]:
         """Heatmaps, features, similarity where there are any, and spectra."""
         flat = {"heatmaps": self.maps, "features": self.psi, "similarity": self.alike}
@@ -80,6 +87,7 @@ def explain(
     batch_size: int = 16,
     progress: Callable[[int], object] | None = None,
     alike: tuple[torch.nn.Module, Tensor] | None = None,
+    weights: LinearHead | None = None,
 ) -> Explanations:
     """Explain the logit of a class on its images.
 
@@ -91,6 +99,8 @@ def explain(
         batch_size: images at a time; memory is that of one batch and of what is returned.
         progress: called with the number of images of each batch.
         alike: an encoder and a representation (K,): the similarity with it is explained too, where given.
+        weights: those of ψ, instead of the head's: the same for images of different probes, which would form
+            clusters by probe otherwise.
 
     Raises:
         InputError: no images, or what :func:`pfungst.relevance.attribute` raises.
@@ -105,7 +115,7 @@ def explain(
             phi, logits = head.features_and_logits(x)
         parts.add("spectra", found.sum((2, 3)))
         parts.add("maps", _patches(found.sum(1)))
-        parts.add("psi", head.linear.psi(phi, class_).float())
+        parts.add("psi", (weights or head.linear).psi(phi, class_).float())
         parts.add("evidence", logits[:, class_].float())
         parts.add("said", logits.argmax(1) == class_)
         if alike is not None:

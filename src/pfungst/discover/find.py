@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +18,7 @@ from pfungst.data.traits import PREFIX
 from pfungst.discover.cluster import Clustering, cluster
 from pfungst.discover.explain import Explanations, Images, Kind, Marks, View
 from pfungst.discover.mend import Edit, Pairs
-from pfungst.discover.prove import FEWEST, Judge, Proof
+from pfungst.discover.prove import FEWEST, Effects, Judge, Proof
 from pfungst.discover.subjects import Heat, Subject
 from pfungst.errors import InputError
 from pfungst.measure import best_split, holm
@@ -27,6 +28,8 @@ from pfungst.spurious.evidence import region
 SHOWN = 6  # prototypes
 LOST = "what removal costs"  # view of a class parted by that
 _KINDS: tuple[Kind, ...] = ("place", "content", "tone", "bands")
+_MEASURED = 100  # images that the way to the class is measured on
+_WRITTEN = 100  # images that text is taken out of, at least: it is small, and where it lies is known
 _COLUMNS = 3  # columns that the evidence follows most, whose groups are tried as clusters
 _BAND_SHARE = 0.5  # of what a cluster's spectrum has more than the others, that the exchanged bands hold
 
@@ -82,10 +85,64 @@ class _Try(NamedTuple):
 
 
 Mend = Callable[[Finding, Pairs, Explanations], list[Edit]]
+Probes = tuple[np.ndarray, np.ndarray]
+
+
+class _Panel:
+    """A judge for each probe, and which of them each image is for: the one that was not fitted to it."""
+
+    def __init__(
+        self,
+        subjects: Sequence[Subject],
+        images: Images,
+        n: int,
+        others: Tensor,
+        probes: Probes | None,
+        batch_size: int,
+        seed: int,
+    ) -> None:
+        self.part, beside = probes or (np.zeros(n, int), np.zeros(len(others), int))
+        order = np.random.default_rng((seed, subjects[0].index)).permutation(n)
+        firsts = order[np.unique(self.part[order], return_index=True)[1]]
+        own = np.unique(np.concatenate([order[:_MEASURED], firsts]))
+        self.judges = {
+            int(p): Judge(
+                subjects[p], images(own[self.part[own] == p].tolist()), others[beside == p], batch_size
+            )
+            for p in np.unique(self.part)
+        }
+        self.subject, self.batch_size = subjects[0], batch_size
+        for i in range(self.subject.n_models):
+            sides = zip(*(j.ends[i] for j in self.judges.values()), strict=True)
+            way = self.subject.way(*(np.concatenate(side) for side in sides))
+            for judge in self.judges.values():
+                judge.way[i] = way
+
+    def split(self, rows: Sequence[int] | np.ndarray) -> list[tuple[int, Judge, np.ndarray]]:
+        """The judges of some rows, each with its number and the places of its rows among them."""
+        part = self.part[np.asarray(rows, dtype=int)]
+        return [(p, j, np.flatnonzero(part == p)) for p, j in self.judges.items() if (part == p).any()]
+
+    def masks(self, rows: Sequence[int] | np.ndarray, x: Tensor, heat: _Heats) -> Tensor:
+        """Where in images (n, C, H, W) of these rows the heat is, (n, H, W) of 0 and 1."""
+        out = x.new_zeros(len(x), *x.shape[-2:])
+        for _, judge, at in self.split(rows):
+            out[at] = region(judge.beyond(x[at], heat(judge)(x[at]))).to(out)
+        return out
+
+    def falls(self, rows: Sequence[int] | np.ndarray, x: Tensor, heat: _Heats, seed: int) -> np.ndarray:
+        """Fall of the evidence in images without what is hot, beyond a control."""
+        out, masks = np.zeros(len(x)), self.masks(rows, x, heat)
+        for _, judge, at in self.split(rows):
+            out[at] = judge.falls(x[at], masks[at], seed)
+        return out
+
+
+_Heats = Callable[[Judge], Heat]
 
 
 def find(
-    subject: Subject,
+    subject: Subject | Sequence[Subject],
     explained: Explanations,
     images: Images,
     others: Tensor,
@@ -94,6 +151,7 @@ def find(
     columns: Mapping[str, np.ndarray] | None = None,
     text: Marks | None = None,
     units: np.ndarray | None = None,
+    probes: Probes | None = None,
     mend: Mend | None = None,
     most: int = 6,
     n_images: int = 20,
@@ -104,7 +162,7 @@ def find(
 
     Args:
         subject: a class, or the score of a detector. Without witnesses, the object is what the audited model
-            still recognises.
+            still recognises. Several where images are answered by different probes of the same features.
         explained: of its images.
         images: gives the images of rows, in the same order.
         others: (M, C, H, W) that are not of it.
@@ -113,10 +171,13 @@ def find(
             Wallis, Holm over all columns), the group of most evidence is tried like a cluster.
         text: where text is burnt into images, "file: text = text": the images that have some are tried.
         units: (N,) of what is not independent, such as patients: of a cluster as many as there are of these
-            are changed before a second image of any.
+            are changed before a second image of any, and each counts once.
+        probes: (N,) and (M,) which of several subjects answers for each image and each other image: one that
+            was fitted to no image of its unit. What is put into an image is of the same part, so that all
+            differences are within one probe; each needs others.
         mend: gives the edits that fit a finding, with what its proof changed.
         most: clusters per view.
-        n_images: of a cluster that are changed, drawn at random.
+        n_images: of a cluster that are changed, drawn at random; of those with text at least 100.
         batch_size: images at a time.
         seed: of all that is drawn.
 
@@ -128,18 +189,17 @@ def find(
         InputError: fewer than 6 images, or none of others.
     """
     n = len(explained)
+    subjects = list(subject) if isinstance(subject, Sequence) else [subject]
     if n < FEWEST:
-        raise InputError(f"{n} images of subject {subject.index} prove nothing", f"pass at least {FEWEST}")
-    rng = np.random.default_rng((seed, subject.index))
-    some = images(np.sort(rng.permutation(n)[:32]).tolist())
-    judge = Judge(subject, some, others[:64], batch_size)
-    judge.others = others
+        number = subjects[0].index
+        raise InputError(f"{n} images of subject {number} prove nothing", f"pass at least {FEWEST}")
+    panel = _Panel(subjects, images, n, others, probes, batch_size, seed)
     who = np.arange(n) if units is None else np.unique(units, return_inverse=True)[1]
 
-    def drawn(rows: np.ndarray, rng: np.random.Generator) -> list[int]:
+    def drawn(rows: np.ndarray, rng: np.random.Generator, least: int) -> list[int]:
         rows = rng.permutation(rows)
         first = np.isin(np.arange(len(rows)), np.unique(who[rows], return_index=True)[1])
-        return sorted(np.concatenate([rows[first], rows[~first]])[:n_images].tolist())
+        return sorted(np.concatenate([rows[first], rows[~first]])[: max(n_images, least)].tolist())
 
     found: list[Finding] = []
     tried: list[_Try] = []
@@ -157,13 +217,13 @@ def find(
         tried += [_Try(name, kind, parts, 0, False) for kind in _KINDS]
     tried += _marked(text, n, batch_size)
     for which in tried:  # grows by the parts of what decides a class as a whole
-        one, heat = _tried(judge, explained, images, which, text, drawn, seed)
+        one, pairs, heat = _tried(panel, explained, images, which, text, drawn, who, seed)
         if replace(one.proof, corrected=one.proof.p).decides:
             if one.n_clusters == 1 and heat is not None:
-                having = _having(judge, images, n, heat, seed)
+                having = _having(panel, images, n, heat, seed)
                 tried += [] if having is None else [_Try(LOST, one.kind, having, 0, True)]
             if mend is not None:
-                one = replace(one, edits=tuple(mend(one, judge.pairs, explained)))
+                one = replace(one, edits=tuple(mend(one, pairs, explained)))
         found.append(one)
     return found, clusterings
 
@@ -210,11 +270,11 @@ def _marked(text: Marks | None, n: int, batch_size: int) -> list[_Try]:
     return [_Try(f"{PREFIX}text = text", "text", Clustering.of(some), 0, bool(some.all()))]
 
 
-def _having(judge: Judge, images: Images, n: int, heat: Heat, seed: int) -> Clustering | None:
+def _having(panel: _Panel, images: Images, n: int, heat: _Heats, seed: int) -> Clustering | None:
     """Of a class that something decides: the images that lose evidence without it (0) against the others;
     None where their falls are not two groups of at least 6."""
-    falls_of = lambda x, i: judge.falls(x, region(judge.beyond(x, heat(x))), seed + i)
-    falls = np.concatenate([falls_of(images(b), i) for i, b in enumerate(_batches(n, judge.batch_size))])
+    parts = enumerate(_batches(n, panel.batch_size))
+    falls = np.concatenate([panel.falls(b, images(b), heat, seed + i) for i, b in parts])
     split = best_split(falls)
     others = falls <= split.threshold
     if split.separation <= 0 or not FEWEST <= others.sum() <= n - FEWEST:
@@ -223,55 +283,66 @@ def _having(judge: Judge, images: Images, n: int, heat: Heat, seed: int) -> Clus
 
 
 def _tried(
-    judge: Judge,
+    panel: _Panel,
     explained: Explanations,
     images: Images,
     which: _Try,
     text: Marks | None,
-    drawn: Callable[[np.ndarray, np.random.Generator], list[int]],
+    drawn: Callable[[np.ndarray, np.random.Generator, int], list[int]],
+    who: np.ndarray,
     seed: int,
-) -> tuple[Finding, Heat | None]:
-    """A cluster and its proof, and where in images what it shares lies, for a place and content."""
+) -> tuple[Finding, Pairs, _Heats | None]:
+    """A cluster and its proof, what that changed, and for a place and content where in images what it shares
+    lies."""
     view, kind, parts, number, whole = which
-    rng = np.random.default_rng((seed, judge.subject.index, number))
+    subject = panel.subject
+    rng = np.random.default_rng((seed, subject.index, number))
     rows, rest = parts.rows(number), np.flatnonzero(parts.labels != number)
-    some, beside = drawn(rows, rng), drawn(rest, rng)
-    x, mates = images(some), images(beside) if len(beside) >= FEWEST else None
+    some, beside = (drawn(r, rng, _WRITTEN if kind == "text" else 0) for r in (rows, rest))
+    able = [r for r in some if panel.part[r] in panel.part[beside]]  # content of the rest for the same probe
+    some, beside = (able, beside) if min(len(beside), len(able)) >= FEWEST else (some, [])
+    x, mates = images(some), images(beside) if beside else None
     contrast = lambda values: values[rows].mean(0) - (values[rest].mean(0) if mates is not None else 0)
     heatmap = contrast(_unit(explained.maps))
     direction = None if explained.psi is None else contrast(explained.psi)
-    shown = images(rows[:SHOWN].tolist())
+    shown = rows[:SHOWN].tolist()
     bands: tuple[int, ...] = ()
-    regions, heat = None, None
+    masks, regions, heat = None, None, None
+    kept = np.zeros(explained.spectra.shape[1], bool)
     if kind == "bands":
         more = np.clip(contrast(_unit(explained.spectra)), 0, None)
         order = np.argsort(-more)
         held = np.cumsum(more[order]) - more[order] < _BAND_SHARE * max(more.sum(), 1e-12)
-        kept = np.zeros(len(more), bool)
         kept[order[held]] = True
         bands = tuple(np.flatnonzero(kept).tolist())
-        proof = judge.bands(x, kept, x if mates is None else mates, seed)
-    elif kind == "tone":
-        proof = judge.tone(x, x if mates is None else mates, seed)
     elif kind == "text":
         assert text is not None
-        proof = judge.regions(x, text(some), mates, seed)
-        regions = text(rows[:SHOWN].tolist()).bool().numpy()
-    else:
+        masks, regions = text(some), text(shown)
+    elif kind != "tone":
         if kind == "place":
             grid = torch.from_numpy(heatmap).float().clamp_min(0)[None, None]
             one = functional.interpolate(grid, x.shape[-2:], mode="bilinear", align_corners=False)[0]
-            heat = lambda z: one.expand(len(z), -1, -1)
+            heat = lambda judge: lambda z: one.expand(len(z), -1, -1)
         else:  # of a whole class the logit itself
-            heat = judge.subject.content(None if mates is None else direction, judge.batch_size)
-        masks = [region(judge.beyond(z, heat(z))) for z in (x, shown)]
-        regions = masks[1].bool().numpy()
-        proof = judge.regions(x, masks[0], mates, seed)
+            along = None if mates is None else direction
+            heat = cache(lambda judge: judge.subject.content(along, judge.batch_size))
+        masks, regions = panel.masks(some, x, heat), panel.masks(shown, images(shown), heat)
+
+    def effects(judge: Judge, at: np.ndarray, of: np.ndarray) -> Effects:
+        own, others = x[at], None if mates is None else mates[of]
+        if masks is not None:
+            return judge.regions(own, masks[at], others, seed)
+        others = own if others is None else others
+        return judge.bands(own, kept, others, seed) if kind == "bands" else judge.tone(own, others, seed)
+
+    each = {p: effects(j, at, np.flatnonzero(panel.part[beside] == p)) for p, j, at in panel.split(some)}
+    found = Effects.joined(each)
+    proof = found.proof(seed, who[[some[i] for _, _, at in panel.split(some) for i in at]])
     weak = parts.n_clusters == 1 and proof.insert.low < CARRIED_ALONE
-    if judge.subject.what != "normal" and (weak or (whole and judge.subject.n_models == 1)):
+    if subject.what != "normal" and (weak or (whole and subject.n_models == 1)):
         proof = replace(proof, alone=True)
-    found = Finding(
-        judge.subject.index,
+    finding = Finding(
+        subject.index,
         view,
         kind,
         number,
@@ -282,9 +353,9 @@ def _tried(
         proof,
         direction,
         bands,
-        regions,
+        None if regions is None else regions.bool().numpy(),
     )
-    return found, heat
+    return finding, found.pairs, heat
 
 
 def _unit(values: np.ndarray) -> np.ndarray:

@@ -8,9 +8,9 @@ Kirichenko et al. 2023, with groups made by intervention.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from pfungst.discover.subjects import ClassSubject
 from pfungst.measure import auroc
 from pfungst.mitigate import LowPass, propose_cutoff
 from pfungst.relevance import DCTBands
+from pfungst.spurious.heads import LinearHead
 from pfungst.spurious.spufix import fold
 
 if TYPE_CHECKING:
@@ -38,12 +39,30 @@ class Pairs:
     Attributes:
         own: (n, C, H, W) of the cluster. removed: (n, C, H, W) without it.
         bare: (t, n, C, H, W) images that are not of the subject. put: (t, n, C, H, W) the same with it.
+        part: (n,) which of several probes answers for an image; by default one for all.
     """
 
     own: Tensor
     removed: Tensor
     bare: Tensor
     put: Tensor
+    part: Tensor | None = None
+
+    @classmethod
+    def joined(cls, parts: Mapping[int, Pairs]) -> Pairs:
+        """One after the other, by number of the probe."""
+        own, removed, bare, put = (
+            torch.cat([getattr(p, n) for p in parts.values()], -4) for n in ("own", "removed", "bare", "put")
+        )
+        part = [torch.full((len(p.own),), number) for number, p in parts.items()]
+        return cls(own, removed, bare, put, torch.cat(part))
+
+
+class _Rows(NamedTuple):
+    """Features (n, D), and which probe answers for each (n,)."""
+
+    phi: Tensor
+    part: Tensor
 
 
 @dataclass(frozen=True)
@@ -71,7 +90,7 @@ class Edit:
 
 
 def class_edits(
-    subject: ClassSubject,
+    subjects: Sequence[ClassSubject],
     pairs: Pairs,
     psi: np.ndarray | None,
     contrast: np.ndarray | None,
@@ -81,45 +100,59 @@ def class_edits(
     """The edits of a classifier or probe that fit a finding, best first: what they turn back, less the price.
 
     Args:
-        subject: the class. pairs: of the finding, at least 4 images.
+        subjects: the class, by number of the probe (one model: one), all on the same features.
+        pairs: of the finding, at least 4 images.
         psi: (D,) mean ψ of the class's images without the finding, where SpuFix starts; None for no SpuFix.
         contrast: (D,) mean ψ of the cluster less that of the class's other images.
         bands: of 8, that the finding consists of; a low-pass below the lowest is tried where there are any.
         batch_size: images at a time.
     """
-    k, head = subject.index, subject.head
+    head, k = subjects[0].head, subjects[0].index
+    part = torch.zeros(len(pairs.own), dtype=torch.long) if pairs.part is None else pairs.part
     half = {name: _halves(getattr(pairs, name)) for name in ("own", "removed", "bare", "put")}
+    linears = [s.head.linear for s in subjects]
 
-    def phi(x: Tensor) -> Tensor:
+    def rows(x: Tensor, side: int) -> _Rows:
         with torch.no_grad():
-            return torch.cat([head.features(p.to(head.device)).cpu() for p in x.split(batch_size)])
+            phi = torch.cat([head.features(p.to(head.device)).cpu() for p in x.split(batch_size)])
+        own = part[side::2]
+        return _Rows(phi, own.repeat(len(phi) // len(own)))
 
-    features = {name: (phi(first), phi(second)) for name, (first, second) in half.items()}
-    linear = head.linear
-    plain = lambda f: linear.logits(f).cpu()
+    def plain(f: _Rows) -> Tensor:
+        each = torch.stack([linear.logits(f.phi).cpu() for linear in linears])
+        return each[f.part, torch.arange(len(f.phi))]
 
-    def scored(logits: Callable[[Tensor], Tensor], side: int = 1) -> tuple[float, float]:
+    features = {name: (rows(first, 0), rows(second, 1)) for name, (first, second) in half.items()}
+
+    def scored(logits: _Logits, side: int = 1) -> tuple[float, float]:
         said = {name: (logits(parts[side]).argmax(1) == k).float().mean() for name, parts in features.items()}
         return float(said["put"]), float((said["own"] + 1 - said["bare"]) / 2)
 
-    def made(name: str, logits: Callable[[Tensor], Tensor]) -> Edit:
+    def made(name: str, logits: _Logits) -> Edit:
         (a, b), (c, d) = scored(plain), scored(logits)
-        return Edit(name, (a, c), (b, d), len(features["put"][1]))
+        return Edit(name, (a, c), (b, d), len(features["put"][1].phi))
 
     edits = [made("balanced refit of the readout", _refit(plain, k, features))]
-    response = (features["put"][0].mean(0) - features["bare"][0].mean(0)) * linear.weight[k].cpu()
+    weight = torch.stack([linear.weight[k].cpu() for linear in linears]).mean(0)
+    response = (features["put"][0].phi.mean(0) - features["bare"][0].phi.mean(0)) * weight
     least = scored(plain, 0)[1] - _COST
     tried = [(count, _pruned(plain, response.topk(min(count, len(response))).indices)) for count in _FEATURES]
     count, best = min(tried, key=lambda t: (scored(t[1], 0)[1] < least, scored(t[1], 0)[0], t[0]))
     edits.append(made(f"pruning of {count} penultimate features by response difference", best))
     if psi is not None and contrast is not None and np.linalg.norm(contrast) > 0:
         unit = torch.from_numpy(contrast / np.linalg.norm(contrast)).double()[None]
-        weight, offset, _ = fold(linear, {k: unit}, {k: torch.from_numpy(psi).double()})
-        spufixed = _spufixed(plain, weight / linear.temperature, offset / linear.temperature, k)
-        edits.append(made("SpuFix along what the cluster's features share", spufixed))
+        edits.append(
+            made(
+                "SpuFix along what the cluster's features share",
+                _spufixed(plain, linears, k, unit, torch.from_numpy(psi).double()),
+            )
+        )
     if bands and min(bands) > 0:
-        edits += _low_pass(subject, half, min(bands), scored(plain), batch_size)
+        edits += _low_pass(subjects, half, part[1::2], min(bands), scored(plain), batch_size)
     return sorted(edits, key=lambda e: e.turned[1] - e.turned[0] + max(e.price, 0.0))
+
+
+_Logits = Callable[[_Rows], Tensor]
 
 
 def _halves(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -127,31 +160,32 @@ def _halves(x: Tensor) -> tuple[Tensor, Tensor]:
     return x[..., ::2, :, :, :].flatten(0, -4), x[..., 1::2, :, :, :].flatten(0, -4)
 
 
-def _pruned(plain: Callable[[Tensor], Tensor], gone: Tensor) -> Callable[[Tensor], Tensor]:
-    return lambda f: plain(f.index_fill(1, gone, 0.0))
+def _pruned(plain: _Logits, gone: Tensor) -> _Logits:
+    return lambda f: plain(f._replace(phi=f.phi.index_fill(1, gone, 0.0)))
 
 
-def _spufixed(
-    plain: Callable[[Tensor], Tensor], weight: Tensor, offset: Tensor, k: int
-) -> Callable[[Tensor], Tensor]:
-    def logits(f: Tensor) -> Tensor:
+def _spufixed(plain: _Logits, linears: Sequence[LinearHead], k: int, along: Tensor, start: Tensor) -> _Logits:
+    folded = [(linear.temperature, *fold(linear, {k: along}, {k: start})[:2]) for linear in linears]
+
+    def logits(f: _Rows) -> Tensor:
         z = plain(f).clone()
-        z[:, k] -= functional.linear(f, weight.to(f), offset.to(f))[:, 0].clamp_min(0)
+        each = [functional.linear(f.phi, w.to(f.phi) / t, b.to(f.phi) / t)[:, 0] for t, w, b in folded]
+        z[:, k] -= torch.stack(each)[f.part, torch.arange(len(z))].clamp_min(0)
         return z
 
     return logits
 
 
-def _refit(
-    plain: Callable[[Tensor], Tensor], k: int, features: dict[str, tuple[Tensor, Tensor]]
-) -> Callable[[Tensor], Tensor]:
+def _refit(plain: _Logits, k: int, features: dict[str, tuple[_Rows, _Rows]]) -> _Logits:
     """The class's row fitted anew, the other rows as they are: logistic regression of the class against the
     rest on images with and without the finding, each of the four groups of equal weight."""
-    groups = [features[name][0].double() for name in ("own", "removed", "bare", "put")]
-    x = torch.cat(groups)
-    y = torch.cat([torch.full((len(g),), float(i < 2), dtype=torch.float64) for i, g in enumerate(groups)])
-    share = torch.cat([torch.full((len(g),), 0.25 / len(g), dtype=torch.float64) for g in groups])
-    logits = plain(x.float()).double()
+    groups = [features[name][0] for name in ("own", "removed", "bare", "put")]
+    rows = _Rows(*(torch.cat(x) for x in zip(*groups, strict=True)))
+    x = rows.phi.double()
+    sizes = [len(g.phi) for g in groups]
+    y = torch.cat([torch.full((n,), float(i < 2), dtype=torch.float64) for i, n in enumerate(sizes)])
+    share = torch.cat([torch.full((n,), 0.25 / n, dtype=torch.float64) for n in sizes])
+    logits = plain(rows).double()
     rest = torch.cat([logits[:, :k], logits[:, k + 1 :]], 1).logsumexp(1)
     scale = x.std(0).clamp_min(1e-6)
     change = torch.zeros(x.shape[1], dtype=torch.float64, requires_grad=True)
@@ -170,17 +204,18 @@ def _refit(
     optimiser.step(loss)
     added, more = (change / scale).detach().float(), float(shift.detach())
 
-    def fitted(f: Tensor) -> Tensor:
+    def fitted(f: _Rows) -> Tensor:
         z = plain(f).clone()
-        z[:, k] += f @ added + more
+        z[:, k] += f.phi @ added + more
         return z
 
     return fitted
 
 
 def _low_pass(
-    subject: ClassSubject,
+    subjects: Sequence[ClassSubject],
     half: dict[str, tuple[Tensor, Tensor]],
+    part: Tensor,
     band: int,
     before: tuple[float, float],
     batch_size: int,
@@ -190,8 +225,15 @@ def _low_pass(
     said = {}
     with torch.no_grad():
         for name in ("own", "bare", "put"):
-            seen = (layer(p.to(subject.device)) for p in half[name][1].split(batch_size))
-            said[name] = float(torch.cat([subject.answer(0, p)[1] for p in seen]).float().mean())
+            x = half[name][1]
+            who = part.repeat(len(x) // len(part))
+            seen = [
+                subject.answer(0, layer(p.to(subject.device)))[1]
+                for i, subject in enumerate(subjects)
+                if (who == i).any()
+                for p in x[who == i].split(batch_size)
+            ]
+            said[name] = float(torch.cat(seen).float().mean())
     after = said["put"], (said["own"] + 1 - said["bare"]) / 2
     yield Edit(
         f"low-pass of {layer.cutoff} coefficients in front",

@@ -3,8 +3,8 @@ other classes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from pfungst.discover.mend import Pairs
 from pfungst.discover.subjects import WORDS, Subject, What
 from pfungst.errors import InputError
 from pfungst.measure import Interval
-from pfungst.measure.limits import CARRIED, CARRIED_ALONE, P_SPURIOUS, RETAINED
+from pfungst.measure.limits import CARRIED_ALONE, DECIDES, P_SPURIOUS, RETAINED
 from pfungst.relevance import DCTBands
 from pfungst.spurious.evidence import above_zero, mean_interval, ratio_interval
 from pfungst.spurious.inpaint import inpaint, moved, soften
@@ -70,7 +70,7 @@ class Proof:
     @property
     def decides(self) -> bool:
         """Whether the class falls without it and rises with it, beyond the controls and what was tried."""
-        return self.remove.low > 0 and self.insert.low >= CARRIED and self.corrected <= P_SPURIOUS
+        return self.remove.low > 0 and self.insert.low >= DECIDES and self.corrected <= P_SPURIOUS
 
     @property
     def reason(self) -> str:
@@ -90,11 +90,69 @@ class Proof:
             return f"{put}, {gone}, and {left}, {only}"
         if self.decides:
             return f"{put} and {gone}, but {left}, so it may be the object"
-        if i.low < CARRIED:
-            return f"no proof: {put}; below {CARRIED:.0%} at the lower end it decides little"
+        if i.low < DECIDES:
+            return f"no proof: {put}; below {DECIDES:.0%} at the lower end it decides little"
         if r.low <= 0:
             return f"no proof: {put}, but {gone}"
         return f"no proof: {put}, but p is {self.corrected:.2g} after correction for all that were tried"
+
+
+@dataclass(frozen=True)
+class Effects:
+    """What interventions on n images of one cluster did, image by image.
+
+    Attributes:
+        falls: (n,) of the evidence, beyond the controls. gains: (g, n) rises in other images, as shares of
+            the way: of the audited model itself, and beyond each control and each witness.
+        before, after: (w, n) probability that the witnesses give with it and without it, at most as much;
+            without witnesses whether the audited model takes the image for it.
+        right: (3, n) whether that takes it for the subject as it is, without it, and with the control.
+        turned: (2, n) share of the other images taken for it with the content, and with the controls.
+        pairs: the images. what: of the subject.
+    """
+
+    falls: np.ndarray
+    gains: np.ndarray
+    before: np.ndarray
+    after: np.ndarray
+    right: np.ndarray
+    turned: np.ndarray
+    pairs: Pairs
+    what: What = "class"
+
+    @classmethod
+    def joined(cls, parts: Mapping[int, Effects]) -> Effects:
+        """Those of several parts of the images, by number of part, one after the other."""
+        every = list(parts.values())
+        names = [f.name for f in fields(cls) if f.name not in ("pairs", "what")]
+        arrays = {n: np.concatenate([getattr(p, n) for p in every], axis=-1) for n in names}
+        pairs = Pairs.joined({number: p.pairs for number, p in parts.items()})
+        return cls(**arrays, pairs=pairs, what=every[0].what)
+
+    def proof(self, seed: int = 0, units: np.ndarray | None = None) -> Proof:
+        """What follows, p not corrected.
+
+        Args:
+            seed: of the bootstrap. units: (n,) of what is not independent, such as patients: each counts
+                once, by the mean of its images; all images by default.
+        """
+        n = len(self.falls)
+        _, code = np.unique(np.arange(n) if units is None else units, return_inverse=True)
+        share = np.eye(code.max() + 1)[code]
+        share /= share.sum(0)
+        falls, gains = self.falls @ share, self.gains @ share
+        normal = self.what == "normal"
+        after, before = (v.sum(0) @ share for v in (self.after, self.before))
+        return Proof(
+            n,
+            mean_interval(falls, seed),
+            min((mean_interval(g, seed) for g in gains), key=lambda i: i.low),
+            tuple((self.right @ share).mean(1).tolist()),
+            tuple((self.turned @ share).mean(1).tolist()),
+            Interval(1.0, 1.0, 1.0) if normal else ratio_interval(after, before, seed, nothing=0.0),
+            max(above_zero(v) for v in (falls, *gains)),
+            what=self.what,
+        )
 
 
 class Judge:
@@ -106,20 +164,18 @@ class Judge:
         batch_size: images at a time.
 
     Attributes:
-        pairs: what the last proof changed.
+        ends: evidence in both, by model. way: the whole, by model.
 
     Raises:
         InputError: no images of one side.
     """
 
-    pairs: Pairs
-
     def __init__(self, subject: Subject, own: Tensor, others: Tensor, batch_size: int = 16) -> None:
         if not len(own) or not len(others):
             raise InputError(f"{len(own)} images and {len(others)} of others prove nothing", "pass both")
         self.subject, self.others, self.batch_size = subject, others, batch_size
-        ways = [[self.odds(i, x)[0] for x in (own, others)] for i in range(subject.n_models)]
-        self.way = [subject.way(a, b) for a, b in ways]
+        self.ends = [tuple(self.odds(i, x)[0] for x in (own, others)) for i in range(subject.n_models)]
+        self.way = [subject.way(*ends) for ends in self.ends]
 
     def odds(self, number: int, x: Tensor) -> tuple[np.ndarray, np.ndarray]:
         """Evidence in images (..., C, H, W) by one of the models, and whether it says so."""
@@ -140,8 +196,8 @@ class Judge:
 
     def regions(
         self, x: Tensor, mask: Tensor, mates: Tensor | None, seed: int = 0, n_targets: int = 2
-    ) -> Proof:
-        """Proof of regions.
+    ) -> Effects:
+        """Effects of regions.
 
         Args:
             x: (n, C, H, W) of the cluster, at least 6.
@@ -160,7 +216,7 @@ class Judge:
         against = [put(moved(x, far[0]))]
         if mates is not None:
             against.append(put(self._drawn(mates, (n_targets, n), rng)))
-        return self._weigh(x, inpaint(x, soft), controls, targets, put(x), against, seed)
+        return self._weigh(x, inpaint(x, soft), controls, targets, put(x), against)
 
     def falls(self, x: Tensor, mask: Tensor, seed: int = 0) -> np.ndarray:
         """Fall (n,) of the evidence in images without regions, beyond a control; args as of :meth:`regions`,
@@ -170,8 +226,8 @@ class Judge:
         left, kept = self.odds(0, torch.stack([inpaint(x, soft), inpaint(x, control)]))[0]
         return kept - left
 
-    def bands(self, x: Tensor, kept: np.ndarray, mates: Tensor, seed: int = 0, n_targets: int = 2) -> Proof:
-        """Proof of frequency bands: those of an image are exchanged for those of another.
+    def bands(self, x: Tensor, kept: np.ndarray, mates: Tensor, seed: int = 0, n_targets: int = 2) -> Effects:
+        """Effects of frequency bands: those of an image are exchanged for those of another.
 
         Args:
             x: (n, C, H, W) of the cluster, at least 6.
@@ -188,8 +244,8 @@ class Judge:
         exchange = lambda z, source: (z - inside(z) + inside(source)).clamp(0, 1)
         return self._exchanged(exchange, x, mates, seed, n_targets)
 
-    def tone(self, x: Tensor, mates: Tensor, seed: int = 0, n_targets: int = 2) -> Proof:
-        """Proof of brightness, contrast and colour: mean and standard deviation of each channel of an image
+    def tone(self, x: Tensor, mates: Tensor, seed: int = 0, n_targets: int = 2) -> Effects:
+        """Effects of brightness, contrast and colour: mean and standard deviation of each channel of an image
         are exchanged for those of another (Reinhard et al. 2001). Args as of :meth:`bands`."""
 
         def exchange(z: Tensor, source: Tensor) -> Tensor:
@@ -206,8 +262,8 @@ class Judge:
         mates: Tensor,
         seed: int,
         n_targets: int,
-    ) -> Proof:
-        """Proof of a property that `exchange(z, source)` gives to z from another image: taken from mates,
+    ) -> Effects:
+        """Effects of a property that `exchange(z, source)` gives to z from another image: taken from mates,
         against that of other images of the cluster; put into others, against that of mates and of others."""
         rng, n = np.random.default_rng((seed, self.subject.index, 1)), len(x)
         others = self._drawn(mates, (n_targets, n), rng)
@@ -215,7 +271,7 @@ class Judge:
         sources = (x.expand_as(targets), others, self._drawn(self.others, (n_targets, n), rng))
         put, *against = (exchange(targets, source) for source in sources)
         removed, control = exchange(x, others[0]), exchange(x, torch.roll(x, 1, 0))
-        return self._weigh(x, removed, [control], targets, put, against, seed)
+        return self._weigh(x, removed, [control], targets, put, against)
 
     def _weigh(
         self,
@@ -225,34 +281,26 @@ class Judge:
         targets: Tensor,
         put: Tensor,
         against: list[Tensor],
-        seed: int,
-    ) -> Proof:
+    ) -> Effects:
         """Compare; `targets`, `put` and `against` are (targets, n, C, H, W), the others (n, C, H, W)."""
         answers = [self.odds(i, torch.stack([x, removed, *controls])) for i in range(self.subject.n_models)]
         odds, hit = answers[0]
-        falls = odds[2:].mean(0) - odds[1]
         judged = [expit(o) for o, _ in answers[1:]] or [hit.astype(float)]
         before = np.stack([h[0] for h in judged])
-        after = np.minimum(np.stack([h[1] for h in judged]), before)
-        self.pairs = Pairs(x, removed, targets, put)
         seen = [self.odds(i, torch.stack([put, *against])) for i in range(self.subject.n_models)]
         rises = [
             [(o[0] - other).mean(0) / way for other in o[1:]]
             for (o, _), way in zip(seen, self.way, strict=True)
         ]
-        gains = [*rises[0], *(rises[0][0] - r[0] for r in rises[1:])]
-        inserts = [mean_interval(g, seed) for g in gains]
         hits = seen[0][1]
-        return Proof(
-            len(x),
-            mean_interval(falls, seed),
-            min(inserts, key=lambda i: i.low),
-            (float(hit[0].mean()), float(hit[1].mean()), float(hit[2:].mean())),
-            (float(hits[0].mean()), float(hits[1:].mean())),
-            Interval(1.0, 1.0, 1.0)
-            if self.subject.what == "normal"
-            else ratio_interval(after.sum(0), before.sum(0), seed, nothing=0.0),
-            max(above_zero(v) for v in (falls, *gains)),
+        return Effects(
+            falls=odds[2:].mean(0) - odds[1],
+            gains=np.stack([*rises[0], *(rises[0][0] - r[0] for r in rises[1:])]),
+            before=before,
+            after=np.minimum(np.stack([h[1] for h in judged]), before),
+            right=np.stack([hit[0], hit[1], hit[2:].mean(0)]).astype(float),
+            turned=np.stack([hits[0].mean(0), hits[1:].mean((0, 1))]),
+            pairs=Pairs(x, removed, targets, put),
             what=self.subject.what,
         )
 

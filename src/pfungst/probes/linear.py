@@ -44,6 +44,13 @@ class Readout(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.encoder(x).flatten(1))
 
+    def only(self, classes: list[Any]) -> Readout:
+        """The same for some of the classes, in this order."""
+        rows = torch.tensor([self.index(c) for c in classes])
+        return Readout(
+            self.encoder, self.head.weight.detach()[rows], self.head.bias.detach()[rows], list(classes)
+        )
+
     def index(self, label: Any) -> int:
         """The logit that stands for a class."""
         for i, known in enumerate(self.classes):
@@ -140,18 +147,13 @@ class LinearSVM(Probe):
         self.max_iter = max_iter
 
     def _fit(self, X: np.ndarray, y: np.ndarray, sample_weight: Any) -> None:
-        balanced = self.class_weight == "balanced"
+        balanced = "balanced" if self.class_weight == "balanced" else None
         if self.class_weight is not None and not balanced:
             weight = compute_sample_weight(self.class_weight, y)
             sample_weight = weight if sample_weight is None else weight * np.asarray(sample_weight)
         members = []
         for label in self.classes_[1:] if len(self.classes_) == 2 else self.classes_:
-            svm = SVC(
-                kernel="linear",
-                C=self.C,
-                class_weight="balanced" if balanced else None,
-                max_iter=self.max_iter,
-            )
+            svm = SVC(kernel="linear", C=self.C, class_weight=balanced, max_iter=self.max_iter)
             members.append(svm.fit(X, y == label, sample_weight))
         self.coef_ = np.concatenate([m.coef_ for m in members])
         self.intercept_ = np.concatenate([m.intercept_ for m in members])
@@ -181,12 +183,7 @@ class LogisticRegression(Probe):
         self.max_iter = max_iter
 
     def _fit(self, X: np.ndarray, y: np.ndarray, sample_weight: Any) -> None:
-        model = _SkLogisticRegression(
-            C=self.C,
-            class_weight=self.class_weight,
-            fit_intercept=self.fit_intercept,
-            max_iter=self.max_iter,
-        )
+        model = _SkLogisticRegression(**self.get_params())
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", ConvergenceWarning)
             model.fit(X, y, sample_weight)

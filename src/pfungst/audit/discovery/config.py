@@ -50,7 +50,11 @@ class DiscoveryConfig(LabelledOptions):
     )
     layer: str | None = Field(None, description="The final linear layer [found by itself]")
     size: int | None = Field(None, ge=4, le=2048, description="Side of the images in pixels [the model's]")
-    original: str | None = Field(None, description="How files become images [as for the published weights]")
+    original: str | None = Field(
+        None,
+        description="How files become images; pillow-bicubic: whole, without a crop [as for the published "
+        "weights]",
+    )
     per_class: int = Field(
         500, ge=6, description="Images of a class (or of a detector, normal and defective) that are explained"
     )
@@ -72,7 +76,7 @@ class DiscoveryConfig(LabelledOptions):
             named = " and ".join(f"--{name}" for name in given) or "none"
             raise ValueError(f"give one of --model, --encoder and --detector, not {named}")
         idle = {
-            "encoder": ("witness", "layer", "class_names", "original"),
+            "encoder": ("witness", "layer", "class_names"),
             "detector": ("witness", "layer", "class_names", "classes"),
         }
         if unread := [o for o in idle.get(given[0], ()) if getattr(self, o)]:

@@ -104,7 +104,7 @@ def _of_encoder(config: DiscoveryConfig) -> SimilarityConfig:
         classes=config.classes,
         split="folds",  # every image is answered once by a probe that was not fitted to it
         seeds=1,
-        **config.shared("checkpoint", "trust_checkpoint", "size", *_DATA),
+        **config.shared("checkpoint", "trust_checkpoint", "size", "original", *_DATA),
     )
 
 

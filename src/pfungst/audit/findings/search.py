@@ -46,13 +46,14 @@ def _entry(topic: Topic, effort: Effort, workspace: Workspace) -> DiscoveryEntry
     with progress_bar(f"explaining {topic.name}", len(topic.ids)) as bar:
         explained = topic.explained(bar.advance)
     found, parts = find(
-        topic.subject,
+        topic.subjects,
         explained,
         topic.load,
         topic.others(),
         columns=topic.columns,
         text=topic.text,
         units=topic.units,
+        probes=topic.probes,
         mend=topic.mend,
         most=effort.most,
         n_images=effort.changed,

@@ -21,14 +21,14 @@ from pfungst.data.traits import BurntInText, box_mask, file_columns
 from pfungst.discover import ClassSubject, Explanations, ScoreSubject, Subject, explain, explain_scores
 from pfungst.discover.columns import Told, told
 from pfungst.discover.explain import Marks
-from pfungst.discover.find import Finding, Mend
+from pfungst.discover.find import Finding, Mend, Probes
 from pfungst.discover.mend import Edit, Pairs, class_edits, score_edits
 from pfungst.discover.prove import FEWEST
 from pfungst.discover.subjects import What
 from pfungst.features import combined, model_key
-from pfungst.probes.plan import fit_probe
+from pfungst.probes.plan import Plan, fit_probe, predict
 from pfungst.spurious import FeatureHead, Witness
-from pfungst.spurious.heads import logits_of
+from pfungst.spurious.heads import LinearHead, logits_of
 
 if TYPE_CHECKING:
     from pfungst.anomaly import Detector
@@ -58,7 +58,8 @@ class Topic:
 
     Attributes:
         name: of the class, or of the detector and its images.
-        subject: what is proved.
+        subjects: what is proved; several where images are answered by different probes. probes: by which, see
+            :func:`pfungst.discover.find`.
         ids: of its N images, in order. load: rows of them → (n, C, H, W).
         others: (M, C, H, W) that are not of it.
         explained: explains all N, told how many are done.
@@ -70,7 +71,7 @@ class Topic:
     """
 
     name: str
-    subject: Subject
+    subjects: Sequence[Subject]
     ids: Sequence[str]
     load: Callable[[Sequence[int]], Tensor]
     others: Callable[[], Tensor]
@@ -81,6 +82,12 @@ class Topic:
     told: Callable[[], dict[str, Told]] = dict
     text: Marks | None = None
     units: np.ndarray | None = None
+    probes: Probes | None = None
+
+    @property
+    def subject(self) -> Subject:
+        """The first: what it is about."""
+        return self.subjects[0]
 
 
 @dataclass(frozen=True)
@@ -139,7 +146,7 @@ def class_topics(
 ) -> list[Topic]:
     """The classes `names` of a classifier that have enough images, and others beside them."""
     return _topics(
-        head,
+        [head],
         names,
         effort,
         labels=np.array(data.labels),
@@ -153,61 +160,66 @@ def class_topics(
 
 
 def encoder_topics(study: Any, effort: Effort) -> list[Topic]:
-    """The classes of a probe on an encoder, on images that the probe was not fitted to.
+    """The classes of a probe on an encoder, each image answered by a probe that no image of its unit was
+    fitted to: by those of the folds, or by one where a given split tests as many images as are explained.
 
-    The probe is that of the first split of the study. Beside its classes, what makes their images alike is
-    explained.
+    Beside its classes, what makes their images alike is explained.
     """
-    train, tests = study.plan.rounds[0][0]
-    if study.plan.split == "folds":  # half, so that enough is left to explain
-        firsts = [fold for _, fold in study.plan.rounds[0]]
-        cut = max(1, len(firsts) // 2)
-        train, tests = (np.sort(np.concatenate(part)) for part in (firsts[:cut], firsts[cut:]))
-    embedded, labels = study.original, study.plan.labels
-    probe = fit_probe(study.config.probe, embedded[train], labels[train])
+    plan, found, labels = study.plan, study.found, study.plan.labels
+    original = Variant(condition=ORIGINAL)
+    held = [int((labels[plan.tested] == c).sum()) for c in plan.classes]
+    if plan.split == "given" and min(held) < effort.per_topic:
+        seeds = (study.config.seed,)
+        plan = Plan.make(labels, plan.units, how="folds", folds=study.config.folds, seeds=seeds)
+        found = predict(plan, {original: study.original}, original, study.config.probe)
+    folds, embedded = plan.rounds[0], study.original
+    probes = [fit_probe(study.config.probe, embedded[train], labels[train]) for train, _ in folds]
+    known = [c for c in plan.classes if all(c in p.classes_ for p in probes)]
+    names = dict(enumerate(known))
     encoder = study.encoder.eval()
-    example = study.source.pick([0, 1], [ORIGINAL])[ORIGINAL]
-    head = FeatureHead(probe.attach(encoder), "head", example.to(encoder.device))
-    names = {k: str(c) for k, c in enumerate(probe.classes_)}
-    known = {c: k for k, c in names.items()}
-    codes = np.array([known.get(c, -1) for c in labels[tests].tolist()])
-    means = [embedded[train][labels[train] == c].mean(0) for c in names.values()]
+    example = study.source.pick([0, 1], [ORIGINAL])[ORIGINAL].to(encoder.device)
+    heads = [FeatureHead(probe.attach(encoder).only(known), "head", example) for probe in probes]
+    tests = plan.tested
+    part = np.zeros(len(labels), int)
+    for number, (_, rows) in enumerate(folds):
+        part[rows] = number
+    codes = np.array([known.index(c) if c in known else -1 for c in labels.tolist()])
     load = lambda rows: study.source.pick(tests[np.asarray(rows)].tolist(), [ORIGINAL])[ORIGINAL]
     items = study.source.items
-    ids = [items[r].id for r in tests]
     given = "files" in study.config.groups
     every = {**({} if given else file_columns(items)), **study.columns}
-    columns = {name: values[tests] for name, values in every.items()}
-    scores = study.found.scores[Variant(condition=ORIGINAL)].mean(0)
-    places = [study.plan.classes.index(c) for c in names.values()]
-    answers = Answers(
-        scores[:, places],
-        np.array([known.get(c, -1) for c in labels.tolist()]),
-        every,
-        study.plan.units,
-    )
-    state = combined(study.source.state(), encoder.key(), study.config.probe, train.tolist(), sorted(columns))
+    places = [plan.classes.index(c) for c in known]
+    answers = Answers(found.scores[original].mean(0)[:, places], codes, every, plan.units)
+    trained = [train.tolist() for train, _ in folds]
+    state = combined(study.source.state(), encoder.key(), study.config.probe, trained, sorted(every))
     marks = written(study.text, items, study.source.conditions[ORIGINAL], study.source.size)
-    centres = [torch.from_numpy(m / max(float(np.linalg.norm(m)), 1e-12)).float() for m in means]
+
+    @cache
+    def centre(number: int, k: int) -> Tensor:
+        train = folds[number][0]
+        mean = embedded[train][codes[train] == k].mean(0)
+        return torch.from_numpy(mean / max(float(np.linalg.norm(mean)), 1e-12)).float()
+
     return _topics(
-        head,
+        heads,
         names,
         effort,
-        labels=codes,
-        ids=ids,
+        labels=codes[tests],
+        ids=[items[r].id for r in tests],
         load=load,
-        columns=columns,
+        columns={name: values[tests] for name, values in every.items()},
         witnesses=lambda k: (),
         state=state,
-        alike=lambda k: (encoder, centres[k]),
+        alike=lambda number, k: (encoder, centre(number, k)),
         answers=answers,
         text=None if marks is None else lambda rows: marks(tests[np.asarray(rows, int)].tolist()),
-        units=None if study.plan.units is None else study.plan.units[tests],
+        units=None if plan.units is None else plan.units[tests],
+        part=part[tests],
     )
 
 
 def _topics(
-    head: FeatureHead,
+    heads: Sequence[FeatureHead],
     names: dict[int, str],
     effort: Effort,
     *,
@@ -217,11 +229,15 @@ def _topics(
     columns: dict[str, np.ndarray],
     witnesses: Callable[[int], Sequence[Witness]],
     state: str,
-    alike: Callable[[int], tuple[torch.nn.Module, Tensor]] | None = None,
+    alike: Callable[[int, int], tuple[torch.nn.Module, Tensor]] | None = None,
     answers: Answers | None = None,
     text: Marks | None = None,
     units: np.ndarray | None = None,
+    part: np.ndarray | None = None,
 ) -> list[Topic]:
+    head = heads[0]
+    weights = LinearHead(torch.stack([h.linear.weight for h in heads]).mean(0))
+
     @cache
     def answered() -> Answers:
         if answers is not None:
@@ -236,28 +252,41 @@ def _topics(
         return Answers(said, labels[rows], {name: values[rows] for name, values in columns.items()})
 
     def one(k: int) -> Topic:
-        rows = drawn(np.flatnonzero(labels == k), effort.per_topic, effort.seed, k)
-        others = drawn(np.flatnonzero(labels != k), _OTHERS, effort.seed, k, 1)
+        usable = np.ones(len(labels), bool)
+        if part is not None:  # what is put into an image has to be of its probe
+            usable = np.isin(part, part[labels != k]) & np.isin(part, part[labels == k])
+        rows = drawn(np.flatnonzero(usable & (labels == k)), effort.per_topic, effort.seed, k)
+        others = drawn(np.flatnonzero(usable & (labels != k)), _OTHERS, effort.seed, k, 1)
+        probes = None
+        if part is not None:
+            missed = np.setdiff1d(part[rows], part[others])
+            more = [drawn(np.flatnonzero((part == p) & (labels != k)), 1, effort.seed, k, 2) for p in missed]
+            others = np.concatenate([others, *more])
+            probes = part[rows], part[others]
         own = lambda chosen: load(rows[np.asarray(list(chosen), dtype=int)].tolist())
-        explained = lambda advance: explain(
-            head,
-            k,
-            own,
-            len(rows),
-            batch_size=effort.batch_size,
-            progress=advance,
-            alike=None if alike is None else alike(k),
-        )
-        subject = ClassSubject(head, k, witnesses(k))
+
+        def explained(advance: Callable[[int], object]) -> Explanations:
+            done = []
+            for number, one in enumerate(heads):
+                at = np.flatnonzero(part[rows] == number) if part is not None else np.arange(len(rows))
+                if not len(at):
+                    continue
+                near = None if alike is None else alike(number, k)
+                get = lambda chosen, at=at: own(at[np.asarray(list(chosen), dtype=int)])
+                size = effort.batch_size
+                done.append((at, explain(one, k, get, len(at), "auto", size, advance, near, weights)))
+            return Explanations.joined(done)
+
+        subjects = [ClassSubject(one, k, witnesses(k)) for one in heads]
 
         def mend(f: Finding, pairs: Pairs, e: Explanations) -> list[Edit]:
             rest = np.setdiff1d(np.arange(len(rows)), f.rows)
             psi = e.psi[rest].mean(0) if e.psi is not None and len(rest) else None
-            return class_edits(subject, pairs, psi, f.contrast, f.bands, effort.batch_size)
+            return class_edits(subjects, pairs, psi, f.contrast, f.bands, effort.batch_size)
 
         return Topic(
             names[k],
-            subject,
+            subjects,
             [ids[r] for r in rows],
             own,
             lambda: load(others.tolist()),
@@ -268,6 +297,7 @@ def _topics(
             lambda: answered().told(k, effort.seed) if columns and k != repeated else {},
             None if text is None else lambda chosen: text(rows[np.asarray(list(chosen), dtype=int)].tolist()),
             None if units is None else units[rows],
+            probes,
         )
 
     able = [k for k in sorted(names) if FEWEST <= int((labels == k).sum()) < len(labels)]
@@ -299,7 +329,7 @@ def score_topics(study: Any, model: str, run: Any, effort: Effort, name: str = "
 
         return Topic(
             f"{name or model}, {'defective' if what == 'defect' else 'normal'} images",
-            ScoreSubject(detector, int(what == "defect"), what, run.threshold),
+            [ScoreSubject(detector, int(what == "defect"), what, run.threshold)],
             [study.test.ids[r] for r in rows],
             own,
             lambda: others,

@@ -11,7 +11,7 @@ from pfungst.audit.findings.topics import Effort
 from pfungst.audit.result import About, Metric, Verdict
 from pfungst.discover.prove import FEWEST
 from pfungst.errors import few
-from pfungst.measure.limits import CARRIED, P_SPURIOUS, RETAINED, STABLE
+from pfungst.measure.limits import CARRIED, DECIDES, P_SPURIOUS, RETAINED, STABLE
 
 _BLIND = (
     "An artefact in nearly every image of a class can escape, and what has neither a place, nor content that "
@@ -172,7 +172,7 @@ def how(effort: Effort) -> list[str]:
         f"Each cluster of {FEWEST} images or more is tried on {effort.changed} of them, drawn at random. "
         "Found is what lowers the evidence when taken away more than a control does, raises it when put into "
         "other images, beyond other content of the same images and the content of the topic's other images, "
-        f"by {CARRIED:.0%} of the way at the lower end, with P ≤ {P_SPURIOUS:g} after Holm's correction for "
+        f"by {DECIDES:.0%} of the way at the lower end, with P ≤ {P_SPURIOUS:g} after Holm's correction for "
         f"all clusters, and without which at least {RETAINED:.0%} (lower end) of the images are still "
         "recognised (of normal images, which hold no object, that is not asked). What all images of a class "
         "have is found only where a witness judged it.",

@@ -28,6 +28,11 @@ class SimilarityConfig(ImageOptions, Repeated):
     checkpoint: Path | None = Field(None, description="Weights of the encoder; random ones without")
     trust_checkpoint: bool = Field(False, description="Also read checkpoints that can run code")
     size: int | None = Field(None, ge=8, le=2048, description="Side of the images in pixels [the encoder's]")
+    original: str | None = Field(
+        None,
+        description="How files become images; pillow-bicubic: whole, without a crop [as for the published "
+        "weights]",
+    )
     category: str | None = Field(None, description="Category, where the data have several")
     labels: str = Field("label", description="Column that the probe predicts")
     classes: list[str] = Field([], description="Labels to audit, comma-separated [all]")
@@ -100,7 +105,11 @@ class SimilarityConfig(ImageOptions, Repeated):
         from pfungst.encoders import load  # with torch
 
         return load(
-            self.encoder, checkpoint=self.checkpoint, trust_checkpoint=self.trust_checkpoint, size=self.size
+            self.encoder,
+            checkpoint=self.checkpoint,
+            trust_checkpoint=self.trust_checkpoint,
+            size=self.size,
+            condition=self.original,
         )
 
     def directions(self, width: int) -> int:
