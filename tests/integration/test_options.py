@@ -30,6 +30,7 @@ ADDED = {
         "--normal",
         "--keep-together",
         "--discover",
+        "--answers",
         "--outliers",
     },
     "classifier": {
@@ -39,9 +40,10 @@ ADDED = {
         "--rule",
         "--label-column",
         "--discover",
+        "--answers",
         "--transfer",
     },
-    "similarity": {"--classes", "--groups-file", "--discover", "--rank", "--composite", "--metric", "--original"},
+    "similarity": {"--classes", "--groups-file", "--discover", "--answers", "--rank", "--composite", "--metric", "--original"},
 }
 
 
