@@ -60,7 +60,7 @@ def test_effects_are_those_of_each_part_by_its_own_judge():
     for p, subject in enumerate(subjects):
         judge = Judge(subject, x[part == p], others[beside == p])
         ways.append(judge.ends[0])
-        effects = judge.regions(x[part == p], mask[part == p], None)
+        effects = judge.regions(x[part == p], mask[part == p], None, letters=True)
         falls[part == p], gains[part == p] = effects.falls, effects.gains[0] * judge.way[0]
     way = np.concatenate([a for a, _ in ways]).mean() - np.concatenate([b for _, b in ways]).mean()
     proof = found[0].proof

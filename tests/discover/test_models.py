@@ -174,31 +174,48 @@ def test_options_that_do_nothing_are_refused(tiles, tmp_path):
         made(detector="kde", witness=["timm:resnet18"])
 
 
-def told(result, folder):
-    found = result.discovery
+def told(audit, build, made, folder):
+    """What an audit found; people's answers to its findings come back through --answers."""
+    made = {**made, "discover": True, "out": folder}
+    found = audit(build(**made)).discovery
     assert found.tried == sum(len(e.findings) + len(e.told) for e in found.entries) > 0
     assert {f"arrays/{p.name}" for p in (folder / "arrays").glob("discovered*")} == found.arrays()
     assert all((folder / file).is_file() for file in found.files())
     page = write_report(folder).read_text()
     assert "What nobody named" in page
     assert found.headline in page
+    decided = [f for e in found.entries for f in e.findings if f.standing != "unproved"]
+    assert (folder / "findings").exists() == bool(decided)
+    if decided:
+        task = read_task(folder / "findings")
+        assert len(task.items) == len(decided)
+        answers = {"format": "pfungst.findings/1", "model": task.model, "findings": [
+            {"class_index": i.class_index, "component": i.component, "answer": "object", "names": ["it"]} for i in task.items
+        ]}  # fmt: skip
+        (folder / "findings.json").write_text(json.dumps(answers))
+        again = audit(build(**made, resume=True, answers=folder / "findings.json")).discovery
+        assert not again.found()
+        assert load(folder).discovery == again
+        assert "people call it the object (it)" in str([f.reason for e in again.entries for f in e.findings])
+    with pytest.raises(ConfigError, match="--answers are to findings of --discover"):
+        build(**{**made, "discover": False}, answers=folder / "findings.json")
     return found
 
 
 def test_the_anomaly_audit_tells_what_nobody_named(tiles, tmp_path):
-    made = {"data": tiles, "size": 32, "seeds": 1, "mitigate": "none", "examples": 2, "discover": True}
-    found = told(audit_anomaly(AnomalyConfig.build(**made, out=tmp_path / "out")), tmp_path / "out")
+    made = {"data": tiles, "size": 32, "seeds": 1, "mitigate": "none", "examples": 2}
+    found = told(audit_anomaly, AnomalyConfig.build, made, tmp_path / "out")
     assert found.found()[0][1].kind in ("tone", "bands")
 
 
 def test_the_similarity_audit_tells_what_nobody_named(marked, tmp_path):
     folder, _ = marked
-    made = {"images": folder / "images.csv", "encoder": f"{folder}/net.py:encoder", "size": 16, "seeds": 1, "explain": 4, "discover": True, "device": "cpu"}  # fmt: skip
-    found = told(audit_similarity(SimilarityConfig.build(**made, out=tmp_path / "out")), tmp_path / "out")
+    made = {"images": folder / "images.csv", "encoder": f"{folder}/net.py:encoder", "size": 16, "seeds": 1, "explain": 4, "device": "cpu"}  # fmt: skip
+    found = told(audit_similarity, SimilarityConfig.build, made, tmp_path / "out")
     assert {e.name for e in found.entries} == {"0", "3", "7"}
 
 
 def test_the_classifier_audit_tells_what_nobody_named(tmp_path):
     data = classifier_factory.make(tmp_path / "squares")
-    made = {"model": f"{data}/toy.py:biased", "train": data / "train", "val": data / "val", "size": classifier_factory.SIZE, "n_components": 4, "device": "cpu", "discover": True}  # fmt: skip
-    told(audit_classifier(ClassifierConfig.build(**made, out=tmp_path / "out")), tmp_path / "out")
+    made = {"model": f"{data}/toy.py:biased", "train": data / "train", "val": data / "val", "size": classifier_factory.SIZE, "n_components": 4, "device": "cpu"}  # fmt: skip
+    told(audit_classifier, ClassifierConfig.build, made, tmp_path / "out")

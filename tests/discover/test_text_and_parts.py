@@ -76,6 +76,22 @@ def test_text_is_found_where_it_is_read_and_only_there(bright, survives):
     assert (proof.remove.low > 0 and proof.insert.low > 0.1 and proof.p < 1e-4) == survives
 
 
+def test_of_text_only_the_letters_are_put_into_others():
+    """Not what lies beside them: a patch of lungs once hid what the letters carry."""
+    head = FeatureHead(Bright(0.05, 0.0).eval(), example=torch.rand(2, 3, SIDE, SIDE))
+    x, mask = torch.full((8, 3, SIDE, SIDE), 0.2), torch.zeros(8, SIDE, SIDE)
+    x[:, :, 3:5, 4:12] = 0.9
+    mask[:, 2:6, 2:14] = 1
+    others = torch.full((8, 3, SIDE, SIDE), 0.6)
+    judge = Judge(ClassSubject(head, 1), x, others)
+    pairs = judge.regions(x, mask, None, letters=True).pairs
+    np.testing.assert_allclose(pairs.put[..., 8:, :], 0.6, atol=1e-5)
+    assert pairs.put[..., 3:5, 4:12].min() > 0.95  # 0.6 + 0.9 − 0.2, clipped
+    assert pairs.put[..., 2, 2:14].mean() == pytest.approx(0.6, abs=0.05)  # beside the letters as it was
+    patch = judge.regions(x, mask, None).pairs
+    assert patch.put[..., 2, 5:11].mean() < 0.5
+
+
 def test_of_patients_with_many_images_each_is_changed_before_a_second_image_of_any(monkeypatch):
     x, mask = images(60, True)
     mask[:], seen = 1, []

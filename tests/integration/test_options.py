@@ -30,6 +30,7 @@ ADDED = {
         "--normal",
         "--keep-together",
         "--discover",
+        "--answers",
         "--outliers",
     },
     "classifier": {
@@ -39,12 +40,14 @@ ADDED = {
         "--rule",
         "--label-column",
         "--discover",
+        "--answers",
         "--transfer",
     },
     "similarity": {
         "--classes",
         "--groups-file",
         "--discover",
+        "--answers",
         "--rank",
         "--composite",
         "--metric",

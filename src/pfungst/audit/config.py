@@ -56,7 +56,7 @@ class AuditConfig(BaseModel):
 
     # What does not change the numbers, so that a resumed run may differ in it.
     _irrelevant: ClassVar[tuple[str, ...]] = (
-        *("out", "resume", "overwrite", "device", "workers", "ray", "fail_on"),
+        *("out", "resume", "overwrite", "device", "workers", "ray", "fail_on", "answers"),
     )
     # Folders of other audits: what is read of them is in the state.
     _audits: ClassVar[tuple[str, ...]] = ()
@@ -185,6 +185,23 @@ def with_checkpoint(text: str, option: str) -> tuple[str, Path | None]:
     if rest and (key != "checkpoint" or not file):
         raise ConfigError(f"{option} {text!r}", "write SPEC or SPEC,checkpoint=FILE")
     return spec, Path(file) if file else None
+
+
+class Discovering(AuditConfig):
+    """An audit that can also look for what nobody named."""
+
+    discover: bool = Field(
+        False, description="Also cluster the explanations and prove what decides that nobody named"
+    )
+    answers: Path | None = Field(
+        None, description="What people said of its findings: findings.json of `pfungst label OUT/findings`"
+    )
+
+    @model_validator(mode="after")
+    def _answered(self) -> Self:
+        if self.answers is not None and not self.discover:
+            raise ValueError("--answers are to findings of --discover; add it")
+        return self
 
 
 class Repeated(AuditConfig):

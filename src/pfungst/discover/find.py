@@ -331,7 +331,7 @@ def _tried(
     def effects(judge: Judge, at: np.ndarray, of: np.ndarray) -> Effects:
         own, others = x[at], None if mates is None else mates[of]
         if masks is not None:
-            return judge.regions(own, masks[at], others, seed)
+            return judge.regions(own, masks[at], others, seed, letters=kind == "text")
         others = own if others is None else others
         return judge.bands(own, kept, others, seed) if kind == "bands" else judge.tone(own, others, seed)
 

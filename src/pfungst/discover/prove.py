@@ -195,7 +195,13 @@ class Judge:
         return unit(heat) - torch.stack([unit(m) for m in maps]).max(0).values
 
     def regions(
-        self, x: Tensor, mask: Tensor, mates: Tensor | None, seed: int = 0, n_targets: int = 2
+        self,
+        x: Tensor,
+        mask: Tensor,
+        mates: Tensor | None,
+        seed: int = 0,
+        n_targets: int = 2,
+        letters: bool = False,
     ) -> Effects:
         """Effects of regions.
 
@@ -205,6 +211,7 @@ class Judge:
                 a heatmap.
             mates: images of the class outside the cluster, None where there are none.
             n_targets: images of other classes that each region is put into.
+            letters: put only what the content has over its surroundings, without these: of text the letters.
         """
         rng, n = np.random.default_rng((seed, self.subject.index)), len(x)
         soft = soften(mask)
@@ -212,7 +219,13 @@ class Judge:
         far = [self._moves(x, rng) for _ in range(2)]
         controls = [inpaint(x, moved(soft, moves)) for moves in far]
         targets = self._drawn(self.others, (n_targets, n), rng)
-        put = lambda content: targets * (1 - edge) + content * edge
+
+        def put(content: Tensor) -> Tensor:
+            if not letters:
+                return targets * (1 - edge) + content * edge
+            every = content.expand_as(targets)
+            return (targets + every - torch.stack([inpaint(c, soft) for c in every])).clamp(0, 1)
+
         against = [put(moved(x, far[0]))]
         if mates is not None:
             against.append(put(self._drawn(mates, (n_targets, n), rng)))

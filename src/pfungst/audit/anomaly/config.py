@@ -7,14 +7,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from pfungst.audit.config import Repeated
+from pfungst.audit.config import Discovering, Repeated
 from pfungst.audit.given import LabelledOptions
 from pfungst.registry import CONDITIONS, DETECTORS
 
 Edge = Annotated[int, Field(ge=8, le=2048)]
 
 
-class AnomalyConfig(LabelledOptions, Repeated):
+class AnomalyConfig(LabelledOptions, Repeated, Discovering):
     """``pfungst audit anomaly``."""
 
     data: Path | Literal["synthetic", "digits-c"] = Field(
@@ -53,9 +53,6 @@ class AnomalyConfig(LabelledOptions, Repeated):
         "are not tested [0]; 0: chosen by likelihood",
     )
     quantile: float = Field(0.95, gt=0, lt=1, description="Of held-out normal scores, for the threshold")
-    discover: bool = Field(
-        False, description="Also cluster the explanations and prove what decides that nobody named"
-    )
     examples: int = Field(6, ge=1, le=50, description="Images shown per category and detector")
 
     def no_pass(self) -> str:

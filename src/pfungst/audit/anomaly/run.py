@@ -79,12 +79,14 @@ def run(
         group_columns(images.items, config.groups)
     state = data_state(item for images in sets for item in images.items)
     if not given and (done := resumed_result(config, state)) is not None:
-        return done
+        from pfungst.audit.findings.section import answered  # with scikit-learn
+
+        return answered(done, config)
     workspace = Workspace(config, state)
     if not config.resume:
         shutil.rmtree(workspace.folder / FOLDER, ignore_errors=True)
     entries = _entries(config, conditions, sets, workspace, given)
-    found = _concluded(entries) if config.discover else None
+    found = _concluded(entries, config, workspace) if config.discover else None
     entries = [e.model_copy(update={"discovered": []}) for e in entries]
     notes = [f"{images.name}: {note}" for images in sets for note in images.notes]
     if workspace.resumed:
@@ -208,10 +210,10 @@ def _discovered(study: Study, model: str, run: Run, workspace: Workspace) -> lis
     return of_detector(study, model, run, workspace)
 
 
-def _concluded(entries: Sequence[Entry]) -> Discovered:
-    from pfungst.audit.findings.verdict import conclude
+def _concluded(entries: Sequence[Entry], config: AnomalyConfig, workspace: Workspace) -> Discovered:
+    from pfungst.audit.findings.section import concluded
 
-    return conclude([d for e in entries for d in e.discovered])
+    return concluded([d for e in entries for d in e.discovered], config, workspace)
 
 
 def _notes(study: Study) -> list[str]:

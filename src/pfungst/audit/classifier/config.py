@@ -7,10 +7,11 @@ from typing import Literal
 
 from pydantic import Field
 
+from pfungst.audit.config import Discovering
 from pfungst.audit.given import LabelledOptions
 
 
-class ClassifierConfig(LabelledOptions):
+class ClassifierConfig(LabelledOptions, Discovering):
     """``pfungst audit classifier``."""
 
     _irrelevant = (*LabelledOptions._irrelevant, "batch_size", "features")
@@ -73,9 +74,6 @@ class ClassifierConfig(LabelledOptions):
         "absent", description="SpuFix measures from images without the feature (absent), or all (mean)"
     )
     features: Path | None = Field(None, description="Folder to keep features in for later audits")
-    discover: bool = Field(
-        False, description="Also cluster the explanations and prove what decides that nobody named"
-    )
     batch_size: int = Field(32, ge=1, description="Images at a time")
 
     @property

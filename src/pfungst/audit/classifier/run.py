@@ -18,7 +18,7 @@ from pfungst.audit.classifier.task import write_label_task
 from pfungst.audit.classifier.transfer import Transfer
 from pfungst.audit.classifier.verdict import Judge, explain_numbers, metrics
 from pfungst.audit.conditions import ORIGINAL
-from pfungst.audit.findings.section import of_classifier
+from pfungst.audit.findings.section import answered, of_classifier
 from pfungst.audit.images import Labelled
 from pfungst.audit.machine import circumstances
 from pfungst.audit.mended import FOLDER
@@ -63,7 +63,7 @@ def run(
     state = data_state([*given.train.items, *given.val.items], config.spurious, config.masks)
     state = state if other is None else combined(state, other.state())
     if model is None and (done := resumed_result(config, state)) is not None:
-        return done
+        return answered(done, config, config.witness)
     study = given.study(model or load_audited(config))
     workspace = Workspace(config, state)
     with warnings.catch_warnings(record=True) as caught:

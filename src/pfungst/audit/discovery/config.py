@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class DiscoveryConfig(LabelledOptions):
     """``pfungst discover``."""
 
-    _irrelevant = (*LabelledOptions._irrelevant, "batch_size", "answers")
+    _irrelevant = (*LabelledOptions._irrelevant, "batch_size")
 
     model: str | None = Field(
         None,

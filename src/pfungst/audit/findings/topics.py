@@ -236,7 +236,8 @@ def _topics(
     part: np.ndarray | None = None,
 ) -> list[Topic]:
     head = heads[0]
-    weights = LinearHead(torch.stack([h.linear.weight for h in heads]).mean(0))
+    mean = torch.stack([h.linear.weight for h in heads]).mean(0)
+    weights = LinearHead(mean) if len(heads) > 1 else None
 
     @cache
     def answered() -> Answers:

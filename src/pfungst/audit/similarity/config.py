@@ -7,12 +7,12 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from pfungst.audit.config import Repeated
+from pfungst.audit.config import Discovering, Repeated
 from pfungst.audit.given import ImageOptions
 from pfungst.registry import CONDITIONS
 
 
-class SimilarityConfig(ImageOptions, Repeated):
+class SimilarityConfig(ImageOptions, Repeated, Discovering):
     """``pfungst audit similarity``."""
 
     _irrelevant: ClassVar[tuple[str, ...]] = (*ImageOptions._irrelevant, "cache")
@@ -82,9 +82,6 @@ class SimilarityConfig(ImageOptions, Repeated):
         "epsilon_gamma_box]",
     )
     limit: int | None = Field(None, ge=2, description="Use this many images, drawn at random")
-    discover: bool = Field(
-        False, description="Also cluster the explanations and prove what decides that nobody named"
-    )
     cache: Path | None = Field(None, description="Folder of the embeddings [in OUT]")
 
     def no_pass(self) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 
 from pfungst.audit.conditions import conditions_for
 from pfungst.audit.config import check_file
-from pfungst.audit.findings.section import of_encoder
+from pfungst.audit.findings.section import answered, of_encoder
 from pfungst.audit.machine import circumstances
 from pfungst.audit.mended import FOLDER
 from pfungst.audit.recognised import describe, estimate_preparation
@@ -51,7 +51,7 @@ def run(
     given, wish = check(config, images)
     state = data_state(given.items if isinstance(given, ImageSet) else ())
     if encoder is None and (done := resumed_result(config, state)) is not None:
-        return done
+        return answered(done, config)
     encoder = encoder or config.open_encoder()
     _reads(config, texts=not isinstance(encoder, Encoder))
     notes: tuple[str, ...] = ()
