@@ -12,7 +12,7 @@ from typing import Any
 from pfungst.audit.config import Discovering, check_file
 from pfungst.audit.findings.result import Discovered, DiscoveryEntry
 from pfungst.audit.findings.search import search
-from pfungst.audit.findings.task import read_answers, write_label_task
+from pfungst.audit.findings.task import FILE, read_answers, write_label_task
 from pfungst.audit.findings.topics import Effort, class_topics, encoder_topics, score_topics
 from pfungst.audit.findings.verdict import conclude
 from pfungst.audit.result import save
@@ -57,13 +57,10 @@ def concluded(
     answers = read_answers(config.answers, workspace.fingerprint) if config.answers else None
     found = conclude(entries, witnesses, answers)
     folder = workspace.folder / TASK
-    (folder / "label-task.json").unlink(missing_ok=True)  # what people said stays
     write_label_task(folder, "Findings", workspace.folder.name, workspace.fingerprint, found.entries)
-    if (folder / "label-task.json").exists():  # the app serves a task's own folder
+    if (folder / FILE).exists():  # the app serves a task's own folder
         decided = [f for e in found.entries for f in e.findings if f.standing != "unproved"]
-        for file in {s.region or s.file for f in decided for s in f.images} | {
-            s.file for f in decided for s in f.images
-        }:
+        for file in {name for f in decided for s in f.images for name in (s.file, s.region) if name}:
             (folder / file).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(workspace.folder / file, folder / file)
     return found

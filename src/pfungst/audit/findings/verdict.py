@@ -10,6 +10,7 @@ from pfungst.audit.findings.task import Key, judged
 from pfungst.audit.findings.topics import Effort
 from pfungst.audit.result import About, Metric, Verdict
 from pfungst.discover.prove import FEWEST
+from pfungst.discover.subjects import WORDS
 from pfungst.errors import few
 from pfungst.measure.limits import CARRIED, DECIDES, P_SPURIOUS, RETAINED, STABLE
 
@@ -67,8 +68,9 @@ def conclude(
             f"Nothing beside the object was proved to decide; {also}{basis}",
             *[
                 f"{e.name}: burnt-in text in {f.share:.0%} of its images moves the answer, too little to "
-                f"decide it. Without it the evidence falls by {f.remove.value:.2f}{f.remove.ends()} nats; "
-                f"put into others it carries {f.insert.value:.0%} of the way (P = {f.corrected:.2g}, Holm)."
+                f"decide it. Without it the evidence falls by {f.remove.value:.2f}{f.remove.ends()} "
+                f"{WORDS[e.what].unit}; put into others it carries {f.insert.value:.0%} of the way "
+                f"(P = {f.corrected:.2g}, Holm)."
                 for e, f in moved
             ],
             *([open_ + hint] if unsure and not witnesses else []),
