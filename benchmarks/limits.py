@@ -21,7 +21,10 @@ from pfungst.anomaly.memory_bank import MemoryBank
 from pfungst.datasets.synthetic import make_parts
 from pfungst.memory import keep_freed_memory
 from pfungst.mitigate import GaussianBlur
-from pfungst.relevance import attribute
+from pfungst.relevance import Patches, attribute, linearize
+from pfungst.relevance.linearize import LinearizedModel
+from pfungst.relevance.program.patches import plan
+from pfungst.relevance.program.windows import Convolution
 
 
 def compare(
@@ -37,6 +40,26 @@ def compare(
         f"  {name:44s} {best[0]:7.3f} s, bound {best[1]:7.3f} s: {best[0] / best[1]:5.2f} × (goal {goal})",
         flush=True,
     )
+
+
+def bare_convolutions(linear: LinearizedModel, basis: Patches) -> Callable[[], object]:
+    """The convolutions of a factor in forward mode on whole images, and nothing else: the same sizes and numbers."""
+    tape, calls = linear.tape, []
+    stages = plan(tape, basis.shape(linear.sample), basis.patch, linear.sample[1:])
+    start = 0
+    for stop, groups in [(s.stop, s.groups) for s in stages] + [(len(tape.ops), basis.size(linear.sample))]:
+        for op in tape.ops[start:stop]:
+            if isinstance(op, Convolution):
+                calls.append((op, groups))
+        start = stop
+
+    def run() -> None:
+        for op, groups in calls:
+            for size in [32] * (groups // 32) + [groups % 32]:
+                if size:
+                    op.forward([torch.ones(size, 1, *tape.shapes[op.ins[0]][1:])], False)
+
+    return run
 
 
 def main() -> None:
@@ -56,6 +79,10 @@ def main() -> None:
     with torch.no_grad():
         explain = lambda: attribute(net, x, 7, "epsilon_plus", measure=False)
         compare("heatmap of ResNet-50, z⁺, forward", 3.5, explain, lambda: net(x), 2 * args.turns)
+
+        linear, patches = linearize(net, x, "epsilon_gamma_box"), Patches(16)
+        factor, bare = lambda: linear.factor(patches), bare_convolutions(linear, patches)
+        compare("factor of ResNet-50, 16 px, bare convolutions", 1.0, factor, bare, 1)
 
         queries, bank = torch.randn(8192, 384), MemoryBank(torch.randn(8192, 384))
         product = lambda: sum(float((part @ bank.rows.T)[0, 0]) for part in queries.split(1024))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import re
 import socket
@@ -11,6 +12,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -60,11 +62,19 @@ class Visit:
 
 def picture(path: Path, seed: int, size: int = 96) -> str:
     """A smooth random picture, different for every seed; returns its path relative to the task folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(_encoded(seed, size, path.suffix))
+    return f"{path.parent.name}/{path.name}"
+
+
+@cache
+def _encoded(seed: int, size: int, suffix: str) -> bytes:
     rng = np.random.default_rng(seed)
     coarse = Image.fromarray(rng.integers(0, 255, (4, 4, 3), dtype=np.uint8))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    coarse.resize((size, size), Image.Resampling.BICUBIC).save(path)
-    return f"{path.parent.name}/{path.name}"
+    buffer = io.BytesIO()
+    kind = Image.registered_extensions()[suffix]
+    coarse.resize((size, size), Image.Resampling.BICUBIC).save(buffer, kind)
+    return buffer.getvalue()
 
 
 def component_task(

@@ -11,6 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 from scipy.fft import dctn, idctn
+from scipy.stats import rankdata
 from sklearn.metrics import roc_auc_score
 
 from pfungst.audit.anomaly.measure import DEPLOYED, MENDED, MENDED_ORIGINAL, ORIGINAL
@@ -136,7 +137,9 @@ def _scores(variant: Variant, labels: np.ndarray, scores: np.ndarray, threshold:
         tp, fn = (flag & (y == 1)).sum(), (~flag & (y == 1)).sum()
         fp, tn = (flag & (y == 0)).sum(), (~flag & (y == 0)).sum()
         tpr, fpr = tp / max(1, tp + fn), fp / max(1, fp + tn)
-        return (roc_auc_score(y, s), 2 * tp / max(1, 2 * tp + fp + fn), 2 * tpr / (1 + tpr + fpr), 1 - tpr, fpr, (1 + tpr - fpr) / 2)  # fmt: skip
+        positive = rankdata(s)[y == 1]  # what scikit-learn gives, of which a page needs thousands
+        auroc = (positive.mean() - (len(positive) + 1) / 2) / (y == 0).sum()
+        return (auroc, 2 * tp / max(1, 2 * tp + fp + fn), 2 * tpr / (1 + tpr + fpr), 1 - tpr, fpr, (1 + tpr - fpr) / 2)  # fmt: skip
 
     draws = []
     for _ in range(60):

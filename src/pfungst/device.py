@@ -19,8 +19,7 @@ def double(x: torch.Tensor) -> torch.Tensor:
 
 
 def check_device(name: str) -> None:
-    """Raise ConfigError unless the name has the form of a device; whether this machine has it is not
-    asked."""
+    """Raise ConfigError unless the name has the form of a device; the machine is not asked."""
     kind, colon, index = str(name).partition(":")
     if kind not in _KINDS or (colon and (kind == "auto" or not index.isdecimal())):
         raise ConfigError(f"unknown device {str(name)!r}", suggest(kind, (*_KINDS, "cuda:1")))

@@ -1,5 +1,4 @@
-"""Files: written whole or not at all, read with damage named, locked between processes, known by their
-content."""
+"""Files: written whole or not at all, read with damage named, locked, known by their content."""
 
 from __future__ import annotations
 
@@ -47,8 +46,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 
 @contextlib.contextmanager
 def whole(path: Pathlike) -> Iterator[Path]:
-    """A temporary path in the same folder that becomes `path` when the block ends well, and disappears
-    otherwise.
+    """A temporary path in the same folder; becomes `path` when the block ends well, else disappears.
 
     The block writes a file there, or makes a folder. Whoever reads `path` finds the old one or the new one,
     also after a kill or a power cut (of folders, between two renames, neither: the old one then ends in
@@ -199,8 +197,7 @@ def open_picture(source: Pathlike | IO[bytes]) -> Image.Image:
 
 @contextlib.contextmanager
 def reading(path: Pathlike, remedy: str, error: type[PfungstError] = DataError) -> Iterator[None]:
-    """Raise `error`, naming the file and the remedy, for whatever a missing or damaged file makes a reader
-    raise."""
+    """Raise `error`, naming file and remedy, for whatever a missing or damaged file makes a reader raise."""
     try:
         yield
     except (PfungstError, ImportError):
@@ -254,8 +251,7 @@ def read(
 
 
 class Lock:
-    """Keeps other processes out, from its construction to :meth:`release`, the end of a ``with`` block or of
-    the process.
+    """Keeps other processes out, from construction to :meth:`release`, the block's or the process's end.
 
     The system holds it (POSIX record lock), so that of a killed process is free at once. Threads and later
     calls of the same process are let in.
@@ -359,6 +355,5 @@ def seal(path: Pathlike) -> str:
 
 
 def mixed(text: str) -> int:
-    """A number below 2⁶⁴ that looks random and depends on the text alone: for seeds and for orders without a
-    bias."""
+    """A number below 2⁶⁴ that looks random and depends on the text alone: for seeds and unbiased orders."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")

@@ -1,5 +1,4 @@
-"""What is known by name: found by its decorator, imported when asked for, or run from a file. Imports nothing
-heavy."""
+"""What is known by name: found by its decorator, imported when asked for, or run from a file; all light."""
 
 from __future__ import annotations
 

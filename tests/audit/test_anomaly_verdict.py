@@ -223,3 +223,10 @@ def test_notes_quote_the_limits():
         f"first {limits.HIGH_BAND:g} waves",
     ):
         assert limit in told
+
+
+def test_a_mend_that_makes_a_fall_worse_is_not_said_to_recover_a_negative_share():
+    told = " ".join(verdict(entry(f1=(0.9, 0.6, 0.45))).sentences)
+    assert "The mitigation makes it worse by 50% of the fall in F1." in told
+    assert "-50%" not in told
+    assert "recovers 80% of the fall in F1" in " ".join(verdict(entry(f1=(0.9, 0.4, 0.8))).sentences)

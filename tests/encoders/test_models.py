@@ -60,13 +60,19 @@ def mobilenet():
     return network
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    (folder / "mine.py").write_text(MINE)
+    torch.save(torchvision.models.resnet18().state_dict(), folder / "resnet.pth")
+    load("small:4").save(folder / "saved")
+    return folder
+
+
 @pytest.fixture
-def files(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "mine.py").write_text(MINE)
-    torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "resnet.pth")
-    load("small:4").save(tmp_path / "saved")
-    return tmp_path
+def files(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    return folder
 
 
 @pytest.mark.parametrize("role", ROLES)

@@ -43,7 +43,16 @@ ADDED = {
         "--answers",
         "--transfer",
     },
-    "similarity": {"--classes", "--groups-file", "--discover", "--answers", "--rank", "--composite", "--metric", "--original"},
+    "similarity": {
+        "--classes",
+        "--groups-file",
+        "--discover",
+        "--answers",
+        "--rank",
+        "--composite",
+        "--metric",
+        "--original",
+    },
 }
 
 

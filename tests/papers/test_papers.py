@@ -15,7 +15,7 @@ from sklearn.metrics import confusion_matrix
 
 from pfungst.anomaly.letters import letters_backbone, train_letters
 from pfungst.audit.result import Interval, load
-from pfungst.errors import ConfigError, DataError
+from pfungst.errors import CheckpointError, ConfigError, DataError, InputError
 from pfungst.label import Study, read_task
 from pfungst.measure.choice import choose_detector, criterion
 from pfungst.papers import catalogue, find
@@ -27,6 +27,7 @@ from pfungst.papers.detectors import RETAINED, categories
 from pfungst.papers.detectors import audit as audit_of_detectors
 from pfungst.papers.diffused import exact
 from pfungst.papers.encoders import _pruned, called, share_into
+from pfungst.papers.lpips import LPIPS
 from pfungst.papers.made import Made, Number, Numbers, Wish, mean_of
 from pfungst.papers.neuron_votes import judged
 from pfungst.papers.neurons import nearest_distances
@@ -191,12 +192,12 @@ def test_a_page_says_what_is_ours_what_the_papers_and_what_the_difference_is(tmp
     ]
     assert lines == [
         ["x", "n"],
-        ["a"], ["ours", "0.812", "0.700–0.900", "3"], ["paper", "0.750"], ["difference", "+0.062", "−0.050", "to", "+0.150"],
+        ["a"], ["ours", "0.812", "0.700–0.900", "3"], ["paper", "0.750"], ["difference", "+0.062", "−0.050", "to", "0.150"],
         ["c"], ["ours", "0.630"], ["paper", "0.630"], ["difference", "0.000"],
         ["ours"], ["b", "0.500"],
         ["the", "paper's,", "not", "measured", "here"], ["d", "0.981"],
     ]  # fmt: skip
-    assert "The difference is ours less what the paper prints" in html
+    assert "The difference is ours less the paper's" in unescape(html)
     assert "The paper prints no numbers here" in render(page(wish, Made([Numbers.of("T", ours, {})])))
 
 
@@ -241,6 +242,65 @@ def test_nearest_distances_by_loops():
             back = [min(np.linalg.norm(p - q) for q in x[a].numpy()) for p in x[b].numpy()]
             expected.append((np.mean(forth) + np.mean(back)) / 2)
     np.testing.assert_allclose(nearest_distances(x), expected)
+
+
+def test_lpips_is_that_of_its_definition_by_loops(tmp_path):
+    """Zhang et al. 2018, equation 1, from weights in the layout of the published files."""
+    from torchvision.models import alexnet
+
+    torch.manual_seed(0)
+    network = alexnet().eval()
+    rng = np.random.default_rng(0)
+    linear = {
+        f"lin{k}.model.1.weight": torch.rand(1, n, 1, 1) for k, n in enumerate((64, 192, 384, 256, 256))
+    }
+    torch.save(network.state_dict(), tmp_path / "alexnet.pth")
+    torch.save(linear, tmp_path / "alex.pth")
+    a, b = x = torch.from_numpy(rng.random((2, 3, 64, 64), dtype=np.float32))
+    kept = []
+    for i in (1, 4, 7, 9, 11):
+        network.features[i].register_forward_hook(
+            lambda m, i, out: kept.append(out.numpy().astype(float).copy())
+        )
+    with torch.no_grad():
+        shift, scale = torch.tensor([-0.030, -0.088, -0.188]), torch.tensor([0.458, 0.448, 0.450])
+        network.features((2 * x - 1 - shift[:, None, None]) / scale[:, None, None])
+    expected = 0.0
+    for maps, w in zip(kept, linear.values(), strict=True):
+        _, _, height, width = maps.shape
+        for i in range(height):
+            for j in range(width):
+                y, z = (m[:, i, j] / (np.linalg.norm(m[:, i, j]) + 1e-10) for m in maps)
+                expected += float(w.double().numpy().ravel() @ (y - z) ** 2) / (height * width)
+    lpips = LPIPS(tmp_path / "alexnet.pth", tmp_path / "alex.pth")
+    one, two = lpips(torch.stack([a, b]))
+    assert float((one - two).pow(2).sum()) == pytest.approx(expected, rel=1e-5)
+    assert nearest_distances(torch.stack([one, two])[:, None], power=2) == pytest.approx([expected], rel=1e-5)
+    assert lpips(torch.rand(1, 3, 31, 31)).shape[0] == 1
+    with pytest.raises(InputError, match="images of 30 px are too small"):
+        lpips(torch.rand(1, 3, 30, 31))
+    torch.save({k: -v for k, v in linear.items()}, tmp_path / "alex.pth")
+    with pytest.raises(CheckpointError, match="negative weights"):
+        LPIPS(tmp_path / "alexnet.pth", tmp_path / "alex.pth")
+    with pytest.raises(CheckpointError, match="lacks"):
+        LPIPS(tmp_path / "alexnet.pth", tmp_path / "alexnet.pth")
+
+
+def test_lpips_stands_beside_the_other_distances(tmp_path, out):
+    from torchvision.models import alexnet
+
+    torch.manual_seed(0)
+    linear = {
+        f"lin{k}.model.1.weight": torch.rand(1, n, 1, 1) for k, n in enumerate((64, 192, 384, 256, 256))
+    }
+    files = {"alexnet": tmp_path / "a.pth", "lpips": tmp_path / "l.pth"}
+    torch.save(alexnet().state_dict(), files["alexnet"])
+    torch.save(linear, files["lpips"])
+    wish = Wish(find("003-fig17"), out, stand_in=True, tiny=True, device="cpu", more=files)
+    made, _ = reproduce(wish)
+    assert all(made.numbers[0].at(row, "least LPIPS distance").ours.value > 0 for row in made.numbers[0].rows)
+    with pytest.raises(ConfigError, match="LPIPS needs two files"):
+        reproduce(replace(wish, more={"lpips": files["lpips"]}))
 
 
 def test_class_extension_and_shared_features_are_counted():

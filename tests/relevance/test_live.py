@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.models import resnet18, vgg11_bn
 
-from pfungst.relevance import Pixels, linearize
+from pfungst.relevance import Patches, Pixels, linearize
 from pfungst.relevance.program import live, tape, units
 
 ROOM = 2 << 30
@@ -94,7 +94,7 @@ def test_dead_units_are_left_out():
     assert found.channel.tolist() == [0, 2, 1]
     assert found.counts.tolist() == [[0, 2], [1, 0]]
     images = torch.arange(24.0).view(2, 3, 2, 2)
-    g = found.gather(images)
+    g = found.gather([images])
     assert g.shape == (3, units.LINE)
     assert g[:, :2].T.tolist() == [[1, 9, 6], [13, 21, 18]]
     (back,) = found.scatter(g, 2)
@@ -114,6 +114,8 @@ def test_many_outputs_equal_few_at_a_time(model):
     """More than `MANY` vectors take the way over live units where it pays; the result does not depend on it."""
     torch.manual_seed(0)
     net = model(num_classes=160).eval()
+    if model is vgg11_bn:
+        net.classifier = nn.Linear(25088, 160)  # its 120 million weights are no matter of live units
     lin = linearize(net, torch.rand(1, 3, 64, 64), "epsilon_plus_flat")
     eye = torch.eye(160)
     many = lin.rows(eye, Pixels())
@@ -134,3 +136,45 @@ def test_a_mean_of_all_positions_has_no_dead_units():
     net = nn.Sequential(nn.Conv2d(3, 32, 3, padding=1), nn.Conv2d(32, 32, 3, padding=1), nn.Flatten(1))
     lin = linearize(net.eval(), torch.rand(1, 3, 16, 16), "lrp_zero")
     assert lin.tape.span(ROOM) is None
+
+
+@pytest.mark.parametrize("name", ["epsilon_plus_flat", "lrp_zero", "epsilon_gamma_box"])
+@settings(max_examples=12, deadline=None)
+@given(
+    kernel=st.sampled_from([1, 3, 5]),
+    stride=st.sampled_from([1, 2]),
+    dilation=st.sampled_from([1, 2]),
+    inputs=st.integers(1, 3),
+    patch=st.sampled_from([2, 3]),
+    seed=st.integers(0, 99),
+)
+def test_tangents_on_live_units_give_what_whole_images_give(
+    name, kernel, stride, dilation, inputs, patch, seed
+):
+    torch.manual_seed(seed)
+    net = Residual(5, kernel, stride, dilation).double().eval()
+    lin = linearize(net, torch.rand(inputs, 3, 12, 12, dtype=torch.float64), name)
+    expected = lin.columns(Patches(patch))  # fewer patches than `MANY`
+    with pytest.MonkeyPatch.context() as monkey, torch.no_grad():
+        monkey.setattr(tape, "MANY", 1)
+        if programs(lin, monkey) is None:
+            return
+        took = []
+        monkey.setattr(live.LiveProgram, "forward", counted(live.LiveProgram.forward, took))
+        torch.testing.assert_close(lin.columns(Patches(patch)), expected, rtol=1e-10, atol=1e-12)
+        assert took
+
+
+def counted(method, calls):
+    return lambda *args: calls.append(1) or method(*args)
+
+
+def test_units_that_nothing_reads_are_dead():
+    """The sum in front of a ReLU is needed where the ReLU passes it on, and nowhere else."""
+    torch.manual_seed(0)
+    lin = linearize(Residual(5, 3, 1, 1).eval(), torch.rand(1, 3, 12, 12), "epsilon_gamma_box")
+    with pytest.MonkeyPatch.context() as monkey:
+        span = programs(lin, monkey)
+    sums = [n for i, n in span.first.nodes.items() if len(n.edges) > 1 and i != span.first.top]
+    assert sums
+    assert all(len(n.units) < n.units.shape[0] * 144 for n in sums)

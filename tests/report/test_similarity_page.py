@@ -11,13 +11,13 @@ import torch
 
 from pair_factory import pair, standalone
 from pfungst.audit.result import Interval
-from pfungst.audit.similarity.result import Pair, Relation, SimilarityResult
+from pfungst.audit.similarity.result import Mitigation, Pair, Relation, SimilarityResult
 from pfungst.audit.similarity.run import run
 from pfungst.report import write
 from pfungst.report.maps import panel
 from pfungst.report.page import render
 from pfungst.report.pairs import token_pair
-from pfungst.report.similarity import page
+from pfungst.report.similarity import _recovered, page
 from pfungst.similarity import line_strength
 from similarity_factory import config, logo, mini_images
 
@@ -123,3 +123,19 @@ def test_a_standalone_page_admits_its_own_script_only(tmp_path):
     html = standalone(tmp_path, pair()[1]).read_text()
     assert re.search(r"script-src 'sha256-[A-Za-z0-9+/=]+'", unescape(html))
     assert "default-src 'none'" in unescape(html)
+
+
+def test_pruning_that_makes_a_fall_worse_is_said_in_words():
+    mitigation = Mitigation(
+        spec="prune:a:1",
+        filters=[0],
+        trials=[],
+        chosen=0,
+        images=9,
+        recovered={"logo:tag": -0.77, "jpeg:30": 0.5, "blur": None},
+    )
+    told = _recovered(mitigation)
+    assert told.replace("\u202f", " ") == (
+        " and, on test images, brings back 50 % of the fall under jpeg:30 and makes it worse by 77 % of the "
+        "fall under logo:tag"
+    )

@@ -42,6 +42,14 @@ def test_folder_layout(folder):
     assert (name, label, tuple(image.shape)) == ("spurious_class_3_component_0/1.png", 3, (3, 12, 12))
 
 
+def test_a_folder_is_read_with_all_endings_of_pictures_that_the_rest_reads(folder):
+    first = folder / "spurious_class_3_component_0" / "0.png"
+    with Image.open(first) as image:
+        image.save(first.with_suffix(".ppm"))
+        image.convert("P").save(first.with_suffix(".gif"))
+    assert len(SpuriousFolder(folder, to_tensor)) == 14
+
+
 def test_score_of_a_model_on_a_folder_is_that_of_its_probabilities(folder):
     net, data = small_net(), SpuriousFolder(folder, to_tensor)
     rows = items(60)

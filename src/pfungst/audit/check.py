@@ -42,8 +42,7 @@ class Gate:
 
     @classmethod
     def of(cls, metric: str, kind: Literal["max", "min"], bound: Any) -> Gate:
-        """A gate of its parts. Raises ConfigError for a bound that is no finite number, which nothing could
-        fail."""
+        """A gate of its parts. Raises ConfigError for a bound that is no finite number: nothing fails it."""
         if isinstance(bound, bool) or not isinstance(bound, int | float) or not math.isfinite(bound):
             raise ConfigError(f"{kind} {metric} = {bound!r} bounds nothing", "give a number")
         return cls(metric, kind, float(bound))
@@ -51,8 +50,7 @@ class Gate:
 
 @dataclass(frozen=True)
 class Gates:
-    """All that a result is held against: bounds on metrics, and the verdicts that pass, all where none is
-    named."""
+    """All that a result is held against: bounds on metrics, and the verdicts that pass (none: all)."""
 
     bounds: tuple[Gate, ...] = ()
     verdicts: tuple[str, ...] = ()
@@ -88,10 +86,7 @@ class Gates:
                     continue
                 for name, bound in value.items():
                     bounds[name, key] = Gate.of(name, "max" if key == "max" else "min", bound)
-        given = [
-            *(Gate.parse(text, "max") for text in maximum),
-            *(Gate.parse(text, "min") for text in minimum),
-        ]
+        given = [Gate.parse(t, "max") for t in maximum] + [Gate.parse(t, "min") for t in minimum]
         bounds |= {(gate.metric, gate.kind): gate for gate in given}
         return cls(tuple(bounds.values()), levels_of(verdicts) or levels)
 
@@ -139,11 +134,7 @@ def check(result: Result, gates: Gates) -> list[Outcome]:
                 f"--{gate.kind} {gate.metric}: {metric.better} is better: this gate would pass what is bad",
                 f"write --{_BOUND[metric.better]} {gate.metric}={gate.bound:g}",
             )
-    outcomes = []
-    for gate in gates.bounds:
-        started = time.perf_counter()
-        outcome = _bounded(gate, result.metrics[gate.metric])
-        outcomes.append(Outcome(*outcome, time.perf_counter() - started))
+    outcomes = [_held(gate, result.metrics[gate.metric]) for gate in gates.bounds]
     if gates.verdicts:
         level, verdict = result.verdict.level, result.verdict
         told = f"in {', '.join(gates.verdicts)}"
@@ -151,15 +142,16 @@ def check(result: Result, gates: Gates) -> list[Outcome]:
     return outcomes
 
 
-def _bounded(gate: Gate, metric: Metric) -> tuple[str, str, str, str, bool]:
+def _held(gate: Gate, metric: Metric) -> Outcome:
+    started = time.perf_counter()
     passed = metric.value <= gate.bound if gate.kind == "max" else metric.value >= gate.bound
-    relation = "≤" if gate.kind == "max" else "≥"
-    return gate.metric, f"{metric.value:.4g}", f"{relation} {gate.bound:g}", metric.where, passed
+    bound = f"{'≤' if gate.kind == 'max' else '≥'} {gate.bound:g}"
+    found = gate.metric, f"{metric.value:.4g}", bound, metric.where, passed
+    return Outcome(*found, time.perf_counter() - started)
 
 
 def list_metrics(result: Result) -> str:
-    """What could be gated on: every metric with its value, how to bound it and what it means, and the
-    verdict."""
+    """What could be gated on: every metric with its value, bound and meaning, and the verdict."""
     rows = [
         (f"--{_BOUND[m.better]} {name}={m.value:.4g}", m.where, m.meaning)
         for name, m in result.metrics.items()
@@ -170,34 +162,25 @@ def list_metrics(result: Result) -> str:
 
 
 def write_junit(outcomes: Sequence[Outcome], result: Result, path: str | Path) -> None:
-    """Write the outcomes as JUnit XML, one test case per gate with its value and bound; missing folders are
-    made.
+    """Write the outcomes as JUnit XML, a test case per gate with value and bound; missing folders are made.
 
     Raises:
         DataError: it cannot be written.
     """
     failures, seconds = str(sum(not o.passed for o in outcomes)), f"{sum(o.seconds for o in outcomes):.6f}"
-    totals: dict[str, Any] = {
-        "tests": str(len(outcomes)),
-        "failures": failures,
-        "errors": "0",
-        "time": seconds,
-    }
-    root = ElementTree.Element("testsuites", name="pfungst", **totals)
-    suite = ElementTree.SubElement(
-        root, "testsuite", name=_xml(result.title), timestamp=result.created, skipped="0", **totals
-    )
+    totals = {"tests": str(len(outcomes)), "failures": failures, "errors": "0", "time": seconds}
+    root = ElementTree.Element("testsuites", {"name": "pfungst", **totals})
+    own = {"name": _xml(result.title), "timestamp": result.created, "skipped": "0"}
+    suite = ElementTree.SubElement(root, "testsuite", own | totals)
     about = {"kind": result.kind, "version": result.version, "verdict": result.verdict.level}
     _properties(suite, about | {"audit-seconds": f"{result.seconds:.1f}"})
     for outcome in outcomes:
-        case = ElementTree.SubElement(
-            suite, "testcase", classname="pfungst.check", name=outcome.name, time=f"{outcome.seconds:.6f}"
-        )
+        named = {"classname": "pfungst.check", "name": outcome.name, "time": f"{outcome.seconds:.6f}"}
+        case = ElementTree.SubElement(suite, "testcase", named)
         _properties(case, {"value": outcome.value, "bound": outcome.bound, "where": outcome.where})
         if not outcome.passed:
-            ElementTree.SubElement(case, "failure", message=_xml(str(outcome)), type="gate").text = _xml(
-                str(outcome)
-            )
+            told = _xml(str(outcome))
+            ElementTree.SubElement(case, "failure", message=told, type="gate").text = told
     ElementTree.indent(root)
     write(path, ElementTree.tostring(root, encoding="utf-8", xml_declaration=True) + b"\n")
 
@@ -218,19 +201,13 @@ def markdown(outcomes: Sequence[Outcome], result: Result) -> str:
     """A summary for a pull request: the verdict and a table of the gates."""
     failed = sum(not o.passed for o in outcomes)
     word = f"{failed} of {len(outcomes)} gates failed" if failed else f"all {len(outcomes)} gates passed"
-    lines = [
-        f"### Pfungst: {word if outcomes else 'no gates'}",
-        "",
-        f"**{result.verdict.level}**: {_cell(result.verdict.headline)}",
-        "",
-    ]
+    told = f"**{result.verdict.level}**: {_cell(result.verdict.headline)}"
+    lines = [f"### Pfungst: {word if outcomes else 'no gates'}", "", told, ""]
     if outcomes:
         lines += ["| | gate | value | bound | where |", "|---|---|---|---|---|"]
-        lines += [
-            f"| {'✅' if o.passed else '❌'} | `{o.name}` | {_cell(o.value)} | {_cell(o.bound)} | "
-            f"{_cell(o.where)} |"
-            for o in outcomes
-        ]
+    for o in outcomes:
+        cells = "✅" if o.passed else "❌", f"`{o.name}`", *map(_cell, (o.value, o.bound, o.where))
+        lines.append(f"| {' | '.join(cells)} |")
     told = f"{result.kind} audit, {result.created}, Pfungst {result.version}"
     return "\n".join([*lines, "", f"<sub>{_cell(result.title)}; {told}</sub>", ""])
 

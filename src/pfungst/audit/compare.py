@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -30,26 +31,12 @@ from pfungst.audit.similarity.result import SimilarityResult
 from pfungst.errors import ConfigError, DataError, few
 from pfungst.files import read, reading
 from pfungst.measure import limits
+from pfungst.measure import proportions as shares
 from pfungst.measure.intervals import bootstrap
 from pfungst.measure.paired import Statistic, change, class_balanced, mcnemar
-from pfungst.measure.proportions import (
-    auroc_interval,
-    f1_interval,
-    mean_change,
-    mean_share,
-    paired_difference,
-    share_difference,
-    wilson,
-)
 
-_MEASURES: dict[str, Better] = {
-    "auroc": "higher",
-    "f1": "higher",
-    "balanced_accuracy": "higher",
-    "fnr": "lower",
-    "fpr": "lower",
-}
-_RATES = ("fnr", "fpr", "balanced_accuracy")  # shares of images
+_MEASURES = ("auroc", "f1", "balanced_accuracy", "fnr", "fpr")
+_RATES = _MEASURES[2:]  # shares of images
 _NAMED = 20  # images that are listed
 _ALPHA = 0.05
 _DRAWS = 2000  # bootstrap resamples
@@ -129,9 +116,11 @@ class Answers(NamedTuple):
             return {"balanced_accuracy": class_balanced(self.right, self.labels)}
         y, s, flagged = self.labels, self.scores, self.flagged
         found: dict[str, Statistic] = {"auroc": lambda w: np.asarray(measure.auroc(y, s, w))}
-        for name in list(_MEASURES)[1:]:
-            found[name] = lambda w, name=name: getattr(measure.confusion(y, flagged, w), name)  # type: ignore[misc]
-        return found
+
+        def rate(name: str, w: np.ndarray) -> np.ndarray:
+            return getattr(measure.confusion(y, flagged, w), name)
+
+        return found | {name: partial(rate, name) for name in _MEASURES[1:]}
 
 
 def compare(first: Path, second: Path, out: Path | None = None, seed: int = 0) -> ComparisonResult:
@@ -149,10 +138,8 @@ def compare(first: Path, second: Path, out: Path | None = None, seed: int = 0) -
     refuse_other(out, "comparison")
     results = load(first), load(second)
     if results[0].kind != results[1].kind:
-        raise ConfigError(
-            f"{first} is of kind {results[0].kind}, {second} of kind {results[1].kind}",
-            "compare the same kind",
-        )
+        kinds = f"{first} is of kind {results[0].kind}, {second} of kind {results[1].kind}"
+        raise ConfigError(kinds, "compare the same kind")
     answers = [_answers(result, folder) for result, folder in zip(results, (first, second), strict=True)]
     pairs = _pairs(*answers)
     if not pairs:
@@ -162,12 +149,8 @@ def compare(first: Path, second: Path, out: Path | None = None, seed: int = 0) -
         )
     changes, flips, paired = _measured(pairs, seed)
     common = [name for name in results[0].metrics if name in results[1].metrics]
-    asked = {
-        "first": str(first),
-        "second": str(second),
-        "seed": seed,
-        "out": str(out or "pfungst-comparison"),
-    }
+    asked = {"first": str(first), "second": str(second), "seed": seed}
+    asked["out"] = str(out or "pfungst-comparison")
     result = ComparisonResult(
         title=f"{results[0].title} → {results[1].title}",
         **circumstances(asked, started),
@@ -225,8 +208,7 @@ _Pair = tuple[Answers, Answers, bool]
 def _pairs(
     first: Mapping[tuple[str, str], Answers], second: Mapping[tuple[str, str], Answers]
 ) -> dict[tuple[str, str], _Pair]:
-    """Answers of the same entry and variant: of the images that both saw, or, where there are none, of each
-    audit's own."""
+    """Answers of the same entry and variant: of images that both saw or, without any, of each audit's own."""
     found: dict[tuple[str, str], _Pair] = {}
     for key in first:
         if key not in second:
@@ -257,19 +239,10 @@ def _measured(pairs: Mapping[tuple[str, str], _Pair], seed: int) -> tuple[list[C
             )
             ones = np.ones((1, len(a.labels)))
             value = float(before(ones)[0])
-            better = _MEASURES[name]
-            changes.append(
-                Changed(
-                    entry=entry,
-                    variant=variant,
-                    measure=name.replace("_", "-"),
-                    better=better,
-                    before=value,
-                    after=value + ci.value,
-                    change=ci,
-                    word=_word(strict, better),
-                )
-            )
+            better: Better = "lower" if name in ("fnr", "fpr") else "higher"
+            place = {"entry": entry, "variant": variant, "measure": name.replace("_", "-"), "better": better}
+            found = {"before": value, "after": value + ci.value, "change": ci, "word": _word(strict, better)}
+            changes.append(Changed.model_validate({**place, **found}))
         if same:
             tested.append((entry, variant, a, b, mcnemar(a.right, b.right)))
     corrected = measure.holm([test.p for *_, test in tested]) if tested else []
@@ -305,9 +278,13 @@ def _of_rates(
     before, after = _rates(name, a), _rates(name, b)
     if same:
         pairs = list(zip(after, before, strict=True))
-        return [mean_change([paired_difference(*pair, level) for pair in pairs]) for level in levels]
-    sides = [[mean_share([wilson(x, level) for x in s]) for s in (after, before)] for level in levels]
-    return [share_difference(new, old) for new, old in sides]
+        return [
+            shares.mean_change([shares.paired_difference(*pair, level) for pair in pairs]) for level in levels
+        ]
+    sides = [
+        [shares.mean_share([shares.wilson(x, level) for x in s]) for s in (after, before)] for level in levels
+    ]
+    return [shares.share_difference(new, old) for new, old in sides]
 
 
 def _of_draws(
@@ -320,8 +297,7 @@ def _of_draws(
     after: Statistic,
     seed: int,
 ) -> list[measure.Interval]:
-    """Change of AUROC or F1 by the bootstrap; where no resample of either audit differs, of intervals that
-    have a width there."""
+    """Change of AUROC or F1 by the bootstrap; where no resample differs, of intervals with a width."""
     found = change(before, after, a.labels, None if same else b.labels, levels, _DRAWS, seed)
     sides = ((before, a), (after, b))
     own = [bootstrap(statistic, x.labels, 200, seed=seed) for statistic, x in sides]
@@ -332,20 +308,17 @@ def _of_draws(
         assert x.flagged is not None
         bad = x.labels == 1
         if name == "auroc":
-            return auroc_interval(value, int(bad.sum()), int((~bad).sum()), level)
-        return f1_interval(x.flagged[bad], x.flagged[~bad], level)
+            return shares.auroc_interval(value, int(bad.sum()), int((~bad).sum()), level)
+        return shares.f1_interval(x.flagged[bad], x.flagged[~bad], level)
 
-    return [
-        share_difference(alone(own[1].value, b, level), alone(own[0].value, a, level)) for level in levels
-    ]
+    after_before = ((alone(own[1].value, b, level), alone(own[0].value, a, level)) for level in levels)
+    return [shares.share_difference(*pair) for pair in after_before]
 
 
 def _word(strict: Any, better: Better) -> Word:
-    if strict.low > 0:
-        return "better" if better == "higher" else "worse"
-    if strict.high < 0:
-        return "worse" if better == "higher" else "better"
-    return "no difference shown"
+    if not (strict.low > 0 or strict.high < 0):
+        return "no difference shown"
+    return "better" if (strict.low > 0) == (better == "higher") else "worse"
 
 
 def _verdict(changes: Sequence[Changed], flips: Sequence[Flips], paired: bool) -> Verdict:
@@ -355,33 +328,23 @@ def _verdict(changes: Sequence[Changed], flips: Sequence[Flips], paired: bool) -
     told = [_told(c) for c in sorted(better, key=lambda c: -abs(c.change.value))[:3]]
     n = max((f.n for f in flips), default=0)
     if paired and n < limits.COMPARED_IMAGES:
-        return Verdict(
-            level="too-few",
-            headline=f"{n} images in common are too few to compare two audits",
-            sentences=[f"At least {limits.COMPARED_IMAGES:g} are needed."],
-        )
+        headline = f"{n} images in common are too few to compare two audits"
+        needed = f"At least {limits.COMPARED_IMAGES:g} are needed."
+        return Verdict(level="too-few", headline=headline, sentences=[needed])
     if worse or lost:
         first = max(worse, key=lambda c: abs(c.change.value)) if worse else None
-        headline = (
-            f"The second audit is worse: {_told(first)}"
-            if first
-            else f"The second audit is worse: {_flip(lost[0])}"
-        )
+        headline = f"The second audit is worse: {_told(first) if first else _flip(lost[0])}"
         more = [_told(c) for c in worse if c is not first][:2] + [_flip(f) for f in lost[:2]]
         about = About(entry=first.entry, condition=first.variant) if first else About(entry=lost[0].entry)
-        return Verdict(
-            level="fragile",
-            headline=headline,
-            sentences=[*more, *(f"Better: {t}" for t in told)],
-            about=about,
-        )
+        more += [f"Better: {t}" for t in told]
+        return Verdict(level="fragile", headline=headline, sentences=more, about=about)
     words = f"better: {told[0]}" if told else "no difference is shown"
     return Verdict(level="sound", headline=f"Nothing got worse; {words}", sentences=told[1:])
 
 
 def _told(c: Changed) -> str:
-    ends = f"{c.change.low:+.2f} to {c.change.high:+.2f}".replace("-", "−")
-    return f"{c.words} of {c.entry}, {c.variant}: {c.before:.2f} → {c.after:.2f} ({ends})"
+    ends = c.change.ends("+.2f").replace("-", "−")
+    return f"{c.words} of {c.entry}, {c.variant}: {c.before:.2f} → {c.after:.2f}{ends}"
 
 
 def _flip(f: Flips) -> str:

@@ -1,5 +1,4 @@
-"""Several models in one audit: one after the other, each in a folder of its own, and one result with all of
-them side by side.
+"""Several models in one audit: each in a folder of its own, and one result with all side by side.
 
 This is the form of the papers' main tables (Kauffmann et al. 2025, table 1; Neuhaus et al. 2023, tables 1
 and 2).
@@ -297,8 +296,7 @@ def _verdict(rows: list[Row]) -> Verdict:
 def _grid(
     models: list[tuple[str, Config]], found: dict[str, Result]
 ) -> tuple[list[GridPair], dict[str, np.ndarray]]:
-    """The pairs that the first model finds most alike, explained for every model; one encoder is held at a
-    time."""
+    """The pairs that the first model finds most alike, explained for every model, one encoder at a time."""
     from pfungst.audit.similarity.prepare import open_labelled
     from pfungst.data import ImageSet
     from pfungst.relevance import Patches

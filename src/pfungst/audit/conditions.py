@@ -33,8 +33,7 @@ def conditions_for(own: str, texts: Sequence[str], size: int | None) -> dict[str
 
 
 def _short(part: str) -> str:
-    """The name of a condition in tables: a logo without its folder and options, a watermark without its
-    font."""
+    """The name in tables: a logo without its folder and options, a watermark without its font."""
     name, colon, value = part.strip().partition(":")
     if name == "watermark":
         value = ",".join(v for v in value.split(",") if not v.strip().startswith("font="))

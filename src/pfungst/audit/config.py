@@ -29,8 +29,7 @@ from pfungst.suggest import suggest
 
 
 class AuditConfig(BaseModel):
-    """What every audit can be told. The command line makes its options from the fields: name, type,
-    description, default.
+    """What every audit can be told. The command line makes options of the fields: name, type, description.
 
     Descriptions are the help texts; they say in brackets what happens without the option where the default
     does not.
@@ -63,8 +62,7 @@ class AuditConfig(BaseModel):
     _audits: ClassVar[tuple[str, ...]] = ()
 
     def no_pass(self) -> str:
-        """Why there is no pass of a model over images that workers or a cluster could share; "" where there
-        is."""
+        """Why there is no pass of a model over images to share with workers or a cluster; else ""."""
         return ""
 
     @model_validator(mode="after")

@@ -25,8 +25,7 @@ def circumstances(config: AuditConfig | dict[str, Any], started: float, inputs: 
 
 
 def describe_machine() -> str:
-    """Kind of processor, number of usable cores, versions: enough to judge a timing, nothing that names a
-    host."""
+    """Processor, number of usable cores, versions: enough to judge a timing, nothing that names a host."""
     import torch
 
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"

@@ -275,8 +275,7 @@ class _Normalised(nn.Module):
 
 
 class Probed(nn.Module):
-    """An encoder with its linear probe: images → representation (N, K), and logits (N, classes) where it has
-    one."""
+    """An encoder with its linear probe: images → representation (N, K) and, with one, logits (N, classes)."""
 
     def __init__(self, encoder: nn.Module, probe: nn.Linear | None = None) -> None:
         super().__init__()
@@ -572,8 +571,7 @@ def _runner(network: nn.Module) -> Callable[[Tensor], list[Tensor] | None]:
 def _compared(
     run: Callable[[Tensor], list[Tensor] | None], images: Tensor, expected: list[Tensor], path: Path
 ) -> float:
-    """The largest difference over the sample at once and its first image alone; NaN where nothing can run
-    it."""
+    """The largest difference over the sample at once and its first image alone; NaN if nothing can run it."""
     gaps = []
     for count in {len(images), 1}:
         got = run(images[:count])

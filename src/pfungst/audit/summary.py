@@ -53,12 +53,8 @@ def print_summary(result: Result, console: Console | None = None) -> None:
 def _anomaly_table(result: AnomalyResult) -> Table:
     several = len(result.mean) > 1
     title = f"{result.original} → {result.deployed}"
-    table = Table(
-        title=title if several else f"{next(iter(result.mean))}: {title}",
-        title_justify="left",
-        box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-    )
+    title = title if several else f"{next(iter(result.mean))}: {title}"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("category", overflow="fold")
     if several:
         table.add_column("detector", overflow="fold")
@@ -72,15 +68,14 @@ def _anomaly_table(result: AnomalyResult) -> Table:
         names = [category, model] if several else [category]
         shown = [s for s in (scored.original, scored.deployed, scored.mended) if s is not None]
         for s in shown:
-            hans = _plain(s.clever_hans) if s.clever_hans else "–"
             cells = [
                 str(s.variant),
                 _plain(s.auroc),
                 f"{_plain(s.f1)} {s.mark:<2}",
                 _rate(s.fnr),
                 _rate(s.fpr),
-                hans,
             ]
+            cells.append(_plain(s.clever_hans) if s.clever_hans else "–")
             table.add_row(*names, *cells, end_section=s is shown[-1])
             names = [""] * len(names)
     return table
@@ -111,9 +106,8 @@ def _similarity_table(result: SimilarityResult) -> Table:
         last = number + 1 == len(places) or places[number + 1][0] != column
         table.add_row(named(column, group) or "all", str(first.n), *cells, end_section=last)
     if marks:
-        table.caption = (
-            "↓ of a group: of a class or class-balanced, against the other images; ?: too few to compare"
-        )
+        told = "↓ of a group: of a class or class-balanced, against the other images"
+        table.caption = f"{told}; ?: too few to compare"
     return table
 
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -27,11 +27,12 @@ from pfungst.data.window import Window
 from pfungst.errors import ConfigError, DataError, few
 from pfungst.files import read
 from pfungst.measure import limits
-from pfungst.measure.paired import shift
+from pfungst.measure.paired import Shift, shift
 from pfungst.measure.proportions import share_difference, wilson, wilson_of
 
 _BATCH = 32
 _LEAST = 10  # new images
+_KINDS: dict[Literal["file", "relevance"], str] = {"file": PREFIX, "relevance": RELEVANCE}
 
 
 class Quantity(Model):
@@ -96,9 +97,8 @@ def watch(
         raise DataError(f"{found[0]} holds no {REFERENCE}", "run the audit again")
     before = read(found[0] / REFERENCE, "run the audit again")
     images = _open(source, Window(*model.about.window or ()))
-    prepared = images.prepare_many(
-        [Condition.parse(model.about.condition)], model.about.size, skip_bad=skip_bad, masks=False
-    )[0]
+    about, condition = model.about, Condition.parse(model.about.condition)
+    (prepared,) = images.prepare_many([condition], about.size, skip_bad=skip_bad, masks=False)
     if len(prepared.items) < _LEAST:
         raise DataError(f"{source} holds {len(prepared.items)} images", f"give at least {_LEAST}")
     x = prepared.images.to(next(model.parameters(), prepared.images).device)
@@ -108,12 +108,7 @@ def watch(
         raise DataError(f"{found[0] / REFERENCE} holds nothing that this model says", "run the audit again")
     threshold = model.about.threshold
     share = None if threshold is None else wilson(after["score"] > threshold)
-    asked = {
-        "audit": str(audit),
-        "images": str(source),
-        "entry": entry,
-        "out": str(out or "pfungst-watch"),
-    }
+    asked = {"audit": str(audit), "images": str(source), "entry": entry, "out": str(out or "pfungst-watch")}
     result = WatchResult(
         title=f"{model.about.name} on {images.name}",
         **circumstances(asked, started),
@@ -155,33 +150,24 @@ def _compared(before: dict[str, np.ndarray], after: dict[str, np.ndarray]) -> li
     names = [n for n, (a, b) in pairs.items() if _usable(a) and _usable(b)]
     found = {name: shift(*pairs[name]) for name in names}
     corrected = dict(zip(names, measure.holm([f.p for f in found.values()]), strict=True))
-    result = []
-    for name, f in found.items():
-        a, b = pairs[name]
-        words = a.dtype.kind in "US"
-        shares = {}
-        if words:
-            values = np.unique(np.concatenate([a, b])).tolist()
-            shares = {v: (float((a == v).mean()), float((b == v).mean())) for v in values}
-        p = float(corrected[name])
-        result.append(
-            Quantity(
-                name=name,
-                kind="file"
-                if name.startswith(PREFIX)
-                else "relevance"
-                if name.startswith(RELEVANCE)
-                else "answer",
-                n=(len(a), len(b)),
-                before=None if words else f.before,
-                after=None if words else f.after,
-                distance=f.distance,
-                p=p,
-                shifted=f.distance >= limits.SHIFTED and p < limits.P_SHIFT,
-                shares=shares,
-            )
-        )
-    return result
+    return [_quantity(name, *pairs[name], found[name], corrected[name]) for name in found]
+
+
+def _quantity(name: str, a: np.ndarray, b: np.ndarray, f: Shift, p: float) -> Quantity:
+    known: dict[str, Any] = {"before": f.before, "after": f.after}
+    if a.dtype.kind in "US":
+        values = np.unique(np.concatenate([a, b])).tolist()
+        shares = {v: (float((a == v).mean()), float((b == v).mean())) for v in values}
+        known = {"before": None, "after": None, "shares": shares}
+    return Quantity(
+        name=name,
+        kind=next((kind for kind, start in _KINDS.items() if name.startswith(start)), "answer"),
+        n=(len(a), len(b)),
+        distance=f.distance,
+        p=p,
+        shifted=f.distance >= limits.SHIFTED and p < limits.P_SHIFT,
+        **known,
+    )
 
 
 def _silent(before: dict[str, np.ndarray], after: dict[str, np.ndarray]) -> list[str]:
@@ -202,12 +188,9 @@ def _verdict(found: Sequence[Quantity]) -> Verdict:
     what = "What the model says has shifted" if "answer" in kinds else "The images have shifted"
     if kinds == {"relevance"}:
         what = "What the model looks at has shifted"
-    return Verdict(
-        level="fragile",
-        headline=f"{what}: {few((q.name for q in shifted), 3)}",
-        sentences=[_told(q) for q in shifted[:4]]
-        + ["Audit the model again on labelled images of this kind."],
-    )
+    told = [*map(_told, shifted[:4]), "Audit the model again on labelled images of this kind."]
+    headline = f"{what}: {few((q.name for q in shifted), 3)}"
+    return Verdict(level="fragile", headline=headline, sentences=told)
 
 
 def _told(q: Quantity) -> str:

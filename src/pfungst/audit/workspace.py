@@ -54,8 +54,7 @@ class Workspace:
         self.resumed = 0
 
     def load_part(self, name: str, kind: type[Part]) -> Part | None:
-        """A finished part of the interrupted run; None where there is none, or it or a file that it names is
-        not as it was written."""
+        """A finished part of the interrupted run; None unless it and the files it names are as written."""
         try:
             head, _, text = (self._parts / f"{slug(name)}.json").read_text(encoding="utf-8").partition("\n")
             known = json.loads(head)

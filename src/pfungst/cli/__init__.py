@@ -1,5 +1,4 @@
-"""The command line. Only light imports at the top of its modules: ``pfungst --help`` must not import
-torch."""
+"""The command line. Modules import light things only: ``pfungst --help`` must not import torch."""
 
 from __future__ import annotations
 

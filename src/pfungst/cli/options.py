@@ -20,8 +20,7 @@ _SHORT = {"out": ["-o"]}
 def from_config(
     config: type[Config], argument: str | None = None
 ) -> Callable[[Callable[[Config], None]], Callable[..., None]]:
-    """Make a command of a function of a configuration: an option for each field, and ``--config`` for a TOML
-    file.
+    """Make a command of a function of a configuration: an option a field, and ``--config`` for a TOML file.
 
     Args:
         config: its fields are the options, those of the class itself before those that all audits have. A

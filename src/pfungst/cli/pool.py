@@ -101,18 +101,9 @@ def pool_search(
         typer.echo(f"{hit.alpha:10.4g}  {hit.id}")
     typer.echo(f"{len(hits)} images found" + (", the first 10 are shown" if len(hits) > 10 else ""))
     if out is not None:
-        index, name = wanted.direction.class_index, wanted.class_name
-        to_label_task(
-            folder,
-            hits,
-            out,
-            index,
-            name,
-            component,
-            model,
-            class_names=wanted.names,
-            reference=wanted.reference,
-        )
+        about = wanted.direction.class_index, wanted.class_name, component, model
+        names, shown = wanted.names, wanted.reference
+        to_label_task(folder, hits, out, *about, class_names=names, reference=shown)
         typer.echo(f"to judge them: pfungst label {out} --labeller NAME")
 
 

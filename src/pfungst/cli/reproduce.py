@@ -32,6 +32,8 @@ def reproduce(
         Path | None,
         typer.Option(help="EMNIST letters, which train the digits' one-class model [rendered ones]."),
     ] = None,
+    alexnet: Annotated[Path | None, typer.Option(help="torchvision's AlexNet, for LPIPS distances.")] = None,
+    lpips: Annotated[Path | None, typer.Option(help="LPIPS's linear weights on it, as published.")] = None,
     models: Annotated[
         str | None, typer.Option(help="Encoders or classifiers: A,checkpoint=FILE,B,checkpoint=FILE.")
     ] = None,
@@ -69,7 +71,7 @@ def reproduce(
     from pfungst.papers.run import reproduce as make
 
     given = {"val": val, "spurious": spurious, "components": components, "diffusion": diffusion}
-    given |= {"logo": logo, "people": people, "letters": letters}
+    given |= {"logo": logo, "people": people, "letters": letters, "alexnet": alexnet, "lpips": lpips}
     more = {k: v for k, v in given.items() if v is not None}
     folder = out or Path("pfungst-reproduce")
     few = [name.strip() for name in (classes or "").split(",") if name.strip()]

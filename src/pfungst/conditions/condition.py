@@ -126,8 +126,7 @@ class Condition:
         return ", then ".join(s.describe() for s in self.steps)
 
     def identity(self) -> str:
-        """What its images depend on: the text, and what is in the files that it names, by size and time, as
-        they are now."""
+        """What its images depend on: the text, and the files it names as they are now, by size and time."""
         files = [file for s in self.steps for file in s.files()]
         return "/".join([str(self), *(stamp(file) for file in files)])
 

@@ -24,8 +24,7 @@ _DRAWN = 96  # px, size of the letters that are drawn and then scaled
 
 
 class Pasted(Step):
-    """A step that pastes something with transparency; subclasses have its :meth:`picture`, `width`, `margin`
-    and `at`."""
+    """A step that pastes with transparency; subclasses have :meth:`picture`, `width`, `margin` and `at`."""
 
     width: float  # fields of the subclasses
     margin: int

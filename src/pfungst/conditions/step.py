@@ -80,8 +80,7 @@ def string(example: str, default: str | None = None) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """One step of a condition. Subclasses have fields made by :func:`number`, :func:`choice` and
-    :func:`string`.
+    """One step of a condition, with fields made by :func:`number`, :func:`choice` and :func:`string`.
 
     Attributes:
         name: how it is written.

@@ -69,7 +69,8 @@ def traits(item: Item) -> Traits:
     width, height = image.size
     pixels = np.asarray(to_rgb(image))
     grey = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
-    spread = int((pixels.max(2).astype(int) - pixels.min(2)).max())
+    red, green, blue = cv2.split(pixels)  # NumPy takes ten times as long over an axis of three
+    spread = int((cv2.max(cv2.max(red, green), blue) - cv2.min(cv2.min(red, green), blue)).max())
     words["colour"] = "grey" if spread <= _GREY else "colour"
     top, bottom, left, right = _border(grey)
     area = 1 - (height - top - bottom) * (width - left - right) / (width * height)

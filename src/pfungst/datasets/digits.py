@@ -1,9 +1,7 @@
-"""Digits-C: scikit-learn's digits at 28 px under MNIST-C's 15 corruptions, each with the exact change as
-mask.
+"""Digits-C: scikit-learn's digits at 28 px under MNIST-C's 15 corruptions, with the exact change as mask.
 
 The names and kinds of the corruptions are those of Mu and Gilmer 2019 ("MNIST-C"); the strengths are ours. It
-needs no download, and every anomaly's true location is known: the absolute difference to the uncorrupted
-image.
+needs no download, and every anomaly's true location is known: where it differs from the uncorrupted image.
 """
 
 from __future__ import annotations
@@ -120,11 +118,9 @@ def _dotted_line(x: np.ndarray, random: np.random.Generator) -> np.ndarray:
     start, stop = (np.array([e, random.uniform(0.1, 0.9) * side]) for e in (0.0, float(side)))
     if random.random() < 0.5:
         start, stop = start[::-1], stop[::-1]
-    y = x
+    y, way = x, stop - start
     for t in np.arange(0, 1, 4 / side):
-        y = np.maximum(
-            y, _line(x, np.stack([start + (stop - start) * t, start + (stop - start) * (t + 1.6 / side)]))
-        )
+        y = np.maximum(y, _line(x, np.stack([start + way * t, start + way * (t + 1.6 / side)])))
     return y
 
 
@@ -234,11 +230,8 @@ def corrupted(
             f"there are {len(images)}: lower train, good or anomalous",
         )
     order = np.random.default_rng(seed).permutation(len(images))
-    parts = (
-        ("train", "good", order[:train]),
-        ("test", "good", order[train : train + good]),
-        ("test", "", order[train + good : train + good + anomalous]),
-    )
+    drawn = np.split(order[: train + good + anomalous], [train, train + good])
+    parts = list(zip(("train", "test", "test"), ("good", "good", ""), drawn, strict=True))
     known: dict[tuple[str, int], Item] = {}  # good digits are the same items in all sets
     sets = []
     for name in chosen:
@@ -246,9 +239,8 @@ def corrupted(
         items = []
         for split, label, indices in parts:
             for i in map(int, indices):
-                item = known.get((label, i)) or _item(
-                    images[i], split, label or name, i, str(digits[i]), first + i
-                )
+                about = split, label or name, i, str(digits[i]), first + i
+                item = known.get((label, i)) or _item(images[i], *about)
                 if label:
                     known[label, i] = item
                 items.append(item)
@@ -257,17 +249,11 @@ def corrupted(
 
 
 def _item(image: np.ndarray, split: str, label: str, index: int, digit: str, seed: int) -> Item:
-    name = f"{split}/{label}/{index:04d}"
+    name, groups = f"{split}/{label}/{index:04d}", {"digit": digit}
     if label == "good":
-        return Item(name, lambda: _picture(image), label, None, split, {"digit": digit})
-    return Item(
-        name,
-        lambda: _picture(corrupt(image, label, seed)),
-        label,
-        lambda: corrupt(image, label, seed) != image,
-        split,
-        {"digit": digit},
-    )
+        return Item(name, lambda: _picture(image), label, None, split, groups)
+    mask = lambda: corrupt(image, label, seed) != image
+    return Item(name, lambda: _picture(corrupt(image, label, seed)), label, mask, split, groups)
 
 
 def _picture(image: np.ndarray) -> Image.Image:

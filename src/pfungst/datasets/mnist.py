@@ -196,12 +196,6 @@ def _load(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
 def _item(
     images: np.ndarray, digits: np.ndarray, split: str, label: str, i: int, clean: np.ndarray | None = None
 ) -> Item:
+    picture = lambda: Image.fromarray(np.array(images[i]))
     mask = None if clean is None else lambda: np.asarray(images[i]) != np.asarray(clean[i])
-    return Item(
-        f"{split}/{label}/{i:05d}",
-        lambda: Image.fromarray(np.array(images[i])),
-        label,
-        mask,
-        split,
-        {"digit": str(int(digits[i]))},
-    )
+    return Item(f"{split}/{label}/{i:05d}", picture, label, mask, split, {"digit": str(int(digits[i]))})

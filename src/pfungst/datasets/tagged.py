@@ -1,5 +1,4 @@
-"""Digits from two hospitals, one of which prints its name on the pictures: a Clever Hans effect made to
-measure.
+"""Digits from two hospitals, one of which prints its name on the pictures: a made-to-measure Clever Hans.
 
 scikit-learn's real handwritten digits; the tag goes with one class in training, as burnt-in text went with
 COVID-19 and a logo with garbage trucks in the main paper.
@@ -28,10 +27,8 @@ def tag_image(text: str = "H-A", height: int = 8) -> Image.Image:
 
 
 def _picture(pixels: np.ndarray, size: int, tag: Image.Image | None) -> Image.Image:
-    grey = Image.fromarray((pixels * (255 / 16)).astype(np.uint8)).resize(
-        (size, size), Image.Resampling.BICUBIC
-    )
-    picture = grey.convert("RGB")
+    grey = Image.fromarray((pixels * (255 / 16)).astype(np.uint8))
+    picture = grey.resize((size, size), Image.Resampling.BICUBIC).convert("RGB")
     if tag is not None:
         picture.paste(tag, (1, size - tag.height - 1), tag)
     return picture
@@ -65,15 +62,8 @@ def tagged_digits(
     for i, digit in enumerate(digits):
         tagged = bool(source[i] < (rate if digit == tagged_class else elsewhere))
         picture = partial(_picture, pixels[i].reshape(8, 8), size, tag if tagged else None)
-        items.append(
-            Item(
-                f"digit-{i:04d}",
-                picture,
-                str(digit),
-                split="test" if split[i] < test_share else "train",
-                groups={"source": TAGGED if tagged else PLAIN},
-            )
-        )
+        part, groups = "test" if split[i] < test_share else "train", {"source": TAGGED if tagged else PLAIN}
+        items.append(Item(f"digit-{i:04d}", picture, str(digit), split=part, groups=groups))
     return ImageSet("tagged digits", items)
 
 

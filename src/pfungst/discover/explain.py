@@ -86,6 +86,7 @@ def explain(
     composite: str | Composite = "auto",
     batch_size: int = 16,
     progress: Callable[[int], object] | None = None,
+    *,
     alike: tuple[torch.nn.Module, Tensor] | None = None,
     weights: LinearHead | None = None,
 ) -> Explanations:

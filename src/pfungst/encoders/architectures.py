@@ -28,8 +28,7 @@ from pfungst.suggest import suggest
 
 
 class Built(NamedTuple):
-    """A network, its preprocessing, and the names (or their leading parts) of the tensors of a head it
-    lacks."""
+    """A network, its preprocessing, and names (or their leading parts) of the tensors of a head it lacks."""
 
     network: nn.Module
     preprocessing: Preprocessing

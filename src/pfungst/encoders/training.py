@@ -1,5 +1,4 @@
-"""Training a small encoder: for the demo, the examples, and studies where the cause of an effect must be
-known."""
+"""Training a small encoder: for demo and examples, and where the cause of an effect must be known."""
 
 from __future__ import annotations
 

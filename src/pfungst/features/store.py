@@ -17,6 +17,7 @@ import numpy as np
 
 from pfungst.errors import DataError, PfungstWarning
 from pfungst.files import read, reading, seal, whole
+from pfungst.memory import give_back
 
 _BLOCK = 8192  # rows in memory at a time
 _SEAL = b"pfungst.values"  # in the table's metadata: size and digest of the array beside it
@@ -168,6 +169,8 @@ class Store:
                 values = np.concatenate([b[1] for b in batches])
                 batches.clear()
                 self.add(keys, values, **columns)
+                del values
+                give_back()
 
         def add(keys: Sequence[bytes], values: np.ndarray, **columns: Any) -> None:
             if batches and batches[-1][1].shape[1:] != values.shape[1:]:

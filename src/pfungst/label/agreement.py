@@ -1,5 +1,4 @@
-"""How well people agree: raw agreement and Cohen's κ (Cohen 1960, A coefficient of agreement for nominal
-scales)."""
+"""How well people agree: raw agreement and Cohen's κ (Cohen 1960)."""
 
 from __future__ import annotations
 

@@ -31,8 +31,7 @@ HEADERS = {
 
 
 class Keys:
-    """Everything secret, derived from the one secret in the answers file, so links stay valid after a
-    restart.
+    """Everything secret, derived from the answers file's one secret: links stay valid after a restart.
 
     Args:
         secret: 32 random bytes.

@@ -83,14 +83,10 @@ def serve(
             "do not count"
         )
     if not _loopback(host):
-        echo(
-            "  The server listens to the network, without encryption: whoever has a link can answer in that "
-            "name."
-        )
-    echo(
-        "Every answer is on the disk before the next screen shows. Stop with Ctrl+C; the same command "
-        "resumes."
-    )
+        open_to = "  The server listens to the network, without encryption: whoever has a link can answer in "
+        echo(f"{open_to}that name.")
+    stop = "Stop with Ctrl+C; the same command resumes."
+    echo(f"Every answer is on the disk before the next screen shows. {stop}")
     # The first Parquet export should not wait for a large library.
     threading.Thread(target=importlib.import_module, args=("pyarrow.parquet",), daemon=True).start()
     from pfungst.label.connection import Connection

@@ -123,8 +123,7 @@ class Store:
     def append(
         self, person: str, item: str, sequence: int, action: str, answer: str | None = None, name: str = ""
     ) -> bool:
-        """Write one event, with the name that the person gives to what is shown, and wait until it is on the
-        disk.
+        """Write one event, with the name given to what is shown, and wait until it is on the disk.
 
         Returns:
             False when this person's event of this sequence on this item is there already; then nothing is

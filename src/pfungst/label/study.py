@@ -264,8 +264,7 @@ class Study:
 
 
 def shuffled(person: str, items: Iterator[str] | dict[str, Item]) -> list[str]:
-    """Items in a person's own order, fixed by the name; items added to the task later do not move the
-    others."""
+    """Items in a person's own order, fixed by the name; items added later do not move the others."""
     return sorted(items, key=lambda item: digest(person, "\0", item))
 
 

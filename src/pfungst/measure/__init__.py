@@ -1,5 +1,4 @@
-"""Measures: NumPy arrays in, floats out. Labels are 1 for abnormal; a score above the threshold is
-flagged."""
+"""Measures: NumPy arrays in, floats out. Label 1 is abnormal; a score above the threshold is flagged."""
 
 from pfungst.measure.clever_hans import clever_hans_score, mask_agreement
 from pfungst.measure.degradation import Change, balanced, degradation, f1_of_flags, mean_change

@@ -10,12 +10,11 @@ from numpy.typing import ArrayLike
 
 from pfungst.errors import InputError
 from pfungst.measure import limits
-from pfungst.measure.intervals import Interval, interval, resample_weights
+from pfungst.measure.intervals import Interval, blocks, interval, resample_weights
 from pfungst.measure.scores import Array
 
 FALL, LARGE_FALL, RISE = "↓", "↓↓", "↑"
 _ROUNDING = 1e-12
-_BLOCK = 1 << 23  # draws held at once
 
 Statistic = Callable[[Array, Array], Array]
 
@@ -96,7 +95,7 @@ def degradation(
     sums = [np.einsum("sn,nc->sc", v, member) for v in (a, b)]
     apart = (b - a)[..., None] * member  # (S, N, C)
     swapped, size = [], member.sum(0)
-    for count in _blocks(resamples, a.size * len(classes)):
+    for count in blocks(resamples, a.size * len(classes)):
         swap = rng.integers(0, 2, (count, int(unit.max()) + 1))[:, unit].astype(float)
         moved = np.einsum("rn,snc->rsc", swap, apart, optimize=True)
         both = [
@@ -107,7 +106,7 @@ def degradation(
     p = float((1 + (np.abs(null) >= abs(change) - _ROUNDING).sum()) / (1 + len(null)))
     drawn = []
     strata = code if single else np.zeros(int(unit.max()) + 1, int)
-    for start, count in enumerate(_blocks(resamples // 4, a.size * len(classes))):
+    for start, count in enumerate(blocks(resamples // 4, a.size * len(classes))):
         weights = resample_weights(strata, count, seed + start)
         weights = weights if single else weights[:, unit]
         drawn.append(measured(b, weights) - measured(a, weights))
@@ -141,8 +140,3 @@ def mean_change(changes: Sequence[Change]) -> Change:
     )
     p = 1.0 if spread <= _ROUNDING else float(2 * norm.sf(abs(change) / spread))
     return Change(first, second, Interval(change, change - low, change + high), p, spread, mark(change, p))
-
-
-def _blocks(resamples: int, width: int) -> list[int]:
-    step = max(1, _BLOCK // width)
-    return [min(step, resamples - start) for start in range(0, resamples, step)]

@@ -93,8 +93,7 @@ def confusion_share(labels: ArrayLike, predicted: ArrayLike) -> ConfusionShare:
 
 
 def capped_weights(labels: ArrayLike, cap: float = 10) -> Array:
-    """Weights that cap each class's effective size at `cap`: min(1, cap / n_class) (Kauffmann et al.
-    2025)."""
+    """Weights that cap each class's size at `cap`: min(1, cap / n_class) (Kauffmann et al. 2025)."""
     if not cap > 0:
         raise InputError(f"cap {cap} is not positive", "the paper uses 10")
     _, code, counts = np.unique(np.asarray(labels), return_inverse=True, return_counts=True)

@@ -36,8 +36,7 @@ Fill = Literal["inpaint", "blur", "mean"]
 
 @dataclass(frozen=True)
 class Faithfulness:
-    """How much better than a random order of patches a map is: 0 is random, negative worse, and 1 out of
-    reach.
+    """How much better than a random order of patches a map is: 0 is random, below worse, 1 out of reach.
 
     Attributes:
         value, low, high: half the area between the curves least and most relevant first, as a share of the
@@ -90,8 +89,7 @@ class Faithfulness:
 
 
 class Flipping:
-    """Replaces patches of images and keeps what all maps are compared with: the same random orders, the same
-    replacement.
+    """Replaces patches of images; all maps are compared with the same random orders and replacement.
 
     Args:
         score: images (B, C, H, W) → (B,), larger where relevance says more; with `target` → (B, K).
@@ -357,8 +355,7 @@ def _gradient(score: Score, x: Tensor, target: Tensor | None) -> Tensor:
 
 
 def randomised(model: nn.Module, layer: str | None = None, seed: int = 0) -> nn.Module:
-    """A copy whose weights say nothing: the values of each parameter tensor in random order, so that their
-    scale stays.
+    """A copy whose weights say nothing: each parameter tensor in random order, its scale kept.
 
     Args:
         layer: only the parameters below this module; all by default.
@@ -381,8 +378,7 @@ def weight_randomisation(
     layers: Sequence[str] = (),
     seed: int = 0,
 ) -> dict[str, Interval]:
-    """How alike maps stay when the weights lose their meaning (Adebayo et al. 2018): |ρ|, Spearman's rank
-    correlation.
+    """How alike maps stay when weights lose their meaning (Adebayo et al. 2018): |ρ|, Spearman's correlation.
 
     A map that explains a model must change with it; from ``limits.SAME_MAP`` on it is rather one of the
     image. Up to sign, as random weights turn the sign of the score: a map that only turns with it has kept

@@ -36,6 +36,12 @@ def resample_weights(strata: ArrayLike, resamples: int = 1000, seed: int = 0) ->
     return out
 
 
+def blocks(resamples: int, width: int) -> list[int]:
+    """Numbers of resamples, of `width` weights each, to be held at once, that make `resamples` together."""
+    step = max(1, _BLOCK // max(1, width))
+    return [min(step, resamples - start) for start in range(0, resamples, step)]
+
+
 def interval(value: float, draws: ArrayLike, level: float = 0.95) -> Interval:
     """Percentile interval of bootstrap draws, NaN draws left out."""
     d = np.asarray(draws, dtype=np.float64)

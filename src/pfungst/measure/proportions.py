@@ -50,8 +50,7 @@ def mean_share(shares: Sequence[Interval]) -> Interval:
 
 
 def mean_change(changes: Sequence[Interval]) -> Interval:
-    """Mean of independent estimates; the distances to the ends of their intervals add in squares (MOVER, Zou
-    & Donner 2008)."""
+    """Mean of independent estimates; distances to their ends add in squares (MOVER, Zou & Donner 2008)."""
     value, low, high = np.array(changes).T
     down, up = (float(np.sqrt(((end - value) ** 2).sum()) / len(value)) for end in (low, high))
     mean = float(value.mean())
@@ -130,8 +129,7 @@ def f1_interval(found: ArrayLike, false: ArrayLike, level: float = 0.95) -> Inte
 
 
 def better_order(labels: Array, predicted: Array) -> tuple[Interval, dict[int, int]] | None:
-    """Share of images that another order of classes gets right, and {class: output} in it; None where none is
-    clearly better.
+    """Share of images that another order of classes gets right, and {class: output}; None if none is better.
 
     The best assignment of classes to outputs is found on each half of the images and measured on the other,
     so that it is no better by chance. Clearly: intervals apart, by :data:`~pfungst.measure.limits.REORDERED`

@@ -95,8 +95,7 @@ class Confusion:
 
     @property
     def f1(self) -> Any:
-        """2 TP / (2 TP + FP + FN); 0 where nothing is flagged and nothing abnormal, as scikit-learn has
-        it."""
+        """2 TP / (2 TP + FP + FN); 0 where nothing is flagged and nothing abnormal, as in scikit-learn."""
         return np.nan_to_num(_ratio(2 * self.tp, 2 * self.tp + self.fp + self.fn))[()]
 
     @property

@@ -34,8 +34,7 @@ class Split:
 
     @property
     def separation(self) -> float:
-        """How far the groups are apart, in [0, 1]: 0 for what a bell curve gives by chance, 1 for two
-        points."""
+        """How far the groups are apart, in [0, 1]: 0 as a bell curve by chance, 1 for two points."""
         chance = _UNIMODAL + _LUCK / math.sqrt(max(self.count, 1))
         if chance >= 1:
             return 0.0

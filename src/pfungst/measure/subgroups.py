@@ -11,11 +11,9 @@ from numpy.typing import ArrayLike
 
 from pfungst.errors import InputError
 from pfungst.measure import limits
-from pfungst.measure.intervals import Interval
+from pfungst.measure.intervals import Interval, blocks
 from pfungst.measure.proportions import mean_share, share_difference, wilson_of
 from pfungst.measure.scores import Array
-
-_BLOCK = 1 << 23  # draws held at once
 
 
 @dataclass(frozen=True)
@@ -116,16 +114,11 @@ def _fall(inside: Interval, outside: Interval, shuffled: Array, n: int, others: 
 def _shuffled(size: Any, total: Any, flag: Any, resamples: int, rng: np.random.Generator) -> Array:
     """Outside less inside when the group is dealt anew among the units: (R,)."""
     falls = []
-    for count in _blocks(resamples, len(size)):
+    for count in blocks(resamples, len(size)):
         flags = rng.permuted(np.tile(flag, (count, 1)), axis=1).astype(float)
         images, right = flags @ size, flags @ total
         falls.append((total.sum() - right) / (size.sum() - images) - right / images)
     return np.concatenate(falls)
-
-
-def _blocks(resamples: int, width: int) -> list[int]:
-    step = max(1, _BLOCK // width)
-    return [min(step, resamples - start) for start in range(0, resamples, step)]
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -166,12 +166,17 @@ components = _section("components")
 def neurons(wish: Wish) -> Made:
     """Neural PCA beside the neurons of Singla and Feizi: the same class, and how often their images are the
     same."""
+    from pfungst.papers.lpips import LPIPS
     from pfungst.papers.neurons import beside
 
+    given = [wish.more.get(name) for name in ("alexnet", "lpips")]
+    if given.count(None) == 1:
+        raise ConfigError("LPIPS needs two files", "give --alexnet and --lpips, or neither")
+    lpips = LPIPS(*filter(None, given)) if None not in given else None
     result, folder = audit(wish)
     name, own, place = singles(result, folder, ClassifierResult, "model")[0]
     votes = wish.out / "data" / "neurons"
-    numbers, blocks = beside(own, votes, wish.tiny)
+    numbers, blocks = beside(own, votes, wish.tiny, lpips)
     notes = [
         f"Of {name}; the neurons and the components are those of one model.",
         f"Five people judge the neurons with pfungst label {votes}; then this page has the majority's word.",

@@ -33,7 +33,7 @@ class Wish:
         tiny: as small as it runs, to see that it does.
         models: encoders or classifiers, as for the audits.
         more: other data that a piece asks for by name: val, spurious, components, diffusion, logo, people,
-            letters.
+            letters, alexnet, lpips.
         seeds: repetitions, where the audit has them.
         size: side of the images in pixels, where it is not the models' or the paper's.
         classes: few of them, by name.

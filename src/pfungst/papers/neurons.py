@@ -16,6 +16,7 @@ from pfungst.audit.classifier.result import ClassifierResult
 from pfungst.audit.images import colour
 from pfungst.audit.result import Interval
 from pfungst.data import ImageSet, Item, open_images
+from pfungst.papers.lpips import LPIPS
 from pfungst.papers.made import Numbers, picture
 from pfungst.papers.neuron_votes import Neuron, ask, judged
 from pfungst.report.page import Block, Exhibit, Gallery, Strip, Tile
@@ -27,29 +28,35 @@ TOP = 5  # components or neurons of a class, and images of each
 _CLASSES = 20
 
 
-def nearest_distances(groups: Tensor) -> np.ndarray:
+def nearest_distances(groups: Tensor, power: int = 1) -> np.ndarray:
     """Least distance of each image of a group to the images of each other group, averaged over the images.
 
     Args:
-        groups: (C, n, D) the n top images of C components, as vectors.
+        groups: (C, n, D) the n top images of C components, as vectors. power: 2 of squared distances.
 
     Returns:
         One number per pair of groups, C (C − 1) / 2.
     """
     found = []
     for a, b in combinations(range(len(groups)), 2):
-        d = torch.cdist(groups[a].double(), groups[b].double(), compute_mode="donot_use_mm_for_euclid_dist")
+        d = (
+            torch.cdist(groups[a].double(), groups[b].double(), compute_mode="donot_use_mm_for_euclid_dist")
+            ** power
+        )
         found.append(float((d.amin(1).mean() + d.amin(0).mean()) / 2))
     return np.array(found)
 
 
-def beside(result: ClassifierResult, votes: Path, tiny: bool = False) -> tuple[Numbers, list[Block]]:
+def beside(
+    result: ClassifierResult, votes: Path, tiny: bool = False, lpips: LPIPS | None = None
+) -> tuple[Numbers, list[Block]]:
     """Top images of both, for the classes of an audit.
 
     Args:
         result: its configuration names model and images.
         votes: folder where people are asked about the neurons; what five judged has the majority's word.
         tiny: two classes.
+        lpips: measures its distances too.
 
     Returns:
         Identical pairs and mean least distances by class, and the images.
@@ -89,6 +96,9 @@ def beside(result: ClassifierResult, votes: Path, tiny: bool = False) -> tuple[N
             row["identical pairs"] = float(found.identical)
             row["least pixel distance"] = float(nearest_distances(x[rows].flatten(2)).mean())
             row["least feature distance"] = float(nearest_distances(phi[rows]).mean())
+            if lpips is not None:
+                vectors = lpips(x[rows].flatten(0, 1)).unflatten(0, rows.shape)
+                row["least LPIPS distance"] = float(nearest_distances(vectors, power=2).mean())
             titles = [f"Component {j}" for j in range(len(rows))]
             if what == "neurons":
                 p = head.linear.logits(phi).softmax(1)[:, k].double()
@@ -114,6 +124,8 @@ def beside(result: ClassifierResult, votes: Path, tiny: bool = False) -> tuple[N
     ask(votes, result.model, result.fingerprint, asked)
     caption = "The five training images of highest α of five components, and of highest w·φ of five neurons."
     gallery = Gallery(title="Top images", caption=caption, exhibits=exhibits, outlines=False)
-    note = "Distances: of each image to the nearest of the other component's five, averaged; ℓ2."
+    note = (
+        "Distances: of each image to the nearest of the other component's five, averaged; ℓ2 but for LPIPS."
+    )
     counts = ("identical pairs", "spurious by majority")
     return Numbers.of("How different the top images are", ours, {}, caption=note, counts=counts), [gallery]

@@ -26,7 +26,9 @@ def page(wish: Wish, made: Made) -> Page:
         sections.append(Section(id="pictures", title="The pictures", blocks=list(made.blocks)))
     notes = [f"Source: {piece.paper}", *([piece.note] if piece.note else []), *made.notes]
     notes += [f"Audit: {folder}" for folder in made.audits]
-    notes = [f"{note[:1].upper()}{note[1:].rstrip('.')}." for note in notes]
+    notes = [
+        f"{note if note[1:2].isupper() else note[:1].upper() + note[1:]}".rstrip(".") + "." for note in notes
+    ]
     blocks: list[Block] = [Prose(paragraphs=notes, bullets=True)]
     sections.append(Section(id="method", title="How it was made", blocks=blocks))
     facts = [("Needs", piece.needs or "nothing"), ("Made from", made_from(wish))]
@@ -66,7 +68,7 @@ def _lead(numbers: Numbers) -> str:
         said.append("Small figures are 95 % intervals of ours.")
     if any(c.difference is not None for c in numbers.cells):
         said.append(
-            "The difference is ours less what the paper prints, which has no interval: the one below is ours."
+            "The difference is ours less the paper's; its interval is ours too, as the paper prints none."
         )
     elif all(c.paper is None for c in numbers.cells):
         said.append("The paper prints no numbers here.")
@@ -127,4 +129,7 @@ def _ours(numbers: Numbers, cell: Number) -> Cell:
 
 def _less(numbers: Numbers, cell: Number | None) -> Cell:
     found = None if cell is None else cell.difference
-    return Cell("") if found is None or cell is None else parts.cell(found, _write(numbers, cell, "+"))
+    if found is None or cell is None:
+        return Cell("")
+    ends = text.interval(found.low, found.high, _write(numbers, cell))
+    return Cell(_write(numbers, cell, "+")(found.value), ends)

@@ -181,22 +181,14 @@ def index(
                 yield Place(name, name, 0, int(now.partition(":")[0]), now)
                 continue
             try:
-                found = (
-                    _tar(file, name, unreadable) if kind == "tar" else _parquet(file, name, column, id_column)
-                )
+                packed = kind == "tar"
+                found = _tar(file, name, unreadable) if packed else _parquet(file, name, column, id_column)
                 yield from (replace(place, stamp=now) for place in found)
             except (OSError, ValueError, DataError, pa.ArrowException, _Unusable) as error:
                 unreadable[name] = str(error).splitlines()[0]
 
-    schema = pa.schema(
-        [
-            ("id", pa.string()),
-            ("file", pa.string()),
-            ("offset", pa.int64()),
-            ("size", pa.int64()),
-            ("stamp", pa.string()),
-        ]
-    )
+    kinds = {"id": pa.string(), "file": pa.string(), "offset": pa.int64(), "size": pa.int64()}
+    schema = pa.schema(kinds | {"stamp": pa.string()})
     with Lock(folder / ".lock", f"the pool {folder}"):
         remove_leftovers(folder)
         rows = shards = 0
@@ -215,19 +207,11 @@ def index(
                 "repair or remove them, or pass --skip-bad to leave them out",
             )
         if not rows:
-            raise DataError(
-                f"no images in {source}", "give a folder of images, of tar shards or of Parquet files"
-            )
+            remedy = "give a folder of images, of tar shards or of Parquet files"
+            raise DataError(f"no images in {source}", remedy)
         _refuse_duplicates(folder, shards)
-        meta: dict[str, Any] = {
-            "format": FORMAT,
-            "source": str(root),
-            "kind": kind,
-            "rows": rows,
-            "shards": shards,
-            "column": column,
-            "unreadable": unreadable,
-        }
+        meta: dict[str, Any] = {"format": FORMAT, "source": str(root), "kind": kind, "rows": rows}
+        meta |= {"shards": shards, "column": column, "unreadable": unreadable}
         write_json(folder / "index.json", meta)
     return open_pool(folder)
 

@@ -44,8 +44,7 @@ class PoolModel:
 
     @classmethod
     def parse(cls, text: str, trust_checkpoint: bool = False) -> PoolModel:
-        """Read ``[NAME=]SPEC[,checkpoint=FILE][,condition=CONDITION][,size=PIXELS]``, as the command line has
-        it.
+        """Read ``[NAME=]SPEC[,checkpoint=FILE][,condition=CONDITION][,size=PIXELS]``, as on the command line.
 
         Files become absolute, because worker processes may run elsewhere.
 

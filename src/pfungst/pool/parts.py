@@ -61,8 +61,7 @@ def record_model(pool: Pool, name: str, condition: str, size: int, head: dict[st
 
 
 def remove_damaged(pool: Pool, name: str) -> None:
-    """Remove, with a warning, finished parts whose features are not what was written: they are computed
-    again."""
+    """Remove, with a warning, finished parts whose features are not what was written: made again."""
     for shard in range(pool.shards):
         path = part_path(pool, name, shard)
         if path.is_file():

@@ -1,5 +1,4 @@
-"""Score a pool: features, predictions and errors of one or several models, in one process, several, or on a
-cluster."""
+"""Score a pool: features, predictions and errors of models, in one process, several, or on a cluster."""
 
 from __future__ import annotations
 

@@ -147,18 +147,13 @@ class LinearSVM(Probe):
         self.max_iter = max_iter
 
     def _fit(self, X: np.ndarray, y: np.ndarray, sample_weight: Any) -> None:
-        balanced = self.class_weight == "balanced"
+        balanced = "balanced" if self.class_weight == "balanced" else None
         if self.class_weight is not None and not balanced:
             weight = compute_sample_weight(self.class_weight, y)
             sample_weight = weight if sample_weight is None else weight * np.asarray(sample_weight)
         members = []
         for label in self.classes_[1:] if len(self.classes_) == 2 else self.classes_:
-            svm = SVC(
-                kernel="linear",
-                C=self.C,
-                class_weight="balanced" if balanced else None,
-                max_iter=self.max_iter,
-            )
+            svm = SVC(kernel="linear", C=self.C, class_weight=balanced, max_iter=self.max_iter)
             members.append(svm.fit(X, y == label, sample_weight))
         self.coef_ = np.concatenate([m.coef_ for m in members])
         self.intercept_ = np.concatenate([m.intercept_ for m in members])
@@ -188,12 +183,7 @@ class LogisticRegression(Probe):
         self.max_iter = max_iter
 
     def _fit(self, X: np.ndarray, y: np.ndarray, sample_weight: Any) -> None:
-        model = _SkLogisticRegression(
-            C=self.C,
-            class_weight=self.class_weight,
-            fit_intercept=self.fit_intercept,
-            max_iter=self.max_iter,
-        )
+        model = _SkLogisticRegression(**self.get_params())
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", ConvergenceWarning)
             model.fit(X, y, sample_weight)

@@ -105,8 +105,7 @@ class Plan:
 
     @property
     def fitted(self) -> np.ndarray:
-        """Numbers of the images that may be looked at before testing: with folds those of the first fold
-        only."""
+        """Numbers of the images that may be looked at before testing: with folds those of the first fold."""
         if self.split == "folds":
             return np.unique(self.rounds[0][0][0])
         return np.unique(np.concatenate([fit for fold in self.rounds for fit, _ in fold]))

@@ -127,7 +127,8 @@ class LinearizedModel:
         size = basis.size(self.sample)
         with torch.no_grad():
             if isinstance(basis, Patches):
-                return patch_columns(self.tape, [s.detach() for s in self._run.streams], basis, self._chunk)
+                streams, room = [s.detach() for s in self._run.streams], free_memory(self.output.device)
+                return patch_columns(self.tape, streams, basis, self._chunk, room)
             step = self._chunk(size)
             parts = []
             for start in range(0, size, step):

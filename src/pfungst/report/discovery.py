@@ -71,8 +71,7 @@ def page(result: DiscoveryResult, folder: Path) -> ui.Page:
 
 
 def section(found: Discovered | None, folder: Path) -> ui.Section | None:
-    """Discovery as a section of an audit's page: what was found, how sure, what to do; None where it was not
-    asked for."""
+    """Discovery as a section of an audit's page: what was found, how sure, what to do; None without it."""
     if found is None:
         return None
     told = ui.Prose(found.sentences)

@@ -1,5 +1,4 @@
-"""The page of an audit of several models: one table, figures of all of them, and the same pairs in every
-model."""
+"""The page of an audit of several models: one table, figures, and the same pairs in every model."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""The BiLRP picture: two inputs joined by curved lines, drawn in the paper's scaling, alive where scripts
-run."""
+"""The BiLRP picture: two inputs joined by curves, in the paper's scaling, alive where scripts run."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""What the pages of all audits share: marks, cells, variants, where a score comes from, and how a page
-ends."""
+"""What the pages of audits share: marks, cells, variants, where a score comes from, how a page ends."""
 
 from __future__ import annotations
 

@@ -172,8 +172,7 @@ def _percent_axis(axis: matplotlib.axis.Axis) -> None:
 
 
 def dots(rows: Sequence[str], panels: Sequence[Panel], label: str, width: float = 980) -> Markup:
-    """Dot plot: one row per category or model, one panel per measure, a marker per variant, 95 %
-    intervals."""
+    """Dot plot: a row per category or model, a panel per measure, a marker per variant, 95 % intervals."""
     with _drawing():
         height, stacked = 46 + 32 * len(rows), width < 500
         figure = _figure(width, height * (len(panels) if stacked else 1))
@@ -403,8 +402,7 @@ def planes(panels: Sequence[Plane], label: str, width: float = 980) -> Markup:
 
 
 def _name_points(ax: Axes, points: Sequence[Point], silent: set[int]) -> None:
-    """Names beside their points, growing towards the middle; where two would overlap the upper one moves
-    up."""
+    """Names beside their points, growing towards the middle; of two that would overlap the upper moves up."""
     middle = sum(ax.get_xlim()) / 2
     line, per_letter = 14.0, 6.5  # of the font below, in points
     to_points = 72 / ax.figure.dpi

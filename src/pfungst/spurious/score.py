@@ -19,11 +19,9 @@ from torch import Tensor, nn
 from pfungst.device import choose_device
 from pfungst.errors import DataError, InputError, UnreadableImages
 from pfungst.features import Batch, Stream, Work, combined, file_key, run
-from pfungst.files import open_picture
+from pfungst.files import PICTURES, open_picture
 from pfungst.spurious.features import read_item
 from pfungst.spurious.heads import logits_of
-
-_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 
 
 @dataclass(frozen=True)
@@ -250,7 +248,7 @@ class SpuriousFolder:
                 )
             k = int(match[1]) if match[1].isdecimal() else (index or {})[match[1]]
             component = int(match[2])
-            files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in _SUFFIXES)
+            files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in PICTURES)
             if not files:
                 raise DataError(f"{folder} holds no images", "remove the folder or fill it")
             self.components.setdefault(k, []).append(component)

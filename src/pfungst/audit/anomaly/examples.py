@@ -16,8 +16,7 @@ Chosen = list[tuple[int, str]]
 
 
 def choose(labels: np.ndarray, original: Run, deployed: Run, count: int) -> Chosen:
-    """Up to `count` test images, most telling first: what deployment breaks, then the typical, then the
-    wrong.
+    """Up to `count` test images: what deployment breaks first, then the typical, then the wrong.
 
     Returns:
         The index of each image in the test set, and why it was chosen.
@@ -76,10 +75,7 @@ def pictures(
     """The pictures of the chosen images, see :class:`~pfungst.audit.anomaly.result.Entry`."""
     rows = [index for index, _ in chosen]
     images = study.test.images[rows]
-    arrays = {
-        "image": to_uint8(images),
-        "image_deployed": to_uint8(study.deployed.images[rows]),
-    }
+    arrays = {"image": to_uint8(images), "image_deployed": to_uint8(study.deployed.images[rows])}
     if heat:
         joint = runs[ORIGINAL].detector.explain(images, PixelBands.coarse()).values
         arrays |= {"heat": _half(heat[ORIGINAL][rows]), "joint": _half(joint)}

@@ -1,10 +1,10 @@
-"""Where the relevance lies: in the image, in frequency, and on what deployment removes; whether it is to be
-believed."""
+"""Where the relevance lies: in the image, in frequency, on what deployment removes; whether to believe it."""
 
 from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -67,9 +67,8 @@ def explain(study: Study, runs: dict[Variant, Run]) -> Explained:
         lost_in_deployment=float(share @ (1 - np.clip(kept, 0, 1))),
         outside_mask=_outside_mask(study, heat[ORIGINAL]),
     )
-    return Explained(
-        heat, bands[ORIGINAL], spectrum, exposure, faithfulness(study, runs[ORIGINAL], heat[ORIGINAL])
-    )
+    faithful = faithfulness(study, runs[ORIGINAL], heat[ORIGINAL])
+    return Explained(heat, bands[ORIGINAL], spectrum, exposure, faithful)
 
 
 def faithfulness(study: Study, run: Run, heat: Tensor) -> Faithfulness | None:
@@ -90,26 +89,19 @@ def faithfulness(study: Study, run: Run, heat: Tensor) -> Faithfulness | None:
     images = study.test.images[rows]
     nearest = torch.cdist(images.flatten(1), study.train.flatten(1)).argmin(1)
     patch = -(-max(sides(study.config.size)) // GRID)
+    how: dict[str, Any] = {"steps": _STEPS, "orders": _ORDERS, "seed": study.config.seed}
+    score, fill = run.detector.anomaly_score, study.train[nearest]
     try:
-        found = Flipping(
-            run.detector.anomaly_score,
-            images,
-            patch=patch,
-            fill=study.train[nearest],
-            steps=_STEPS,
-            orders=_ORDERS,
-            seed=study.config.seed,
-        ).of(heat[rows])
+        found = Flipping(score, images, patch=patch, fill=fill, **how).of(heat[rows])
     except InputError as error:
         message = f"faithfulness of the explanations was not measured: {error.message}"
         warnings.warn(message, PfungstWarning, stacklevel=2)
         return None
-    return Faithfulness(value=found.value, low=found.low, high=found.high, images=len(rows))
+    return Faithfulness.copied(found, images=len(rows))
 
 
 def above(edges: list[int], index: float) -> np.ndarray:
-    """The part of each band (B,) at or above a zigzag index; band b holds ``edges[b]`` to ``edges[b + 1] -
-    1``."""
+    """The part of each band (B,) at or above a zigzag index; band b begins at ``edges[b]``."""
     low, high = np.array(edges[:-1]), np.array(edges[1:])
     return np.clip((high - index) / (high - low), 0, 1)
 

@@ -75,12 +75,8 @@ class FittedDetectors:
         key = (model, mitigation is not None, inside, seed)
         if key in self._known:
             return self._known[key]
-        detector = detector_from_spec(
-            self.given.get(model, model),
-            features=mitigation if inside else None,
-            seed=seed,
-            device=self.device,
-        )
+        spec, features = self.given.get(model, model), mitigation if inside else None
+        detector = detector_from_spec(spec, features=features, seed=seed, device=self.device)
         learns = len(outliers) > 0 and isinstance(detector, DeepOneClass)
         if learns:
             labels = np.repeat([0, 1], [len(part), len(outliers)])

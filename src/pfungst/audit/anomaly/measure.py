@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -62,8 +62,7 @@ class Run:
         return {rate: [of[name].value for of in self.found] for rate, name in RATES.items()}
 
     def rates(self) -> dict[str, Interval]:
-        """Mean over the seeds of each rate and of the bounds of its interval; FNR and FPR, which are shares,
-        have Wilson's."""
+        """Means over seeds of each rate and its interval's ends; FNR and FPR, shares, have Wilson's."""
         means = {rate: np.mean([of[name] for of in self.found], axis=0) for rate, name in RATES.items()}
         for rate, label in (("fnr", 1), ("fpr", 0)):
             means[rate] = measure.wilson_of(float(means[rate][0]), int((self.labels == label).sum()))
@@ -90,26 +89,17 @@ def repeat(study: Study, model: str, mitigation: nn.Module | None = None) -> dic
         later = {name: filtered(mitigation, x) if len(x) else x for name, x in seen.items()}
     fits = [_fit(study, model, mitigation, i, later if i else seen) for i in range(config.seeds)]
 
-    def bootstrapped(condition: str) -> list[dict[str, measure.Interval]]:
-        return [
-            measure.bootstrap_scores(
-                study.labels, of.scores[condition], of.threshold, tuple(RATES.values()), _RESAMPLES, seed=seed
-            )
+    first, y, rates = fits[0], study.labels, tuple(RATES.values())
+    runs = {}
+    for c in conditions:
+        flags = np.stack([of.scores[c] > of.threshold for of in fits])
+        found = [
+            measure.bootstrap_scores(y, of.scores[c], of.threshold, rates, _RESAMPLES, seed=seed)
             for seed, of in enumerate(fits, config.seed)
         ]
-
-    first = fits[0]
-    return {
-        Variant(condition=c, mitigated=mitigation is not None): Run(
-            first.detector,
-            first.scores[c],
-            first.threshold,
-            np.stack([of.scores[c] > of.threshold for of in fits]),
-            bootstrapped(c),
-            study.labels,
-        )
-        for c in conditions
-    }
+        run = Run(first.detector, first.scores[c], first.threshold, flags, found, y)
+        runs[Variant(condition=c, mitigated=mitigation is not None)] = run
+    return runs
 
 
 @dataclass(frozen=True)
@@ -135,13 +125,8 @@ def _fit(study: Study, model: str, mitigation: nn.Module | None, index: int, see
     scores = {name: score(images) for name, images in seen.items() if name in CONDITIONS}
     normal = [detector.training_scores_]
     normal += [score(train[order[n_fit:]])] if n_fit < len(train) else []
-    threshold = measure.choose_threshold(
-        config.protocol,
-        labels=study.labels,
-        scores=scores["original"],
-        normal_scores=np.concatenate(normal),
-        quantile=config.quantile,
-    )
+    known = {"labels": study.labels, "scores": scores["original"], "normal_scores": np.concatenate(normal)}
+    threshold = measure.choose_threshold(config.protocol, **known, quantile=config.quantile)
     return _Fit(detector, threshold, scores)
 
 
@@ -155,10 +140,8 @@ def scores(study: Study, runs: dict[Variant, Run], heat: dict[Variant, Tensor]) 
     for variant, run in runs.items():
         hans = None
         if heat and study.masked.any() and study.test.masks is not None:
-            found = measure.clever_hans_score(
-                study.labels, run.scores, heat[variant].cpu().numpy(), study.test.masks.numpy()
-            )
-            hans = Interval.copied(found)
+            maps, masks = heat[variant].cpu().numpy(), study.test.masks.numpy()
+            hans = Interval.copied(measure.clever_hans_score(study.labels, run.scores, maps, masks))
         base = COMPARED_WITH.get(variant)
         change = None if base is None else run.change_from(runs[base])
         result.append(_compared(variant, run.rates(), hans, run.per_seed(), change))
@@ -175,19 +158,16 @@ def _mean(entries: list[Entry]) -> Scored:
     """Intervals are over the images that were drawn in each category; the categories themselves are given."""
     if len(entries) == 1:
         return Scored(scores=entries[0].scores)
-    columns = {first.variant: [e.scores[i] for e in entries] for i, first in enumerate(entries[0].scores)}
-    per_seed = {
-        variant: {rate: np.mean([s.per_seed[rate] for s in column], axis=0).tolist() for rate in RATES}
-        for variant, column in columns.items()
-    }
     result = []
-    for variant, column in columns.items():
+    for i, first in enumerate(entries[0].scores):
+        column = [e.scores[i] for e in entries]
         rates = {rate: _mean_rate([getattr(s, rate) for s in column]) for rate in RATES}
+        per_seed = {rate: np.mean([s.per_seed[rate] for s in column], axis=0).tolist() for rate in RATES}
         known = [s.clever_hans.value for s in column if s.clever_hans is not None]
         hans = Interval(value=float(np.mean(known))) if known else None
         changes = [s.compared for s in column if s.compared is not None]
         change = measure.mean_change(changes) if changes else None
-        result.append(_compared(variant, rates, hans, per_seed[variant], change))
+        result.append(_compared(first.variant, rates, hans, per_seed, change))
     return Scored(scores=result)
 
 
@@ -207,33 +187,22 @@ def _compared(
     change: measure.Change | None,
 ) -> Scores:
     """Scores with the mark of F1 against what it was before, if anything."""
-    return Scores(
-        variant=variant,
-        **rates,
-        clever_hans=hans,
-        mark=change.mark if change else "",
-        p_value=change.p if change else None,
-        change=change.change if change else None,
-        spread=change.spread if change else None,
-        per_seed=per_seed,
-    )
+    known: dict[str, Any] = {}
+    if change is not None:
+        known = {"mark": change.mark, "p_value": change.p, "change": change.change, "spread": change.spread}
+    return Scores(variant=variant, **rates, clever_hans=hans, per_seed=per_seed, **known)
 
 
 def provenance(study: Study, scores: np.ndarray) -> list[Provenance]:
-    """Whether the scores (T,) follow a group column rather than the label, for each column with several
-    groups."""
+    """Whether the scores (T,) follow a group column rather than the label, for each with several groups."""
     result = []
     for column, values in study.columns.items():
         if len(np.unique(values)) < 2:
             continue
         found = measure.provenance(scores, study.labels, values)
         groups = [
-            Group(
-                name=str(g.group) or "(none)",
-                n_good=g.normal,
-                n_defect=g.abnormal,
-                mean_score=g.mean,
-                auroc=g.auroc,
+            Group.copied(
+                g, name=str(g.group) or "(none)", n_good=g.normal, n_defect=g.abnormal, mean_score=g.mean
             )
             for g in found.groups
         ]

@@ -55,8 +55,7 @@ def fixed_filter(text: str, size: Size) -> Layer | None:
 
 
 def mitigation(config: AnomalyConfig, plain: Detector, train: Tensor) -> nn.Module | None:
-    """The filter to put in front of a detector; a low-pass without a number is proposed from normal images
-    only.
+    """The filter in front of a detector; a low-pass without a number is proposed from normal images.
 
     Args:
         plain: the detector without it.

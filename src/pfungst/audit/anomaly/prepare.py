@@ -71,18 +71,9 @@ class Study:
         known = np.random.default_rng(config.seed).permutation(defects)[: config.outliers]
         tests[known] = False
         detectors.use([item for item, mine in zip(original.items, fits, strict=True) if mine])
-        columns = {
-            name: values[tests] for name, values in group_columns(original.items, config.groups).items()
-        }
-        return cls(
-            config,
-            detectors,
-            original.images[fits],
-            original[tests],
-            deployed[tests],
-            columns,
-            original.images[known],
-        )
+        columns = {n: values[tests] for n, values in group_columns(original.items, config.groups).items()}
+        train, outliers = original.images[fits], original.images[known]
+        return cls(config, detectors, train, original[tests], deployed[tests], columns, outliers)
 
     @property
     def labels(self) -> np.ndarray:

@@ -14,8 +14,7 @@ from pfungst.measure import Interval as Span
 
 
 class Scores(Model):
-    """One detector on the test images of one variant, mean over seeds; rates at the detector's own
-    threshold."""
+    """One detector on the test images of one variant, mean over seeds; rates at its own threshold."""
 
     variant: Variant
     auroc: Interval

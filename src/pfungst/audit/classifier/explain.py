@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -80,20 +81,17 @@ class Explainer:
         """The first components of a class by the rule, and those that people judged."""
         adds = [self._adds(class_, c) for c in range(self._known(class_))]
         order, visual = self.rank(class_, adds)
-        alpha = (
-            self.npca.alpha_features(self.stores["train"].of_class(class_), class_).double().numpy()
-        )  # (n, m)
+        phi = self.stores["train"].of_class(class_)
+        alpha = self.npca.alpha_features(phi, class_).double().numpy()  # (n, m)
         apart = {c: two_groups(alpha[:, c]) for c in order}
         found, on, blank = self._test(class_, order, apart)
-        components = [self._component(class_, c, adds[c], alpha[:, c], visual) for c in order]
+        known = self._known(class_)
         explained = Explained(
             index=class_,
             name=self.study.names[class_],
             n_train=self.npca.n_samples_[class_],
-            components=components,
-            ranked=self._known(class_)
-            if visual is None
-            else min(self.study.config.candidates, self._known(class_)),
+            components=[self._component(class_, c, adds[c], alpha[:, c], visual) for c in order],
+            ranked=known if visual is None else min(self.study.config.candidates, known),
         )
         return Part(explained=explained, evidence=found, on=on, blank=blank)
 
@@ -111,20 +109,17 @@ class Explainer:
                 "use the training images the components were found on",
             )
         size = self.study.train.size
-        options = {
-            "shape": (3, size, size), "steps": config.visual_steps, "batch_size": config.batch_size,
-            "seed": config.seed,
-        }  # fmt: skip
+        options: dict[str, Any] = {"shape": (3, size, size), "steps": config.visual_steps}
+        options |= {"batch_size": config.batch_size, "seed": config.seed}
         if config.rule == "npfv":
-            first = [
-                c for _, c in select(self.npca, class_, config.shown, config.candidates, **options).pairs
-            ]
+            pairs = select(self.npca, class_, config.shown, config.candidates, **options).pairs
+            first = [c for _, c in pairs]
         else:
             first = np.argsort([-a for a in adds], kind="stable")[: config.shown].tolist()
         order = list(dict.fromkeys([*first, *judged]))
         if config.visual_steps == 0:
             return order, None
-        return order, visualise(self.npca, [(class_, c) for c in order], **options)  # type: ignore[arg-type]
+        return order, visualise(self.npca, [(class_, c) for c in order], **options)
 
     def _top(self, class_: int, component: int, count: int) -> list[tuple[str, float]]:
         return self.npca.top_images(class_, component, min(count, self.npca.n_samples_[class_]))
@@ -156,31 +151,16 @@ class Explainer:
                     continue
             if len(trained) >= _FEWEST:
                 picked["training"][c] = [id_ for id_, _ in trained]
-        others, witnesses = (
-            self._others(class_).to(self._device),
-            [other.of(class_) for other in self.study.witnesses],
-        )
+        others = self._others(class_).to(self._device)
+        witnesses = [other.of(class_) for other in self.study.witnesses]
         found: list[Evidence] = []
-        looked = self._looked(class_)
+        how: dict[str, Any] = {"looked": self._looked(class_), "n_images": n, "n_targets": 1}
+        how |= {"batch_size": min(self.study.config.batch_size, 16), "seed": self.study.config.seed}
         for on, ids in picked.items():
-            if not ids or not len(others):
-                continue
-            images = _stacked(self._set(on), sorted({i for some in ids.values() for i in some}))
-            images = images.to(self._device)
-            found += evidence(
-                self.npca,
-                class_,
-                list(ids),
-                images,
-                others,
-                witnesses,
-                apart=[apart[c] for c in ids],
-                looked=looked,
-                n_images=n,
-                n_targets=1,
-                batch_size=min(self.study.config.batch_size, 16),
-                seed=self.study.config.seed,
-            )
+            if ids and len(others):
+                images = _stacked(self._set(on), sorted({i for some in ids.values() for i in some}))
+                seen, parted = images.to(self._device), [apart[c] for c in ids]
+                found += evidence(self.npca, class_, list(ids), seen, others, witnesses, apart=parted, **how)
         judges = witnesses or [Witness(self._head.runs, class_)]
         blank = len(others) > 0 and self._answered_blank(others, judges)
         return found, {c: on for on, ids in picked.items() for c in ids}, blank
@@ -211,8 +191,7 @@ class Explainer:
 
     @staticmethod
     def _answered_blank(others: Tensor, judges: list[Witness]) -> bool:
-        """Whether the class is a judge's answer to the mean colour of other classes: being left proves
-        nothing then."""
+        """Whether a judge gives the class to the mean colour of others: being left proves nothing then."""
         blank = others.mean((0, 2, 3), keepdim=True).expand(2, -1, *others.shape[2:])
         with torch.no_grad():
             return any(bool((logits_of(j.model(blank)).argmax(1) == j.class_).any()) for j in judges)
@@ -222,11 +201,9 @@ class Explainer:
 
     def _others(self, class_: int) -> Tensor:
         """Validation images of other classes, the same for all components."""
-        val, store = self.study.val, self.stores[ORIGINAL]
-        rows = np.random.default_rng(self.study.config.seed).permutation(
-            np.flatnonzero(store.labels != class_)
-        )
-        return _stacked(val, [store.ids[r] for r in rows[:_OTHERS]])
+        rng, store = np.random.default_rng(self.study.config.seed), self.stores[ORIGINAL]
+        rows = rng.permutation(np.flatnonzero(store.labels != class_))
+        return _stacked(self.study.val, [store.ids[r] for r in rows[:_OTHERS]])
 
     @property
     def _head(self) -> FeatureHead:
@@ -243,12 +220,10 @@ class Explainer:
         return relevance(lambda x: alpha(head.features(x)), images.to(self._device)).float()
 
     def faithfulness(self, classes: list[Explained]) -> Faithful | None:
-        """Of the maps that regions are made of, on one image of as many components; None where there are too
-        few."""
+        """Of the maps that regions are made of, on one image of as many components; None where too few."""
         pairs = [(e.index, c.component, c.images[0].id) for e in classes for c in e.components]
-        pairs = [
-            pairs[i] for i in np.linspace(0, len(pairs) - 1, min(_FAITHFUL, len(pairs))).round().astype(int)
-        ]
+        chosen = np.linspace(0, len(pairs) - 1, min(_FAITHFUL, len(pairs))).round().astype(int)
+        pairs = [pairs[i] for i in chosen]
         if len(pairs) < limits.FAITHFUL_IMAGES:
             return None
         images = _stacked(self.study.train, [id_ for *_, id_ in pairs]).to(self._device)
@@ -260,12 +235,9 @@ class Explainer:
             return torch.stack([alpha(phi) for alpha in alphas], 1)
 
         patch = math.ceil(self.study.train.size / _PATCHES)
-        flipping = Flipping(
-            score, images, patch=patch, target=torch.arange(len(pairs), device=images.device), steps=8,
-            orders=2,
-            seed=self.study.config.seed,
-        )  # fmt: skip
-        found = flipping.of(heats)
+        target = torch.arange(len(pairs), device=images.device)
+        how: dict[str, Any] = {"steps": 8, "orders": 2, "seed": self.study.config.seed}
+        found = Flipping(score, images, patch=patch, target=target, **how).of(heats)
         value = Interval.copied(found)
         return Faithful(value=value, images=len(pairs), beats_random=found.beats_random, words=str(found))
 
@@ -306,10 +278,10 @@ class Explainer:
     def _off_object(self, ids: list[str], heats: np.ndarray) -> float | None:
         """Share of the relevance off the object, mean over the images that have a mask."""
         masks = [self.study.train.mask(id_, self.study.config.masks) for id_ in ids]
-        rows = [i for i, mask in enumerate(masks) if mask is not None and mask.any()]
-        if not rows:
+        known = {i: mask for i, mask in enumerate(masks) if mask is not None and mask.any()}
+        if not known:
             return None
-        outside = share_outside(heats[rows], np.stack([masks[i] for i in rows]))  # type: ignore[misc]
+        outside = share_outside(heats[list(known)], np.stack(list(known.values())))
         return float(np.nanmean(outside)) if np.isfinite(outside).any() else None
 
     @staticmethod

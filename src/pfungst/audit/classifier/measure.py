@@ -191,11 +191,9 @@ def _among(answers: Answers) -> float | None:
 
 def _class_scores(k: int, variant: Variant, answers: Answers, scored: Scored | None) -> ClassScores:
     own = answers.labels == k
-    return ClassScores(
-        variant=variant,
-        accuracy=wilson(answers.right[own]) if own.any() else None,
-        spurious=None if scored is None else scored.classes.get(k),
-    )
+    accuracy = wilson(answers.right[own]) if own.any() else None
+    spurious = None if scored is None else scored.classes.get(k)
+    return ClassScores(variant=variant, accuracy=accuracy, spurious=spurious)
 
 
 def _gains(study: Study, before: Answers, after: Answers) -> list[Gain]:

@@ -66,8 +66,7 @@ class Component(Model):
 
     @property
     def suspect(self) -> bool:
-        """Whether it is, or would be with enough witnesses; a class with images of only its feature needs
-        none."""
+        """Whether it is, or would be with enough witnesses (not needed with images of only the feature)."""
         return self.tested is not None and self.tested.suspect
 
     @property

@@ -128,10 +128,8 @@ def extract(study: Study, workspace: Workspace) -> dict[str, FeatureStore]:
         dtype: Literal["float16", "float32"] = "float16" if name == "train" else "float32"
         stores[name] = stored(config, head, data, workspace, name, dtype)
     if missing := sorted(set(study.train.labels) - set(stores["train"].classes)):
-        raise DataError(
-            f"classes {[study.names[k] for k in missing[:10]]} have no readable training images",
-            "repair them",
-        )
+        names = [study.names[k] for k in missing[:10]]
+        raise DataError(f"classes {names} have no readable training images", "repair them")
     return stores
 
 
@@ -141,13 +139,8 @@ def explain(
     """The components of every class, and how faithful their maps are; finished classes are taken over."""
     npca = explainer.npca
     others = [(other.name, model_key(other.model)) for other in study.witnesses]
-    state = combined(
-        npca.model_fingerprint_,
-        study.train.state(study.config.masks),
-        study.val.state(None),
-        study.judged,
-        others,
-    )
+    images = study.train.state(study.config.masks), study.val.state(None)
+    state = combined(npca.model_fingerprint_, *images, study.judged, others)
     parts = []
     with progress_bar("classes", len(npca.classes_)) as bar:
         for k in npca.classes_:

@@ -13,11 +13,8 @@ def write_label_task(
     folder: Path, title: str, fingerprint: dict[str, Any], entries: list[ClassEntry]
 ) -> None:
     """Write ``label-task.json`` beside the images it names, proven components first."""
-    ranked = sorted(
-        ((entry, c) for entry in entries for c in entry.components),
-        key=lambda pair: pair[1].order,
-        reverse=True,
-    )
+    every = ((entry, c) for entry in entries for c in entry.components)
+    ranked = sorted(every, key=lambda pair: pair[1].order, reverse=True)
     items = [
         {
             "id": f"{entry.index}-{c.component}",

@@ -52,11 +52,11 @@ class Judge:
         n = self.measured.n_images
         if n >= limits.TEST_IMAGES:
             return None
-        accuracy = _range(self.measured.as_is.accuracy)
+        told = f"A verdict needs {limits.TEST_IMAGES:.0f} or more. Accuracy on these is "
         return Verdict(
             level="too-few",
             headline=f"{n} validation images are too few to judge {self.model}",
-            sentences=[f"A verdict needs {limits.TEST_IMAGES:.0f} or more. Accuracy on these is {accuracy}."],
+            sentences=[f"{told}{_range(self.measured.as_is.accuracy)}."],
             about=About(numbers={"images": n}),
         )
 
@@ -95,28 +95,23 @@ class Judge:
         )
 
     def _clever_hans(self) -> Verdict | None:
-        proven = [
-            e for e in self.entries if is_triggered(e) and (e.suspects or e.transferred) and is_cured(e)
-        ]
+        chosen = [e for e in self.entries if e.suspects or e.transferred]
+        proven = [e for e in chosen if is_triggered(e) and is_cured(e)]
         if not proven:
             return None
         first = max(proven, key=lambda e: triggered_share(e) - triggered_share(e, mitigated=True))
         before, after = triggered_share(first), triggered_share(first, mitigated=True)
         loss = self.measured.loss.value
         more = f" and {len(proven) - 1} more classes" if len(proven) > 1 else ""
+        numbers = {"triggered": before, "triggered, mended": after, "accuracy loss": loss}
+        ends = "Switching off what looks spurious ends it: this is a Clever Hans effect."
         return self._verdict(
             "clever-hans",
             f"{self.model} takes {_percent(before)} of the images with only a spurious feature for "
             f"{first.name}{more}; SpuFix leaves {_percent(after)} at {_percent(abs(loss))} "
             f"{'loss' if loss >= 0 else 'gain'} of accuracy",
-            [
-                f"{_component_words(first)}. Switching off what looks spurious ends it: this is a Clever "
-                "Hans effect."
-            ],
-            About(
-                entry=first.name,
-                numbers={"triggered": before, "triggered, mended": after, "accuracy loss": loss},
-            ),
+            [f"{_component_words(first)}. {ends}"],
+            About(entry=first.name, numbers=numbers),
         )
 
     def _intervened(self) -> Verdict | None:
@@ -127,30 +122,28 @@ class Judge:
             return None
         entry, first = max(proven, key=lambda pair: pair[1].order)
         assert first.tested is not None
-        carries, left = first.tested.sufficiency[0], first.tested.retained
-        alone = f"without it {_percent(left.value)} are still recognised"
-        if first.tested.divides:
+        tested = first.tested
+        carries, left = tested.sufficiency[0].value, tested.retained.value
+        alone = f"without it {_percent(left)} are still recognised"
+        if tested.divides:
             alone = "the class has images without it"
         what, put = "something beside the object", "pasted into"
         if look := _look(first):
             what, put = f"a look ({look}) of its images", "given to"
         more = f" ({len(proven) - 1} more components likewise)" if len(proven) > 1 else ""
-        others = f" that {few(o.name for o in self.study.witnesses)} does not take for it" * bool(
-            self.study.witnesses
-        )
+        names = few(o.name for o in self.study.witnesses)
+        others = f" that {names} does not take for it" if names else ""
         return self._verdict(
             "clever-hans",
-            f"{self.model} takes {what} for {entry.name}: {put} other images "
-            f"it carries {_percent(min(carries.value, 1))} of the class, and {alone}{more}",
+            f"{self.model} takes {what} for {entry.name}: {put} other images it carries "
+            f"{_percent(min(carries, 1))} of the class, and {alone}{more}",
             [
-                f"{entry.name}, component {first.component}: {first.tested.reason}. This rests on "
-                "interventions "
-                f"in {first.tested.images} {first.tested.on} images, with 95 % intervals: something{others} "
-                "carries the class. What it is shows in the pictures; look at them before switching it off."
+                f"{entry.name}, component {first.component}: {tested.reason}. This rests on interventions in "
+                f"{tested.images} {tested.on} images, with 95 % intervals: something{others} carries the "
+                "class. What it is shows in the pictures; look at them before switching it off."
             ],
             About(
-                entry=entry.name,
-                numbers={"sufficiency": carries.value, "retained": left.value, "p": first.tested.corrected},
+                entry=entry.name, numbers={"sufficiency": carries, "retained": left, "p": tested.corrected}
             ),
         )
 
@@ -163,13 +156,10 @@ class Judge:
         if worst.suspects:
             why = "switching off the components that are spurious does not end it"
         share = triggered_share(worst)
-        return self._verdict(
-            "fragile",
-            f"{_percent(share)} of the images with only a spurious feature are taken for {worst.name}, but "
-            f"{why}",
-            ["Label the components of this class (pfungst label) and run the audit again."],
-            About(entry=worst.name, numbers={"triggered": share}),
-        )
+        taken = f"{_percent(share)} of the images with only a spurious feature are taken for {worst.name}"
+        told = ["Label the components of this class (pfungst label) and run the audit again."]
+        about = About(entry=worst.name, numbers={"triggered": share})
+        return self._verdict("fragile", f"{taken}, but {why}", told, about)
 
     def _condition(self) -> Verdict | None:
         if not (fallen := self._fallen()):
@@ -178,48 +168,37 @@ class Judge:
         assert worst.fall is not None
         before, after = self.measured.as_is.accuracy.value, worst.accuracy.value
         numbers = {"accuracy": after, "fall": worst.fall.value}
-        headline = (
-            f"{self.model} falls from {_percent(before)} to {_percent(after)} accuracy under "
-            f"{worst.variant.condition}"
-        )
-        name = ""
+        name = more = ""
         if worst.gains:
             gain = worst.gains[0]
             taken = (gain.predicted[1] - gain.predicted[0]) / self.measured.n_images
-            if taken >= limits.TAKEN * worst.fall.value or worst.rises is None:
-                headline += f"; {gain.name} takes over"
-            else:
+            more = f"; {gain.name} takes over"
+            if taken < limits.TAKEN * worst.fall.value and worst.rises is not None:
                 gain = worst.rises
-                headline += (
-                    f"; the probability of {gain.name} rises most, × {_times(gain.times)} in the median"
-                )
+                more = f"; the probability of {gain.name} rises most, × {_times(gain.times)} in the median"
             name = gain.name
             numbers |= {"times": gain.times, "taken": taken}
-        about = About(entry=name, condition=worst.variant.condition, numbers=numbers)
-        return self._verdict("fragile", headline, [], about)
+        under = worst.variant.condition
+        headline = (
+            f"{self.model} falls from {_percent(before)} to {_percent(after)} accuracy under {under}{more}"
+        )
+        return self._verdict("fragile", headline, [], About(entry=name, condition=under, numbers=numbers))
 
     def _unverified(self) -> Verdict | None:
-        """What people judged spurious, or interventions prove by maps that beat no chance. Mere suspects
-        alarm nobody."""
+        """What people judged spurious, or interventions prove by maps that beat no chance, no suspects."""
         found = [e for e in self.entries if (e.judged or e.proven) and e.under().spurious is None]
         if not found:
             return None
         count = sum(len(e.judged or e.proven) for e in found)
-        headline, why = (
-            f"{count} component{'s' * (count > 1)} judged spurious",
-            "nothing shows that they do harm",
-        )
-        if self.chosen_by == "rule":
-            headline = f"{count} component{'s' * (count > 1)} picked by a rule"
-        elif self.chosen_by != "people":
-            headline = f"{count} suspicious component{'s' * (count > 1)}"
-            why = "the maps behind it do not beat chance"
-        return self._verdict(
-            "fragile",
-            f"{headline} ({few((e.name for e in found), 3)}); {why}",
-            ["Collect images with only the feature (pfungst pool) and pass them as --spurious."],
-            About(entry=found[0].name, numbers={"suspects": count}),
-        )
+        what, why = f"component{'s' * (count > 1)}", "nothing shows that they do harm"
+        if self.chosen_by in ("people", "rule"):
+            what += " judged spurious" if self.chosen_by == "people" else " picked by a rule"
+        else:
+            what, why = f"suspicious {what}", "the maps behind it do not beat chance"
+        headline = f"{count} {what} ({few((e.name for e in found), 3)}); {why}"
+        told = ["Collect images with only the feature (pfungst pool) and pass them as --spurious."]
+        about = About(entry=found[0].name, numbers={"suspects": count})
+        return self._verdict("fragile", headline, told, about)
 
     def _sound(self) -> Verdict:
         count = sum(len(e.components) for e in self.entries)
@@ -228,17 +207,16 @@ class Judge:
         if suspects := sum(len(e.suspects) for e in self.entries):
             if any(e.judged or e.proven for e in self.entries):
                 sentences = []
+            look = "component looks" if suspects == 1 else "components look"
             sentences.append(
-                f"{suspects} component{'s look' if suspects > 1 else ' looks'} suspicious, but nothing "
-                "shows that "
-                "images with only the feature trigger the class: collect some (pfungst pool, --spurious)."
+                f"{suspects} {look} suspicious, but nothing shows that images with only the feature trigger "
+                "the class: collect some (pfungst pool, --spurious)."
             )
         if len(self.study.witnesses) < limits.WITNESSES:
             sentences.append(note("classifier", "unprovable"))
         about = About(numbers={"accuracy": self.measured.as_is.accuracy.value})
-        return self._verdict(
-            "sound", f"{self.model}: nothing proves reliance on a spurious feature", sentences, about
-        )
+        headline = f"{self.model}: nothing proves reliance on a spurious feature"
+        return self._verdict("sound", headline, sentences, about)
 
     def _fallen(self) -> list[Scores]:
         """Conditions under which the model as it is loses accuracy, the largest fall first."""
@@ -402,12 +380,8 @@ def metrics(measured: Measured, entries: list[ClassEntry], faithful: Faithful | 
     losses = {name: a.value - b.value for name, (a, b) in pairs.items() if a and b}
     worst("class-accuracy-loss", "lower", "accuracy minus that with SpuFix, of one class", losses)
     carried = "share of the class that a component, pasted, carries elsewhere for certain"
-    worst(
-        "carried",
-        "lower",
-        carried,
-        {e.name: e.carried for e in entries if any(c.tested for c in e.components)},
-    )
+    tested = [e for e in entries if any(c.tested for c in e.components)]
+    worst("carried", "lower", carried, {e.name: e.carried for e in tested})
     proven = "components that interventions prove spurious, or people judge so"
     worst("spurious", "lower", proven, {e.name: float(len(e.suspects)) for e in entries})
     relevant = "how much better than a random order the maps of components are"

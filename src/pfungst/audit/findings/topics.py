@@ -275,7 +275,9 @@ def _topics(
                 near = None if alike is None else alike(number, k)
                 get = lambda chosen, at=at: own(at[np.asarray(list(chosen), dtype=int)])
                 size = effort.batch_size
-                done.append((at, explain(one, k, get, len(at), "auto", size, advance, near, weights)))
+                done.append(
+                    (at, explain(one, k, get, len(at), "auto", size, advance, alike=near, weights=weights))
+                )
             return Explanations.joined(done)
 
         subjects = [ClassSubject(one, k, witnesses(k)) for one in heads]

@@ -26,8 +26,7 @@ _KEEP = 1 << 30  # bytes of prepared images that are kept for the sweep
 
 
 def open_set(config: SimilarityConfig, given: ImageSet | None = None) -> ImageSet:
-    """The images to audit, `given` or those that `config` names, with a label each; WordNet ids become names,
-    "n01440764 tench".
+    """The images to audit, `given` or of `config`, with a label each; WordNet ids get names.
 
     Raises:
         DataError: fewer than two classes with two images, or several sets and no category.

@@ -1,5 +1,4 @@
-"""What makes images alike to an encoder: BiLRP of the most similar pairs, averages over groups, shares on
-regions."""
+"""What makes images alike to an encoder: BiLRP of the most similar pairs, averages, shares on regions."""
 
 from __future__ import annotations
 
@@ -51,8 +50,7 @@ _MAP = 2000  # points of the map
 def explain(
     study: Study, errors: Mapping[str, Confusion], falling: Sequence[Subgroup]
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Explain the most similar pairs of every class and of marked groups, pairs within every group, and what
-    conditions paste.
+    """Explain the most similar pairs of classes and marked groups, pairs within groups, what is pasted.
 
     Factors lie among the unfinished parts of the output folder, so that an interrupted run goes on.
 
@@ -119,8 +117,7 @@ def explain(
 
 
 def _faithful(work: _Work, images: Tensor) -> Faithful | None:
-    """Whether patches of images, replaced in the order of their relevance, change the similarity to a
-    partner.
+    """Whether patches, replaced in the order of their relevance, change the similarity to a partner.
 
     The partner of each is the next image of the sample of its class. None where there are too few or where
     no patch changes anything.
@@ -163,8 +160,7 @@ def _faithful(work: _Work, images: Tensor) -> Faithful | None:
 
 @dataclass(frozen=True)
 class _Work:
-    """The explainer at work: patches of `patch` px, and the factors of the images of the sample, which come
-    first."""
+    """The explainer at work: patches of `patch` px; `factors`, those of the images of the sample first."""
 
     study: Study
     explainer: SimilarityExplainer
@@ -196,8 +192,7 @@ class _Work:
 def _shown(
     study: Study, candidates: np.ndarray, falling: Sequence[Subgroup]
 ) -> Iterator[tuple[str, int, int, float]]:
-    """Title, images and similarity of the pairs to show: across classes in marked groups, then within
-    classes."""
+    """Title, images and similarity of the pairs to show: across classes in marked groups, then within."""
     labels, units, count = study.plan.labels, study.plan.units, study.config.pairs
     alike = partial(similar_pairs, study.original, metric=study.config.metric)
     sharing = [g for g in falling if g.alike_excess is None or (g.alike_excess.high or 0) >= 0]
@@ -313,8 +308,7 @@ def _text(work: _Work) -> Tensor:
 
 
 def _marks(study: Study, chosen: Sequence[int], patch: int) -> Tensor:
-    """The patches with burnt-in marks (N, H, W); they are looked for where they are still sharp, at up to 512
-    px."""
+    """The patches with burnt-in marks (N, H, W), looked for where they are sharp, at up to 512 px."""
     source = study.source
     native = int(np.median([min(np.asarray(source.items[n].read()).shape[:2]) for n in chosen]))
     found = []
@@ -377,8 +371,7 @@ def _artefact(
 
 
 def _evidence(contrasts: Tensor, factors: Factors, region: Tensor) -> float:
-    """Mean share on a region of the positive relevance of contrasts (N, K) of a probe's weights; those of 0
-    left out."""
+    """Mean share on a region of the positive relevance of contrasts (N, K) of weights, 0 left out."""
     heats = [(c @ factors[i]).clamp(min=0) for i, c in enumerate(contrasts)]
     shares = [float(h[region.flatten()].sum() / h.sum()) for h in heats if float(h.sum()) > 0]
     return float(np.mean(shares)) if shares else 0.0

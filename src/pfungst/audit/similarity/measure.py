@@ -1,10 +1,10 @@
-"""What the probes of a study reach: per group and variant, against where images come from, and where errors
-fall."""
+"""What the probes of a study reach: per group and variant, by where images come from; where errors fall."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -72,11 +72,11 @@ def _score_one(
     for label, recall in zip(classes.tolist() if study.positive is not None else [], recalls, strict=False):
         wrong = Interval(value=1 - recall.value, low=1 - recall.high, high=1 - recall.low)
         rates["fnr" if label == study.positive else "fpr"] = wrong
-    accuracies = per_class.mean(1)
-    change = None
+    known: dict[str, Any] = {}
     if against is not None:
         was = study.found.predicted[against][:, index] == y
         change = measure.degradation(y, was, correct, units=units)
+        known = {"mark": change.mark, "change": change.change, "p_value": change.p}
     return ProbeScores(
         variant=variant,
         column=column,
@@ -85,11 +85,9 @@ def _score_one(
         counts=dict(Counter(y.tolist())),
         accuracy=measure.mean_share(recalls),
         rebalanced=_interval(float((correct @ capped / capped.sum()).mean()), rebalanced.mean(1)),
-        per_seed=accuracies.tolist(),
-        mark="" if change is None else change.mark,
-        change=None if change is None else change.change,
-        p_value=None if change is None else change.p,
+        per_seed=per_class.mean(1).tolist(),
         **rates,
+        **known,
     )
 
 
@@ -153,20 +151,14 @@ def subgroups(study: Study) -> list[Subgroup]:
             key = column, "" if column in two else name
             mixed = np.isin(labels, list(falls.classes))
             whole = _fall(falls.whole, list(falls.classes), adjusted[*key, ""], said, labels, inside, mixed)
-            classes = [
-                _fall(f, [c], adjusted[*key, c], said, labels, inside, labels == c)
-                for c, f in falls.classes.items()
-            ]
+            for c, f in falls.classes.items():
+                classes.append(_fall(f, [c], adjusted[*key, c], said, labels, inside, labels == c))
         group = Subgroup(column=column, group=name, n=int(inside.sum()), whole=whole, classes=classes)
         alike = shared_likeness(study.original[tested], labels, inside) if group.falls else None
         if alike is not None:
-            group = group.model_copy(
-                update={
-                    "alike": alike.inside,
-                    "alike_outside": alike.outside,
-                    "alike_excess": Interval.model_validate(alike.excess),
-                }
-            )
+            excess = Interval.model_validate(alike.excess)
+            more = {"alike": alike.inside, "alike_outside": alike.outside, "alike_excess": excess}
+            group = group.model_copy(update=more)
         result.append(group)
     return result
 

@@ -1,5 +1,4 @@
-"""Pruning within a similarity audit: settings are compared on validation images, the best one is then
-tested."""
+"""Pruning within a similarity audit: settings are compared on validation images, the best one is tested."""
 
 from __future__ import annotations
 
@@ -78,8 +77,7 @@ class Wish:
 
 
 def settings(encoder: Encoder, wish: Wish, source: Source, ks: list[int]) -> list[Pruning]:
-    """All that is tried: layers, numbers of filters, and, where the audit may choose, both everywhere and in
-    the region."""
+    """All that is tried: layers, numbers of filters and, where the audit may choose, places."""
     if wish.layer is None:
         every = prunable_layers(encoder, encoder.size)
         layers = [every[i] for i in sorted({round(x) for x in np.linspace(0, len(every) - 1, _LAYERS)})]
@@ -133,13 +131,7 @@ def mitigate(study: Study, wish: Wish) -> tuple[Mitigation, Study]:
         done = _compare(study, wish, with_artefact, without, train)
         study.workspace.save_part(part, done)
     pruned = Pruning.parse(done.spec).apply(study.encoder, with_artefact, without)
-    mitigation = Mitigation(
-        spec=done.spec,
-        filters=pruned.edits[-1]["filters"],
-        trials=done.trials,
-        chosen=done.chosen,
-        images=done.images,
-    )
+    mitigation = Mitigation.copied(done, filters=pruned.edits[-1]["filters"])
     study = study.with_mended(pruned)
     return mitigation, replace(study, notes=(*study.notes, _write(study, pruned, done.spec)))
 
@@ -213,12 +205,8 @@ def _compare(
         raise ConfigError(f"no layer has {wish.k or min(ks)} filters to prune", "lower the number of filters")
     given = wish.layer is not None and wish.k is not None
     best = rows[0] if given else max(rows, key=lambda r: (r["mean"], -r["k"]))
-    return _Sweep(
-        trials=[_trial(row, names) for row in done.rows],
-        chosen=done.rows.index(best),
-        images=len(held_out),
-        spec=best["setting"],
-    )
+    trials, chosen = [_trial(row, names) for row in done.rows], done.rows.index(best)
+    return _Sweep(trials=trials, chosen=chosen, images=len(held_out), spec=best["setting"])
 
 
 def _split(plan: Plan, train: np.ndarray, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -235,24 +223,17 @@ def _split(plan: Plan, train: np.ndarray, size: int, seed: int) -> tuple[np.ndar
 
 def _trial(row: dict[str, object], names: list[str]) -> Trial:
     setting = Pruning.parse(str(row["setting"])) if row["setting"] else None
-    return Trial.model_validate(
-        {
-            "layer": setting.layer if setting else "",
-            "k": row["k"],
-            "where": _where(setting) if setting else "",
-            "share": row["share"],
-            "accuracy": row[ORIGINAL],
-            "conditions": {n: row[n] for n in names[1:]},
-        }
-    )
+    about = {"layer": setting.layer, "where": _where(setting)} if setting else {"layer": ""}
+    known = {"k": row["k"], "share": row["share"], "accuracy": row[ORIGINAL]}
+    return Trial.model_validate({**about, **known, "conditions": {n: row[n] for n in names[1:]}})
 
 
 def _where(setting: Pruning) -> str:
     """The region of the feature map: "from row 11 to the bottom"; rows and columns count from 0."""
     spans = []
-    for name, before, after, span in (
-        ("row", "above", "from", setting.rows),
-        ("column", "left of", "from", setting.cols),
+    for name, before, end, span in (
+        ("row", "above", "bottom", setting.rows),
+        ("column", "left of", "right", setting.cols),
     ):
         low, high = span or (None, None)
         if low is not None and high is not None:
@@ -260,5 +241,5 @@ def _where(setting: Pruning) -> str:
         elif high is not None:
             spans.append(f"{before} {name} {high}")
         elif low is not None:
-            spans.append(f"{after} {name} {low} to the {'bottom' if name == 'row' else 'right'}")
+            spans.append(f"from {name} {low} to the {end}")
     return ", ".join(spans) or "everywhere"

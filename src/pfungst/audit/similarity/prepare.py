@@ -228,8 +228,7 @@ def make_plan(items: Sequence[Item], config: SimilarityConfig) -> tuple[str | No
 
 
 def positive_class(classes: Sequence[str], wanted: str | None) -> str | None:
-    """Of two classes the one false positives are counted for. Raises ConfigError for one that there is
-    not."""
+    """Of two classes the one false positives are counted for. Raises ConfigError for an unknown one."""
     wanted = None if wanted is None else title(wanted)
     if wanted is not None and wanted not in classes:
         raise ConfigError(f"no image has the label {wanted!r}", suggest(wanted, classes, "labels"))

@@ -18,8 +18,7 @@ def named(column: str, group: str) -> str:
 
 
 class Confusion(Model):
-    """Which class attracts errors; `matrix` has a row per true and a column per predicted class, first
-    repetition."""
+    """Which class attracts errors, first repetition; `matrix`: rows of true, columns of predicted ones."""
 
     matrix: list[list[int]]
     into: str | None = Field(description="the class most errors fall into")
@@ -52,8 +51,7 @@ class ProbeScores(Model):
 
 
 class Fall(Model):
-    """The probe on a group of the original images against the others, of one class or class-balanced over
-    several."""
+    """The probe on a group of the original images against the others, of one class or class-balanced."""
 
     classes: list[str]
     n: int = Field(description="images of the group, of these classes")
@@ -174,8 +172,7 @@ class Artefact(Model):
 
 
 class Trial(Model):
-    """One row of the mitigation sweep, measured on validation images; the first one is the encoder as it
-    is."""
+    """One row of the mitigation sweep, on validation images; the first is the encoder as it is."""
 
     layer: str
     k: int
@@ -199,8 +196,7 @@ class Mitigation(Model):
 
 
 class Group(Model):
-    """BiLRP averaged over pairs within a class or group; its heatmap is row `row` of the array
-    ``profiles``."""
+    """BiLRP averaged over pairs within a class or group; its heatmap is a row of the array ``profiles``."""
 
     column: str = Field(description="empty for the label")
     name: str

@@ -169,8 +169,7 @@ def _fall(result: Findings, condition: Variant) -> float:
 
 
 def _large(result: Findings) -> list[tuple[Subgroup, Fall]]:
-    """Falls on groups, large and by their own interval no chance, but not established after Holm; the largest
-    first."""
+    """Falls on groups, large and by their own interval no chance, but not after Holm; the largest first."""
     large = lambda f: not f.mark and f.fall.value >= limits.OPEN_FALL and (f.fall.low or 0) > 0
     return sorted(((g, f) for g, f in _tested(result) if large(f)), key=lambda pair: -pair[1].fall.value)
 
@@ -200,8 +199,7 @@ def _sound(result: Findings) -> Verdict:
 
 
 def _more(result: Findings, level: str) -> Iterator[str]:
-    """What is said with every verdict, from the most important on; that of provenance has said where the
-    score comes from already."""
+    """What every verdict says, the most important first; provenance has told where scores come from."""
     provenance = level == "provenance"
     for g in result.falling:
         yield from _group(g, result.falling)
@@ -278,8 +276,7 @@ def _rests(share: float, without: float, area: float) -> bool:
 
 
 def _agrees(result: Findings, condition: Variant) -> bool:
-    """Similarity and the probe's evidence rest on what was pasted, and errors gather in one class because of
-    it."""
+    """Similarity and evidence rest on what was pasted, and errors gather in one class because of it."""
     artefact, errors = _artefact(result, condition), result.confusion[condition.key]
     faithful = result.faithfulness is not None and result.faithfulness.beats_random
     if artefact is None or errors.into is None or not faithful:

@@ -44,9 +44,8 @@ class BrushHairs(Part):
         self.bank = [self._tuft(np.random.default_rng([1907, i])) for i in range(28)]
         foot = np.zeros((s, s), np.float32)
         for x, y in self.places:
-            cv2.circle(
-                foot, (round(x + 5 * k), round(y + 7 * k)), round(self.tuft * 1.08 * k), 1.0, -1, cv2.LINE_AA
-            )
+            at = (round(x + 5 * k), round(y + 7 * k))
+            cv2.circle(foot, at, round(self.tuft * 1.08 * k), 1.0, -1, cv2.LINE_AA)
         self.empty = self.base.copy()
         self.base *= (1 - 0.55 * cv2.GaussianBlur(foot, (0, 0), 5 * k))[..., None]
         self.colours = [colour(236, 240, 244), colour(66, 132, 186)]
@@ -69,14 +68,8 @@ class BrushHairs(Part):
             width = max(1, round(3.6 * fine * k))
             side = int(np.clip(150 + 14 * rng.normal(), 60, 200))
             cv2.line(tone, start, tip, side, width, cv2.LINE_AA)
-            cv2.circle(
-                tone,
-                tip,
-                max(1, round(2.5 * fine * k)),
-                int(np.clip(190 + 12 * rng.normal(), 120, 255)),
-                -1,
-                cv2.LINE_AA,
-            )
+            bright = int(np.clip(190 + 12 * rng.normal(), 120, 255))
+            cv2.circle(tone, tip, max(1, round(2.5 * fine * k)), bright, -1, cv2.LINE_AA)
             cv2.line(shadow, start, tip, 255, width + fine, cv2.LINE_AA)
             cv2.circle(shadow, tip, max(1, round(3.0 * fine * k)), 255, -1, cv2.LINE_AA)
         cover = cv2.resize(shadow.astype(np.float32) / 255, (n, n), interpolation=cv2.INTER_AREA)
@@ -111,11 +104,9 @@ class BrushHairs(Part):
             cut = rng.uniform(0, 2 * np.pi)
             along = (self.x - x) * np.cos(cut) + (self.y - y) * np.sin(cut)
             gone = disc * edge(along - (2 * share - 1) * self.tuft * 1.12 * k, 4)
-            alpha = gone[..., None]
             socket = edge(np.hypot(self.x - x, self.y - y) - self.tuft * 0.9 * k, 3)[..., None]
-            floor = self.empty * (1 - 0.85 * socket)
-            scene *= 1 - alpha
-            scene += floor * alpha
+            scene *= 1 - gone[..., None]
+            scene += self.empty * (1 - 0.85 * socket) * gone[..., None]
             return gone
         if kind == "bent_hairs":
             out = np.zeros((s, s), np.float32)
@@ -137,13 +128,7 @@ class BrushHairs(Part):
             alpha = (area * 0.85)[..., None]
             scene[box] = scene * (1 - alpha) + smear * np.float32(0.4) * alpha
             return area
-        spot = blob(
-            rng,
-            s,
-            (x + rng.uniform(-40, 40) * k, y + rng.uniform(-40, 40) * k),
-            (28 + 40 * severity) * k,
-            0.4,
-            2,
-        )
+        at_spot = (x + rng.uniform(-40, 40) * k, y + rng.uniform(-40, 40) * k)
+        spot = blob(rng, s, at_spot, (28 + 40 * severity) * k, 0.4, 2)
         paint(scene, spot, colour(92, 62, 34), 0.88)
         return spot

@@ -44,15 +44,13 @@ class StampedPlate(Part):
         self.belt = (belt * (1 - 0.45 * fall)[..., None]).astype(np.float32)
         self.steel = np.array([0.97, 0.99, 1.0], np.float32)
 
-    def specimen(self, rng: np.random.Generator) -> Array:
+    def _brushed(self, rng: np.random.Generator) -> Array:
         s, k = self.size, self.unit
-        brushed = (
-            1
-            + 0.045 * noise(rng, s, s / (90 * k), s)
-            + 0.025 * noise(rng, s, s / (14 * k), s)
-            + 0.01 * noise(rng, s, 3, 12)
-        )
-        metal = self.relief * brushed
+        return 1 + 0.045 * noise(rng, s, s / (90 * k), s) + 0.025 * noise(rng, s, s / (14 * k), s)
+
+    def specimen(self, rng: np.random.Generator) -> Array:
+        s = self.size
+        metal = self.relief * (self._brushed(rng) + 0.01 * noise(rng, s, 3, 12))
         scene = metal[..., None] * self.steel
         scene -= self.belt
         scene *= self.body[..., None]
@@ -68,12 +66,9 @@ class StampedPlate(Part):
             share = 0.35 + 0.65 * severity
             r = np.hypot(self.x - hx, self.y - hy)
             filled = edge(r - self.hole - 1, 2) * edge((self.x - hx) - (2 * share - 1) * self.hole, 2)
-            flat = 0.33 * (
-                1 + 0.045 * noise(rng, s, s / (90 * k), s) + 0.025 * noise(rng, s, s / (14 * k), s)
-            )
-            alpha = filled[..., None]
-            scene *= 1 - alpha
-            scene += flat[..., None] * self.steel * alpha
+            flat = 0.33 * self._brushed(rng)
+            scene *= 1 - filled[..., None]
+            scene += flat[..., None] * self.steel * filled[..., None]
             dent = np.exp(-(((r - 0.93 * self.hole) / (3 * k)) ** 2)) * filled
             shade(scene, dent.astype(np.float32), 0.55)
             return filled
@@ -91,10 +86,8 @@ class StampedPlate(Part):
             return corner
         if kind == "scratch":
             angle = rng.uniform(0, 2 * np.pi)
-            line = (
-                stroke(rng, s, (x, y), angle, (150 + 190 * severity) * k, (8 + 8 * severity) * k, 0.25)
-                * self.body
-            )
+            size = (150 + 190 * severity) * k, (8 + 8 * severity) * k
+            line = stroke(rng, s, (x, y), angle, *size, 0.25) * self.body
             paint(scene, line, colour(252, 252, 255), 0.95)
             side = np.roll(line, (round(4 * k), round(4 * k)), (0, 1)) * (1 - line)
             shade(scene, side, 0.5)

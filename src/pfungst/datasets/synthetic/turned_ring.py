@@ -71,14 +71,8 @@ class TurnedRing(Part):
             paint(scene, lit * pit, colour(235, 232, 225), 0.75)
             return pit
         if kind == "scratch":
-            line = stroke(
-                rng,
-                s,
-                (x, y),
-                angle + np.pi + rng.normal(0, 0.5),
-                (160 + 220 * severity) * k,
-                (7 + 8 * severity) * k,
-            )
+            size = (160 + 220 * severity) * k, (7 + 8 * severity) * k
+            line = stroke(rng, s, (x, y), angle + np.pi + rng.normal(0, 0.5), *size)
             line *= self.body[..., 0]
             paint(scene, line, colour(250, 250, 248), 0.9)
             burr = np.roll(line, (round(5 * k), round(5 * k)), (0, 1)) * (1 - line) * self.body[..., 0]
@@ -92,14 +86,7 @@ class TurnedRing(Part):
             return stain
         rim = self.outer if rng.uniform() < 0.6 else self.inner
         middle = (s - 1) / 2
-        chip = blob(
-            rng,
-            s,
-            (middle + rim * k * np.cos(angle), middle + rim * k * np.sin(angle)),
-            (28 + 34 * severity) * k,
-            0.25,
-            1.5,
-        )
-        chip *= self.body[..., 0]
+        at = (middle + rim * k * np.cos(angle), middle + rim * k * np.sin(angle))
+        chip = blob(rng, s, at, (28 + 34 * severity) * k, 0.25, 1.5) * self.body[..., 0]
         paint(scene, chip, colour(38, 40, 45))
         return chip

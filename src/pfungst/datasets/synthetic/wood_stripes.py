@@ -39,15 +39,8 @@ class WoodStripes(Part):
         s, k = self.size, self.unit
         x, y = rng.uniform(0.18, 0.82, 2) * s
         if kind == "scratch":
-            line = stroke(
-                rng,
-                s,
-                (x, y),
-                rng.uniform(0, 2 * np.pi),
-                (150 + 180 * severity) * k,
-                (8 + 8 * severity) * k,
-                0.3,
-            )
+            size = (150 + 180 * severity) * k, (8 + 8 * severity) * k
+            line = stroke(rng, s, (x, y), rng.uniform(0, 2 * np.pi), *size, 0.3)
             paint(scene, line, colour(240, 222, 190), 0.85)
             return line
         if kind == "hole":
@@ -63,8 +56,7 @@ class WoodStripes(Part):
             return out
         if kind == "stain":
             wet = blob(rng, s, (x, y), (50 + 60 * severity) * k, 0.3, 4)
-            box_factor = np.float32(0.42)
-            shade(scene, wet, float(box_factor))
+            shade(scene, wet, float(np.float32(0.42)))
             return wet
         radius = (30 + 32 * severity) * k
         knot = blob(rng, s, (x, y), radius, 0.12, 3)

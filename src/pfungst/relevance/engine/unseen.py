@@ -64,6 +64,8 @@ class Unseen(Folding):
             return mark.tracked
         if not self._differentiable(t) or t.grad_fn is None or t.grad_fn in self.constants:
             return False
+        if not t.numel():  # nothing to carry: such as what checkpoints of older torch hang their inputs on
+            return False
         sources = self._sources(t)
         if not sources:
             self.constants.add(t.grad_fn)  # computed from parameters

@@ -1,16 +1,17 @@
-"""The transposed program of many vectors on live units only.
+"""The program and the transposed one for many vectors, on live units only.
 
 A unit (channel and position of an image) that a ReLU switches off at the explained input passes nothing on,
-whatever the cotangent: in a ReLU network a third to nine tenths of all units. The vectors share the input and
-so its dead units. A cotangent is therefore kept as a matrix of live units × vectors, sorted by position, and
-a convolution becomes one matrix product for each position and row of taps, of the weights between live units
-only. That is exact, and pays from some hundred vectors on, over which the selection of weights is amortised.
+whatever the vector: in a ReLU network a third to nine tenths of all units. The vectors share the input and
+so its dead units. A cotangent or tangent is therefore kept as a matrix of live units × vectors, sorted by
+position, and a convolution becomes one matrix product for each position and row of taps, of the weights
+between live units only. That is exact, and pays from some hundred vectors on, over which the selection of
+weights is amortised.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
 
@@ -63,22 +64,27 @@ class LiveProgram:
         dtype: torch.dtype,
     ) -> None:
         self.bottom, self.top = bottom, top
-        everywhere = torch.ones(shapes[bottom][1:], dtype=torch.bool)
-        self.nodes = {bottom: Node(Units(everywhere if live is None else live))}
         scaled = _scaled(ops, top)
+        terms: dict[
+            int, list[tuple[int, Tensor, Convolution | None]]
+        ] = {}  # of each value: source, c, convolution
         for op in ops:
-            out = op.outs[0]
-            if out in scaled:
+            if (out := op.outs[0]) in scaled:
                 continue
-            shape = shapes[out][1:]
-            terms = [
-                (i, _of_sample(c, sample).to(dtype).expand(*shape))
+            given = [
+                (i, _of_sample(c, sample).to(dtype).expand(*shapes[out][1:]))
                 for i, c in zip(op.ins, _constants(op), strict=True)
             ]
-            node = self.nodes[out] = Node(Units(torch.stack([c != 0 for _, c in terms]).any(0)))
-            for i, c in terms:
-                conv = op if isinstance(op, Convolution) else scaled.get(i)
-                source = i if conv is None else conv.ins[0]
+            convs = [op if isinstance(op, Convolution) else scaled.get(i) for i, _ in given]
+            terms[out] = [
+                (i if conv is None else conv.ins[0], c, conv)
+                for (i, c), conv in zip(given, convs, strict=True)
+            ]
+        passing = _alive(terms, bottom, top, live, shapes)
+        self.nodes = {number: Node(Units(mask)) for number, mask in passing.items()}
+        for value, parts in terms.items():
+            node = self.nodes[value]
+            for source, c, conv in parts:
                 units = self.nodes[source].units
                 edge = Link(node.units, units, c) if conv is None else Taps(node.units, units, conv, c)
                 node.edges.append((edge, source))
@@ -106,7 +112,7 @@ class LiveProgram:
     def reverse(self, g: Tensor) -> tuple[Units, Tensor]:
         """Cotangents of the top value (M, C, H, W) → live units of the bottom value and their cotangents (L,
         M')."""
-        grads = {self.top: self.nodes[self.top].units.gather(g)}
+        grads = {self.top: self.nodes[self.top].units.gather([g])}
         for number in reversed(self.nodes):
             if number == self.bottom or number not in grads:
                 continue
@@ -117,6 +123,51 @@ class LiveProgram:
                     grads[source] = mine.new_empty(len(self.nodes[source].units), mine.shape[1])
                 edge.run(mine, grads[source], first)
         return self.nodes[self.bottom].units, grads.pop(self.bottom)
+
+    def forward(self, pieces: Iterable[Tensor]) -> tuple[Units, Tensor]:
+        """Tangents of the bottom value (m, C, H, W) → live units of the top value and their tangents (L,
+        M')."""
+        last = {source: number for number, node in self.nodes.items() for _, source in node.edges}
+        tangents = {self.bottom: self.nodes[self.bottom].units.gather(pieces)}
+        for number, node in self.nodes.items():
+            if number == self.bottom:
+                continue
+            like = next(iter(tangents.values()))
+            out = like.new_empty(len(node.units), like.shape[1])
+            for k, (edge, source) in enumerate(node.edges):
+                edge.forward(tangents[source], out, k == 0)
+            for source in {source for _, source in node.edges if last[source] == number}:
+                del tangents[source]
+            tangents[number] = out
+        return self.nodes[self.top].units, tangents[self.top]
+
+
+def _alive(
+    terms: dict[int, list[tuple[int, Tensor, Convolution | None]]],
+    bottom: int,
+    top: int,
+    live: Tensor | None,
+    shapes: Shapes,
+) -> dict[int, Tensor]:
+    """Units (C, H, W) of each value through which anything passes: from below, and on to what reads it.
+
+    Args:
+        terms: of each value in the order of execution: source, constant, convolution in between.
+        live: of the bottom value, all if None.
+    """
+    masks = {i: torch.zeros(shapes[i][1:], dtype=torch.bool) for i in (bottom, *terms)}
+    masks[bottom] |= True if live is None else live
+    for out, parts in terms.items():
+        for source, c, conv in parts:
+            masks[out] |= c != 0 if conv is not None else (c != 0) & masks[source]
+    read = {i: torch.zeros_like(mask) for i, mask in masks.items()}
+    read[top] |= True
+    for out, parts in reversed(terms.items()):
+        masks[out] &= read[out]
+        for source, c, conv in parts:
+            read[source] |= True if conv is not None else (c != 0) & masks[out]
+    masks[bottom] &= read[bottom]
+    return masks
 
 
 @dataclass
@@ -176,6 +227,46 @@ class Span:
         found = [self.program(n).reverse(g[:, n]) for n in range(g.shape[1])]
         for parts in zip(*(units.scatter(matrix, len(g)) for units, matrix in found), strict=True):
             yield torch.stack(parts, 1) if len(parts) > 1 else parts[0][:, None]
+
+    def forward(self, pieces: Iterable[Tensor], most: int) -> Iterator[Tensor]:
+        """(m, N, C, H, W) → pieces (m', N, C', H', W') of the top value, in the same order.
+
+        Args:
+            pieces: tangents of the bottom value.
+            most: how many vectors to run at once.
+        """
+        for group in _groups(pieces, most):
+            inputs, count = group[0].shape[1], sum(map(len, group))
+            found = [self.program(n).forward(piece[:, n] for piece in group) for n in range(inputs)]
+            for parts in zip(*(units.scatter(matrix, count) for units, matrix in found), strict=True):
+                yield torch.stack(parts, 1) if len(parts) > 1 else parts[0][:, None]
+
+
+def _groups(pieces: Iterable[Tensor], most: int) -> Iterator[list[Tensor]]:
+    """Consecutive pieces of no more than so many rows together; a longer piece stands alone."""
+    group: list[Tensor] = []
+    for piece in pieces:
+        if group and sum(map(len, group)) + len(piece) > most:
+            yield group
+            group = []
+        group.append(piece)
+    if group:
+        yield group
+
+
+def span_of_many(
+    ops: Sequence[Op], cuts: Mapping[int, int], shapes: Shapes, dtype: torch.dtype, part: range, vectors: int
+) -> Span | None:
+    """The span within a part of the ops that saves most for so many vectors, None where none saves
+    anything."""
+    best, most = None, 0.0
+    for start, stop in _runs(ops, cuts, shapes, dtype):
+        start, stop = max(start, part.start), min(stop, part.stop)
+        if start < stop and start in cuts and stop in cuts:
+            span = Span(ops, cuts, shapes, dtype, start, stop)
+            if span.saved(vectors) > most:
+                best, most = span, span.saved(vectors)
+    return best
 
 
 def best_span(

@@ -8,7 +8,7 @@ the next stage. The result is exact: the network between is linear.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -70,7 +70,11 @@ def plan(tape: Tape, grid: tuple[int, int], patch: int, image: tuple[int, int]) 
 
 
 def patch_columns(
-    tape: Tape, streams: Sequence[Tensor], basis: Patches, chunk: Callable[[int, int, int | None], int]
+    tape: Tape,
+    streams: Sequence[Tensor],
+    basis: Patches,
+    chunk: Callable[[int, int, int | None], int],
+    room: int = 0,
 ) -> Tensor:
     """Relevance of every output for every patch.
 
@@ -79,6 +83,7 @@ def patch_columns(
         streams: values of the inputs, (N, C, H, W) each.
         basis: the patches.
         chunk: (count, start, stop) → how many vectors to run at once.
+        room: bytes that tangents on live units may take.
 
     Returns:
         (N, K, P).
@@ -88,23 +93,18 @@ def patch_columns(
     size = basis.patch
     stages = plan(tape, (rows, cols), size, (x.shape[-2], x.shape[-1]))
     last = Stage(len(tape.ops), (rows, cols), [], [])
-    start, before, values = 0, None, None
+    start, before, values = 0, None, x
     for stage in (*stages, last):
-        out: list[Tensor] = []
         step = chunk(stage.groups, start, stage.stop)
-        for first in range(0, stage.groups, step):
-            members = range(first, min(first + step, stage.groups))
-            if before is None:
-                tangents = [_masked(s, members, stage.period, size) for s in streams]
-            else:
-                assert values is not None
-                tangents = [_regroup(values, before, members, stage.period, (rows, cols))]
-            part = tape.forward(tangents, start, stage.stop)
-            assert part is not None
-            out.append(part)
-        values = _joined(out)
+        chunks = [range(i, min(i + step, stage.groups)) for i in range(0, stage.groups, step)]
+        pieces: Iterable[Sequence[Tensor]]
+        if before is None:
+            pieces = ([_masked(s, members, stage.period, size) for s in streams] for members in chunks)
+        else:
+            whole, old, new = values, before, stage.period
+            pieces = ([_regroup(whole, old, members, new, (rows, cols))] for members in chunks)
+        values = _joined(list(tape.forward_many(pieces, stage.groups, start, stage.stop, room)))
         start, before = stage.stop, stage
-    assert values is not None
     return values.permute(1, 2, 0)
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from pfungst.relevance.program.fuse import fuse
-from pfungst.relevance.program.live import MANY, Span, best_span
+from pfungst.relevance.program.live import MANY, Span, best_span, span_of_many
 from pfungst.relevance.program.ops import Box
 from pfungst.relevance.program.parts import Part, Pending, dense
 from pfungst.relevance.program.read import Graph
@@ -167,6 +167,31 @@ class Tape:
                     if op.fresh and (owned or all(t is not g for g in given)):
                         mine.add(o)
         return values.get(self.output if stop == len(self.ops) else self.cuts()[stop])
+
+    def forward_many(
+        self, pieces: Iterable[Sequence[Tensor | None]], count: int, start: int, stop: int, room: int
+    ) -> Iterator[Tensor]:
+        """Ops `start` … `stop` on `count` tangents in pieces, on live units where that pays; see
+        :meth:`forward`.
+
+        Args:
+            pieces: (m, N, …) for each stream, or the one value that is live at `start`; Σ m = count.
+            room: bytes that tangents on live units may take.
+        """
+        span, rows = None, 0
+        if count >= MANY and self.device.type == "cpu":
+            part, dtype = range(start, stop), self._keep.dtype
+            span = span_of_many(self.ops, self.cuts(), self.shapes, dtype, part, count)
+            rows = span.vectors(room) if span is not None else 0
+        if span is None or rows < MANY:
+            found: Iterable[Tensor | None] = (self.forward(p, start, stop) for p in pieces)
+        else:
+            known = (p[0] if span.start == start else self.forward(p, start, span.start) for p in pieces)
+            passed = span.forward((t for t in known if t is not None), -(-count // -(-count // rows)))
+            found = (t if span.stop == stop else self.forward([t], span.stop, stop) for t in passed)
+        for t in found:
+            assert t is not None
+            yield t
 
     def _last_use(self) -> dict[int, int]:
         return {i: index for index, op in enumerate(self.ops) for i in op.ins}

@@ -6,7 +6,8 @@ each position and row of taps, of the weights between live units only.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import cached_property
 from itertools import pairwise
 
 import torch
@@ -16,7 +17,7 @@ from torch.nn import functional as F
 from pfungst.relevance.program.windows import Convolution
 
 LINE = 16  # values in a line of the cache: products are fastest for multiples of it
-_ROWS = 4096  # of a matrix that is combined with another at a time
+_VALUES = 1 << 16  # of a matrix that are combined with those of another at a time, in the cache
 
 # Costs in multiplications of a matrix product, from timings on two cores.
 CALL = 2.4e6  # of one more matrix product
@@ -61,10 +62,11 @@ class Units:
         found = known[place] == self.index
         return torch.where(found, place, 0), found
 
-    def gather(self, images: Tensor) -> Tensor:
-        """Images (M, C, H, W) → (L, M'), filled up with zeros to a multiple of `LINE`."""
-        g = images.permute(2, 3, 1, 0).reshape(-1, len(images)).index_select(0, self.index)
-        return F.pad(g, (0, -len(images) % LINE))
+    def gather(self, pieces: Iterable[Tensor]) -> Tensor:
+        """Images (m, C, H, W) → (L, M'), all in turn, filled up with zeros to a multiple of `LINE`."""
+        found = [g.permute(0, 2, 3, 1).flatten(1).index_select(1, self.index) for g in pieces]
+        found.append(found[0].new_zeros(-sum(map(len, found)) % LINE, len(self)))
+        return torch.cat(found).T.contiguous()
 
     def scatter(self, g: Tensor, vectors: int) -> Iterator[Tensor]:
         """(L, M') → pieces of M images (M, C, H, W), channels last in memory, zero where nothing is live."""
@@ -87,27 +89,48 @@ class Link:
     """
 
     def __init__(self, source: Units, target: Units, c: Tensor) -> None:
-        self.rows, found = target.rows_in(source)
-        self.c = target.select(c) * found[:, None]
-        self.empty = len(source) == 0
+        self.source, self.target, self.c = source, target, c
 
     def cost(self, vectors: int) -> float:
         """Of one of so many vectors."""
-        return PASS * len(self.c)
+        return PASS * len(self.target)
+
+    @cached_property
+    def _back(self) -> tuple[Tensor, Tensor]:
+        """For each unit of the target its row in the source, and what that is multiplied by."""
+        return self._rows(self.target, self.source)
+
+    @cached_property
+    def _ahead(self) -> tuple[Tensor, Tensor]:
+        return self._rows(self.source, self.target)
+
+    def _rows(self, wanted: Units, given: Units) -> tuple[Tensor, Tensor]:
+        rows, found = wanted.rows_in(given)
+        return rows, wanted.select(self.c) * found[:, None]
 
     def run(self, g: Tensor, out: Tensor, first: bool) -> None:
         """Write, if it is the first, or add to `out` (L', M) what the cotangent (L, M) of the source makes of
         it."""
-        if self.empty:
+        self._scale(self._back, g, out, first)
+
+    def forward(self, t: Tensor, out: Tensor, first: bool) -> None:
+        """Write or add to `out` (L, M) what the tangent (L', M) of the target makes of it."""
+        self._scale(self._ahead, t, out, first)
+
+    @staticmethod
+    def _scale(how: tuple[Tensor, Tensor], g: Tensor, out: Tensor, first: bool) -> None:
+        rows, constants = how
+        if not len(g):
             if first:
                 out.zero_()
             return
-        for a in range(0, len(out), _ROWS):
-            part, c = g.index_select(0, self.rows[a : a + _ROWS]), self.c[a : a + _ROWS]
+        step = max(1, _VALUES // g.shape[1])
+        for into, index, c in zip(*(v.split(step) for v in (out, rows, constants)), strict=True):
+            part = g.index_select(0, index)
             if first:
-                torch.mul(part, c, out=out[a : a + _ROWS])
+                torch.mul(part, c, out=into)
             else:
-                out[a : a + _ROWS].addcmul_(part, c)
+                into.addcmul_(part, c)
 
 
 class Taps:
@@ -168,6 +191,11 @@ class Taps:
                     place = y * width + x
                     yield start[place], start[place + 1], (a * self.kernel[1] + b) * self.outs
 
+    def _selected(self, a: int, b: int, offset: int, channels: Tensor) -> Tensor:
+        """Weights between some units of the source and some of the target, times the constant."""
+        weight = self.weight.index_select(0, self.row[a:b] + offset)
+        return weight.index_select(1, channels).mul_(self.c[a:b])
+
     def run(self, g: Tensor, out: Tensor, first: bool) -> None:
         """Write, if it is the first, or add to `out` (L', M) what the cotangent (L, M) of the source makes of
         it."""
@@ -179,8 +207,7 @@ class Taps:
             for a, b, offset in self._blocks(*divmod(place, width)):
                 if a == b:
                     continue
-                weight = self.weight.index_select(0, self.row[a:b] + offset)
-                weight = weight.index_select(1, channels).mul_(self.c[a:b])
+                weight = self._selected(a, b, offset, channels)
                 if fresh:
                     torch.mm(weight.T, g[a:b], out=into)
                     fresh = False
@@ -188,3 +215,19 @@ class Taps:
                     into.addmm_(weight.T, g[a:b])
             if fresh:
                 into.zero_()
+
+    def forward(self, t: Tensor, out: Tensor, first: bool) -> None:
+        """Write or add to `out` (L, M) what the tangent (L', M) of the target makes of it."""
+        width, alone = self.target.shape[2], self.conv.pointwise  # each unit then sees one position
+        if first and not alone:
+            out.zero_()
+        for place, (low, high) in enumerate(pairwise(self.target.start)):
+            channels = self.target.channel[low:high]
+            for a, b, offset in self._blocks(*divmod(place, width)):
+                if a == b or (low == high and not (first and alone)):
+                    continue
+                weight = self._selected(a, b, offset, channels)
+                if first and alone:
+                    torch.mm(weight, t[low:high], out=out[a:b])
+                else:
+                    out[a:b].addmm_(weight, t[low:high])
