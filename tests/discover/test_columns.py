@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from pfungst.audit.findings.result import DiscoveryEntry
+from pfungst.audit.findings.result import DiscoveryEntry, Proved
 from pfungst.audit.findings.result import Told as Row
 from pfungst.audit.findings.verdict import conclude, verdict
 from pfungst.audit.result import Interval
@@ -76,3 +76,20 @@ def test_the_verdict_names_the_column_and_corrects_for_all_that_were_tried():
     assert (said.level, said.about.column, said.about.numbers["share"]) == ("clever-hans", "c0", 0.5)
     assert "AUROC 0.70 over all images and 0.55" in said.sentences[0]
     assert verdict(result(0.01, 6), {}).level == "sound"
+
+
+def test_text_that_moves_the_answer_is_said_though_it_does_not_decide_it():
+    def result(low, kind="text"):
+        proof = Proved(number=0, view="file: text = text", kind=kind, cluster=0, n_clusters=2, n=9, share=0.5, recognised=1, columns=[], images=[], map=[], changed=9, remove=Interval(value=0.79, low=0.37, high=1.22), insert=Interval(value=0.16, low=low, high=0.24), accuracy=(1, 1, 1), flips=(0, 0), retained=Interval(value=1, low=0.9, high=1), p=0.009)  # fmt: skip
+        return conclude([DiscoveryEntry(index=0, name="ill", n=18, accuracy=1, groupings=[], findings=[proof], told=[], arrays="a")])  # fmt: skip
+
+    found = result(0.08)
+    assert found.headline.startswith(
+        "Nothing beside the object was proved to decide; burnt-in text moves ill; 1"
+    )
+    assert (
+        "falls by 0.79 (0.37 to 1.22) nats; put into others it carries 16% of the way" in found.sentences[0]
+    )
+    assert verdict(found, {}).level == "sound"
+    for other in (result(-0.01), result(0.08, "content")):
+        assert "moves" not in other.headline

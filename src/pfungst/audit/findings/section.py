@@ -57,9 +57,9 @@ def concluded(
     answers = read_answers(config.answers, workspace.fingerprint) if config.answers else None
     found = conclude(entries, witnesses, answers)
     folder = workspace.folder / TASK
-    shutil.rmtree(folder, ignore_errors=True)
+    (folder / "label-task.json").unlink(missing_ok=True)  # what people said stays
     write_label_task(folder, "Findings", workspace.folder.name, workspace.fingerprint, found.entries)
-    if folder.exists():  # the app serves a task's own folder
+    if (folder / "label-task.json").exists():  # the app serves a task's own folder
         decided = [f for e in found.entries for f in e.findings if f.standing != "unproved"]
         for file in {s.region or s.file for f in decided for s in f.images} | {
             s.file for f in decided for s in f.images

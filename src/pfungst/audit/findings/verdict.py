@@ -61,8 +61,16 @@ def conclude(
         open_ = f"{few(unsure)}: the model follows what it cannot do without, the object or a shortcut."
         classes = any(e.what == "class" and e.name in unsure for e in entries)
         hint = " Only another model can tell: name one with --witness." if classes and not witnesses else ""
+        moved = [(e, f) for e in entries for f in e.findings if _moves(f)]
+        also = f"burnt-in text moves {few([e.name for e, _ in moved])}; " if moved else ""
         return made(
-            f"Nothing beside the object was proved to decide; {basis}",
+            f"Nothing beside the object was proved to decide; {also}{basis}",
+            *[
+                f"{e.name}: burnt-in text in {f.share:.0%} of its images moves the answer, too little to "
+                f"decide it. Without it the evidence falls by {f.remove.value:.2f}{f.remove.ends()} nats; "
+                f"put into others it carries {f.insert.value:.0%} of the way (P = {f.corrected:.2g}, Holm)."
+                for e, f in moved
+            ],
             *([open_ + hint] if unsure and not witnesses else []),
             "What was not found is not shown to be absent.",
             _BLIND,
@@ -85,6 +93,12 @@ def conclude(
         *sentences,
         f"{basis}; look at the pictures before you call it spurious.",
     )
+
+
+def _moves(f: Proved) -> bool:
+    """Whether text, which is no object, moves the answer beyond chance."""
+    above = (i.low is not None and i.low > 0 for i in (f.remove, f.insert))
+    return f.kind == "text" and all(above) and f.corrected <= P_SPURIOUS
 
 
 def verdict(found: Discovered, too_few: dict[str, int]) -> Verdict:
