@@ -108,7 +108,7 @@ def explain(
     """
     if not count:
         raise InputError(f"class {class_} has no images to explain", "pass at least one")
-    basis, parts = PixelBands(count=BANDS), _Parts()
+    basis, parts = PixelBands(count=BANDS), _Parts(count)
     for start in range(0, count, batch_size):
         x = images(range(start, min(start + batch_size, count))).to(head.device)
         found = attribute(_Logits(head), x, class_, composite, basis).values.float()  # (n, B, H, W)
@@ -125,7 +125,7 @@ def explain(
             parts.add("alike", near.values.float())
         if progress is not None:
             progress(len(x))
-    return Explanations(**parts.arrays())
+    return Explanations(**parts.arrays)
 
 
 def explain_scores(
@@ -146,7 +146,7 @@ def explain_scores(
     """
     if not count:
         raise InputError("there are no images to explain", "pass at least one")
-    parts = _Parts()
+    parts = _Parts(count)
     for start in range(0, count, batch_size):
         x = images(range(start, min(start + batch_size, count)))
         heat = detector.explain(x)
@@ -157,18 +157,24 @@ def explain_scores(
         parts.add("said", heat.score > threshold)
         if progress is not None:
             progress(len(x))
-    return Explanations(**parts.arrays())
+    return Explanations(**parts.arrays)
 
 
 class _Parts:
-    def __init__(self) -> None:
-        self.found: dict[str, list[Tensor]] = {}
+    """What is kept of each batch, in arrays for all: small pieces between large ones would hold the memory of
+    every batch."""
+
+    def __init__(self, count: int) -> None:
+        self.count, self.arrays = count, dict[str, np.ndarray]()
+        self.filled = dict[str, int]()
 
     def add(self, name: str, values: Tensor) -> None:
-        self.found.setdefault(name, []).append(values.detach().cpu())
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        return {name: torch.cat(values).numpy() for name, values in self.found.items()}
+        found = values.detach().cpu().numpy()
+        if name not in self.arrays:
+            self.arrays[name] = np.empty((self.count, *found.shape[1:]), found.dtype)
+        start = self.filled.get(name, 0)
+        self.arrays[name][start : start + len(found)] = found
+        self.filled[name] = start + len(found)
 
 
 def _side(x: Tensor) -> int:
