@@ -12,7 +12,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 from pfungst.audit.discovery.config import DiscoveryConfig
-from pfungst.audit.discovery.run import run
+from pfungst.audit.discovery.run import _of_encoder, _opened, run
 from pfungst.audit.result import load
 from pfungst.cli import app
 from pfungst.discover import ClassSubject, Judge, Proof, cluster, correct, explain, find
@@ -283,6 +283,22 @@ def test_too_few_images_and_other_witnesses_are_said(command, tmp_path):
     )
     with pytest.raises(InputError, match="has 4 outputs, the model 10"):
         run(DiscoveryConfig.build(**command, witness=f"{other}:net", out=tmp_path / "other"))
+
+
+def test_columns_of_another_file_are_compared_with_clusters_too(command, tmp_path):
+    """Such as the column human of `pfungst people`."""
+    ids = [line.split(",")[0] for line in command["images"].read_text().splitlines()[1:]]
+    rows = [f"{name},{'human' if i % 3 else 'no human'}" for i, name in enumerate(ids)]
+    (tmp_path / "people.csv").write_text("\n".join(["path,human", *rows]))
+    options = {**command, "groups_file": tmp_path / "people.csv", "out": tmp_path / "out", "classes": "3"}
+    config = DiscoveryConfig.build(**options, per_class=12, changed=6)
+    assert [i.groups["human"] for i in _opened(config)[0].items[:3]] == ["no human", "human", "human"]
+    assert "human" in {t.column for t in run(config).discovered.entries[0].told}
+    del options["model"]
+    config = DiscoveryConfig.build(**options, encoder="efficientnet-lite0")
+    assert _of_encoder(config).groups_file == tmp_path / "people.csv"
+    with pytest.raises(ConfigError, match="groups-file"):
+        run(DiscoveryConfig.build(**command, out=tmp_path / "none", groups_file=tmp_path / "none.csv"))
 
 
 def test_one_cluster_and_few_images(planted):
