@@ -1,5 +1,6 @@
 """Discovery end to end: a planted mark is the first finding, a clean network has none; proof by hand."""
 
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -18,6 +19,7 @@ from pfungst.cli import app
 from pfungst.discover import ClassSubject, Judge, Proof, cluster, correct, explain, find
 from pfungst.errors import ConfigError, InputError
 from pfungst.measure import Interval, auroc
+from pfungst.measure.limits import DECIDES
 from pfungst.relevance import Patches, attribute
 from pfungst.spurious import FeatureHead, Witness
 
@@ -299,6 +301,21 @@ def test_columns_of_another_file_are_compared_with_clusters_too(command, tmp_pat
     assert _of_encoder(config).groups_file == tmp_path / "people.csv"
     with pytest.raises(ConfigError, match="groups-file"):
         run(DiscoveryConfig.build(**command, out=tmp_path / "none", groups_file=tmp_path / "none.csv"))
+
+
+def test_what_carries_too_little_is_tried_on_ten_images_and_what_may_survive_on_all(planted, monkeypatch):
+    net, x, y, _ = planted
+    found = searched(net, x, y, [MARKED])
+    assert {f.proof.n for f in found if f.proof.insert.low >= DECIDES} == {20}
+    few = [f for f in found if f.proof.n == 10]
+    assert few
+    assert all(f.proof.insert.high < DECIDES and not f.proof.decides for f in few)
+    monkeypatch.setattr(sys.modules["pfungst.discover.find"], "_FIRST", 99)
+    whole = searched(net, x, y, [MARKED])
+    alike = lambda fs: [
+        (f.view, f.kind, f.proof.insert, f.proof.remove, f.proof.p) for f in fs if f.proof.decides
+    ]
+    assert alike(whole) == alike(found)
 
 
 def test_one_cluster_and_few_images(planted):
