@@ -77,7 +77,7 @@ def conclude(
                 f"{e.name}: {what_of(f)} moves the answer, too little to decide it. Without it the evidence "
                 f"falls by {f.remove.value:.2f}{f.remove.ends()} {WORDS[e.what].unit}; put into others it "
                 f"carries {f.insert.value:.0%}{f.insert.ends('.0%')} of the way (P = {f.corrected:.2g}, "
-                "Holm)."
+                f"Holm).{'' if f.kind == 'text' else ' It may be a part of the object.'}"
                 for e, f in moved[:3]
             ],
             *([open_ + hint] if unsure and not witnesses else []),
