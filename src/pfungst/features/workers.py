@@ -79,11 +79,8 @@ def on_processes(
             ) from None
         except BaseException:  # Ctrl-C, a full disk, the caller had enough: do not wait for shards under way
             for worker in set(multiprocessing.active_children()) - others:
-                worker.terminate()
+                worker.terminate()  # jobs stay: before Python 3.12 the executor fails on cancelled ones
             raise
-        finally:
-            for job in jobs:
-                job.cancel()
 
 
 _made: Callable[[int], object] | None = None
@@ -92,7 +89,7 @@ _made: Callable[[int], object] | None = None
 def _start(number: Any, make: Make, device: str, threads: int) -> None:
     global _made
     end_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends workers at once; unfinished parts are no harm
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started this one ends it
     import torch
 
     with number.get_lock():
