@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
@@ -74,21 +75,16 @@ def _tried(study: Study, clock: Clock, folder: Path) -> Cost:
 
     known = {"n_images": n_images(tests), "seed": config.seed, "device": str(study.head.device)}
     npca = NeuralPCA(config.n_components, **known)
-    for times in (1.0, len(study.train) / len(small.train)):
-        clock(lambda: npca.fit(small.head, stores["train"]), times)
+    clock.repeated([lambda: npca.fit(small.head, stores["train"])] * 2, len(study.train) / len(small.train))
 
     explainer = Explainer(small, npca, stores, tests)
-    clock(lambda: explainer.measured_looks(rows), 0)
-    clock(lambda: explainer.measured_looks(rows), 0)
-    look = clock.last / len(rows)
-    parts, times = [], []
-    for k in npca.classes_ if len(npca.classes_) > 1 else npca.classes_ * 2:
-        parts.append(clock(lambda k=k: explainer(k), 0))  # type: ignore[misc]
-        times.append(clock.last)
-    shared = (4 * LOOKED // 3, len(study.train)), (4 * LOOKED // 3, len(small.train))
+    clock.repeated([lambda: explainer.measured_looks(rows)] * 2, 0)
+    look, classes = clock.last / len(rows), npca.classes_ * (1 if len(npca.classes_) > 1 else 2)
+    parts = clock.repeated([partial(explainer, k) for k in classes], 0)
+    most = 4 * LOOKED // 3  # of all classes
+    clock.seconds += look * (min(most, len(study.train)) - min(most, len(small.train)))
     others = min(OTHERS, len(study.val)), min(OTHERS, len(small.val))
-    component = float(np.mean(times[1:])) - _TRAIN * look - others[1] * load
-    clock.seconds += max(times[0] - float(np.mean(times[1:])), 0) + look * (min(shared[0]) - min(shared[1]))
+    component = clock.last - _TRAIN * look - others[1] * load
     for k, n in sizes.items():
         tested = min(config.shown, n - 1, config.n_components) + len(judged.get(k, []))
         clock.seconds += tested * component + others[0] * load + look * min(LOOKED, n) * (n >= looks.FEWEST)
@@ -103,8 +99,8 @@ def _tried(study: Study, clock: Clock, folder: Path) -> Cost:
     fixed = mend(small, npca, chosen(small, found))
     if fixed is not None:
         clock(lambda: write_classifier(small, fixed, stores[ORIGINAL], folder / "mended"))
-    for often in (1.0, len(study.val) / len(small.val)):
-        clock(lambda: measure(small, stores, fixed, npca.classes_), often)
+    measured = [lambda: measure(small, stores, fixed, npca.classes_)] * 2
+    clock.repeated(measured, len(study.val) / len(small.val))
 
     width = stores["train"].features.shape[1]
     kept = 4 * width * sum(min(n - 1, config.n_components) for n in sizes.values())
@@ -128,8 +124,7 @@ def _visual(study: Study, explainer: Explainer, clock: Clock, classes: int) -> N
     small, k = replace(explainer, study=tried), explainer.npca.classes_[-1]
     adds = [0.0] * len(explainer.npca.components_[k])
     times = steps / update["steps"] * sum(getattr(config, name) for name in names) / sum(few.values())
-    clock(lambda: small.rank(k, adds), 0)
-    clock(lambda: small.rank(k, adds), classes * times)
+    clock.repeated([lambda: small.rank(k, adds)] * 2, classes * times)
 
 
 def _small(study: Study, sizes: Counter[int], own: int, folder: Path) -> Study:
