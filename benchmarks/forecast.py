@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from _common import describe_machine
 from pfungst.memory import keep_freed_memory, peak_memory
 from pfungst.threads import share_the_machine
 
-CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "CPU": time.process_time}
+CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "CPU": lambda: sum(os.times()[:4])}
 
 
 def forecast(kind: str, config: Any, now: Callable[[], float]) -> Any:

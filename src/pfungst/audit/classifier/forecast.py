@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 from time import perf_counter
 
 import numpy as np
+import torch
 
 from pfungst.audit.classifier.explain import FAITHFUL, LOOKED, OTHERS, Explainer, finished, n_images
 from pfungst.audit.classifier.measure import measure
@@ -23,7 +24,7 @@ from pfungst.audit.workspace import Workspace
 from pfungst.features.workers import loaders
 from pfungst.measure.limits import FAITHFUL_IMAGES
 from pfungst.memory import peak_memory
-from pfungst.spurious import NeuralPCA, looks
+from pfungst.spurious import FeatureStore, NeuralPCA, looks
 
 _CLASSES = 3  # that are tried; the first of them also makes what all share
 _TRAIN, _OTHER = (
@@ -58,19 +59,18 @@ def _tried(study: Study, clock: Clock, folder: Path) -> Cost:
     tests = config.shown * len(sizes)
     small = _small(study, sizes, n_images(tests), folder)
     rows = np.arange(min(_LOADED, len(small.train)))
-    clock(lambda: extract(_first(small), Workspace(_first(small).config)))  # imports; a first pass
-    clock(lambda: [small.train[r] for r in rows], 0)
-    load = clock.last / len(rows)
-
-    conditions = len(study.conditions)
-    passed = len(small.train) + conditions * len(small.val)
+    clock.repeated([lambda i=i: _pass(_first(small, i)) for i in range(2)], 1)  # of an image of each set
+    least = clock.last
+    pictures = clock(lambda: torch.stack([small.train[r][1] for r in rows]), 0).to(study.head.device)
+    load, conditions = clock.last / len(rows), len(study.conditions)
+    few = len(small.train) + conditions * len(small.val)
     every = len(study.train) + conditions * len(study.val)
     every += 0 if study.spurious is None else len(study.spurious)
-    workspace = Workspace(small.config)
-    stores = clock(lambda: extract(small, workspace), 0)
-    each = clock.last / passed
+    stores = clock(lambda: _pass(small), 0)
+    each = max(clock.last - least, 0) / few
     if (processes := loaders(config.workers, len(study.train))) > 1:
-        each = max(load / processes, each - load)
+        clock.repeated([lambda: study.head.features(pictures)] * 2, 0)
+        each = max(load / processes, clock.last / len(rows))
     clock.seconds += each * every
 
     known = {"n_images": n_images(tests), "seed": config.seed, "device": str(study.head.device)}
@@ -84,10 +84,11 @@ def _tried(study: Study, clock: Clock, folder: Path) -> Cost:
     most = 4 * LOOKED // 3  # of all classes
     clock.seconds += look * (min(most, len(study.train)) - min(most, len(small.train)))
     others = min(OTHERS, len(study.val)), min(OTHERS, len(small.val))
-    component = clock.last - _TRAIN * look - others[1] * load
+    seen = [_looked(npca.n_samples_[k], len(small.train)) for k in classes[1:]]
+    component = clock.last - look * float(np.mean(seen)) - load * others[1]
     for k, n in sizes.items():
         tested = min(config.shown, n - 1, config.n_components) + len(judged.get(k, []))
-        clock.seconds += tested * component + others[0] * load + look * min(LOOKED, n) * (n >= looks.FEWEST)
+        clock.seconds += tested * component + others[0] * load + look * _looked(n, len(study.train))
     _visual(study, explainer, clock, len(sizes))
 
     found = finished(parts)
@@ -110,6 +111,11 @@ def _tried(study: Study, clock: Clock, folder: Path) -> Cost:
     disk = width * (2 * len(study.train) + 4 * (every - len(study.train)))
     without = [f"--{name}" for name in ("discover", "ray", "transfer") if getattr(config, name)]
     return Cost(clock.seconds, memory, disk, without)
+
+
+def _looked(own: int, every: int) -> int:
+    """Images whose looks are measured of a class of so many."""
+    return min(LOOKED, own) if min(own, every - own) >= looks.FEWEST else 0
 
 
 def _visual(study: Study, explainer: Explainer, clock: Clock, classes: int) -> None:
@@ -142,9 +148,13 @@ def _small(study: Study, sizes: Counter[int], own: int, folder: Path) -> Study:
     return replace(study, config=config, spurious=None, judged=None, **parts)
 
 
-def _first(small: Study) -> Study:
-    """The same with two images."""
-    config = small.config.model_copy(update={"out": small.config.out / "first"})
+def _pass(study: Study) -> dict[str, FeatureStore]:
+    return extract(study, Workspace(study.config))
+
+
+def _first(small: Study, number: int) -> Study:
+    """The same with one image of each set, in a folder of its own."""
+    config = small.config.model_copy(update={"out": small.config.out / f"first-{number}"})
     return replace(small, config=config, train=_part(small.train, [0]), val=_part(small.val, [0]))
 
 

@@ -138,11 +138,12 @@ def _stand_in(
 def _explained(study: Study, clock: Clock, groups: list[Subgroup]) -> tuple[int, int]:
     """Explain with the factors of some images in place of all; bytes of the factors of an image, and of how
     many there are any."""
-    explainer, batch, size = explainer_of(study), at_a_time(study), study.encoder.size
+    explainer, size = explainer_of(study), study.encoder.size
     shown, sample = choose(study, [g for g in groups if g.falls])
+    batch = min(at_a_time(study), len(sample))
     pasted = sum(c.logo_box(size) is not None for c in study.source.conditions.values())
     taken = len({*sample, *(n for _, i, j, _ in shown for n in (i, j))}) + STAMPED * pasted
-    pictures = study.source.pick([sample[i % len(sample)] for i in range(batch)], [ORIGINAL])[ORIGINAL]
+    pictures = study.source.pick(sample[:batch], [ORIGINAL])[ORIGINAL]
     clock(lambda: explainer.factor(pictures[:1], 1, study.workspace.working("one")))
     factors = clock(
         lambda: explainer.factor(pictures, batch, study.workspace.working("some")), (taken - 1) / batch
