@@ -22,7 +22,7 @@ from pfungst.relevance.program.ops import Combine, Op, Scale
 from pfungst.relevance.program.units import LINE, PASS, Link, Taps, Units
 from pfungst.relevance.program.windows import Convolution
 
-MANY = 128  # vectors from which live units pay
+MANY = 96  # vectors from which live units pay
 MOST = 1024  # vectors at a time, from which on selection costs little
 
 # Costs in multiplications of a matrix product, from timings on two cores.
@@ -65,9 +65,7 @@ class LiveProgram:
     ) -> None:
         self.bottom, self.top = bottom, top
         scaled = _scaled(ops, top)
-        terms: dict[
-            int, list[tuple[int, Tensor, Convolution | None]]
-        ] = {}  # of each value: source, c, convolution
+        terms: dict[int, list[_Term]] = {}
         for op in ops:
             if (out := op.outs[0]) in scaled:
                 continue
@@ -76,18 +74,20 @@ class LiveProgram:
                 for i, c in zip(op.ins, _constants(op), strict=True)
             ]
             convs = [op if isinstance(op, Convolution) else scaled.get(i) for i, _ in given]
-            terms[out] = [
-                (i if conv is None else conv.ins[0], c, conv)
+            terms[out] = _joined(
+                _Term(i, c) if conv is None else _Term(conv.ins[0], c, [conv])
                 for (i, c), conv in zip(given, convs, strict=True)
-            ]
+            )
         passing = _alive(terms, bottom, top, live, shapes)
         self.nodes = {number: Node(Units(mask)) for number, mask in passing.items()}
         for value, parts in terms.items():
             node = self.nodes[value]
-            for source, c, conv in parts:
-                units = self.nodes[source].units
-                edge = Link(node.units, units, c) if conv is None else Taps(node.units, units, conv, c)
-                node.edges.append((edge, source))
+            for term in sorted(parts, key=lambda term: len(term.convs)):  # products add at no cost
+                units, c = self.nodes[term.source].units, term.c
+                edge: Link | Taps = Link(node.units, units, c)
+                if term.convs:
+                    edge = Taps(node.units, units, term.convs, c, term.which)
+                node.edges.append((edge, term.source))
 
     @property
     def width(self) -> int:
@@ -142,8 +142,46 @@ class LiveProgram:
         return self.nodes[self.top].units, tangents[self.top]
 
 
+@dataclass
+class _Term:
+    """Of a value: c · source, or c · a convolution of it, `which` of several for each unit (C, H, W)."""
+
+    source: int
+    c: Tensor
+    convs: list[Convolution] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.which = torch.zeros_like(self.c, dtype=torch.long)
+
+    def takes(self, other: _Term) -> bool:
+        """Take over another term of convolutions alike where no unit needs both: the two of a rule that
+        treats positive and negative outputs differently."""
+        if not (
+            self.source == other.source
+            and self.convs
+            and other.convs
+            and self.convs[0].geometry == other.convs[0].geometry
+        ):
+            return False
+        mine, theirs = self.c != 0, other.c != 0
+        if bool((mine & theirs).any()):
+            return False
+        self.which = torch.where(theirs, len(self.convs), self.which)
+        self.c = torch.where(theirs, other.c, self.c)
+        self.convs = [*self.convs, *other.convs]
+        return True
+
+
+def _joined(terms: Iterable[_Term]) -> list[_Term]:
+    found: list[_Term] = []
+    for term in terms:
+        if not any(known.takes(term) for known in found):
+            found.append(term)
+    return found
+
+
 def _alive(
-    terms: dict[int, list[tuple[int, Tensor, Convolution | None]]],
+    terms: dict[int, list[_Term]],
     bottom: int,
     top: int,
     live: Tensor | None,
@@ -152,20 +190,20 @@ def _alive(
     """Units (C, H, W) of each value through which anything passes: from below, and on to what reads it.
 
     Args:
-        terms: of each value in the order of execution: source, constant, convolution in between.
+        terms: of each value in the order of execution.
         live: of the bottom value, all if None.
     """
     masks = {i: torch.zeros(shapes[i][1:], dtype=torch.bool) for i in (bottom, *terms)}
     masks[bottom] |= True if live is None else live
     for out, parts in terms.items():
-        for source, c, conv in parts:
-            masks[out] |= c != 0 if conv is not None else (c != 0) & masks[source]
+        for term in parts:
+            masks[out] |= term.c != 0 if term.convs else (term.c != 0) & masks[term.source]
     read = {i: torch.zeros_like(mask) for i, mask in masks.items()}
     read[top] |= True
     for out, parts in reversed(terms.items()):
         masks[out] &= read[out]
-        for source, c, conv in parts:
-            read[source] |= True if conv is not None else (c != 0) & masks[out]
+        for term in parts:
+            read[term.source] |= True if term.convs else (term.c != 0) & masks[out]
     masks[bottom] &= read[bottom]
     return masks
 
