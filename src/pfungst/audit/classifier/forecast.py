@@ -39,7 +39,8 @@ _EACH = 700  # bytes that an image takes in memory: its item, identifier and key
 def estimate(given: Given, now: Callable[[], float] = perf_counter) -> Cost:
     """Time and memory of a classifier audit.
 
-    Images are taken to cost what those that are tried do, and components likewise: one of each class is.
+    Images are taken to cost what those that are tried do, and components likewise: one of each class is. The
+    model is taken to be mended.
 
     Args:
         now: the clock, in seconds.
@@ -97,8 +98,8 @@ def _tried(study: Study, clock: Clock, folder: Path) -> Cost:
         again = found * -(-int(FAITHFUL_IMAGES) // sum(len(e.components) for e in found))
         tried = min(FAITHFUL, sum(len(e.components) for e in again))
         clock(lambda: explainer.faithfulness(again), pairs / tried)
-    fixed = mend(small, npca, chosen(small, found))
-    if fixed is not None:
+    off = chosen(small, found) or {classes[0]: [0]} if config.fix or judged else {}
+    if (fixed := mend(small, npca, off)) is not None:
         clock(lambda: write_classifier(small, fixed, stores[ORIGINAL], folder / "mended"))
     measured = [lambda: measure(small, stores, fixed, npca.classes_)] * 2
     clock.repeated(measured, len(study.val) / len(small.val))
