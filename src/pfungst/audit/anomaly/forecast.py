@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from math import log
 from time import perf_counter
 from typing import NamedTuple
@@ -39,7 +40,8 @@ class _Tried(NamedTuple):
         their square."""
         powers = [log(max(a, 1e-9) / max(b, 1e-9), 2) for a, b in zip(self, half, strict=True)]
         most = (2.0, 1.0, 1.0, 1.0, 1.0)
-        return _Tried(*(a * often ** min(max(p, 0.0), m) for a, p, m in zip(self, powers, most, strict=True)))
+        pairs = zip(self, powers, most, strict=True)
+        return _Tried._make(a * often ** min(max(p, 0.0), m) for a, p, m in pairs)
 
 
 def estimate(
@@ -70,7 +72,7 @@ def estimate(
     mended = 1 + (config.mitigate != "none")
     fits, held = config.seeds * mended, 0.0
     for model in config.model:
-        clock(lambda m=model: _try(clock, m, normal[:_FIRST], others, config))
+        clock(partial(_try, clock, model, normal[:_FIRST], others, config))
         half, whole = (_try(clock, model, x, others, config) for x in (normal[::2], normal))
         fitted = set[tuple[int, ...]]()
         for images in sets:
@@ -86,10 +88,8 @@ def estimate(
             clock.seconds += again * fits * t.fit + scored * t.score + explained
             y = np.arange(count) % 2
             scores, rates = np.random.default_rng(0).random(count), tuple(RATES.values())
-            clock(
-                lambda y=y, s=scores, r=rates: measure.bootstrap_scores(y, s, 0.5, r, RESAMPLES, seed=0),
-                2 * fits,
-            )
+            drawn = partial(measure.bootstrap_scores, y, scores, 0.5, rates, RESAMPLES, seed=0)
+            clock(drawn, 2 * fits)
             held = max(held, config.seeds * t.held)
     largest = max(map(len, sets))
     maps = 2 * mended * normal[0, 0].nbytes * largest
@@ -112,9 +112,9 @@ def _try(clock: Clock, model: str, train: Tensor, test: Tensor, config: AnomalyC
     seconds = [made + clock.last]
     clock(lambda: detector.anomaly_score(test), 0)
     seconds.append(clock.last / len(test))
-    for basis in (None, BANDS):
+    for basis in ([], [BANDS]):
         if detector.explains:
-            clock(lambda b=basis: detector.explain(test) if b is None else detector.explain(test, b), 0)
+            clock(partial(detector.explain, test, *basis), 0)
         seconds.append(clock.last / len(test) if detector.explains else 0.0)
     held = sum(getattr(value, "nbytes", 0) for value in vars(detector).values())
-    return _Tried(*seconds, held)
+    return _Tried._make([*seconds, float(held)])
