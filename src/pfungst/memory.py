@@ -46,6 +46,15 @@ def available_memory() -> int | None:
     return None
 
 
+def peak_memory() -> int:
+    """The most bytes that this process has held at a time; 0 where the system does not say (Windows)."""
+    try:
+        import resource
+    except ImportError:
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
 def physical_memory() -> int:
     """Bytes of memory that the machine has."""
     if sys.platform == "win32":

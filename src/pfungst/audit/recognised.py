@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -14,11 +16,78 @@ from pfungst.audit.sources import group_columns
 from pfungst.conditions import Condition
 from pfungst.data import ImageSet
 from pfungst.data.decode import Undecodable, open_image
-from pfungst.errors import few
+from pfungst.errors import PfungstWarning, few
 
+T = TypeVar("T")
 _HEADERS = 100  # files per set whose header is read for the size
 _TIMED = 8  # images that are prepared to know the time
+_WITHIN = 1.25  # between a forecast and what the audit takes (benchmarks/forecast.py)
 _FITTED = 32  # training images that a detector is fitted on to know the time
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What an audit takes: seconds, bytes of memory and on disk meanwhile, and what of it is left out."""
+
+    seconds: float
+    memory: float
+    disk: float = 0
+    without: Sequence[str] = ()
+
+    def __str__(self) -> str:
+        low, high = duration(self.seconds / _WITHIN), duration(self.seconds * _WITHIN)
+        disk = f", {amount(self.disk)} on disk meanwhile" if self.disk >= 1e6 else ""
+        left_out = f"; without {' and '.join(self.without)}" if self.without else ""
+        return f"estimate: {low} to {high}, {amount(self.memory)} of memory{disk}{left_out}"
+
+
+class Clock:
+    """Adds up what an audit will take from parts of it, each tried on a sample.
+
+    Attributes:
+        seconds: forecast so far. last: what the last part took.
+    """
+
+    def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
+        self.now, self.seconds, self.last = now, 0.0, 0.0
+
+    def __call__(self, work: Callable[[], T], times: float = 1.0) -> T:
+        """The result of work that the audit will do so many times as much of."""
+        started = self.now()
+        found = work()
+        self.last = self.now() - started
+        self.seconds += times * self.last
+        return found
+
+    def repeated(self, works: Sequence[Callable[[], T]], times: float) -> list[T]:
+        """The results of two or more pieces of work of the same kind; `last` is their mean without the first.
+
+        That counts so many times, and once what the first one takes more, when Python imports and compiles.
+        """
+        found, taken = [], []
+        for work in works:
+            found.append(self(work, 0))
+            taken.append(self.last)
+        self.last = sum(taken[1:]) / len(taken[1:])
+        self.seconds += times * self.last + max(0.0, taken[0] - self.last)
+        return found
+
+
+def forecast(sets: Sequence[ImageSet], groups: Sequence[str], estimate: Callable[[], object]) -> str:
+    """What the data are, and what the audit would cost; only that it cannot be tried where it fails, whatever
+    the reason: the model may be anybody's."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", PfungstWarning)
+            told = str(estimate())
+    except Exception as error:
+        told = f"estimate: none, the audit could not be tried: {error or type(error).__name__}"
+    return f"{describe(sets, groups)}\n\n{told}"
+
+
+def some(rows: np.ndarray, count: int) -> list[int]:
+    """Up to `count` of some numbers, evenly spaced."""
+    return rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int)].tolist()
 
 
 def describe(sets: Sequence[ImageSet], groups: Sequence[str]) -> str:
@@ -91,9 +160,10 @@ def estimate_preparation(sets: Sequence[ImageSet], conditions: Sequence[Conditio
 
 def duration(seconds: float) -> str:
     """Seconds as people say them."""
-    if seconds < 90:
+    if seconds < 120:
         return f"{max(seconds, 1):.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    count, unit = (seconds / 60, "min") if seconds < 5400 else (seconds / 3600, "h")
+    return f"{count:.1f} {unit}" if count < 10 else f"{count:.0f} {unit}"
 
 
 def amount(count: float) -> str:

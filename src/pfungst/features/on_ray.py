@@ -54,7 +54,7 @@ def on_ray(
         for module in own_modules():
             ray.cloudpickle.register_pickle_by_value(module)
         shared = ray.put(make)  # once for a machine, however large the models are
-        work = partial(_work, secrets.token_hex(8), [shared], "cuda" if gpus else "cpu", threads)
+        work = partial(_work, secrets.token_hex(8), [shared], "cuda" if gpus else "cpu", threads, os.getcwd())
         ray.data.DataContext.get_current().enable_progress_bars = False
         rows = [{"shard": pickle.dumps(shard)} for shard in shards]
         todo = ray.data.from_items(rows, override_num_blocks=len(shards))
@@ -111,9 +111,10 @@ _made: tuple[str, Callable[[int], object]] | None = None
 
 
 def _work(
-    run: str, make: list[Any], device: str, threads: int, batch: dict[str, np.ndarray]
+    run: str, make: list[Any], device: str, threads: int, folder: str, batch: dict[str, np.ndarray]
 ) -> dict[str, Any]:
-    """Do one shard in a worker process, with the models of this run loaded once."""
+    """Do one shard in a worker process, with the models of this run loaded once; paths relative to the folder
+    of the command lead to the same files."""
     global _made
     result: object = None
     try:
@@ -121,6 +122,7 @@ def _work(
             import torch
 
             torch.set_num_threads(threads)
+            os.chdir(folder)
             _made = (run, ray.get(make[0])(device))
         result = _made[1](pickle.loads(batch["shard"][0]))
     except PfungstError as error:

@@ -96,11 +96,8 @@ def on_processes(
             ) from None
         except BaseException:  # Ctrl-C, a full disk, the caller had enough: do not wait for shards under way
             for worker in set(multiprocessing.active_children()) - others:
-                worker.terminate()
+                worker.terminate()  # jobs stay: before Python 3.12 the executor fails on cancelled ones
             raise
-        finally:
-            for job in jobs:
-                job.cancel()
 
 
 def own_modules() -> Iterator[ModuleType]:
@@ -119,7 +116,7 @@ def _start(
 ) -> None:
     global _made
     end_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends workers at once; unfinished parts are no harm
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started this one ends it
     import torch
 
     with number.get_lock():

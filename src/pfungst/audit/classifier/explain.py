@@ -40,11 +40,11 @@ from pfungst.spurious.heads import logits_of
 
 _IMAGES = 5  # shown per component, as Neuhaus et al. 2023 show
 _BINS = 32
-_OTHERS = 128  # images of all classes that regions are pasted into
+OTHERS = 128  # images of all classes that regions are pasted into
 _FEWEST = 6  # images that evidence needs
-_FAITHFUL = 24  # images that faithfulness is measured on
+FAITHFUL = 24  # images that faithfulness is measured on
 _PATCHES = 8  # a side
-_LOOKED = 300  # training images of a class whose looks are measured
+LOOKED = 300  # training images of a class whose looks are measured
 
 
 class Part(Model):
@@ -168,12 +168,12 @@ class Explainer:
     def _looked(self, class_: int) -> Looked | None:
         """Looks of training images of the class and of others, drawn by lot; None where there are too few."""
         store, (labels, others) = self.stores["train"], self._looks_of_all
-        own = np.random.default_rng(self.study.config.seed).permutation(store.rows(class_))[:_LOOKED]
+        own = np.random.default_rng(self.study.config.seed).permutation(store.rows(class_))[:LOOKED]
         if len(own) < looks.FEWEST or (labels != class_).sum() < looks.FEWEST:
             return None
         phi = torch.from_numpy(store.features[np.sort(own)].astype(np.float32))
         alpha = self.npca.alpha_features(phi, class_).double().numpy()
-        measured = self._measured_looks(np.sort(own))
+        measured = self.measured_looks(np.sort(own))
         return Looked(measured, {name: values[labels != class_] for name, values in others.items()}, alpha)
 
     @cached_property
@@ -181,10 +181,11 @@ class Explainer:
         """Labels and looks of training images of all classes, drawn by lot."""
         store = self.stores["train"]
         rows = np.random.default_rng(self.study.config.seed).permutation(len(store.labels))
-        rows = rows[: 4 * _LOOKED // 3]
-        return store.labels[rows], self._measured_looks(rows)
+        rows = rows[: 4 * LOOKED // 3]
+        return store.labels[rows], self.measured_looks(rows)
 
-    def _measured_looks(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+    def measured_looks(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """What training images look like, by their rows: (N,) or (N, …) by name."""
         ids = [self.stores["train"].ids[r] for r in rows]
         parts = [looks.measure(_stacked(self.study.train, ids[i : i + 32])) for i in range(0, len(ids), 32)]
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
@@ -203,7 +204,7 @@ class Explainer:
         """Validation images of other classes, the same for all components."""
         rng, store = np.random.default_rng(self.study.config.seed), self.stores[ORIGINAL]
         rows = rng.permutation(np.flatnonzero(store.labels != class_))
-        return _stacked(self.study.val, [store.ids[r] for r in rows[:_OTHERS]])
+        return _stacked(self.study.val, [store.ids[r] for r in rows[:OTHERS]])
 
     @property
     def _head(self) -> FeatureHead:
@@ -222,7 +223,7 @@ class Explainer:
     def faithfulness(self, classes: list[Explained]) -> Faithful | None:
         """Of the maps that regions are made of, on one image of as many components; None where too few."""
         pairs = [(e.index, c.component, c.images[0].id) for e in classes for c in e.components]
-        chosen = np.linspace(0, len(pairs) - 1, min(_FAITHFUL, len(pairs))).round().astype(int)
+        chosen = np.linspace(0, len(pairs) - 1, min(FAITHFUL, len(pairs))).round().astype(int)
         pairs = [pairs[i] for i in chosen]
         if len(pairs) < limits.FAITHFUL_IMAGES:
             return None

@@ -247,6 +247,23 @@ def stored(
     )
 
 
+def extract(study: Study, workspace: Workspace) -> dict[str, FeatureStore]:
+    """Features of the training, validation (under each condition) and spurious images."""
+    config, head = study.config, study.head
+    sets: dict[str, Labelled | SpuriousFolder] = {"train": study.train}
+    sets |= {name: study.val.under(condition) for name, condition in study.conditions.items()}
+    sets |= {} if study.spurious is None else {"spurious": study.spurious}
+    stores = {}
+    data: Any
+    for name, data in sets.items():
+        dtype: Literal["float16", "float32"] = "float16" if name == "train" else "float32"
+        stores[name] = stored(config, head, data, workspace, name, dtype)
+    if missing := sorted(set(study.train.labels) - set(stores["train"].classes)):
+        names = [study.names[k] for k in missing[:10]]
+        raise DataError(f"classes {names} have no readable training images", "repair them")
+    return stores
+
+
 def conditions_of(config: ClassifierConfig, own: str, size: int | None) -> dict[str, Condition]:
     """The conditions that are measured, by name; `own` is the model's preparation."""
     found = conditions_for(own, config.condition, size)

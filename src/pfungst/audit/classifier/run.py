@@ -6,32 +6,32 @@ import shutil
 import time
 import warnings
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pfungst.audit.classifier.config import ClassifierConfig
 from pfungst.audit.classifier.explain import Explainer, Part, finished, n_images
+from pfungst.audit.classifier.forecast import estimate
 from pfungst.audit.classifier.measure import Measured, answers_of, entry, measure
 from pfungst.audit.classifier.mend import chosen, mend, write_classifier
-from pfungst.audit.classifier.prepare import Given, Study, conditions_of, load_audited, stored
+from pfungst.audit.classifier.prepare import Given, Study, extract, load_audited
 from pfungst.audit.classifier.result import ChosenBy, ClassEntry, ClassifierResult, Explained, Faithful
 from pfungst.audit.classifier.task import write_label_task
 from pfungst.audit.classifier.transfer import Transfer
 from pfungst.audit.classifier.verdict import Judge, explain_numbers, metrics
 from pfungst.audit.conditions import ORIGINAL
 from pfungst.audit.findings.section import answered, of_classifier
-from pfungst.audit.images import Labelled
 from pfungst.audit.machine import circumstances
 from pfungst.audit.mended import FOLDER
 from pfungst.audit.pictures import PictureFolder
-from pfungst.audit.recognised import describe, estimate_preparation
+from pfungst.audit.recognised import forecast
 from pfungst.audit.result import Skipped, save
 from pfungst.audit.workspace import Workspace, data_state, resumed_result
 from pfungst.data import ImageSet
 from pfungst.encoders import Classifier
-from pfungst.errors import DataError, PfungstWarning, few
+from pfungst.errors import PfungstWarning, few
 from pfungst.features import combined, model_key
 from pfungst.progress import progress_bar
-from pfungst.spurious import FeatureStore, NeuralPCA, SpuriousFolder, components_chosen_by
+from pfungst.spurious import FeatureStore, NeuralPCA, components_chosen_by
 from pfungst.spurious.visualise import NOTE
 
 
@@ -108,29 +108,9 @@ def run(
 
 
 def dry_run(config: ClassifierConfig) -> str:
-    """What the data are recognised as, and the time of reading them; nothing is written."""
+    """What the data are recognised as, and what the audit would cost; nothing is written."""
     given = Given.check(config)
-    conditions = conditions_of(config, config.original or "pillow-bilinear", config.size)
-    both = [given.train, given.val]
-    estimate = estimate_preparation(both, list(conditions.values()), config.size or 224)
-    return f"{describe(both, [])}\n\n{estimate}"
-
-
-def extract(study: Study, workspace: Workspace) -> dict[str, FeatureStore]:
-    """Features of the training, validation (under each condition) and spurious images."""
-    config, head = study.config, study.head
-    sets: dict[str, Labelled | SpuriousFolder] = {"train": study.train}
-    sets |= {name: study.val.under(condition) for name, condition in study.conditions.items()}
-    sets |= {} if study.spurious is None else {"spurious": study.spurious}
-    stores = {}
-    data: Any
-    for name, data in sets.items():
-        dtype: Literal["float16", "float32"] = "float16" if name == "train" else "float32"
-        stores[name] = stored(config, head, data, workspace, name, dtype)
-    if missing := sorted(set(study.train.labels) - set(stores["train"].classes)):
-        names = [study.names[k] for k in missing[:10]]
-        raise DataError(f"classes {names} have no readable training images", "repair them")
-    return stores
+    return forecast([given.train, given.val], [], lambda: estimate(given))
 
 
 def explain(

@@ -22,7 +22,7 @@ from pfungst.suggest import suggest
 from pfungst.threads import cores
 
 _BATCH = 64  # images that are embedded at a time
-_KEEP = 1 << 30  # bytes of prepared images that are kept for the sweep
+KEPT = 1 << 30  # bytes of prepared images that are kept for the sweep
 
 
 def open_set(config: SimilarityConfig, given: ImageSet | None = None) -> ImageSet:
@@ -88,7 +88,7 @@ class Source:
 
     def __post_init__(self) -> None:
         bytes_needed = len(self.items) * len(self.conditions) * 3 * self.size**2 * 4
-        self._kept: dict[tuple[int, str], Tensor] | None = {} if bytes_needed <= _KEEP else None
+        self._kept: dict[tuple[int, str], Tensor] | None = {} if bytes_needed <= KEPT else None
 
     @classmethod
     def open(cls, images: ImageSet, conditions: dict[str, Condition], size: int, skip_bad: bool) -> Source:

@@ -36,15 +36,15 @@ from pfungst.similarity import (
 from pfungst.similarity.regions import border, burnt_in, changed, in_patches
 
 _PAIRS = 150  # averaged per group
-_STAMPED = 12  # images explained with and without what a condition pastes
+STAMPED = 12  # images explained with and without what a condition pastes
 CLASSES = 100  # classes of which pairs are shown
 _COLUMNS = 6  # group columns of which pairs are averaged over; those come first that the score follows most
 _FALLING = 3  # marked groups of which a pair is shown
 _CANDIDATES = 2000  # images that the most similar pairs are looked for among
-_FLIPPED = 12  # images whose patches are replaced
+FLIPPED = 12  # images whose patches are replaced
 _FLIPS = 8  # patches a side, and points of the curve
 _SHARP = 512  # pixels at most that burnt-in marks are looked for at
-_MAP = 2000  # points of the map
+MAP = 2000  # points of the map
 
 
 def explain(
@@ -57,28 +57,15 @@ def explain(
     Returns:
         Fields of :class:`Findings` by name, and arrays.
     """
-    patch = study.config.patch(study.encoder.size)
-    rank = study.config.directions(study.original.shape[1])
-    explainer = SimilarityExplainer(
-        study.encoder,
-        basis=Patches(patch),
-        metric=study.config.metric,
-        composite=study.config.composite,
-        sketch=Decomposition(rank) if rank else None,
-    )
-    candidates = study.plan.tested
-    if len(candidates) > _CANDIDATES:
-        candidates = np.random.default_rng(study.config.seed).choice(candidates, _CANDIDATES, replace=False)
-    shown = list(_shown(study, candidates, falling))
-    sample = _sample(candidates, study)
+    explainer, patch = explainer_of(study), study.config.patch(study.encoder.size)
+    shown, sample = choose(study, falling)
     chosen = list(dict.fromkeys([*sample, *(n for _, i, j, _ in shown for n in (i, j))]))
     images = study.source.pick(chosen)
     name = f"factors {combined(study.encoder.key(), study.source.state(), chosen)}"
-    batch = max(1, min(16, 2**16 // study.encoder.size**2))
     store = study.workspace.working(name)
     how: dict[str, Any] = study.config.model_dump(include={"workers", "ray", "device"})
-    factor: Callable[..., Factors] = partial(explainer.factor, batch_size=batch, **how)
-    work = _Work(study, explainer, patch, factor, sample, factor(images[ORIGINAL], store=store / "original"))
+    factor: Callable[..., Factors] = partial(explainer.factor, batch_size=at_a_time(study), **how)
+    work = Work(study, explainer, patch, factor, sample, factor(images[ORIGINAL], store=store / "original"))
     drawn = {name: x[: len(sample)] for name, x in images.items()}  # they come first
 
     gallery = _Gallery()
@@ -98,25 +85,38 @@ def explain(
             tags = [[study.plan.labels[n].item(), *t] for n, t in zip((i, j), tags, strict=True)]
         names = (study.source.items[i].id, study.source.items[j].id)
         gallery.add(r, title, names, (images[ORIGINAL][a], images[ORIGINAL][b]), tags)
-    summaries, arrays = _summaries(work, drawn[ORIGINAL])
+    summaries, arrays = summarise(work, drawn[ORIGINAL])
     arrays |= gallery.arrays
     if gallery.pictures:
         arrays["pictures"] = to_uint8(torch.stack(gallery.pictures))
     fields = {
         "pairs": gallery.pairs,
         "summaries": summaries,
-        "regions": _regions(work),
+        "regions": locate(work),
         "artefacts": artefacts,
         "conservation": worst,
         "remainder": left_out if work.factors.checks else None,
         "metric": study.config.metric,
         "composite": str(getattr(explainer.composite, "name", explainer.composite)),
-        "faithfulness": _faithful(work, drawn[ORIGINAL]),
+        "faithfulness": faithful(work, drawn[ORIGINAL]),
     }
     return fields, arrays
 
 
-def _faithful(work: _Work, images: Tensor) -> Faithful | None:
+def explainer_of(study: Study) -> SimilarityExplainer:
+    """Explains similarities as the configuration says."""
+    config, rank = study.config, study.config.directions(study.original.shape[1])
+    basis, sketch = Patches(config.patch(study.encoder.size)), Decomposition(rank) if rank else None
+    how: dict[str, Any] = {"metric": config.metric, "composite": config.composite, "sketch": sketch}
+    return SimilarityExplainer(study.encoder, basis=basis, **how)
+
+
+def at_a_time(study: Study) -> int:
+    """Images of a batch whose factors are computed."""
+    return max(1, min(16, 2**16 // study.encoder.size**2))
+
+
+def faithful(work: Work, images: Tensor) -> Faithful | None:
     """Whether patches, replaced in the order of their relevance, change the similarity to a partner.
 
     The partner of each is the next image of the sample of its class. None where there are too few or where
@@ -124,7 +124,7 @@ def _faithful(work: _Work, images: Tensor) -> Faithful | None:
     """
     labels = work.study.plan.labels[work.sample]
     pairs = [(i, j) for c in np.unique(labels) for i, j in pairwise(np.flatnonzero(labels == c).tolist())]
-    pairs = sorted(pairs)[:_FLIPPED]
+    pairs = sorted(pairs)[:FLIPPED]
     if len(pairs) < limits.FAITHFUL_IMAGES:
         return None
     first, second = (list(side) for side in zip(*pairs, strict=True))
@@ -159,7 +159,7 @@ def _faithful(work: _Work, images: Tensor) -> Faithful | None:
 
 
 @dataclass(frozen=True)
-class _Work:
+class Work:
     """The explainer at work: patches of `patch` px; `factors`, those of the images of the sample first."""
 
     study: Study
@@ -187,6 +187,14 @@ class _Work:
         mask = torch.zeros(size, size, dtype=torch.bool)
         mask[box[0] : box[2], box[1] : box[3]] = True
         return in_patches(mask, self.patch)
+
+
+def choose(study: Study, falling: Sequence[Subgroup]) -> tuple[list[tuple[str, int, int, float]], list[int]]:
+    """The pairs to show, and images for averages; see :func:`_shown` and :func:`_sample`."""
+    candidates = study.plan.tested
+    if len(candidates) > _CANDIDATES:
+        candidates = np.random.default_rng(study.config.seed).choice(candidates, _CANDIDATES, replace=False)
+    return list(_shown(study, candidates, falling)), _sample(candidates, study)
 
 
 def _shown(
@@ -253,7 +261,7 @@ class _Gallery:
         )
 
 
-def _summaries(work: _Work, images: Tensor) -> tuple[list[Group], dict[str, np.ndarray]]:
+def summarise(work: Work, images: Tensor) -> tuple[list[Group], dict[str, np.ndarray]]:
     """BiLRP averaged over the pairs within every class and group that has any."""
     found: list[Group] = []
     profiles: list[np.ndarray] = []
@@ -273,7 +281,7 @@ def _summaries(work: _Work, images: Tensor) -> tuple[list[Group], dict[str, np.n
     return found, stacked
 
 
-def _regions(work: _Work) -> list[Region]:
+def locate(work: Work) -> list[Region]:
     """Border, burnt-in marks and where conditions paste something, in images as they are: share of the
     relevance of pairs within each class and group, and of the area."""
     count = len(work.sample)
@@ -299,7 +307,7 @@ def _regions(work: _Work) -> list[Region]:
     return result
 
 
-def _text(work: _Work) -> Tensor:
+def _text(work: Work) -> Tensor:
     """The patches with burnt-in text (N, H, W)."""
     items, size = work.study.source.items, work.study.encoder.size
     assert work.study.text is not None
@@ -323,7 +331,7 @@ def _marks(study: Study, chosen: Sequence[int], patch: int) -> Tensor:
 
 
 def _artefact(
-    work: _Work,
+    work: Work,
     variant: Variant,
     images: Mapping[str, Tensor],
     errors: Mapping[str, Confusion],
@@ -340,7 +348,7 @@ def _artefact(
     study, name = work.study, variant.condition
     labels = study.plan.labels[work.sample]
     usable = changed(images[ORIGINAL], images[name], region, work.patch)
-    rows = _in_turn([np.flatnonzero((labels == c) & usable).tolist() for c in np.unique(labels)], _STAMPED)
+    rows = _in_turn([np.flatnonzero((labels == c) & usable).tolist() for c in np.unique(labels)], STAMPED)
     if len(set(labels[rows].tolist())) < 2:
         return None
     pictures = images[name][torch.tensor(rows)]
@@ -385,9 +393,9 @@ def draw_map(study: Study) -> dict[str, np.ndarray]:
     every condition that pastes one."""
     seed, index = study.config.seed, np.arange(len(study.original))
     rng = np.random.default_rng(seed)
-    if len(index) > _MAP:
-        index = np.sort(rng.choice(len(index), _MAP, replace=False))
-    half = index if len(index) <= _MAP // 2 else np.sort(rng.choice(index, _MAP // 2, replace=False))
+    if len(index) > MAP:
+        index = np.sort(rng.choice(len(index), MAP, replace=False))
+    half = index if len(index) <= MAP // 2 else np.sort(rng.choice(index, MAP // 2, replace=False))
     stamped: dict[str, np.ndarray] = {}
     for number, variant in enumerate(study.conditions):
         known = study.source.conditions.get(variant.condition)

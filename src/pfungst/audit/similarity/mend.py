@@ -26,7 +26,7 @@ from pfungst.measure import limits
 from pfungst.mitigate.pruning import Pruning, filter_responses, prunable_layers, region, sweep
 from pfungst.probes import Plan, fit_probe
 
-_RESPONSES = 200  # training images that the responses of filters are measured on
+RESPONSES = 200  # training images that the responses of filters are measured on
 _LAYERS = 6  # tried by auto, spread over the depth
 _COMPARED = 1500  # images at most that settings are compared on, fewer where they are large
 _BYTES = 1 << 29  # of these images
@@ -121,7 +121,7 @@ def mitigate(study: Study, wish: Wish) -> tuple[Mitigation, Study]:
         ConfigError, InputError: see :func:`settings` and :func:`pfungst.mitigate.prune`.
     """
     train = study.plan.fitted
-    drawn = np.random.default_rng(study.config.seed).permutation(train)[:_RESPONSES].tolist()
+    drawn = np.random.default_rng(study.config.seed).permutation(train)[:RESPONSES].tolist()
     names = list(study.source.conditions)
     pictures = study.source.pick(drawn, [ORIGINAL, names[1]])
     with_artefact, without = pictures[names[1]], pictures[ORIGINAL]
@@ -187,7 +187,7 @@ def _compare(
     """All settings on held-out training images, and which one is taken."""
     config, plan, encoder = study.config, study.plan, study.encoder
     names = list(study.source.conditions)
-    fit, held_out = _split(plan, train, encoder.size, config.seed)
+    fit, held_out = split(plan, train, encoder.size, config.seed)
     fitted = study.source.pick(fit.tolist(), [ORIGINAL])[ORIGINAL]
     tested = study.source.pick(held_out.tolist())
 
@@ -209,7 +209,7 @@ def _compare(
     return _Sweep(trials=trials, chosen=chosen, images=len(held_out), spec=best["setting"])
 
 
-def _split(plan: Plan, train: np.ndarray, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def split(plan: Plan, train: np.ndarray, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Images to fit on and to compare settings on, units kept together."""
     most = min(_COMPARED, max(200, _BYTES // (12 * size**2)))
     if len(train) > most:

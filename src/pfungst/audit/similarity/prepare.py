@@ -84,16 +84,10 @@ class Study:
             source.items, more = usable(source.items, config)
             notes += more
         unit, plan = make_plan(source.items, config)
-        columns = {}
         bar.turn("reading what the files tell")
         text = BurntInText(workspace.folder / "text.json") if "text" in config.groups else None
-        for name, values in group_columns(source.items, config.groups, text).items():
-            if len(set(values[plan.tested].tolist())) < 2:
-                notes.append(f"the column {name!r} has one value only in the tested images and was left out")
-            elif _spells(values, plan.labels):
-                notes.append(f"the column {name!r} spells the label and was left out")
-            elif name not in (unit, config.labels):
-                columns[name] = np.array([v or "(none)" for v in values.tolist()])
+        columns, more = columns_of(group_columns(source.items, config.groups, text), plan, unit, config)
+        notes += more
         bar.turn(f"embedding with {encoder.name}", len(source.items))
         cache = config.cache or workspace.folder / "embeddings"
         found = embed(encoder, source, cache, config.device, bar.advance)
@@ -134,6 +128,21 @@ class Study:
         mended = {Variant(condition=name, mitigated=True): x for name, x in values.items()}
         found = predict(self.plan, mended, Variant(condition=ORIGINAL, mitigated=True), self.config.probe)
         return replace(self, embeddings={**self.embeddings, **mended}, found=self.found | found)
+
+
+def columns_of(
+    known: Mapping[str, np.ndarray], plan: Plan, unit: str | None, config: SimilarityConfig
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The group columns (N,) that can be looked at, and notes about those that are left out."""
+    columns, notes = {}, []
+    for name, values in known.items():
+        if len(set(values[plan.tested].tolist())) < 2:
+            notes.append(f"the column {name!r} has one value only in the tested images and was left out")
+        elif _spells(values, plan.labels):
+            notes.append(f"the column {name!r} spells the label and was left out")
+        elif name not in (unit, config.labels):
+            columns[name] = np.array([v or "(none)" for v in values.tolist()])
+    return columns, notes
 
 
 def _spells(values: np.ndarray, labels: np.ndarray) -> bool:

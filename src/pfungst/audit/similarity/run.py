@@ -13,11 +13,12 @@ from pfungst.audit.config import check_file
 from pfungst.audit.findings.section import answered, of_encoder
 from pfungst.audit.machine import circumstances
 from pfungst.audit.mended import FOLDER
-from pfungst.audit.recognised import describe, estimate_preparation
+from pfungst.audit.recognised import forecast
 from pfungst.audit.result import Skipped, save
 from pfungst.audit.similarity import gates, texts, verdict
 from pfungst.audit.similarity.config import SimilarityConfig
 from pfungst.audit.similarity.explain import CLASSES, draw_map, explain
+from pfungst.audit.similarity.forecast import estimate
 from pfungst.audit.similarity.measure import confusion, erased, follow, score, subgroups
 from pfungst.audit.similarity.mend import Wish, mitigate, recovered
 from pfungst.audit.similarity.prepare import Study, open_labelled
@@ -85,13 +86,11 @@ def run(
 
 
 def dry_run(config: SimilarityConfig) -> str:
-    """What the data are recognised as, and the time of reading them; nothing is written."""
-    given, _ = check(config)
+    """What the data are recognised as, and what the audit would cost; nothing is written."""
+    given, wish = check(config)
     if not isinstance(given, ImageSet):
         return f"{config.texts}: {len(given)} pairs of sentences"
-    conditions = list(conditions_for("pillow-bilinear", config.condition, config.size).values())
-    estimate = estimate_preparation([given], conditions, config.size or 224)
-    return f"{describe([given], config.groups)}\n\n{estimate}"
+    return forecast([given], config.groups, lambda: estimate(config, given, wish))
 
 
 def check(
