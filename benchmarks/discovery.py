@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python benchmarks/discovery.py planted --data ../shared/data --out FILE [--artefacts …] [--seeds 0 1 2]  # resumes FILE
     OMP_NUM_THREADS=1 python benchmarks/discovery.py real --data ../shared/data [--class 0] [--witness] [--per-class 300]
-    OMP_NUM_THREADS=1 python benchmarks/discovery.py cost --data ../shared/data
+    OMP_NUM_THREADS=1 python benchmarks/discovery.py cost --data ../shared/data --out FOLDER [--per-class 1000]  # resumes FOLDER
 
 planted: networks of 32 px pictures of four classes, with an artefact in 60 % of one class's training and validation images
 (``_planting.py``), and clean ones. Discovery sees the validation and held-out images. A finding is right where it is of the
@@ -32,6 +32,7 @@ from PIL import Image
 from pfungst.discover import ClassSubject, Finding, View, cluster, correct, explain, find
 from pfungst.encoders import load
 from pfungst.measure import auroc
+from pfungst.memory import keep_freed_memory
 from pfungst.spurious import FeatureHead, Witness
 
 RATE, SIZE = 0.6, 0.35
@@ -252,37 +253,54 @@ def real(args: argparse.Namespace) -> None:
 
 
 def cost(args: argparse.Namespace) -> None:
-    """Of 10,000 images of one class, from a measured part: explaining grows with them, clusters are measured, proofs do not grow."""
+    """The command on all classes, class by class: CPU time of explaining, of clusters and proofs, and of the whole; resumes."""
     import resource
 
-    peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    photos = Photos(args.data, "val", args.audited)
-    head = FeatureHead(network(args.audited, args.data / "models"), example=torch.rand(2, 3, 128, 128))
-    n, images = args.images, lambda r: photos.stack(np.asarray(list(r)) % len(photos.labels))
-    explain(head, 0, images, 16, batch_size=8)
-    before, started = peak(), time.perf_counter()
-    explained = explain(head, 0, images, n // 2, batch_size=8)
-    half = peak()
-    explained = explain(head, 0, images, n, batch_size=8)
-    each = (time.perf_counter() - started) / (n + n // 2)
+    from pfungst.audit.discovery.config import DiscoveryConfig
+    from pfungst.audit.discovery.run import run
+    from pfungst.audit.findings import search, topics
+
+    keep_freed_memory()  # as the command line does
+    peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    spent = dict.fromkeys(("explain", "find", "edits"), 0.0)
+    said: list[dict[str, float]] = []
+
+    def timed(module, name: str, kind: str) -> None:
+        real = getattr(module, name)
+
+        def call(*given, **named):
+            started = time.process_time()
+            found = real(*given, **named)
+            spent[kind] += time.process_time() - started
+            return found
+
+        setattr(module, name, call)
+
+    timed(topics, "explain", "explain")
+    timed(topics, "class_edits", "edits")
+    timed(search, "find", "find")
+    entry = search._entry
+
+    def one(topic, *given):
+        before, started = dict(spent), time.process_time()
+        found = entry(topic, *given)
+        line = {k: round(spent[k] - before[k], 1) for k in spent}
+        line |= {"class": topic.subject.index, "images": len(topic.ids), "tried": len(found.findings)}
+        line |= {"whole": round(time.process_time() - started, 1), "peak MB": peak()}
+        said.append(line)
+        print(json.dumps(line), flush=True)
+        return found
+
+    search._entry = one
+    file = Path(__file__).resolve().parents[1] / "examples/resnet18_imagenette.py"
+    options = {"images": args.data / "imagenette/train.parquet", "model": f"{file}:network", "size": 128}
+    options |= {"checkpoint": args.data / "models/imagenette_robust_resnet18.safetensors", "resume": True}
+    started = time.process_time()
+    run(DiscoveryConfig.build(**options, per_class=args.per_class, out=args.out))
+    whole, done = time.process_time() - started, sum(line["images"] for line in said)
     print(
-        f"explaining: {each * 1000:.0f} ms an image; memory {before:.0f} MB, after {n // 2} {half:.0f}, after {n} {peak():.0f}"
-    )
-    started = time.perf_counter()
-    others = photos.stack(np.arange(100))
-    found, _ = find(ClassSubject(head, 0), explained, images, others, n_images=40, batch_size=8)
-    tried = time.perf_counter() - started
-    x = np.random.default_rng(0).normal(size=(10_000, 512)).astype(np.float32)
-    x[:2000, :5] += 6
-    before, started = peak(), time.perf_counter()
-    cluster(x, normalise=False)
-    clusters = 3 * (time.perf_counter() - started)
-    print(
-        f"{len(found)} proofs and clusters of {n}: {tried:.0f} s; three views of 10,000 clustered: {clusters:.0f} s, {peak() - before:.0f} MB more"
-    )
-    whole = each * 10_000
-    print(
-        f"10,000 images: explained in {whole:.0f} s (extrapolated), discovery {whole + clusters + tried:.0f} s, {(whole + clusters + tried) / whole:.2f} times"
+        f"{done} images of {len(said)} classes: explained in {spent['explain']:.0f} s of CPU time, the whole {whole:.0f} s, "
+        f"{whole / spent['explain']:.2f} times; peak {peak()} MB"
     )
 
 
@@ -317,8 +335,8 @@ if __name__ == "__main__":
     two.set_defaults(run=real)
     three = kinds.add_parser("cost")
     three.add_argument("--data", type=Path, required=True)
-    three.add_argument("--audited", default="robust")
-    three.add_argument("--images", type=int, default=1000)
+    three.add_argument("--per-class", type=int, default=1000)
+    three.add_argument("--out", type=Path, required=True)
     three.set_defaults(run=cost)
     arguments = parser.parse_args()
     print(describe_machine())

@@ -1,4 +1,5 @@
-"""Passive waiting of OpenMP threads, on a quiet machine and beside one busy process per core.
+"""How OpenMP threads wait, on a quiet machine and beside one busy process per core: as torch has it, without a spin, after a
+short one (as the command has it).
 
     python benchmarks/threads.py [--steps 400]
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import statistics
 import subprocess
 import sys
 
@@ -32,7 +34,7 @@ print(time.perf_counter() - start, used.ru_utime + used.ru_stime)
 
 def measure(steps: int, settings: dict[str, str]) -> tuple[float, float]:
     """Wall and CPU seconds of the loop in a process of its own."""
-    plain = {k: v for k, v in os.environ.items() if k not in (*WAITING, "GOMP_SPINCOUNT", "OMP_NUM_THREADS")}
+    plain = {k: v for k, v in os.environ.items() if k not in (*WAITING, "OMP_NUM_THREADS")}
     command = [sys.executable, "-c", _LOOP, str(steps)]
     out = subprocess.run(
         command, env=plain | settings, capture_output=True, text=True, check=True, timeout=600
@@ -46,14 +48,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--repeat", type=int, default=3)
     options = parser.parse_args()
-    settings = {"as it is": {}, "passive": WAITING, "spin 1,000": {"GOMP_SPINCOUNT": "1000"}}
+    settings = {"as it is": {}, "no spin": WAITING | {"GOMP_SPINCOUNT": "0"}, "as we do": WAITING}
     for place, busy in (("quiet", 0), ("busy", os.cpu_count() or 1)):
         others = [subprocess.Popen([sys.executable, "-c", _BUSY]) for _ in range(busy)]
         try:
-            for name, setting in settings.items():
-                runs = [measure(options.steps, setting) for _ in range(options.repeat)]
-                wall, cpu = (sorted(v)[len(v) // 2] for v in zip(*runs, strict=True))
-                print(f"{place:6} {name:11} {wall:7.1f} s  CPU {cpu:7.1f} s", flush=True)
+            rounds = [[measure(options.steps, s) for s in settings.values()] for _ in range(options.repeat)]
+            for name, runs in zip(settings, zip(*rounds, strict=True), strict=True):
+                wall, cpu = (statistics.median(v) for v in zip(*runs, strict=True))
+                print(f"{place:6} {name:11} {wall:7.2f} s  CPU {cpu:7.2f} s", flush=True)
         finally:
             for other in others:
                 other.kill()

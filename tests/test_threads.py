@@ -35,11 +35,33 @@ def test_quota_of_the_older_control_group(limit: str, cpus: int | None, tmp_path
     assert threads.quota() == cpus
 
 
-def test_the_users_setting_stays(monkeypatch):
-    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
-    monkeypatch.delenv("KMP_BLOCKTIME", raising=False)
+@pytest.mark.parametrize(
+    ("name", "value", "spins"),
+    [
+        ("OMP_WAIT_POLICY", "ACTIVE", True),
+        ("OMP_WAIT_POLICY", "passive", False),
+        ("GOMP_SPINCOUNT", "300000", True),
+        ("GOMP_SPINCOUNT", "0", False),
+        ("KMP_BLOCKTIME", "200", True),
+        ("KMP_BLOCKTIME", "infinite", True),
+    ],
+)
+def test_who_has_set_how_threads_wait_has_decided(name, value, spins, monkeypatch):
+    for other in threads.WAITING:
+        monkeypatch.delenv(other, raising=False)
+    monkeypatch.setenv(name, value)
     threads.share_the_machine()
-    assert (os.environ["OMP_WAIT_POLICY"], os.environ["KMP_BLOCKTIME"]) == ("ACTIVE", "0")
+    assert {n: os.environ[n] for n in threads.WAITING if n in os.environ} == {name: value}
+    assert threads.spinning() == ([f"{name}={value}"] if spins else [])
+
+
+def test_threads_sleep_after_a_short_spin_where_nobody_has_decided(monkeypatch):
+    for name in threads.WAITING:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(threads.os, "environ", os.environ.copy())
+    threads.share_the_machine()
+    assert threads.WAITING.items() <= threads.os.environ.items()
+    assert threads.spinning() == []
 
 
 def test_the_command_sets_it_before_torch_is_imported():
@@ -47,7 +69,7 @@ def test_the_command_sets_it_before_torch_is_imported():
         "import sys, os, pfungst.cli as cli; cli.app = lambda *_, **__: print('torch' in sys.modules, os.environ['OMP_WAIT_POLICY']);"
         "cli.main()"
     )
-    env = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
+    env = {k: v for k, v in os.environ.items() if k not in threads.WAITING}
     out = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env=env, check=True
     ).stdout

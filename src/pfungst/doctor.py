@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import re
 import shutil
@@ -16,7 +15,7 @@ from typing import Any
 
 from pfungst import __version__
 from pfungst.memory import available_memory, physical_memory
-from pfungst.threads import WAITING, cores, quota
+from pfungst.threads import cores, quota, spinning
 
 #: What each extra brings.
 EXTRAS = {
@@ -121,12 +120,12 @@ def _machine() -> Iterator[Finding]:
     yield Finding(
         "processor", f"{platform.machine()}, {cores()} cores{limit}, {torch.get_num_threads()} threads"
     )
-    spins = [name for name, value in WAITING.items() if os.environ.get(name, value) != value]
+    spins = spinning()
     yield Finding(
         "waiting threads",
-        "spin: " + ", ".join(f"{name}={os.environ[name]}" for name in spins) if spins else "sleep",
+        f"spin: {', '.join(spins)}" if spins else "sleep",
         "missing" if spins else "ok",
-        f"unset {' '.join(spins)}, unless nothing else runs on this machine" if spins else "",
+        f"unset {', '.join(s.partition('=')[0] for s in spins)}, if other work runs here" if spins else "",
     )
     free = available_memory()
     total = physical_memory()

@@ -29,6 +29,14 @@ class PfungstError(Exception):
         self.remedy = remedy
         super().__init__(f"{message}\n  → {remedy}" if remedy else message)
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """With what it holds, whatever the arguments of its class."""
+        return _again, (type(self), self.args), vars(self)
+
+
+def _again(kind: type[PfungstError], args: tuple[object, ...]) -> PfungstError:
+    return kind.__new__(kind, *args)
+
 
 class InputError(PfungstError, ValueError):
     """An argument or a tensor cannot be used: wrong shape, type, range or not finite."""

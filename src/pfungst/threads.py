@@ -1,9 +1,8 @@
 """How PyTorch's threads wait and how many there are, set before PyTorch is imported.
 
 OpenMP threads spin at every barrier. On a machine that does anything else they take the cores from the work
-they wait for: a small training loop took 15 times as long. Passive waiting costs little where nothing else
-runs (``benchmarks/threads.py``). Users of the library get the same from the environment:
-``OMP_WAIT_POLICY=PASSIVE``.
+they wait for: a small training loop took 15 times as long. A short spin before they sleep costs less where
+nothing else runs than none (``benchmarks/threads.py``). Users of the library set the same themselves.
 """
 
 from __future__ import annotations
@@ -12,10 +11,8 @@ import math
 import os
 from pathlib import Path
 
-WAITING = {
-    "OMP_WAIT_POLICY": "PASSIVE",
-    "KMP_BLOCKTIME": "0",
-}  # GNU and LLVM read the first, Intel's library the second
+# GNU and LLVM read the first, GNU alone the second, Intel's library the third
+WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "0"}
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")
 _OLD_QUOTA = Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us")
 
@@ -23,13 +20,26 @@ _OLD_QUOTA = Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us")
 def share_the_machine() -> None:
     """Let threads sleep while they wait, and start no more than the CPU quota of the container allows.
 
-    What the user has set in the environment stays. Without effect once PyTorch is imported.
+    Who has set how threads wait, or how many there are, in the environment has decided. Without effect once
+    PyTorch is imported.
     """
-    for name, value in WAITING.items():
-        os.environ.setdefault(name, value)
+    if not WAITING.keys() & os.environ.keys():
+        os.environ.update(WAITING)
     allowed = quota()
     if allowed is not None and allowed < (os.cpu_count() or 1):
         os.environ.setdefault("OMP_NUM_THREADS", str(allowed))
+
+
+def spinning() -> list[str]:
+    """What in the environment lets threads spin longer than the command would, as ``NAME=VALUE``."""
+
+    def longer(value: str, ours: str) -> bool:
+        if ours.isdigit() and value.isdigit():
+            return int(value) > int(ours)
+        return value.upper() != ours
+
+    found = {name: os.environ[name] for name in WAITING if name in os.environ}
+    return [f"{name}={value}" for name, value in found.items() if longer(value, WAITING[name])]
 
 
 def cores() -> int:

@@ -155,6 +155,59 @@ def test_an_interrupted_audit_resumes_to_the_same_result(data, tmp_path, monkeyp
     assert not (tmp_path / "broken" / ".parts").exists()
 
 
+def written(folder):
+    arrays = {file.name: dict(np.load(file)) for file in sorted((folder / "arrays").glob("*.npz"))}
+    return {(name, n): value.tobytes() for name, values in arrays.items() for n, value in values.items()}
+
+
+def test_processes_change_no_byte_and_take_over_what_is_finished(data, tmp_path, monkeypatch):
+    options = {"model": "d2neighbors,kde", "device": "cpu"}
+    here = run(config(data, tmp_path / "here", **options))
+    there = run(config(data, tmp_path / "there", workers=2, **options))
+    assert numbers(there) == numbers(here)
+    assert written(tmp_path / "there") == written(tmp_path / "here")
+    interrupted(config(data, tmp_path / "broken", **options), monkeypatch)
+    result = run(config(data, tmp_path / "broken", workers=2, resume=True, **options))
+    assert any("1 finished parts were taken over" in note for note in result.notes)
+    assert numbers(result) == numbers(here)
+
+
+def test_categories_with_the_same_training_images_stay_together(tmp_path):
+    from pfungst.audit.anomaly.fitted import same_training
+    from pfungst.audit.anomaly.prepare import open_sets
+
+    three = open_sets(config("digits-c", tmp_path, category="stripe,translate,fog", size=16))
+    assert [[s.name for s in group] for group in same_training(three)] == [[s.name for s in three]]
+
+
+def test_an_error_in_another_process_is_the_same_named_error(tmp_path):
+    made, said = folder(tmp_path / "data", 12, 12, 12, black), []
+    for workers in (0, 2):
+        with pytest.raises(InputError, match="features are constant over the") as error:
+            run(
+                config(
+                    made, tmp_path / str(workers), model="kde,one-class:backbone=resnet18", workers=workers
+                )
+            )
+        said.append(str(error.value))
+    assert said[0] == said[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [False, True])
+def test_two_nodes_change_no_byte_of_an_audit(data, tmp_path, ray, nodes, monkeypatch, killed):
+    monkeypatch.chdir(data.parent)
+    options = {"model": "d2neighbors,kde,patchcore:coreset=0.5,dim=32,layer_dim=32", "device": "cpu"}
+    here = run(config(data.name, tmp_path / "here", **options))
+    there = tmp_path / "there"
+    killer = nodes.kill_when(lambda: any(there.glob(".parts/*/*.json"))) if killed else None
+    assert numbers(run(config(data.name, there, ray="auto", **options))) == numbers(here)
+    assert written(there) == written(tmp_path / "here")
+    if killer is not None:
+        killer.join(60)
+        assert sum(node["Alive"] for node in ray.nodes()) == 1
+
+
 def test_an_interrupted_audit_of_images_that_changed_since_is_computed_anew(data, tmp_path, monkeypatch):
     """Regression: finished categories were taken over for other images under the same names."""
     import shutil

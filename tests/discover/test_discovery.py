@@ -1,5 +1,6 @@
 """Discovery end to end: a planted mark is the first finding, a clean network has none; proof by hand."""
 
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -12,12 +13,13 @@ from torch import nn
 from typer.testing import CliRunner
 
 from pfungst.audit.discovery.config import DiscoveryConfig
-from pfungst.audit.discovery.run import run
+from pfungst.audit.discovery.run import _of_encoder, _opened, run
 from pfungst.audit.result import load
 from pfungst.cli import app
 from pfungst.discover import ClassSubject, Judge, Proof, cluster, correct, explain, find
 from pfungst.errors import ConfigError, InputError
 from pfungst.measure import Interval, auroc
+from pfungst.measure.limits import DECIDES
 from pfungst.relevance import Patches, attribute
 from pfungst.spurious import FeatureHead, Witness
 
@@ -283,6 +285,37 @@ def test_too_few_images_and_other_witnesses_are_said(command, tmp_path):
     )
     with pytest.raises(InputError, match="has 4 outputs, the model 10"):
         run(DiscoveryConfig.build(**command, witness=f"{other}:net", out=tmp_path / "other"))
+
+
+def test_columns_of_another_file_are_compared_with_clusters_too(command, tmp_path):
+    """Such as the column human of `pfungst people`."""
+    ids = [line.split(",")[0] for line in command["images"].read_text().splitlines()[1:]]
+    rows = [f"{name},{'human' if i % 3 else 'no human'}" for i, name in enumerate(ids)]
+    (tmp_path / "people.csv").write_text("\n".join(["path,human", *rows]))
+    options = {**command, "groups_file": tmp_path / "people.csv", "out": tmp_path / "out", "classes": "3"}
+    config = DiscoveryConfig.build(**options, per_class=12, changed=6)
+    assert [i.groups["human"] for i in _opened(config)[0].items[:3]] == ["no human", "human", "human"]
+    assert "human" in {t.column for t in run(config).discovered.entries[0].told}
+    del options["model"]
+    config = DiscoveryConfig.build(**options, encoder="efficientnet-lite0")
+    assert _of_encoder(config).groups_file == tmp_path / "people.csv"
+    with pytest.raises(ConfigError, match="groups-file"):
+        run(DiscoveryConfig.build(**command, out=tmp_path / "none", groups_file=tmp_path / "none.csv"))
+
+
+def test_what_carries_too_little_is_tried_on_ten_images_and_what_may_survive_on_all(planted, monkeypatch):
+    net, x, y, _ = planted
+    found = searched(net, x, y, [MARKED])
+    assert {f.proof.n for f in found if f.proof.insert.low >= DECIDES} == {20}
+    few = [f for f in found if f.proof.n == 10]
+    assert few
+    assert all(f.proof.insert.high < DECIDES and not f.proof.decides for f in few)
+    monkeypatch.setattr(sys.modules["pfungst.discover.find"], "_FIRST", 99)
+    whole = searched(net, x, y, [MARKED])
+    alike = lambda fs: [
+        (f.view, f.kind, f.proof.insert, f.proof.remove, f.proof.p) for f in fs if f.proof.decides
+    ]
+    assert alike(whole) == alike(found)
 
 
 def test_one_cluster_and_few_images(planted):

@@ -110,13 +110,17 @@ def test_of_patients_with_many_images_each_is_changed_before_a_second_image_of_a
     assert sorted(patients[changed]) == list(range(15))
 
 
-def test_a_class_decided_as_a_whole_is_parted_into_images_with_the_artefact_and_without():
+@pytest.mark.parametrize("drawn", [100, 30])
+def test_a_class_decided_as_a_whole_is_parted_into_images_with_the_artefact_and_without(drawn, monkeypatch):
     from pfungst.discover.explain import View
 
     x, mask = images(80, True)
     others, _ = images(60, False, 1)
     head = FeatureHead(Bright(0.05, 0.03).eval(), example=x[:2])
     witness = Bright(0.0, 0.03).eval()  # reads the stripe only
+    monkeypatch.setattr(
+        sys.modules["pfungst.discover.find"], "_MEASURED", drawn
+    )  # of more than twice as many
     heat = np.zeros((80, 16, 16), np.float32)
     heat[:, 1:3, 1:7] = 1
     explained = Explanations(heat, np.zeros((80, 8), np.float32), np.zeros(80), np.zeros(80, bool))

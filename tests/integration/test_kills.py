@@ -89,6 +89,10 @@ def command(kind, root):
             toy / "val",
             *words.split(),
         ]
+    if kind == "discovery":
+        toy = classifier_factory.make(root / "toy")
+        words = "--size 16 --batch-size 8 --changed 8 --out OUT"
+        return [*pfungst, "discover", "--model", f"{toy / 'toy.py'}:biased", "--images", toy / "val", *words.split()]  # fmt: skip
     folder_pool(root / "files", 40)
     if kind == "features":
         (root / "features.py").write_text(FEATURES)
@@ -129,7 +133,7 @@ def numbers(kind, out):
     return result, sorted(str(p.relative_to(out)) for p in out.rglob("*") if "embeddings" not in p.parts)
 
 
-@pytest.mark.parametrize("kind", ["anomaly", "similarity", "classifier", "features", "pool"])
+@pytest.mark.parametrize("kind", ["anomaly", "similarity", "classifier", "discovery", "features", "pool"])
 def test_killed_runs_give_the_same_result_and_leave_no_process(tmp_path, kind):
     words, chance = command(kind, tmp_path), random.Random(kind)
     wait = {"POOL_SAMPLE_WAIT": "0.1"} if kind in ("features", "pool") else {}
@@ -144,7 +148,7 @@ def test_killed_runs_give_the_same_result_and_leave_no_process(tmp_path, kind):
     begun = time.monotonic()
     assert start("whole", **wait).wait(300) == 0
     lasts = time.monotonic() - begun
-    resume = ["--resume"] if kind in ("anomaly", "similarity", "classifier") else []
+    resume = ["--resume"] if kind not in ("features", "pool") else []
     killed = number = 0
     while killed < KILLS and number < 3 * KILLS:
         number += 1

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections import Counter
 from dataclasses import replace
 from html import unescape
@@ -424,11 +425,11 @@ def test_categories_are_chosen_by_the_f1_of_d2neighbors(tmp_path):
     assert categories(wish) == RETAINED
 
 
-def test_images_with_only_a_feature_are_found_where_none_are_given(tmp_path):
+def test_images_with_only_a_feature_are_found_where_none_are_given(tmp_path, out):
     """003-table1 of classifiers and images of one's own: highest α among images of other classes, by hand."""
-    first, _ = make("003-table1", tmp_path)  # makes the digits and the classifiers
+    first, _ = make("003-table1", out)  # makes the digits and the classifiers
     assert first.stand_in
-    root = tmp_path / "data" / "planted"
+    root = out / "data" / "planted"
     spec = f"pfungst.audit.classifier.demo:model,checkpoint={root / 'robust.safetensors'}"
     wish = Wish(
         find("003-table1"), tmp_path / "own", root / "train", stand_in=True, models=f"{spec};{spec[:-18]}standard.safetensors",
@@ -459,9 +460,10 @@ def test_images_with_only_a_feature_are_found_where_none_are_given(tmp_path):
     assert {f.stem.partition("-")[2] for f in found.iterdir()} == set(best)
 
 
-def test_the_majority_of_five_judges_the_neurons(tmp_path):
+def test_the_majority_of_five_judges_the_neurons(tmp_path, out):
     """Votes given in the labelling app, counted here by hand; another model's task is refused."""
-    make("003-fig5", tmp_path)
+    make("003-fig5", out)
+    shutil.copytree(out, tmp_path, dirs_exist_ok=True)
     folder = tmp_path / "data" / "neurons"
     people = ["ann", "bob", "cid", "dot", "eve"]
     study = Study(folder, people)

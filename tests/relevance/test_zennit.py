@@ -65,10 +65,11 @@ PEERS = {
 def network(name, dtype):
     """Random statistics in every BatchNorm. Its ε is moved into the variance: zennit's folding applies it twice.
 
-    The two large layers of VGG are made small: 120 million weights say nothing more than these.
+    The two large layers of VGG and the inner ones of ResNet-50 are made small: their weights say nothing more than these.
     """
     torch.manual_seed(0)
-    net = getattr(torchvision.models, name)(num_classes=10)
+    narrow = {"width_per_group": 16} if name == "resnet50" else {}
+    net = getattr(torchvision.models, name)(num_classes=10, **narrow)
     if name == "vgg11_bn":
         net.classifier[0], net.classifier[3] = torch.nn.Linear(25088, 64), torch.nn.Linear(64, 64)
         net.classifier[6] = torch.nn.Linear(64, 10)

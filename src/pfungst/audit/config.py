@@ -45,7 +45,7 @@ class AuditConfig(BaseModel):
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, …")
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
         "auto",
-        description="Processes that load images; 0: this one, auto: one per core but one for many images",
+        description="Processes that load and explain images; 0: this one, auto: as many as pay",
     )
     ray: str | None = Field(None, description="Run the model on a Ray cluster: HOST:PORT, or auto [no]")
 

@@ -53,6 +53,10 @@ class Workspace:
         self._parts.mkdir(parents=True, exist_ok=True)
         self.resumed = 0
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For a process that works for this one, which holds the lock."""
+        return {name: value for name, value in vars(self).items() if name != "_lock"}
+
     def load_part(self, name: str, kind: type[Part]) -> Part | None:
         """A finished part of the interrupted run; None unless it and the files it names are as written."""
         try:

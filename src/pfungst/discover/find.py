@@ -22,12 +22,13 @@ from pfungst.discover.prove import FEWEST, Effects, Judge, Proof
 from pfungst.discover.subjects import Heat, Subject
 from pfungst.errors import InputError
 from pfungst.measure import best_split, holm
-from pfungst.measure.limits import CARRIED_ALONE, P_SPURIOUS
+from pfungst.measure.limits import CARRIED_ALONE, DECIDES, P_SPURIOUS
 from pfungst.spurious.evidence import region
 
 SHOWN = 6  # prototypes
 LOST = "what removal costs"  # view of a class parted by that
 _KINDS: tuple[Kind, ...] = ("place", "content", "tone", "bands")
+_FIRST = 10  # images that a try begins with; where they show that it carries too little, no more are changed
 _MEASURED = 100  # images that the way to the class is measured on
 _WRITTEN = 100  # images that text is taken out of, at least: it is small, and where it lies is known
 _COLUMNS = 3  # columns that the evidence follows most, whose groups are tried as clusters
@@ -177,7 +178,8 @@ def find(
             differences are within one probe; each needs others.
         mend: gives the edits that fit a finding, with what its proof changed.
         most: clusters per view.
-        n_images: of a cluster that are changed, drawn at random; of those with text at least 100.
+        n_images: of a cluster that are changed, drawn at random; of those with text at least 100. Where ten
+            of them show that it carries too little (upper end below ``DECIDES``) it stays with these.
         batch_size: images at a time.
         seed: of all that is drawn.
 
@@ -272,9 +274,17 @@ def _marked(text: Marks | None, n: int, batch_size: int) -> list[_Try]:
 
 def _having(panel: _Panel, images: Images, n: int, heat: _Heats, seed: int) -> Clustering | None:
     """Of a class that something decides: the images that lose evidence without it (0) against the others;
-    None where their falls are not two groups of at least 6."""
-    parts = enumerate(_batches(n, panel.batch_size))
-    falls = np.concatenate([panel.falls(b, images(b), heat, seed + i) for i, b in parts])
+    None where their falls, or those of 100 drawn from many, are not two groups of at least 6."""
+
+    def of(rows: np.ndarray) -> np.ndarray:
+        parts = (rows[b.start : b.stop].tolist() for b in _batches(len(rows), panel.batch_size))
+        return np.concatenate([panel.falls(b, images(b), heat, seed + i) for i, b in enumerate(parts)])
+
+    if n > 2 * _MEASURED:
+        some = np.random.default_rng((seed, panel.subject.index, 3)).permutation(n)[:_MEASURED]
+        if best_split(of(np.sort(some))).separation <= 0:
+            return None
+    falls = of(np.arange(n))
     split = best_split(falls)
     others = falls <= split.threshold
     if split.separation <= 0 or not FEWEST <= others.sum() <= n - FEWEST:
@@ -301,13 +311,13 @@ def _tried(
     some, beside = (drawn(r, rng, _WRITTEN if kind == "text" else 0) for r in (rows, rest))
     able = [r for r in some if panel.part[r] in panel.part[beside]]  # content of the rest for the same probe
     some, beside = (able, beside) if min(len(beside), len(able)) >= FEWEST else (some, [])
-    x, mates = images(some), images(beside) if beside else None
+    mates = images(beside) if beside else None
     contrast = lambda values: values[rows].mean(0) - (values[rest].mean(0) if mates is not None else 0)
     heatmap = contrast(_unit(explained.maps))
     direction = None if explained.psi is None else contrast(explained.psi)
     shown = rows[:SHOWN].tolist()
     bands: tuple[int, ...] = ()
-    masks, regions, heat = None, None, None
+    heat = None
     kept = np.zeros(explained.spectra.shape[1], bool)
     if kind == "bands":
         more = np.clip(contrast(_unit(explained.spectra)), 0, None)
@@ -317,27 +327,40 @@ def _tried(
         bands = tuple(np.flatnonzero(kept).tolist())
     elif kind == "text":
         assert text is not None
-        masks, regions = text(some), text(shown)
-    elif kind != "tone":
-        if kind == "place":
-            grid = torch.from_numpy(heatmap).float().clamp_min(0)[None, None]
-            one = functional.interpolate(grid, x.shape[-2:], mode="bilinear", align_corners=False)[0]
-            heat = lambda judge: lambda z: one.expand(len(z), -1, -1)
-        else:  # of a whole class the logit itself
-            along = None if mates is None else direction
-            heat = cache(lambda judge: judge.subject.content(along, judge.batch_size))
-        masks, regions = panel.masks(some, x, heat), panel.masks(shown, images(shown), heat)
+    elif kind == "place":
+        heat = _fixed(heatmap)
+    elif kind == "content":  # of a whole class the logit itself
+        along = None if mates is None else direction
+        heat = cache(lambda judge: judge.subject.content(along, judge.batch_size))
 
-    def effects(judge: Judge, at: np.ndarray, of: np.ndarray) -> Effects:
-        own, others = x[at], None if mates is None else mates[of]
-        if masks is not None:
-            return judge.regions(own, masks[at], others, seed, letters=kind == "text")
-        others = own if others is None else others
-        return judge.bands(own, kept, others, seed) if kind == "bands" else judge.tone(own, others, seed)
+    def where(chosen: Sequence[int], x: Tensor) -> Tensor | None:
+        if kind == "text" and text is not None:
+            return text(chosen)
+        return None if heat is None else panel.masks(chosen, x, heat)
 
-    each = {p: effects(j, at, np.flatnonzero(panel.part[beside] == p)) for p, j, at in panel.split(some)}
-    found = Effects.joined(each)
-    proof = found.proof(seed, who[[some[i] for _, _, at in panel.split(some) for i in at]])
+    def proved(chosen: list[int]) -> tuple[Effects, Proof]:
+        x = images(chosen)
+        masks = where(chosen, x)
+
+        def effects(judge: Judge, at: np.ndarray, of: np.ndarray) -> Effects:
+            own, others = x[at], None if mates is None else mates[of]
+            if masks is not None:
+                return judge.regions(own, masks[at], others, seed, letters=kind == "text")
+            others = own if others is None else others
+            return judge.bands(own, kept, others, seed) if kind == "bands" else judge.tone(own, others, seed)
+
+        split = panel.split(chosen)
+        found = Effects.joined(
+            {p: effects(j, at, np.flatnonzero(panel.part[beside] == p)) for p, j, at in split}
+        )
+        return found, found.proof(seed, who[[chosen[i] for _, _, at in split for i in at]])
+
+    few = len(some) >= 2 * _FIRST and kind != "text"
+    first = sorted(rng.permutation(some)[:_FIRST].tolist()) if few else some
+    found, proof = proved(first)
+    if few and proof.insert.high >= DECIDES:
+        found, proof = proved(some)
+    regions = where(shown, images(shown))
     weak = parts.n_clusters == 1 and proof.insert.low < CARRIED_ALONE
     if subject.what != "normal" and (weak or (whole and subject.n_models == 1)):
         proof = replace(proof, alone=True)
@@ -356,6 +379,13 @@ def _tried(
         None if regions is None else regions.bool().numpy(),
     )
     return finding, found.pairs, heat
+
+
+def _fixed(heatmap: np.ndarray) -> _Heats:
+    """The same place (R, S) in every image."""
+    grid = torch.from_numpy(heatmap).float().clamp_min(0)[None, None]
+    at = cache(lambda size: functional.interpolate(grid, size, mode="bilinear", align_corners=False)[0])
+    return lambda judge: lambda z: at(z.shape[-2:]).expand(len(z), -1, -1)
 
 
 def _unit(values: np.ndarray) -> np.ndarray:

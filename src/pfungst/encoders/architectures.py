@@ -167,7 +167,12 @@ class _AsItIs(importlib.machinery.SourceFileLoader):
 
     def get_code(self, fullname: str) -> Any:
         """The code of the file, never of the cache."""
-        return self.source_to_code(self.get_data(self.path), self.path)
+        self.text = self.get_data(self.path)
+        return self.source_to_code(self.text, self.path)
+
+    def get_source(self, fullname: str) -> str:
+        """What ran, whatever became of the file since then."""
+        return importlib.util.decode_source(self.text)
 
 
 def _file(path: Path) -> Any:

@@ -261,7 +261,7 @@ def _computed(work: Work, found: Iterable[Batch], skip_bad: bool) -> Iterator[Do
 
 
 def shards(
-    make: Make, todo: Sequence[int], workers: Workers, device: str, threads: int, ray: str | None
+    make: Make, todo: Sequence[Any], workers: Workers, device: str, threads: int, ray: str | None
 ) -> Iterator[object]:
     """Results of shards as they are finished: in this process, in several, or on a Ray cluster.
 

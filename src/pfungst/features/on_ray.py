@@ -11,10 +11,8 @@ import os
 import pickle
 import secrets
 import socket
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from importlib.machinery import PathFinder
 from typing import Any
 
 import numpy as np
@@ -23,19 +21,19 @@ import ray.data
 from ray.exceptions import RayError
 
 from pfungst.errors import DataError, InputError, PfungstError
-from pfungst.features.workers import Make
+from pfungst.features.workers import Make, own_modules
 
 _RETRIES = 3  # of a shard whose worker or machine died
 
 
 def on_ray(
-    make: Make, shards: Sequence[int], workers: int, device: str, threads: int, address: str
+    make: Make, shards: Sequence[Any], workers: int, device: str, threads: int, address: str
 ) -> Iterator[object]:
     """Results of the shards as they are finished on a cluster.
 
     Args:
         make: called once in each process, with its device, for what is then called with shards.
-        shards: their numbers.
+        shards: their numbers, or anything that can be pickled.
         workers: at most so many tasks at a time, 0 for all there is room for.
         device: a task reserves one GPU if it is "cuda", or "auto" and the cluster has any.
         threads: CPUs that a task reserves, or as many as the smallest machine has.
@@ -53,11 +51,13 @@ def on_ray(
         gpus = 1 if device.startswith("cuda") or (device == "auto" and resources.get("GPU")) else 0
         cpus = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
         threads = min([threads, *(n for n in cpus if n)])
-        _send_by_value()
+        for module in own_modules():
+            ray.cloudpickle.register_pickle_by_value(module)
         shared = ray.put(make)  # once for a machine, however large the models are
-        work = partial(_work, secrets.token_hex(8), [shared], "cuda" if gpus else "cpu", threads)
+        work = partial(_work, secrets.token_hex(8), [shared], "cuda" if gpus else "cpu", threads, os.getcwd())
         ray.data.DataContext.get_current().enable_progress_bars = False
-        todo = ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards))
+        rows = [{"shard": pickle.dumps(shard)} for shard in shards]
+        todo = ray.data.from_items(rows, override_num_blocks=len(shards))
         done = todo.map_batches(
             work,
             batch_size=1,
@@ -68,10 +68,11 @@ def on_ray(
             max_calls=0,  # otherwise a worker with a GPU would load the models anew for every shard
         )
         for row in done.iter_rows():
-            if row["problem"]:
-                raise DataError(f"shard {row['shard']}: {row['problem']}", row["remedy"])
+            result = pickle.loads(row["result"])
+            if isinstance(result, PfungstError):
+                raise result
             left -= 1
-            yield pickle.loads(row["result"])
+            yield result
     except RayError as error:
         reason = str(error).strip().splitlines()[0]
         raise DataError(
@@ -110,32 +111,25 @@ _made: tuple[str, Callable[[int], object]] | None = None
 
 
 def _work(
-    run: str, make: list[Any], device: str, threads: int, batch: dict[str, np.ndarray]
+    run: str, make: list[Any], device: str, threads: int, folder: str, batch: dict[str, np.ndarray]
 ) -> dict[str, Any]:
-    """Do one shard in a worker process, with the models of this run loaded once."""
+    """Do one shard in a worker process, with the models of this run loaded once; paths relative to the folder
+    of the command lead to the same files."""
     global _made
-    problem = remedy = ""
     result: object = None
     try:
         if _made is None or _made[0] != run:
             import torch
 
             torch.set_num_threads(threads)
+            os.chdir(folder)
             _made = (run, ray.get(make[0])(device))
-        result = _made[1](int(batch["shard"][0]))
+        result = _made[1](pickle.loads(batch["shard"][0]))
     except PfungstError as error:
-        problem, remedy = error.message, error.remedy
+        result = error
     except OSError as error:
-        problem = str(error)
-        remedy = "all machines of the cluster must see the images and the results under the same path"
-    found = {"shard": batch["shard"], "result": [pickle.dumps(result)]}
-    return found | {"problem": [problem], "remedy": [remedy]}
-
-
-def _send_by_value() -> None:
-    """Make classes of files that other processes cannot import, such as those of FILE.py:FUNCTION, go with
-    their code."""
-    for name, module in list(sys.modules.items()):
-        own = "." not in name and name != "__main__" and getattr(module, "__file__", None)
-        if own and PathFinder.find_spec(name) is None:
-            ray.cloudpickle.register_pickle_by_value(module)
+        result = DataError(
+            str(error),
+            "all machines of the cluster must see the images and the results under the same path",
+        )
+    return {"result": [pickle.dumps(result)]}

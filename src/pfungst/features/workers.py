@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import signal
+import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from importlib.machinery import PathFinder
 from importlib.util import find_spec
+from types import ModuleType
 from typing import Any, Literal
 
-from pfungst.errors import DataError, InputError
+from pfungst.errors import DataError, InputError, PfungstWarning
 from pfungst.threads import cores
 
 Workers = int | Literal["auto"]
-Make = Callable[[str], Callable[[int], object]]
+Make = Callable[[str], Callable[[Any], object]]
 _WORTH = 1000  # images; for fewer, starting processes takes longer than they save
 
 
@@ -45,29 +50,41 @@ def require_ray() -> None:
 
 
 def on_processes(
-    make: Make, shards: Sequence[int], workers: int, device: str, threads: int
+    make: Make, shards: Sequence[Any], workers: int, device: str, threads: int
 ) -> Iterator[object]:
     """Results of the shards as they are finished, from processes that end with this one, even if it is
     killed.
 
     Args:
         make: called once in each process, with its device, for what is then called with shards.
-        shards: their numbers.
+        shards: their numbers, or anything that can be pickled.
         workers: how many processes.
         device: "auto", "cpu", "cuda", …; with several GPUs worker i takes GPU i modulo their number.
         threads: that compute in each process on the CPU.
 
+    Where `make` cannot be pickled, this process computes all, with a warning.
+
     Raises:
         DataError: a process died.
     """
+    try:
+        packed = pickle.dumps(make)  # not shared memory, of which containers have little
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        what = f"one process computes all of it; others cannot be sent it: {error}"
+        warnings.warn(what, PfungstWarning, stacklevel=2)
+        yield from map(make(device), shards)
+        return
     context = multiprocessing.get_context("spawn")
     others = set(multiprocessing.active_children())
-    arguments = (context.Value("i", 0), make, device, threads)
+    needed = [(m.__name__, m.__file__, m.__loader__) for m in own_modules() if m.__name__.encode() in packed]
+    sources = [(name, file, loader.get_source(name)) for name, file, loader in needed]  # type: ignore[union-attr]
+    arguments: Any = (context.Value("i", 0), packed, sources, device, threads)
     left = len(shards)
     with ProcessPoolExecutor(min(workers, left), context, _start, arguments) as executor:
-        jobs = [executor.submit(_work, shard) for shard in shards]
+        jobs = {executor.submit(_work, shard) for shard in shards}
         try:
             for job in as_completed(jobs):
+                jobs.discard(job)  # with its result
                 result = job.result()
                 left -= 1
                 yield result
@@ -79,20 +96,27 @@ def on_processes(
             ) from None
         except BaseException:  # Ctrl-C, a full disk, the caller had enough: do not wait for shards under way
             for worker in set(multiprocessing.active_children()) - others:
-                worker.terminate()
+                worker.terminate()  # jobs stay: before Python 3.12 the executor fails on cancelled ones
             raise
-        finally:
-            for job in jobs:
-                job.cancel()
 
 
-_made: Callable[[int], object] | None = None
+def own_modules() -> Iterator[ModuleType]:
+    """Modules that other processes cannot import by their name, such as those of FILE.py:FUNCTION."""
+    for name, module in list(sys.modules.items()):
+        own = "." not in name and not name.startswith("__") and getattr(module, "__file__", None)
+        if own and PathFinder.find_spec(name) is None:
+            yield module
 
 
-def _start(number: Any, make: Make, device: str, threads: int) -> None:
+_made: Callable[[Any], object] | None = None
+
+
+def _start(
+    number: Any, packed: bytes, sources: list[tuple[str, str | None, Any]], device: str, threads: int
+) -> None:
     global _made
     end_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends workers at once; unfinished parts are no harm
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started this one ends it
     import torch
 
     with number.get_lock():
@@ -100,7 +124,11 @@ def _start(number: Any, make: Make, device: str, threads: int) -> None:
     gpus = torch.cuda.device_count() if device in ("auto", "cuda") else 0
     if not gpus:
         torch.set_num_threads(threads)
-    _made = make(f"cuda:{mine % gpus}" if gpus else device)
+    for name, file, source in sources:
+        module = sys.modules[name] = ModuleType(name)
+        module.__file__ = file
+        exec(compile(source, file or name, "exec"), vars(module))
+    _made = pickle.loads(packed)(f"cuda:{mine % gpus}" if gpus else device)
 
 
 def end_with_parent(*_: object) -> None:
@@ -117,6 +145,6 @@ def end_with_parent(*_: object) -> None:
         threading.Thread(target=watch, daemon=True).start()
 
 
-def _work(shard: int) -> object:
+def _work(shard: Any) -> object:
     assert _made is not None
     return _made(shard)

@@ -130,9 +130,13 @@ def _found(found: Discovered, folder: Path, command: str) -> list[ui.Block]:
     blocks: list[ui.Block] = []
     pairs = found.found()
     if pairs:
-        todo = ["Look at the pictures: the outline is what was taken out and put elsewhere."]
+        outlined = any(shown.region for _, f in pairs for shown in f.images)
+        what = "the outline is" if outlined else "brightness, contrast, colour or bands are"
+        todo = [f"Look at the pictures: {what} what was taken out and put elsewhere."]
         if command:
             todo.append(f"Measure and mend it: {command}")
+        if any(f.edits for _, f in pairs):
+            todo.append("Which edit mends it, and at what price, is in the table below.")
         todo.append("Then discover again on the mended model, with the same images.")
         blocks.append(ui.Prose(todo, bullets=True))
         arrays = {e.arrays: _regions(folder, e) for e, _ in pairs}

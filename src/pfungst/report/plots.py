@@ -15,6 +15,7 @@ import matplotlib
 import numpy as np
 from markupsafe import Markup, escape
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, NullLocator
@@ -38,6 +39,8 @@ _THRESHOLD: Any = {"color": INK, "lw": 1.4, "dashes": (3, 2)}
 _RC: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "pfungst",
+    "figure.autolayout": False,
+    "figure.constrained_layout.use": False,
     "text.parse_math": False,
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
@@ -146,6 +149,9 @@ def _svg(figure: Figure, label: str, gap: float = 0.02) -> Markup:
     engine = figure.get_layout_engine()
     assert isinstance(engine, ConstrainedLayoutEngine)
     engine.set(w_pad=0.02, h_pad=0.02, wspace=gap)
+    FigureCanvasSVG(figure)
+    engine.execute(figure)
+    figure.set_layout_engine(None)  # done: else all is drawn once more for it
     buffer = io.StringIO()
     keys = ("Date", "Creator", "Format", "Type")
     figure.savefig(buffer, format="svg", transparent=True, metadata=dict.fromkeys(keys))

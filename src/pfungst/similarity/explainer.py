@@ -9,17 +9,22 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from pfungst.encoders.encoder import Encoder
 from pfungst.errors import ConfigError, InputError
-from pfungst.features import combined, content_key, model_key
-from pfungst.progress import track
+from pfungst.features import Workers, combined, content_key, model_key
+from pfungst.features.engine import shards
+from pfungst.memory import available_memory
+from pfungst.progress import progress_bar, track
 from pfungst.relevance import Basis, Composite, Patches, Tokens, linearize
 from pfungst.relevance import composite as named_composite
 from pfungst.relevance.linearize import LinearizedModel
@@ -28,6 +33,10 @@ from pfungst.similarity.factors import Factors, FactorStore
 from pfungst.similarity.pairs import PairRelevance, Pairs
 from pfungst.similarity.sketch import Sketch
 from pfungst.similarity.summary import GroupSummary, summarise
+
+_THREADS = 2  # that compute a factor in each of several processes: more of them share its work less well
+_ROOM = 4 << 30  # bytes of memory for each of them
+_START = 20.0  # seconds that processes must save: a start takes a few, and a copy of the encoder in each
 
 
 class SimilarityExplainer:
@@ -72,6 +81,9 @@ class SimilarityExplainer:
         store: str | Path | None = None,
         dtype: str = "float32",
         progress: bool = False,
+        workers: Workers = 0,
+        ray: str | None = None,
+        device: str = "auto",
     ) -> Factors:
         """A(x) of every input; computed once, used for all pairs.
 
@@ -82,6 +94,11 @@ class SimilarityExplainer:
                 resumes.
             dtype: in the store, "float32" or "float16".
             progress: show a bar.
+            workers: processes that compute what a store lacks and share this one's threads, the encoder being
+                on the CPU; "auto" takes one for two threads and 4 GiB where that saves time. The bytes are
+                those of one process with as many threads as each. With ``ray``, at most so many tasks.
+            ray: "auto" or ``host:port``: what a store lacks is computed on that cluster.
+            device: on Ray, where; "cuda" or "auto" reserves a GPU for each task.
 
         Returns:
             The factors, with cosine's norms divided out.
@@ -89,11 +106,12 @@ class SimilarityExplainer:
         Raises:
             InputError: inputs or an encoder that cannot be explained; representations of zero length with
                 cosine.
-            DataError: the store holds factors of something else.
+            DataError: the store holds factors of something else; a worker died, and the same call goes on.
         """
         if self.text:
             return self._factor_texts(x, progress)
         inputs = self._inputs(x)
+        values: Any
         if store is None:
             batches = [
                 self._factor(inputs[i : i + batch_size])
@@ -101,30 +119,58 @@ class SimilarityExplainer:
             ]
             values, representations = (torch.cat([b[j] for b in batches]) for j in (0, 1))
         else:
-            values, representations = self._fill(inputs, batch_size, Path(store), dtype, progress)
+            filled = self._fill(inputs, batch_size, Path(store), dtype, progress, workers, ray, device)
+            values, representations = filled.values, torch.from_numpy(filled.representations)
         grid = self.basis.shape(tuple(inputs.shape[1:]))
         return Factors(
             values, representations, [grid] * len(inputs), checks=values.shape[2] - math.prod(grid)
         )
 
     def _fill(
-        self, inputs: Tensor, batch_size: int, folder: Path, dtype: str, progress: bool
-    ) -> tuple[Any, Tensor]:
+        self,
+        inputs: Tensor,
+        batch_size: int,
+        folder: Path,
+        dtype: str,
+        progress: bool,
+        workers: Workers,
+        ray: str | None,
+        device: str,
+    ) -> FactorStore:
+        """The store with all factors; batches lie on a fixed grid, whatever was there before."""
         known = FactorStore.describe(folder)
-        first = None
-        if known is None:
-            first = self._factor(inputs[:1])
-            shape, width = (len(inputs), *first[0].shape[1:]), first[1].shape[1]
-        else:
-            shape, width = (len(inputs), *known["shape"][1:]), known["width"]
-        store = FactorStore(folder, shape, width, self._key(inputs), dtype)
-        if first is not None:
-            store.put([0], *first)
-        todo = store.missing()
-        for start in track(range(0, len(todo), batch_size), "explaining", progress):
-            index = todo[start : start + batch_size]
-            store.put(index, *self._factor(inputs[index]))
-        return store.values, torch.from_numpy(store.representations)
+        shape, width = ((0, 0), 0) if known is None else (known["shape"], known["width"])
+        opened = partial(FactorStore, folder, width=width, key=self._key(inputs), dtype=dtype)
+        store = None if known is None else opened((len(inputs), *shape[1:]))
+        grid = [range(len(inputs))[i : i + batch_size] for i in range(0, len(inputs), batch_size)]
+        todo = grid if store is None else [rows for rows in grid if not store.done[list(rows)].all()]
+        tasks = [(list(rows), inputs[rows.start : rows.stop].cpu().contiguous().numpy()) for rows in todo]
+        here = _device(self.encoder)
+        with progress_bar("explaining", len(tasks), show=progress) as bar:
+            begun = time.monotonic()
+            for task in tasks[:1]:  # here: it tells the shape, the time, and what cannot work
+                found = self._task(task)
+                store = store or opened((len(inputs), *found[1].shape[1:]), width=found[2].shape[1])
+                store.put(*found)
+                bar.advance()
+            assert store is not None
+            rest, where, count = tasks[1:], device, workers
+            each = _THREADS
+            if ray is None:
+                where, seconds = str(here), (time.monotonic() - begun) * len(rest)
+                count = _processes(workers, seconds) if here.type == "cpu" else 0
+                each = max(1, torch.get_num_threads() // max(count, 1))
+            for done in shards(partial(_computing, self), rest, count, where, each, ray):
+                store.put(*cast(tuple[list[int], np.ndarray, np.ndarray], done))
+                bar.advance()
+        if ray is not None:
+            self.encoder.to(here)
+        return store
+
+    def _task(self, task: tuple[list[int], np.ndarray]) -> tuple[list[int], np.ndarray, np.ndarray]:
+        """Factors and representations of some inputs by number."""
+        values, representations = self._factor(torch.from_numpy(task[1]))
+        return task[0], values.numpy(), representations.numpy()
 
     def _factor_texts(self, texts: Any, progress: bool) -> Factors:
         texts = [texts] if isinstance(texts, str) else list(texts)
@@ -263,6 +309,20 @@ class SimilarityExplainer:
             "sketch": None if self.sketch is None else self.sketch.to_dict(),
             "inputs": combined(*map(content_key, inputs)),
         }
+
+
+def _processes(workers: Workers, seconds: float) -> int:
+    """How many share work that takes one of them so long, 0 for this one."""
+    if workers != "auto":
+        return workers
+    count = min(torch.get_num_threads() // _THREADS, (available_memory() or _ROOM) // _ROOM)
+    return count if count > 1 and seconds * (1 - 1 / count) > _START else 0
+
+
+def _computing(explainer: SimilarityExplainer, device: str) -> Callable[[Any], object]:
+    """In a process that computes: what it does with a task."""
+    explainer.encoder.to(device)
+    return explainer._task
 
 
 def _composite(encoder: nn.Module) -> Composite:

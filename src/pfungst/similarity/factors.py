@@ -136,14 +136,10 @@ class FactorStore:
             return None
         return read(record, "delete the folder or choose another", format=_FORMAT)
 
-    def missing(self) -> list[int]:
-        """Numbers of the inputs that are not computed yet."""
-        return np.flatnonzero(~self.done).tolist()
-
-    def put(self, index: list[int], values: Tensor, representations: Tensor) -> None:
+    def put(self, index: list[int], values: np.ndarray, representations: np.ndarray) -> None:
         """Write the factors of some inputs; they are marked as done after they are on disk."""
-        self.values[index] = values.cpu().numpy()
-        self.representations[index] = representations.cpu().numpy()
+        self.values[index] = values
+        self.representations[index] = representations
         self.values.flush()
         self.representations.flush()
         self.done[index] = True

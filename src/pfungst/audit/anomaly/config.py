@@ -55,8 +55,12 @@ class AnomalyConfig(LabelledOptions, Repeated, Discovering):
     quantile: float = Field(0.95, gt=0, lt=1, description="Of held-out normal scores, for the threshold")
     examples: int = Field(6, ge=1, le=50, description="Images shown per category and detector")
 
-    def no_pass(self) -> str:
-        return "detectors are fitted in this process, whose threads prepare images on all cores"
+    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
+        "auto", description="Processes that categories and detectors are shared out to; 0, auto: this one"
+    )
+    ray: str | None = Field(
+        None, description="Share categories and detectors out to a Ray cluster: HOST:PORT, or auto [no]"
+    )
 
     @field_validator("size", mode="before")
     @classmethod

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,15 @@ def check_detector(text: str | Detector, size: Size) -> None:
     detector.check_size(size)
 
 
+def same_training(sets: Sequence[ImageSet]) -> list[list[ImageSet]]:
+    """Categories that follow each other and are trained on the same images, together."""
+    return [list(group) for _, group in groupby(sets, key=_trained)]
+
+
+def _trained(images: ImageSet) -> list[int]:
+    return [id(item) for item in images.select(split="train", label="good").items]
+
+
 class FittedDetectors:
     """Fits every detector once, as long as the training images stay the same.
 
@@ -41,8 +50,7 @@ class FittedDetectors:
 
     def __init__(self, device: str, sets: Sequence[ImageSet], given: Mapping[str, Detector]) -> None:
         self.device, self.given = device, given
-        trained = [[id(i) for i in s.select(split="train", label="good").items] for s in sets]
-        self._shared = any(a == b for a, b in pairwise(trained))
+        self._shared = len(same_training(sets)) < len(sets)
         self._items: list[Item] = []
         self._known: dict[tuple[str, bool, bool, int], Detector] = {}
 

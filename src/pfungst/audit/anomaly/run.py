@@ -6,12 +6,14 @@ import shutil
 import time
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
+import torch
 
 from pfungst import measure
 from pfungst.audit.anomaly import verdict
@@ -42,11 +44,13 @@ from pfungst.audit.sources import group_columns
 from pfungst.audit.workspace import Workspace, data_state, refuse_old_result, resumed_result, slug
 from pfungst.conditions import Condition
 from pfungst.data import ImageSet
-from pfungst.errors import PfungstWarning
+from pfungst.errors import DataError, PfungstWarning
+from pfungst.features.engine import shards
 from pfungst.progress import progress_bar
 
 if TYPE_CHECKING:
     from pfungst.anomaly import Detector
+    from pfungst.audit.anomaly.fitted import FittedDetectors
 
 
 def run(
@@ -130,26 +134,83 @@ def _entries(
     given: Mapping[str, Detector],
 ) -> list[Entry]:
     """Every category with every detector; what an interrupted run has finished is taken over."""
-    from pfungst.audit.anomaly.fitted import FittedDetectors  # with scikit-learn, half as long as torch
+    from pfungst.audit.anomaly.fitted import same_training  # with scikit-learn, half as long as torch
 
-    detectors = FittedDetectors(config.device, sets, given)
-    entries: list[Entry] = []
+    apart = config.ray is not None or config.workers not in (0, "auto")
+    blocks: list[_Block] = [(same, [m]) for same in same_training(sets) for m in config.model]
+    if not apart:
+        blocks = [([images], config.model) for images in sets]
+    found: dict[str, Entry] = {}
     with progress_bar("checking images", len(sets) * (1 + len(config.model))) as bar:
         if not config.skip_bad and isinstance(config.data, Path):
             decode_all(sets)
         for images in sets:
-            bar.say(images.name)
-            bar.advance()
-            study = cache(partial(Study.prepare, images, conditions, config, detectors))
-            for model in config.model:
-                part = f"{images.name} {model} {data_state(images.items)}"
-                entry = workspace.load_part(part, Entry)
-                if entry is None:
-                    entry = evaluate(study(), model, workspace)
-                    workspace.save_part(part, entry)
-                entries.append(entry)
+            known = {m: workspace.load_part(_part(images, m), Entry) for m in config.model}
+            found |= {_part(images, m): entry for m, entry in known.items() if entry is not None}
+        bar.advance(len(sets) + len(found))
+        missing = [any(_part(c, m) not in found for c in group for m in models) for group, models in blocks]
+        work = _Evaluation(config, conditions, sets, workspace, given, blocks, list(found))
+        workers = config.workers if apart else 0
+        threads = torch.get_num_threads()
+        if workers and workers != "auto" and config.ray is None:
+            threads = max(1, threads // workers)
+        for done in shards(
+            work, np.flatnonzero(missing).tolist(), workers, config.device, threads, config.ray
+        ):
+            for part, entry in cast("dict[str, Entry]", done).items():
+                _require_written(workspace, entry)
+                found[part] = entry
                 bar.advance()
-    return entries
+    return [found[_part(images, m)] for images in sets for m in config.model]
+
+
+def _require_written(workspace: Workspace, entry: Entry) -> None:
+    if not (workspace.folder / entry.arrays).is_file():
+        raise DataError(
+            f"{workspace.folder} lacks {entry.arrays}, which another machine of the cluster has written",
+            "all machines must see the results under the same path",
+        )
+
+
+_Block = tuple[list[ImageSet], list[str]]  # categories, detectors
+
+
+def _part(images: ImageSet, model: str) -> str:
+    return f"{images.name} {model} {data_state(images.items)}"
+
+
+@dataclass(frozen=True)
+class _Evaluation:
+    """Evaluates blocks of categories and detectors by their number, on a device, in any process.
+
+    Attributes:
+        finished: parts that are there.
+    """
+
+    config: AnomalyConfig
+    conditions: tuple[Condition, Condition]
+    sets: list[ImageSet]
+    workspace: Workspace
+    given: Mapping[str, Detector]
+    blocks: list[_Block]
+    finished: list[str]
+
+    def __call__(self, device: str) -> Callable[[int], dict[str, Entry]]:
+        from pfungst.audit.anomaly.fitted import FittedDetectors
+
+        return partial(self._block, FittedDetectors(device, self.sets, self.given))
+
+    def _block(self, detectors: FittedDetectors, number: int) -> dict[str, Entry]:
+        sets, models = self.blocks[number]
+        config = self.config.model_copy(update={"device": detectors.device})
+        found: dict[str, Entry] = {}
+        for images in sets:
+            study = cache(partial(Study.prepare, images, self.conditions, config, detectors))
+            for model in models:
+                if (part := _part(images, model)) not in self.finished:
+                    found[part] = evaluate(study(), model, self.workspace)
+                    self.workspace.save_part(part, found[part])
+        return found
 
 
 def evaluate(study: Study, model: str, workspace: Workspace) -> Entry:

@@ -48,6 +48,9 @@ class DiscoveryConfig(LabelledOptions):
         ["auto", "files"],
         description="Columns compared and tried: names, auto, files, text, none",
     )
+    groups_file: Path | None = Field(
+        None, description="CSV with more columns of the images, such as that of `pfungst people`"
+    )
     layer: str | None = Field(None, description="The final linear layer [found by itself]")
     size: int | None = Field(None, ge=4, le=2048, description="Side of the images in pixels [the model's]")
     original: str | None = Field(

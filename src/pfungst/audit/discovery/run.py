@@ -31,6 +31,7 @@ from pfungst.audit.sources import group_columns
 from pfungst.audit.workspace import Workspace, data_state, refuse_old_result, resumed_result
 from pfungst.conditions import Condition
 from pfungst.data import ImageSet, Item
+from pfungst.data.columns import join_columns
 from pfungst.data.outputs import match_outputs
 from pfungst.data.traits import BurntInText
 from pfungst.device import choose_device
@@ -70,7 +71,7 @@ def _opened(config: DiscoveryConfig) -> list[ImageSet]:
 
         given = _of_detector(config)
         check(given)
-        return open_sets(given)
+        return [_with_columns(images, config) for images in open_sets(given)]
     if config.encoder:
         from pfungst.audit.similarity.prepare import open_labelled as open_probed
 
@@ -78,7 +79,15 @@ def _opened(config: DiscoveryConfig) -> list[ImageSet]:
         if not isinstance(images, ImageSet):
             raise ConfigError(f"{config.images} holds texts", "discovery goes through images")
         return [images]
-    return [open_labelled(config.images, config, training=False)]
+    return [_with_columns(open_labelled(config.images, config, training=False), config)]
+
+
+def _with_columns(images: ImageSet, config: DiscoveryConfig) -> ImageSet:
+    """The same images with the columns of the groups file, where one is given."""
+    if config.groups_file is None:
+        return images
+    items, notes = join_columns(images.items, config.groups_file)
+    return images.of(items, [*images.notes, *notes])
 
 
 def _of_detector(config: DiscoveryConfig) -> AnomalyConfig:
@@ -104,7 +113,7 @@ def _of_encoder(config: DiscoveryConfig) -> SimilarityConfig:
         classes=config.classes,
         split="folds",  # every image is answered once by a probe that was not fitted to it
         seeds=1,
-        **config.shared("checkpoint", "trust_checkpoint", "size", "original", *_DATA),
+        **config.shared("checkpoint", "trust_checkpoint", "size", "original", "groups_file", *_DATA),
     )
 
 
@@ -120,6 +129,7 @@ def run(config: DiscoveryConfig) -> DiscoveryResult:
     choose_device(config.device, float64=True)
     check_file(config.checkpoint, "--checkpoint")
     check_file(config.answers, "--answers")
+    check_file(config.groups_file, "--groups-file")
     opened = _opened(config)
     data = data_state(item for images in opened for item in images.items)
     if (done := resumed_result(config, data)) is not None:

@@ -14,6 +14,12 @@ from pfungst.discover.subjects import WORDS
 from pfungst.errors import few
 from pfungst.measure.limits import CARRIED, DECIDES, P_SPURIOUS, RETAINED, STABLE
 
+_CALLED = {
+    "place": "something at one place",
+    "tone": "brightness, contrast or colour",
+    "text": "burnt-in text",
+    "bands": "frequency bands",
+}
 _BLIND = (
     "An artefact in nearly every image of a class can escape, and what has neither a place, nor content that "
     "moves, nor a tone or frequency of its own."
@@ -59,19 +65,20 @@ def conclude(
             f"{basis}; compare within its values, or balance the training images over it.",
         )
     if not pairs:
+        moved = _moved(entries)
         open_ = f"{few(unsure)}: the model follows what it cannot do without, the object or a shortcut."
         classes = any(e.what == "class" and e.name in unsure for e in entries)
         hint = " Only another model can tell: name one with --witness." if classes and not witnesses else ""
-        moved = [(e, f) for e in entries for f in e.findings if _moves(f)]
-        also = f"burnt-in text moves {few([e.name for e, _ in moved])}; " if moved else ""
+        written = [e.name for e, f in moved if f.kind == "text"]
+        also = f"burnt-in text moves {few(written)}; " if written else ""
         return made(
             f"Nothing beside the object was proved to decide; {also}{basis}",
             *[
-                f"{e.name}: burnt-in text in {f.share:.0%} of its images moves the answer, too little to "
-                f"decide it. Without it the evidence falls by {f.remove.value:.2f}{f.remove.ends()} "
-                f"{WORDS[e.what].unit}; put into others it carries {f.insert.value:.0%} of the way "
-                f"(P = {f.corrected:.2g}, Holm)."
-                for e, f in moved
+                f"{e.name}: {what_of(f)} moves the answer, too little to decide it. Without it the evidence "
+                f"falls by {f.remove.value:.2f}{f.remove.ends()} {WORDS[e.what].unit}; put into others it "
+                f"carries {f.insert.value:.0%}{f.insert.ends('.0%')} of the way (P = {f.corrected:.2g}, "
+                f"Holm).{'' if f.kind == 'text' else ' It may be a part of the object.'}"
+                for e, f in moved[:3]
             ],
             *([open_ + hint] if unsure and not witnesses else []),
             "What was not found is not shown to be absent.",
@@ -79,14 +86,14 @@ def conclude(
         )
     entry, first = pairs[0]
     more = len({e.name for e, _ in pairs}) - 1
-    called = "burnt-in text" if first.kind == "text" else "something"
+    called = _CALLED.get(first.kind, "something")
     called = first.judged.names[0] if first.judged and first.judged.names else called
     decided = {
         "class": f"{entry.name} is decided by {called} beside the object in {first.share:.0%} of its images",
-        "normal": f"{entry.name}: {first.share:.0%} are scored by something that is no defect",
-        "defect": f"{entry.name}: {first.share:.0%} are scored by something that is not needed to flag them",
+        "normal": f"{entry.name}: {first.share:.0%} are scored by {called}, which is no defect",
+        "defect": f"{entry.name}: {first.share:.0%} are scored by {called}, which is not needed to flag them",
     }[entry.what]
-    sentences = [f"{e.name}: {what_of(f)} {f.reason}." for e, f in pairs[:3]]
+    sentences = [f"{e.name}: {what_of(f)}: {f.reason}." for e, f in pairs[:3]]
     if not witnesses and any(e.what != "normal" and f.judged is None for e, f in pairs):
         sentences.append("Without a witness, the object is what the audited model itself still recognises.")
     sentences += told
@@ -97,10 +104,18 @@ def conclude(
     )
 
 
-def _moves(f: Proved) -> bool:
-    """Whether text, which is no object, moves the answer beyond chance."""
-    above = (i.low is not None and i.low > 0 for i in (f.remove, f.insert))
-    return f.kind == "text" and all(above) and f.corrected <= P_SPURIOUS
+def _moved(entries: Sequence[DiscoveryEntry]) -> list[tuple[DiscoveryEntry, Proved]]:
+    """What moves the answer of some images beyond chance, is not needed to recognise them, and is too little
+    to be found; text first, which is no object, then what moves most."""
+    pairs = [
+        (e, f)
+        for e in entries
+        for f in e.findings
+        if f.standing == "unproved" and (f.kind == "text" or (f.n_clusters > 1 and not f.alone))
+        if min(f.remove.low or 0, f.insert.low or 0) > 0 and f.corrected <= P_SPURIOUS
+        if f.kind == "text" or (f.retained.low or 0) >= RETAINED
+    ]
+    return sorted(pairs, key=lambda pair: (pair[1].kind != "text", -pair[1].insert.value))
 
 
 def verdict(found: Discovered, too_few: dict[str, int]) -> Verdict:
@@ -134,18 +149,15 @@ def verdict(found: Discovered, too_few: dict[str, int]) -> Verdict:
 
 def what_of(f: Proved) -> str:
     """What a cluster shares, in words that start a sentence."""
-    some = f"in {f.share:.0%} of its images " if f.n_clusters > 1 else "in all of its images "
-    kinds = {
-        "place": "what lies at one place",
-        "content": "content that the explanations share",
-        "tone": "brightness, contrast or colour",
-        "text": "burnt-in text",
-        "bands": f"frequency bands {few(map(str, f.bands))} of 8",
-    }
+    called = _CALLED.get(f.kind, "content that the explanations share")
+    bands = f" {few(map(str, f.bands))} of 8" if f.bands else ""
+    some = f"{called}{bands} in {f'{f.share:.0%}' if f.n_clusters > 1 else 'all'} of its images"
+    if f.kind == "text":
+        return some
     if " = " in f.view:
-        return f"{some}({f.view}) {kinds[f.kind]}:"
+        return f"{some} ({f.view})"
     named = next((f" ({c.column} = {c.value} in {c.inside:.0%}, else {c.outside:.0%})" for c in sure(f)), "")
-    return some + kinds[f.kind] + named + ":"
+    return some + named
 
 
 def sure(f: Proved) -> list[Column]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice, pairwise
@@ -62,11 +62,10 @@ def explain(
     chosen = list(dict.fromkeys([*sample, *(n for _, i, j, _ in shown for n in (i, j))]))
     images = study.source.pick(chosen)
     name = f"factors {combined(study.encoder.key(), study.source.state(), chosen)}"
-    batch = at_a_time(study)
     store = study.workspace.working(name)
-    work = Work(
-        study, explainer, patch, batch, sample, explainer.factor(images[ORIGINAL], batch, store / "original")
-    )
+    how: dict[str, Any] = study.config.model_dump(include={"workers", "ray", "device"})
+    factor: Callable[..., Factors] = partial(explainer.factor, batch_size=at_a_time(study), **how)
+    work = Work(study, explainer, patch, factor, sample, factor(images[ORIGINAL], store=store / "original"))
     drawn = {name: x[: len(sample)] for name, x in images.items()}  # they come first
 
     gallery = _Gallery()
@@ -166,7 +165,7 @@ class Work:
     study: Study
     explainer: SimilarityExplainer
     patch: int
-    batch: int
+    factor: Callable[..., Factors]
     sample: list[int]
     factors: Factors
 
@@ -353,7 +352,7 @@ def _artefact(
     if len(set(labels[rows].tolist())) < 2:
         return None
     pictures = images[name][torch.tensor(rows)]
-    stamped = work.explainer.factor(pictures, work.batch, store=store)  # type: ignore[arg-type]
+    stamped = work.factor(pictures, store=store)
     plain = work.factors.at(rows)
     effect = pasted_likeness(work.explainer, stamped, plain, labels[rows], region)
     assert effect is not None

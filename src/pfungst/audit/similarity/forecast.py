@@ -151,7 +151,7 @@ def _explained(study: Study, clock: Clock, groups: list[Subgroup]) -> tuple[int,
     rows = (np.arange(len(sample)) % batch).tolist()
     grids = [factors.grids[0]] * len(sample)
     all_of = Factors(factors.values[rows], factors.representations[rows], grids, checks=factors.checks)
-    work = Work(study, explainer, study.config.patch(size), batch, sample, all_of)
+    work = Work(study, explainer, study.config.patch(size), explainer.factor, sample, all_of)
     drawn = pictures[rows]
     clock(lambda: summarise(work, drawn))
     clock(lambda: locate(work))

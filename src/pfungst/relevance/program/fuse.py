@@ -10,7 +10,8 @@ from pfungst.relevance.program.ops import Combine, Op, Scale, layout
 
 
 def fuse(given: list[Op], output: int) -> list[Op]:
-    """Merge products with constants into the product or sum before or after them: mask · c is one constant.
+    """Merge products with constants into the product or sum before or after them, and sums into sums: mask
+    · c is one constant.
 
     Args:
         given: the ops, in the order of execution.
@@ -29,23 +30,30 @@ def fuse(given: list[Op], output: int) -> list[Op]:
     for op in given:
         if isinstance(op, Combine) and len(op.ins) == 1 and isinstance(op.cs[0], Tensor):
             op = Scale(op.ins, op.outs, op.cs[0])
-        before = maker(op.ins[0]) if op.ins else None
-        if isinstance(op, Scale) and isinstance(before, Scale | Combine):
+        first = maker(op.ins[0]) if op.ins else None
+        if isinstance(op, Scale) and isinstance(first, Scale | Combine):
             merged: Op
-            if isinstance(before, Scale):
-                merged = Scale(before.ins, op.outs, _product(before.c, op.c))
+            if isinstance(first, Scale):
+                merged = Scale(first.ins, op.outs, _product(first.c, op.c))
             else:
                 c = op.c
-                merged = Combine(before.ins, op.outs, [_times(b, c) for b in before.cs])
-            ops[ops.index(before)] = merged
+                merged = Combine(first.ins, op.outs, [_times(b, c) for b in first.cs])
+            ops[ops.index(first)] = merged
             op = merged
         else:
             if isinstance(op, Combine):
-                for j, i in enumerate(op.ins):
+                ins, cs = list[int](), list[Tensor | float]()
+                for i, factor in zip(op.ins, op.cs, strict=True):
                     source = maker(i)
-                    if isinstance(source, Scale):
-                        op.ins[j], op.cs[j] = source.ins[0], _times(source.c, op.cs[j])
+                    if isinstance(source, Scale | Combine):
                         ops.remove(source)
+                        ins += source.ins
+                        inner = source.cs if isinstance(source, Combine) else [source.c]
+                        cs += [_times(b, factor) for b in inner]
+                    else:
+                        ins.append(i)
+                        cs.append(factor)
+                op.ins, op.cs = ins, cs
             ops.append(op)
         for o in op.outs:
             made[o] = op

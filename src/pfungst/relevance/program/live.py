@@ -11,18 +11,20 @@ weights is amortised.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from pfungst.relevance.program.ops import Combine, Op, Scale
-from pfungst.relevance.program.units import LINE, PASS, Link, Taps, Units
+from pfungst.relevance.program.units import LINE, PASS, Link, Reach, Taps, Units
 from pfungst.relevance.program.windows import Convolution
 
-MANY = 128  # vectors from which live units pay
+MANY = 128  # cotangents from which live units pay
+SOME = 64  # tangents from which they may pay; costs decide
 MOST = 1024  # vectors at a time, from which on selection costs little
 
 # Costs in multiplications of a matrix product, from timings on two cores.
@@ -65,9 +67,7 @@ class LiveProgram:
     ) -> None:
         self.bottom, self.top = bottom, top
         scaled = _scaled(ops, top)
-        terms: dict[
-            int, list[tuple[int, Tensor, Convolution | None]]
-        ] = {}  # of each value: source, c, convolution
+        terms: dict[int, list[_Term]] = {}
         for op in ops:
             if (out := op.outs[0]) in scaled:
                 continue
@@ -76,18 +76,20 @@ class LiveProgram:
                 for i, c in zip(op.ins, _constants(op), strict=True)
             ]
             convs = [op if isinstance(op, Convolution) else scaled.get(i) for i, _ in given]
-            terms[out] = [
-                (i if conv is None else conv.ins[0], c, conv)
+            terms[out] = _joined(
+                _Term(i, c) if conv is None else _Term(conv.ins[0], c, [conv])
                 for (i, c), conv in zip(given, convs, strict=True)
-            ]
+            )
         passing = _alive(terms, bottom, top, live, shapes)
         self.nodes = {number: Node(Units(mask)) for number, mask in passing.items()}
         for value, parts in terms.items():
             node = self.nodes[value]
-            for source, c, conv in parts:
-                units = self.nodes[source].units
-                edge = Link(node.units, units, c) if conv is None else Taps(node.units, units, conv, c)
-                node.edges.append((edge, source))
+            for term in sorted(parts, key=lambda term: len(term.convs)):  # products add at no cost
+                units, c = self.nodes[term.source].units, term.c
+                edge: Link | Taps = Link(node.units, units, c)
+                if term.convs:
+                    edge = Taps(node.units, units, term.convs, c, term.which)
+                node.edges.append((edge, term.source))
 
     @property
     def width(self) -> int:
@@ -124,26 +126,71 @@ class LiveProgram:
                 edge.run(mine, grads[source], first)
         return self.nodes[self.bottom].units, grads.pop(self.bottom)
 
-    def forward(self, pieces: Iterable[Tensor]) -> tuple[Units, Tensor]:
-        """Tangents of the bottom value (m, C, H, W) → live units of the top value and their tangents (L,
-        M')."""
+    def forward(self, t: Tensor, reach: Callable[[int], Reach | None]) -> tuple[Units, Tensor]:
+        """Tangents (L, M) of live units of the bottom value → live units of the top value and their tangents
+        (L', M).
+
+        Args:
+            reach: of the vectors in the value of a number; None where that is not known.
+        """
         last = {source: number for number, node in self.nodes.items() for _, source in node.edges}
-        tangents = {self.bottom: self.nodes[self.bottom].units.gather(pieces)}
+        tangents, spare = {self.bottom: t}, list[Tensor]()
         for number, node in self.nodes.items():
             if number == self.bottom:
                 continue
-            like = next(iter(tangents.values()))
-            out = like.new_empty(len(node.units), like.shape[1])
+            out, seen = _matrix(spare, t, len(node.units)), reach(number)
+            ends = node.units.start[:: node.units.shape[2]]
+            for (low, high), (begin, end) in zip(pairwise(ends), seen or (), strict=seen is not None):
+                out[low:high, :begin] = 0
+                out[low:high, end:] = 0
             for k, (edge, source) in enumerate(node.edges):
-                edge.forward(tangents[source], out, k == 0)
-            for source in {source for _, source in node.edges if last[source] == number}:
-                del tangents[source]
+                edge.forward(tangents[source], out, k == 0, seen)
+            done = [tangents.pop(s) for s in {s for _, s in node.edges if last[s] == number}]
+            spare += [d if d._base is None else d._base for d in done]
             tangents[number] = out
         return self.nodes[self.top].units, tangents[self.top]
 
 
+@dataclass
+class _Term:
+    """Of a value: c · source, or c · a convolution of it, `which` of several for each unit (C, H, W)."""
+
+    source: int
+    c: Tensor
+    convs: list[Convolution] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.which = torch.zeros_like(self.c, dtype=torch.long)
+
+    def takes(self, other: _Term) -> bool:
+        """Take over another term of convolutions alike where no unit needs both: the two of a rule that
+        treats positive and negative outputs differently."""
+        if not (
+            self.source == other.source
+            and self.convs
+            and other.convs
+            and self.convs[0].geometry == other.convs[0].geometry
+        ):
+            return False
+        mine, theirs = self.c != 0, other.c != 0
+        if bool((mine & theirs).any()):
+            return False
+        self.which = torch.where(theirs, len(self.convs), self.which)
+        self.c = torch.where(theirs, other.c, self.c)
+        self.convs = [*self.convs, *other.convs]
+        return True
+
+
+def _joined(terms: Iterable[_Term]) -> list[_Term]:
+    found: list[_Term] = []
+    for term in terms:
+        if not any(known.takes(term) for known in found):
+            found.append(term)
+    return found
+
+
 def _alive(
-    terms: dict[int, list[tuple[int, Tensor, Convolution | None]]],
+    terms: dict[int, list[_Term]],
     bottom: int,
     top: int,
     live: Tensor | None,
@@ -152,20 +199,20 @@ def _alive(
     """Units (C, H, W) of each value through which anything passes: from below, and on to what reads it.
 
     Args:
-        terms: of each value in the order of execution: source, constant, convolution in between.
+        terms: of each value in the order of execution.
         live: of the bottom value, all if None.
     """
     masks = {i: torch.zeros(shapes[i][1:], dtype=torch.bool) for i in (bottom, *terms)}
     masks[bottom] |= True if live is None else live
     for out, parts in terms.items():
-        for source, c, conv in parts:
-            masks[out] |= c != 0 if conv is not None else (c != 0) & masks[source]
+        for term in parts:
+            masks[out] |= term.c != 0 if term.convs else (term.c != 0) & masks[term.source]
     read = {i: torch.zeros_like(mask) for i, mask in masks.items()}
     read[top] |= True
     for out, parts in reversed(terms.items()):
         masks[out] &= read[out]
-        for source, c, conv in parts:
-            read[source] |= True if conv is not None else (c != 0) & masks[out]
+        for term in parts:
+            read[term.source] |= True if term.convs else (term.c != 0) & masks[out]
     masks[bottom] &= read[bottom]
     return masks
 
@@ -228,18 +275,67 @@ class Span:
         for parts in zip(*(units.scatter(matrix, len(g)) for units, matrix in found), strict=True):
             yield torch.stack(parts, 1) if len(parts) > 1 else parts[0][:, None]
 
-    def forward(self, pieces: Iterable[Tensor], most: int) -> Iterator[Tensor]:
+    def forward(
+        self,
+        pieces: Iterable[Tensor],
+        most: int,
+        windows: Windows | None = None,
+    ) -> Iterator[Tensor]:
         """(m, N, C, H, W) → pieces (m', N, C', H', W') of the top value, in the same order.
 
         Args:
             pieces: tangents of the bottom value.
             most: how many vectors to run at once.
+            windows: all of them, in place of pieces.
         """
+        if windows is not None:
+            inputs, count = windows.values.shape[1], windows.sources.shape[1]
+            collect = lambda units, n: units.collect(windows.values[:, n], windows.sources)
+            yield from self._passed(inputs, count, collect, windows.reach)
+            return
         for group in _groups(pieces, most):
-            inputs, count = group[0].shape[1], sum(map(len, group))
-            found = [self.program(n).forward(piece[:, n] for piece in group) for n in range(inputs)]
-            for parts in zip(*(units.scatter(matrix, count) for units, matrix in found), strict=True):
-                yield torch.stack(parts, 1) if len(parts) > 1 else parts[0][:, None]
+            gather = lambda units, n, group=group: units.gather(piece[:, n] for piece in group)
+            count = sum(map(len, group))
+            yield from self._passed(group[0].shape[1], count, gather, lambda value: None)
+
+    def _passed(
+        self,
+        inputs: int,
+        count: int,
+        take: Callable[[Units, int], Tensor],
+        reach: Callable[[int], Reach | None],
+    ) -> Iterator[Tensor]:
+        """What becomes of so many vectors, taken on units for each input."""
+        found = []
+        for n in range(inputs):
+            program = self.program(n)
+            found.append(program.forward(take(program.nodes[program.bottom].units, n), reach))
+        for parts in zip(*(units.scatter(matrix, count) for units, matrix in found), strict=True):
+            yield torch.stack(parts, 1) if len(parts) > 1 else parts[0][:, None]
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Many tangents of a value, each of which is one of few at each position.
+
+    Args:
+        values: (G, N, C, H, W) the few.
+        sources: (H · W, M) which of them, G for zero.
+        reach: number of a value → of the many there, in each row of the image.
+    """
+
+    values: Tensor
+    sources: Tensor
+    reach: Callable[[int], Reach | None]
+
+
+def _matrix(spare: list[Tensor], like: Tensor, rows: int) -> Tensor:
+    """So many rows as those of another, in memory that is no longer needed where there is enough: fresh pages
+    cost as much as the values that are written on them."""
+    fitting = [k for k, t in enumerate(spare) if len(t) >= rows]
+    if fitting:
+        return spare.pop(min(fitting, key=lambda k: len(spare[k])))[:rows]
+    return like.new_empty(rows, like.shape[1])
 
 
 def _groups(pieces: Iterable[Tensor], most: int) -> Iterator[list[Tensor]]:

@@ -6,7 +6,7 @@ each position and row of taps, of the weights between live units only.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import pairwise
 
@@ -18,6 +18,9 @@ from pfungst.relevance.program.windows import Convolution
 
 LINE = 16  # values in a line of the cache: products are fastest for multiples of it
 _VALUES = 1 << 16  # of a matrix that are combined with those of another at a time, in the cache
+
+#: First vector that is anything in a row of an image, and last + 1.
+Reach = Sequence[tuple[int, int]]
 
 # Costs in multiplications of a matrix product, from timings on two cores.
 CALL = 2.4e6  # of one more matrix product
@@ -68,6 +71,21 @@ class Units:
         found.append(found[0].new_zeros(-sum(map(len, found)) % LINE, len(self)))
         return torch.cat(found).T.contiguous()
 
+    def collect(self, vectors: Tensor, sources: Tensor) -> Tensor:
+        """Images (G, C, H, W) → (L, M'), filled up with zeros as by :meth:`gather`.
+
+        Args:
+            sources: (H · W, M) which of the images each vector is at each position, G for zero.
+        """
+        count, pixels = sources.shape[1], vectors.permute(2, 3, 0, 1).flatten(0, 1)
+        out = vectors.new_zeros(len(self), count + -count % LINE)
+        for place, (low, high) in enumerate(pairwise(self.start)):
+            if low < high:
+                here = pixels[place].index_select(1, self.channel[low:high])
+                here = torch.cat([here, here.new_zeros(1, high - low)])
+                out[low:high, :count] = here.index_select(0, sources[place]).T
+        return out
+
     def scatter(self, g: Tensor, vectors: int) -> Iterator[Tensor]:
         """(L, M') → pieces of M images (M, C, H, W), channels last in memory, zero where nothing is live."""
         channels, height, width = self.shape
@@ -113,7 +131,7 @@ class Link:
         it."""
         self._scale(self._back, g, out, first)
 
-    def forward(self, t: Tensor, out: Tensor, first: bool) -> None:
+    def forward(self, t: Tensor, out: Tensor, first: bool, reach: Reach | None) -> None:
         """Write or add to `out` (L, M) what the tangent (L', M) of the target makes of it."""
         self._scale(self._ahead, t, out, first)
 
@@ -134,24 +152,25 @@ class Link:
 
 
 class Taps:
-    """A convolution whose output is multiplied by a constant.
+    """Convolutions of one value, one for each unit of the output, which is multiplied by a constant.
 
     Args:
         source: units whose cotangent is known, at the output.
         target: units of the input.
-        conv: the convolution, in one group.
+        convs: of the same kernel, stride, padding and dilation, in one group.
         c: the constant (O, H', W').
+        which: (O, H', W') number of the convolution of each unit.
     """
 
-    def __init__(self, source: Units, target: Units, conv: Convolution, c: Tensor) -> None:
-        self.source, self.target, self.conv = source, target, conv
+    def __init__(
+        self, source: Units, target: Units, convs: Sequence[Convolution], c: Tensor, which: Tensor
+    ) -> None:
+        self.source, self.target, self.convs, self.conv = source, target, convs, convs[0]
         self.c = source.select(c)
-        outs, _, *self.kernel = conv.weight.shape
-        self.outs = outs
-        self.weight = conv.taps
+        self.outs, self.ins, *self.kernel = self.conv.weight.shape
         # Taps of one row of the kernel see neighbours, which lie one after the other.
-        self.joined = conv.stride[1] == 1 and conv.dilation[1] == 1
-        self.row = source.channel - source.column * outs if self.joined else source.channel
+        self.joined = self.conv.stride[1] == 1 and self.conv.dilation[1] == 1
+        self.which = source.select(which)[:, 0]
 
     def cost(self, vectors: int) -> float:
         """Of one of so many vectors."""
@@ -165,12 +184,29 @@ class Taps:
             conv.dilation,
         )[0, 0]
         products = float((seen * self.source.counts).sum())
-        selected = products + len(self.source) * taps * self.weight.shape[1]
+        selected = products + len(self.source) * taps * self.ins
         places = self.target.shape[1] * self.target.shape[2]
         calls = places * (self.kernel[0] if self.joined else taps / conv.stride[1]) / conv.stride[0]
         return products + (selected * SELECT + calls * CALL) / vectors
 
-    def _blocks(self, row: int, column: int) -> Iterator[tuple[int, int, int]]:
+    @cached_property
+    def _back(self) -> tuple[Tensor, Tensor]:
+        """Weights, one row (C,) for each convolution, tap and output channel; and where those of each unit of
+        the source begin, for the first tap, or for the tap in its column."""
+        first = self.source.channel + self.which * (self.kernel[0] * self.kernel[1] * self.outs)
+        row = first - self.source.column * self.outs if self.joined else first
+        return _stacked([conv.taps for conv in self.convs]), row
+
+    @cached_property
+    def _ahead(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Weights, one row (columns of the kernel · C,) for each convolution, row of the kernel and output
+        channel; where those of each unit of the source begin, and the column of each of the target, were the
+        kernel as wide as the image."""
+        row = self.source.channel + self.which * (self.kernel[0] * self.outs)
+        column = self.target.channel + self.target.column * self.ins
+        return _stacked([conv.rows for conv in self.convs]), row, column
+
+    def _seeing(self, row: int, column: int) -> Iterator[tuple[int, int, int]]:
         """Source units that see a position of the target: first, last + 1, and offset of their rows of
         weights."""
         (_, height, width), start = self.source.shape, self.source.start
@@ -191,43 +227,69 @@ class Taps:
                     place = y * width + x
                     yield start[place], start[place + 1], (a * self.kernel[1] + b) * self.outs
 
-    def _selected(self, a: int, b: int, offset: int, channels: Tensor) -> Tensor:
-        """Weights between some units of the source and some of the target, times the constant."""
-        weight = self.weight.index_select(0, self.row[a:b] + offset)
-        return weight.index_select(1, channels).mul_(self.c[a:b])
+    def _seen(self, row: int, column: int) -> Iterator[tuple[int, int, int, int]]:
+        """Target units that a position of the source sees: first, last + 1, row of the kernel, and offset of
+        their columns of weights."""
+        (_, height, width), start = self.target.shape, self.target.start
+        (sh, sw), (ph, pw), (dh, dw) = self.conv.stride, self.conv.padding, self.conv.dilation
+        left = column * sw - pw
+        for a in range(self.kernel[0]):
+            y = row * sh - ph + a * dh
+            if not 0 <= y < height:
+                continue
+            if dw == 1:
+                low, high = max(0, left), min(width, left + self.kernel[1])
+                if low < high:
+                    yield start[y * width + low], start[y * width + high], a, left * self.ins
+                continue
+            for b in range(self.kernel[1]):
+                if 0 <= left + b * dw < width:
+                    place = y * width + left + b * dw
+                    yield start[place], start[place + 1], a, (left + b * (dw - 1)) * self.ins
 
     def run(self, g: Tensor, out: Tensor, first: bool) -> None:
         """Write, if it is the first, or add to `out` (L', M) what the cotangent (L, M) of the source makes of
         it."""
-        width = self.target.shape[2]
+        width, (weights, row) = self.target.shape[2], self._back
         for place, (low, high) in enumerate(pairwise(self.target.start)):
             if low == high:
                 continue
             into, channels, fresh = out[low:high], self.target.channel[low:high], first
-            for a, b, offset in self._blocks(*divmod(place, width)):
+            for a, b, offset in self._seeing(*divmod(place, width)):
                 if a == b:
                     continue
-                weight = self._selected(a, b, offset, channels)
-                if fresh:
-                    torch.mm(weight.T, g[a:b], out=into)
-                    fresh = False
-                else:
-                    into.addmm_(weight.T, g[a:b])
+                weight = weights.index_select(0, row[a:b] + offset).index_select(1, channels)
+                fresh = _product(weight.mul_(self.c[a:b]).T, g[a:b], into, fresh)
             if fresh:
                 into.zero_()
 
-    def forward(self, t: Tensor, out: Tensor, first: bool) -> None:
-        """Write or add to `out` (L, M) what the tangent (L', M) of the target makes of it."""
-        width, alone = self.target.shape[2], self.conv.pointwise  # each unit then sees one position
-        if first and not alone:
-            out.zero_()
-        for place, (low, high) in enumerate(pairwise(self.target.start)):
-            channels = self.target.channel[low:high]
-            for a, b, offset in self._blocks(*divmod(place, width)):
-                if a == b or (low == high and not (first and alone)):
+    def forward(self, t: Tensor, out: Tensor, first: bool, reach: Reach | None) -> None:
+        """Write or add to `out` (L, M) what the tangent (L', M) of the target makes of it; of the vectors in
+        `reach` of each row only."""
+        width, (weights, row, column) = self.source.shape[2], self._ahead
+        for place, (low, high) in enumerate(pairwise(self.source.start)):
+            if low == high:
+                continue
+            vectors = slice(None) if reach is None else slice(*reach[place // width])
+            into, channels, c, fresh = out[low:high, vectors], row[low:high], self.c[low:high], first
+            for a, b, line, offset in self._seen(*divmod(place, width)):
+                if a == b:
                     continue
-                weight = self._selected(a, b, offset, channels)
-                if first and alone:
-                    torch.mm(weight, t[low:high], out=out[a:b])
-                else:
-                    out[a:b].addmm_(weight, t[low:high])
+                weight = weights.index_select(0, channels + line * self.outs)
+                weight = weight.index_select(1, column[a:b] - offset)
+                fresh = _product(weight.mul_(c), t[a:b, vectors], into, fresh)
+            if fresh:
+                into.zero_()
+
+
+def _stacked(weights: list[Tensor]) -> Tensor:
+    return weights[0] if len(weights) == 1 else torch.cat(weights)
+
+
+def _product(a: Tensor, b: Tensor, out: Tensor, first: bool) -> bool:
+    """Write, if it is the first, or add a · b; whether the next is the first."""
+    if first:
+        torch.mm(a, b, out=out)
+    else:
+        out.addmm_(a, b)
+    return False

@@ -35,12 +35,19 @@ class Convolution(Op):
             and self.stride == [1, 1]
             and all(d * (k - 1) >= p for k, p, d in zip(kernel, self.padding, self.dilation, strict=True))
         )
+        self.geometry = (kernel, self.stride, self.padding, self.dilation)
         self.pointwise = self.groups == 1 and tuple(kernel) == (1, 1) and self.padding == [0, 0]
 
     @cached_property
     def taps(self) -> Tensor:
         """One row of weights (C,) for each row and column of the kernel and output channel."""
         return self.weight.permute(2, 3, 0, 1).reshape(-1, self.weight.shape[1]).contiguous()
+
+    @cached_property
+    def rows(self) -> Tensor:
+        """One row of weights (columns of the kernel · C,) for each row of the kernel and output channel."""
+        weight = self.weight.permute(2, 0, 3, 1)
+        return weight.reshape(weight.shape[0] * weight.shape[1], -1).contiguous()
 
     @cached_property
     def _flipped(self) -> tuple[Tensor, list[int]]:
