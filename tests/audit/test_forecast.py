@@ -121,8 +121,8 @@ def test_a_detector_grows_by_the_power_that_twice_as_many_images_show():
 
 def test_an_anomaly_audit_convolves_as_many_images_as_forecast(tmp_path):
     chosen = AnomalyConfig.build(
-        data="synthetic", category=["bolt"], size=32, seeds=2, out=tmp_path / "out", device="cpu",
-        model="patchcore:backbone=small:4",
+        data="synthetic", category=["turned_ring"], size=32, seeds=2, out=tmp_path / "out", device="cpu",
+        model="patchcore:backbone=small:4,layers=stage2+stage3",
     )  # fmt: skip
     with warnings.catch_warnings(), Convolved() as counted:
         warnings.simplefilter("ignore")
