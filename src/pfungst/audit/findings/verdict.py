@@ -197,7 +197,8 @@ def how(effort: Effort) -> list[str]:
         "Clusters are spectral, on a graph of 10 nearest neighbours. Their number is that of the eigengap "
         "which most exceeds those of 19 single clouds of the same covariance, if resamples agree (adjusted "
         f"Rand index {STABLE:.1f} or more); else one.",
-        f"Each cluster of {FEWEST} images or more is tried on {effort.changed} of them, drawn at random. "
+        f"Each cluster of {FEWEST} images or more is tried on {effort.changed} of them, drawn at random, and "
+        "on ten where these show that it carries too little. "
         "Found is what lowers the evidence when taken away more than a control does, raises it when put into "
         "other images, beyond other content of the same images and the content of the topic's other images, "
         f"by {DECIDES:.0%} of the way at the lower end, with P ≤ {P_SPURIOUS:g} after Holm's correction for "
