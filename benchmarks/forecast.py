@@ -15,6 +15,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -63,16 +64,14 @@ def measure(kind: str, options: dict[str, Any], clock: str, threads: int, sender
 
     torch.set_num_threads(threads)
     keep_freed_memory()
-    config = configured(kind, options)
+    config, audit = configured(kind, options), import_module(f"pfungst.audit.{kind}.run")
     started = {name: now() for name, now in CLOCKS.items()}
     if clock:
         cost = forecast(kind, config, CLOCKS[clock])
         print(f"  by {clock} time, {CLOCKS[clock]() - started[clock]:.1f} s: {cost}", flush=True)
         sender.send(({clock: cost.seconds}, cost.memory))
         return
-    from importlib import import_module
-
-    import_module(f"pfungst.audit.{kind}.run").run(config)
+    audit.run(config)
     sender.send(({name: now() - started[name] for name, now in CLOCKS.items()}, float(peak_memory())))
 
 

@@ -23,7 +23,7 @@ from pfungst.memory import keep_freed_memory
 from pfungst.mitigate import GaussianBlur
 from pfungst.relevance import Patches, attribute, linearize
 from pfungst.relevance.linearize import LinearizedModel
-from pfungst.relevance.program.patches import plan
+from pfungst.relevance.program.patches import boxes, plan
 from pfungst.relevance.program.windows import Convolution
 
 
@@ -45,7 +45,8 @@ def compare(
 def bare_convolutions(linear: LinearizedModel, basis: Patches) -> Callable[[], object]:
     """The convolutions of a factor in forward mode on whole images, and nothing else: the same sizes and numbers."""
     tape, calls = linear.tape, []
-    stages = plan(tape, basis.shape(linear.sample), basis.patch, linear.sample[1:])
+    grid = basis.shape(linear.sample)
+    stages = plan(tape, grid, boxes(tape, grid, basis.patch, linear.sample[1:]))
     start = 0
     for stop, groups in [(s.stop, s.groups) for s in stages] + [(len(tape.ops), basis.size(linear.sample))]:
         for op in tape.ops[start:stop]:

@@ -121,7 +121,7 @@ UNIX = re.compile(
 )
 GUARDED = {
     "threads.py": "sched_getaffinity",  # behind hasattr
-    "memory.py": "sysconf|/proc/|mallopt",  # behind the platform
+    "memory.py": "sysconf|/proc/|mallopt|import resource",  # behind the platform, or in a try
     "files.py": "import fcntl",  # in a try
 }
 

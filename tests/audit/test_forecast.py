@@ -1,12 +1,18 @@
 """--dry-run: what is forecast against what audits do, in images convolved, which do not depend on the machine."""
 
 import re
+import warnings
 
+import numpy as np
 import pytest
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import similarity_factory
 from classifier_factory import SIZE, make
+from pfungst.audit.anomaly import forecast as anomaly
+from pfungst.audit.anomaly import run as anomaly_run
+from pfungst.audit.anomaly.config import AnomalyConfig
+from pfungst.audit.anomaly.prepare import check, open_sets
 from pfungst.audit.classifier import forecast as classifier
 from pfungst.audit.classifier.config import ClassifierConfig
 from pfungst.audit.classifier.prepare import Given
@@ -68,8 +74,6 @@ def test_a_cost_is_told_as_a_range():
 
 
 def test_some_rows_are_spread_evenly():
-    import numpy as np
-
     assert some(np.arange(10), 3) == [0, 4, 9]
     assert some(np.arange(2), 5) == [0, 1]
     assert some(np.arange(0), 5) == []
@@ -107,6 +111,26 @@ def test_a_similarity_audit_convolves_as_many_images_as_forecast(scans, tmp_path
     again = chosen.model_copy(update={"overwrite": True})
     with Convolved() as tried:
         cost = similarity.estimate(again, *similarity_run.check(again), lambda: tried.images)
+    assert cost.seconds == pytest.approx(counted.images, rel=0.25)
+
+
+def test_a_detector_grows_by_the_power_that_twice_as_many_images_show():
+    half, whole = anomaly._Tried(1.0, 1.0, 2.0, 0.0, 10.0), anomaly._Tried(4.0, 1.0, 4.0, 0.0, 20.0)
+    assert whole.grown(half, 3.0) == pytest.approx((36.0, 1.0, 12.0, 0.0, 60.0))  # square, constant, linear
+
+
+def test_an_anomaly_audit_convolves_as_many_images_as_forecast(tmp_path):
+    chosen = AnomalyConfig.build(
+        data="synthetic", category=["turned_ring"], size=32, seeds=2, out=tmp_path / "out", device="cpu",
+        model="patchcore:backbone=small:4,layers=stage2+stage3",
+    )  # fmt: skip
+    with warnings.catch_warnings(), Convolved() as counted:
+        warnings.simplefilter("ignore")
+        anomaly_run.run(chosen)
+    again = chosen.model_copy(update={"overwrite": True})
+    with warnings.catch_warnings(), Convolved() as tried:
+        warnings.simplefilter("ignore")
+        cost = anomaly.estimate(open_sets(again), check(again), again, lambda: tried.images)
     assert cost.seconds == pytest.approx(counted.images, rel=0.25)
 
 

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torchvision.models import resnet18, vgg11_bn
 
 from pfungst.relevance import Patches, Pixels, linearize
-from pfungst.relevance.program import live, tape, units
+from pfungst.relevance.program import live, patches, tape, units
 
 ROOM = 2 << 30
 
@@ -154,15 +154,38 @@ def test_tangents_on_live_units_give_what_whole_images_give(
     torch.manual_seed(seed)
     net = Residual(5, kernel, stride, dilation).double().eval()
     lin = linearize(net, torch.rand(inputs, 3, 12, 12, dtype=torch.float64), name)
-    expected = lin.columns(Patches(patch))  # fewer patches than `MANY`
+    expected = lin.columns(Patches(patch))  # fewer patches than `SOME`
     with pytest.MonkeyPatch.context() as monkey, torch.no_grad():
-        monkey.setattr(tape, "MANY", 1)
+        monkey.setattr(tape, "SOME", 1)
         if programs(lin, monkey) is None:
             return
         took = []
         monkey.setattr(live.LiveProgram, "forward", counted(live.LiveProgram.forward, took))
         torch.testing.assert_close(lin.columns(Patches(patch)), expected, rtol=1e-10, atol=1e-12)
         assert took
+
+
+@pytest.mark.parametrize(("inputs", "patch"), [(2, 8), (1, 11)])
+def test_patches_go_on_one_by_one_on_live_units_in_the_rows_that_they_reach(inputs, patch, monkeypatch):
+    """They are taken out of the stage before without an image of their own, and its vectors outside are zero."""
+    torch.manual_seed(0)
+    net = resnet18(num_classes=5).double().eval()
+    lin = linearize(net, torch.rand(inputs, 3, 72, 56, dtype=torch.float64), "epsilon_gamma_box")
+    monkeypatch.setattr(tape, "SOME", 10_000)
+    expected = lin.columns(Patches(patch))
+    taken, reached = [], []
+    for module in (tape, patches):
+        monkeypatch.setattr(module, "SOME", 8)
+    monkeypatch.setattr(patches, "_WORTH", 100.0)
+    programs(lin, monkeypatch)
+    collect, forward = units.Units.collect, units.Taps.forward
+    monkeypatch.setattr(units.Units, "collect", counted(collect, taken))
+    monkeypatch.setattr(units.Taps, "forward", lambda *args: reached.append(args[-1]) or forward(*args))
+    torch.testing.assert_close(lin.columns(Patches(patch)), expected, rtol=1e-10, atol=1e-12)
+    assert len(taken) == inputs
+    rows, columns = Patches(patch).shape((3, 72, 56))
+    some = [end - begin for reach in reached if reach is not None for begin, end in reach]
+    assert 0 < min(some) < max(some) <= rows * columns
 
 
 def counted(method, calls):

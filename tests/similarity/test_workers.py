@@ -136,6 +136,7 @@ def test_processes_start_only_where_they_save_time(tmp_path, x, monkeypatch):
         return map(make("cpu"), todo)
 
     monkeypatch.setattr(explainer, "shards", shards)
+    monkeypatch.setattr(explainer, "available_memory", lambda: 64 << 30)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
     for number, (least, workers) in enumerate([(20.0, "auto"), (0.0, "auto"), (20.0, 3)]):
         monkeypatch.setattr(explainer, "_START", least)

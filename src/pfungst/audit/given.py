@@ -25,7 +25,7 @@ class ImageOptions(AuditConfig):
         description="Values shown of DICOM and of more than 8 bits: CENTRE,WIDTH; header: as the file says, "
         "else the range in use",
     )
-    dry_run: bool = Field(False, description="Say what the data were recognised as, and stop")
+    dry_run: bool = Field(False, description="Say what the data are recognised as and what the audit takes")
 
     _irrelevant: ClassVar[tuple[str, ...]] = (*AuditConfig._irrelevant, "dry_run")
 

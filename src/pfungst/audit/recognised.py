@@ -22,7 +22,6 @@ T = TypeVar("T")
 _HEADERS = 100  # files per set whose header is read for the size
 _TIMED = 8  # images that are prepared to know the time
 _WITHIN = 1.25  # between a forecast and what the audit takes (benchmarks/forecast.py)
-_FITTED = 32  # training images that a detector is fitted on to know the time
 
 
 @dataclass(frozen=True)
@@ -136,24 +135,14 @@ def _sizes(images: ImageSet) -> str:
     return few(f"{size} {count}" for size, count in found.most_common()) + of
 
 
-def prepared_few(
-    sets: Sequence[ImageSet], conditions: Sequence[Condition], size: Any
-) -> tuple[list[Any], float]:
-    """A few images of the first set under each condition, and the seconds that all sets would take."""
-    normal = [i for i in sets[0].items if i.split == "train" and i.label == "good"][:_FITTED]
-    others = [i for i in sets[0].items if i.split == "test"]
-    chosen = [*normal, *others[:: -(-len(others) // _TIMED) or 1]] or sets[0].items[:_TIMED]
-    started = time.perf_counter()
-    found = ImageSet(sets[0].name, chosen).prepare_many(conditions, size, skip_bad=True)
-    each = (time.perf_counter() - started) / len(chosen)
-    return found, each * sum(map(len, sets))
-
-
 def estimate_preparation(sets: Sequence[ImageSet], conditions: Sequence[Condition], size: Any) -> str:
     """Time and memory of preparing all images, from a few."""
-    found, seconds = prepared_few(sets, conditions, size)
+    items = [sets[0].items[i] for i in some(np.arange(len(sets[0])), _TIMED)]
+    clock = Clock()
+    few = ImageSet(sets[0].name, items)
+    found = clock(lambda: few.prepare_many(conditions, size, skip_bad=True), sum(map(len, sets)) / len(items))
     return (
-        f"estimate: decoding and preparing all images about {duration(seconds)}, "
+        f"estimate: decoding and preparing all images about {duration(clock.seconds)}, "
         f"{amount(found[0].images[0].nbytes * sum(map(len, sets)))} where they are kept; without the model"
     )
 

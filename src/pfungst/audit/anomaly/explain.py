@@ -24,7 +24,8 @@ from pfungst.relevance import DCTBands
 BANDS = DCTBands.paper()
 FLIPPED = 16  # test images whose patches are replaced
 GRID = 8  # patches along a side
-_STEPS, _ORDERS = 6, 2  # points of a curve and random orders: 22 scores an image
+_STEPS, _ORDERS = 6, 2  # points of a curve and random orders
+SCORED = 22  # scores of an image that this takes
 
 
 @dataclass(frozen=True)

@@ -1,67 +1,120 @@
-"""What ``--dry-run`` says an anomaly audit would cost."""
+"""What ``--dry-run`` says an anomaly audit would cost: each detector is tried on two numbers of images."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import partial
+from math import log
+from time import perf_counter
+from typing import NamedTuple
 
 import numpy as np
+from torch import Tensor
 
+from pfungst import measure
 from pfungst.audit.anomaly.config import AnomalyConfig
-from pfungst.audit.recognised import amount, duration, prepared_few
+from pfungst.audit.anomaly.explain import BANDS, FLIPPED, SCORED
+from pfungst.audit.anomaly.measure import FIT_SHARE, RATES, RESAMPLES
+from pfungst.audit.recognised import Clock, Cost, some
 from pfungst.conditions import Condition
 from pfungst.data import ImageSet
 from pfungst.errors import DataError
+from pfungst.memory import peak_memory
+
+_FIRST = 8  # training images of the first fit, with which Python imports and weights are read
+_FITTED = 96  # training images at most that are fitted, and half of them
+_SCORED = 12  # test images that are scored and explained
 
 
-def estimate(sets: Sequence[ImageSet], conditions: Sequence[Condition], config: AnomalyConfig) -> str:
-    """Time and memory of an anomaly audit, from each detector fitted on a few images.
+class _Tried(NamedTuple):
+    """Seconds of a fit, of the score of an image, its heatmap and its bands; bytes of the detector."""
 
-    The lower bound takes the fit for linear in the training images and a score for independent of them, the
-    upper one for quadratic and linear.
+    fit: float
+    score: float
+    heat: float
+    bands: float
+    held: float
+
+    def grown(self, half: _Tried, often: float) -> _Tried:
+        """With so many times as many training images, by the power that twice as many take: a fit at most
+        their square."""
+        powers = [log(max(a, 1e-9) / max(b, 1e-9), 2) for a, b in zip(self, half, strict=True)]
+        most = (2.0, 1.0, 1.0, 1.0, 1.0)
+        pairs = zip(self, powers, most, strict=True)
+        return _Tried._make(a * often ** min(max(p, 0.0), m) for a, p, m in pairs)
+
+
+def estimate(
+    sets: Sequence[ImageSet],
+    conditions: Sequence[Condition],
+    config: AnomalyConfig,
+    now: Callable[[], float] = perf_counter,
+) -> Cost:
+    """Time and memory of an anomaly audit; all sets are taken to be like the first one.
+
+    Args:
+        now: the clock, in seconds.
 
     Raises:
         DataError: none of the images that are tried can be read.
     """
-    (original, _), seconds = prepared_few(sets, conditions, config.size)
-    tests = original.splits == "test"
+    clock = Clock(now)
+    train, test = ([sets[0].items[i] for i in _rows(sets[0], split)] for split in ("train", "test"))
+    few = ImageSet(sets[0].name, [*train, *test])
+    often = sum(map(len, sets)) / len(few)
+    found = clock(lambda: few.prepare_many(conditions, config.size, skip_bad=True), often)[0]
+    if not config.skip_bad:
+        clock(few.check, often)
+    tests = found.splits == "test"
     if tests.all() or not tests.any():
-        raise DataError(
-            f"{sets[0].name}: none of the images tried can be read", "mend them, or try --skip-bad"
-        )
-    mended = config.mitigate != "none"
-    low = high = seconds
+        raise DataError(f"{few.name}: none of the images tried can be read", "mend them, or try --skip-bad")
+    normal, others = found.images[~tests], found.images[tests]
+    mended = 1 + (config.mitigate != "none")
+    fits, held = config.seeds * mended, 0.0
     for model in config.model:
-        fit, score, explain = _timed(model, original.images[~tests], original.images[tests], config)
+        clock(partial(_try, clock, model, normal[:_FIRST], others, config))
+        half, whole = (_try(clock, model, x, others, config) for x in (normal[::2], normal))
+        fitted = set[tuple[int, ...]]()
         for images in sets:
-            n_train = sum(i.split == "train" and i.label == "good" for i in images.items)
-            n_test = sum(i.split == "test" for i in images.items)
-            more = max(n_train / max(int((~tests).sum()), 1), 1.0)
-            fits, scores = config.seeds * (1 + mended), 2 * n_test * config.seeds * (1 + mended) + 350
-            rest = n_test * (3 + 3 * mended)
-            low += fits * fit * more + scores * score + rest * explain
-            high += fits * fit * more**2 + (scores * score + rest * explain) * more
+            good = [id(i) for i in images.items if i.split == "train" and i.label == "good"]
+            count = sum(i.split == "test" for i in images.items)
+            share = 1.0 if config.protocol == "published" else FIT_SHARE
+            t = whole.grown(half, share * len(good) / len(normal))
+            again = tuple(good) not in fitted  # categories may share their training images
+            fitted.add(tuple(good))
+            scored = fits * (2 * count + (1 - share) * len(good)) + min(FLIPPED, count) * SCORED
+            explained = mended * count * (2 * t.heat + t.bands) + config.examples * t.bands
+            explained += len(good) * t.bands * (config.mitigate.strip(":") == "lowpass")
+            clock.seconds += again * fits * t.fit + scored * t.score + explained
+            y = np.arange(count) % 2
+            scores, rates = np.random.default_rng(0).random(count), tuple(RATES.values())
+            drawn = partial(measure.bootstrap_scores, y, scores, 0.5, rates, RESAMPLES, seed=0)
+            clock(drawn, 2 * fits)
+            held = max(held, config.seeds * t.held)
     largest = max(map(len, sets))
-    kept = original.images[0].nbytes * largest * (2 + 2 * mended)
-    return (
-        f"estimate: {duration(low)} to {duration(high)}, of which {duration(seconds)} for the images; at "
-        f"least {amount(kept)} of memory"
-    )
+    maps = 2 * mended * normal[0, 0].nbytes * largest
+    memory = peak_memory() + normal[0].nbytes * largest * 2 * mended + maps + held
+    return Cost(clock.seconds, memory, without=["--discover"] if config.discover else [])
 
 
-def _timed(model: str, train: Any, test: Any, config: AnomalyConfig) -> tuple[float, float, float]:
-    """Seconds of one fit, of the score of one image and of its explanation."""
+def _rows(images: ImageSet, split: str) -> list[int]:
+    kinds = {"train": lambda i: i.split == "train" and i.label == "good", "test": lambda i: i.split == "test"}
+    rows = np.flatnonzero([kinds[split](item) for item in images.items])
+    return some(rows, _FITTED if split == "train" else _SCORED)
+
+
+def _try(clock: Clock, model: str, train: Tensor, test: Tensor, config: AnomalyConfig) -> _Tried:
     from pfungst.anomaly import detector_from_spec  # with scikit-learn
 
-    detector = detector_from_spec(model, seed=config.seed, device=config.device)
-    times = [time.perf_counter()]
-    detector.fit(train)
-    times.append(time.perf_counter())
-    detector.anomaly_score(test)
-    times.append(time.perf_counter())
-    if detector.explains:
-        detector.explain(test)
-    times.append(time.perf_counter())
-    fit, score, explain = np.diff(times).tolist()
-    return fit, score / len(test), explain / len(test)
+    detector = clock(lambda: detector_from_spec(model, seed=config.seed, device=config.device), 0)
+    made = clock.last
+    clock(lambda: detector.fit(train), 0)
+    seconds = [made + clock.last]
+    clock(lambda: detector.anomaly_score(test), 0)
+    seconds.append(clock.last / len(test))
+    for basis in ([], [BANDS]):
+        if detector.explains:
+            clock(partial(detector.explain, test, *basis), 0)
+        seconds.append(clock.last / len(test) if detector.explains else 0.0)
+    held = sum(getattr(value, "nbytes", 0) for value in vars(detector).values())
+    return _Tried._make([*seconds, float(held)])

@@ -31,8 +31,8 @@ ORIGINAL, DEPLOYED = Variant(condition="original"), Variant(condition="deployed"
 MENDED = Variant(condition="deployed", mitigated=True)
 MENDED_ORIGINAL = Variant(condition="original", mitigated=True)
 COMPARED_WITH = {DEPLOYED: ORIGINAL, MENDED: DEPLOYED, MENDED_ORIGINAL: ORIGINAL}
-_RESAMPLES = 300  # bootstrap resamples per seed
-_FIT_SHARE = 0.8  # of the normal training images, drawn anew for every seed
+RESAMPLES = 300  # bootstrap resamples per seed
+FIT_SHARE = 0.8  # of the normal training images, drawn anew for every seed
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def repeat(study: Study, model: str, mitigation: nn.Module | None = None) -> dic
     for c in conditions:
         flags = np.stack([of.scores[c] > of.threshold for of in fits])
         found = [
-            measure.bootstrap_scores(y, of.scores[c], of.threshold, rates, _RESAMPLES, seed=seed)
+            measure.bootstrap_scores(y, of.scores[c], of.threshold, rates, RESAMPLES, seed=seed)
             for seed, of in enumerate(fits, config.seed)
         ]
         run = Run(first.detector, first.scores[c], first.threshold, flags, found, y)
@@ -114,7 +114,7 @@ def _fit(study: Study, model: str, mitigation: nn.Module | None, index: int, see
     config, train = study.config, seen["train"]
     seed = config.seed + index
     order = torch.from_numpy(np.random.default_rng(seed).permutation(len(train)))
-    n_fit = len(train) if config.protocol == "published" else max(2, round(_FIT_SHARE * len(train)))
+    n_fit = len(train) if config.protocol == "published" else max(2, round(FIT_SHARE * len(train)))
     detector = study.detectors.fitted(
         model, train[order[:n_fit]], seen["outliers"], mitigation, inside=index == 0, seed=seed
     )

@@ -38,7 +38,7 @@ from pfungst.audit.anomaly.result import AnomalyResult, Entry
 from pfungst.audit.findings.result import Discovered, DiscoveryEntry
 from pfungst.audit.machine import circumstances
 from pfungst.audit.mended import FOLDER
-from pfungst.audit.recognised import describe
+from pfungst.audit.recognised import forecast
 from pfungst.audit.result import Skipped, save
 from pfungst.audit.sources import group_columns
 from pfungst.audit.workspace import Workspace, data_state, refuse_old_result, resumed_result, slug
@@ -123,7 +123,7 @@ def dry_run(config: AnomalyConfig) -> str:
     """What the data are recognised as, and the time and memory of the audit; nothing is written."""
     conditions = check(config)
     sets = open_sets(config)
-    return f"{describe(sets, config.groups)}\n\n{estimate(sets, conditions, config)}"
+    return forecast(sets, config.groups, lambda: estimate(sets, conditions, config))
 
 
 def _entries(

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,7 +40,8 @@ _EACH = 700  # bytes that an image takes in memory: its item, identifier and key
 def estimate(given: Given, now: Callable[[], float] = perf_counter) -> Cost:
     """Time and memory of a classifier audit.
 
-    Images are taken to cost what those that are tried do, and components likewise: one of each class is.
+    Images are taken to cost what those that are tried do, and components likewise: one of each class is. The
+    model is taken to be mended.
 
     Args:
         now: the clock, in seconds.
@@ -59,9 +61,9 @@ def _tried(study: Study, clock: Clock, folder: Path) -> Cost:
     tests = config.shown * len(sizes)
     small = _small(study, sizes, n_images(tests), folder)
     rows = np.arange(min(_LOADED, len(small.train)))
-    clock.repeated([lambda i=i: _pass(_first(small, i)) for i in range(2)], 1)  # of an image of each set
+    clock.repeated([partial(_pass, _first(small, i)) for i in range(2)], 1)  # of an image of each set
     least = clock.last
-    pictures = clock(lambda: torch.stack([small.train[r][1] for r in rows]), 0).to(study.head.device)
+    pictures = clock(lambda: torch.stack([small.train[r][1] for r in rows.tolist()]), 0).to(study.head.device)
     load, conditions = clock.last / len(rows), len(study.conditions)
     few = len(small.train) + conditions * len(small.val)
     every = len(study.train) + conditions * len(study.val)
@@ -73,7 +75,11 @@ def _tried(study: Study, clock: Clock, folder: Path) -> Cost:
         each = max(load / processes, clock.last / len(rows))
     clock.seconds += each * every
 
-    known = {"n_images": n_images(tests), "seed": config.seed, "device": str(study.head.device)}
+    known: dict[str, Any] = {
+        "n_images": n_images(tests),
+        "seed": config.seed,
+        "device": str(study.head.device),
+    }
     npca = NeuralPCA(config.n_components, **known)
     clock.repeated([lambda: npca.fit(small.head, stores["train"])] * 2, len(study.train) / len(small.train))
 
@@ -97,8 +103,8 @@ def _tried(study: Study, clock: Clock, folder: Path) -> Cost:
         again = found * -(-int(FAITHFUL_IMAGES) // sum(len(e.components) for e in found))
         tried = min(FAITHFUL, sum(len(e.components) for e in again))
         clock(lambda: explainer.faithfulness(again), pairs / tried)
-    fixed = mend(small, npca, chosen(small, found))
-    if fixed is not None:
+    off = chosen(small, found) or {classes[0]: [0]} if config.fix or judged else {}
+    if (fixed := mend(small, npca, off)) is not None:
         clock(lambda: write_classifier(small, fixed, stores[ORIGINAL], folder / "mended"))
     measured = [lambda: measure(small, stores, fixed, npca.classes_)] * 2
     clock.repeated(measured, len(study.val) / len(small.val))
@@ -125,7 +131,7 @@ def _visual(study: Study, explainer: Explainer, clock: Clock, classes: int) -> N
         return
     names = ("candidates", "shown") if config.rule == "npfv" else ("shown",)
     few = {name: min(getattr(config, name), config.batch_size) for name in names}
-    update = {"rule": config.rule, "steps": -(-steps // _STEPS), **few}
+    update: dict[str, Any] = {"rule": config.rule, "steps": -(-steps // _STEPS), **few}
     tried = replace(explainer.study, config=explainer.study.config.model_copy(update=update))
     small, k = replace(explainer, study=tried), explainer.npca.classes_[-1]
     adds = [0.0] * len(explainer.npca.components_[k])
@@ -141,10 +147,17 @@ def _small(study: Study, sizes: Counter[int], own: int, folder: Path) -> Study:
     labels = np.asarray(study.val.labels)
     val = [row for k in classes for row in some(np.flatnonzero(labels == k), own)]
     val += some(np.flatnonzero(~np.isin(labels, classes)), _OTHER)
-    update = {"out": folder, "resume": False, "features": None, "skip_bad": True, "workers": 0, "ray": None}
+    update: dict[str, Any] = {
+        "out": folder,
+        "resume": False,
+        "features": None,
+        "skip_bad": True,
+        "workers": 0,
+        "ray": None,
+    }
     update |= {"shown": 1, "rule": "alpha", "steps": 0}
     config = study.config.model_copy(update=update)
-    parts = {"train": _part(study.train, train), "val": _part(study.val, sorted(val))}
+    parts: dict[str, Any] = {"train": _part(study.train, train), "val": _part(study.val, sorted(val))}
     return replace(study, config=config, spurious=None, judged=None, **parts)
 
 

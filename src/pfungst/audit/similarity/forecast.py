@@ -55,7 +55,7 @@ _READ = 4  # images whose text is looked for
 def estimate(
     config: SimilarityConfig, images: ImageSet, wish: Wish | None, now: Callable[[], float] = perf_counter
 ) -> Cost:
-    """Time and memory of a similarity audit of images.
+    """Time and memory of a similarity audit of images, whose factors one process computes: several take less.
 
     Args:
         images, wish: what is audited and pruned, as checked.

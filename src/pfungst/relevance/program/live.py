@@ -11,18 +11,20 @@ weights is amortised.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from pfungst.relevance.program.ops import Combine, Op, Scale
-from pfungst.relevance.program.units import LINE, PASS, Link, Taps, Units
+from pfungst.relevance.program.units import LINE, PASS, Link, Reach, Taps, Units
 from pfungst.relevance.program.windows import Convolution
 
-MANY = 96  # vectors from which live units pay
+MANY = 128  # cotangents from which live units pay
+SOME = 64  # tangents from which they may pay; costs decide
 MOST = 1024  # vectors at a time, from which on selection costs little
 
 # Costs in multiplications of a matrix product, from timings on two cores.
@@ -124,20 +126,27 @@ class LiveProgram:
                 edge.run(mine, grads[source], first)
         return self.nodes[self.bottom].units, grads.pop(self.bottom)
 
-    def forward(self, pieces: Iterable[Tensor]) -> tuple[Units, Tensor]:
-        """Tangents of the bottom value (m, C, H, W) → live units of the top value and their tangents (L,
-        M')."""
+    def forward(self, t: Tensor, reach: Callable[[int], Reach | None]) -> tuple[Units, Tensor]:
+        """Tangents (L, M) of live units of the bottom value → live units of the top value and their tangents
+        (L', M).
+
+        Args:
+            reach: of the vectors in the value of a number; None where that is not known.
+        """
         last = {source: number for number, node in self.nodes.items() for _, source in node.edges}
-        tangents = {self.bottom: self.nodes[self.bottom].units.gather(pieces)}
+        tangents, spare = {self.bottom: t}, list[Tensor]()
         for number, node in self.nodes.items():
             if number == self.bottom:
                 continue
-            like = next(iter(tangents.values()))
-            out = like.new_empty(len(node.units), like.shape[1])
+            out, seen = _matrix(spare, t, len(node.units)), reach(number)
+            ends = node.units.start[:: node.units.shape[2]]
+            for (low, high), (begin, end) in zip(pairwise(ends), seen or (), strict=seen is not None):
+                out[low:high, :begin] = 0
+                out[low:high, end:] = 0
             for k, (edge, source) in enumerate(node.edges):
-                edge.forward(tangents[source], out, k == 0)
-            for source in {source for _, source in node.edges if last[source] == number}:
-                del tangents[source]
+                edge.forward(tangents[source], out, k == 0, seen)
+            done = [tangents.pop(s) for s in {s for _, s in node.edges if last[s] == number}]
+            spare += [d if d._base is None else d._base for d in done]
             tangents[number] = out
         return self.nodes[self.top].units, tangents[self.top]
 
@@ -266,18 +275,67 @@ class Span:
         for parts in zip(*(units.scatter(matrix, len(g)) for units, matrix in found), strict=True):
             yield torch.stack(parts, 1) if len(parts) > 1 else parts[0][:, None]
 
-    def forward(self, pieces: Iterable[Tensor], most: int) -> Iterator[Tensor]:
+    def forward(
+        self,
+        pieces: Iterable[Tensor],
+        most: int,
+        windows: Windows | None = None,
+    ) -> Iterator[Tensor]:
         """(m, N, C, H, W) → pieces (m', N, C', H', W') of the top value, in the same order.
 
         Args:
             pieces: tangents of the bottom value.
             most: how many vectors to run at once.
+            windows: all of them, in place of pieces.
         """
+        if windows is not None:
+            inputs, count = windows.values.shape[1], windows.sources.shape[1]
+            collect = lambda units, n: units.collect(windows.values[:, n], windows.sources)
+            yield from self._passed(inputs, count, collect, windows.reach)
+            return
         for group in _groups(pieces, most):
-            inputs, count = group[0].shape[1], sum(map(len, group))
-            found = [self.program(n).forward(piece[:, n] for piece in group) for n in range(inputs)]
-            for parts in zip(*(units.scatter(matrix, count) for units, matrix in found), strict=True):
-                yield torch.stack(parts, 1) if len(parts) > 1 else parts[0][:, None]
+            gather = lambda units, n, group=group: units.gather(piece[:, n] for piece in group)
+            count = sum(map(len, group))
+            yield from self._passed(group[0].shape[1], count, gather, lambda value: None)
+
+    def _passed(
+        self,
+        inputs: int,
+        count: int,
+        take: Callable[[Units, int], Tensor],
+        reach: Callable[[int], Reach | None],
+    ) -> Iterator[Tensor]:
+        """What becomes of so many vectors, taken on units for each input."""
+        found = []
+        for n in range(inputs):
+            program = self.program(n)
+            found.append(program.forward(take(program.nodes[program.bottom].units, n), reach))
+        for parts in zip(*(units.scatter(matrix, count) for units, matrix in found), strict=True):
+            yield torch.stack(parts, 1) if len(parts) > 1 else parts[0][:, None]
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Many tangents of a value, each of which is one of few at each position.
+
+    Args:
+        values: (G, N, C, H, W) the few.
+        sources: (H · W, M) which of them, G for zero.
+        reach: number of a value → of the many there, in each row of the image.
+    """
+
+    values: Tensor
+    sources: Tensor
+    reach: Callable[[int], Reach | None]
+
+
+def _matrix(spare: list[Tensor], like: Tensor, rows: int) -> Tensor:
+    """So many rows as those of another, in memory that is no longer needed where there is enough: fresh pages
+    cost as much as the values that are written on them."""
+    fitting = [k for k, t in enumerate(spare) if len(t) >= rows]
+    if fitting:
+        return spare.pop(min(fitting, key=lambda k: len(spare[k])))[:rows]
+    return like.new_empty(rows, like.shape[1])
 
 
 def _groups(pieces: Iterable[Tensor], most: int) -> Iterator[list[Tensor]]:

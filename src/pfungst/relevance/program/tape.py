@@ -9,13 +9,13 @@ them for each of N inputs.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from pfungst.relevance.program.fuse import fuse
-from pfungst.relevance.program.live import MANY, Span, best_span, span_of_many
+from pfungst.relevance.program.live import MANY, SOME, Span, Windows, best_span, span_of_many
 from pfungst.relevance.program.ops import Box
 from pfungst.relevance.program.parts import Part, Pending, dense
 from pfungst.relevance.program.read import Graph
@@ -49,6 +49,7 @@ class Tape:
         self._keep = output
         self._cuts: dict[int, int] | None = None
         self._span: tuple[Span | None] | None = None  # in a tuple once it has been looked for
+        self._found: tuple[tuple[int, int, int], Span | None] | None = None  # that of tangents, the last one
 
     def reverse(
         self, cotangents: Tensor, limit: int | None = None, room: int = 0
@@ -169,7 +170,13 @@ class Tape:
         return values.get(self.output if stop == len(self.ops) else self.cuts()[stop])
 
     def forward_many(
-        self, pieces: Iterable[Sequence[Tensor | None]], count: int, start: int, stop: int, room: int
+        self,
+        pieces: Iterable[Sequence[Tensor | None]],
+        count: int,
+        start: int,
+        stop: int,
+        room: int,
+        windows: Callable[[], Windows] | None = None,
     ) -> Iterator[Tensor]:
         """Ops `start` … `stop` on `count` tangents in pieces, on live units where that pays; see
         :meth:`forward`.
@@ -177,21 +184,32 @@ class Tape:
         Args:
             pieces: (m, N, …) for each stream, or the one value that is live at `start`; Σ m = count.
             room: bytes that tangents on live units may take.
+            windows: makes all pieces in another form, where there is one.
         """
-        span, rows = None, 0
-        if count >= MANY and self.device.type == "cpu":
-            part, dtype = range(start, stop), self._keep.dtype
-            span = span_of_many(self.ops, self.cuts(), self.shapes, dtype, part, count)
-            rows = span.vectors(room) if span is not None else 0
-        if span is None or rows < MANY:
+        span = self.span_of(count, start, stop, room)
+        rows = span.vectors(room) if span is not None else 0
+        if span is None:
             found: Iterable[Tensor | None] = (self.forward(p, start, stop) for p in pieces)
         else:
             known = (p[0] if span.start == start else self.forward(p, start, span.start) for p in pieces)
-            passed = span.forward((t for t in known if t is not None), -(-count // -(-count // rows)))
+            whole = windows() if windows is not None and span.start == start and count <= rows else None
+            passed = span.forward((t for t in known if t is not None), -(-count // -(-count // rows)), whole)
             found = (t if span.stop == stop else self.forward([t], span.stop, stop) for t in passed)
         for t in found:
             assert t is not None
             yield t
+
+    def span_of(self, count: int, start: int, stop: int, room: int) -> Span | None:
+        """Where so many tangents go through ops `start` … `stop` on live units that may take so many
+        bytes."""
+        if count < SOME or self.device.type != "cpu":
+            return None
+        if self._found is None or self._found[0] != (count, start, stop):
+            part, dtype = range(start, stop), self._keep.dtype
+            span = span_of_many(self.ops, self.cuts(), self.shapes, dtype, part, count)
+            self._found = (count, start, stop), span
+        span = self._found[1]
+        return span if span is not None and span.vectors(room) >= SOME else None
 
     def _last_use(self) -> dict[int, int]:
         return {i: index for index, op in enumerate(self.ops) for i in op.ins}

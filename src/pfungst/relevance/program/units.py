@@ -19,6 +19,9 @@ from pfungst.relevance.program.windows import Convolution
 LINE = 16  # values in a line of the cache: products are fastest for multiples of it
 _VALUES = 1 << 16  # of a matrix that are combined with those of another at a time, in the cache
 
+#: First vector that is anything in a row of an image, and last + 1.
+Reach = Sequence[tuple[int, int]]
+
 # Costs in multiplications of a matrix product, from timings on two cores.
 CALL = 2.4e6  # of one more matrix product
 SELECT = 52  # of a selected weight
@@ -68,6 +71,21 @@ class Units:
         found.append(found[0].new_zeros(-sum(map(len, found)) % LINE, len(self)))
         return torch.cat(found).T.contiguous()
 
+    def collect(self, vectors: Tensor, sources: Tensor) -> Tensor:
+        """Images (G, C, H, W) → (L, M'), filled up with zeros as by :meth:`gather`.
+
+        Args:
+            sources: (H · W, M) which of the images each vector is at each position, G for zero.
+        """
+        count, pixels = sources.shape[1], vectors.permute(2, 3, 0, 1).flatten(0, 1)
+        out = vectors.new_zeros(len(self), count + -count % LINE)
+        for place, (low, high) in enumerate(pairwise(self.start)):
+            if low < high:
+                here = pixels[place].index_select(1, self.channel[low:high])
+                here = torch.cat([here, here.new_zeros(1, high - low)])
+                out[low:high, :count] = here.index_select(0, sources[place]).T
+        return out
+
     def scatter(self, g: Tensor, vectors: int) -> Iterator[Tensor]:
         """(L, M') → pieces of M images (M, C, H, W), channels last in memory, zero where nothing is live."""
         channels, height, width = self.shape
@@ -113,7 +131,7 @@ class Link:
         it."""
         self._scale(self._back, g, out, first)
 
-    def forward(self, t: Tensor, out: Tensor, first: bool) -> None:
+    def forward(self, t: Tensor, out: Tensor, first: bool, reach: Reach | None) -> None:
         """Write or add to `out` (L, M) what the tangent (L', M) of the target makes of it."""
         self._scale(self._ahead, t, out, first)
 
@@ -245,19 +263,21 @@ class Taps:
             if fresh:
                 into.zero_()
 
-    def forward(self, t: Tensor, out: Tensor, first: bool) -> None:
-        """Write or add to `out` (L, M) what the tangent (L', M) of the target makes of it."""
+    def forward(self, t: Tensor, out: Tensor, first: bool, reach: Reach | None) -> None:
+        """Write or add to `out` (L, M) what the tangent (L', M) of the target makes of it; of the vectors in
+        `reach` of each row only."""
         width, (weights, row, column) = self.source.shape[2], self._ahead
         for place, (low, high) in enumerate(pairwise(self.source.start)):
             if low == high:
                 continue
-            into, channels, c, fresh = out[low:high], row[low:high], self.c[low:high], first
+            vectors = slice(None) if reach is None else slice(*reach[place // width])
+            into, channels, c, fresh = out[low:high, vectors], row[low:high], self.c[low:high], first
             for a, b, line, offset in self._seen(*divmod(place, width)):
                 if a == b:
                     continue
                 weight = weights.index_select(0, channels + line * self.outs)
                 weight = weight.index_select(1, column[a:b] - offset)
-                fresh = _product(weight.mul_(c), t[a:b], into, fresh)
+                fresh = _product(weight.mul_(c), t[a:b, vectors], into, fresh)
             if fresh:
                 into.zero_()
 
