@@ -5,6 +5,8 @@ BIN    := $(VENV)/bin
 UV     := $(shell command -v uv 2>/dev/null)
 WORKERS ?= 2
 CONSTRAINTS ?= constraints.txt
+# Where it is set, every process that a test starts compiles all that it imports anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test test-lowest slow lint docs walk bench clean
 

@@ -1,8 +1,9 @@
 """How PyTorch's threads wait and how many there are, set before PyTorch is imported.
 
 OpenMP threads spin at every barrier. On a machine that does anything else they take the cores from the work
-they wait for: a small training loop took 15 times as long. A short spin before they sleep costs less where
-nothing else runs than none (``benchmarks/threads.py``). Users of the library set the same themselves.
+they wait for: a small training loop took 15 times as long. So they sleep, after a short spin: a longer one
+costs less where nothing else runs, and most of the gain where something does (``benchmarks/threads.py``).
+Users of the library set the same themselves.
 """
 
 from __future__ import annotations

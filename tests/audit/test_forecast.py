@@ -119,6 +119,7 @@ def test_a_detector_grows_by_the_power_that_twice_as_many_images_show():
     assert whole.grown(half, 3.0) == pytest.approx((36.0, 1.0, 12.0, 0.0, 60.0))  # square, constant, linear
 
 
+@pytest.mark.slow
 def test_an_anomaly_audit_convolves_as_many_images_as_forecast(tmp_path):
     chosen = AnomalyConfig.build(
         data="synthetic", category=["turned_ring"], size=32, seeds=2, out=tmp_path / "out", device="cpu",
