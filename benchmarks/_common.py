@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import resource
 import threading
 import time
 from collections.abc import Callable
@@ -20,11 +19,6 @@ def timed(call: Callable[[], object], device: str = "cpu") -> float:
     if device == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - start
-
-
-def peak_bytes() -> int:
-    """The most resident memory of the process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 class AnonymousPeak:

@@ -21,12 +21,13 @@ from pathlib import Path
 
 import torch
 import torchvision
-from _common import describe_machine, peak_bytes
+from _common import describe_machine
 from torch import Tensor, nn
 from zennit.attribution import Gradient
 from zennit.composites import EpsilonGammaBox
 from zennit.torchvision import ResNetCanonizer
 
+from pfungst.memory import peak_memory
 from pfungst.relevance import Patches
 from pfungst.similarity import SimilarityExplainer
 
@@ -76,7 +77,7 @@ class Watched(SimilarityExplainer):
         result = super()._factor(x)
         done = CLOCK()
         self.seconds.append(done - start)
-        self.memory.append(peak_bytes())
+        self.memory.append(peak_memory())
         n = len(self.seconds) - 1
         self.peer.run(x, self.turns[n])
         neurons = [f"{s:.3f}" for s in self.peer.seconds[len(self.peer.seconds) - self.turns[n] :]]
@@ -138,7 +139,7 @@ def main() -> None:
             pair_seconds.append(CLOCK() - last)
             last = CLOCK()
         on_disk = sum(f.stat().st_size for f in (Path(folder) / "factors").iterdir())
-        end = peak_bytes()
+        end = peak_memory()
         first = ours.turns[0]
         theirs = torch.stack(peer.rows[:first])
         error = float((factors[0][:first] - theirs).norm() / theirs.norm())

@@ -15,18 +15,19 @@ import time
 
 import torch
 import torchvision
-from _common import describe_machine, peak_bytes, timed
+from _common import describe_machine, timed
 from zennit.attribution import Gradient
 from zennit.composites import EpsilonPlusFlat
 from zennit.torchvision import ResNetCanonizer
 
+from pfungst.memory import peak_memory
 from pfungst.relevance import attribute, linearize
 
 
 def peak(device: str) -> str:
     if device == "cuda":
         return f"{torch.cuda.max_memory_allocated() / 2**30:.2f} GiB on the GPU"
-    return f"{peak_bytes() / 2**30:.2f} GiB of the process"
+    return f"{peak_memory() / 2**30:.2f} GiB of the process"
 
 
 def main() -> None:

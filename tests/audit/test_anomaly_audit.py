@@ -173,8 +173,8 @@ def test_processes_change_no_byte_and_take_over_what_is_finished(data, tmp_path,
 
 
 def test_categories_with_the_same_training_images_stay_together(tmp_path):
-    from pfungst.audit.anomaly.fitted import same_training
     from pfungst.audit.anomaly.prepare import open_sets
+    from pfungst.data.roles import same_training
 
     three = open_sets(config("digits-c", tmp_path, category="stripe,translate,fog", size=16))
     assert [[s.name for s in group] for group in same_training(three)] == [[s.name for s in three]]

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
+from itertools import groupby
 
 from pfungst.errors import ConfigError, DataError, few
 from pfungst.files import mixed
@@ -205,3 +206,12 @@ def _drawn(items: list[Item], keep_together: str, seed: int) -> tuple[list[Item]
         f"the data name no split: {len(good) - count} of {len(good)} good images are for training and "
         f"{count} for testing, drawn{by} (seed {seed}); all {len(items) - len(good)} others are tested"
     )
+
+
+def same_training(sets: Sequence[ImageSet]) -> list[list[ImageSet]]:
+    """Categories that follow each other and are trained on the same images, together."""
+    return [list(group) for _, group in groupby(sets, key=_trained)]
+
+
+def _trained(images: ImageSet) -> list[int]:
+    return [id(item) for item in images.select(split="train", label="good").items]

@@ -116,15 +116,19 @@ def explain(
         found = attribute(_Logits(head), x, class_, composite, basis).values.float()  # (n, B, H, W)
         with torch.no_grad():
             phi, logits = head.features_and_logits(x)
-        parts.add("spectra", found.sum((2, 3)))
-        parts.add("maps", _patches(found.sum(1)))
-        parts.add("psi", (weights or head.linear).psi(phi, class_).float())
-        parts.add("evidence", logits[:, class_].float())
-        parts.add("said", logits.argmax(1) == class_)
+        near = {}
         if alike is not None:
             encoder, centre = alike
-            near = attribute(encoder, x, centre.to(x), composite, Patches(_side(x)))
-            parts.add("alike", near.values.float())
+            pairs = attribute(encoder, x, centre.to(x), composite, Patches(_side(x)))
+            near = {"alike": pairs.values.float()}
+        parts.add(
+            spectra=found.sum((2, 3)),
+            maps=_patches(found.sum(1)),
+            psi=(weights or head.linear).psi(phi, class_).float(),
+            evidence=logits[:, class_].float(),
+            said=logits.argmax(1) == class_,
+            **near,
+        )
         if progress is not None:
             progress(len(x))
     return Explanations(**parts.arrays)
@@ -153,10 +157,12 @@ def explain_scores(
         x = images(range(start, min(start + batch_size, count)))
         heat = detector.explain(x)
         pixels = heat.values.float()
-        parts.add("maps", _patches(pixels if pixels.ndim == 3 else pixels.sum(1)))
-        parts.add("spectra", detector.explain(x, DCTBands(count=BANDS)).values.float())
-        parts.add("evidence", heat.score.float())
-        parts.add("said", heat.score > threshold)
+        parts.add(
+            maps=_patches(pixels if pixels.ndim == 3 else pixels.sum(1)),
+            spectra=detector.explain(x, DCTBands(count=BANDS)).values.float(),
+            evidence=heat.score.float(),
+            said=heat.score > threshold,
+        )
         if progress is not None:
             progress(len(x))
     return Explanations(**parts.arrays)
@@ -167,18 +173,18 @@ class _Parts:
     every batch."""
 
     def __init__(self, count: int) -> None:
-        self.count, self.arrays = count, dict[str, np.ndarray]()
-        self.filled = dict[str, int]()
+        self.count, self.filled, self.arrays = count, 0, dict[str, np.ndarray]()
 
-    def add(self, name: str, values: Tensor) -> None:
-        found = values.detach().cpu().numpy()
-        if name not in self.arrays:
-            self.arrays[name] = np.empty((self.count, *found.shape[1:]), found.dtype)
-        start = self.filled.get(name, 0)
-        if name == "maps" and start // _GIVEN_BACK != (start + len(found)) // _GIVEN_BACK:
+    def add(self, *, said: Tensor, **more: Tensor) -> None:
+        """What is known of the next batch, (n, …) by name."""
+        start, self.filled = self.filled, self.filled + len(said)
+        for name, values in {"said": said, **more}.items():
+            found = values.detach().cpu().numpy()
+            if name not in self.arrays:
+                self.arrays[name] = np.empty((self.count, *found.shape[1:]), found.dtype)
+            self.arrays[name][start : self.filled] = found
+        if start // _GIVEN_BACK != self.filled // _GIVEN_BACK:
             give_back()
-        self.arrays[name][start : start + len(found)] = found
-        self.filled[name] = start + len(found)
 
 
 def _side(x: Tensor) -> int:

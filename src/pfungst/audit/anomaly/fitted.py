@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ from pfungst.anomaly import DeepOneClass, Detector, detector_from_spec
 from pfungst.audit.config import check_file
 from pfungst.conditions import Size
 from pfungst.data import ImageSet, Item
+from pfungst.data.roles import same_training
 from pfungst.relevance import DCTBands
 
 
@@ -25,15 +25,6 @@ def check_detector(text: str | Detector, size: Size) -> None:
             check_file(Path(value), f"checkpoint= of {text}")
     detector.check_basis(DCTBands.paper())
     detector.check_size(size)
-
-
-def same_training(sets: Sequence[ImageSet]) -> list[list[ImageSet]]:
-    """Categories that follow each other and are trained on the same images, together."""
-    return [list(group) for _, group in groupby(sets, key=_trained)]
-
-
-def _trained(images: ImageSet) -> list[int]:
-    return [id(item) for item in images.select(split="train", label="good").items]
 
 
 class FittedDetectors:

@@ -18,6 +18,7 @@ from pfungst.audit.anomaly.measure import FIT_SHARE, RATES, RESAMPLES
 from pfungst.audit.recognised import Clock, Cost, some
 from pfungst.conditions import Condition
 from pfungst.data import ImageSet
+from pfungst.data.roles import same_training
 from pfungst.errors import DataError
 from pfungst.memory import peak_memory
 
@@ -59,8 +60,9 @@ def estimate(
         DataError: none of the images that are tried can be read.
     """
     clock = Clock(now)
-    train, test = ([sets[0].items[i] for i in _rows(sets[0], split)] for split in ("train", "test"))
-    few = ImageSet(sets[0].name, [*train, *test])
+    train, test = sets[0].select(split="train", label="good").items, sets[0].select(split="test").items
+    rows = [(train, _FITTED), (test, _SCORED)]
+    few = ImageSet(sets[0].name, [of[i] for of, most in rows for i in some(np.arange(len(of)), most)])
     often = sum(map(len, sets)) / len(few)
     found = clock(lambda: few.prepare_many(conditions, config.size, skip_bad=True), often)[0]
     if not config.skip_bad:
@@ -74,18 +76,14 @@ def estimate(
     for model in config.model:
         clock(partial(_try, clock, model, normal[:_FIRST], others, config))
         half, whole = (_try(clock, model, x, others, config) for x in (normal[::2], normal))
-        fitted = set[tuple[int, ...]]()
-        for images in sets:
-            good = [id(i) for i in images.items if i.split == "train" and i.label == "good"]
-            count = sum(i.split == "test" for i in images.items)
+        for first, images in ((s is group[0], s) for group in same_training(sets) for s in group):
+            good, count = len(images.select(split="train", label="good")), len(images.select(split="test"))
             share = 1.0 if config.protocol == "published" else FIT_SHARE
-            t = whole.grown(half, share * len(good) / len(normal))
-            again = tuple(good) not in fitted  # categories may share their training images
-            fitted.add(tuple(good))
-            scored = fits * (2 * count + (1 - share) * len(good)) + min(FLIPPED, count) * SCORED
+            t = whole.grown(half, share * good / len(normal))
+            scored = fits * (2 * count + (1 - share) * good) + min(FLIPPED, count) * SCORED
             explained = mended * count * (2 * t.heat + t.bands) + config.examples * t.bands
-            explained += len(good) * t.bands * (config.mitigate.strip(":") == "lowpass")
-            clock.seconds += again * fits * t.fit + scored * t.score + explained
+            explained += good * t.bands * (config.mitigate.strip(":") == "lowpass")
+            clock.seconds += first * fits * t.fit + scored * t.score + explained
             y = np.arange(count) % 2
             scores, rates = np.random.default_rng(0).random(count), tuple(RATES.values())
             drawn = partial(measure.bootstrap_scores, y, scores, 0.5, rates, RESAMPLES, seed=0)
@@ -95,12 +93,6 @@ def estimate(
     maps = 2 * mended * normal[0, 0].nbytes * largest
     memory = peak_memory() + normal[0].nbytes * largest * 2 * mended + maps + held
     return Cost(clock.seconds, memory, without=["--discover"] if config.discover else [])
-
-
-def _rows(images: ImageSet, split: str) -> list[int]:
-    kinds = {"train": lambda i: i.split == "train" and i.label == "good", "test": lambda i: i.split == "test"}
-    rows = np.flatnonzero([kinds[split](item) for item in images.items])
-    return some(rows, _FITTED if split == "train" else _SCORED)
 
 
 def _try(clock: Clock, model: str, train: Tensor, test: Tensor, config: AnomalyConfig) -> _Tried:

@@ -44,6 +44,7 @@ from pfungst.audit.sources import group_columns
 from pfungst.audit.workspace import Workspace, data_state, refuse_old_result, resumed_result, slug
 from pfungst.conditions import Condition
 from pfungst.data import ImageSet
+from pfungst.data.roles import same_training
 from pfungst.errors import DataError, PfungstWarning
 from pfungst.features.engine import shards
 from pfungst.progress import progress_bar
@@ -134,34 +135,35 @@ def _entries(
     given: Mapping[str, Detector],
 ) -> list[Entry]:
     """Every category with every detector; what an interrupted run has finished is taken over."""
-    from pfungst.audit.anomaly.fitted import same_training  # with scikit-learn, half as long as torch
-
     apart = config.ray is not None or config.workers not in (0, "auto")
-    blocks: list[_Block] = [(same, [m]) for same in same_training(sets) for m in config.model]
-    if not apart:
-        blocks = [([images], config.model) for images in sets]
+    names = [{m: f"{images.name} {m} {data_state(images.items)}" for m in config.model} for images in sets]
     found: dict[str, Entry] = {}
     with progress_bar("checking images", len(sets) * (1 + len(config.model))) as bar:
         if not config.skip_bad and isinstance(config.data, Path):
             decode_all(sets)
-        for images in sets:
-            known = {m: workspace.load_part(_part(images, m), Entry) for m in config.model}
-            found |= {_part(images, m): entry for m, entry in known.items() if entry is not None}
+        for part in (part for of in names for part in of.values()):
+            if (entry := workspace.load_part(part, Entry)) is not None:
+                found[part] = entry
         bar.advance(len(sets) + len(found))
-        missing = [any(_part(c, m) not in found for c in group for m in models) for group, models in blocks]
-        work = _Evaluation(config, conditions, sets, workspace, given, blocks, list(found))
+        left = [{m: part for m, part in of.items() if part not in found} for of in names]
+        todo = {id(images): parts for images, parts in zip(sets, left, strict=True)}
+        blocks = [
+            [(images, {m: todo[id(images)][m] for m in models if m in todo[id(images)]}) for images in group]
+            for group in (same_training(sets) if apart else [[images] for images in sets])
+            for models in ([[m] for m in config.model] if apart else [config.model])
+        ]
+        blocks = [block for block in blocks if any(parts for _, parts in block)]
+        work = _Evaluation(config, conditions, sets, workspace, given, blocks)
         workers = config.workers if apart else 0
         threads = torch.get_num_threads()
         if workers and workers != "auto" and config.ray is None:
             threads = max(1, threads // workers)
-        for done in shards(
-            work, np.flatnonzero(missing).tolist(), workers, config.device, threads, config.ray
-        ):
+        for done in shards(work, range(len(blocks)), workers, config.device, threads, config.ray):
             for part, entry in cast("dict[str, Entry]", done).items():
                 _require_written(workspace, entry)
                 found[part] = entry
                 bar.advance()
-    return [found[_part(images, m)] for images in sets for m in config.model]
+    return [found[part] for of in names for part in of.values()]
 
 
 def _require_written(workspace: Workspace, entry: Entry) -> None:
@@ -172,20 +174,12 @@ def _require_written(workspace: Workspace, entry: Entry) -> None:
         )
 
 
-_Block = tuple[list[ImageSet], list[str]]  # categories, detectors
-
-
-def _part(images: ImageSet, model: str) -> str:
-    return f"{images.name} {model} {data_state(images.items)}"
+_Block = list[tuple[ImageSet, dict[str, str]]]  # categories, and their parts to do by detector
 
 
 @dataclass(frozen=True)
 class _Evaluation:
-    """Evaluates blocks of categories and detectors by their number, on a device, in any process.
-
-    Attributes:
-        finished: parts that are there.
-    """
+    """Evaluates blocks of categories and detectors by their number, on a device, in any process."""
 
     config: AnomalyConfig
     conditions: tuple[Condition, Condition]
@@ -193,7 +187,6 @@ class _Evaluation:
     workspace: Workspace
     given: Mapping[str, Detector]
     blocks: list[_Block]
-    finished: list[str]
 
     def __call__(self, device: str) -> Callable[[int], dict[str, Entry]]:
         from pfungst.audit.anomaly.fitted import FittedDetectors
@@ -201,15 +194,13 @@ class _Evaluation:
         return partial(self._block, FittedDetectors(device, self.sets, self.given))
 
     def _block(self, detectors: FittedDetectors, number: int) -> dict[str, Entry]:
-        sets, models = self.blocks[number]
         config = self.config.model_copy(update={"device": detectors.device})
         found: dict[str, Entry] = {}
-        for images in sets:
+        for images, parts in self.blocks[number]:
             study = cache(partial(Study.prepare, images, self.conditions, config, detectors))
-            for model in models:
-                if (part := _part(images, model)) not in self.finished:
-                    found[part] = evaluate(study(), model, self.workspace)
-                    self.workspace.save_part(part, found[part])
+            for model, part in parts.items():
+                found[part] = evaluate(study(), model, self.workspace)
+                self.workspace.save_part(part, found[part])
         return found
 
 

@@ -28,10 +28,8 @@ from pfungst.memory import peak_memory
 from pfungst.spurious import FeatureStore, NeuralPCA, looks
 
 _CLASSES = 3  # that are tried; the first of them also makes what all share
-_TRAIN, _OTHER = (
-    48,
-    32,
-)  # training images of each, as many as show looks, and validation images of other classes
+_TRAIN = 48  # training images of each, as many as show looks
+_OTHER = 32  # validation images of other classes
 _LOADED = 16  # images that are read alone
 _STEPS = 10  # the part of the steps of a feature visualisation that is tried
 _EACH = 700  # bytes that an image takes in memory: its item, identifier and key

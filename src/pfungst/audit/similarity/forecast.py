@@ -34,7 +34,7 @@ from pfungst.audit.similarity.explain import (
 )
 from pfungst.audit.similarity.measure import follow, score, subgroups
 from pfungst.audit.similarity.mend import RESPONSES, Wish, settings, split
-from pfungst.audit.similarity.prepare import AS_IS, Study, columns_of, make_plan, positive_class, usable
+from pfungst.audit.similarity.prepare import AS_IS, Study, columns_of, make_plan, usable
 from pfungst.audit.similarity.result import Subgroup
 from pfungst.audit.sources import group_columns
 from pfungst.audit.workspace import Workspace
@@ -125,7 +125,6 @@ def _stand_in(
         source=Source(items, tried.conditions, tried.size, []),
         plan=plan,
         unit=unit,
-        positive=positive_class(plan.classes, config.positive),
         columns=columns,
         embeddings=embeddings,
         found=predict(plan, embeddings, AS_IS, config.probe),

@@ -42,7 +42,6 @@ class Study:
         source: the images, under every condition.
         plan: who is trained on and who is tested.
         unit: the column whose values stay on one side; None for single images.
-        positive: of two classes the one false positives are counted for.
         columns: group columns (N,) str by name.
         embeddings: representations (N, K) by variant.
         found: what the probes say by variant, fitted on original images (of the mended encoder anew).
@@ -56,7 +55,6 @@ class Study:
     source: Source
     plan: Plan
     unit: str | None
-    positive: str | None
     columns: Mapping[str, np.ndarray]
     embeddings: Mapping[Variant, np.ndarray]
     found: Predictions[Variant]
@@ -102,7 +100,6 @@ class Study:
             source=source,
             plan=plan,
             unit=unit,
-            positive=positive_class(plan.classes, config.positive),
             columns=columns,
             embeddings=embeddings,
             found=predict(plan, embeddings, AS_IS, config.probe),
@@ -115,6 +112,11 @@ class Study:
     def original(self) -> np.ndarray:
         """Representations (N, K) of the images as the encoder expects them."""
         return self.embeddings[AS_IS]
+
+    @property
+    def positive(self) -> str | None:
+        """Of two classes the one false positives are counted for."""
+        return positive_class(self.plan.classes, self.config.positive)
 
     @property
     def conditions(self) -> list[Variant]:
