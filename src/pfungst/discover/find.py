@@ -12,18 +12,16 @@ import numpy as np
 import torch
 from scipy import stats
 from torch import Tensor
-from torch.nn import functional
 
 from pfungst.data.traits import PREFIX
 from pfungst.discover.cluster import Clustering, cluster
 from pfungst.discover.explain import Explanations, Images, Kind, Marks, View
 from pfungst.discover.mend import Edit, Pairs
-from pfungst.discover.prove import FEWEST, Effects, Judge, Proof
+from pfungst.discover.prove import FEWEST, PICTURES, Effects, Judge, Medium, Proof
 from pfungst.discover.subjects import Heat, Subject
 from pfungst.errors import InputError
 from pfungst.measure import best_split, holm
 from pfungst.measure.limits import CARRIED_ALONE, DECIDES, P_SPURIOUS
-from pfungst.spurious.evidence import region
 
 SHOWN = 6  # prototypes
 LOST = "what removal costs"  # view of a class parted by that
@@ -101,14 +99,20 @@ class _Panel:
         probes: Probes | None,
         batch_size: int,
         seed: int,
+        medium: Medium = PICTURES,
     ) -> None:
+        self.medium = medium
         self.part, beside = probes or (np.zeros(n, int), np.zeros(len(others), int))
         order = np.random.default_rng((seed, subjects[0].index)).permutation(n)
         firsts = order[np.unique(self.part[order], return_index=True)[1]]
         own = np.unique(np.concatenate([order[:_MEASURED], firsts]))
         self.judges = {
             int(p): Judge(
-                subjects[p], images(own[self.part[own] == p].tolist()), others[beside == p], batch_size
+                subjects[p],
+                images(own[self.part[own] == p].tolist()),
+                others[beside == p],
+                batch_size,
+                medium,
             )
             for p in np.unique(self.part)
         }
@@ -128,7 +132,7 @@ class _Panel:
         """Where in images (n, C, H, W) of these rows the heat is, (n, H, W) of 0 and 1."""
         out = x.new_zeros(len(x), *x.shape[-2:])
         for _, judge, at in self.split(rows):
-            out[at] = region(judge.beyond(x[at], heat(judge)(x[at]))).to(out)
+            out[at] = self.medium.region(x[at], judge.beyond(x[at], heat(judge)(x[at]))).to(out)
         return out
 
     def falls(self, rows: Sequence[int] | np.ndarray, x: Tensor, heat: _Heats, seed: int) -> np.ndarray:
@@ -154,6 +158,7 @@ def find(
     units: np.ndarray | None = None,
     probes: Probes | None = None,
     mend: Mend | None = None,
+    medium: Medium = PICTURES,
     most: int = 6,
     n_images: int = 20,
     batch_size: int = 16,
@@ -177,6 +182,7 @@ def find(
             was fitted to no image of its unit. What is put into an image is of the same part, so that all
             differences are within one probe; each needs others.
         mend: gives the edits that fit a finding, with what its proof changed.
+        medium: what the inputs are, images by default.
         most: clusters per view.
         n_images: of a cluster that are changed, drawn at random; of those with text at least 100. Where ten
             of them show that it carries too little (upper end below ``DECIDES``) it stays with these.
@@ -195,7 +201,7 @@ def find(
     if n < FEWEST:
         number = subjects[0].index
         raise InputError(f"{n} images of subject {number} prove nothing", f"pass at least {FEWEST}")
-    panel = _Panel(subjects, images, n, others, probes, batch_size, seed)
+    panel = _Panel(subjects, images, n, others, probes, batch_size, seed, medium)
     who = np.arange(n) if units is None else np.unique(units, return_inverse=True)[1]
 
     def drawn(rows: np.ndarray, rng: np.random.Generator, least: int) -> list[int]:
@@ -328,7 +334,7 @@ def _tried(
     elif kind == "text":
         assert text is not None
     elif kind == "place":
-        heat = _fixed(heatmap)
+        heat = _fixed(heatmap, panel.medium)
     elif kind == "content":  # of a whole class the logit itself
         along = None if mates is None else direction
         heat = cache(lambda judge: judge.subject.content(along, judge.batch_size))
@@ -381,11 +387,10 @@ def _tried(
     return finding, found.pairs, heat
 
 
-def _fixed(heatmap: np.ndarray) -> _Heats:
+def _fixed(heatmap: np.ndarray, medium: Medium) -> _Heats:
     """The same place (R, S) in every image."""
-    grid = torch.from_numpy(heatmap).float().clamp_min(0)[None, None]
-    at = cache(lambda size: functional.interpolate(grid, size, mode="bilinear", align_corners=False)[0])
-    return lambda judge: lambda z: at(z.shape[-2:]).expand(len(z), -1, -1)
+    grid = torch.from_numpy(heatmap).float().clamp_min(0)
+    return lambda judge: lambda z: medium.spread(grid, z)
 
 
 def _unit(values: np.ndarray) -> np.ndarray:
