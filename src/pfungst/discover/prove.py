@@ -51,6 +51,7 @@ class Proof:
         alone: whether nothing tells it from the object: no witness judged it and only interventions tell its
             images from the others of the class; or all images of the class have it, and it carries too little
             (``CARRIED_ALONE``).
+        noun: what they are.
     """
 
     n: int
@@ -63,6 +64,7 @@ class Proof:
     corrected: float = 1.0
     what: What = "class"
     alone: bool = False
+    noun: str = "images"
 
     @property
     def survives(self) -> bool:
@@ -82,12 +84,12 @@ class Proof:
         put = f"put into {words.targets} it carries {carried}"
         fall = f"{r.value:.2g} {words.unit} [{r.low:.2g}, {r.high:.2g}]"
         gone = f"without it the evidence falls by {fall} more than without a control"
-        left = f"{k.value:.0%} of the images are {words.kept} without it [{k.low:.0%}, {k.high:.0%}]"
+        left = f"{k.value:.0%} of the {self.noun} are {words.kept} without it [{k.low:.0%}, {k.high:.0%}]"
         left = "the images are normal, so that it is no defect" if self.what == "normal" else left
         if self.survives:
             return f"{put}, {gone}, and {left} (corrected p {self.corrected:.2g})"
         if self.decides and self.alone and k.low >= RETAINED:
-            only = "but no images are surely without it: only a witness tells it from the object"
+            only = "but no {self.noun} are surely without it: only a witness tells it from the object"
             only += f", where it carries {CARRIED_ALONE:.0%}"
             return f"{put}, {gone}, and {left}, {only}"
         if self.decides:
@@ -158,8 +160,8 @@ class Effects:
 
 
 class Aside(NamedTuple):
-    """As much elsewhere in the same inputs: the mask (n, H, W) that is taken out, and what goes into others, as
-    content (n, C, H, W) and its mask."""
+    """As much elsewhere in the same inputs: the mask (n, H, W) that is taken out, and what goes into others,
+    as content (n, C, H, W) and its mask."""
 
     mask: Tensor
     content: Tensor
@@ -187,12 +189,14 @@ class Medium(Protocol):
     def aside(self, x: Tensor, mask: Tensor, rng: np.random.Generator) -> Aside:
         """As much elsewhere, drawn at random."""
 
-    def put(self, targets: Tensor, content: Tensor, mask: Tensor, inside: Tensor, letters: bool) -> Tensor:
-        """Targets (t, n, C, H, W) with content (n, …) or (t, n, …), of which `inside` is meant, at the place of
-        the mask; `letters`: only what it has over its surroundings."""
+    def put(
+        self, targets: Tensor, x: Tensor, mask: Tensor, content: Tensor, inside: Tensor, letters: bool = False
+    ) -> Tensor:
+        """Targets (t, n, C, H, W) with what the content (n, …) or (t, n, …) has inside, at the place of the
+        mask in x; `letters`: only what it has over its surroundings."""
 
-    def alike(self, mates: Tensor, mask: Tensor) -> Tensor:
-        """Of other inputs (t, n, C, H, W) as much at the same place, a mask."""
+    def alike(self, x: Tensor, mask: Tensor, mates: Tensor) -> Tensor:
+        """Of other inputs (t, n, C, H, W) as much, at the same place: what of them is put in."""
 
 
 class Pictures:
@@ -222,7 +226,9 @@ class Pictures:
         moves = [tuple(int(rng.integers(s // 4, s - s // 4)) for s in x.shape[-2:]) for _ in range(len(x))]
         return Aside(moved(mask, moves), moved(x, moves), mask)
 
-    def put(self, targets: Tensor, content: Tensor, mask: Tensor, inside: Tensor, letters: bool) -> Tensor:
+    def put(
+        self, targets: Tensor, x: Tensor, mask: Tensor, content: Tensor, inside: Tensor, letters: bool = False
+    ) -> Tensor:
         """See :class:`Medium`."""
         edge = mask[:, None]
         if not letters:
@@ -230,7 +236,7 @@ class Pictures:
         every = content.expand_as(targets)
         return (targets + every - torch.stack([inpaint(c, mask) for c in every])).clamp(0, 1)
 
-    def alike(self, mates: Tensor, mask: Tensor) -> Tensor:
+    def alike(self, x: Tensor, mask: Tensor, mates: Tensor) -> Tensor:
         """See :class:`Medium`."""
         return mask
 
@@ -308,12 +314,12 @@ class Judge:
         far = [medium.aside(x, soft, rng) for _ in range(2)]
         controls = [medium.without(x, aside.mask) for aside in far]
         targets = self._drawn(self.others, (n_targets, n), rng)
-        against = [medium.put(targets, far[0].content, soft, far[0].inside, letters)]
+        put = lambda of, inside: medium.put(targets, x, soft, of, inside, letters)
+        against = [put(far[0].content, far[0].inside)]
         if mates is not None:
             others = self._drawn(mates, (n_targets, n), rng)
-            against.append(medium.put(targets, others, soft, medium.alike(others, soft), letters))
-        put = medium.put(targets, x, soft, soft, letters)
-        return self._weigh(x, medium.without(x, soft), controls, targets, put, against)
+            against.append(put(others, medium.alike(x, soft, others)))
+        return self._weigh(x, medium.without(x, soft), controls, targets, put(x, soft), against)
 
     def falls(self, x: Tensor, mask: Tensor, seed: int = 0) -> np.ndarray:
         """Fall (n,) of the evidence in images without regions, beyond a control; args as of :meth:`regions`,

@@ -14,6 +14,7 @@ from pfungst.audit.findings.result import (
     DiscoveryResult,
     Mended,
     Proved,
+    Shown,
     Told,
 )
 from pfungst.files import read
@@ -28,7 +29,7 @@ _CERTAIN = 0.05  # corrected p up to which a column is named beside a cluster
 _SIDE = 176
 _REMEDY = "run the discovery again"
 _PLANE = (
-    "One point an image: the first two principal components of what was clustered. Clusters are found in up "
+    "One point an image or text: the first two principal components of what was clustered. Clusters are found in up "
     "to 30, so that they may overlap here."
 )
 
@@ -43,7 +44,7 @@ def page(result: DiscoveryResult, folder: Path) -> ui.Page:
         facts=[
             ("Model", result.model),
             ("Topics", f"{len(found.entries):,}"),
-            ("Images explained", f"{sum(e.n for e in found.entries):,}"),
+            (f"{_noun(found).capitalize()} explained", f"{sum(e.n for e in found.entries):,}"),
             ("Clusters and columns tried", f"{found.tried:,}"),
             ("Witnesses", text.listing(result.witnesses) or "none"),
         ],
@@ -68,6 +69,10 @@ def page(result: DiscoveryResult, folder: Path) -> ui.Page:
             *(_first(*pairs[0]) if pairs else _source(*sources[0]) if sources else []),
         ],
     )
+
+
+def _noun(found: Discovered) -> str:
+    return found.entries[0].noun if found.entries else "images"
 
 
 def section(found: Discovered | None, folder: Path) -> ui.Section | None:
@@ -102,17 +107,22 @@ def _first(entry: DiscoveryEntry, f: Proved) -> list[ui.Stat]:
         ui.Step("as they are", text.percent(f.accuracy[0])),
         ui.Step("without it", text.percent(f.accuracy[1]), "deployed"),
     ]
+    noun = entry.noun
     turned, left = _SAID[entry.what]
     name = f"{turned} {entry.name}" if entry.what != "class" else f"taken for {entry.name}"
     return [
-        ui.Stat(f"Other images {name}", taken, "Images that it was put into."),
-        ui.Stat(f"Images {left}", before, "Images of the cluster that it was taken out of."),
+        ui.Stat(f"Other {noun} {name}", taken, f"{noun.capitalize()} that it was put into."),
+        ui.Stat(
+            f"{noun.capitalize()} {left}",
+            before,
+            f"{noun.capitalize()} of the cluster that it was taken out of.",
+        ),
     ]
 
 
 def _source(entry: DiscoveryEntry, t: Told) -> list[ui.Stat]:
     over = [
-        ui.Step("all images", text.ratio(t.pooled)),
+        ui.Step(f"all {entry.noun}", text.ratio(t.pooled)),
         ui.Step("same value", text.ratio(t.within), "deployed"),
     ]
     among = [
@@ -120,8 +130,8 @@ def _source(entry: DiscoveryEntry, t: Told) -> list[ui.Stat]:
         ui.Step(t.value, text.percent(t.inside), "deployed"),
     ]
     return [
-        ui.Stat(f"AUROC of {entry.name}", over, f"Between images of the same {t.column}."),
-        ui.Stat(f"{entry.name} by {t.column}", among, f"{t.share:.0%} of the images have {t.value}."),
+        ui.Stat(f"AUROC of {entry.name}", over, f"Between {entry.noun} of the same {t.column}."),
+        ui.Stat(f"{entry.name} by {t.column}", among, f"{t.share:.0%} of the {entry.noun} have {t.value}."),
     ]
 
 
@@ -130,18 +140,19 @@ def _found(found: Discovered, folder: Path, command: str) -> list[ui.Block]:
     blocks: list[ui.Block] = []
     pairs = found.found()
     if pairs:
-        outlined = any(shown.region for _, f in pairs for shown in f.images)
+        outlined = any(shown.region or shown.tokens for _, f in pairs for shown in f.images)
         what = "the outline is" if outlined else "brightness, contrast, colour or bands are"
-        todo = [f"Look at the pictures: {what} what was taken out and put elsewhere."]
+        look = "Look at the pictures" if _noun(found) == "images" else "Read the texts"
+        todo = [f"{look}: {what} what was taken out and put elsewhere."]
         if command:
             todo.append(f"Measure and mend it: {command}")
         if any(f.edits for _, f in pairs):
             todo.append("Which edit mends it, and at what price, is in the table below.")
-        todo.append("Then discover again on the mended model, with the same images.")
+        todo.append(f"Then discover again on the mended model, with the same {_noun(found)}.")
         blocks.append(ui.Prose(todo, bullets=True))
         arrays = {e.arrays: _regions(folder, e) for e, _ in pairs}
         exhibits = [_exhibit(e, f, folder, arrays[e.arrays]) for e, f in pairs]
-        blocks.append(_gallery("What survived proof", exhibits))
+        blocks.append(_gallery("What survived proof", exhibits, _noun(found)))
         if any(f.edits for _, f in pairs):
             blocks.append(_mends(pairs))
     else:
@@ -150,25 +161,25 @@ def _found(found: Discovered, folder: Path, command: str) -> list[ui.Block]:
             todo.append(f"Measure and mend what was found: {command}")
         blocks.append(ui.Prose(todo))
     if found.sources():
-        blocks.append(_sources("Where images come from tells the class", found.sources()))
+        blocks.append(_sources(f"Where {_noun(found)} come from tells the class", found.sources()))
     return blocks
 
 
 def _sources(name: str, pairs: Sequence[tuple[DiscoveryEntry, Told]]) -> ui.Table:
     """What columns tell of classes."""
-    percent, ratio = text.percent, text.ratio
+    percent, ratio, noun = text.percent, text.ratio, pairs[0][0].noun
     columns = [
         ui.words("Class and column", "", lambda e, t: (t.column, e.name)),
-        ui.Column("All images", "AUROC", lambda e, t: (ratio(t.pooled), str(t.n))),
+        ui.Column(f"All {noun}", "AUROC", lambda e, t: (ratio(t.pooled), str(t.n))),
         ui.Column("Same value", "AUROC", lambda e, t: (ratio(t.within), f"{t.pairs:.0%} of pairs")),
         ui.Column("Fall", "", lambda e, t: parts.cell(t.fall)),
-        ui.words("Value of most surplus", "share of the images", lambda e, t: (t.value, percent(t.share))),
+        ui.words("Value of most surplus", f"share of the {noun}", lambda e, t: (t.value, percent(t.share))),
         ui.Column("Class there", "elsewhere", lambda e, t: (percent(t.inside), percent(t.outside))),
         ui.Column("P", "corrected", lambda e, t: text.number(t.corrected)),
         ui.words("Said", "", lambda e, t: _said(t)),
     ]
     caption = (
-        "Whether the evidence still tells the class between images of the same value; each patient counts "
+        f"Whether the evidence still tells the class between {noun} of the same value; each patient counts "
         "once, where that is known. It is no intervention: what goes with the column may also be the object."
     )
     return ui.Table.of(columns, pairs, name, caption)
@@ -196,10 +207,11 @@ def _mends(pairs: Sequence[tuple[DiscoveryEntry, Proved]]) -> ui.Table:
         for entry, f in pairs
         if f.edits
     ]
+    noun = pairs[0][0].noun
     caption = (
-        "Fitted on one half of the changed images, measured on the other. Turned: other images taken for the "
+        f"Fitted on one half of the changed {noun}, measured on the other. Turned: other {noun} taken for the "
         "topic with the finding put into them; of a detector the cluster's images that are flagged. Right: "
-        "images as they are, the topic's and others' in equal parts; of a detector the AUROC. Does it: turns "
+        f"{noun} as they are, the topic's and others' in equal parts; of a detector the AUROC. Does it: turns "
         f"at most half as many, and costs less than {FALL:.2f}."
     )
     return ui.Table(columns=columns, groups=groups, name="What mends it, and the price", caption=caption)
@@ -209,9 +221,11 @@ def _does_it(edit: Mended) -> bool:
     return edit.turned[1] <= edit.turned[0] / 2 and edit.right[0] - edit.right[1] < FALL
 
 
-def _gallery(title: str, exhibits: Sequence[ui.Exhibit]) -> ui.Gallery:
+def _gallery(title: str, exhibits: Sequence[ui.Exhibit], noun: str) -> ui.Gallery:
     caption = (
         "Typical images of the cluster, the region that was changed outlined; first, where its heatmaps lie."
+        if noun == "images"
+        else f"Typical {noun} of the cluster, words coloured by relevance, those that were changed outlined."
     )
     return ui.Gallery(title=title, caption=caption, exhibits=exhibits, ramp=data_uri(ramp()), outlines=False)
 
@@ -229,22 +243,38 @@ def _exhibit(entry: DiscoveryEntry, f: Proved, folder: Path, regions: Mapping[st
         ui.Outcome("put elsewhere", with_it, f.standing != "found", f"controls {f.flips[1]:.0%}"),
         ui.Outcome("taken out", without, True, control),
     ]
-    tiles = [_map(f, folder)]
+    if f.words:
+        named = "changed" if f.kind == "words" else "more relevance than in the others"
+        tags.append(f"{named}: {', '.join(f.words)}")
+    tiles = [] if entry.noun == "texts" else [_map(f, folder)]
     masks = regions.get(str(f.number))
-    for place, shown in enumerate(f.images):
+    for place, shown in enumerate(() if entry.noun == "texts" else f.images):
         path, name = "" if masks is None else outline(masks[place]), shown.id.rsplit("/", 1)[-1]
         file, alt = folder / shown.file, f"{entry.name}: {shown.id}"
         tiles.append(file_tile(file, name, alt, _REMEDY, _SIDE, outline=path))
-    part = "all images"
+    part = f"all {entry.noun}"
     if f.n_clusters > 1:
-        part = f"cluster {f.cluster + 1} of {f.n_clusters}, {f.share:.0%} of the images"
+        part = f"cluster {f.cluster + 1} of {f.n_clusters}, {f.share:.0%} of the {entry.noun}"
     return ui.Exhibit(
         name=f"{entry.name} · {f.view} · {part}",
         reason=f"{_WORDS[f.standing]}: {f.reason}",
         tags=tags,
         outcomes=outcomes,
-        strips=[ui.Strip(f"{f.n} images, {f.recognised:.0%} {left}", tiles)],
+        strips=[
+            ui.Strip(
+                f"{f.n} {entry.noun}, {f.recognised:.0%} {left}",
+                tiles,
+                texts=[_words(shown) for shown in f.images if shown.tokens],
+            )
+        ],
     )
+
+
+def _words(shown: Shown) -> ui.Words:
+    """A text with its words coloured."""
+    colour = lambda r: "rgb(214 13 23 / {a:.2f})" if r > 0 else "rgb(15 74 199 / {a:.2f})"
+    words = [(t.word, colour(t.relevance).format(a=0.6 * abs(t.relevance)), t.changed) for t in shown.tokens]
+    return ui.Words(shown.id, words)
 
 
 def _map(f: Proved, folder: Path) -> ui.Tile:
@@ -265,7 +295,7 @@ def _regions(folder: Path, entry: DiscoveryEntry) -> Mapping[str, np.ndarray]:
 def _tried(found: Discovered) -> ui.Section:
     columns = [
         ui.words("Topic and cluster", "", lambda f: (f"{f.view}, {_part(f)}", KINDS[f.kind])),
-        ui.Column("Images", "", lambda f: (text.percent(f.share), str(f.n))),
+        ui.Column(_noun(found).capitalize(), "", lambda f: (text.percent(f.share), str(f.n))),
         ui.Column("Put elsewhere", "share of the way carried", lambda f: parts.cell(f.insert, text.percent)),
         ui.Column("Taken out", "evidence, more than control", lambda f: parts.cell(f.remove)),
         ui.Column("Still recognised", "", lambda f: parts.cell(f.retained, text.percent)),
@@ -279,7 +309,7 @@ def _tried(found: Discovered) -> ui.Section:
     groups = {entry.name: entry.findings for entry in found.entries if entry.findings}
     table = ui.Table.grouped(columns, groups, "Every cluster that was tried", caption)
     lead = (
-        "A finding needs all four: it raises other images, its loss lowers the evidence, the object stays, "
+        f"A finding needs all four: it raises other {_noun(found)}, its loss lowers the evidence, the object stays, "
         "and chance is excluded."
     )
     told = [(entry, t) for entry in found.entries for t in entry.told]
@@ -321,8 +351,10 @@ def _classes(found: Discovered, folder: Path) -> ui.Section:
         if planes:
             inside.append(Map(panels=planes, caption=_PLANE))
         if rest:
-            inside.append(_gallery("Not proved", [_exhibit(entry, f, folder, arrays) for f in rest]))
-        note = f"{text.plural(entry.n, 'image')} · {entry.accuracy:.0%} {_SAID[entry.what][1]}"
+            inside.append(
+                _gallery("Not proved", [_exhibit(entry, f, folder, arrays) for f in rest], entry.noun)
+            )
+        note = f"{entry.n:,} {entry.noun} · {entry.accuracy:.0%} {_SAID[entry.what][1]}"
         id_ = f"topic-{len(blocks)}"
         blocks.append(ui.Details(entry.name, inside, id=id_, note=note))
     return ui.Section(
@@ -335,7 +367,8 @@ def _classes(found: Discovered, folder: Path) -> ui.Section:
 
 def _method(result: DiscoveryResult) -> ui.Section:
     facts = [("Weights", result.weights), ("Topics", result.named_by)]
-    facts += [(f"Too few images: {name}", str(n)) for name, n in result.too_few.items()]
+    noun = _noun(result.discovered)
+    facts += [(f"Too few {noun}: {name}", str(n)) for name, n in result.too_few.items()]
     return parts.method(
-        result, facts, beside=[ui.Facts(title="Images", facts=text.flatten(result.preprocessing))]
+        result, facts, beside=[ui.Facts(title=noun.capitalize(), facts=text.flatten(result.preprocessing))]
     )

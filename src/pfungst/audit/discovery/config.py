@@ -12,6 +12,11 @@ from pfungst.audit.given import LabelledOptions
 if TYPE_CHECKING:
     from pfungst.audit.findings.topics import Effort
 
+_OF_IMAGES = (
+    *("size", "original", "groups_file", "checkpoint", "path_column", "mask_column", "split_column", "root"),
+    *("window", "skip_bad", "label_column"),
+)
+
 
 class DiscoveryConfig(LabelledOptions):
     """``pfungst discover``."""
@@ -28,9 +33,18 @@ class DiscoveryConfig(LabelledOptions):
     )
     checkpoint: Path | None = Field(None, description="Weights: safetensors or a state dict")
     trust_checkpoint: bool = Field(False, description="Also read checkpoints that can run code")
-    images: Path = Field(
+    images: Path | None = Field(
+        None,
         description="Labelled images, best not those of training: CLASS/*.jpg, CSV or Parquet; for a "
-        "detector an MVTec folder, CSV or Parquet"
+        "detector an MVTec folder, CSV or Parquet",
+    )
+    texts: Path | None = Field(
+        None,
+        description="Or labelled texts, for a sentence encoder: CSV or Parquet with a column text",
+    )
+    keep_together: str = Field(
+        "auto",
+        description="Of texts, the column never split between training and test, as author; auto, or none",
     )
     labels: str = Field("label", description="Column that the probe of an encoder predicts")
     witness: list[str] = Field(
@@ -85,6 +99,29 @@ class DiscoveryConfig(LabelledOptions):
         if unread := [o for o in idle.get(given[0], ()) if getattr(self, o)]:
             raise ValueError(f"--{unread[0].replace('_', '-')} does nothing for --{given[0]}; leave it out")
         return self
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Self:
+        if (self.images is None) == (self.texts is None):
+            raise ValueError("give either --images or --texts")
+        if self.texts is None:
+            if self.keep_together != "auto":
+                raise ValueError("--keep-together is of --texts; images keep a column patient together")
+            return self
+        if not self.encoder:
+            raise ValueError("--texts needs a sentence encoder: --encoder sentence-transformers:FOLDER")
+        if idle := [o for o in _OF_IMAGES if getattr(self, o) != type(self).model_fields[o].default]:
+            raise ValueError(f"--{idle[0].replace('_', '-')} is of images and does nothing for --texts")
+        if "text" in self.group:
+            raise ValueError("--group text looks for text burnt into images; leave it out for --texts")
+        return self
+
+    @property
+    def data(self) -> Path:
+        """The images or texts."""
+        found = self.images or self.texts
+        assert found is not None
+        return found
 
     @property
     def audited(self) -> str:

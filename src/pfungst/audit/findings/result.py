@@ -16,6 +16,7 @@ KINDS = {
     "tone": "brightness, contrast, colour",
     "bands": "frequency bands",
     "text": "burnt-in text",
+    "words": "words",
 }
 
 
@@ -29,12 +30,21 @@ class Column(Model):
     p: float = Field(description="of that by chance, corrected for all columns and values")
 
 
+class Token(Model):
+    """A word of a text."""
+
+    word: str
+    relevance: float = Field(description="for the topic; the largest of the text is 1 or −1")
+    changed: bool = False
+
+
 class Shown(Model):
-    """A typical image of a cluster; the file is relative to the result."""
+    """A typical image of a cluster; the file is relative to the result. Of a text a picture of it."""
 
     id: str
     file: str
     region: str | None = Field(None, description="the same with what was changed outlined")
+    tokens: list[Token] = Field([], description="of a text, in order")
 
 
 class Answered(Model):
@@ -67,7 +77,7 @@ class Proved(Model):
         description="what was clustered: heatmaps, features, similarity or spectra; or a COLUMN = VALUE"
     )
     kind: str = Field(
-        description="what was changed: a place, content wherever it is, tone, frequency bands or text"
+        description="what was changed: a place, content wherever it is, tone, frequency bands, text or words"
     )
     cluster: int
     n_clusters: int
@@ -78,6 +88,7 @@ class Proved(Model):
     images: list[Shown]
     map: list[list[float]] = Field(description="mean heatmap by patches, less that of the other images")
     bands: list[int] = []
+    words: list[str] = Field([], description="of texts: that hold more of the relevance than in the others")
     changed: int
     remove: Interval
     insert: Interval
@@ -134,6 +145,7 @@ class DiscoveryEntry(Model):
     index: int
     name: str
     what: What = "class"
+    noun: str = Field("images", description="what it is about: images or texts")
     n: int
     accuracy: float = Field(description="share that is taken for the class, or flagged")
     groupings: list[Grouped]

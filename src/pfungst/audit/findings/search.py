@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+from torch import Tensor
 
 from pfungst.audit.findings.result import Column, DiscoveryEntry, Grouped, Mended, Proved, Shown, Told
+from pfungst.audit.findings.texts import shown as words_of
 from pfungst.audit.findings.topics import Effort, Topic
 from pfungst.audit.images import to_uint8
 from pfungst.audit.pictures import PictureFolder
 from pfungst.audit.workspace import Workspace
 from pfungst.discover import Clustering, Finding, Proof, find, over_represented
 from pfungst.discover.find import SHOWN
+from pfungst.discover.texts import Texts
 from pfungst.files import digest
 from pfungst.measure import Interval as Measured
 from pfungst.measure import holm
@@ -55,17 +58,20 @@ def _entry(topic: Topic, effort: Effort, workspace: Workspace) -> DiscoveryEntry
         units=topic.units,
         probes=topic.probes,
         mend=topic.mend,
+        medium=topic.medium,
         most=effort.most,
         n_images=effort.changed,
         batch_size=effort.batch_size,
         seed=effort.seed,
     )
     pictures = PictureFolder(workspace.folder)
-    regions = {str(i): f.regions for i, f in enumerate(found) if f.regions is not None}
+    texts = isinstance(topic.medium, Texts)
+    regions = {str(i): f.regions for i, f in enumerate(found) if f.regions is not None and not texts}
     return DiscoveryEntry(
         index=topic.subject.index,
         name=topic.name,
         what=topic.subject.what,
+        noun=topic.medium.noun,
         n=len(topic.ids),
         accuracy=float(explained.said.mean()),
         groupings=[_grouped(view, c) for view, c in parts.items()],
@@ -88,12 +94,12 @@ def _proved(topic: Topic, number: int, f: Finding, said: np.ndarray, pictures: P
     member[f.rows] = True
     over = over_represented(member, topic.columns) if f.n_clusters > 1 else []
     first = f.rows[:SHOWN].tolist()
-    shown = []
-    for place, (row, image) in enumerate(zip(first, topic.load(first), strict=True)):
-        id_, pixels = topic.ids[row], to_uint8(image)
-        name = f"photo-{digest(id_, topic.name, str(number), length=20)}-region"
-        part = None if f.regions is None else pictures.region(pixels, f.regions[place], name)
-        shown.append(Shown(id=id_, file=pictures.photo(pixels, id_), region=part))
+    shown = [
+        _text(topic, row, None if f.regions is None else f.regions[place], number, pictures)
+        if isinstance(topic.medium, Texts)
+        else _picture(topic, row, image, None if f.regions is None else f.regions[place], number, pictures)
+        for place, (row, image) in enumerate(zip(first, topic.load(first), strict=True))
+    ]
     proof = {
         n: getattr(f.proof, n) for n in ("remove", "insert", "accuracy", "flips", "retained", "p", "alone")
     }
@@ -106,10 +112,29 @@ def _proved(topic: Topic, number: int, f: Finding, said: np.ndarray, pictures: P
         images=shown,
         map=f.map.tolist(),
         bands=list(f.bands),
+        words=list(f.words),
         changed=f.proof.n,
         edits=[Mended.copied(e) for e in f.edits],
         **proof,
     )
+
+
+def _name(topic: Topic, row: int, number: int) -> str:
+    return f"photo-{digest(topic.ids[row], topic.name, str(number), length=20)}-region"
+
+
+def _picture(
+    topic: Topic, row: int, image: Tensor, region: np.ndarray | None, number: int, pictures: PictureFolder
+) -> Shown:
+    id_, pixels = topic.ids[row], to_uint8(image)
+    part = None if region is None else pictures.region(pixels, region, _name(topic, row, number))
+    return Shown(id=id_, file=pictures.photo(pixels, id_), region=part)
+
+
+def _text(topic: Topic, row: int, region: np.ndarray | None, number: int, pictures: PictureFolder) -> Shown:
+    tokens = words_of(topic, row, region)
+    drawn = [(t.word, t.relevance, t.changed) for t in tokens]
+    return Shown(id=topic.ids[row], file=pictures.text(drawn, _name(topic, row, number)), tokens=tokens)
 
 
 def corrected(entries: Iterable[DiscoveryEntry]) -> list[DiscoveryEntry]:
@@ -129,12 +154,13 @@ def corrected(entries: Iterable[DiscoveryEntry]) -> list[DiscoveryEntry]:
                 for i in (f.remove, f.insert, f.retained)
             )
             proof = Proof(
-                f.changed, remove, insert, f.accuracy, f.flips, retained, f.p, next(ps), entry.what, f.alone
+                *(f.changed, remove, insert, f.accuracy, f.flips, retained, f.p, next(ps)),
+                *(entry.what, f.alone, entry.noun),
             )
             standing = "found" if proof.survives else "object" if proof.decides else "unproved"
             said = {"corrected": proof.corrected, "standing": standing, "reason": proof.reason}
             findings.append(f.model_copy(update=said))
-        told = [_source(t, next(ps)) for t in entry.told]
+        told = [_source(t, next(ps), entry.noun) for t in entry.told]
         told.sort(key=lambda t: (t.standing, t.corrected, -t.fall.value))
         order = ("found", "object", "unproved")
         findings.sort(key=lambda f: (order.index(f.standing), -float(f.insert.low or 0)))
@@ -142,14 +168,14 @@ def corrected(entries: Iterable[DiscoveryEntry]) -> list[DiscoveryEntry]:
     return out
 
 
-def _source(t: Told, corrected: float) -> Told:
+def _source(t: Told, corrected: float, noun: str) -> Told:
     """Whether a column tells the class: what of it falls away within its values, and is it beyond chance."""
     beyond = max(t.pooled - 0.5, 1e-12)
     low, high = float(t.fall.low or 0), float(t.fall.high or 0)
     found = corrected <= P_SPURIOUS and low >= CARRIED * beyond and t.pooled > 0.5
     reason = (
-        f"the evidence tells the class with AUROC {t.pooled:.2f} over all images and {t.within:.2f} between "
-        f"images of the same value, {t.fall.value:.2f} [{low:.2f}, {high:.2f}] less"
+        f"the evidence tells the class with AUROC {t.pooled:.2f} over all {noun} and {t.within:.2f} between "
+        f"{noun} of the same value, {t.fall.value:.2f} [{low:.2f}, {high:.2f}] less"
     )
     if found:
         reason += f" (corrected p {corrected:.2g})"

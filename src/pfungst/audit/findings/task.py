@@ -45,7 +45,7 @@ def _item(place: int, entry: DiscoveryEntry, f: Proved) -> dict[str, Any]:
         "class_index": place,
         "class_name": entry.name,
         "component": f.number,
-        "what": f"{f.view}: {KINDS[f.kind]}",
+        "what": f"{f.view}: {KINDS[f.kind]}{' ' + ', '.join(f.words) if f.kind == 'words' else ''}"[:500],
         "share": f.share,
         "n": f.n,
         "outcomes": [

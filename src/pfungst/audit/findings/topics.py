@@ -23,7 +23,7 @@ from pfungst.discover.columns import Told, told
 from pfungst.discover.explain import Marks
 from pfungst.discover.find import Finding, Mend, Probes
 from pfungst.discover.mend import Edit, Pairs, class_edits, score_edits
-from pfungst.discover.prove import FEWEST
+from pfungst.discover.prove import FEWEST, PICTURES, Medium
 from pfungst.discover.subjects import What
 from pfungst.features import combined, model_key
 from pfungst.probes.plan import Plan, fit_probe, predict
@@ -33,6 +33,8 @@ from pfungst.spurious.heads import LinearHead, logits_of
 if TYPE_CHECKING:
     from pfungst.anomaly import Detector
 
+# of class k, the parts and numbers of texts, how far it is → their explanations
+Explaining = Callable[[int, np.ndarray, Sequence[int], Callable[[int], object]], Explanations]
 _OTHERS = 100  # images that things are put into
 
 
@@ -68,6 +70,7 @@ class Topic:
         mend: gives the edits that fit a finding.
         told: what columns tell of the class, from all images and labels; nothing of a detector.
         text: where text is burnt in, if that was looked for. units: (N,) what is not independent.
+        medium: what the inputs are.
     """
 
     name: str
@@ -83,6 +86,7 @@ class Topic:
     text: Marks | None = None
     units: np.ndarray | None = None
     probes: Probes | None = None
+    medium: Medium = PICTURES
 
     @property
     def subject(self) -> Subject:
@@ -145,7 +149,7 @@ def class_topics(
     text: BurntInText | None = None,
 ) -> list[Topic]:
     """The classes `names` of a classifier that have enough images, and others beside them."""
-    return _topics(
+    return topics_of(
         [head],
         names,
         effort,
@@ -200,7 +204,7 @@ def encoder_topics(study: Any, effort: Effort) -> list[Topic]:
         mean = embedded[train][codes[train] == k].mean(0)
         return torch.from_numpy(mean / max(float(np.linalg.norm(mean)), 1e-12)).float()
 
-    return _topics(
+    return topics_of(
         heads,
         names,
         effort,
@@ -218,7 +222,7 @@ def encoder_topics(study: Any, effort: Effort) -> list[Topic]:
     )
 
 
-def _topics(
+def topics_of(
     heads: Sequence[FeatureHead],
     names: dict[int, str],
     effort: Effort,
@@ -234,7 +238,12 @@ def _topics(
     text: Marks | None = None,
     units: np.ndarray | None = None,
     part: np.ndarray | None = None,
+    explaining: Explaining | None = None,
+    subject: Callable[..., ClassSubject] = ClassSubject,
+    medium: Medium = PICTURES,
 ) -> list[Topic]:
+    """The classes `names` of heads on the same features that have enough inputs, and others beside them;
+    `part` says which head answers for each input."""
     head = heads[0]
     mean = torch.stack([h.linear.weight for h in heads]).mean(0)
     weights = LinearHead(mean) if len(heads) > 1 else None
@@ -267,6 +276,8 @@ def _topics(
         own = lambda chosen: load(rows[np.asarray(list(chosen), dtype=int)].tolist())
 
         def explained(advance: Callable[[int], object]) -> Explanations:
+            if explaining is not None and part is not None:
+                return explaining(k, part[rows], rows.tolist(), advance)
             done = []
             for number, one in enumerate(heads):
                 at = np.flatnonzero(part[rows] == number) if part is not None else np.arange(len(rows))
@@ -280,7 +291,7 @@ def _topics(
                 )
             return Explanations.joined(done)
 
-        subjects = [ClassSubject(one, k, witnesses(k)) for one in heads]
+        subjects = [subject(one, k, witnesses(k)) for one in heads]
 
         def mend(f: Finding, pairs: Pairs, e: Explanations) -> list[Edit]:
             rest = np.setdiff1d(np.arange(len(rows)), f.rows)
@@ -301,6 +312,7 @@ def _topics(
             None if text is None else lambda chosen: text(rows[np.asarray(list(chosen), dtype=int)].tolist()),
             None if units is None else units[rows],
             probes,
+            medium,
         )
 
     able = [k for k in sorted(names) if FEWEST <= int((labels == k).sum()) < len(labels)]

@@ -19,11 +19,14 @@ _CALLED = {
     "tone": "brightness, contrast or colour",
     "text": "burnt-in text",
     "bands": "frequency bands",
+    "words": "words",
 }
-_BLIND = (
-    "An artefact in nearly every image of a class can escape, and what has neither a place, nor content that "
-    "moves, nor a tone or frequency of its own."
-)
+_BLIND = {
+    "images": "An artefact in nearly every image of a class can escape, and what has neither a place, nor "
+    "content that moves, nor a tone or frequency of its own.",
+    "texts": "An artefact in nearly every text of a class can escape, and what lies in no words: order, "
+    "grammar, tone.",
+}
 
 
 def conclude(
@@ -45,12 +48,13 @@ def conclude(
     )
     if not tried:
         return made(f"Nothing could be tried: no class has {FEWEST} images beside those of others")
+    noun = entries[0].noun
     basis = f"{tried} clusters of explanations and columns were tried"
     unsure = [e.name for e in entries if any(f.standing == "object" for f in e.findings)]
     pairs = made("").found()
     sources = made("").sources()
     told = [
-        f"{e.name}: {t.reason}; {t.share:.0%} of the images have {t.column} = {t.value}, of which "
+        f"{e.name}: {t.reason}; {t.share:.0%} of the {noun} have {t.column} = {t.value}, of which "
         f"{t.inside:.0%} are {e.name}, of the others {t.outside:.0%}. No intervention: it goes with the "
         "class, whatever the reason."
         for e, t in sources[:3]
@@ -59,48 +63,51 @@ def conclude(
         entry, top = sources[0]
         more = len(sources) - 1
         return made(
-            f"{entry.name} is told by where images come from: {top.column}"
+            f"{entry.name} is told by where {noun} come from: {top.column}"
             + (f"; and {more} more columns" if more else ""),
             *told,
-            f"{basis}; compare within its values, or balance the training images over it.",
+            f"{basis}; compare within its values, or balance the training {noun} over it.",
         )
     if not pairs:
         moved = _moved(entries)
         open_ = f"{few(unsure)}: the model follows what it cannot do without, the object or a shortcut."
         classes = any(e.what == "class" and e.name in unsure for e in entries)
-        hint = " Only another model can tell: name one with --witness." if classes and not witnesses else ""
+        witnessed = classes and not witnesses and noun == "images"
+        hint = " Only another model can tell: name one with --witness." if witnessed else ""
         written = [e.name for e, f in moved if f.kind == "text"]
         also = f"burnt-in text moves {few(written)}; " if written else ""
         return made(
             f"Nothing beside the object was proved to decide; {also}{basis}",
             *[
-                f"{e.name}: {what_of(f)} moves the answer, too little to decide it. Without it the evidence "
-                f"falls by {f.remove.value:.2f}{f.remove.ends()} {WORDS[e.what].unit}; put into others it "
-                f"carries {f.insert.value:.0%}{f.insert.ends('.0%')} of the way (P = {f.corrected:.2g}, "
+                f"{e.name}: {what_of(f, noun)} moves the answer, too little to decide it. "
+                f"Without it the evidence falls by {f.remove.value:.2f}{f.remove.ends()} "
+                f"{WORDS[e.what].unit}; put into others it carries {f.insert.value:.0%}{f.insert.ends('.0%')} of the way (P = {f.corrected:.2g}, "
                 f"Holm).{'' if f.kind == 'text' else ' It may be a part of the object.'}"
                 for e, f in moved[:3]
             ],
             *([open_ + hint] if unsure and not witnesses else []),
             "What was not found is not shown to be absent.",
-            _BLIND,
+            _BLIND[noun],
         )
     entry, first = pairs[0]
     more = len({e.name for e, _ in pairs}) - 1
     called = _CALLED.get(first.kind, "something")
+    called += f" ({', '.join(first.words[:3])})" if first.kind == "words" else ""
     called = first.judged.names[0] if first.judged and first.judged.names else called
     decided = {
-        "class": f"{entry.name} is decided by {called} beside the object in {first.share:.0%} of its images",
+        "class": f"{entry.name} is decided by {called} beside the object in {first.share:.0%} of its {noun}",
         "normal": f"{entry.name}: {first.share:.0%} are scored by {called}, which is no defect",
         "defect": f"{entry.name}: {first.share:.0%} are scored by {called}, which is not needed to flag them",
     }[entry.what]
-    sentences = [f"{e.name}: {what_of(f)}: {f.reason}." for e, f in pairs[:3]]
+    sentences = [f"{e.name}: {what_of(f, noun)}: {f.reason}." for e, f in pairs[:3]]
     if not witnesses and any(e.what != "normal" and f.judged is None for e, f in pairs):
         sentences.append("Without a witness, the object is what the audited model itself still recognises.")
     sentences += told
+    look = "look at the pictures" if noun == "images" else "read the texts"
     return made(
         decided + (f"; and {more} more" if more else ""),
         *sentences,
-        f"{basis}; look at the pictures before you call it spurious.",
+        f"{basis}; {look} before you call it spurious.",
     )
 
 
@@ -147,11 +154,12 @@ def verdict(found: Discovered, too_few: dict[str, int]) -> Verdict:
     return Verdict(level="clever-hans", headline=found.headline, sentences=found.sentences, about=about)
 
 
-def what_of(f: Proved) -> str:
+def what_of(f: Proved, noun: str = "images") -> str:
     """What a cluster shares, in words that start a sentence."""
     called = _CALLED.get(f.kind, "content that the explanations share")
     bands = f" {few(map(str, f.bands))} of 8" if f.bands else ""
-    some = f"{called}{bands} in {f'{f.share:.0%}' if f.n_clusters > 1 else 'all'} of its images"
+    told = f" ({', '.join(f.words)})" if f.kind == "words" else ""
+    some = f"{called}{told}{bands} in {f'{f.share:.0%}' if f.n_clusters > 1 else 'all'} of its {noun}"
     if f.kind == "text":
         return some
     if " = " in f.view:
@@ -182,12 +190,22 @@ def metrics(found: Discovered) -> dict[str, Metric]:
     }
 
 
-def how(effort: Effort) -> list[str]:
+def how(effort: Effort, texts: bool = False) -> list[str]:
     """How the numbers came about."""
-    return [
+    explained = (
         f"Explained is the logit of a class, or the score of a detector, on up to {effort.per_topic} of its "
         "images, by layer-wise relevance propagation; clustered are heatmaps by patches, spectra, and where "
-        "there are any relevance by penultimate features and the similarity with the class, each of norm 1.",
+        "there are any relevance by penultimate features and the similarity with the class, each of norm 1."
+    )
+    if texts:
+        explained = (
+            f"Explained is the logit of a class on up to {effort.per_topic} of its texts, by "
+            "layer-wise relevance propagation to the tokens; clustered are relevance by words (that six texts have), by "
+            "penultimate features and by places, each of norm 1. Texts that have the words of most relevance, "
+            "with those that go with them, are tried like clusters."
+        )
+    said = [
+        explained,
         "Groups of the columns that the evidence follows most (Kruskal and Wallis, Holm over columns), at "
         "most three, are tried like clusters. Of every column it is asked whether the evidence still tells "
         "the class between images of the same value (AUROC, each patient once where that is known); found is "
@@ -207,3 +225,4 @@ def how(effort: Effort) -> list[str]:
         "have is found only where a witness judged it.",
         "Intervals are 95 % bootstrap over the changed images.",
     ]
+    return [s.replace("images", "texts").replace("patient", "unit") for s in said] if texts else said
