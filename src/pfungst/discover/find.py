@@ -48,7 +48,7 @@ class Finding:
             any.
         contrast: (D,) mean ψ likewise; None where there is none.
         bands: which frequency bands were exchanged, of kind "bands".
-        regions: (n, H, W) boolean, where the first n typical ones were changed; None of kind "bands".
+        regions: (n, H, W) boolean, where the first n were changed; None of kind "bands".
         proof: what interventions did, on images drawn from the cluster.
         words: of texts those that hold more of the relevance than in the others; of kind "words" what was taken
             out and put in.

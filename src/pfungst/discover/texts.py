@@ -355,7 +355,8 @@ def surplus(explained: Explanations, rows: np.ndarray, rest: np.ndarray) -> tupl
 def groups(explained: Explanations) -> list[Group]:
     """Of the words of most positive relevance in all texts those that part them, with the words that go with
     them."""
-    assert explained.words is not None and explained.has is not None
+    assert explained.words is not None
+    assert explained.has is not None
     if not explained.vocabulary:
         return []
     has, positive = explained.has, explained.words.clip(0)

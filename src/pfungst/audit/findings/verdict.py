@@ -79,10 +79,11 @@ def conclude(
         return made(
             f"Nothing beside the object was proved to decide; {also}{basis}",
             *[
-                f"{e.name}: {what_of(f, noun)} moves the answer, too little to decide it. "
-                f"Without it the evidence falls by {f.remove.value:.2f}{f.remove.ends()} "
-                f"{WORDS[e.what].unit}; put into others it carries {f.insert.value:.0%}{f.insert.ends('.0%')} of the way (P = {f.corrected:.2g}, "
-                f"Holm).{'' if f.kind == 'text' else ' It may be a part of the object.'}"
+                f"{e.name}: {what_of(f, noun)} moves the answer, too little to decide it. Without it the "
+                f"evidence falls by {f.remove.value:.2f}{f.remove.ends()} {WORDS[e.what].unit}; put into "
+                f"others it carries {f.insert.value:.0%}{f.insert.ends('.0%')} of the way "
+                f"(P = {f.corrected:.2g}, Holm)."
+                f"{'' if f.kind == 'text' else ' It may be a part of the object.'}"
                 for e, f in moved[:3]
             ],
             *([open_ + hint] if unsure and not witnesses else []),
@@ -199,10 +200,10 @@ def how(effort: Effort, texts: bool = False) -> list[str]:
     )
     if texts:
         explained = (
-            f"Explained is the logit of a class on up to {effort.per_topic} of its texts, by "
-            "layer-wise relevance propagation to the tokens; clustered are relevance by words (that six texts have), by "
-            "penultimate features and by places, each of norm 1. Texts that have the words of most relevance, "
-            "with those that go with them, are tried like clusters."
+            f"Explained is the logit of a class on up to {effort.per_topic} of its texts, by layer-wise "
+            "relevance propagation to the tokens; clustered are relevance by words (that six texts have), "
+            "by penultimate features and by places, each of norm 1. Texts that have the words of most "
+            "relevance, with those that go with them, are tried like clusters."
         )
     said = [
         explained,
