@@ -76,6 +76,6 @@ def test_series_from_csv_and_parquet(tmp_path):
     (tmp_path / "bad.csv").write_text("label,t0\ngood,1\n")
     with pytest.raises(DataError, match="no column 'split'"):
         series_of(tmp_path / "bad.csv")
-    (tmp_path / "text.csv").write_text(lines[0] + "\n" + "good,train,a,1,1,1,1,1\n")
+    (tmp_path / "text.csv").write_text(lines[0] + "\n" + "good,train,a,1,2,1,2,1\n")
     with pytest.raises(DataError, match="no numbers"):
         series_of(tmp_path / "text.csv")

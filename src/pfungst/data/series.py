@@ -144,6 +144,6 @@ def _check(file: Path, values: np.ndarray) -> None:
         )
     if len(flat := np.flatnonzero(np.ptp(values, axis=(0, 2)) == 0)):
         raise DataError(
-            f"{file}: channel {flat[0] + 1} of {values.shape[1]} is {values[0, flat[0], 0]:g} in every series",
+            f"{file}: channel {flat[0] + 1} of {values.shape[1]} is always {values[0, flat[0], 0]:g}",
             "leave out what is constant: there is nothing to read in it",
         )

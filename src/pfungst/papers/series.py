@@ -34,8 +34,8 @@ class Series:
 
 
 def series_of(file: Path) -> Series:
-    """The series of a file, see :func:`pfungst.data.series.read_series`, with columns ``label`` (good, or what
-    is wrong) and ``split`` (train, test).
+    """The series of a file with columns ``label`` (good, or what is wrong) and ``split`` (train, test), see
+    :func:`pfungst.data.series.read_series`.
 
     Raises:
         DataError: columns are missing, values are not numbers, or there is nothing to fit or to test.

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from pfungst.audit.result import Interval, Model, Result
 
-What = Literal["class", "normal", "defect"]  # as of pfungst.discover.Subject, without torch
+What = Literal["class", "series", "normal", "defect"]  # as of pfungst.discover.Subject, without torch
 Standing = Literal["found", "object", "unproved"]
 KINDS = {
     "place": "one place",
@@ -17,6 +17,11 @@ KINDS = {
     "bands": "frequency bands",
     "text": "burnt-in text",
 }
+
+
+def called(kind: str, what: What) -> str:
+    """What was changed, in words."""
+    return "level and spread" if (kind, what) == ("tone", "series") else KINDS[kind]
 
 
 class Column(Model):
@@ -142,6 +147,11 @@ class DiscoveryEntry(Model):
     arrays: str = Field(
         description="regions that were changed in the images shown, boolean (n, H, W) by number"
     )
+
+    @property
+    def things(self) -> str:
+        """What is explained, in the plural."""
+        return "series" if self.what == "series" else "images"
 
 
 class Discovered(Model):

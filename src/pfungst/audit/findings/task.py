@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pfungst.audit.findings.result import KINDS, Answered, DiscoveryEntry, Proved
+from pfungst.audit.findings.result import Answered, DiscoveryEntry, Proved, called
 from pfungst.discover.subjects import WORDS
 from pfungst.errors import InputError
 from pfungst.files import read, write_json
@@ -45,7 +45,7 @@ def _item(place: int, entry: DiscoveryEntry, f: Proved) -> dict[str, Any]:
         "class_index": place,
         "class_name": entry.name,
         "component": f.number,
-        "what": f"{f.view}: {KINDS[f.kind]}",
+        "what": f"{f.view}: {called(f.kind, entry.what)}",
         "share": f.share,
         "n": f.n,
         "outcomes": [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from pfungst.audit.findings.result import Answered, Column, Discovered, DiscoveryEntry, Proved
+from pfungst.audit.findings.result import Answered, Column, Discovered, DiscoveryEntry, Proved, What, called
 from pfungst.audit.findings.search import corrected
 from pfungst.audit.findings.task import Key, judged
 from pfungst.audit.findings.topics import Effort
@@ -21,7 +21,7 @@ _CALLED = {
     "bands": "frequency bands",
 }
 _BLIND = (
-    "An artefact in nearly every image of a class can escape, and what has neither a place, nor content that "
+    "An artefact in nearly all of a class can escape, and what has neither a place, nor content that "
     "moves, nor a tone or frequency of its own."
 )
 
@@ -50,7 +50,7 @@ def conclude(
     pairs = made("").found()
     sources = made("").sources()
     told = [
-        f"{e.name}: {t.reason}; {t.share:.0%} of the images have {t.column} = {t.value}, of which "
+        f"{e.name}: {t.reason}; {t.share:.0%} of the {e.things} have {t.column} = {t.value}, of which "
         f"{t.inside:.0%} are {e.name}, of the others {t.outside:.0%}. No intervention: it goes with the "
         "class, whatever the reason."
         for e, t in sources[:3]
@@ -59,24 +59,24 @@ def conclude(
         entry, top = sources[0]
         more = len(sources) - 1
         return made(
-            f"{entry.name} is told by where images come from: {top.column}"
+            f"{entry.name} is told by where {entry.things} come from: {top.column}"
             + (f"; and {more} more columns" if more else ""),
             *told,
-            f"{basis}; compare within its values, or balance the training images over it.",
+            f"{basis}; compare within its values, or balance the training {entry.things} over it.",
         )
     if not pairs:
         moved = _moved(entries)
         open_ = f"{few(unsure)}: the model follows what it cannot do without, the object or a shortcut."
-        classes = any(e.what == "class" and e.name in unsure for e in entries)
+        classes = any(e.what in ("class", "series") and e.name in unsure for e in entries)
         hint = " Only another model can tell: name one with --witness." if classes and not witnesses else ""
         written = [e.name for e, f in moved if f.kind == "text"]
         also = f"burnt-in text moves {few(written)}; " if written else ""
         return made(
             f"Nothing beside the object was proved to decide; {also}{basis}",
             *[
-                f"{e.name}: {what_of(f)} moves the answer, too little to decide it. Without it the evidence "
-                f"falls by {f.remove.value:.2f}{f.remove.ends()} {WORDS[e.what].unit}; put into others it "
-                f"carries {f.insert.value:.0%}{f.insert.ends('.0%')} of the way (P = {f.corrected:.2g}, "
+                f"{e.name}: {what_of(f, e.what)} moves the answer, too little to decide it. Without it the "
+                f"evidence falls by {f.remove.value:.2f}{f.remove.ends()} {WORDS[e.what].unit}; put into others "
+                f"it carries {f.insert.value:.0%}{f.insert.ends('.0%')} of the way (P = {f.corrected:.2g}, "
                 f"Holm).{'' if f.kind == 'text' else ' It may be a part of the object.'}"
                 for e, f in moved[:3]
             ],
@@ -86,14 +86,16 @@ def conclude(
         )
     entry, first = pairs[0]
     more = len({e.name for e, _ in pairs}) - 1
-    called = _CALLED.get(first.kind, "something")
-    called = first.judged.names[0] if first.judged and first.judged.names else called
+    by = _word(first.kind, entry.what, "something")
+    by = first.judged.names[0] if first.judged and first.judged.names else by
+    own = f"{entry.name} is decided by {by} beside the object in {first.share:.0%} of its {entry.things}"
     decided = {
-        "class": f"{entry.name} is decided by {called} beside the object in {first.share:.0%} of its images",
-        "normal": f"{entry.name}: {first.share:.0%} are scored by {called}, which is no defect",
-        "defect": f"{entry.name}: {first.share:.0%} are scored by {called}, which is not needed to flag them",
+        "class": own,
+        "series": own,
+        "normal": f"{entry.name}: {first.share:.0%} are scored by {by}, which is no defect",
+        "defect": f"{entry.name}: {first.share:.0%} are scored by {by}, which is not needed to flag them",
     }[entry.what]
-    sentences = [f"{e.name}: {what_of(f)}: {f.reason}." for e, f in pairs[:3]]
+    sentences = [f"{e.name}: {what_of(f, e.what)}: {f.reason}." for e, f in pairs[:3]]
     if not witnesses and any(e.what != "normal" and f.judged is None for e, f in pairs):
         sentences.append("Without a witness, the object is what the audited model itself still recognises.")
     sentences += told
@@ -147,11 +149,16 @@ def verdict(found: Discovered, too_few: dict[str, int]) -> Verdict:
     return Verdict(level="clever-hans", headline=found.headline, sentences=found.sentences, about=about)
 
 
-def what_of(f: Proved) -> str:
+def _word(kind: str, what: What, otherwise: str) -> str:
+    return called(kind, what) if what == "series" and kind == "tone" else _CALLED.get(kind, otherwise)
+
+
+def what_of(f: Proved, what: What = "class") -> str:
     """What a cluster shares, in words that start a sentence."""
-    called = _CALLED.get(f.kind, "content that the explanations share")
+    shared = _word(f.kind, what, "content that the explanations share")
+    things = "series" if what == "series" else "images"
     bands = f" {few(map(str, f.bands))} of 8" if f.bands else ""
-    some = f"{called}{bands} in {f'{f.share:.0%}' if f.n_clusters > 1 else 'all'} of its images"
+    some = f"{shared}{bands} in {f'{f.share:.0%}' if f.n_clusters > 1 else 'all'} of its {things}"
     if f.kind == "text":
         return some
     if " = " in f.view:
@@ -182,9 +189,9 @@ def metrics(found: Discovered) -> dict[str, Metric]:
     }
 
 
-def how(effort: Effort) -> list[str]:
+def how(effort: Effort, things: str = "images") -> list[str]:
     """How the numbers came about."""
-    return [
+    lines = [
         f"Explained is the logit of a class, or the score of a detector, on up to {effort.per_topic} of its "
         "images, by layer-wise relevance propagation; clustered are heatmaps by patches, spectra, and where "
         "there are any relevance by penultimate features and the similarity with the class, each of norm 1.",
@@ -207,3 +214,4 @@ def how(effort: Effort) -> list[str]:
         "have is found only where a witness judged it.",
         "Intervals are 95 % bootstrap over the changed images.",
     ]
+    return [line.replace("images", things) for line in lines]
