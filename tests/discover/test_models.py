@@ -64,7 +64,7 @@ def marked(tmp_path_factory):
         image = np.kron(data.images[i] / 16 * 255, np.ones((2, 2))).astype(np.uint8)
         marks[f"{i:04d}.png"] = data.target[i] == 3 and i % 2 == 0
         if marks[f"{i:04d}.png"]:
-            image[:5, :5] = 255
+            image[:6, :6] = 255
         Image.fromarray(image).convert("RGB").save(folder / f"{i:04d}.png")
         lines.append(f"{i:04d}.png,{data.target[i]}")
     (folder / "images.csv").write_text("\n".join(lines))

@@ -21,6 +21,7 @@ from pfungst.spurious.evidence import above_zero, mean_interval, ratio_interval
 from pfungst.spurious.inpaint import inpaint, moved, soften
 
 FEWEST = 6  # images of a cluster: signed ranks of 5 cannot reach p < 0.05 with any correction
+N_TARGETS = 2  # images that what an image holds is put into
 
 
 @dataclass(frozen=True)
@@ -200,7 +201,6 @@ class Judge:
         mask: Tensor,
         mates: Tensor | None,
         seed: int = 0,
-        n_targets: int = 2,
         letters: bool = False,
     ) -> Effects:
         """Effects of regions.
@@ -210,7 +210,6 @@ class Judge:
             mask: (n, H, W) of 0 and 1, 1 in the region, such as :func:`pfungst.spurious.evidence.region` of
                 a heatmap.
             mates: images of the class outside the cluster, None where there are none.
-            n_targets: images of other classes that each region is put into.
             letters: put only what the content has over its surroundings, without these: of text the letters.
         """
         rng, n = np.random.default_rng((seed, self.subject.index)), len(x)
@@ -218,7 +217,7 @@ class Judge:
         edge = soft[:, None]
         far = [self._moves(x, rng) for _ in range(2)]
         controls = [inpaint(x, moved(soft, moves)) for moves in far]
-        targets = self._drawn(self.others, (n_targets, n), rng)
+        targets = self._drawn(self.others, (N_TARGETS, n), rng)
 
         def put(content: Tensor) -> Tensor:
             if not letters:
@@ -228,7 +227,7 @@ class Judge:
 
         against = [put(moved(x, far[0]))]
         if mates is not None:
-            against.append(put(self._drawn(mates, (n_targets, n), rng)))
+            against.append(put(self._drawn(mates, (N_TARGETS, n), rng)))
         return self._weigh(x, inpaint(x, soft), controls, targets, put(x), against)
 
     def falls(self, x: Tensor, mask: Tensor, seed: int = 0) -> np.ndarray:
@@ -239,14 +238,13 @@ class Judge:
         left, kept = self.odds(0, torch.stack([inpaint(x, soft), inpaint(x, control)]))[0]
         return kept - left
 
-    def bands(self, x: Tensor, kept: np.ndarray, mates: Tensor, seed: int = 0, n_targets: int = 2) -> Effects:
+    def bands(self, x: Tensor, kept: np.ndarray, mates: Tensor, seed: int = 0) -> Effects:
         """Effects of frequency bands: those of an image are exchanged for those of another.
 
         Args:
             x: (n, C, H, W) of the cluster, at least 6.
             kept: (B,) boolean, the bands that the cluster's images share, of as many bands of the power law.
             mates: images of the subject outside the cluster.
-            n_targets: images that are not of the subject, that the bands are put into.
         """
         basis = DCTBands(count=len(kept))
 
@@ -255,9 +253,9 @@ class Judge:
             return parts.sum(0).view_as(z)
 
         exchange = lambda z, source: (z - inside(z) + inside(source)).clamp(0, 1)
-        return self._exchanged(exchange, x, mates, seed, n_targets)
+        return self._exchanged(exchange, x, mates, seed)
 
-    def tone(self, x: Tensor, mates: Tensor, seed: int = 0, n_targets: int = 2) -> Effects:
+    def tone(self, x: Tensor, mates: Tensor, seed: int = 0) -> Effects:
         """Effects of brightness, contrast and colour: mean and standard deviation of each channel of an image
         are exchanged for those of another (Reinhard et al. 2001). Args as of :meth:`bands`."""
 
@@ -266,7 +264,7 @@ class Judge:
             mean = lambda y: y.mean((-2, -1), keepdim=True)
             return ((z - mean(z)) / spread(z) * spread(source) + mean(source)).clamp(0, 1)
 
-        return self._exchanged(exchange, x, mates, seed, n_targets)
+        return self._exchanged(exchange, x, mates, seed)
 
     def _exchanged(
         self,
@@ -274,14 +272,13 @@ class Judge:
         x: Tensor,
         mates: Tensor,
         seed: int,
-        n_targets: int,
     ) -> Effects:
         """Effects of a property that `exchange(z, source)` gives to z from another image: taken from mates,
         against that of other images of the cluster; put into others, against that of mates and of others."""
         rng, n = np.random.default_rng((seed, self.subject.index, 1)), len(x)
-        others = self._drawn(mates, (n_targets, n), rng)
-        targets = self._drawn(self.others, (n_targets, n), rng)
-        sources = (x.expand_as(targets), others, self._drawn(self.others, (n_targets, n), rng))
+        others = self._drawn(mates, (N_TARGETS, n), rng)
+        targets = self._drawn(self.others, (N_TARGETS, n), rng)
+        sources = (x.expand_as(targets), others, self._drawn(self.others, (N_TARGETS, n), rng))
         put, *against = (exchange(targets, source) for source in sources)
         removed, control = exchange(x, others[0]), exchange(x, torch.roll(x, 1, 0))
         return self._weigh(x, removed, [control], targets, put, against)
