@@ -71,7 +71,12 @@ class Proof:
     @property
     def decides(self) -> bool:
         """Whether the class falls without it and rises with it, beyond the controls and what was tried."""
-        return self.remove.low > 0 and self.insert.low >= DECIDES and self.corrected <= P_SPURIOUS
+        return self.moves and self.insert.low >= DECIDES
+
+    @property
+    def moves(self) -> bool:
+        """The same by any amount."""
+        return min(self.remove.low, self.insert.low) > 0 and self.corrected <= P_SPURIOUS
 
     @property
     def reason(self) -> str:

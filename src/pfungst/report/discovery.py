@@ -23,9 +23,15 @@ from pfungst.report import parts, text
 from pfungst.report.images import data_uri, file_tile, outline, overlay, ramp
 from pfungst.report.maps import Map, panel
 
-_WORDS = {"found": "found", "object": "may be the object", "unproved": "not proved"}
+_WORDS = {
+    "found": "found",
+    "moves": "moves the answer",
+    "object": "may be the object",
+    "unproved": "not proved",
+}
 _CERTAIN = 0.05  # corrected p up to which a column is named beside a cluster
 _SIDE = 176
+_MOVING = 3  # exhibits of what moves answers
 _REMEDY = "run the discovery again"
 _PLANE = (
     "One point an image: the first two principal components of what was clustered. Clusters are found in up "
@@ -148,7 +154,15 @@ def _found(found: Discovered, folder: Path, command: str) -> list[ui.Block]:
         todo = ["No cluster both decides and leaves the object."]
         if command:
             todo.append(f"Measure and mend what was found: {command}")
+        moving = found.moving()[:_MOVING]
+        if moving:
+            todo.append(
+                "Look at what moves answers: where it is no part of the object, say so with pfungst label."
+            )
         blocks.append(ui.Prose(todo))
+        if moving:
+            exhibits = [_exhibit(e, f, folder, _regions(folder, e)) for e, f in moving]
+            blocks.append(_gallery("What moves the answer, too little to decide it", exhibits))
     if found.sources():
         blocks.append(_sources("Where images come from tells the class", found.sources()))
     return blocks

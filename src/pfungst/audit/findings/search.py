@@ -16,7 +16,7 @@ from pfungst.discover.find import SHOWN
 from pfungst.files import digest
 from pfungst.measure import Interval as Measured
 from pfungst.measure import holm
-from pfungst.measure.limits import CARRIED, P_SPURIOUS
+from pfungst.measure.limits import CARRIED, P_SPURIOUS, RETAINED
 from pfungst.progress import progress_bar
 
 _DRAWN = 1000  # images in the picture of clusters
@@ -131,12 +131,16 @@ def corrected(entries: Iterable[DiscoveryEntry]) -> list[DiscoveryEntry]:
             proof = Proof(
                 f.changed, remove, insert, f.accuracy, f.flips, retained, f.p, next(ps), entry.what, f.alone
             )
-            standing = "found" if proof.survives else "object" if proof.decides else "unproved"
+            if proof.decides:
+                standing = "found" if proof.survives else "object"
+            else:
+                beside = f.kind == "text" or (f.n_clusters > 1 and retained.low >= RETAINED and not f.alone)
+                standing = "moves" if beside and proof.moves else "unproved"
             said = {"corrected": proof.corrected, "standing": standing, "reason": proof.reason}
             findings.append(f.model_copy(update=said))
         told = [_source(t, next(ps)) for t in entry.told]
         told.sort(key=lambda t: (t.standing, t.corrected, -t.fall.value))
-        order = ("found", "object", "unproved")
+        order = ("found", "moves", "object", "unproved")
         findings.sort(key=lambda f: (order.index(f.standing), -float(f.insert.low or 0)))
         out.append(entry.model_copy(update={"findings": findings, "told": told}))
     return out

@@ -20,8 +20,8 @@ Key = tuple[int, int]  # place of the topic in the result, number of the finding
 def write_label_task(
     folder: Path, title: str, model: str, inputs: str, entries: Sequence[DiscoveryEntry]
 ) -> None:
-    """Write ``label-task.json`` for ``pfungst label``: what was proved to decide, beside the images it
-    names; none where nothing was. People see no verdict of ours."""
+    """Write ``label-task.json`` for ``pfungst label``: what was proved to decide, or to move answers,
+    beside the images it names; none where nothing was. People see no verdict of ours."""
     items = [
         _item(place, e, f) for place, e in enumerate(entries) for f in e.findings if f.standing != "unproved"
     ]
@@ -50,7 +50,7 @@ def _item(place: int, entry: DiscoveryEntry, f: Proved) -> dict[str, Any]:
         "n": f.n,
         "outcomes": [
             f"Put into {words.targets} it carries {i.value:.0%} of {words.carried} ({i.low:.0%} to "
-            f"{i.high:.0%})",
+            f"{i.high:.0%}); {f.flips[0]:.0%} are then taken for it, {f.flips[1]:.0%} with controls",
             f"Taken out, the evidence falls by {r.value:.2g} {words.unit} ({r.low:.2g} to {r.high:.2g})",
             *(f"{c.column} = {c.value} in {c.inside:.0%}, else {c.outside:.0%}" for c in f.columns[:2]),
         ],
@@ -86,8 +86,8 @@ def read_answers(path: Path, inputs: str) -> dict[Key, Answered]:
 
 
 def judged(entries: Sequence[DiscoveryEntry], answers: Mapping[Key, Answered]) -> list[DiscoveryEntry]:
-    """The entries with what people say: what decides is a finding where they call it an artefact, and none
-    where they call it the object. What was not proved to decide stays so, whatever it is.
+    """The entries with what people say: what decides or moves answers is a finding where they call it an
+    artefact, and none where they call it the object. What was not proved stays so, whatever it is.
 
     Raises:
         InputError: answers to findings that are not there.
