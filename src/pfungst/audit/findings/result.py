@@ -19,6 +19,14 @@ KINDS = {
 }
 
 
+IMAGES = "images"  # key of the names of a topic's images in its arrays
+
+
+def members(number: int) -> str:
+    """Key of the places among them of a finding's images."""
+    return f"{IMAGES} of {number}"
+
+
 class Column(Model):
     """The value of a column that a cluster has more often than the other images of its topic."""
 
@@ -144,7 +152,8 @@ class DiscoveryEntry(Model):
     findings: list[Proved] = Field(description="what is proved first")
     told: list[Told] = Field([], description="columns, what tells most first")
     arrays: str = Field(
-        description="regions that were changed in the images shown, boolean (n, H, W) by number"
+        description="regions that were changed in the images shown, boolean (n, H, W) by number; names of "
+        "all images, and which of them are in each cluster"
     )
 
 

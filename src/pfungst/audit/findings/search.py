@@ -6,7 +6,17 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from pfungst.audit.findings.result import Column, DiscoveryEntry, Grouped, Mended, Proved, Shown, Told
+from pfungst.audit.findings.result import (
+    IMAGES,
+    Column,
+    DiscoveryEntry,
+    Grouped,
+    Mended,
+    Proved,
+    Shown,
+    Told,
+    members,
+)
 from pfungst.audit.findings.topics import Effort, Topic
 from pfungst.audit.images import to_uint8
 from pfungst.audit.pictures import PictureFolder
@@ -61,7 +71,9 @@ def _entry(topic: Topic, effort: Effort, workspace: Workspace) -> DiscoveryEntry
         seed=effort.seed,
     )
     pictures = PictureFolder(workspace.folder)
-    regions = {str(i): f.regions for i, f in enumerate(found) if f.regions is not None}
+    arrays = {str(i): f.regions for i, f in enumerate(found) if f.regions is not None}
+    arrays |= {members(i): f.rows for i, f in enumerate(found) if f.n_clusters > 1}
+    arrays[IMAGES] = np.array(topic.ids)
     return DiscoveryEntry(
         index=topic.subject.index,
         name=topic.name,
@@ -70,7 +82,7 @@ def _entry(topic: Topic, effort: Effort, workspace: Workspace) -> DiscoveryEntry
         accuracy=float(explained.said.mean()),
         groupings=[_grouped(view, c) for view, c in parts.items()],
         findings=[_proved(topic, i, f, explained.said, pictures) for i, f in enumerate(found)],
-        arrays=workspace.save_arrays(f"discovered {topic.name}", regions),
+        arrays=workspace.save_arrays(f"discovered {topic.name}", arrays),
         told=[Told.copied(t, column=c) for c, t in topic.told().items()],
     )
 
