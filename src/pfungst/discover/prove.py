@@ -96,8 +96,11 @@ class Proof:
             return f"{put}, {gone}, and {left}, {only}"
         if self.decides:
             return f"{put} and {gone}, but {left}, so it may be the object"
+        little = f"; below {DECIDES:.0%} at the lower end it decides little"
+        if self.moves:
+            return f"{put} and {gone} (corrected p {self.corrected:.2g}){little}"
         if i.low < DECIDES:
-            return f"no proof: {put}; below {DECIDES:.0%} at the lower end it decides little"
+            return f"no proof: {put}{little}"
         if r.low <= 0:
             return f"no proof: {put}, but {gone}"
         return f"no proof: {put}, but p is {self.corrected:.2g} after correction for all that were tried"

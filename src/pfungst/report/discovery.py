@@ -44,6 +44,7 @@ def page(result: DiscoveryResult, folder: Path) -> ui.Page:
     """The page of a discovery."""
     found = result.discovered
     pairs, sources = found.found(), found.sources()
+    first = next(iter([*pairs, *found.moving()]), None)
     return ui.Page.of(
         result,
         facts=[
@@ -71,7 +72,7 @@ def page(result: DiscoveryResult, folder: Path) -> ui.Page:
                 [ui.Step("survived proof", str(len(pairs) + len(sources)))],
                 f"Of {found.tried} tried.",
             ),
-            *(_first(*pairs[0]) if pairs else _source(*sources[0]) if sources else []),
+            *(_source(*sources[0]) if sources and not pairs else _first(*first) if first else []),
         ],
     )
 
@@ -240,7 +241,9 @@ def _exhibit(entry: DiscoveryEntry, f: Proved, folder: Path, regions: Mapping[st
     with_it, without = f"{f.flips[0]:.0%} {turned}", f"{f.accuracy[1]:.0%} {left}"
     control = f"control {f.accuracy[2]:.0%}, as they are {f.accuracy[0]:.0%}"
     outcomes = [
-        ui.Outcome("put elsewhere", with_it, f.standing != "found", f"controls {f.flips[1]:.0%}"),
+        ui.Outcome(
+            "put elsewhere", with_it, f.standing not in ("found", "moves"), f"controls {f.flips[1]:.0%}"
+        ),
         ui.Outcome("taken out", without, True, control),
     ]
     tiles = [_map(f, folder)]

@@ -67,9 +67,12 @@ def conclude(
         open_ = f"{few(unsure)}: the model follows what it cannot do without, the object or a shortcut."
         classes = any(e.what == "class" and e.name in unsure for e in entries)
         hint = " Only another model can tell: name one with --witness." if classes and not witnesses else ""
-        also = f"{what_of(moved[0][1])} moves {moved[0][0].name}; " if moved else ""
+        headline = "Nothing beside the object was proved to decide"
+        if moved:
+            e, f = moved[0]
+            headline = f"{e.name} is moved by {what_of(f)}, too little to be proved to decide it"
         return made(
-            f"Nothing beside the object was proved to decide; {also}{basis}",
+            f"{headline}; {basis}",
             *[_moving(e, f) for e, f in moved[:3]],
             *([open_ + hint] if unsure and not witnesses else []),
             "What was not found is not shown to be absent.",
