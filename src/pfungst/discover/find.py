@@ -30,7 +30,7 @@ LOST = "what removal costs"  # view of a class parted by that
 _KINDS: tuple[Kind, ...] = ("place", "content", "tone", "bands")
 _FIRST = 10  # images that a try begins with; where they show that it carries too little, no more are changed
 _MEASURED = 100  # images that the way to the class is measured on
-_WRITTEN = 100  # images that text is taken out of, at least: it is small, and where it lies is known
+WRITTEN = 100  # images that text is taken out of, at least: it is small, and where it lies is known
 _COLUMNS = 3  # columns that the evidence follows most, whose groups are tried as clusters
 _BAND_SHARE = 0.5  # of what a cluster's spectrum has more than the others, that the exchanged bands hold
 
@@ -308,7 +308,7 @@ def _tried(
     subject = panel.subject
     rng = np.random.default_rng((seed, subject.index, number))
     rows, rest = parts.rows(number), np.flatnonzero(parts.labels != number)
-    some, beside = (drawn(r, rng, _WRITTEN if kind == "text" else 0) for r in (rows, rest))
+    some, beside = (drawn(r, rng, WRITTEN if kind == "text" else 0) for r in (rows, rest))
     able = [r for r in some if panel.part[r] in panel.part[beside]]  # content of the rest for the same probe
     some, beside = (able, beside) if min(len(beside), len(able)) >= FEWEST else (some, [])
     mates = images(beside) if beside else None

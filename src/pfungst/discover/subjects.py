@@ -29,12 +29,12 @@ class Words(NamedTuple):
     targets: str  # what things are put into
     carried: str  # what they carry a share of
     kept: str  # what is left without them
-    things: str = "images"  # what is explained, in the plural
+    noun: str = "images"  # what is explained, in the plural
 
 
 WORDS: dict[What, Words] = {
-    "class": Words("nats", "other classes", "the class", "still recognised"),
-    "series": Words("nats", "other classes", "the class", "still recognised", "series"),
+    "class": Words("nats", "other classes", "the way to the class", "still recognised"),
+    "series": Words("nats", "other classes", "the way to the class", "still recognised", "series"),
     "normal": Words("of the way to the threshold", "training images", "the way to the threshold", "normal"),
     "defect": Words(
         "of the way to the threshold", "normal images", "the way to the threshold", "still flagged"

@@ -23,9 +23,15 @@ from pfungst.report import parts, text
 from pfungst.report.images import data_uri, file_tile, outline, overlay, ramp
 from pfungst.report.maps import Map, panel
 
-_WORDS = {"found": "found", "object": "may be the object", "unproved": "not proved"}
+_WORDS = {
+    "found": "found",
+    "moves": "moves the answer",
+    "object": "may be the object",
+    "unproved": "not proved",
+}
 _CERTAIN = 0.05  # corrected p up to which a column is named beside a cluster
 _SIDE = 176
+_MOVING = 3  # exhibits of what moves answers
 _REMEDY = "run the discovery again"
 _PLANE = (
     "One point for each of the {}: the first two principal components of what was clustered. Clusters are "
@@ -38,12 +44,13 @@ def page(result: DiscoveryResult, folder: Path) -> ui.Page:
     """The page of a discovery."""
     found = result.discovered
     pairs, sources = found.found(), found.sources()
+    first = next(iter([*pairs, *found.moving()]), None)
     return ui.Page.of(
         result,
         facts=[
             ("Model", result.model),
             ("Topics", f"{len(found.entries):,}"),
-            (f"{_things(found).capitalize()} explained", f"{sum(e.n for e in found.entries):,}"),
+            (f"{_noun(found).capitalize()} explained", f"{sum(e.n for e in found.entries):,}"),
             ("Clusters and columns tried", f"{found.tried:,}"),
             ("Witnesses", text.listing(result.witnesses) or "none"),
         ],
@@ -65,7 +72,7 @@ def page(result: DiscoveryResult, folder: Path) -> ui.Page:
                 [ui.Step("survived proof", str(len(pairs) + len(sources)))],
                 f"Of {found.tried} tried.",
             ),
-            *(_first(*pairs[0]) if pairs else _source(*sources[0]) if sources else []),
+            *(_source(*sources[0]) if sources and not pairs else _first(*first) if first else []),
         ],
     )
 
@@ -106,14 +113,14 @@ def _first(entry: DiscoveryEntry, f: Proved) -> list[ui.Stat]:
     turned, left = _SAID[entry.what]
     name = f"{turned} {entry.name}" if entry.what in ("normal", "defect") else f"taken for {entry.name}"
     return [
-        ui.Stat(f"Other {entry.things} {name}", taken, f"{entry.things.capitalize()} that it was put into."),
-        ui.Stat(f"{entry.things.capitalize()} {left}", before, "Of the cluster that it was taken out of."),
+        ui.Stat(f"Other {entry.noun} {name}", taken, f"{entry.noun.capitalize()} that it was put into."),
+        ui.Stat(f"{entry.noun.capitalize()} {left}", before, "Of the cluster that it was taken out of."),
     ]
 
 
 def _source(entry: DiscoveryEntry, t: Told) -> list[ui.Stat]:
     over = [
-        ui.Step(f"all {entry.things}", text.ratio(t.pooled)),
+        ui.Step(f"all {entry.noun}", text.ratio(t.pooled)),
         ui.Step("same value", text.ratio(t.within), "deployed"),
     ]
     among = [
@@ -121,67 +128,75 @@ def _source(entry: DiscoveryEntry, t: Told) -> list[ui.Stat]:
         ui.Step(t.value, text.percent(t.inside), "deployed"),
     ]
     return [
-        ui.Stat(f"AUROC of {entry.name}", over, f"Between images of the same {t.column}."),
-        ui.Stat(f"{entry.name} by {t.column}", among, f"{t.share:.0%} of the {entry.things} have {t.value}."),
+        ui.Stat(f"AUROC of {entry.name}", over, f"Between {entry.noun} of the same {t.column}."),
+        ui.Stat(f"{entry.name} by {t.column}", among, f"{t.share:.0%} of the {entry.noun} have {t.value}."),
     ]
 
 
-def _things(found: Discovered) -> str:
+def _noun(found: Discovered) -> str:
     """What was explained, in the plural."""
-    return found.entries[0].things if found.entries else "images"
+    return found.entries[0].noun if found.entries else "images"
 
 
 def _found(found: Discovered, folder: Path, command: str, alone: bool = False) -> list[ui.Block]:
     """What survived, and what to do with it; `alone`, or in the audit that measures and mends it."""
     blocks: list[ui.Block] = []
-    things = _things(found)
+    noun = _noun(found)
     pairs = found.found()
     if pairs:
         outlined = any(shown.region for _, f in pairs for shown in f.images)
         what = "the outline is" if outlined else "brightness, contrast, colour or bands are"
-        if things == "series":
+        if noun == "series":
             what = "what is shaded is" if outlined else "level, spread or bands are"
         todo = [f"Look at the pictures: {what} what was taken out and put elsewhere."]
         if command:
             todo.append(f"Measure and mend it: {command}")
-        elif alone and things == "series":
+        elif alone and noun == "series":
             todo.append(
                 "No audit goes through series: train again on series without it, or with it in all classes."
             )
         if any(f.edits for _, f in pairs):
             todo.append("Which edit mends it, and at what price, is in the table below.")
-        todo.append(f"Then discover again on the mended model, with the same {things}.")
+        todo.append(f"Then discover again on the mended model, with the same {noun}.")
         blocks.append(ui.Prose(todo, bullets=True))
         arrays = {e.arrays: _regions(folder, e) for e, _ in pairs}
         exhibits = [_exhibit(e, f, folder, arrays[e.arrays]) for e, f in pairs]
-        blocks.append(_gallery("What survived proof", exhibits, things))
+        blocks.append(_gallery("What survived proof", exhibits, noun))
         if any(f.edits for _, f in pairs):
-            blocks.append(_mends(pairs, things))
+            blocks.append(_mends(pairs, noun))
     else:
         todo = ["No cluster both decides and leaves the object."]
         if command:
             todo.append(f"Measure and mend what was found: {command}")
+        moving = found.moving()[:_MOVING]
+        if moving:
+            todo.append(
+                "Look at what moves answers: where it is no part of the object, say so with pfungst label."
+            )
         blocks.append(ui.Prose(todo))
+        if moving:
+            exhibits = [_exhibit(e, f, folder, _regions(folder, e)) for e, f in moving]
+            blocks.append(_gallery("What moves the answer, too little to decide it", exhibits, noun))
     if found.sources():
-        blocks.append(_sources(f"Where {things} come from tells the class", found.sources(), things))
+        blocks.append(_sources(f"Where {noun} come from tells the class", found.sources(), noun))
     return blocks
 
 
-def _sources(name: str, pairs: Sequence[tuple[DiscoveryEntry, Told]], things: str) -> ui.Table:
+def _sources(name: str, pairs: Sequence[tuple[DiscoveryEntry, Told]], noun: str) -> ui.Table:
     """What columns tell of classes."""
     percent, ratio = text.percent, text.ratio
     columns = [
         ui.words("Class and column", "", lambda e, t: (t.column, e.name)),
-        ui.Column(f"All {things}", "AUROC", lambda e, t: (ratio(t.pooled), str(t.n))),
+        ui.Column(f"All {noun}", "AUROC", lambda e, t: (ratio(t.pooled), str(t.n))),
         ui.Column("Same value", "AUROC", lambda e, t: (ratio(t.within), f"{t.pairs:.0%} of pairs")),
         ui.Column("Fall", "", lambda e, t: parts.cell(t.fall)),
-        ui.words("Value of most surplus", f"share of the {things}", lambda e, t: (t.value, percent(t.share))),
+        ui.words("Value of most surplus", f"share of the {noun}", lambda e, t: (t.value, percent(t.share))),
         ui.Column("Class there", "elsewhere", lambda e, t: (percent(t.inside), percent(t.outside))),
         ui.Column("P", "corrected", lambda e, t: text.number(t.corrected)),
         ui.words("Said", "", lambda e, t: _said(t)),
     ]
     caption = (
-        f"Whether the evidence still tells the class between {things} of the same value; each patient counts "
+        f"Whether the evidence still tells the class between {noun} of the same value; each patient counts "
         "once, where that is known. It is no intervention: what goes with the column may also be the object."
     )
     return ui.Table.of(columns, pairs, name, caption)
@@ -191,7 +206,7 @@ def _said(found: Proved | Told) -> ui.Cell:
     return ui.Cell(_WORDS[found.standing], tone="bad" if found.standing == "found" else "")
 
 
-def _mends(pairs: Sequence[tuple[DiscoveryEntry, Proved]], things: str) -> ui.Table:
+def _mends(pairs: Sequence[tuple[DiscoveryEntry, Proved]], noun: str) -> ui.Table:
     """The edits that fit each finding and their price, best first."""
     write: Callable[[DiscoveryEntry, float], str] = lambda entry, value: (
         text.ratio(value) if entry.what in ("normal", "defect") else text.percent(value)
@@ -212,10 +227,10 @@ def _mends(pairs: Sequence[tuple[DiscoveryEntry, Proved]], things: str) -> ui.Ta
         if f.edits
     ]
     caption = (
-        f"Fitted on one half of the changed {things}, measured on the other. Turned: other {things} "
-        "taken for the topic with the finding put into them; of a detector the cluster's images that are flagged. Right: "
-        f"{things} as they are, the topic's and others' in equal parts; of a detector the AUROC. Does it: "
-        f"turns at most half as many, and costs less than {FALL:.2f}."
+        f"Fitted on one half of the changed {noun}, measured on the other. Turned: other {noun} "
+        "taken for the topic with the finding put into them; of a detector the cluster's images that are "
+        f"flagged. Right: {noun} as they are, the topic's and others' in equal parts; of a detector the "
+        f"AUROC. Does it: turns at most half as many, and costs less than {FALL:.2f}."
     )
     return ui.Table(columns=columns, groups=groups, name="What mends it, and the price", caption=caption)
 
@@ -224,12 +239,10 @@ def _does_it(edit: Mended) -> bool:
     return edit.turned[1] <= edit.turned[0] / 2 and edit.right[0] - edit.right[1] < FALL
 
 
-def _gallery(title: str, exhibits: Sequence[ui.Exhibit], things: str) -> ui.Gallery:
-    how = (
-        "the window that was changed shaded" if things == "series" else "the region that was changed outlined"
-    )
-    where = "where along time its heatmaps lie" if things == "series" else "where its heatmaps lie"
-    caption = f"Typical {things} of the cluster, {how}; first, {where}."
+def _gallery(title: str, exhibits: Sequence[ui.Exhibit], noun: str) -> ui.Gallery:
+    how = "the window that was changed shaded" if noun == "series" else "the region that was changed outlined"
+    where = "where along time its heatmaps lie" if noun == "series" else "where its heatmaps lie"
+    caption = f"Typical {noun} of the cluster, {how}; first, {where}."
     return ui.Gallery(title=title, caption=caption, exhibits=exhibits, ramp=data_uri(ramp()), outlines=False)
 
 
@@ -243,7 +256,9 @@ def _exhibit(entry: DiscoveryEntry, f: Proved, folder: Path, regions: Mapping[st
     with_it, without = f"{f.flips[0]:.0%} {turned}", f"{f.accuracy[1]:.0%} {left}"
     control = f"control {f.accuracy[2]:.0%}, as they are {f.accuracy[0]:.0%}"
     outcomes = [
-        ui.Outcome("put elsewhere", with_it, f.standing != "found", f"controls {f.flips[1]:.0%}"),
+        ui.Outcome(
+            "put elsewhere", with_it, f.standing not in ("found", "moves"), f"controls {f.flips[1]:.0%}"
+        ),
         ui.Outcome("taken out", without, True, control),
     ]
     tiles = [_map(f, folder)]
@@ -255,15 +270,15 @@ def _exhibit(entry: DiscoveryEntry, f: Proved, folder: Path, regions: Mapping[st
         else:
             file, side, path = folder / shown.file, _SIDE, "" if masks is None else outline(masks[place])
         tiles.append(file_tile(file, name, alt, _REMEDY, side, outline=path))
-    part = f"all {entry.things}"
+    part = f"all {entry.noun}"
     if f.n_clusters > 1:
-        part = f"cluster {f.cluster + 1} of {f.n_clusters}, {f.share:.0%} of the {entry.things}"
+        part = f"cluster {f.cluster + 1} of {f.n_clusters}, {f.share:.0%} of the {entry.noun}"
     return ui.Exhibit(
         name=f"{entry.name} · {f.view} · {part}",
         reason=f"{_WORDS[f.standing]}: {f.reason}",
         tags=tags,
         outcomes=outcomes,
-        strips=[ui.Strip(f"{f.n} {entry.things}, {f.recognised:.0%} {left}", tiles)],
+        strips=[ui.Strip(f"{f.n} {entry.noun}, {f.recognised:.0%} {left}", tiles)],
     )
 
 
@@ -283,11 +298,11 @@ def _regions(folder: Path, entry: DiscoveryEntry) -> Mapping[str, np.ndarray]:
 
 
 def _tried(found: Discovered) -> ui.Section:
-    things = _things(found)
+    noun = _noun(found)
     kind = lambda f: called(f.kind, found.entries[0].what)
     columns = [
         ui.words("Topic and cluster", "", lambda f: (f"{f.view}, {_part(f)}", kind(f))),
-        ui.Column(things.capitalize(), "", lambda f: (text.percent(f.share), str(f.n))),
+        ui.Column(noun.capitalize(), "", lambda f: (text.percent(f.share), str(f.n))),
         ui.Column("Put elsewhere", "share of the way carried", lambda f: parts.cell(f.insert, text.percent)),
         ui.Column("Taken out", "evidence, more than control", lambda f: parts.cell(f.remove)),
         ui.Column("Still recognised", "", lambda f: parts.cell(f.retained, text.percent)),
@@ -301,13 +316,13 @@ def _tried(found: Discovered) -> ui.Section:
     groups = {entry.name: entry.findings for entry in found.entries if entry.findings}
     table = ui.Table.grouped(columns, groups, "Every cluster that was tried", caption)
     lead = (
-        f"A finding needs all four: it raises other {things}, its loss lowers the evidence, the object "
+        f"A finding needs all four: it raises other {noun}, its loss lowers the evidence, the object "
         "stays, and chance is excluded."
     )
     told = [(entry, t) for entry in found.entries for t in entry.told]
     blocks: list[ui.Block] = [
         table,
-        *([_sources("Every column that was tried", told, things)] if told else []),
+        *([_sources("Every column that was tried", told, noun)] if told else []),
     ]
     return ui.Section("tried", "Everything that was tried", blocks, lead)
 
@@ -318,7 +333,7 @@ def _part(f: Proved) -> str:
 
 def _classes(found: Discovered, folder: Path) -> ui.Section:
     blocks: list[ui.Block] = []
-    things = _things(found)
+    noun = _noun(found)
     for entry in found.entries:
         arrays = _regions(folder, entry)
         rest = [f for f in entry.findings if f.standing != "found" and f.n_clusters > 1]
@@ -345,10 +360,10 @@ def _classes(found: Discovered, folder: Path) -> ui.Section:
             if g.plane
         ]
         if planes:
-            inside.append(Map(panels=planes, caption=_PLANE.format(things)))
+            inside.append(Map(panels=planes, caption=_PLANE.format(noun)))
         if rest:
-            inside.append(_gallery("Not proved", [_exhibit(entry, f, folder, arrays) for f in rest], things))
-        note = f"{entry.n:,} {things} · {entry.accuracy:.0%} {_SAID[entry.what][1]}"
+            inside.append(_gallery("Not proved", [_exhibit(entry, f, folder, arrays) for f in rest], noun))
+        note = f"{entry.n:,} {noun} · {entry.accuracy:.0%} {_SAID[entry.what][1]}"
         id_ = f"topic-{len(blocks)}"
         blocks.append(ui.Details(entry.name, inside, id=id_, note=note))
     return ui.Section(
@@ -361,11 +376,11 @@ def _classes(found: Discovered, folder: Path) -> ui.Section:
 
 def _method(result: DiscoveryResult) -> ui.Section:
     facts = [("Weights", result.weights), ("Topics", result.named_by)]
-    facts += [(f"Too few {_things(result.discovered)}: {name}", str(n)) for name, n in result.too_few.items()]
+    facts += [(f"Too few {_noun(result.discovered)}: {name}", str(n)) for name, n in result.too_few.items()]
     return parts.method(
         result,
         facts,
         beside=[
-            ui.Facts(title=_things(result.discovered).capitalize(), facts=text.flatten(result.preprocessing))
+            ui.Facts(title=_noun(result.discovered).capitalize(), facts=text.flatten(result.preprocessing))
         ],
     )

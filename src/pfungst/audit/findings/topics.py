@@ -22,9 +22,9 @@ from pfungst.data.traits import BurntInText, box_mask, file_columns
 from pfungst.discover import ClassSubject, Explanations, ScoreSubject, Subject, explain, explain_scores
 from pfungst.discover.columns import Told, told
 from pfungst.discover.explain import Marks
-from pfungst.discover.find import Finding, Mend, Probes
+from pfungst.discover.find import WRITTEN, Finding, Mend, Probes
 from pfungst.discover.mend import Edit, Pairs, class_edits, score_edits
-from pfungst.discover.prove import FEWEST
+from pfungst.discover.prove import FEWEST, N_TARGETS
 from pfungst.discover.series import OverTime
 from pfungst.discover.subjects import What
 from pfungst.features import combined, model_key
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from pfungst.anomaly import Detector
 
 Draw = Callable[[Tensor, "np.ndarray | None"], np.ndarray]
-_OTHERS = 100  # images that things are put into
 
 
 @dataclass(frozen=True)
@@ -53,6 +52,12 @@ class Effort:
     changed: int = 40
     batch_size: int = 16
     seed: int = 0
+
+    @property
+    def others(self) -> int:
+        """Images that things are put into: two for each that is changed, so that none is drawn twice and the
+        intervals over the changed images hold the chance of both."""
+        return N_TARGETS * max(self.changed, WRITTEN)
 
 
 @dataclass(frozen=True)
@@ -292,7 +297,7 @@ def _topics(
         if part is not None:  # what is put into an image has to be of its probe
             usable = np.isin(part, part[labels != k]) & np.isin(part, part[labels == k])
         rows = drawn(np.flatnonzero(usable & (labels == k)), effort.per_topic, effort.seed, k)
-        others = drawn(np.flatnonzero(usable & (labels != k)), _OTHERS, effort.seed, k, 1)
+        others = drawn(np.flatnonzero(usable & (labels != k)), effort.others, effort.seed, k, 1)
         probes = None
         if part is not None:
             missed = np.setdiff1d(part[rows], part[others])
@@ -350,7 +355,7 @@ def score_topics(study: Any, model: str, run: Any, effort: Effort, name: str = "
 
     images, labels, detector = study.test.images, study.labels, run.detector
     columns = {**file_columns(study.test.items), **study.columns}
-    normal = study.train[drawn(np.arange(len(study.train)), _OTHERS, effort.seed)]
+    normal = study.train[drawn(np.arange(len(study.train)), effort.others, effort.seed)]
 
     def fit(layer: torch.nn.Module | None, x: Tensor) -> Detector:
         device = study.config.device
@@ -382,5 +387,5 @@ def score_topics(study: Any, model: str, run: Any, effort: Effort, name: str = "
 
     good, bad = (drawn(np.flatnonzero(labels == d), effort.per_topic, effort.seed, d) for d in (0, 1))
     topics = [one("normal", good, normal)] if len(good) >= FEWEST else []
-    beside = images[drawn(np.flatnonzero(labels == 0), _OTHERS, effort.seed)]
+    beside = images[drawn(np.flatnonzero(labels == 0), effort.others, effort.seed)]
     return topics + ([one("defect", bad, beside)] if len(bad) >= FEWEST else [])

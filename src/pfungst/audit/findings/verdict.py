@@ -8,7 +8,7 @@ from pfungst.audit.findings.result import Answered, Column, Discovered, Discover
 from pfungst.audit.findings.search import corrected
 from pfungst.audit.findings.task import Key, judged
 from pfungst.audit.findings.topics import Effort
-from pfungst.audit.result import About, Metric, Verdict
+from pfungst.audit.result import About, Level, Metric, Verdict
 from pfungst.discover.prove import FEWEST
 from pfungst.discover.subjects import WORDS
 from pfungst.errors import few
@@ -47,10 +47,9 @@ def conclude(
         return made(f"Nothing could be tried: no class has {FEWEST} images beside those of others")
     basis = f"{tried} clusters of explanations and columns were tried"
     unsure = [e.name for e in entries if any(f.standing == "object" for f in e.findings)]
-    pairs = made("").found()
-    sources = made("").sources()
+    pairs, moved, sources = made("").found(), made("").moving(), made("").sources()
     told = [
-        f"{e.name}: {t.reason}; {t.share:.0%} of the {e.things} have {t.column} = {t.value}, of which "
+        f"{e.name}: {t.reason}; {t.share:.0%} of the {e.noun} have {t.column} = {t.value}, of which "
         f"{t.inside:.0%} are {e.name}, of the others {t.outside:.0%}. No intervention: it goes with the "
         "class, whatever the reason."
         for e, t in sources[:3]
@@ -59,27 +58,22 @@ def conclude(
         entry, top = sources[0]
         more = len(sources) - 1
         return made(
-            f"{entry.name} is told by where {entry.things} come from: {top.column}"
+            f"{entry.name} is told by where {entry.noun} come from: {top.column}"
             + (f"; and {more} more columns" if more else ""),
             *told,
-            f"{basis}; compare within its values, or balance the training {entry.things} over it.",
+            f"{basis}; compare within its values, or balance the training {entry.noun} over it.",
         )
     if not pairs:
-        moved = _moved(entries)
         open_ = f"{few(unsure)}: the model follows what it cannot do without, the object or a shortcut."
         classes = any(e.what in ("class", "series") and e.name in unsure for e in entries)
         hint = " Only another model can tell: name one with --witness." if classes and not witnesses else ""
-        written = [e.name for e, f in moved if f.kind == "text"]
-        also = f"burnt-in text moves {few(written)}; " if written else ""
+        headline = "Nothing beside the object was proved to decide"
+        if moved:
+            e, f = moved[0]
+            headline = f"{e.name} is moved by {what_of(f, e.what)}, too little to be proved to decide it"
         return made(
-            f"Nothing beside the object was proved to decide; {also}{basis}",
-            *[
-                f"{e.name}: {what_of(f, e.what)} moves the answer, too little to decide it. Without it the "
-                f"evidence falls by {f.remove.value:.2f}{f.remove.ends()} {WORDS[e.what].unit}; put into others "
-                f"it carries {f.insert.value:.0%}{f.insert.ends('.0%')} of the way (P = {f.corrected:.2g}, "
-                f"Holm).{'' if f.kind == 'text' else ' It may be a part of the object.'}"
-                for e, f in moved[:3]
-            ],
+            f"{headline}; {basis}",
+            *[_moving(e, f) for e, f in moved[:3]],
             *([open_ + hint] if unsure and not witnesses else []),
             "What was not found is not shown to be absent.",
             _BLIND,
@@ -88,7 +82,8 @@ def conclude(
     more = len({e.name for e, _ in pairs}) - 1
     by = _word(first.kind, entry.what, "something")
     by = first.judged.names[0] if first.judged and first.judged.names else by
-    own = f"{entry.name} is decided by {by} beside the object in {first.share:.0%} of its {entry.things}"
+    verb = "decided" if (first.insert.low or 0) >= DECIDES else "moved"  # by what people call an artefact
+    own = f"{entry.name} is {verb} by {by} beside the object in {first.share:.0%} of its {entry.noun}"
     decided = {
         "class": own,
         "series": own,
@@ -106,18 +101,16 @@ def conclude(
     )
 
 
-def _moved(entries: Sequence[DiscoveryEntry]) -> list[tuple[DiscoveryEntry, Proved]]:
-    """What moves the answer of some images beyond chance, is not needed to recognise them, and is too little
-    to be found; text first, which is no object, then what moves most."""
-    pairs = [
-        (e, f)
-        for e in entries
-        for f in e.findings
-        if f.standing == "unproved" and (f.kind == "text" or (f.n_clusters > 1 and not f.alone))
-        if min(f.remove.low or 0, f.insert.low or 0) > 0 and f.corrected <= P_SPURIOUS
-        if f.kind == "text" or (f.retained.low or 0) >= RETAINED
-    ]
-    return sorted(pairs, key=lambda pair: (pair[1].kind != "text", -pair[1].insert.value))
+def _moving(e: DiscoveryEntry, f: Proved) -> str:
+    """What moves answers, and how far."""
+    words = WORDS[e.what]
+    return (
+        f"{e.name}: {what_of(f, e.what)} moves the answer: put into {words.targets} it turns "
+        f"{f.flips[0]:.0%} of them (controls {f.flips[1]:.0%}) and carries {f.insert.value:.0%}{f.insert.ends('.0%')} of "
+        f"{words.carried}, below {DECIDES:.0%} at the lower end; without it the evidence falls by "
+        f"{f.remove.value:.2f}{f.remove.ends()} {words.unit} (P = {f.corrected:.2g}, Holm)."
+        f"{'' if f.kind == 'text' else ' It may be a part of the object: look, or ask people.'}"
+    )
 
 
 def verdict(found: Discovered, too_few: dict[str, int]) -> Verdict:
@@ -127,7 +120,8 @@ def verdict(found: Discovered, too_few: dict[str, int]) -> Verdict:
         return Verdict(level="too-few", headline=found.headline, sentences=[there] if too_few else [])
     pairs = found.found()
     if not pairs and not found.sources():
-        return Verdict(level="sound", headline=found.headline, sentences=found.sentences)
+        level: Level = "not-established" if found.moving() else "sound"
+        return Verdict(level=level, headline=found.headline, sentences=found.sentences)
     if not pairs:
         entry, top = found.sources()[0]
         numbers = {
@@ -156,9 +150,9 @@ def _word(kind: str, what: What, otherwise: str) -> str:
 def what_of(f: Proved, what: What = "class") -> str:
     """What a cluster shares, in words that start a sentence."""
     shared = _word(f.kind, what, "content that the explanations share")
-    things = "series" if what == "series" else "images"
+    noun = "series" if what == "series" else "images"
     bands = f" {few(map(str, f.bands))} of 8" if f.bands else ""
-    some = f"{shared}{bands} in {f'{f.share:.0%}' if f.n_clusters > 1 else 'all'} of its {things}"
+    some = f"{shared}{bands} in {f'{f.share:.0%}' if f.n_clusters > 1 else 'all'} of its {noun}"
     if f.kind == "text":
         return some
     if " = " in f.view:
@@ -189,7 +183,7 @@ def metrics(found: Discovered) -> dict[str, Metric]:
     }
 
 
-def how(effort: Effort, things: str = "images") -> list[str]:
+def how(effort: Effort, noun: str = "images") -> list[str]:
     """How the numbers came about."""
     lines = [
         f"Explained is the logit of a class, or the score of a detector, on up to {effort.per_topic} of its "
@@ -214,4 +208,4 @@ def how(effort: Effort, things: str = "images") -> list[str]:
         "have is found only where a witness judged it.",
         "Intervals are 95 % bootstrap over the changed images.",
     ]
-    return [line.replace("images", things) for line in lines]
+    return [line.replace("images", noun) for line in lines]
