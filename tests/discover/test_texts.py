@@ -284,11 +284,11 @@ def test_bad_tables(folder, tmp_path, content, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"size": 64}, "--size is of images"),
-        ({"window": "1,2"}, "--window is of images"),
-        ({"images": "x"}, "either --images or --texts"),
+        ({"size": 64}, "--size is about images"),
+        ({"window": "1,2"}, "--window is about images"),
+        ({"images": "x"}, "one of --images"),
         ({"group": ["text"]}, "burnt into images"),
-        ({"encoder": None, "model": "timm:resnet18"}, "needs a sentence encoder"),
+        ({"encoder": None, "model": "timm:resnet18"}, "read by a sentence encoder"),
     ],
 )
 def test_options_of_images_are_refused(options, message, tmp_path):

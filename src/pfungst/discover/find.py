@@ -25,12 +25,12 @@ from pfungst.measure import best_split, holm
 from pfungst.measure.limits import CARRIED_ALONE, DECIDES, P_SPURIOUS
 
 SHOWN = 6  # prototypes
-WRITTEN = "texts with"  # view of those that have words
+HAVING = "texts with"  # view of those that have words
 LOST = "what removal costs"  # view of a class parted by that
 _KINDS: tuple[Kind, ...] = ("place", "content", "tone", "bands")
 _FIRST = 10  # images that a try begins with; where they show that it carries too little, no more are changed
 _MEASURED = 100  # images that the way to the class is measured on
-_WRITTEN = 100  # images that text is taken out of, at least: it is small, and where it lies is known
+WRITTEN = 100  # images that text is taken out of, at least: it is small, and where it lies is known
 _COLUMNS = 3  # columns that the evidence follows most, whose groups are tried as clusters
 _BAND_SHARE = 0.5  # of what a cluster's spectrum has more than the others, that the exchanged bands hold
 
@@ -50,8 +50,8 @@ class Finding:
         bands: which frequency bands were exchanged, of kind "bands".
         regions: (n, H, W) boolean, where the first n were changed; None of kind "bands".
         proof: what interventions did, on images drawn from the cluster.
-        words: of texts those that hold more of the relevance than in the others; of kind "words" what was taken
-            out and put in.
+        words: of texts those that hold more of the relevance than in the others; of kind "words" what was
+            taken out and put in.
         edits: what mends it, best first, where it may survive correction and `mend` was given.
     """
 
@@ -236,7 +236,7 @@ def find(
 def _tries(
     explained: Explanations, views: Sequence[View], most: int, seed: int
 ) -> tuple[list[_Try], dict[str, Clustering]]:
-    """What the views say is to be tried, and the clustering of each; of texts also those that have some words."""
+    """What the views say is to be tried, and the clustering of each; of texts also those with some words."""
     tried: list[_Try] = []
     clusterings: dict[str, Clustering] = {}
     for view in views:
@@ -250,7 +250,7 @@ def _tries(
                 tried += [_Try(view.name, kind, parts, number, whole) for kind in kinds]
     for g in groups(explained) if explained.words is not None else ():
         if g.member.sum() >= FEWEST:
-            parts, name = Clustering.of(g.member, -g.held), f"{WRITTEN} {' '.join(g.words)}"
+            parts, name = Clustering.of(g.member, -g.held), f"{HAVING} {' '.join(g.words)}"
             tried.append(_Try(name, "words", parts, 0, bool(g.member.all()), g.words))
     return tried, clusterings
 
@@ -333,7 +333,7 @@ def _tried(
     subject = panel.subject
     rng = np.random.default_rng((seed, subject.index, number))
     rows, rest = parts.rows(number), np.flatnonzero(parts.labels != number)
-    some, beside = (drawn(r, rng, _WRITTEN if kind == "text" else 0) for r in (rows, rest))
+    some, beside = (drawn(r, rng, WRITTEN if kind == "text" else 0) for r in (rows, rest))
     able = [r for r in some if panel.part[r] in panel.part[beside]]  # content of the rest for the same probe
     some, beside = (able, beside) if min(len(beside), len(able)) >= FEWEST else (some, [])
     mates = images(beside) if beside else None
@@ -421,7 +421,7 @@ def _held(contrast: np.ndarray) -> np.ndarray:
     return kept
 
 
-def _fixed(heatmap: np.ndarray, medium: Medium) -> _Heats:
+def _fixed(heatmap: np.ndarray, medium: Medium = PICTURES) -> _Heats:
     """The same place (R, S) in every image."""
     grid = torch.from_numpy(heatmap).float().clamp_min(0)
     return lambda judge: lambda z: medium.spread(grid, z)

@@ -13,6 +13,7 @@ from scipy.special import expit
 from torch import Tensor
 from torch.nn import functional
 
+from pfungst.discover.explain import side_of
 from pfungst.discover.mend import Pairs
 from pfungst.discover.subjects import WORDS, Subject, What
 from pfungst.errors import InputError
@@ -23,6 +24,7 @@ from pfungst.spurious.evidence import above_zero, mean_interval, ratio_interval,
 from pfungst.spurious.inpaint import inpaint, moved, soften
 
 FEWEST = 6  # images of a cluster: signed ranks of 5 cannot reach p < 0.05 with any correction
+N_TARGETS = 2  # images that what an image holds is put into
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,6 @@ class Proof:
         alone: whether nothing tells it from the object: no witness judged it and only interventions tell its
             images from the others of the class; or all images of the class have it, and it carries too little
             (``CARRIED_ALONE``).
-        noun: what they are.
     """
 
     n: int
@@ -64,7 +65,6 @@ class Proof:
     corrected: float = 1.0
     what: What = "class"
     alone: bool = False
-    noun: str = "images"
 
     @property
     def survives(self) -> bool:
@@ -74,7 +74,12 @@ class Proof:
     @property
     def decides(self) -> bool:
         """Whether the class falls without it and rises with it, beyond the controls and what was tried."""
-        return self.remove.low > 0 and self.insert.low >= DECIDES and self.corrected <= P_SPURIOUS
+        return self.moves and self.insert.low >= DECIDES
+
+    @property
+    def moves(self) -> bool:
+        """The same by any amount."""
+        return min(self.remove.low, self.insert.low) > 0 and self.corrected <= P_SPURIOUS
 
     @property
     def reason(self) -> str:
@@ -84,18 +89,21 @@ class Proof:
         put = f"put into {words.targets} it carries {carried}"
         fall = f"{r.value:.2g} {words.unit} [{r.low:.2g}, {r.high:.2g}]"
         gone = f"without it the evidence falls by {fall} more than without a control"
-        left = f"{k.value:.0%} of the {self.noun} are {words.kept} without it [{k.low:.0%}, {k.high:.0%}]"
+        left = f"{k.value:.0%} of the {words.noun} are {words.kept} without it [{k.low:.0%}, {k.high:.0%}]"
         left = "the images are normal, so that it is no defect" if self.what == "normal" else left
         if self.survives:
             return f"{put}, {gone}, and {left} (corrected p {self.corrected:.2g})"
         if self.decides and self.alone and k.low >= RETAINED:
-            only = "but no {self.noun} are surely without it: only a witness tells it from the object"
+            only = f"but no {words.noun} are surely without it: only a witness tells it from the object"
             only += f", where it carries {CARRIED_ALONE:.0%}"
             return f"{put}, {gone}, and {left}, {only}"
         if self.decides:
             return f"{put} and {gone}, but {left}, so it may be the object"
+        little = f"; below {DECIDES:.0%} at the lower end it decides little"
+        if self.moves:
+            return f"{put} and {gone} (corrected p {self.corrected:.2g}){little}"
         if i.low < DECIDES:
-            return f"no proof: {put}; below {DECIDES:.0%} at the lower end it decides little"
+            return f"no proof: {put}{little}"
         if r.low <= 0:
             return f"no proof: {put}, but {gone}"
         return f"no proof: {put}, but p is {self.corrected:.2g} after correction for all that were tried"
@@ -172,8 +180,6 @@ class Medium(Protocol):
     """What is done to inputs (n, C, H, W) at masks (n, H, W): the only part of a proof that knows what they
     are."""
 
-    noun: str
-
     def region(self, x: Tensor, heat: Tensor) -> Tensor:
         """Where the heat (n, H, W) is, 0 and 1."""
 
@@ -202,16 +208,16 @@ class Medium(Protocol):
 class Pictures:
     """Images: regions with soft edges, painted over from around them."""
 
-    noun = "images"
-
     def region(self, x: Tensor, heat: Tensor) -> Tensor:
         """See :class:`Medium`."""
         return region(heat)
 
     def spread(self, grid: Tensor, x: Tensor) -> Tensor:
         """See :class:`Medium`."""
-        big = functional.interpolate(grid[None, None], x.shape[-2:], mode="bilinear", align_corners=False)
-        return big[0].expand(len(x), -1, -1)
+        height, width = x.shape[-2:]
+        whole = [n * side_of(width) for n in grid.shape]  # the last patches may stick out
+        heat = functional.interpolate(grid[None, None], whole, mode="bilinear", align_corners=False)
+        return heat[0, :, :height, :width].expand(len(x), -1, -1)
 
     def widened(self, mask: Tensor) -> Tensor:
         """See :class:`Medium`."""
@@ -296,7 +302,6 @@ class Judge:
         mask: Tensor,
         mates: Tensor | None,
         seed: int = 0,
-        n_targets: int = 2,
         letters: bool = False,
     ) -> Effects:
         """Effects of regions.
@@ -306,18 +311,17 @@ class Judge:
             mask: (n, H, W) of 0 and 1, 1 in the region, such as :func:`pfungst.spurious.evidence.region` of
                 a heatmap.
             mates: images of the class outside the cluster, None where there are none.
-            n_targets: images of other classes that each region is put into.
             letters: put only what the content has over its surroundings, without these: of text the letters.
         """
         rng, n, medium = np.random.default_rng((seed, self.subject.index)), len(x), self.medium
         soft = medium.widened(mask)
         far = [medium.aside(x, soft, rng) for _ in range(2)]
         controls = [medium.without(x, aside.mask) for aside in far]
-        targets = self._drawn(self.others, (n_targets, n), rng)
+        targets = self._drawn(self.others, (N_TARGETS, n), rng)
         put = lambda of, inside: medium.put(targets, x, soft, of, inside, letters)
         against = [put(far[0].content, far[0].inside)]
         if mates is not None:
-            others = self._drawn(mates, (n_targets, n), rng)
+            others = self._drawn(mates, (N_TARGETS, n), rng)
             against.append(put(others, medium.alike(x, soft, others)))
         return self._weigh(x, medium.without(x, soft), controls, targets, put(x, soft), against)
 
@@ -330,14 +334,13 @@ class Judge:
         left, kept = self.odds(0, torch.stack(gone))[0]
         return kept - left
 
-    def bands(self, x: Tensor, kept: np.ndarray, mates: Tensor, seed: int = 0, n_targets: int = 2) -> Effects:
+    def bands(self, x: Tensor, kept: np.ndarray, mates: Tensor, seed: int = 0) -> Effects:
         """Effects of frequency bands: those of an image are exchanged for those of another.
 
         Args:
             x: (n, C, H, W) of the cluster, at least 6.
             kept: (B,) boolean, the bands that the cluster's images share, of as many bands of the power law.
             mates: images of the subject outside the cluster.
-            n_targets: images that are not of the subject, that the bands are put into.
         """
         basis = DCTBands(count=len(kept))
 
@@ -346,9 +349,9 @@ class Judge:
             return parts.sum(0).view_as(z)
 
         exchange = lambda z, source: (z - inside(z) + inside(source)).clamp(0, 1)
-        return self._exchanged(exchange, x, mates, seed, n_targets)
+        return self._exchanged(exchange, x, mates, seed)
 
-    def tone(self, x: Tensor, mates: Tensor, seed: int = 0, n_targets: int = 2) -> Effects:
+    def tone(self, x: Tensor, mates: Tensor, seed: int = 0) -> Effects:
         """Effects of brightness, contrast and colour: mean and standard deviation of each channel of an image
         are exchanged for those of another (Reinhard et al. 2001). Args as of :meth:`bands`."""
 
@@ -357,7 +360,7 @@ class Judge:
             mean = lambda y: y.mean((-2, -1), keepdim=True)
             return ((z - mean(z)) / spread(z) * spread(source) + mean(source)).clamp(0, 1)
 
-        return self._exchanged(exchange, x, mates, seed, n_targets)
+        return self._exchanged(exchange, x, mates, seed)
 
     def _exchanged(
         self,
@@ -365,14 +368,13 @@ class Judge:
         x: Tensor,
         mates: Tensor,
         seed: int,
-        n_targets: int,
     ) -> Effects:
         """Effects of a property that `exchange(z, source)` gives to z from another image: taken from mates,
         against that of other images of the cluster; put into others, against that of mates and of others."""
         rng, n = np.random.default_rng((seed, self.subject.index, 1)), len(x)
-        others = self._drawn(mates, (n_targets, n), rng)
-        targets = self._drawn(self.others, (n_targets, n), rng)
-        sources = (x.expand_as(targets), others, self._drawn(self.others, (n_targets, n), rng))
+        others = self._drawn(mates, (N_TARGETS, n), rng)
+        targets = self._drawn(self.others, (N_TARGETS, n), rng)
+        sources = (x.expand_as(targets), others, self._drawn(self.others, (N_TARGETS, n), rng))
         put, *against = (exchange(targets, source) for source in sources)
         removed, control = exchange(x, others[0]), exchange(x, torch.roll(x, 1, 0))
         return self._weigh(x, removed, [control], targets, put, against)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from pfungst.data.traits import binned, common, same_partition
 from pfungst.discover.explain import Explanations
 from pfungst.discover.prove import FEWEST, Aside
-from pfungst.discover.subjects import ClassSubject, Heat
+from pfungst.discover.subjects import ClassSubject, Heat, What
 from pfungst.errors import InputError
 from pfungst.relevance import Tokens, attribute
 from pfungst.spurious.evidence import LARGEST, SHARE
@@ -123,17 +123,15 @@ class TokenEncoder(nn.Module):
 
 
 class Texts:
-    """What is done to texts, see :class:`pfungst.discover.prove.Medium`: words are taken out, and put between the
-    words of others at the place where they were. Half a word is never moved; special tokens stay."""
-
-    noun = "texts"
+    """What is done to texts, see :class:`pfungst.discover.prove.Medium`: words are taken out, and put between
+    the words of others at the place where they were. Half a word is never moved; special tokens stay."""
 
     def __init__(self, encoder: TokenEncoder) -> None:
         self.encoder = encoder
 
     def region(self, x: Tensor, heat: Tensor) -> Tensor:
-        """The words of most heat (n, 1, L), each with all its tokens, that hold three quarters of what is positive,
-        at most 40 % of the words."""
+        """The words of most heat (n, 1, L), each with all its tokens, that hold three quarters of what is
+        positive, at most 40 % of the words."""
         out = torch.zeros_like(heat)
         for row, (words, h) in enumerate(zip(self.encoder.each(x), heat[:, 0], strict=True)):
             sums = np.array([float(h[w.start : w.stop].sum()) for w in words]).clip(0)
@@ -173,7 +171,7 @@ class Texts:
         return out
 
     def aside(self, x: Tensor, mask: Tensor, rng: np.random.Generator) -> Aside:
-        """See :class:`Medium`: for each run of words as many elsewhere in the text, where fewest are meant."""
+        """See :class:`Medium`: for each run of words as many elsewhere, where fewest are meant."""
         out = torch.zeros_like(mask)
         for row, words in enumerate(self.encoder.each(x)):
             taken = np.array([bool(mask[row, 0, w.start] > 0) for w in words])
@@ -188,8 +186,8 @@ class Texts:
     def put(
         self, targets: Tensor, x: Tensor, mask: Tensor, content: Tensor, inside: Tensor, letters: bool = False
     ) -> Tensor:
-        """See :class:`Medium`: each run of words between those of the target, at the relative place where it was;
-        of what is longer than the model reads the target's last words go."""
+        """See :class:`Medium`: each run of words between those of the target, at the relative place where it
+        was; of what is longer than the model reads the target's last words go."""
         out = torch.full_like(targets, _PAD)
         every, meant = content.expand_as(targets), inside.expand(*targets.shape[:2], *inside.shape[-2:])
         for row, words in enumerate(self.encoder.each(x)):
@@ -243,7 +241,7 @@ def _runs(chosen: np.ndarray) -> list[tuple[int, int]]:
 
 
 def places(count: int) -> list[int]:
-    """Of the words of a text, which of 3 · ENDS places each is at: the first ones, parts between, the last ones."""
+    """Of the words of a text, which of 3 · ENDS places each is at: first ones, parts between, last ones."""
     ends = min(ENDS, (count + 1) // 2), min(ENDS, count // 2)
     middle = count - sum(ends)
     inner = [ENDS + i * ENDS // max(middle, 1) for i in range(middle)]
@@ -254,6 +252,7 @@ def places(count: int) -> list[int]:
 class TextSubject(ClassSubject):
     """The log odds of a class of a probe on a sentence encoder; texts are token numbers."""
 
+    what: What = "texts"
     encoder: TokenEncoder | None = None
 
     def content(self, contrast: np.ndarray | None, batch_size: int) -> Heat:
@@ -375,8 +374,8 @@ def groups(explained: Explanations) -> list[Group]:
 
 
 def text_columns(texts: Sequence[str]) -> dict[str, np.ndarray]:
-    """What texts tell of where they come from, {"text: NAME": (N,) text}: length in words, capitals, digits, line
-    breaks, addresses, markup or code, script; with at least two groups of five, each partition once."""
+    """What texts tell of where they come from, {"text: NAME": (N,) text}: length in words, capitals, digits,
+    line breaks, addresses, markup or code, script; with at least two groups of five, each partition once."""
     ratio = lambda t, test: sum(map(test, t)) / max(len(t), 1)
     numbers = {
         "length": [len(t.split()) for t in texts],

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 
 from pfungst.audit.findings.result import (
-    KINDS,
     Discovered,
     DiscoveryEntry,
     DiscoveryResult,
@@ -16,6 +15,7 @@ from pfungst.audit.findings.result import (
     Proved,
     Shown,
     Told,
+    called,
 )
 from pfungst.files import read
 from pfungst.measure.limits import FALL
@@ -24,13 +24,19 @@ from pfungst.report import parts, text
 from pfungst.report.images import data_uri, file_tile, outline, overlay, ramp
 from pfungst.report.maps import Map, panel
 
-_WORDS = {"found": "found", "object": "may be the object", "unproved": "not proved"}
+_WORDS = {
+    "found": "found",
+    "moves": "moves the answer",
+    "object": "may be the object",
+    "unproved": "not proved",
+}
 _CERTAIN = 0.05  # corrected p up to which a column is named beside a cluster
 _SIDE = 176
+_MOVING = 3  # exhibits of what moves answers
 _REMEDY = "run the discovery again"
 _PLANE = (
-    "One point an image or text: the first two principal components of what was clustered. Clusters are found in up "
-    "to 30, so that they may overlap here."
+    "One point for each of the {}: the first two principal components of what was clustered. Clusters are "
+    "found in up to 30, so that they may overlap here."
 )
 
 
@@ -39,6 +45,7 @@ def page(result: DiscoveryResult, folder: Path) -> ui.Page:
     """The page of a discovery."""
     found = result.discovered
     pairs, sources = found.found(), found.sources()
+    first = next(iter([*pairs, *found.moving()]), None)
     return ui.Page.of(
         result,
         facts=[
@@ -52,7 +59,7 @@ def page(result: DiscoveryResult, folder: Path) -> ui.Page:
             ui.Section(
                 "found",
                 "What was found, and what to do",
-                _found(found, folder, result.next_command),
+                _found(found, folder, result.next_command, True),
                 lead="Clusters of explanations that decide without being the object, the strongest first.",
             ),
             _tried(found),
@@ -66,13 +73,9 @@ def page(result: DiscoveryResult, folder: Path) -> ui.Page:
                 [ui.Step("survived proof", str(len(pairs) + len(sources)))],
                 f"Of {found.tried} tried.",
             ),
-            *(_first(*pairs[0]) if pairs else _source(*sources[0]) if sources else []),
+            *(_source(*sources[0]) if sources and not pairs else _first(*first) if first else []),
         ],
     )
-
-
-def _noun(found: Discovered) -> str:
-    return found.entries[0].noun if found.entries else "images"
 
 
 def section(found: Discovered | None, folder: Path) -> ui.Section | None:
@@ -93,6 +96,8 @@ def section(found: Discovered | None, folder: Path) -> ui.Section | None:
 
 _SAID = {  # evidence: what is turned, what is left
     "class": ("taken for it", "recognised"),
+    "series": ("taken for it", "recognised"),
+    "texts": ("taken for it", "recognised"),
     "normal": ("flagged", "flagged"),
     "defect": ("flagged", "flagged"),
 }
@@ -107,16 +112,11 @@ def _first(entry: DiscoveryEntry, f: Proved) -> list[ui.Stat]:
         ui.Step("as they are", text.percent(f.accuracy[0])),
         ui.Step("without it", text.percent(f.accuracy[1]), "deployed"),
     ]
-    noun = entry.noun
     turned, left = _SAID[entry.what]
-    name = f"{turned} {entry.name}" if entry.what != "class" else f"taken for {entry.name}"
+    name = f"{turned} {entry.name}" if entry.what in ("normal", "defect") else f"taken for {entry.name}"
     return [
-        ui.Stat(f"Other {noun} {name}", taken, f"{noun.capitalize()} that it was put into."),
-        ui.Stat(
-            f"{noun.capitalize()} {left}",
-            before,
-            f"{noun.capitalize()} of the cluster that it was taken out of.",
-        ),
+        ui.Stat(f"Other {entry.noun} {name}", taken, f"{entry.noun.capitalize()} that it was put into."),
+        ui.Stat(f"{entry.noun.capitalize()} {left}", before, "Of the cluster that it was taken out of."),
     ]
 
 
@@ -135,39 +135,61 @@ def _source(entry: DiscoveryEntry, t: Told) -> list[ui.Stat]:
     ]
 
 
-def _found(found: Discovered, folder: Path, command: str) -> list[ui.Block]:
-    """What survived, and what to do with it."""
+def _noun(found: Discovered) -> str:
+    """What was explained, in the plural."""
+    return found.entries[0].noun if found.entries else "images"
+
+
+def _found(found: Discovered, folder: Path, command: str, alone: bool = False) -> list[ui.Block]:
+    """What survived, and what to do with it; `alone`, or in the audit that measures and mends it."""
     blocks: list[ui.Block] = []
+    noun = _noun(found)
     pairs = found.found()
     if pairs:
         outlined = any(shown.region or shown.tokens for _, f in pairs for shown in f.images)
         what = "the outline is" if outlined else "brightness, contrast, colour or bands are"
-        look = "Look at the pictures" if _noun(found) == "images" else "Read the texts"
+        if noun == "series":
+            what = "what is shaded is" if outlined else "level, spread or bands are"
+        look = "Read the texts" if noun == "texts" else "Look at the pictures"
         todo = [f"{look}: {what} what was taken out and put elsewhere."]
         if command:
             todo.append(f"Measure and mend it: {command}")
+        elif alone and noun == "series":
+            todo.append(
+                "No audit goes through series: train again on series without it, or with it in all classes."
+            )
+        elif alone and noun == "texts":
+            todo.append("No audit mends probes on texts: train again without it, or with it in all classes.")
         if any(f.edits for _, f in pairs):
             todo.append("Which edit mends it, and at what price, is in the table below.")
-        todo.append(f"Then discover again on the mended model, with the same {_noun(found)}.")
+        todo.append(f"Then discover again on the mended model, with the same {noun}.")
         blocks.append(ui.Prose(todo, bullets=True))
         arrays = {e.arrays: _regions(folder, e) for e, _ in pairs}
         exhibits = [_exhibit(e, f, folder, arrays[e.arrays]) for e, f in pairs]
-        blocks.append(_gallery("What survived proof", exhibits, _noun(found)))
+        blocks.append(_gallery("What survived proof", exhibits, noun))
         if any(f.edits for _, f in pairs):
-            blocks.append(_mends(pairs))
+            blocks.append(_mends(pairs, noun))
     else:
         todo = ["No cluster both decides and leaves the object."]
         if command:
             todo.append(f"Measure and mend what was found: {command}")
+        moving = found.moving()[:_MOVING]
+        if moving:
+            todo.append(
+                "Look at what moves answers: where it is no part of the object, say so with pfungst label."
+            )
         blocks.append(ui.Prose(todo))
+        if moving:
+            exhibits = [_exhibit(e, f, folder, _regions(folder, e)) for e, f in moving]
+            blocks.append(_gallery("What moves the answer, too little to decide it", exhibits, noun))
     if found.sources():
-        blocks.append(_sources(f"Where {_noun(found)} come from tells the class", found.sources()))
+        blocks.append(_sources(f"Where {noun} come from tells the class", found.sources(), noun))
     return blocks
 
 
-def _sources(name: str, pairs: Sequence[tuple[DiscoveryEntry, Told]]) -> ui.Table:
+def _sources(name: str, pairs: Sequence[tuple[DiscoveryEntry, Told]], noun: str) -> ui.Table:
     """What columns tell of classes."""
-    percent, ratio, noun = text.percent, text.ratio, pairs[0][0].noun
+    percent, ratio = text.percent, text.ratio
     columns = [
         ui.words("Class and column", "", lambda e, t: (t.column, e.name)),
         ui.Column(f"All {noun}", "AUROC", lambda e, t: (ratio(t.pooled), str(t.n))),
@@ -189,10 +211,10 @@ def _said(found: Proved | Told) -> ui.Cell:
     return ui.Cell(_WORDS[found.standing], tone="bad" if found.standing == "found" else "")
 
 
-def _mends(pairs: Sequence[tuple[DiscoveryEntry, Proved]]) -> ui.Table:
+def _mends(pairs: Sequence[tuple[DiscoveryEntry, Proved]], noun: str) -> ui.Table:
     """The edits that fit each finding and their price, best first."""
     write: Callable[[DiscoveryEntry, float], str] = lambda entry, value: (
-        text.percent(value) if entry.what == "class" else text.ratio(value)
+        text.ratio(value) if entry.what in ("normal", "defect") else text.percent(value)
     )
     columns = [
         ui.words("Finding and edit", "", lambda _, e: (e.name, "does it" if _does_it(e) else "")),
@@ -203,16 +225,17 @@ def _mends(pairs: Sequence[tuple[DiscoveryEntry, Proved]]) -> ui.Table:
         ui.Column("Price", "", lambda entry, e: write(entry, max(e.right[0] - e.right[1], 0.0))),
     ]
     groups = [
-        ui.Rows.of(columns, [(entry, e) for e in f.edits], f"{entry.name}: {f.view}, {KINDS[f.kind]}")
+        ui.Rows.of(
+            columns, [(entry, e) for e in f.edits], f"{entry.name}: {f.view}, {called(f.kind, entry.what)}"
+        )
         for entry, f in pairs
         if f.edits
     ]
-    noun = pairs[0][0].noun
     caption = (
-        f"Fitted on one half of the changed {noun}, measured on the other. Turned: other {noun} taken for the "
-        "topic with the finding put into them; of a detector the cluster's images that are flagged. Right: "
-        f"{noun} as they are, the topic's and others' in equal parts; of a detector the AUROC. Does it: turns "
-        f"at most half as many, and costs less than {FALL:.2f}."
+        f"Fitted on one half of the changed {noun}, measured on the other. Turned: other {noun} "
+        "taken for the topic with the finding put into them; of a detector the cluster's images that are "
+        f"flagged. Right: {noun} as they are, the topic's and others' in equal parts; of a detector the "
+        f"AUROC. Does it: turns at most half as many, and costs less than {FALL:.2f}."
     )
     return ui.Table(columns=columns, groups=groups, name="What mends it, and the price", caption=caption)
 
@@ -222,11 +245,11 @@ def _does_it(edit: Mended) -> bool:
 
 
 def _gallery(title: str, exhibits: Sequence[ui.Exhibit], noun: str) -> ui.Gallery:
-    caption = (
-        "Typical images of the cluster, the region that was changed outlined; first, where its heatmaps lie."
-        if noun == "images"
-        else f"Typical {noun} of the cluster, words coloured by relevance, those that were changed outlined."
-    )
+    how = "the window that was changed shaded" if noun == "series" else "the region that was changed outlined"
+    where = "where along time its heatmaps lie" if noun == "series" else "where its heatmaps lie"
+    caption = f"Typical {noun} of the cluster, {how}; first, {where}."
+    if noun == "texts":
+        caption = "Typical texts of the cluster, words coloured by relevance, what was changed outlined."
     return ui.Gallery(title=title, caption=caption, exhibits=exhibits, ramp=data_uri(ramp()), outlines=False)
 
 
@@ -240,18 +263,23 @@ def _exhibit(entry: DiscoveryEntry, f: Proved, folder: Path, regions: Mapping[st
     with_it, without = f"{f.flips[0]:.0%} {turned}", f"{f.accuracy[1]:.0%} {left}"
     control = f"control {f.accuracy[2]:.0%}, as they are {f.accuracy[0]:.0%}"
     outcomes = [
-        ui.Outcome("put elsewhere", with_it, f.standing != "found", f"controls {f.flips[1]:.0%}"),
+        ui.Outcome(
+            "put elsewhere", with_it, f.standing not in ("found", "moves"), f"controls {f.flips[1]:.0%}"
+        ),
         ui.Outcome("taken out", without, True, control),
     ]
     if f.words:
         named = "changed" if f.kind == "words" else "more relevance than in the others"
         tags.append(f"{named}: {', '.join(f.words)}")
-    tiles = [] if entry.noun == "texts" else [_map(f, folder)]
+    tiles = [] if entry.what == "texts" else [_map(f, folder)]
     masks = regions.get(str(f.number))
-    for place, shown in enumerate(() if entry.noun == "texts" else f.images):
-        path, name = "" if masks is None else outline(masks[place]), shown.id.rsplit("/", 1)[-1]
-        file, alt = folder / shown.file, f"{entry.name}: {shown.id}"
-        tiles.append(file_tile(file, name, alt, _REMEDY, _SIDE, outline=path))
+    for place, shown in enumerate([] if entry.what == "texts" else f.images):
+        name, alt = shown.id.rsplit("/", 1)[-1], f"{entry.name}: {shown.id}"
+        if entry.what == "series":
+            file, side, path = folder / (shown.region or shown.file), 3 * _SIDE, ""
+        else:
+            file, side, path = folder / shown.file, _SIDE, "" if masks is None else outline(masks[place])
+        tiles.append(file_tile(file, name, alt, _REMEDY, side, outline=path))
     part = f"all {entry.noun}"
     if f.n_clusters > 1:
         part = f"cluster {f.cluster + 1} of {f.n_clusters}, {f.share:.0%} of the {entry.noun}"
@@ -281,7 +309,7 @@ def _map(f: Proved, folder: Path) -> ui.Tile:
     """The mean heatmap of a cluster, less that of the others, on grey."""
     heat = np.array(f.map)
     side = max(1, _SIDE // max(heat.shape))
-    big = np.kron(heat, np.ones((side, side)))
+    big = np.kron(heat, np.ones((side if len(heat) > 1 else _SIDE // 4, side)))
     grey = np.full((*big.shape, 3), 200, np.uint8)
     drawn = overlay(big, grey, max(float(np.abs(big).max()), 1e-12))
     label = "mean heatmap" if f.n_clusters == 1 else "mean heatmap, less the others'"
@@ -293,9 +321,11 @@ def _regions(folder: Path, entry: DiscoveryEntry) -> Mapping[str, np.ndarray]:
 
 
 def _tried(found: Discovered) -> ui.Section:
+    noun = _noun(found)
+    kind = lambda f: called(f.kind, found.entries[0].what)
     columns = [
-        ui.words("Topic and cluster", "", lambda f: (f"{f.view}, {_part(f)}", KINDS[f.kind])),
-        ui.Column(_noun(found).capitalize(), "", lambda f: (text.percent(f.share), str(f.n))),
+        ui.words("Topic and cluster", "", lambda f: (f"{f.view}, {_part(f)}", kind(f))),
+        ui.Column(noun.capitalize(), "", lambda f: (text.percent(f.share), str(f.n))),
         ui.Column("Put elsewhere", "share of the way carried", lambda f: parts.cell(f.insert, text.percent)),
         ui.Column("Taken out", "evidence, more than control", lambda f: parts.cell(f.remove)),
         ui.Column("Still recognised", "", lambda f: parts.cell(f.retained, text.percent)),
@@ -309,11 +339,14 @@ def _tried(found: Discovered) -> ui.Section:
     groups = {entry.name: entry.findings for entry in found.entries if entry.findings}
     table = ui.Table.grouped(columns, groups, "Every cluster that was tried", caption)
     lead = (
-        f"A finding needs all four: it raises other {_noun(found)}, its loss lowers the evidence, the object stays, "
-        "and chance is excluded."
+        f"A finding needs all four: it raises other {noun}, its loss lowers the evidence, the object "
+        "stays, and chance is excluded."
     )
     told = [(entry, t) for entry in found.entries for t in entry.told]
-    blocks: list[ui.Block] = [table, *([_sources("Every column that was tried", told)] if told else [])]
+    blocks: list[ui.Block] = [
+        table,
+        *([_sources("Every column that was tried", told, noun)] if told else []),
+    ]
     return ui.Section("tried", "Everything that was tried", blocks, lead)
 
 
@@ -323,6 +356,7 @@ def _part(f: Proved) -> str:
 
 def _classes(found: Discovered, folder: Path) -> ui.Section:
     blocks: list[ui.Block] = []
+    noun = _noun(found)
     for entry in found.entries:
         arrays = _regions(folder, entry)
         rest = [f for f in entry.findings if f.standing != "found" and f.n_clusters > 1]
@@ -349,12 +383,10 @@ def _classes(found: Discovered, folder: Path) -> ui.Section:
             if g.plane
         ]
         if planes:
-            inside.append(Map(panels=planes, caption=_PLANE))
+            inside.append(Map(panels=planes, caption=_PLANE.format(noun)))
         if rest:
-            inside.append(
-                _gallery("Not proved", [_exhibit(entry, f, folder, arrays) for f in rest], entry.noun)
-            )
-        note = f"{entry.n:,} {entry.noun} · {entry.accuracy:.0%} {_SAID[entry.what][1]}"
+            inside.append(_gallery("Not proved", [_exhibit(entry, f, folder, arrays) for f in rest], noun))
+        note = f"{entry.n:,} {noun} · {entry.accuracy:.0%} {_SAID[entry.what][1]}"
         id_ = f"topic-{len(blocks)}"
         blocks.append(ui.Details(entry.name, inside, id=id_, note=note))
     return ui.Section(
@@ -367,8 +399,11 @@ def _classes(found: Discovered, folder: Path) -> ui.Section:
 
 def _method(result: DiscoveryResult) -> ui.Section:
     facts = [("Weights", result.weights), ("Topics", result.named_by)]
-    noun = _noun(result.discovered)
-    facts += [(f"Too few {noun}: {name}", str(n)) for name, n in result.too_few.items()]
+    facts += [(f"Too few {_noun(result.discovered)}: {name}", str(n)) for name, n in result.too_few.items()]
     return parts.method(
-        result, facts, beside=[ui.Facts(title=noun.capitalize(), facts=text.flatten(result.preprocessing))]
+        result,
+        facts,
+        beside=[
+            ui.Facts(title=_noun(result.discovered).capitalize(), facts=text.flatten(result.preprocessing))
+        ],
     )

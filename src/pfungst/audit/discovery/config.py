@@ -7,15 +7,11 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import Field, model_validator
 
-from pfungst.audit.given import LabelledOptions
+from pfungst.audit.config import AuditConfig
+from pfungst.audit.given import ImageOptions, LabelledOptions
 
 if TYPE_CHECKING:
     from pfungst.audit.findings.topics import Effort
-
-_OF_IMAGES = (
-    *("size", "original", "groups_file", "checkpoint", "path_column", "mask_column", "split_column", "root"),
-    *("window", "skip_bad", "label_column"),
-)
 
 
 class DiscoveryConfig(LabelledOptions):
@@ -37,6 +33,10 @@ class DiscoveryConfig(LabelledOptions):
         None,
         description="Labelled images, best not those of training: CLASS/*.jpg, CSV or Parquet; for a "
         "detector an MVTec folder, CSV or Parquet",
+    )
+    series: Path | None = Field(
+        None,
+        description="Or labelled time series: CSV or Parquet, a row each, or .npz with series (N, C, T)",
     )
     texts: Path | None = Field(
         None,
@@ -60,7 +60,7 @@ class DiscoveryConfig(LabelledOptions):
     )
     group: list[str] = Field(
         ["auto", "files"],
-        description="Columns compared and tried: names, auto, files, text, none",
+        description="Columns compared and tried: names, auto, files, text, people, none",
     )
     groups_file: Path | None = Field(
         None, description="CSV with more columns of the images, such as that of `pfungst people`"
@@ -98,30 +98,44 @@ class DiscoveryConfig(LabelledOptions):
         }
         if unread := [o for o in idle.get(given[0], ()) if getattr(self, o)]:
             raise ValueError(f"--{unread[0].replace('_', '-')} does nothing for --{given[0]}; leave it out")
+        if sum(given is not None for given in (self.images, self.series, self.texts)) != 1:
+            raise ValueError("give one of --images, --series and --texts")
+        if self.texts is not None:
+            self._of_texts(given[0])
+        elif self.keep_together != "auto":
+            raise ValueError("--keep-together is of --texts; images keep a column patient together")
+        if self.series is not None:
+            self._of_series(given[0])
         return self
 
-    @model_validator(mode="after")
-    def _one_kind(self) -> Self:
-        if (self.images is None) == (self.texts is None):
-            raise ValueError("give either --images or --texts")
-        if self.texts is None:
-            if self.keep_together != "auto":
-                raise ValueError("--keep-together is of --texts; images keep a column patient together")
-            return self
-        if not self.encoder:
-            raise ValueError("--texts needs a sentence encoder: --encoder sentence-transformers:FOLDER")
-        if idle := [o for o in _OF_IMAGES if getattr(self, o) != type(self).model_fields[o].default]:
-            raise ValueError(f"--{idle[0].replace('_', '-')} is of images and does nothing for --texts")
+    def _of_texts(self, given: str) -> None:
+        if given != "encoder":
+            raise ValueError(f"--texts are read by a sentence encoder: give --encoder, not --{given}")
+        told = {n for n, f in type(self).model_fields.items() if getattr(self, n) != f.default}
+        of_images = {*ImageOptions.model_fields} - {*AuditConfig.model_fields} - {"dry_run"}
+        of_images |= {"size", "original", "groups_file", "checkpoint", "skip_bad", "label_column"}
+        if unread := sorted(told & of_images):
+            raise ValueError(f"--{unread[0].replace('_', '-')} is about images; leave it out for --texts")
         if "text" in self.group:
             raise ValueError("--group text looks for text burnt into images; leave it out for --texts")
-        return self
+
+    def _of_series(self, given: str) -> None:
+        """What is said of images says nothing of series."""
+        if given != "model":
+            raise ValueError(f"--series are read by a classifier: give --model, not --{given}")
+        told = {n for n, f in type(self).model_fields.items() if getattr(self, n) != f.default}
+        of_images = {*ImageOptions.model_fields} - {*AuditConfig.model_fields} - {"dry_run"}
+        if unread := sorted(told & (of_images | {"labels", "size", "original", "groups_file", "skip_bad"})):
+            raise ValueError(f"--{unread[0].replace('_', '-')} is about images; leave it out for --series")
+        if "group" in told and (files := [g for g in self.group if g in ("files", "text")]):
+            raise ValueError(f"--group {files[0]} reads images; series have the groups of their table")
 
     @property
     def data(self) -> Path:
-        """The images or texts."""
-        found = self.images or self.texts
-        assert found is not None
-        return found
+        """What is gone through."""
+        given = self.images or self.series or self.texts
+        assert given is not None
+        return given
 
     @property
     def audited(self) -> str:

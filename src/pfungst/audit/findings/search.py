@@ -5,21 +5,28 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-from torch import Tensor
 
-from pfungst.audit.findings.result import Column, DiscoveryEntry, Grouped, Mended, Proved, Shown, Told
-from pfungst.audit.findings.texts import shown as words_of
+from pfungst.audit.findings.result import (
+    IMAGES,
+    Column,
+    DiscoveryEntry,
+    Grouped,
+    Mended,
+    Proved,
+    Shown,
+    Told,
+    members,
+)
 from pfungst.audit.findings.topics import Effort, Topic
 from pfungst.audit.images import to_uint8
 from pfungst.audit.pictures import PictureFolder
 from pfungst.audit.workspace import Workspace
 from pfungst.discover import Clustering, Finding, Proof, find, over_represented
 from pfungst.discover.find import SHOWN
-from pfungst.discover.texts import Texts
 from pfungst.files import digest
 from pfungst.measure import Interval as Measured
 from pfungst.measure import holm
-from pfungst.measure.limits import CARRIED, P_SPURIOUS
+from pfungst.measure.limits import CARRIED, P_SPURIOUS, RETAINED
 from pfungst.progress import progress_bar
 
 _DRAWN = 1000  # images in the picture of clusters
@@ -65,18 +72,18 @@ def _entry(topic: Topic, effort: Effort, workspace: Workspace) -> DiscoveryEntry
         seed=effort.seed,
     )
     pictures = PictureFolder(workspace.folder)
-    texts = isinstance(topic.medium, Texts)
-    regions = {str(i): f.regions for i, f in enumerate(found) if f.regions is not None and not texts}
+    arrays = {str(i): f.regions for i, f in enumerate(found) if f.regions is not None}
+    arrays |= {members(i): f.rows for i, f in enumerate(found) if f.n_clusters > 1}
+    arrays[IMAGES] = np.array(topic.ids)
     return DiscoveryEntry(
         index=topic.subject.index,
         name=topic.name,
         what=topic.subject.what,
-        noun=topic.medium.noun,
         n=len(topic.ids),
         accuracy=float(explained.said.mean()),
         groupings=[_grouped(view, c) for view, c in parts.items()],
         findings=[_proved(topic, i, f, explained.said, pictures) for i, f in enumerate(found)],
-        arrays=workspace.save_arrays(f"discovered {topic.name}", regions),
+        arrays=workspace.save_arrays(f"discovered {topic.name}", arrays),
         told=[Told.copied(t, column=c) for c, t in topic.told().items()],
     )
 
@@ -94,12 +101,21 @@ def _proved(topic: Topic, number: int, f: Finding, said: np.ndarray, pictures: P
     member[f.rows] = True
     over = over_represented(member, topic.columns) if f.n_clusters > 1 else []
     first = f.rows[:SHOWN].tolist()
-    shown = [
-        _text(topic, row, None if f.regions is None else f.regions[place], number, pictures)
-        if isinstance(topic.medium, Texts)
-        else _picture(topic, row, image, None if f.regions is None else f.regions[place], number, pictures)
-        for place, (row, image) in enumerate(zip(first, topic.load(first), strict=True))
-    ]
+    shown = []
+    for place, (row, image) in enumerate(zip(first, topic.load(first), strict=True)):
+        id_, region = topic.ids[row], None if f.regions is None else f.regions[place]
+        name = f"photo-{digest(id_, topic.name, str(number), length=20)}-region"
+        tokens = [] if topic.written is None else topic.written(row, region)
+        if tokens:
+            file, part = pictures.text([(t.word, t.relevance, t.changed) for t in tokens], name), None
+        elif topic.draw is not None:
+            file = pictures.visual(topic.draw(image, None), f"photo-{digest(id_, length=20)}")
+            part = None if region is None else pictures.visual(topic.draw(image, region), name)
+        else:
+            pixels = to_uint8(image)
+            file = pictures.photo(pixels, id_)
+            part = None if region is None else pictures.region(pixels, region, name)
+        shown.append(Shown(id=id_, file=file, region=part, tokens=tokens))
     proof = {
         n: getattr(f.proof, n) for n in ("remove", "insert", "accuracy", "flips", "retained", "p", "alone")
     }
@@ -119,24 +135,6 @@ def _proved(topic: Topic, number: int, f: Finding, said: np.ndarray, pictures: P
     )
 
 
-def _name(topic: Topic, row: int, number: int) -> str:
-    return f"photo-{digest(topic.ids[row], topic.name, str(number), length=20)}-region"
-
-
-def _picture(
-    topic: Topic, row: int, image: Tensor, region: np.ndarray | None, number: int, pictures: PictureFolder
-) -> Shown:
-    id_, pixels = topic.ids[row], to_uint8(image)
-    part = None if region is None else pictures.region(pixels, region, _name(topic, row, number))
-    return Shown(id=id_, file=pictures.photo(pixels, id_), region=part)
-
-
-def _text(topic: Topic, row: int, region: np.ndarray | None, number: int, pictures: PictureFolder) -> Shown:
-    tokens = words_of(topic, row, region)
-    drawn = [(t.word, t.relevance, t.changed) for t in tokens]
-    return Shown(id=topic.ids[row], file=pictures.text(drawn, _name(topic, row, number)), tokens=tokens)
-
-
 def corrected(entries: Iterable[DiscoveryEntry]) -> list[DiscoveryEntry]:
     """p corrected over all clusters of all topics (Holm), and what follows from it; what is proved first."""
     entries = list(entries)
@@ -154,28 +152,31 @@ def corrected(entries: Iterable[DiscoveryEntry]) -> list[DiscoveryEntry]:
                 for i in (f.remove, f.insert, f.retained)
             )
             proof = Proof(
-                *(f.changed, remove, insert, f.accuracy, f.flips, retained, f.p, next(ps)),
-                *(entry.what, f.alone, entry.noun),
+                f.changed, remove, insert, f.accuracy, f.flips, retained, f.p, next(ps), entry.what, f.alone
             )
-            standing = "found" if proof.survives else "object" if proof.decides else "unproved"
+            if proof.decides:
+                standing = "found" if proof.survives else "object"
+            else:
+                beside = f.kind == "text" or (f.n_clusters > 1 and retained.low >= RETAINED and not f.alone)
+                standing = "moves" if beside and proof.moves else "unproved"
             said = {"corrected": proof.corrected, "standing": standing, "reason": proof.reason}
             findings.append(f.model_copy(update=said))
         told = [_source(t, next(ps), entry.noun) for t in entry.told]
         told.sort(key=lambda t: (t.standing, t.corrected, -t.fall.value))
-        order = ("found", "object", "unproved")
+        order = ("found", "moves", "object", "unproved")
         findings.sort(key=lambda f: (order.index(f.standing), -float(f.insert.low or 0)))
         out.append(entry.model_copy(update={"findings": findings, "told": told}))
     return out
 
 
-def _source(t: Told, corrected: float, noun: str) -> Told:
+def _source(t: Told, corrected: float, noun: str = "images") -> Told:
     """Whether a column tells the class: what of it falls away within its values, and is it beyond chance."""
     beyond = max(t.pooled - 0.5, 1e-12)
     low, high = float(t.fall.low or 0), float(t.fall.high or 0)
     found = corrected <= P_SPURIOUS and low >= CARRIED * beyond and t.pooled > 0.5
     reason = (
-        f"the evidence tells the class with AUROC {t.pooled:.2f} over all {noun} and {t.within:.2f} between "
-        f"{noun} of the same value, {t.fall.value:.2f} [{low:.2f}, {high:.2f}] less"
+        f"the evidence tells the class with AUROC {t.pooled:.2f} over all {noun} and {t.within:.2f} "
+        f"between {noun} of the same value, {t.fall.value:.2f} [{low:.2f}, {high:.2f}] less"
     )
     if found:
         reason += f" (corrected p {corrected:.2g})"

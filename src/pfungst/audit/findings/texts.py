@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -124,7 +124,7 @@ def text_topics(read: Read, effort: Effort) -> list[Topic]:
 
     trained = [train.tolist() for train, _ in folds]
     texts = [i.image for i in read.items]
-    return topics_of(
+    topics = topics_of(
         heads,
         dict(enumerate(known)),
         effort,
@@ -139,8 +139,10 @@ def text_topics(read: Read, effort: Effort) -> list[Topic]:
         part=part,
         explaining=explaining,
         subject=partial(TextSubject, encoder=read.encoder),
+        what="texts",
         medium=Texts(read.encoder),
     )
+    return [replace(t, written=partial(shown, t)) for t in topics]
 
 
 def shown(topic: Topic, row: int, region: np.ndarray | None) -> list[Token]:

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from pfungst.audit.conditions import ORIGINAL
+from pfungst.audit.findings.result import Token
 from pfungst.audit.images import Labelled
+from pfungst.audit.pictures import plotted
 from pfungst.audit.result import Variant
 from pfungst.conditions import Condition
 from pfungst.data import Item
@@ -21,9 +23,10 @@ from pfungst.data.traits import BurntInText, box_mask, file_columns
 from pfungst.discover import ClassSubject, Explanations, ScoreSubject, Subject, explain, explain_scores
 from pfungst.discover.columns import Told, told
 from pfungst.discover.explain import Marks
-from pfungst.discover.find import Finding, Mend, Probes
+from pfungst.discover.find import WRITTEN, Finding, Mend, Probes
 from pfungst.discover.mend import Edit, Pairs, class_edits, score_edits
-from pfungst.discover.prove import FEWEST, PICTURES, Medium
+from pfungst.discover.prove import FEWEST, N_TARGETS, PICTURES, Medium
+from pfungst.discover.series import OverTime
 from pfungst.discover.subjects import What
 from pfungst.features import combined, model_key
 from pfungst.probes.plan import Plan, fit_probe, predict
@@ -33,9 +36,9 @@ from pfungst.spurious.heads import LinearHead, logits_of
 if TYPE_CHECKING:
     from pfungst.anomaly import Detector
 
-# of class k, the parts and numbers of texts, how far it is → their explanations
+Draw = Callable[[Tensor, "np.ndarray | None"], np.ndarray]
+# of class k, the parts and numbers of inputs, how far it is → their explanations
 Explaining = Callable[[int, np.ndarray, Sequence[int], Callable[[int], object]], Explanations]
-_OTHERS = 100  # images that things are put into
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,12 @@ class Effort:
     changed: int = 40
     batch_size: int = 16
     seed: int = 0
+
+    @property
+    def others(self) -> int:
+        """Images that things are put into: two for each that is changed, so that none is drawn twice and the
+        intervals over the changed images hold the chance of both."""
+        return N_TARGETS * max(self.changed, WRITTEN)
 
 
 @dataclass(frozen=True)
@@ -70,7 +79,8 @@ class Topic:
         mend: gives the edits that fit a finding.
         told: what columns tell of the class, from all images and labels; nothing of a detector.
         text: where text is burnt in, if that was looked for. units: (N,) what is not independent.
-        medium: what the inputs are.
+        draw: makes a picture (H, W, 3) uint8 of what is no image, with a region (1, T) or None.
+        medium: what the inputs are. written: the words of a text by row, with a region or None.
     """
 
     name: str
@@ -86,7 +96,9 @@ class Topic:
     text: Marks | None = None
     units: np.ndarray | None = None
     probes: Probes | None = None
+    draw: Draw | None = None
     medium: Medium = PICTURES
+    written: Callable[[int, np.ndarray | None], list[Token]] | None = None
 
     @property
     def subject(self) -> Subject:
@@ -160,6 +172,34 @@ def class_topics(
         witnesses=witnesses,
         state=combined(data.state(None), model_key(head.model), sorted(columns), text is None),
         text=written(text, data.items, data.condition, data.size),
+    )
+
+
+def series_topics(
+    model: OverTime,
+    head: FeatureHead,
+    names: dict[int, str],
+    series: Tensor,
+    labels: np.ndarray,
+    ids: Sequence[str],
+    columns: dict[str, np.ndarray],
+    witnesses: Callable[[int], Sequence[Witness]],
+    effort: Effort,
+) -> list[Topic]:
+    """The classes `names` of a classifier of series (N, C, 1, T) in [0, 1], as of :func:`class_topics`."""
+    own = lambda x: model.units(x[None].to(head.device))[0, :, 0].cpu().numpy()
+    return topics_of(
+        [head],
+        names,
+        effort,
+        labels=labels,
+        ids=ids,
+        load=lambda rows: series[np.asarray(rows, dtype=int)],
+        columns=columns,
+        witnesses=witnesses,
+        state=combined(series, labels.tolist(), ids, model_key(head.model), sorted(columns)),
+        what="series",
+        draw=lambda x, region: plotted(own(x), region),
     )
 
 
@@ -238,6 +278,8 @@ def topics_of(
     text: Marks | None = None,
     units: np.ndarray | None = None,
     part: np.ndarray | None = None,
+    what: What = "class",
+    draw: Draw | None = None,
     explaining: Explaining | None = None,
     subject: Callable[..., ClassSubject] = ClassSubject,
     medium: Medium = PICTURES,
@@ -266,7 +308,7 @@ def topics_of(
         if part is not None:  # what is put into an image has to be of its probe
             usable = np.isin(part, part[labels != k]) & np.isin(part, part[labels == k])
         rows = drawn(np.flatnonzero(usable & (labels == k)), effort.per_topic, effort.seed, k)
-        others = drawn(np.flatnonzero(usable & (labels != k)), _OTHERS, effort.seed, k, 1)
+        others = drawn(np.flatnonzero(usable & (labels != k)), effort.others, effort.seed, k, 1)
         probes = None
         if part is not None:
             missed = np.setdiff1d(part[rows], part[others])
@@ -291,7 +333,7 @@ def topics_of(
                 )
             return Explanations.joined(done)
 
-        subjects = [subject(one, k, witnesses(k)) for one in heads]
+        subjects = [subject(one, k, witnesses(k), what) for one in heads]
 
         def mend(f: Finding, pairs: Pairs, e: Explanations) -> list[Edit]:
             rest = np.setdiff1d(np.arange(len(rows)), f.rows)
@@ -312,6 +354,7 @@ def topics_of(
             None if text is None else lambda chosen: text(rows[np.asarray(list(chosen), dtype=int)].tolist()),
             None if units is None else units[rows],
             probes,
+            draw,
             medium,
         )
 
@@ -326,7 +369,7 @@ def score_topics(study: Any, model: str, run: Any, effort: Effort, name: str = "
 
     images, labels, detector = study.test.images, study.labels, run.detector
     columns = {**file_columns(study.test.items), **study.columns}
-    normal = study.train[drawn(np.arange(len(study.train)), _OTHERS, effort.seed)]
+    normal = study.train[drawn(np.arange(len(study.train)), effort.others, effort.seed)]
 
     def fit(layer: torch.nn.Module | None, x: Tensor) -> Detector:
         device = study.config.device
@@ -358,5 +401,5 @@ def score_topics(study: Any, model: str, run: Any, effort: Effort, name: str = "
 
     good, bad = (drawn(np.flatnonzero(labels == d), effort.per_topic, effort.seed, d) for d in (0, 1))
     topics = [one("normal", good, normal)] if len(good) >= FEWEST else []
-    beside = images[drawn(np.flatnonzero(labels == 0), _OTHERS, effort.seed)]
+    beside = images[drawn(np.flatnonzero(labels == 0), effort.others, effort.seed)]
     return topics + ([one("defect", bad, beside)] if len(bad) >= FEWEST else [])

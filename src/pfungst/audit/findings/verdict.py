@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from pfungst.audit.findings.result import Answered, Column, Discovered, DiscoveryEntry, Proved
+from pfungst.audit.findings.result import Answered, Column, Discovered, DiscoveryEntry, Proved, What, called
 from pfungst.audit.findings.search import corrected
 from pfungst.audit.findings.task import Key, judged
 from pfungst.audit.findings.topics import Effort
-from pfungst.audit.result import About, Metric, Verdict
+from pfungst.audit.result import About, Level, Metric, Verdict
 from pfungst.discover.prove import FEWEST
 from pfungst.discover.subjects import WORDS
 from pfungst.errors import few
@@ -21,12 +21,13 @@ _CALLED = {
     "bands": "frequency bands",
     "words": "words",
 }
-_BLIND = {
-    "images": "An artefact in nearly every image of a class can escape, and what has neither a place, nor "
-    "content that moves, nor a tone or frequency of its own.",
-    "texts": "An artefact in nearly every text of a class can escape, and what lies in no words: order, "
-    "grammar, tone.",
-}
+_BLIND = (
+    "An artefact in nearly all of a class can escape, and what has neither a place, nor content that "
+    "moves, nor a tone or frequency of its own."
+)
+_BLIND_TEXTS = (
+    "An artefact in nearly every text of a class can escape, and what lies in no words: order, grammar, tone."
+)
 
 
 def conclude(
@@ -48,13 +49,11 @@ def conclude(
     )
     if not tried:
         return made(f"Nothing could be tried: no class has {FEWEST} images beside those of others")
-    noun = entries[0].noun
     basis = f"{tried} clusters of explanations and columns were tried"
     unsure = [e.name for e in entries if any(f.standing == "object" for f in e.findings)]
-    pairs = made("").found()
-    sources = made("").sources()
+    pairs, moved, sources = made("").found(), made("").moving(), made("").sources()
     told = [
-        f"{e.name}: {t.reason}; {t.share:.0%} of the {noun} have {t.column} = {t.value}, of which "
+        f"{e.name}: {t.reason}; {t.share:.0%} of the {e.noun} have {t.column} = {t.value}, of which "
         f"{t.inside:.0%} are {e.name}, of the others {t.outside:.0%}. No intervention: it goes with the "
         "class, whatever the reason."
         for e, t in sources[:3]
@@ -63,48 +62,45 @@ def conclude(
         entry, top = sources[0]
         more = len(sources) - 1
         return made(
-            f"{entry.name} is told by where {noun} come from: {top.column}"
+            f"{entry.name} is told by where {entry.noun} come from: {top.column}"
             + (f"; and {more} more columns" if more else ""),
             *told,
-            f"{basis}; compare within its values, or balance the training {noun} over it.",
+            f"{basis}; compare within its values, or balance the training {entry.noun} over it.",
         )
     if not pairs:
-        moved = _moved(entries)
         open_ = f"{few(unsure)}: the model follows what it cannot do without, the object or a shortcut."
-        classes = any(e.what == "class" and e.name in unsure for e in entries)
-        witnessed = classes and not witnesses and noun == "images"
-        hint = " Only another model can tell: name one with --witness." if witnessed else ""
-        written = [e.name for e, f in moved if f.kind == "text"]
-        also = f"burnt-in text moves {few(written)}; " if written else ""
+        classes = any(e.what in ("class", "series") and e.name in unsure for e in entries)
+        hint = " Only another model can tell: name one with --witness." if classes and not witnesses else ""
+        headline = "Nothing beside the object was proved to decide"
+        if moved:
+            e, f = moved[0]
+            headline = f"{e.name} is moved by {what_of(f, e.what)}, too little to be proved to decide it"
         return made(
-            f"Nothing beside the object was proved to decide; {also}{basis}",
-            *[
-                f"{e.name}: {what_of(f, noun)} moves the answer, too little to decide it. Without it the "
-                f"evidence falls by {f.remove.value:.2f}{f.remove.ends()} {WORDS[e.what].unit}; put into "
-                f"others it carries {f.insert.value:.0%}{f.insert.ends('.0%')} of the way "
-                f"(P = {f.corrected:.2g}, Holm)."
-                f"{'' if f.kind == 'text' else ' It may be a part of the object.'}"
-                for e, f in moved[:3]
-            ],
+            f"{headline}; {basis}",
+            *[_moving(e, f) for e, f in moved[:3]],
             *([open_ + hint] if unsure and not witnesses else []),
             "What was not found is not shown to be absent.",
-            _BLIND[noun],
+            _BLIND if entries[0].what != "texts" else _BLIND_TEXTS,
         )
     entry, first = pairs[0]
     more = len({e.name for e, _ in pairs}) - 1
-    called = _CALLED.get(first.kind, "something")
-    called += f" ({', '.join(first.words[:3])})" if first.kind == "words" else ""
-    called = first.judged.names[0] if first.judged and first.judged.names else called
+    by = _word(first.kind, entry.what, "something")
+    by += f" ({few(first.words)})" if first.kind == "words" else ""
+    by = first.judged.names[0] if first.judged and first.judged.names else by
+    verb = "decided" if (first.insert.low or 0) >= DECIDES else "moved"  # by what people call an artefact
+    own = f"{entry.name} is {verb} by {by} beside the object in {first.share:.0%} of its {entry.noun}"
     decided = {
-        "class": f"{entry.name} is decided by {called} beside the object in {first.share:.0%} of its {noun}",
-        "normal": f"{entry.name}: {first.share:.0%} are scored by {called}, which is no defect",
-        "defect": f"{entry.name}: {first.share:.0%} are scored by {called}, which is not needed to flag them",
+        "class": own,
+        "series": own,
+        "texts": own,
+        "normal": f"{entry.name}: {first.share:.0%} are scored by {by}, which is no defect",
+        "defect": f"{entry.name}: {first.share:.0%} are scored by {by}, which is not needed to flag them",
     }[entry.what]
-    sentences = [f"{e.name}: {what_of(f, noun)}: {f.reason}." for e, f in pairs[:3]]
+    sentences = [f"{e.name}: {what_of(f, e.what)}: {f.reason}." for e, f in pairs[:3]]
     if not witnesses and any(e.what != "normal" and f.judged is None for e, f in pairs):
         sentences.append("Without a witness, the object is what the audited model itself still recognises.")
     sentences += told
-    look = "look at the pictures" if noun == "images" else "read the texts"
+    look = "read the texts" if entry.what == "texts" else "look at the pictures"
     return made(
         decided + (f"; and {more} more" if more else ""),
         *sentences,
@@ -112,18 +108,16 @@ def conclude(
     )
 
 
-def _moved(entries: Sequence[DiscoveryEntry]) -> list[tuple[DiscoveryEntry, Proved]]:
-    """What moves the answer of some images beyond chance, is not needed to recognise them, and is too little
-    to be found; text first, which is no object, then what moves most."""
-    pairs = [
-        (e, f)
-        for e in entries
-        for f in e.findings
-        if f.standing == "unproved" and (f.kind == "text" or (f.n_clusters > 1 and not f.alone))
-        if min(f.remove.low or 0, f.insert.low or 0) > 0 and f.corrected <= P_SPURIOUS
-        if f.kind == "text" or (f.retained.low or 0) >= RETAINED
-    ]
-    return sorted(pairs, key=lambda pair: (pair[1].kind != "text", -pair[1].insert.value))
+def _moving(e: DiscoveryEntry, f: Proved) -> str:
+    """What moves answers, and how far."""
+    words = WORDS[e.what]
+    return (
+        f"{e.name}: {what_of(f, e.what)} moves the answer: put into {words.targets} it turns "
+        f"{f.flips[0]:.0%} of them (controls {f.flips[1]:.0%}) and carries {f.insert.value:.0%}{f.insert.ends('.0%')} of "
+        f"{words.carried}, below {DECIDES:.0%} at the lower end; without it the evidence falls by "
+        f"{f.remove.value:.2f}{f.remove.ends()} {words.unit} (P = {f.corrected:.2g}, Holm)."
+        f"{'' if f.kind == 'text' else ' It may be a part of the object: look, or ask people.'}"
+    )
 
 
 def verdict(found: Discovered, too_few: dict[str, int]) -> Verdict:
@@ -133,7 +127,8 @@ def verdict(found: Discovered, too_few: dict[str, int]) -> Verdict:
         return Verdict(level="too-few", headline=found.headline, sentences=[there] if too_few else [])
     pairs = found.found()
     if not pairs and not found.sources():
-        return Verdict(level="sound", headline=found.headline, sentences=found.sentences)
+        level: Level = "not-established" if found.moving() else "sound"
+        return Verdict(level=level, headline=found.headline, sentences=found.sentences)
     if not pairs:
         entry, top = found.sources()[0]
         numbers = {
@@ -155,12 +150,17 @@ def verdict(found: Discovered, too_few: dict[str, int]) -> Verdict:
     return Verdict(level="clever-hans", headline=found.headline, sentences=found.sentences, about=about)
 
 
-def what_of(f: Proved, noun: str = "images") -> str:
+def _word(kind: str, what: What, otherwise: str) -> str:
+    return called(kind, what) if what == "series" and kind == "tone" else _CALLED.get(kind, otherwise)
+
+
+def what_of(f: Proved, what: What = "class") -> str:
     """What a cluster shares, in words that start a sentence."""
-    called = _CALLED.get(f.kind, "content that the explanations share")
+    shared = _word(f.kind, what, "content that the explanations share")
+    noun = WORDS[what].noun
+    shared += f" ({few(f.words)})" if f.kind == "words" else ""
     bands = f" {few(map(str, f.bands))} of 8" if f.bands else ""
-    told = f" ({', '.join(f.words)})" if f.kind == "words" else ""
-    some = f"{called}{told}{bands} in {f'{f.share:.0%}' if f.n_clusters > 1 else 'all'} of its {noun}"
+    some = f"{shared}{bands} in {f'{f.share:.0%}' if f.n_clusters > 1 else 'all'} of its {noun}"
     if f.kind == "text":
         return some
     if " = " in f.view:
@@ -191,22 +191,12 @@ def metrics(found: Discovered) -> dict[str, Metric]:
     }
 
 
-def how(effort: Effort, texts: bool = False) -> list[str]:
+def how(effort: Effort, noun: str = "images") -> list[str]:
     """How the numbers came about."""
-    explained = (
+    lines = [
         f"Explained is the logit of a class, or the score of a detector, on up to {effort.per_topic} of its "
         "images, by layer-wise relevance propagation; clustered are heatmaps by patches, spectra, and where "
-        "there are any relevance by penultimate features and the similarity with the class, each of norm 1."
-    )
-    if texts:
-        explained = (
-            f"Explained is the logit of a class on up to {effort.per_topic} of its texts, by layer-wise "
-            "relevance propagation to the tokens; clustered are relevance by words (that six texts have), "
-            "by penultimate features and by places, each of norm 1. Texts that have the words of most "
-            "relevance, with those that go with them, are tried like clusters."
-        )
-    said = [
-        explained,
+        "there are any relevance by penultimate features and the similarity with the class, each of norm 1.",
         "Groups of the columns that the evidence follows most (Kruskal and Wallis, Holm over columns), at "
         "most three, are tried like clusters. Of every column it is asked whether the evidence still tells "
         "the class between images of the same value (AUROC, each patient once where that is known); found is "
@@ -226,4 +216,11 @@ def how(effort: Effort, texts: bool = False) -> list[str]:
         "have is found only where a witness judged it.",
         "Intervals are 95 % bootstrap over the changed images.",
     ]
-    return [s.replace("images", "texts").replace("patient", "unit") for s in said] if texts else said
+    if noun == "texts":
+        lines[0] = (
+            f"Explained is the logit of a class on up to {effort.per_topic} of its texts, by layer-wise "
+            "relevance propagation to the tokens; clustered are relevance by words (that six texts have), "
+            "by penultimate features and by places, each of norm 1. Texts that have the words of most "
+            "relevance, with those that go with them, are tried like clusters."
+        )
+    return [line.replace("images", noun) for line in lines]
