@@ -34,7 +34,7 @@ def plotted(series: np.ndarray, region: np.ndarray | None = None) -> np.ndarray:
     channels, length = series.shape
     figure = Figure((3.6, 1.5 + 0.8 * channels), dpi=150, layout="constrained")
     canvas, line, steps = FigureCanvasAgg(figure), "#ff4000", np.arange(length)
-    for c, axes in enumerate(np.ravel(figure.subplots(channels, 1, sharex=True))):
+    for c, axes in enumerate(figure.subplots(channels, 1, sharex=True, squeeze=False)[:, 0]):
         axes.plot(steps, series[c], color="#2f4f6f", lw=1.1)
         if region is not None and region.any():
             inside = region.reshape(-1) > 0
