@@ -52,8 +52,8 @@ class DiscoveryConfig(LabelledOptions):
     )
     group: list[str] = Field(
         ["auto", "files"],
-        description="Columns compared and tried: names, auto, files (of series: level, spread, roughness), text, "
-        "people, none",
+        description="Columns compared and tried: names, auto, files (of series: level, spread, roughness), "
+        "text, people, none",
     )
     groups_file: Path | None = Field(
         None, description="CSV with more columns of the images, such as that of `pfungst people`"
@@ -105,8 +105,8 @@ class DiscoveryConfig(LabelledOptions):
         of_images = {*ImageOptions.model_fields} - {*AuditConfig.model_fields} - {"dry_run"}
         if unread := sorted(told & (of_images | {"labels", "size", "original", "groups_file", "skip_bad"})):
             raise ValueError(f"--{unread[0].replace('_', '-')} is about images; leave it out for --series")
-        if "text" in self.group:
-            raise ValueError("--group text reads images; leave it out for --series")
+        if of_pictures := [g for g in self.group if g in ("text", "people")]:
+            raise ValueError(f"--group {of_pictures[0]} reads images; leave it out for --series")
 
     @property
     def data(self) -> Path:
