@@ -92,7 +92,7 @@ def read_series(file: Path, named: Sequence[str] = ("label",), groups: Sequence[
 def series_columns(values: np.ndarray) -> dict[str, np.ndarray]:
     """What series (N, C, T) tell of themselves, (N,) texts of quartiles by name: level (mean), spread
     (standard deviation) and roughness (that of the steps, over the spread) of each channel."""
-    found = {}
+    found: dict[str, np.ndarray] = {}
     for c in range(values.shape[1]):
         x = values[:, c]
         spread = x.std(1)
