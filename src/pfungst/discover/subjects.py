@@ -32,7 +32,7 @@ class Words(NamedTuple):
 
 
 WORDS: dict[What, Words] = {
-    "class": Words("nats", "other classes", "the class", "still recognised"),
+    "class": Words("nats", "other classes", "the way to the class", "still recognised"),
     "normal": Words("of the way to the threshold", "training images", "the way to the threshold", "normal"),
     "defect": Words(
         "of the way to the threshold", "normal images", "the way to the threshold", "still flagged"

@@ -16,6 +16,7 @@ from pfungst.audit.findings.result import (
     Proved,
     Told,
 )
+from pfungst.discover.subjects import WORDS
 from pfungst.files import read
 from pfungst.measure.limits import FALL
 from pfungst.report import page as ui
@@ -103,9 +104,11 @@ def _first(entry: DiscoveryEntry, f: Proved) -> list[ui.Stat]:
         ui.Step("without it", text.percent(f.accuracy[1]), "deployed"),
     ]
     turned, left = _SAID[entry.what]
-    name = f"{turned} {entry.name}" if entry.what != "class" else f"taken for {entry.name}"
+    name = f"Other images taken for {entry.name}"
+    if entry.what != "class":
+        name = f"{WORDS[entry.what].targets.capitalize()} {turned}"
     return [
-        ui.Stat(f"Other images {name}", taken, "Images that it was put into."),
+        ui.Stat(name, taken, "Images that it was put into."),
         ui.Stat(f"Images {left}", before, "Images of the cluster that it was taken out of."),
     ]
 

@@ -43,9 +43,9 @@ def _item(place: int, entry: DiscoveryEntry, f: Proved) -> dict[str, Any]:
     return {
         "id": f"{place}-{f.number}",
         "class_index": place,
-        "class_name": entry.name,
+        "class_name": entry.name if entry.what == "class" else "a defect",
         "component": f.number,
-        "what": f"{f.view}: {KINDS[f.kind]}",
+        "what": f"{entry.name}, changed: {KINDS[f.kind]}; images grouped by {f.view}",
         "share": f.share,
         "n": f.n,
         "outcomes": [
