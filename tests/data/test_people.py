@@ -1,3 +1,5 @@
+import csv
+import sys
 import types
 
 import cv2
@@ -7,7 +9,8 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from pfungst.data import ImageSet, Item
+from pfungst.audit.sources import group_columns
+from pfungst.data import ImageSet, Item, open_images, people
 from pfungst.data.people import FaceCascade, FasterRCNNPeople, mark_people
 from pfungst.errors import CheckpointError, ConfigError, UnreadableImages
 
@@ -121,3 +124,43 @@ def test_cascade_is_asked_on_grey_pixels(monkeypatch, tmp_path):
     assert seen == [(30, 40), (30, 40)]
     with pytest.raises(ConfigError, match="does not exist"):
         FaceCascade(tmp_path / "other.xml")
+
+
+def test_the_detector_that_is_installed_gives_a_column_by_itself(monkeypatch, tmp_path):
+    """A stand-in for facenet-pytorch: it sees somebody in bright pictures, and doubts grey ones."""
+
+    class MTCNN:
+        def __init__(self, **how):
+            assert how == {"keep_all": True, "device": "cpu"}
+
+        def detect(self, image):
+            bright = np.asarray(image).mean() / 255
+            return ([[0, 0, 1, 1]], [bright]) if bright > 0.3 else (None, [None])
+
+    monkeypatch.setitem(sys.modules, "facenet_pytorch", types.SimpleNamespace(MTCNN=MTCNN))
+    lines = ["path,label"]
+    for i in range(24):
+        Image.new("RGB", (16, 16), ((255,) * 3, (128,) * 3, (0,) * 3)[i % 3]).save(tmp_path / f"{i}.png")
+        lines.append(f"{i}.png,{i % 2}")
+    (tmp_path / "0.png").write_bytes(b"no picture")
+    (tmp_path / "all.csv").write_text("\n".join(lines))
+    (images,) = open_images(tmp_path / "all.csv")
+    columns = group_columns(images.items, ["people"])
+    assert columns["file: people"].tolist() == [
+        "unreadable" if i == 0 else "human" if i % 3 == 0 else "no human" for i in range(24)
+    ]
+    monkeypatch.setitem(sys.modules, "facenet_pytorch", None)
+    monkeypatch.setattr(people, "FaceCascade", people.MTCNNFaces)
+    with pytest.raises(ConfigError, match="no detector of people is installed"):
+        group_columns(images.items, ["people"])
+
+
+def test_mtcnn_sees_the_faces_that_the_table_names(shared):
+    """people.csv comes from MTCNN on the same photographs; scores near the limit may differ by version."""
+    pytest.importorskip("facenet_pytorch")
+    folder = shared / "data/imagenette"
+    (images,) = open_images(folder / "val.parquet")
+    known = {r["path"]: int(r["faces"]) > 0 for r in csv.DictReader((folder / "people.csv").open())}
+    items = [i for i in images.items if i.id in known][::8]
+    seen = people.people_column(items, people.MTCNNFaces()) == "human"
+    assert np.mean(seen == [known[i.id] for i in items]) > 0.8

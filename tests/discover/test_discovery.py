@@ -201,7 +201,10 @@ def test_words_of_proofs():
     )  # fmt: skip
     assert made().survives
     assert not made(retained=Interval(0.6, 0.4, 0.8)).survives
-    assert "decides little" in made(insert=Interval(0.2, 0.05, 0.3)).reason
+    little = made(insert=Interval(0.2, 0.05, 0.3))
+    assert little.moves
+    assert "(corrected p 0.01); below 15% at the lower end it decides little" in little.reason
+    assert made(insert=Interval(0.2, -0.05, 0.3)).reason.startswith("no proof: put into")
     lungs = made(alone=True)  # all X-rays of a class have lungs: once called an artefact
     assert lungs.decides
     assert not lungs.survives

@@ -20,6 +20,7 @@ from pfungst.audit.discovery.run import run
 from pfungst.audit.result import load
 from pfungst.audit.similarity.config import SimilarityConfig
 from pfungst.audit.similarity.run import run as audit_similarity
+from pfungst.data import join_columns, open_images
 from pfungst.discover import Judge, ScoreSubject, explain, explain_scores
 from pfungst.errors import ConfigError
 from pfungst.label import read_task
@@ -123,6 +124,15 @@ def test_a_mark_is_found_in_what_a_probe_reads_of_an_encoder(marked, tmp_path):
     assert first.n_clusters == 1 or np.mean(shown) > 0.8
     assert "similarity" in {g.view for g in entry.groupings}
     assert {e.name for e, _ in result.discovered.found()} == {"3"}
+    (images,) = open_images(folder / "images.csv")
+    items, _ = join_columns(images.items, tmp_path / "out/groups.csv")
+    name = f"3 {first.view} {first.cluster + 1} {first.kind}"
+    said = {i.id: i.groups.get(name, "") for i in items}
+    assert sum(v == "with" for v in said.values()) == first.n
+    assert {said[i.id] for i in items if i.label != "3"} == {""}
+    having = [marks[i.rsplit("/", 1)[-1]] for i, v in said.items() if v == "with"]
+    assert np.mean(having) > 0.8
+    assert f"--groups-file {tmp_path}/out/groups.csv" in result.next_command
 
 
 def test_explanations_of_a_detector_are_its_own():

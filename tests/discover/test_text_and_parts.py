@@ -99,7 +99,7 @@ def test_of_patients_with_many_images_each_is_changed_before_a_second_image_of_a
     patients = np.repeat(np.arange(15), 4)
     real = Judge.regions
     monkeypatch.setattr(Judge, "regions", lambda self, x, *a, **k: seen.append(x) or real(self, x, *a, **k))
-    monkeypatch.setattr(sys.modules["pfungst.discover.find"], "_WRITTEN", 15)
+    monkeypatch.setattr(sys.modules["pfungst.discover.find"], "WRITTEN", 15)
     loaded = []
     load = lambda r: (loaded.append(list(r)), x[np.asarray(list(r))])[1]
     find(

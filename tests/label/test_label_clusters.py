@@ -121,6 +121,8 @@ def test_people_prove_nothing_that_interventions_did_not(tmp_path):
 
     (said,) = judged([entry(1, "unproved")], {(0, 0): Answered(answer="artefact")})
     assert said.findings[0].standing == "unproved"
+    (said,) = judged([entry(1, "moves")], {(0, 0): Answered(answer="artefact", names=["a hand"])})
+    assert said.findings[0].standing == "found"  # interventions showed that it moves answers
 
 
 def test_a_name_that_is_undone_is_gone_and_other_tasks_take_none(tmp_path):

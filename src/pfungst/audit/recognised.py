@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from pfungst.audit.sources import group_columns
+from pfungst.audit.sources import AUTOMATIC, group_columns
 from pfungst.conditions import Condition
 from pfungst.data import ImageSet
 from pfungst.data.decode import Undecodable, open_image
@@ -100,7 +100,7 @@ def _one(images: ImageSet, groups: Sequence[str]) -> str:
     splits: dict[str, list[str]] = {}
     for (split, label), count in sorted(pairs.items()):
         splits.setdefault(split, []).append(f"{label} {count}")
-    columns = group_columns(items, [g for g in groups if g not in ("files", "text")])
+    columns = group_columns(items, [g for g in groups if g not in AUTOMATIC])
     rows = [
         ("classes", few(f"{c} {n}" for c, n in Counter(i.label or "no label" for i in items).most_common())),
         ("splits", "; ".join(f"{split}: {few(counts)}" for split, counts in splits.items())),

@@ -10,11 +10,12 @@ from pathlib import PurePosixPath
 import numpy as np
 
 from pfungst.data import Item
+from pfungst.data.traits import PREFIX as FILE
 from pfungst.data.traits import BurntInText, binned, common, file_columns, same_partition
 from pfungst.errors import ConfigError
 from pfungst.suggest import suggest
 
-AUTOMATIC = ("files", "text")
+AUTOMATIC = ("files", "text", "people")
 """Words for columns that nobody wrote down, which the files are read for."""
 PREFIX = "file-name prefix"
 _MANY = 20  # values of a column that are taken as they are
@@ -32,7 +33,7 @@ def group_columns(
             every column whose values form groups (numbers of many values cut at their quartiles, rare values
             put together) and for prefixes of the file names (exp1_…, scannerA-…) where they do; ``files`` for
             what the files themselves tell (:func:`pfungst.data.traits.file_columns`), ``text`` for whether
-            text is burnt in; ``none``.
+            text is burnt in, ``people`` for whether a detector that is installed sees somebody; ``none``.
         text: finds it; made here by default.
 
     Raises:
@@ -66,6 +67,10 @@ def group_columns(
         text.keep()
     elif "files" in wanted:
         columns |= file_columns(items)
+    if "people" in wanted:
+        from pfungst.data.people import people_column  # with torch
+
+        columns[f"{FILE}people"] = people_column(items)
     return columns
 
 

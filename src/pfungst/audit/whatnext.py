@@ -33,7 +33,7 @@ def _proposed(result: Result) -> Iterator[str]:
     out = shlex.quote(str(config.get("out", "pfungst-audit")))
     if result.kind in ("comparison", "watch"):
         pass  # made of audits, which have commands of their own
-    elif level in ("too-few", "not-established"):
+    elif level == "too-few" or (level == "not-established" and result.kind != "discovery"):
         yield f"{again(result)}  # with more images"
     elif result.kind == "anomaly":
         yield from _anomaly(result)
@@ -81,9 +81,12 @@ def _classifier(result: Result, out: str) -> Iterator[str]:
     elif result.kind == "classifier" and level == "sound" and not config.get("condition"):
         yield again(result, condition=["jpeg:30"])
     elif result.kind == "discovery":
-        if level == "clever-hans" and not config.get("answers"):
+        if level in ("clever-hans", "not-established") and not config.get("answers"):
             yield f"pfungst label {out} --labeller NAME"
-        yield again(result, per_class=2 * int(config.get("per_class", 500)), answers=None)
+        most = int(config.get("per_class", 500))
+        found = getattr(result, "discovered", None)
+        if found is None or any(e.n >= most for e in found.entries):  # there may be more images to see
+            yield again(result, per_class=2 * most, answers=None)
 
 
 def again(result: Result, **changes: Any) -> str:

@@ -78,11 +78,13 @@ def report(folder: Annotated[Path, typer.Argument(help="Folder of an audit.")]) 
 def people(
     images: Annotated[Path, typer.Argument(help="Folder, CSV or Parquet of images.")],
     detector: Annotated[
-        Path,
+        Path | None,
         typer.Option(
-            help="Weights of torchvision's Faster R-CNN v2 (COCO), a face cascade (.xml) or YuNet (.onnx)."
+            help="Weights of torchvision's Faster R-CNN v2 (COCO), a face cascade (.xml) or YuNet (.onnx) "
+            "[faces, where facenet-pytorch is installed]."
         ),
-    ],
+    ] = None,
+    *,
     out: Annotated[Path, typer.Option("--out", "-o", help="The CSV, for --groups-file or --people.")],
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, … [auto].")] = "auto",
 ) -> None:

@@ -1,4 +1,4 @@
-"""Whether people are in an image, as a group: by torchvision's Faster R-CNN, or faces by OpenCV.
+"""Whether people are in an image, as a group: by torchvision's Faster R-CNN, or faces by MTCNN or OpenCV.
 
 Kauffmann et al. (arXiv 2408.08041, supplementary note B) tell images that show a human by a Faster R-CNN
 trained on COCO; the score that counts is not in the text, 0.9 is ours.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from pfungst.device import choose_device
 from pfungst.errors import ConfigError
 from pfungst.files import write
 
-from .decode import MAX_PIXELS
+from .decode import MAX_PIXELS, Undecodable
 from .item import Item
 from .items import ImageSet
 from .prepared import run_checked
@@ -104,6 +104,60 @@ class FaceCascade:
         return len(self._detector.detectMultiScale(grey, 1.1, 5, minSize=(24, 24))) > 0
 
 
+class MTCNNFaces:
+    """Faces by MTCNN (Zhang et al. 2016), as facenet-pytorch brings it along with its weights.
+
+    Args:
+        score: lowest probability of a face that counts.
+    """
+
+    def __init__(self, score: float = 0.9) -> None:
+        try:
+            from facenet_pytorch import MTCNN
+        except ImportError:
+            raise ConfigError("MTCNN needs facenet-pytorch", _INSTALL) from None
+        self.score, self.name = score, f"a face by MTCNN with a probability of at least {score:g}"
+        self._detector = MTCNN(keep_all=True, device="cpu")
+
+    def __call__(self, image: Image.Image) -> bool:
+        found, scores = self._detector.detect(image.convert("RGB"))
+        return found is not None and max(scores) >= self.score
+
+
+_INSTALL = "pip install --no-deps facenet-pytorch, or give the CSV of `pfungst people` with --groups-file"
+
+
+def installed_detector() -> Detector:
+    """The detector that is installed: MTCNN, else OpenCV's face cascade.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    for made in (MTCNNFaces, FaceCascade):
+        try:
+            return made()
+        except ConfigError:
+            continue
+    raise ConfigError("no detector of people is installed", _INSTALL)
+
+
+def people_column(items: Sequence[Item], detector: Detector | None = None) -> np.ndarray:
+    """(N,) "human" where somebody is seen, else "no human"; "unreadable" where an image cannot be decoded.
+
+    Raises:
+        ConfigError: no detector is given or installed.
+    """
+    find = detector or installed_detector()
+
+    def seen(item: Item) -> str:
+        try:
+            return "human" if find(item.read()) else "no human"
+        except Undecodable:
+            return "unreadable"
+
+    return np.array([seen(item) for item in items])
+
+
 def mark_people(
     images: ImageSet,
     detector: Detector,
@@ -134,12 +188,13 @@ def mark_people(
     return ImageSet(images.name, items, [*images.notes, note])
 
 
-def people_table(images: Path, detector: Path, out: Path, device: str = "auto") -> list[str]:
+def people_table(images: Path, detector: Path | None, out: Path, device: str = "auto") -> list[str]:
     """Write a CSV of path and human ("human", "no human") of the images of a folder or table.
 
     Args:
         images: as :func:`pfungst.data.open_images` reads it.
-        detector: weights of Faster R-CNN, or a face cascade (.xml) or YuNet model (.onnx).
+        detector: weights of Faster R-CNN, or a face cascade (.xml) or YuNet model (.onnx); by default the one
+            that is installed (:func:`installed_detector`).
         out: the CSV; replaced where it exists. device: of Faster R-CNN.
 
     Returns:
@@ -150,8 +205,12 @@ def people_table(images: Path, detector: Path, out: Path, device: str = "auto") 
     """
     from .layouts import open_images
 
-    faces = detector.suffix in (".xml", ".onnx")
-    find: Detector = FaceCascade(detector) if faces else FasterRCNNPeople(detector, device=device)
+    if detector is None:
+        find = installed_detector()
+    elif detector.suffix in (".xml", ".onnx"):
+        find = FaceCascade(detector)
+    else:
+        find = FasterRCNNPeople(detector, device=device)
     marked = [mark_people(found, find, progress=True) for found in open_images(images)]
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")

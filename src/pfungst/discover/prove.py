@@ -71,7 +71,12 @@ class Proof:
     @property
     def decides(self) -> bool:
         """Whether the class falls without it and rises with it, beyond the controls and what was tried."""
-        return self.remove.low > 0 and self.insert.low >= DECIDES and self.corrected <= P_SPURIOUS
+        return self.moves and self.insert.low >= DECIDES
+
+    @property
+    def moves(self) -> bool:
+        """The same by any amount."""
+        return min(self.remove.low, self.insert.low) > 0 and self.corrected <= P_SPURIOUS
 
     @property
     def reason(self) -> str:
@@ -91,8 +96,11 @@ class Proof:
             return f"{put}, {gone}, and {left}, {only}"
         if self.decides:
             return f"{put} and {gone}, but {left}, so it may be the object"
+        little = f"; below {DECIDES:.0%} at the lower end it decides little"
+        if self.moves:
+            return f"{put} and {gone} (corrected p {self.corrected:.2g}){little}"
         if i.low < DECIDES:
-            return f"no proof: {put}; below {DECIDES:.0%} at the lower end it decides little"
+            return f"no proof: {put}{little}"
         if r.low <= 0:
             return f"no proof: {put}, but {gone}"
         return f"no proof: {put}, but p is {self.corrected:.2g} after correction for all that were tried"

@@ -24,9 +24,15 @@ from pfungst.report import parts, text
 from pfungst.report.images import data_uri, file_tile, outline, overlay, ramp
 from pfungst.report.maps import Map, panel
 
-_WORDS = {"found": "found", "object": "may be the object", "unproved": "not proved"}
+_WORDS = {
+    "found": "found",
+    "moves": "moves the answer",
+    "object": "may be the object",
+    "unproved": "not proved",
+}
 _CERTAIN = 0.05  # corrected p up to which a column is named beside a cluster
 _SIDE = 176
+_MOVING = 3  # exhibits of what moves answers
 _REMEDY = "run the discovery again"
 _PLANE = (
     "One point an image: the first two principal components of what was clustered. Clusters are found in up "
@@ -39,6 +45,7 @@ def page(result: DiscoveryResult, folder: Path) -> ui.Page:
     """The page of a discovery."""
     found = result.discovered
     pairs, sources = found.found(), found.sources()
+    first = next(iter([*pairs, *found.moving()]), None)
     return ui.Page.of(
         result,
         facts=[
@@ -66,7 +73,7 @@ def page(result: DiscoveryResult, folder: Path) -> ui.Page:
                 [ui.Step("survived proof", str(len(pairs) + len(sources)))],
                 f"Of {found.tried} tried.",
             ),
-            *(_first(*pairs[0]) if pairs else _source(*sources[0]) if sources else []),
+            *(_source(*sources[0]) if sources and not pairs else _first(*first) if first else []),
         ],
     )
 
@@ -151,7 +158,15 @@ def _found(found: Discovered, folder: Path, command: str) -> list[ui.Block]:
         todo = ["No cluster both decides and leaves the object."]
         if command:
             todo.append(f"Measure and mend what was found: {command}")
+        moving = found.moving()[:_MOVING]
+        if moving:
+            todo.append(
+                "Look at what moves answers: where it is no part of the object, say so with pfungst label."
+            )
         blocks.append(ui.Prose(todo))
+        if moving:
+            exhibits = [_exhibit(e, f, folder, _regions(folder, e)) for e, f in moving]
+            blocks.append(_gallery("What moves the answer, too little to decide it", exhibits))
     if found.sources():
         blocks.append(_sources("Where images come from tells the class", found.sources()))
     return blocks
@@ -229,7 +244,9 @@ def _exhibit(entry: DiscoveryEntry, f: Proved, folder: Path, regions: Mapping[st
     with_it, without = f"{f.flips[0]:.0%} {turned}", f"{f.accuracy[1]:.0%} {left}"
     control = f"control {f.accuracy[2]:.0%}, as they are {f.accuracy[0]:.0%}"
     outcomes = [
-        ui.Outcome("put elsewhere", with_it, f.standing != "found", f"controls {f.flips[1]:.0%}"),
+        ui.Outcome(
+            "put elsewhere", with_it, f.standing not in ("found", "moves"), f"controls {f.flips[1]:.0%}"
+        ),
         ui.Outcome("taken out", without, True, control),
     ]
     tiles = [_map(f, folder)]

@@ -46,7 +46,7 @@ class DiscoveryConfig(LabelledOptions):
     )
     group: list[str] = Field(
         ["auto", "files"],
-        description="Columns compared and tried: names, auto, files, text, none",
+        description="Columns compared and tried: names, auto, files, text, people, none",
     )
     groups_file: Path | None = Field(
         None, description="CSV with more columns of the images, such as that of `pfungst people`"

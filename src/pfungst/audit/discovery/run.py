@@ -17,7 +17,7 @@ from pfungst.audit.config import AuditConfig, check_file
 from pfungst.audit.discovery.config import DiscoveryConfig
 from pfungst.audit.findings.result import Discovered, DiscoveryResult
 from pfungst.audit.findings.search import search
-from pfungst.audit.findings.task import read_answers, write_label_task
+from pfungst.audit.findings.task import GROUPS, read_answers, write_groups, write_label_task
 from pfungst.audit.findings.topics import Topic, class_topics, encoder_topics, score_topics
 from pfungst.audit.findings.verdict import conclude, how, metrics, verdict
 from pfungst.audit.given import ImageOptions
@@ -164,6 +164,7 @@ def run(config: DiscoveryConfig) -> DiscoveryResult:
         too_few=given.too_few,
         next_command=_command(config, found),
     )
+    write_groups(workspace.folder, found, workspace.folder)
     write_label_task(workspace.folder, result.title, result.model, result.inputs, found.entries)
     save(result, workspace.folder)
     PictureFolder(workspace.folder).tidy(found.files())
@@ -182,6 +183,7 @@ def _judged(done: DiscoveryResult, config: DiscoveryConfig) -> DiscoveryResult:
         "metrics": metrics(found),
         "next_command": _command(config, found),
     }
+    write_groups(config.out, found, config.out)
     result = done.model_copy(update=update)
     save(result, config.out)
     return result
@@ -301,7 +303,9 @@ def _command(config: DiscoveryConfig, found: Discovered) -> str:
         return shlex.join(["pfungst", "audit", *words, *out])
     if config.encoder:
         words = ["similarity", "--images", str(config.images), "--encoder", config.encoder, *checkpoint]
-        return shlex.join(["pfungst", "audit", *words, "--groups", "auto,files", *out])
+        parted = any(f.n_clusters > 1 for _, f in found.found())
+        groups = ["--groups-file", str(config.out / GROUPS)] if parted else []
+        return shlex.join(["pfungst", "audit", *words, "--groups", "auto,files", *groups, *out])
     classes = ",".join(str(e.index) for e in found.entries if any(e is one for one, _ in pairs))
     words = ["classifier", "--model", config.audited, *checkpoint, "--train", "TRAIN", "--val"]
     return shlex.join(["pfungst", "audit", *words, str(config.images), "--classes", classes, *out])

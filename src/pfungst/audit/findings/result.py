@@ -9,7 +9,7 @@ from pydantic import Field
 from pfungst.audit.result import Interval, Model, Result
 
 What = Literal["class", "normal", "defect"]  # as of pfungst.discover.Subject, without torch
-Standing = Literal["found", "object", "unproved"]
+Standing = Literal["found", "moves", "object", "unproved"]
 KINDS = {
     "place": "one place",
     "content": "content, wherever it is",
@@ -17,6 +17,14 @@ KINDS = {
     "bands": "frequency bands",
     "text": "burnt-in text",
 }
+
+
+IMAGES = "images"  # key of the names of a topic's images in its arrays
+
+
+def members(number: int) -> str:
+    """Key of the places among them of a finding's images."""
+    return f"{IMAGES} of {number}"
 
 
 class Column(Model):
@@ -88,7 +96,11 @@ class Proved(Model):
     corrected: float = Field(1.0, description="for all clusters of all topics (Holm)")
     alone: bool = Field(False, description="all images have it, and no witness tells it from the object")
     edits: list[Mended] = Field([], description="best first; of what may survive")
-    standing: Standing = "unproved"
+    standing: Standing = Field(
+        "unproved",
+        description="found: it decides, and is not the object; moves: likewise beyond chance, but too little "
+        "for that; object: it decides, and may be the object",
+    )
     reason: str = ""
     judged: Answered | None = Field(None, description="by people, where they were asked")
 
@@ -140,7 +152,8 @@ class DiscoveryEntry(Model):
     findings: list[Proved] = Field(description="what is proved first")
     told: list[Told] = Field([], description="columns, what tells most first")
     arrays: str = Field(
-        description="regions that were changed in the images shown, boolean (n, H, W) by number"
+        description="regions that were changed in the images shown, boolean (n, H, W) by number; names of "
+        "all images, and which of them are in each cluster"
     )
 
 
@@ -156,6 +169,12 @@ class Discovered(Model):
         """What survived proof, with its topic, the strongest first."""
         pairs = [(e, f) for e in self.entries for f in e.findings if f.standing == "found"]
         return sorted(pairs, key=lambda pair: -(pair[1].insert.low or 0))
+
+    def moving(self) -> list[tuple[DiscoveryEntry, Proved]]:
+        """What moves answers, too little to decide them, with its topic: text, which is no object, before the
+        rest, by the images that it turns."""
+        pairs = [(e, f) for e in self.entries for f in e.findings if f.standing == "moves"]
+        return sorted(pairs, key=lambda p: (p[1].kind != "text", p[1].flips[1] - p[1].flips[0]))
 
     def sources(self) -> list[tuple[DiscoveryEntry, Told]]:
         """Columns that tell a class, with their topic, what falls most first."""

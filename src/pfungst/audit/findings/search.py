@@ -6,7 +6,17 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from pfungst.audit.findings.result import Column, DiscoveryEntry, Grouped, Mended, Proved, Shown, Told
+from pfungst.audit.findings.result import (
+    IMAGES,
+    Column,
+    DiscoveryEntry,
+    Grouped,
+    Mended,
+    Proved,
+    Shown,
+    Told,
+    members,
+)
 from pfungst.audit.findings.topics import Effort, Topic
 from pfungst.audit.images import to_uint8
 from pfungst.audit.pictures import PictureFolder
@@ -16,7 +26,7 @@ from pfungst.discover.find import SHOWN
 from pfungst.files import digest
 from pfungst.measure import Interval as Measured
 from pfungst.measure import holm
-from pfungst.measure.limits import CARRIED, P_SPURIOUS
+from pfungst.measure.limits import CARRIED, P_SPURIOUS, RETAINED
 from pfungst.progress import progress_bar
 
 _DRAWN = 1000  # images in the picture of clusters
@@ -61,7 +71,9 @@ def _entry(topic: Topic, effort: Effort, workspace: Workspace) -> DiscoveryEntry
         seed=effort.seed,
     )
     pictures = PictureFolder(workspace.folder)
-    regions = {str(i): f.regions for i, f in enumerate(found) if f.regions is not None}
+    arrays = {str(i): f.regions for i, f in enumerate(found) if f.regions is not None}
+    arrays |= {members(i): f.rows for i, f in enumerate(found) if f.n_clusters > 1}
+    arrays[IMAGES] = np.array(topic.ids)
     return DiscoveryEntry(
         index=topic.subject.index,
         name=topic.name,
@@ -70,7 +82,7 @@ def _entry(topic: Topic, effort: Effort, workspace: Workspace) -> DiscoveryEntry
         accuracy=float(explained.said.mean()),
         groupings=[_grouped(view, c) for view, c in parts.items()],
         findings=[_proved(topic, i, f, explained.said, pictures) for i, f in enumerate(found)],
-        arrays=workspace.save_arrays(f"discovered {topic.name}", regions),
+        arrays=workspace.save_arrays(f"discovered {topic.name}", arrays),
         told=[Told.copied(t, column=c) for c, t in topic.told().items()],
     )
 
@@ -131,12 +143,16 @@ def corrected(entries: Iterable[DiscoveryEntry]) -> list[DiscoveryEntry]:
             proof = Proof(
                 f.changed, remove, insert, f.accuracy, f.flips, retained, f.p, next(ps), entry.what, f.alone
             )
-            standing = "found" if proof.survives else "object" if proof.decides else "unproved"
+            if proof.decides:
+                standing = "found" if proof.survives else "object"
+            else:
+                beside = f.kind == "text" or (f.n_clusters > 1 and retained.low >= RETAINED and not f.alone)
+                standing = "moves" if beside and proof.moves else "unproved"
             said = {"corrected": proof.corrected, "standing": standing, "reason": proof.reason}
             findings.append(f.model_copy(update=said))
         told = [_source(t, next(ps)) for t in entry.told]
         told.sort(key=lambda t: (t.standing, t.corrected, -t.fall.value))
-        order = ("found", "object", "unproved")
+        order = ("found", "moves", "object", "unproved")
         findings.sort(key=lambda f: (order.index(f.standing), -float(f.insert.low or 0)))
         out.append(entry.model_copy(update={"findings": findings, "told": told}))
     return out

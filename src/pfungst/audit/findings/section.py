@@ -12,7 +12,7 @@ from typing import Any
 from pfungst.audit.config import Discovering, check_file
 from pfungst.audit.findings.result import Discovered, DiscoveryEntry
 from pfungst.audit.findings.search import search
-from pfungst.audit.findings.task import FILE, read_answers, write_label_task
+from pfungst.audit.findings.task import FILE, read_answers, write_groups, write_label_task
 from pfungst.audit.findings.topics import Effort, class_topics, encoder_topics, score_topics
 from pfungst.audit.findings.verdict import conclude
 from pfungst.audit.result import save
@@ -58,6 +58,7 @@ def concluded(
     found = conclude(entries, witnesses, answers)
     folder = workspace.folder / TASK
     write_label_task(folder, "Findings", workspace.folder.name, workspace.fingerprint, found.entries)
+    write_groups(folder, found, workspace.folder)
     if (folder / FILE).exists():  # the app serves a task's own folder
         decided = [f for e in found.entries for f in e.findings if f.standing != "unproved"]
         for file in {name for f in decided for s in f.images for name in (s.file, s.region) if name}:
@@ -72,6 +73,7 @@ def answered(done: Any, config: Discovering, witnesses: Sequence[str] = ()) -> A
         return done
     check_file(config.answers, "--answers")
     found = conclude(done.discovery.entries, witnesses, read_answers(config.answers, done.inputs))
+    write_groups(config.out / TASK, found, config.out)
     result = done.model_copy(update={"discovery": found})
     save(result, config.out)
     return result

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pfungst.audit.findings.result import KINDS, Answered, DiscoveryEntry, Proved
+import numpy as np
+
+from pfungst.audit.findings.result import (
+    IMAGES,
+    KINDS,
+    Answered,
+    Discovered,
+    DiscoveryEntry,
+    Proved,
+    members,
+)
 from pfungst.discover.subjects import WORDS
 from pfungst.errors import InputError
-from pfungst.files import read, write_json
+from pfungst.files import read, write, write_json
 
 FILE = "label-task.json"
+GROUPS = "groups.csv"
 FORMAT = "pfungst.label-task/1"
 ANSWERS = "pfungst.findings/1"
 Key = tuple[int, int]  # place of the topic in the result, number of the finding
@@ -20,8 +33,8 @@ Key = tuple[int, int]  # place of the topic in the result, number of the finding
 def write_label_task(
     folder: Path, title: str, model: str, inputs: str, entries: Sequence[DiscoveryEntry]
 ) -> None:
-    """Write ``label-task.json`` for ``pfungst label``: what was proved to decide, beside the images it
-    names; none where nothing was. People see no verdict of ours."""
+    """Write ``label-task.json`` for ``pfungst label``: what was proved to decide, or to move answers,
+    beside the images it names; none where nothing was. People see no verdict of ours."""
     items = [
         _item(place, e, f) for place, e in enumerate(entries) for f in e.findings if f.standing != "unproved"
     ]
@@ -29,6 +42,33 @@ def write_label_task(
         (folder / FILE).unlink(missing_ok=True)
         return
     write_task(folder, "clusters", title, {"name": model, "inputs": inputs}, items)
+
+
+def write_groups(folder: Path, found: Discovered, arrays: Path) -> None:
+    """Write ``groups.csv`` for ``--groups-file``: which images of a topic have what was found in some of
+    them, a column each; none where nothing was.
+
+    Args:
+        arrays: the folder that those of the topics are relative to.
+    """
+    columns: dict[str, dict[str, str]] = {}
+    for entry, f in found.found():
+        if f.n_clusters > 1:
+            names = f.judged.names if f.judged else []
+            name = f"{entry.name} {names[0] if names else f'{f.view} {f.cluster + 1} {f.kind}'}"
+            kept = read(arrays / entry.arrays, "run the discovery again")
+            there = np.isin(np.arange(entry.n), kept[members(f.number)])
+            said = np.where(there, "with", "without").tolist()
+            columns[name.replace(",", "")] = dict(zip(kept[IMAGES].tolist(), said, strict=True))
+    if not columns:
+        (folder / GROUPS).unlink(missing_ok=True)
+        return
+    images = sorted({image for c in columns.values() for image in c})
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(("path", *columns))
+    rows.writerows((image, *(c.get(image, "") for c in columns.values())) for image in images)
+    write(folder / GROUPS, text.getvalue())
 
 
 def write_task(folder: Path, kind: str, title: str, model: dict[str, Any], items: list[Any]) -> None:
@@ -50,7 +90,7 @@ def _item(place: int, entry: DiscoveryEntry, f: Proved) -> dict[str, Any]:
         "n": f.n,
         "outcomes": [
             f"Put into {words.targets} it carries {i.value:.0%} of {words.carried} ({i.low:.0%} to "
-            f"{i.high:.0%})",
+            f"{i.high:.0%}); {f.flips[0]:.0%} are then taken for it, {f.flips[1]:.0%} with controls",
             f"Taken out, the evidence falls by {r.value:.2g} {words.unit} ({r.low:.2g} to {r.high:.2g})",
             *(f"{c.column} = {c.value} in {c.inside:.0%}, else {c.outside:.0%}" for c in f.columns[:2]),
         ],
@@ -86,8 +126,8 @@ def read_answers(path: Path, inputs: str) -> dict[Key, Answered]:
 
 
 def judged(entries: Sequence[DiscoveryEntry], answers: Mapping[Key, Answered]) -> list[DiscoveryEntry]:
-    """The entries with what people say: what decides is a finding where they call it an artefact, and none
-    where they call it the object. What was not proved to decide stays so, whatever it is.
+    """The entries with what people say: what decides or moves answers is a finding where they call it an
+    artefact, and none where they call it the object. What was not proved stays so, whatever it is.
 
     Raises:
         InputError: answers to findings that are not there.

@@ -8,7 +8,7 @@ from pfungst.audit.findings.result import Answered, Column, Discovered, Discover
 from pfungst.audit.findings.search import corrected
 from pfungst.audit.findings.task import Key, judged
 from pfungst.audit.findings.topics import Effort
-from pfungst.audit.result import About, Metric, Verdict
+from pfungst.audit.result import About, Level, Metric, Verdict
 from pfungst.discover.prove import FEWEST
 from pfungst.discover.subjects import WORDS
 from pfungst.errors import few
@@ -47,8 +47,7 @@ def conclude(
         return made(f"Nothing could be tried: no class has {FEWEST} images beside those of others")
     basis = f"{tried} clusters of explanations and columns were tried"
     unsure = [e.name for e in entries if any(f.standing == "object" for f in e.findings)]
-    pairs = made("").found()
-    sources = made("").sources()
+    pairs, moved, sources = made("").found(), made("").moving(), made("").sources()
     told = [
         f"{e.name}: {t.reason}; {t.share:.0%} of the images have {t.column} = {t.value}, of which "
         f"{t.inside:.0%} are {e.name}, of the others {t.outside:.0%}. No intervention: it goes with the "
@@ -65,28 +64,16 @@ def conclude(
             f"{basis}; compare within its values, or balance the training images over it.",
         )
     if not pairs:
-        moved = _moved(entries)
         open_ = f"{few(unsure)}: the model follows what it cannot do without, the object or a shortcut."
         classes = any(e.what == "class" and e.name in unsure for e in entries)
         hint = " Only another model can tell: name one with --witness." if classes and not witnesses else ""
-        headline, *rest = [f"Nothing beside the object was proved to decide; {basis}"]
-        if moved and moved[0][1].kind == "text":
+        headline = "Nothing beside the object was proved to decide"
+        if moved:
             e, f = moved[0]
-            rest = [f"{headline}."]
-            headline = (
-                f"{e.name} is moved by burnt-in text in {f.share:.0%} of its images: taken out, the evidence "
-                f"falls by {f.remove.value:.2g} {WORDS[e.what].unit}; it does not decide"
-            )
+            headline = f"{e.name} is moved by {what_of(f)}, too little to be proved to decide it"
         return made(
-            headline,
-            *[
-                f"{e.name}: {what_of(f)} moves the answer, too little to decide it. Without it the evidence "
-                f"falls by {f.remove.value:.2f}{f.remove.ends()} {WORDS[e.what].unit}; put into others it "
-                f"carries {f.insert.value:.0%}{f.insert.ends('.0%')} of the way (P = {f.corrected:.2g}, "
-                f"Holm).{'' if f.kind == 'text' else ' It may be a part of the object.'}"
-                for e, f in moved[:3]
-            ],
-            *rest,
+            f"{headline}; {basis}",
+            *[_moving(e, f) for e, f in moved[:3]],
             *([open_ + hint] if unsure and not witnesses else []),
             "What was not found is not shown to be absent.",
             _BLIND,
@@ -95,8 +82,9 @@ def conclude(
     more = len({e.name for e, _ in pairs}) - 1
     called = _CALLED.get(first.kind, "something")
     called = first.judged.names[0] if first.judged and first.judged.names else called
+    verb = "decided" if (first.insert.low or 0) >= DECIDES else "moved"  # by what people call an artefact
     decided = {
-        "class": f"{entry.name} is decided by {called} beside the object in {first.share:.0%} of its images",
+        "class": f"{entry.name} is {verb} by {called} beside the object in {first.share:.0%} of its images",
         "normal": f"{entry.name}: {first.share:.0%} are scored by {called}, which is no defect",
         "defect": f"{entry.name}: {first.share:.0%} are scored by {called}, which is not needed to flag them",
     }[entry.what]
@@ -111,18 +99,16 @@ def conclude(
     )
 
 
-def _moved(entries: Sequence[DiscoveryEntry]) -> list[tuple[DiscoveryEntry, Proved]]:
-    """What moves the answer of some images beyond chance, is not needed to recognise them, and is too little
-    to be found; text first, which is no object, then what moves most."""
-    pairs = [
-        (e, f)
-        for e in entries
-        for f in e.findings
-        if f.standing == "unproved" and (f.kind == "text" or (f.n_clusters > 1 and not f.alone))
-        if min(f.remove.low or 0, f.insert.low or 0) > 0 and f.corrected <= P_SPURIOUS
-        if f.kind == "text" or (f.retained.low or 0) >= RETAINED
-    ]
-    return sorted(pairs, key=lambda pair: (pair[1].kind != "text", -pair[1].insert.value))
+def _moving(e: DiscoveryEntry, f: Proved) -> str:
+    """What moves answers, and how far."""
+    words = WORDS[e.what]
+    return (
+        f"{e.name}: {what_of(f)} moves the answer: put into {words.targets} it turns {f.flips[0]:.0%} of "
+        f"them (controls {f.flips[1]:.0%}) and carries {f.insert.value:.0%}{f.insert.ends('.0%')} of "
+        f"{words.carried}, below {DECIDES:.0%} at the lower end; without it the evidence falls by "
+        f"{f.remove.value:.2f}{f.remove.ends()} {words.unit} (P = {f.corrected:.2g}, Holm)."
+        f"{'' if f.kind == 'text' else ' It may be a part of the object: look, or ask people.'}"
+    )
 
 
 def verdict(found: Discovered, too_few: dict[str, int]) -> Verdict:
@@ -132,7 +118,8 @@ def verdict(found: Discovered, too_few: dict[str, int]) -> Verdict:
         return Verdict(level="too-few", headline=found.headline, sentences=[there] if too_few else [])
     pairs = found.found()
     if not pairs and not found.sources():
-        return Verdict(level="sound", headline=found.headline, sentences=found.sentences)
+        level: Level = "not-established" if found.moving() else "sound"
+        return Verdict(level=level, headline=found.headline, sentences=found.sentences)
     if not pairs:
         entry, top = found.sources()[0]
         numbers = {

@@ -39,8 +39,8 @@ class SimilarityConfig(ImageOptions, Repeated, Discovering):
     positive: str | None = Field(None, description="Of two labels the one false positives are counted for")
     groups: list[str] = Field(
         ["auto"],
-        description="Columns that say where images come from, or COLUMN>NUMBER; auto; files, text: what the "
-        "files themselves tell; or none",
+        description="Columns that say where images come from, or COLUMN>NUMBER; auto; files, text, "
+        "people: what the files themselves tell; or none",
     )
     groups_file: Path | None = Field(
         None, description="CSV with more columns of the images, which its column path (or id) names"

@@ -17,6 +17,7 @@ from pfungst.audit.sources import AUTOMATIC, group_columns
 from pfungst.audit.workspace import Workspace
 from pfungst.data import ImageSet, Item, join_columns
 from pfungst.data.imagenet_classes import title
+from pfungst.data.people import installed_detector
 from pfungst.data.roles import UNITS
 from pfungst.data.traits import BurntInText, without_boxes
 from pfungst.encoders import Encoder
@@ -188,6 +189,8 @@ def open_labelled(config: SimilarityConfig, given: ImageSet | None = None) -> Im
     group_columns(items, [name for name in config.groups if name not in AUTOMATIC])
     if "text" in config.groups:
         BurntInText()
+    if "people" in config.groups:
+        installed_detector()
     _, plan = make_plan(items, config)
     positive_class(plan.classes, config.positive)
     return images.of(items, [*notes, *more])
