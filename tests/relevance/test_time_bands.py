@@ -9,7 +9,7 @@ from scipy.fft import dct
 
 from pfungst.anomaly import D2Neighbors
 from pfungst.errors import DataError, InputError
-from pfungst.papers.series import made_series, read_series
+from pfungst.papers.series import made_series, series_of
 from pfungst.relevance import Basis
 from pfungst.relevance.time_bands import TimeBands
 
@@ -69,13 +69,13 @@ def test_series_from_csv_and_parquet(tmp_path):
     lines = [",".join(columns)] + [",".join(map(str, row)) for row in zip(*columns.values(), strict=True)]
     (tmp_path / "s.csv").write_text("\n".join(lines) + "\n")
     for name in ("s.parquet", "s.csv"):
-        found = read_series(tmp_path / name)
+        found = series_of(tmp_path / name)
         np.testing.assert_allclose(found.values, series.values)
         assert (found.labels == series.labels).all()
         assert (found.train == series.train).all()
     (tmp_path / "bad.csv").write_text("label,t0\ngood,1\n")
-    with pytest.raises(DataError, match="no column split"):
-        read_series(tmp_path / "bad.csv")
-    (tmp_path / "text.csv").write_text(lines[0] + "\n" + "good,train,a,1,1,1,1,1\n")
-    with pytest.raises(DataError, match="no number"):
-        read_series(tmp_path / "text.csv")
+    with pytest.raises(DataError, match="no column 'split'"):
+        series_of(tmp_path / "bad.csv")
+    (tmp_path / "text.csv").write_text(lines[0] + "\n" + "good,train,a,1,2,1,2,1\n")
+    with pytest.raises(DataError, match="no numbers"):
+        series_of(tmp_path / "text.csv")

@@ -25,6 +25,32 @@ def outlined(image: np.ndarray, region: np.ndarray) -> np.ndarray:
     return picture
 
 
+def plotted(series: np.ndarray, region: np.ndarray | None = None) -> np.ndarray:
+    """A series (C, T) as lines over time, (H, W, 3) uint8, channels below each other; the region (1, T) that
+    was changed is shaded and its line drawn in the colour of outlines."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    channels, length = series.shape
+    figure = Figure((3.6, 1.5 + 0.8 * channels), dpi=150, layout="constrained")
+    canvas, line, steps = FigureCanvasAgg(figure), "#ff4000", np.arange(length)
+    for c, axes in enumerate(np.ravel(figure.subplots(channels, 1, sharex=True))):
+        axes.plot(steps, series[c], color="#2f4f6f", lw=1.1)
+        if region is not None and region.any():
+            inside = region.reshape(-1) > 0
+            axes.plot(steps, np.where(inside, series[c], np.nan), color=line, lw=1.4)
+            edges = np.flatnonzero(np.diff(np.concatenate([[0], inside, [0]])))
+            for start, stop in edges.reshape(-1, 2):
+                axes.axvspan(start - 0.5, stop - 0.5, color=line, alpha=0.15, lw=0)
+        axes.set_ylabel("value" if channels == 1 else f"value {c + 1}", fontsize=8)
+        axes.tick_params(labelsize=7, length=2)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_xlim(-0.5, length - 0.5)
+    figure.axes[-1].set_xlabel("time step", fontsize=8)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
 class PictureFolder:
     """Writes pictures into ``images/`` of an audit's folder; the same picture once."""
 

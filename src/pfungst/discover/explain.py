@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pfungst.discover.series import as_read
 from pfungst.errors import InputError
 from pfungst.memory import give_back
 from pfungst.relevance import DCTBands, Patches, PixelBands, attribute
@@ -113,13 +114,14 @@ def explain(
     basis, parts = PixelBands(count=BANDS), _Parts(count)
     for start in range(0, count, batch_size):
         x = images(range(start, min(start + batch_size, count))).to(head.device)
-        found = attribute(_Logits(head), x, class_, composite, basis).values.float()  # (n, B, H, W)
+        model, seen = as_read(head.model, x)
+        found = attribute(_Logits(model), seen, class_, composite, basis).values.float()  # (n, B, H, W)
         with torch.no_grad():
             phi, logits = head.features_and_logits(x)
         near = {}
         if alike is not None:
             encoder, centre = alike
-            pairs = attribute(encoder, x, centre.to(x), composite, Patches(_side(x)))
+            pairs = attribute(encoder, x, centre.to(x), composite, Patches(side_of(x.shape[-1])))
             near = {"alike": pairs.values.float()}
         parts.add(
             spectra=found.sum((2, 3)),
@@ -187,20 +189,21 @@ class _Parts:
             give_back()
 
 
-def _side(x: Tensor) -> int:
-    return max(1, x.shape[-1] // GRID)
+def side_of(width: int) -> int:
+    """Side of the patches of images of this width."""
+    return max(1, width // GRID)
 
 
 def _patches(heat: Tensor) -> Tensor:
     """Sums of (n, H, W) by patches, (n, R, S)."""
     heat = heat[:, None]
-    return Patches(_side(heat)).contract(heat, torch.ones_like(heat))
+    return Patches(side_of(heat.shape[-1])).contract(heat, torch.ones_like(heat))
 
 
 class _Logits(torch.nn.Module):
-    def __init__(self, head: FeatureHead) -> None:
+    def __init__(self, model: torch.nn.Module) -> None:
         super().__init__()
-        self.model = head.model
+        self.model = model
 
     def forward(self, x: Tensor) -> Tensor:
         return logits_of(self.model(x))

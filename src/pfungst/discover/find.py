@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from pfungst.data.traits import PREFIX
 from pfungst.discover.cluster import Clustering, cluster
-from pfungst.discover.explain import Explanations, Images, Kind, Marks, View
+from pfungst.discover.explain import Explanations, Images, Kind, Marks, View, side_of
 from pfungst.discover.mend import Edit, Pairs
 from pfungst.discover.prove import FEWEST, Effects, Judge, Proof
 from pfungst.discover.subjects import Heat, Subject
@@ -384,8 +384,14 @@ def _tried(
 def _fixed(heatmap: np.ndarray) -> _Heats:
     """The same place (R, S) in every image."""
     grid = torch.from_numpy(heatmap).float().clamp_min(0)[None, None]
-    at = cache(lambda size: functional.interpolate(grid, size, mode="bilinear", align_corners=False)[0])
-    return lambda judge: lambda z: at(z.shape[-2:]).expand(len(z), -1, -1)
+
+    @cache
+    def at(size: tuple[int, int]) -> Tensor:
+        whole = [n * side_of(size[1]) for n in heatmap.shape]  # the last patches may stick out
+        heat = functional.interpolate(grid, whole, mode="bilinear", align_corners=False)
+        return heat[0, :, : size[0], : size[1]]
+
+    return lambda judge: lambda z: at(tuple(z.shape[-2:])).expand(len(z), -1, -1)
 
 
 def _unit(values: np.ndarray) -> np.ndarray:

@@ -86,12 +86,12 @@ class Proof:
         put = f"put into {words.targets} it carries {carried}"
         fall = f"{r.value:.2g} {words.unit} [{r.low:.2g}, {r.high:.2g}]"
         gone = f"without it the evidence falls by {fall} more than without a control"
-        left = f"{k.value:.0%} of the images are {words.kept} without it [{k.low:.0%}, {k.high:.0%}]"
+        left = f"{k.value:.0%} of the {words.noun} are {words.kept} without it [{k.low:.0%}, {k.high:.0%}]"
         left = "the images are normal, so that it is no defect" if self.what == "normal" else left
         if self.survives:
             return f"{put}, {gone}, and {left} (corrected p {self.corrected:.2g})"
         if self.decides and self.alone and k.low >= RETAINED:
-            only = "but no images are surely without it: only a witness tells it from the object"
+            only = f"but no {words.noun} are surely without it: only a witness tells it from the object"
             only += f", where it carries {CARRIED_ALONE:.0%}"
             return f"{put}, {gone}, and {left}, {only}"
         if self.decides:

@@ -17,7 +17,7 @@ from pfungst.spurious.inpaint import gaussian
 if TYPE_CHECKING:
     from pfungst.anomaly import Detector
 
-What = Literal["class", "normal", "defect"]
+What = Literal["class", "series", "normal", "defect"]  # series: a class of a classifier of series
 Heat = Callable[[Tensor], Tensor]  # images (n, C, H, W) → (n, H, W) ≥ 0
 Answer = tuple[Tensor, Tensor]  # evidence (n,) in float64, and whether the model says so (n,) boolean
 
@@ -29,10 +29,12 @@ class Words(NamedTuple):
     targets: str  # what things are put into
     carried: str  # what they carry a share of
     kept: str  # what is left without them
+    noun: str = "images"  # what is explained, in the plural
 
 
 WORDS: dict[What, Words] = {
     "class": Words("nats", "other classes", "the way to the class", "still recognised"),
+    "series": Words("nats", "other classes", "the way to the class", "still recognised", "series"),
     "normal": Words("of the way to the threshold", "training images", "the way to the threshold", "normal"),
     "defect": Words(
         "of the way to the threshold", "normal images", "the way to the threshold", "still flagged"

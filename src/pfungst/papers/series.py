@@ -11,8 +11,8 @@ import numpy as np
 from pfungst import measure
 from pfungst.anomaly import detector_from_spec
 from pfungst.audit.result import Interval
+from pfungst.data import series as data
 from pfungst.errors import DataError
-from pfungst.files import read
 from pfungst.papers.made import Made, Numbers, Wish
 from pfungst.relevance.time_bands import TimeBands
 
@@ -33,44 +33,27 @@ class Series:
     train: np.ndarray
 
 
-def read_series(file: Path) -> Series:
-    """A CSV or Parquet with a row per series: columns ``label`` (good, or what is wrong) and ``split``
-    (train, test), every other column one point in time, in order.
+def series_of(file: Path) -> Series:
+    """The series of a file with columns ``label`` (good, or what is wrong) and ``split`` (train, test), see
+    :func:`pfungst.data.series.read_series`.
 
     Raises:
         DataError: columns are missing, values are not numbers, or there is nothing to fit or to test.
     """
-    if file.suffix.lower() in (".parquet", ".pq"):
-        table = read(file, "give a CSV or Parquet of series")
-        columns = {name: table[name].to_pylist() for name in table.column_names}
-    else:
-        from pfungst.data.delimited import read_rows
-
-        rows = read_rows(file)
-        columns = {name: [row[name] for row in rows.rows] for name in rows.fields}
-    missing = [name for name in ("label", "split") if name not in columns]
-    if missing:
-        raise DataError(
-            f"{file} has no column {', '.join(missing)}", "add label (good, …) and split (train, test)"
-        )
-    times = [name for name in columns if name not in ("label", "split")]
-    try:
-        values = np.array([[float(v) for v in columns[name]] for name in times], dtype=np.float64).T
-    except (TypeError, ValueError) as error:
-        raise DataError(
-            f"{file}: a value is no number: {error}", "every other column is a point in time"
-        ) from None
-    if not np.isfinite(values).all():
-        raise DataError(f"{file} holds values that are not finite", "fill the gaps")
-    labels = np.array([str(v) != "good" for v in columns["label"]], dtype=int)
-    train = np.array([str(v) == "train" for v in columns["split"]])
+    given = data.read_series(file, ("label", "split"))
+    texts = sorted({*given.columns} - {"label", "split", "id"})
+    if texts or given.values.shape[1] > 1:
+        what = f"column {texts[0]!r} holds no numbers" if texts else "it has several channels"
+        raise DataError(f"{file}: {what}", "every column beside label and split is a point in time")
+    labels = (given.columns["label"] != "good").astype(int)
+    train = given.columns["split"] == "train"
     fits, tests = train & (labels == 0), ~train
     if fits.sum() < 4 or len(set(labels[tests].tolist())) < 2:
         raise DataError(
             f"{file} has {int(fits.sum())} good series to fit, {int(tests.sum())} to test",
             "give at least 4 good ones to fit, and good and abnormal ones to test",
         )
-    return Series(values, labels, train)
+    return Series(given.values[:, 0], labels, train)
 
 
 def made_series(count: int, length: int = 64, seed: int = 0) -> Series:
@@ -100,7 +83,7 @@ def detect(wish: Wish) -> Made:
     if wish.stand_in and wish.data is None:
         series = made_series(60 if wish.tiny else 600)
     else:
-        series = read_series(wish.given())
+        series = series_of(wish.given())
     test = ~series.train
     ours: dict[str, dict[str, Interval | float]] = {}
     shares: dict[str, dict[str, float]] = {}

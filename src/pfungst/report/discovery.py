@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 
 from pfungst.audit.findings.result import (
-    KINDS,
     Discovered,
     DiscoveryEntry,
     DiscoveryResult,
     Mended,
     Proved,
     Told,
+    called,
 )
 from pfungst.discover.subjects import WORDS
 from pfungst.files import read
@@ -35,8 +35,8 @@ _SIDE = 176
 _MOVING = 3  # exhibits of what moves answers
 _REMEDY = "run the discovery again"
 _PLANE = (
-    "One point an image: the first two principal components of what was clustered. Clusters are found in up "
-    "to 30, so that they may overlap here."
+    "One point for each of the {}: the first two principal components of what was clustered. Clusters are "
+    "found in up to 30, so that they may overlap here."
 )
 
 
@@ -51,7 +51,7 @@ def page(result: DiscoveryResult, folder: Path) -> ui.Page:
         facts=[
             ("Model", result.model),
             ("Topics", f"{len(found.entries):,}"),
-            ("Images explained", f"{sum(e.n for e in found.entries):,}"),
+            (f"{_noun(found).capitalize()} explained", f"{sum(e.n for e in found.entries):,}"),
             ("Clusters and columns tried", f"{found.tried:,}"),
             ("Witnesses", text.listing(result.witnesses) or "none"),
         ],
@@ -59,7 +59,7 @@ def page(result: DiscoveryResult, folder: Path) -> ui.Page:
             ui.Section(
                 "found",
                 "What was found, and what to do",
-                _found(found, folder, result.next_command),
+                _found(found, folder, result.next_command, True),
                 lead="Clusters of explanations that decide without being the object, the strongest first.",
             ),
             _tried(found),
@@ -96,6 +96,7 @@ def section(found: Discovered | None, folder: Path) -> ui.Section | None:
 
 _SAID = {  # evidence: what is turned, what is left
     "class": ("taken for it", "recognised"),
+    "series": ("taken for it", "recognised"),
     "normal": ("flagged", "flagged"),
     "defect": ("flagged", "flagged"),
 }
@@ -111,18 +112,18 @@ def _first(entry: DiscoveryEntry, f: Proved) -> list[ui.Stat]:
         ui.Step("without it", text.percent(f.accuracy[1]), "deployed"),
     ]
     turned, left = _SAID[entry.what]
-    name = f"Other images taken for {entry.name}"
-    if entry.what != "class":
+    name = f"Other {entry.noun} taken for {entry.name}"
+    if entry.what in ("normal", "defect"):
         name = f"{WORDS[entry.what].targets.capitalize()} {turned}"
     return [
-        ui.Stat(name, taken, "Images that it was put into."),
-        ui.Stat(f"Images {left}", before, "Images of the cluster that it was taken out of."),
+        ui.Stat(name, taken, f"{entry.noun.capitalize()} that it was put into."),
+        ui.Stat(f"{entry.noun.capitalize()} {left}", before, "Of the cluster that it was taken out of."),
     ]
 
 
 def _source(entry: DiscoveryEntry, t: Told) -> list[ui.Stat]:
     over = [
-        ui.Step("all images", text.ratio(t.pooled)),
+        ui.Step(f"all {entry.noun}", text.ratio(t.pooled)),
         ui.Step("same value", text.ratio(t.within), "deployed"),
     ]
     among = [
@@ -130,30 +131,42 @@ def _source(entry: DiscoveryEntry, t: Told) -> list[ui.Stat]:
         ui.Step(t.value, text.percent(t.inside), "deployed"),
     ]
     return [
-        ui.Stat(f"AUROC of {entry.name}", over, f"Between images of the same {t.column}."),
-        ui.Stat(f"{entry.name} by {t.column}", among, f"{t.share:.0%} of the images have {t.value}."),
+        ui.Stat(f"AUROC of {entry.name}", over, f"Between {entry.noun} of the same {t.column}."),
+        ui.Stat(f"{entry.name} by {t.column}", among, f"{t.share:.0%} of the {entry.noun} have {t.value}."),
     ]
 
 
-def _found(found: Discovered, folder: Path, command: str) -> list[ui.Block]:
-    """What survived, and what to do with it."""
+def _noun(found: Discovered) -> str:
+    """What was explained, in the plural."""
+    return found.entries[0].noun if found.entries else "images"
+
+
+def _found(found: Discovered, folder: Path, command: str, alone: bool = False) -> list[ui.Block]:
+    """What survived, and what to do with it; `alone`, or in the audit that measures and mends it."""
     blocks: list[ui.Block] = []
+    noun = _noun(found)
     pairs = found.found()
     if pairs:
         outlined = any(shown.region for _, f in pairs for shown in f.images)
         what = "the outline is" if outlined else "brightness, contrast, colour or bands are"
+        if noun == "series":
+            what = "what is shaded is" if outlined else "level, spread or bands are"
         todo = [f"Look at the pictures: {what} what was taken out and put elsewhere."]
         if command:
             todo.append(f"Measure and mend it: {command}")
+        elif alone and noun == "series":
+            todo.append(
+                "No audit goes through series: train again on series without it, or with it in all classes."
+            )
         if any(f.edits for _, f in pairs):
             todo.append("Which edit mends it, and at what price, is in the table below.")
-        todo.append("Then discover again on the mended model, with the same images.")
+        todo.append(f"Then discover again on the mended model, with the same {noun}.")
         blocks.append(ui.Prose(todo, bullets=True))
         arrays = {e.arrays: _regions(folder, e) for e, _ in pairs}
         exhibits = [_exhibit(e, f, folder, arrays[e.arrays]) for e, f in pairs]
-        blocks.append(_gallery("What survived proof", exhibits))
+        blocks.append(_gallery("What survived proof", exhibits, noun))
         if any(f.edits for _, f in pairs):
-            blocks.append(_mends(pairs))
+            blocks.append(_mends(pairs, noun))
     else:
         todo = ["No cluster both decides and leaves the object."]
         if command:
@@ -166,27 +179,27 @@ def _found(found: Discovered, folder: Path, command: str) -> list[ui.Block]:
         blocks.append(ui.Prose(todo))
         if moving:
             exhibits = [_exhibit(e, f, folder, _regions(folder, e)) for e, f in moving]
-            blocks.append(_gallery("What moves the answer, too little to decide it", exhibits))
+            blocks.append(_gallery("What moves the answer, too little to decide it", exhibits, noun))
     if found.sources():
-        blocks.append(_sources("Where images come from tells the class", found.sources()))
+        blocks.append(_sources(f"Where {noun} come from tells the class", found.sources(), noun))
     return blocks
 
 
-def _sources(name: str, pairs: Sequence[tuple[DiscoveryEntry, Told]]) -> ui.Table:
+def _sources(name: str, pairs: Sequence[tuple[DiscoveryEntry, Told]], noun: str) -> ui.Table:
     """What columns tell of classes."""
     percent, ratio = text.percent, text.ratio
     columns = [
         ui.words("Class and column", "", lambda e, t: (t.column, e.name)),
-        ui.Column("All images", "AUROC", lambda e, t: (ratio(t.pooled), str(t.n))),
+        ui.Column(f"All {noun}", "AUROC", lambda e, t: (ratio(t.pooled), str(t.n))),
         ui.Column("Same value", "AUROC", lambda e, t: (ratio(t.within), f"{t.pairs:.0%} of pairs")),
         ui.Column("Fall", "", lambda e, t: parts.cell(t.fall)),
-        ui.words("Value of most surplus", "share of the images", lambda e, t: (t.value, percent(t.share))),
+        ui.words("Value of most surplus", f"share of the {noun}", lambda e, t: (t.value, percent(t.share))),
         ui.Column("Class there", "elsewhere", lambda e, t: (percent(t.inside), percent(t.outside))),
         ui.Column("P", "corrected", lambda e, t: text.number(t.corrected)),
         ui.words("Said", "", lambda e, t: _said(t)),
     ]
     caption = (
-        "Whether the evidence still tells the class between images of the same value; each patient counts "
+        f"Whether the evidence still tells the class between {noun} of the same value; each patient counts "
         "once, where that is known. It is no intervention: what goes with the column may also be the object."
     )
     return ui.Table.of(columns, pairs, name, caption)
@@ -196,10 +209,10 @@ def _said(found: Proved | Told) -> ui.Cell:
     return ui.Cell(_WORDS[found.standing], tone="bad" if found.standing == "found" else "")
 
 
-def _mends(pairs: Sequence[tuple[DiscoveryEntry, Proved]]) -> ui.Table:
+def _mends(pairs: Sequence[tuple[DiscoveryEntry, Proved]], noun: str) -> ui.Table:
     """The edits that fit each finding and their price, best first."""
     write: Callable[[DiscoveryEntry, float], str] = lambda entry, value: (
-        text.percent(value) if entry.what == "class" else text.ratio(value)
+        text.ratio(value) if entry.what in ("normal", "defect") else text.percent(value)
     )
     columns = [
         ui.words("Finding and edit", "", lambda _, e: (e.name, "does it" if _does_it(e) else "")),
@@ -210,15 +223,17 @@ def _mends(pairs: Sequence[tuple[DiscoveryEntry, Proved]]) -> ui.Table:
         ui.Column("Price", "", lambda entry, e: write(entry, max(e.right[0] - e.right[1], 0.0))),
     ]
     groups = [
-        ui.Rows.of(columns, [(entry, e) for e in f.edits], f"{entry.name}: {f.view}, {KINDS[f.kind]}")
+        ui.Rows.of(
+            columns, [(entry, e) for e in f.edits], f"{entry.name}: {f.view}, {called(f.kind, entry.what)}"
+        )
         for entry, f in pairs
         if f.edits
     ]
     caption = (
-        "Fitted on one half of the changed images, measured on the other. Turned: other images taken for the "
-        "topic with the finding put into them; of a detector the cluster's images that are flagged. Right: "
-        "images as they are, the topic's and others' in equal parts; of a detector the AUROC. Does it: turns "
-        f"at most half as many, and costs less than {FALL:.2f}."
+        f"Fitted on one half of the changed {noun}, measured on the other. Turned: other {noun} "
+        "taken for the topic with the finding put into them; of a detector the cluster's images that are "
+        f"flagged. Right: {noun} as they are, the topic's and others' in equal parts; of a detector the "
+        f"AUROC. Does it: turns at most half as many, and costs less than {FALL:.2f}."
     )
     return ui.Table(columns=columns, groups=groups, name="What mends it, and the price", caption=caption)
 
@@ -227,10 +242,10 @@ def _does_it(edit: Mended) -> bool:
     return edit.turned[1] <= edit.turned[0] / 2 and edit.right[0] - edit.right[1] < FALL
 
 
-def _gallery(title: str, exhibits: Sequence[ui.Exhibit]) -> ui.Gallery:
-    caption = (
-        "Typical images of the cluster, the region that was changed outlined; first, where its heatmaps lie."
-    )
+def _gallery(title: str, exhibits: Sequence[ui.Exhibit], noun: str) -> ui.Gallery:
+    how = "the window that was changed shaded" if noun == "series" else "the region that was changed outlined"
+    where = "where along time its heatmaps lie" if noun == "series" else "where its heatmaps lie"
+    caption = f"Typical {noun} of the cluster, {how}; first, {where}."
     return ui.Gallery(title=title, caption=caption, exhibits=exhibits, ramp=data_uri(ramp()), outlines=False)
 
 
@@ -252,18 +267,21 @@ def _exhibit(entry: DiscoveryEntry, f: Proved, folder: Path, regions: Mapping[st
     tiles = [_map(f, folder)]
     masks = regions.get(str(f.number))
     for place, shown in enumerate(f.images):
-        path, name = "" if masks is None else outline(masks[place]), shown.id.rsplit("/", 1)[-1]
-        file, alt = folder / shown.file, f"{entry.name}: {shown.id}"
-        tiles.append(file_tile(file, name, alt, _REMEDY, _SIDE, outline=path))
-    part = "all images"
+        name, alt = shown.id.rsplit("/", 1)[-1], f"{entry.name}: {shown.id}"
+        if entry.what == "series":
+            file, side, path = folder / (shown.region or shown.file), 3 * _SIDE, ""
+        else:
+            file, side, path = folder / shown.file, _SIDE, "" if masks is None else outline(masks[place])
+        tiles.append(file_tile(file, name, alt, _REMEDY, side, outline=path))
+    part = f"all {entry.noun}"
     if f.n_clusters > 1:
-        part = f"cluster {f.cluster + 1} of {f.n_clusters}, {f.share:.0%} of the images"
+        part = f"cluster {f.cluster + 1} of {f.n_clusters}, {f.share:.0%} of the {entry.noun}"
     return ui.Exhibit(
         name=f"{entry.name} · {f.view} · {part}",
         reason=f"{_WORDS[f.standing]}: {f.reason}",
         tags=tags,
         outcomes=outcomes,
-        strips=[ui.Strip(f"{f.n} images, {f.recognised:.0%} {left}", tiles)],
+        strips=[ui.Strip(f"{f.n} {entry.noun}, {f.recognised:.0%} {left}", tiles)],
     )
 
 
@@ -271,7 +289,7 @@ def _map(f: Proved, folder: Path) -> ui.Tile:
     """The mean heatmap of a cluster, less that of the others, on grey."""
     heat = np.array(f.map)
     side = max(1, _SIDE // max(heat.shape))
-    big = np.kron(heat, np.ones((side, side)))
+    big = np.kron(heat, np.ones((side if len(heat) > 1 else _SIDE // 4, side)))
     grey = np.full((*big.shape, 3), 200, np.uint8)
     drawn = overlay(big, grey, max(float(np.abs(big).max()), 1e-12))
     label = "mean heatmap" if f.n_clusters == 1 else "mean heatmap, less the others'"
@@ -283,9 +301,11 @@ def _regions(folder: Path, entry: DiscoveryEntry) -> Mapping[str, np.ndarray]:
 
 
 def _tried(found: Discovered) -> ui.Section:
+    noun = _noun(found)
+    kind = lambda f: called(f.kind, found.entries[0].what)
     columns = [
-        ui.words("Topic and cluster", "", lambda f: (f"{f.view}, {_part(f)}", KINDS[f.kind])),
-        ui.Column("Images", "", lambda f: (text.percent(f.share), str(f.n))),
+        ui.words("Topic and cluster", "", lambda f: (f"{f.view}, {_part(f)}", kind(f))),
+        ui.Column(noun.capitalize(), "", lambda f: (text.percent(f.share), str(f.n))),
         ui.Column("Put elsewhere", "share of the way carried", lambda f: parts.cell(f.insert, text.percent)),
         ui.Column("Taken out", "evidence, more than control", lambda f: parts.cell(f.remove)),
         ui.Column("Still recognised", "", lambda f: parts.cell(f.retained, text.percent)),
@@ -299,11 +319,14 @@ def _tried(found: Discovered) -> ui.Section:
     groups = {entry.name: entry.findings for entry in found.entries if entry.findings}
     table = ui.Table.grouped(columns, groups, "Every cluster that was tried", caption)
     lead = (
-        "A finding needs all four: it raises other images, its loss lowers the evidence, the object stays, "
-        "and chance is excluded."
+        f"A finding needs all four: it raises other {noun}, its loss lowers the evidence, the object "
+        "stays, and chance is excluded."
     )
     told = [(entry, t) for entry in found.entries for t in entry.told]
-    blocks: list[ui.Block] = [table, *([_sources("Every column that was tried", told)] if told else [])]
+    blocks: list[ui.Block] = [
+        table,
+        *([_sources("Every column that was tried", told, noun)] if told else []),
+    ]
     return ui.Section("tried", "Everything that was tried", blocks, lead)
 
 
@@ -313,6 +336,7 @@ def _part(f: Proved) -> str:
 
 def _classes(found: Discovered, folder: Path) -> ui.Section:
     blocks: list[ui.Block] = []
+    noun = _noun(found)
     for entry in found.entries:
         arrays = _regions(folder, entry)
         rest = [f for f in entry.findings if f.standing != "found" and f.n_clusters > 1]
@@ -339,10 +363,10 @@ def _classes(found: Discovered, folder: Path) -> ui.Section:
             if g.plane
         ]
         if planes:
-            inside.append(Map(panels=planes, caption=_PLANE))
+            inside.append(Map(panels=planes, caption=_PLANE.format(noun)))
         if rest:
-            inside.append(_gallery("Not proved", [_exhibit(entry, f, folder, arrays) for f in rest]))
-        note = f"{text.plural(entry.n, 'image')} · {entry.accuracy:.0%} {_SAID[entry.what][1]}"
+            inside.append(_gallery("Not proved", [_exhibit(entry, f, folder, arrays) for f in rest], noun))
+        note = f"{entry.n:,} {noun} · {entry.accuracy:.0%} {_SAID[entry.what][1]}"
         id_ = f"topic-{len(blocks)}"
         blocks.append(ui.Details(entry.name, inside, id=id_, note=note))
     return ui.Section(
@@ -355,7 +379,11 @@ def _classes(found: Discovered, folder: Path) -> ui.Section:
 
 def _method(result: DiscoveryResult) -> ui.Section:
     facts = [("Weights", result.weights), ("Topics", result.named_by)]
-    facts += [(f"Too few images: {name}", str(n)) for name, n in result.too_few.items()]
+    facts += [(f"Too few {_noun(result.discovered)}: {name}", str(n)) for name, n in result.too_few.items()]
     return parts.method(
-        result, facts, beside=[ui.Facts(title="Images", facts=text.flatten(result.preprocessing))]
+        result,
+        facts,
+        beside=[
+            ui.Facts(title=_noun(result.discovered).capitalize(), facts=text.flatten(result.preprocessing))
+        ],
     )

@@ -11,13 +11,17 @@ from torch.nn import functional
 
 def gaussian(x: Tensor, sigma: float) -> Tensor:
     """Images (N, C, H, W) blurred, edges mirrored where the image is large enough."""
-    reach = max(1, min(round(3 * sigma), min(x.shape[-2:]) - 1))
-    steps = torch.arange(-reach, reach + 1, dtype=x.dtype, device=x.device)
-    weights = torch.exp(-0.5 * (steps / max(sigma, 1e-6)) ** 2)
-    kernel = (weights / weights.sum()).expand(x.shape[1], 1, 1, -1)
-    padded = functional.pad(x, (reach,) * 4, mode="reflect")
-    across = functional.conv2d(padded, kernel, groups=x.shape[1])
-    return functional.conv2d(across, kernel.transpose(2, 3), groups=x.shape[1])
+    for axis in (-1, -2):
+        size = x.shape[axis]
+        if size > 1:  # a series, of height 1, is blurred along time alone
+            reach = max(1, min(round(3 * sigma), size - 1))
+            steps = torch.arange(-reach, reach + 1, dtype=x.dtype, device=x.device)
+            weights = torch.exp(-0.5 * (steps / max(sigma, 1e-6)) ** 2)
+            kernel = (weights / weights.sum()).expand(x.shape[1], 1, 1, -1)
+            pad = (reach, reach, 0, 0) if axis == -1 else (0, 0, reach, reach)
+            kernel = kernel if axis == -1 else kernel.transpose(2, 3)
+            x = functional.conv2d(functional.pad(x, pad, mode="reflect"), kernel, groups=x.shape[1])
+    return x
 
 
 def soften(mask: Tensor) -> Tensor:

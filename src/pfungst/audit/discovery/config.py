@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import Field, model_validator
 
-from pfungst.audit.given import LabelledOptions
+from pfungst.audit.config import AuditConfig
+from pfungst.audit.given import ImageOptions, LabelledOptions
 
 if TYPE_CHECKING:
     from pfungst.audit.findings.topics import Effort
@@ -28,9 +29,14 @@ class DiscoveryConfig(LabelledOptions):
     )
     checkpoint: Path | None = Field(None, description="Weights: safetensors or a state dict")
     trust_checkpoint: bool = Field(False, description="Also read checkpoints that can run code")
-    images: Path = Field(
+    images: Path | None = Field(
+        None,
         description="Labelled images, best not those of training: CLASS/*.jpg, CSV or Parquet; for a "
-        "detector an MVTec folder, CSV or Parquet"
+        "detector an MVTec folder, CSV or Parquet",
+    )
+    series: Path | None = Field(
+        None,
+        description="Or labelled time series: CSV or Parquet, a row each, or .npz with series (N, C, T)",
     )
     labels: str = Field("label", description="Column that the probe of an encoder predicts")
     witness: list[str] = Field(
@@ -84,7 +90,29 @@ class DiscoveryConfig(LabelledOptions):
         }
         if unread := [o for o in idle.get(given[0], ()) if getattr(self, o)]:
             raise ValueError(f"--{unread[0].replace('_', '-')} does nothing for --{given[0]}; leave it out")
+        if (self.images is None) == (self.series is None):
+            raise ValueError("give either --images or --series")
+        if self.series is not None:
+            self._of_series(given[0])
         return self
+
+    def _of_series(self, given: str) -> None:
+        """What is said of images says nothing of series."""
+        if given != "model":
+            raise ValueError(f"--series are read by a classifier: give --model, not --{given}")
+        told = {n for n, f in type(self).model_fields.items() if getattr(self, n) != f.default}
+        of_images = {*ImageOptions.model_fields} - {*AuditConfig.model_fields} - {"dry_run"}
+        if unread := sorted(told & (of_images | {"labels", "size", "original", "groups_file", "skip_bad"})):
+            raise ValueError(f"--{unread[0].replace('_', '-')} is about images; leave it out for --series")
+        if "group" in told and (files := [g for g in self.group if g in ("files", "text")]):
+            raise ValueError(f"--group {files[0]} reads images; series have the groups of their table")
+
+    @property
+    def data(self) -> Path:
+        """What is gone through."""
+        given = self.images or self.series
+        assert given is not None
+        return given
 
     @property
     def audited(self) -> str:

@@ -14,7 +14,9 @@ import torch
 from pfungst.audit.anomaly.config import AnomalyConfig
 from pfungst.audit.classifier.prepare import choose_classes, open_labelled, read_names
 from pfungst.audit.config import AuditConfig, check_file
+from pfungst.audit.discovery import series as over_time
 from pfungst.audit.discovery.config import DiscoveryConfig
+from pfungst.audit.discovery.series import check_witnesses
 from pfungst.audit.findings.result import Discovered, DiscoveryResult
 from pfungst.audit.findings.search import search
 from pfungst.audit.findings.task import GROUPS, read_answers, write_groups, write_label_task
@@ -37,7 +39,7 @@ from pfungst.data.traits import BurntInText
 from pfungst.device import choose_device
 from pfungst.encoders import Encoder, load
 from pfungst.encoders.specification import short_name
-from pfungst.errors import ConfigError, DataError, InputError, PfungstWarning, UnreadableImages
+from pfungst.errors import ConfigError, DataError, PfungstWarning, UnreadableImages
 from pfungst.progress import progress_bar
 from pfungst.spurious import FeatureHead, Witness
 
@@ -59,6 +61,8 @@ class _Given:
 
 def dry_run(config: DiscoveryConfig) -> str:
     """What the data are recognised as, and the time of reading them; nothing is written."""
+    if config.series:
+        return over_time.describe(config)
     images = _opened(config)
     conditions = [Condition.parse("pillow-bilinear")]
     return f"{describe(images, [])}\n\n{estimate_preparation(images, conditions, config.size or 224)}"
@@ -77,9 +81,9 @@ def _opened(config: DiscoveryConfig) -> list[ImageSet]:
 
         images = open_probed(_of_encoder(config))
         if not isinstance(images, ImageSet):
-            raise ConfigError(f"{config.images} holds texts", "discovery goes through images")
+            raise ConfigError(f"{config.data} holds texts", "discovery goes through images")
         return [images]
-    return [_with_columns(open_labelled(config.images, config, training=False), config)]
+    return [_with_columns(open_labelled(config.data, config, training=False), config)]
 
 
 def _with_columns(images: ImageSet, config: DiscoveryConfig) -> ImageSet:
@@ -93,7 +97,7 @@ def _with_columns(images: ImageSet, config: DiscoveryConfig) -> ImageSet:
 def _of_detector(config: DiscoveryConfig) -> AnomalyConfig:
     condition = config.original or "pillow-bilinear"
     return AnomalyConfig.build(
-        data=config.images,
+        data=config.data,
         model=[config.detector],
         groups=config.group,
         original=condition,
@@ -106,7 +110,7 @@ def _of_detector(config: DiscoveryConfig) -> AnomalyConfig:
 
 def _of_encoder(config: DiscoveryConfig) -> SimilarityConfig:
     return SimilarityConfig.build(
-        images=config.images,
+        images=config.data,
         encoder=config.encoder,
         labels=config.labels,
         groups=config.group,
@@ -130,14 +134,17 @@ def run(config: DiscoveryConfig) -> DiscoveryResult:
     check_file(config.checkpoint, "--checkpoint")
     check_file(config.answers, "--answers")
     check_file(config.groups_file, "--groups-file")
-    opened = _opened(config)
-    data = data_state(item for images in opened for item in images.items)
+    series = over_time.opened(config) if config.series else None
+    opened = [] if series else _opened(config)
+    data = series.state if series else data_state(item for images in opened for item in images.items)
     if (done := resumed_result(config, data)) is not None:
         return _judged(done, config) if config.answers else done
     workspace = Workspace(config, data)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", PfungstWarning)
-        if config.detector:
+        if series:
+            given = _Given(*over_time.prepared(config, series))
+        elif config.detector:
             given = _detector(config, opened)
         elif config.encoder:
             given = _encoder(config, opened[0], workspace)
@@ -149,12 +156,12 @@ def run(config: DiscoveryConfig) -> DiscoveryResult:
     if workspace.resumed:
         notes.append(f"{workspace.resumed} finished topics were taken over from an interrupted run")
     result = DiscoveryResult(
-        title=f"{short_name(config.audited)} on {config.images.resolve().name}",
+        title=f"{short_name(config.audited)} on {config.data.resolve().name}",
         **circumstances(config, started, workspace.fingerprint),
         verdict=verdict(found, given.too_few),
         metrics=metrics(found),
         skipped=[Skipped(id=i, reason=r) for i, r in given.skipped],
-        notes=[*given.notes, *notes, *how(config.effort)],
+        notes=[*given.notes, *notes, *how(config.effort, "series" if series else "images")],
         model=short_name(config.audited),
         weights=given.weights,
         preprocessing=given.preprocessing,
@@ -208,16 +215,8 @@ def _classifier(config: DiscoveryConfig, given: ImageSet) -> _Given:
     items, skipped = _readable(given, config.skip_bad)
     example = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
     head = FeatureHead(classifier.model, config.layer, example.to(choose_device(config.device, float64=True)))
-    n_outputs = head.linear.n_classes
-    outputs = match_outputs([str(i.label) for i in items], n_outputs, names)
-    for spec, witness in zip(config.witness, witnesses, strict=True):
-        with torch.no_grad():
-            shape = tuple(witness(example.to(head.device)).shape)
-        if shape != (2, n_outputs):
-            raise InputError(
-                f"the witness {spec} has {shape[-1]} outputs, the model {n_outputs}",
-                "name a model with the same outputs",
-            )
+    outputs = match_outputs([str(i.label) for i in items], head.linear.n_classes, names)
+    check_witnesses(dict(zip(config.witness, witnesses, strict=True)), head, example)
     labels = [outputs.index[str(i.label)] for i in items]
     data = Labelled(items, labels, Condition.parse(preprocessing.condition), size)
     text = BurntInText(config.out / "text.json") if "text" in config.group else None
@@ -294,18 +293,18 @@ def _readable(given: ImageSet, skip_bad: bool) -> tuple[list[Item], list[tuple[s
 def _command(config: DiscoveryConfig, found: Discovered) -> str:
     """What to paste next: the audit that measures what was found, and mends it."""
     pairs = [*found.found(), *found.sources()]
-    if not pairs:
+    if not pairs or config.series:  # no audit goes through series: the page says what to do
         return ""
     checkpoint = ["--checkpoint", str(config.checkpoint)] if config.checkpoint else []
     out = ["--out", f"{config.out}-mend"]
     if config.detector:
-        words = ["anomaly", "--data", str(config.images), "--model", config.detector, "--mitigate", "lowpass"]
+        words = ["anomaly", "--data", str(config.data), "--model", config.detector, "--mitigate", "lowpass"]
         return shlex.join(["pfungst", "audit", *words, *out])
     if config.encoder:
-        words = ["similarity", "--images", str(config.images), "--encoder", config.encoder, *checkpoint]
+        words = ["similarity", "--images", str(config.data), "--encoder", config.encoder, *checkpoint]
         parted = any(f.n_clusters > 1 for _, f in found.found())
         groups = ["--groups-file", str(config.out / GROUPS)] if parted else []
         return shlex.join(["pfungst", "audit", *words, "--groups", "auto,files", *groups, *out])
     classes = ",".join(str(e.index) for e in found.entries if any(e is one for one, _ in pairs))
     words = ["classifier", "--model", config.audited, *checkpoint, "--train", "TRAIN", "--val"]
-    return shlex.join(["pfungst", "audit", *words, str(config.images), "--classes", classes, *out])
+    return shlex.join(["pfungst", "audit", *words, str(config.data), "--classes", classes, *out])

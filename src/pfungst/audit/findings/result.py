@@ -8,7 +8,7 @@ from pydantic import Field
 
 from pfungst.audit.result import Interval, Model, Result
 
-What = Literal["class", "normal", "defect"]  # as of pfungst.discover.Subject, without torch
+What = Literal["class", "series", "normal", "defect"]  # as of pfungst.discover.Subject, without torch
 Standing = Literal["found", "moves", "object", "unproved"]
 KINDS = {
     "place": "one place",
@@ -20,6 +20,11 @@ KINDS = {
 
 
 IMAGES = "images"  # key of the names of a topic's images in its arrays
+
+
+def called(kind: str, what: What) -> str:
+    """What was changed, in words."""
+    return "level and spread" if (kind, what) == ("tone", "series") else KINDS[kind]
 
 
 def members(number: int) -> str:
@@ -155,6 +160,11 @@ class DiscoveryEntry(Model):
         description="regions that were changed in the images shown, boolean (n, H, W) by number; names of "
         "all images, and which of them are in each cluster"
     )
+
+    @property
+    def noun(self) -> str:
+        """What is explained, in the plural."""
+        return "series" if self.what == "series" else "images"
 
 
 class Discovered(Model):

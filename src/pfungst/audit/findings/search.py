@@ -102,10 +102,16 @@ def _proved(topic: Topic, number: int, f: Finding, said: np.ndarray, pictures: P
     first = f.rows[:SHOWN].tolist()
     shown = []
     for place, (row, image) in enumerate(zip(first, topic.load(first), strict=True)):
-        id_, pixels = topic.ids[row], to_uint8(image)
+        id_, region = topic.ids[row], None if f.regions is None else f.regions[place]
         name = f"photo-{digest(id_, topic.name, str(number), length=20)}-region"
-        part = None if f.regions is None else pictures.region(pixels, f.regions[place], name)
-        shown.append(Shown(id=id_, file=pictures.photo(pixels, id_), region=part))
+        if topic.draw is not None:
+            file = pictures.visual(topic.draw(image, None), f"photo-{digest(id_, length=20)}")
+            part = None if region is None else pictures.visual(topic.draw(image, region), name)
+        else:
+            pixels = to_uint8(image)
+            file = pictures.photo(pixels, id_)
+            part = None if region is None else pictures.region(pixels, region, name)
+        shown.append(Shown(id=id_, file=file, region=part))
     proof = {
         n: getattr(f.proof, n) for n in ("remove", "insert", "accuracy", "flips", "retained", "p", "alone")
     }
@@ -150,7 +156,7 @@ def corrected(entries: Iterable[DiscoveryEntry]) -> list[DiscoveryEntry]:
                 standing = "moves" if beside and proof.moves else "unproved"
             said = {"corrected": proof.corrected, "standing": standing, "reason": proof.reason}
             findings.append(f.model_copy(update=said))
-        told = [_source(t, next(ps)) for t in entry.told]
+        told = [_source(t, next(ps), entry.noun) for t in entry.told]
         told.sort(key=lambda t: (t.standing, t.corrected, -t.fall.value))
         order = ("found", "moves", "object", "unproved")
         findings.sort(key=lambda f: (order.index(f.standing), -float(f.insert.low or 0)))
@@ -158,14 +164,14 @@ def corrected(entries: Iterable[DiscoveryEntry]) -> list[DiscoveryEntry]:
     return out
 
 
-def _source(t: Told, corrected: float) -> Told:
+def _source(t: Told, corrected: float, noun: str = "images") -> Told:
     """Whether a column tells the class: what of it falls away within its values, and is it beyond chance."""
     beyond = max(t.pooled - 0.5, 1e-12)
     low, high = float(t.fall.low or 0), float(t.fall.high or 0)
     found = corrected <= P_SPURIOUS and low >= CARRIED * beyond and t.pooled > 0.5
     reason = (
-        f"the evidence tells the class with AUROC {t.pooled:.2f} over all images and {t.within:.2f} between "
-        f"images of the same value, {t.fall.value:.2f} [{low:.2f}, {high:.2f}] less"
+        f"the evidence tells the class with AUROC {t.pooled:.2f} over all {noun} and {t.within:.2f} "
+        f"between {noun} of the same value, {t.fall.value:.2f} [{low:.2f}, {high:.2f}] less"
     )
     if found:
         reason += f" (corrected p {corrected:.2g})"

@@ -12,11 +12,11 @@ import numpy as np
 
 from pfungst.audit.findings.result import (
     IMAGES,
-    KINDS,
     Answered,
     Discovered,
     DiscoveryEntry,
     Proved,
+    called,
     members,
 )
 from pfungst.discover.subjects import WORDS
@@ -83,9 +83,9 @@ def _item(place: int, entry: DiscoveryEntry, f: Proved) -> dict[str, Any]:
     return {
         "id": f"{place}-{f.number}",
         "class_index": place,
-        "class_name": entry.name if entry.what == "class" else "a defect",
+        "class_name": "a defect" if entry.what in ("normal", "defect") else entry.name,
         "component": f.number,
-        "what": f"{entry.name}, changed: {KINDS[f.kind]}; images grouped by {f.view}",
+        "what": f"{entry.name}, changed: {called(f.kind, entry.what)}; {entry.noun} grouped by {f.view}",
         "share": f.share,
         "n": f.n,
         "outcomes": [

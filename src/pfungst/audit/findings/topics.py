@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pfungst.audit.conditions import ORIGINAL
 from pfungst.audit.images import Labelled
+from pfungst.audit.pictures import plotted
 from pfungst.audit.result import Variant
 from pfungst.conditions import Condition
 from pfungst.data import Item
@@ -24,6 +25,7 @@ from pfungst.discover.explain import Marks
 from pfungst.discover.find import WRITTEN, Finding, Mend, Probes
 from pfungst.discover.mend import Edit, Pairs, class_edits, score_edits
 from pfungst.discover.prove import FEWEST, N_TARGETS
+from pfungst.discover.series import OverTime
 from pfungst.discover.subjects import What
 from pfungst.features import combined, model_key
 from pfungst.probes.plan import Plan, fit_probe, predict
@@ -32,6 +34,8 @@ from pfungst.spurious.heads import LinearHead, logits_of
 
 if TYPE_CHECKING:
     from pfungst.anomaly import Detector
+
+Draw = Callable[[Tensor, "np.ndarray | None"], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,7 @@ class Topic:
         mend: gives the edits that fit a finding.
         told: what columns tell of the class, from all images and labels; nothing of a detector.
         text: where text is burnt in, if that was looked for. units: (N,) what is not independent.
+        draw: makes a picture (H, W, 3) uint8 of what is no image, with a region (1, T) or None.
     """
 
     name: str
@@ -87,6 +92,7 @@ class Topic:
     text: Marks | None = None
     units: np.ndarray | None = None
     probes: Probes | None = None
+    draw: Draw | None = None
 
     @property
     def subject(self) -> Subject:
@@ -160,6 +166,34 @@ def class_topics(
         witnesses=witnesses,
         state=combined(data.state(None), model_key(head.model), sorted(columns), text is None),
         text=written(text, data.items, data.condition, data.size),
+    )
+
+
+def series_topics(
+    model: OverTime,
+    head: FeatureHead,
+    names: dict[int, str],
+    series: Tensor,
+    labels: np.ndarray,
+    ids: Sequence[str],
+    columns: dict[str, np.ndarray],
+    witnesses: Callable[[int], Sequence[Witness]],
+    effort: Effort,
+) -> list[Topic]:
+    """The classes `names` of a classifier of series (N, C, 1, T) in [0, 1], as of :func:`class_topics`."""
+    own = lambda x: model.units(x[None].to(head.device))[0, :, 0].cpu().numpy()
+    return _topics(
+        [head],
+        names,
+        effort,
+        labels=labels,
+        ids=ids,
+        load=lambda rows: series[np.asarray(rows, dtype=int)],
+        columns=columns,
+        witnesses=witnesses,
+        state=combined(series, labels.tolist(), ids, model_key(head.model), sorted(columns)),
+        what="series",
+        draw=lambda x, region: plotted(own(x), region),
     )
 
 
@@ -238,6 +272,8 @@ def _topics(
     text: Marks | None = None,
     units: np.ndarray | None = None,
     part: np.ndarray | None = None,
+    what: What = "class",
+    draw: Draw | None = None,
 ) -> list[Topic]:
     head = heads[0]
     mean = torch.stack([h.linear.weight for h in heads]).mean(0)
@@ -284,7 +320,7 @@ def _topics(
                 )
             return Explanations.joined(done)
 
-        subjects = [ClassSubject(one, k, witnesses(k)) for one in heads]
+        subjects = [ClassSubject(one, k, witnesses(k), what) for one in heads]
 
         def mend(f: Finding, pairs: Pairs, e: Explanations) -> list[Edit]:
             rest = np.setdiff1d(np.arange(len(rows)), f.rows)
@@ -305,6 +341,7 @@ def _topics(
             None if text is None else lambda chosen: text(rows[np.asarray(list(chosen), dtype=int)].tolist()),
             None if units is None else units[rows],
             probes,
+            draw,
         )
 
     able = [k for k in sorted(names) if FEWEST <= int((labels == k).sum()) < len(labels)]

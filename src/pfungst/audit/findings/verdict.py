@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from pfungst.audit.findings.result import Answered, Column, Discovered, DiscoveryEntry, Proved
+from pfungst.audit.findings.result import Answered, Column, Discovered, DiscoveryEntry, Proved, What, called
 from pfungst.audit.findings.search import corrected
 from pfungst.audit.findings.task import Key, judged
 from pfungst.audit.findings.topics import Effort
@@ -21,7 +21,7 @@ _CALLED = {
     "bands": "frequency bands",
 }
 _BLIND = (
-    "An artefact in nearly every image of a class can escape, and what has neither a place, nor content that "
+    "An artefact in nearly all of a class can escape, and what has neither a place, nor content that "
     "moves, nor a tone or frequency of its own."
 )
 
@@ -49,7 +49,7 @@ def conclude(
     unsure = [e.name for e in entries if any(f.standing == "object" for f in e.findings)]
     pairs, moved, sources = made("").found(), made("").moving(), made("").sources()
     told = [
-        f"{e.name}: {t.reason}; {t.share:.0%} of the images have {t.column} = {t.value}, of which "
+        f"{e.name}: {t.reason}; {t.share:.0%} of the {e.noun} have {t.column} = {t.value}, of which "
         f"{t.inside:.0%} are {e.name}, of the others {t.outside:.0%}. No intervention: it goes with the "
         "class, whatever the reason."
         for e, t in sources[:3]
@@ -58,19 +58,19 @@ def conclude(
         entry, top = sources[0]
         more = len(sources) - 1
         return made(
-            f"{entry.name} is told by where images come from: {top.column}"
+            f"{entry.name} is told by where {entry.noun} come from: {top.column}"
             + (f"; and {more} more columns" if more else ""),
             *told,
-            f"{basis}; compare within its values, or balance the training images over it.",
+            f"{basis}; compare within its values, or balance the training {entry.noun} over it.",
         )
     if not pairs:
         open_ = f"{few(unsure)}: the model follows what it cannot do without, the object or a shortcut."
-        classes = any(e.what == "class" and e.name in unsure for e in entries)
+        classes = any(e.what in ("class", "series") and e.name in unsure for e in entries)
         hint = " Only another model can tell: name one with --witness." if classes and not witnesses else ""
         headline = "Nothing beside the object was proved to decide"
         if moved:
             e, f = moved[0]
-            headline = f"{e.name} is moved by {what_of(f)}, too little to be proved to decide it"
+            headline = f"{e.name} is moved by {what_of(f, e.what)}, too little to be proved to decide it"
         return made(
             f"{headline}; {basis}",
             *[_moving(e, f) for e, f in moved[:3]],
@@ -80,15 +80,17 @@ def conclude(
         )
     entry, first = pairs[0]
     more = len({e.name for e, _ in pairs}) - 1
-    called = _CALLED.get(first.kind, "something")
-    called = first.judged.names[0] if first.judged and first.judged.names else called
+    by = _word(first.kind, entry.what, "something")
+    by = first.judged.names[0] if first.judged and first.judged.names else by
     verb = "decided" if (first.insert.low or 0) >= DECIDES else "moved"  # by what people call an artefact
+    own = f"{entry.name} is {verb} by {by} beside the object in {first.share:.0%} of its {entry.noun}"
     decided = {
-        "class": f"{entry.name} is {verb} by {called} beside the object in {first.share:.0%} of its images",
-        "normal": f"{entry.name}: {first.share:.0%} are scored by {called}, which is no defect",
-        "defect": f"{entry.name}: {first.share:.0%} are scored by {called}, which is not needed to flag them",
+        "class": own,
+        "series": own,
+        "normal": f"{entry.name}: {first.share:.0%} are scored by {by}, which is no defect",
+        "defect": f"{entry.name}: {first.share:.0%} are scored by {by}, which is not needed to flag them",
     }[entry.what]
-    sentences = [f"{e.name}: {what_of(f)}: {f.reason}." for e, f in pairs[:3]]
+    sentences = [f"{e.name}: {what_of(f, e.what)}: {f.reason}." for e, f in pairs[:3]]
     if not witnesses and any(e.what != "normal" and f.judged is None for e, f in pairs):
         sentences.append("Without a witness, the object is what the audited model itself still recognises.")
     sentences += told
@@ -103,8 +105,8 @@ def _moving(e: DiscoveryEntry, f: Proved) -> str:
     """What moves answers, and how far."""
     words = WORDS[e.what]
     return (
-        f"{e.name}: {what_of(f)} moves the answer: put into {words.targets} it turns {f.flips[0]:.0%} of "
-        f"them (controls {f.flips[1]:.0%}) and carries {f.insert.value:.0%}{f.insert.ends('.0%')} of "
+        f"{e.name}: {what_of(f, e.what)} moves the answer: put into {words.targets} it turns "
+        f"{f.flips[0]:.0%} of them (controls {f.flips[1]:.0%}) and carries {f.insert.value:.0%}{f.insert.ends('.0%')} of "
         f"{words.carried}, below {DECIDES:.0%} at the lower end; without it the evidence falls by "
         f"{f.remove.value:.2f}{f.remove.ends()} {words.unit} (P = {f.corrected:.2g}, Holm)."
         f"{'' if f.kind == 'text' else ' It may be a part of the object: look, or ask people.'}"
@@ -141,11 +143,16 @@ def verdict(found: Discovered, too_few: dict[str, int]) -> Verdict:
     return Verdict(level="clever-hans", headline=found.headline, sentences=found.sentences, about=about)
 
 
-def what_of(f: Proved) -> str:
+def _word(kind: str, what: What, otherwise: str) -> str:
+    return called(kind, what) if what == "series" and kind == "tone" else _CALLED.get(kind, otherwise)
+
+
+def what_of(f: Proved, what: What = "class") -> str:
     """What a cluster shares, in words that start a sentence."""
-    called = _CALLED.get(f.kind, "content that the explanations share")
+    shared = _word(f.kind, what, "content that the explanations share")
+    noun = "series" if what == "series" else "images"
     bands = f" {few(map(str, f.bands))} of 8" if f.bands else ""
-    some = f"{called}{bands} in {f'{f.share:.0%}' if f.n_clusters > 1 else 'all'} of its images"
+    some = f"{shared}{bands} in {f'{f.share:.0%}' if f.n_clusters > 1 else 'all'} of its {noun}"
     if f.kind == "text":
         return some
     if " = " in f.view:
@@ -176,9 +183,9 @@ def metrics(found: Discovered) -> dict[str, Metric]:
     }
 
 
-def how(effort: Effort) -> list[str]:
+def how(effort: Effort, noun: str = "images") -> list[str]:
     """How the numbers came about."""
-    return [
+    lines = [
         f"Explained is the logit of a class, or the score of a detector, on up to {effort.per_topic} of its "
         "images, by layer-wise relevance propagation; clustered are heatmaps by patches, spectra, and where "
         "there are any relevance by penultimate features and the similarity with the class, each of norm 1.",
@@ -201,3 +208,4 @@ def how(effort: Effort) -> list[str]:
         "have is found only where a witness judged it.",
         "Intervals are 95 % bootstrap over the changed images.",
     ]
+    return [line.replace("images", noun) for line in lines]
