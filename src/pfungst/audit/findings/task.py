@@ -53,10 +53,10 @@ def write_groups(folder: Path, found: Discovered, arrays: Path) -> None:
     """
     columns: dict[str, dict[str, str]] = {}
     for entry, f in found.found():
-        if f.n_clusters > 1:
+        kept = read(arrays / entry.arrays, "run the discovery again")
+        if members(f.number) in kept:
             names = f.judged.names if f.judged else []
             name = f"{entry.name} {names[0] if names else f'{f.view} {f.cluster + 1} {f.kind}'}"
-            kept = read(arrays / entry.arrays, "run the discovery again")
             there = np.isin(np.arange(entry.n), kept[members(f.number)])
             said = np.where(there, "with", "without").tolist()
             columns[name.replace(",", "")] = dict(zip(kept[IMAGES].tolist(), said, strict=True))
