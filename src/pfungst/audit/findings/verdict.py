@@ -83,7 +83,8 @@ def conclude(
     by = _word(first.kind, entry.what, "something")
     by = first.judged.names[0] if first.judged and first.judged.names else by
     verb = "decided" if (first.insert.low or 0) >= DECIDES else "moved"  # by what people call an artefact
-    own = f"{entry.name} is {verb} by {by} beside the object in {first.share:.0%} of its {entry.noun}"
+    group = f" ({first.view})" if " = " in first.view and first.kind != "text" else ""
+    own = f"{entry.name} is {verb} by {by} beside the object in {first.share:.0%} of its {entry.noun}{group}"
     decided = {
         "class": own,
         "series": own,
