@@ -7,6 +7,7 @@ from rich.console import Console
 
 import report_factory
 from pfungst.audit.anomaly.config import AnomalyConfig
+from pfungst.audit.findings.result import Discovered, DiscoveryEntry
 from pfungst.audit.result import SHOWN, Result, Skipped, Verdict
 from pfungst.audit.similarity.config import SimilarityConfig
 from pfungst.audit.summary import print_summary
@@ -77,6 +78,16 @@ def test_options_that_are_flags_or_hold_commas_survive():
     assert "logo:tag.png,width=0.4" in words[words.index("--condition") + 1]
     back = SimilarityConfig.build(images="x", encoder="e", condition=words[words.index("--condition") + 1])
     assert back.condition == config.condition
+
+
+@pytest.mark.parametrize(("n", "more"), [(30, False), (50, True)])
+def test_more_images_are_asked_for_only_where_there_may_be_some(n, more):
+    """Regression: 427 and 128 X-rays were all explained, and the page said to discover again with 1,000 a class."""
+    entry = DiscoveryEntry(index=0, name="c", n=n, accuracy=1, groupings=[], findings=[], told=[], arrays="a")
+    found = Discovered(headline="h", sentences=[], tried=1, entries=[entry])
+    config = {"model": "m.py:net", "images": "i", "per_class": 50}
+    result = a_result("discovery", config=config).model_copy(update={"discovered": found})
+    assert any("--per-class 100" in command for command in commands(result)) == more
 
 
 @pytest.mark.parametrize("kind", ["anomaly", "similarity", "classifier", "discovery"])

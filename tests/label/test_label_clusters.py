@@ -6,7 +6,7 @@ import pytest
 
 from label_sample import BASE, HTMX, Visit, picture
 from pfungst.audit.findings.result import DiscoveryEntry, Proved
-from pfungst.audit.findings.task import judged, read_answers
+from pfungst.audit.findings.task import judged, read_answers, write_label_task
 from pfungst.audit.result import Interval
 from pfungst.errors import DataError, InputError
 from pfungst.label import ClusterItem, ClusterTask, ShownImage, Study, export, read_task, write_task
@@ -26,7 +26,7 @@ def cluster_task(folder, count=3):
             what="heatmaps: one place",
             share=0.25,
             n=10,
-            outcomes=["Put into other classes it carries 40 % of the class (30 to 50)"],
+            outcomes=["Put into other classes it carries 40 % of the way to the class (30 to 50)"],
             images=[
                 ShownImage(file=picture(folder / "images" / f"{i}-{j}.png", 9 * i + j), id=f"{i}-{j}")
                 for j in range(2)
@@ -106,6 +106,14 @@ def test_two_people_judge_and_name_findings_and_discovery_reads_them(tmp_path):
         read_answers(written["findings.json"], "1234")
     with pytest.raises(InputError, match="no finding 2 of topic 0"):
         judged([entry(2)], answers)
+
+
+def test_of_a_detector_people_are_asked_whether_it_belongs_to_a_defect(tmp_path):
+    normal = entry(1, "found").model_copy(update={"what": "normal", "name": "knn, normal images"})
+    write_label_task(tmp_path, "knn on tiles", "knn", "00ff", [normal])
+    (item,) = json.loads((tmp_path / "label-task.json").read_text())["items"]
+    assert item["class_name"] == "a defect"
+    assert item["what"] == "knn, normal images, changed: one place; images grouped by heatmaps"
 
 
 def test_people_prove_nothing_that_interventions_did_not(tmp_path):

@@ -35,9 +35,11 @@ def plotted(series: np.ndarray, region: np.ndarray | None = None) -> np.ndarray:
     from matplotlib.figure import Figure
 
     channels, length = series.shape
-    figure = Figure((3.6, 1.5 + 0.8 * channels), dpi=150, layout="constrained")
+    height = 1.5 + 0.8 * channels
+    figure = Figure((3.6, height), dpi=150)
+    figure.subplots_adjust(0.17, 0.42 / height, 0.98, 1 - 0.1 / height)
     canvas, line, steps = FigureCanvasAgg(figure), "#ff4000", np.arange(length)
-    for c, axes in enumerate(np.ravel(figure.subplots(channels, 1, sharex=True))):
+    for c, axes in enumerate(figure.subplots(channels, 1, sharex=True, squeeze=False)[:, 0]):
         axes.plot(steps, series[c], color="#2f4f6f", lw=1.1)
         if region is not None and region.any():
             inside = region.reshape(-1) > 0
@@ -46,6 +48,8 @@ def plotted(series: np.ndarray, region: np.ndarray | None = None) -> np.ndarray:
             for start, stop in edges.reshape(-1, 2):
                 axes.axvspan(start - 0.5, stop - 0.5, color=line, alpha=0.15, lw=0)
         axes.set_ylabel("value" if channels == 1 else f"value {c + 1}", fontsize=8)
+        axes.locator_params(nbins=4)
+        axes.ticklabel_format(scilimits=(-2, 4))
         axes.tick_params(labelsize=7, length=2)
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_xlim(-0.5, length - 0.5)

@@ -83,7 +83,10 @@ def _classifier(result: Result, out: str) -> Iterator[str]:
     elif result.kind == "discovery":
         if level in ("clever-hans", "not-established") and not config.get("answers"):
             yield f"pfungst label {out} --labeller NAME"
-        yield again(result, per_class=2 * int(config.get("per_class", 500)), answers=None)
+        most = int(config.get("per_class", 500))
+        found = getattr(result, "discovered", None)
+        if found is None or any(e.n >= most for e in found.entries):  # there may be more images to see
+            yield again(result, per_class=2 * most, answers=None)
 
 
 def again(result: Result, **changes: Any) -> str:

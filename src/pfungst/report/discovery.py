@@ -17,6 +17,7 @@ from pfungst.audit.findings.result import (
     Told,
     called,
 )
+from pfungst.discover.subjects import WORDS
 from pfungst.files import read
 from pfungst.measure.limits import FALL
 from pfungst.report import page as ui
@@ -113,9 +114,11 @@ def _first(entry: DiscoveryEntry, f: Proved) -> list[ui.Stat]:
         ui.Step("without it", text.percent(f.accuracy[1]), "deployed"),
     ]
     turned, left = _SAID[entry.what]
-    name = f"{turned} {entry.name}" if entry.what in ("normal", "defect") else f"taken for {entry.name}"
+    name = f"Other {entry.noun} taken for {entry.name}"
+    if entry.what in ("normal", "defect"):
+        name = f"{WORDS[entry.what].targets.capitalize()} {turned}"
     return [
-        ui.Stat(f"Other {entry.noun} {name}", taken, f"{entry.noun.capitalize()} that it was put into."),
+        ui.Stat(name, taken, f"{entry.noun.capitalize()} that it was put into."),
         ui.Stat(f"{entry.noun.capitalize()} {left}", before, "Of the cluster that it was taken out of."),
     ]
 

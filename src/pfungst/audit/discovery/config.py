@@ -60,7 +60,8 @@ class DiscoveryConfig(LabelledOptions):
     )
     group: list[str] = Field(
         ["auto", "files"],
-        description="Columns compared and tried: names, auto, files, text, people, none",
+        description="Columns compared and tried: names, auto, files (of series: level, spread, roughness), "
+        "text, people, none",
     )
     groups_file: Path | None = Field(
         None, description="CSV with more columns of the images, such as that of `pfungst people`"
@@ -127,8 +128,8 @@ class DiscoveryConfig(LabelledOptions):
         of_images = {*ImageOptions.model_fields} - {*AuditConfig.model_fields} - {"dry_run"}
         if unread := sorted(told & (of_images | {"labels", "size", "original", "groups_file", "skip_bad"})):
             raise ValueError(f"--{unread[0].replace('_', '-')} is about images; leave it out for --series")
-        if "group" in told and (files := [g for g in self.group if g in ("files", "text")]):
-            raise ValueError(f"--group {files[0]} reads images; series have the groups of their table")
+        if of_pictures := [g for g in self.group if g in ("text", "people")]:
+            raise ValueError(f"--group {of_pictures[0]} reads images; leave it out for --series")
 
     @property
     def data(self) -> Path:

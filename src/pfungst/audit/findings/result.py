@@ -189,9 +189,9 @@ class Discovered(Model):
     entries: list[DiscoveryEntry]
 
     def found(self) -> list[tuple[DiscoveryEntry, Proved]]:
-        """What survived proof, with its topic, the strongest first."""
+        """What survived proof, with its topic: text, which is no object, first; then the strongest."""
         pairs = [(e, f) for e in self.entries for f in e.findings if f.standing == "found"]
-        return sorted(pairs, key=lambda pair: -(pair[1].insert.low or 0))
+        return sorted(pairs, key=lambda p: (p[1].kind != "text", -(p[1].insert.low or 0)))
 
     def moving(self) -> list[tuple[DiscoveryEntry, Proved]]:
         """What moves answers, too little to decide them, with its topic: text, which is no object, before the

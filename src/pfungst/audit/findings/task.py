@@ -53,10 +53,10 @@ def write_groups(folder: Path, found: Discovered, arrays: Path) -> None:
     """
     columns: dict[str, dict[str, str]] = {}
     for entry, f in found.found():
-        if f.n_clusters > 1:
+        kept = read(arrays / entry.arrays, "run the discovery again")
+        if members(f.number) in kept:
             names = f.judged.names if f.judged else []
             name = f"{entry.name} {names[0] if names else f'{f.view} {f.cluster + 1} {f.kind}'}"
-            kept = read(arrays / entry.arrays, "run the discovery again")
             there = np.isin(np.arange(entry.n), kept[members(f.number)])
             said = np.where(there, "with", "without").tolist()
             columns[name.replace(",", "")] = dict(zip(kept[IMAGES].tolist(), said, strict=True))
@@ -77,15 +77,19 @@ def write_task(folder: Path, kind: str, title: str, model: dict[str, Any], items
     write_json(folder / FILE, content)
 
 
+def _changed(entry: DiscoveryEntry, f: Proved) -> str:
+    return ", ".join(f.words) if f.kind == "words" else called(f.kind, entry.what)
+
+
 def _item(place: int, entry: DiscoveryEntry, f: Proved) -> dict[str, Any]:
     words = WORDS[entry.what]
     i, r = f.insert, f.remove
     return {
         "id": f"{place}-{f.number}",
         "class_index": place,
-        "class_name": entry.name,
+        "class_name": "a defect" if entry.what in ("normal", "defect") else entry.name,
         "component": f.number,
-        "what": f"{f.view}: {', '.join(f.words) if f.kind == 'words' else called(f.kind, entry.what)}"[:500],
+        "what": f"{entry.name}, changed: {_changed(entry, f)}; {entry.noun} grouped by {f.view}"[:500],
         "share": f.share,
         "n": f.n,
         "outcomes": [

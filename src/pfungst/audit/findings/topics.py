@@ -188,6 +188,7 @@ def series_topics(
 ) -> list[Topic]:
     """The classes `names` of a classifier of series (N, C, 1, T) in [0, 1], as of :func:`class_topics`."""
     own = lambda x: model.units(x[None].to(head.device))[0, :, 0].cpu().numpy()
+    bare = cache(lambda values: plotted(np.frombuffer(values, np.float32).reshape(len(series[0]), -1)))
     return topics_of(
         [head],
         names,
@@ -199,7 +200,7 @@ def series_topics(
         witnesses=witnesses,
         state=combined(series, labels.tolist(), ids, model_key(head.model), sorted(columns)),
         what="series",
-        draw=lambda x, region: plotted(own(x), region),
+        draw=lambda x, region: bare(own(x).tobytes()) if region is None else plotted(own(x), region),
     )
 
 

@@ -88,7 +88,8 @@ def conclude(
     by += f" ({few(first.words)})" if first.kind == "words" else ""
     by = first.judged.names[0] if first.judged and first.judged.names else by
     verb = "decided" if (first.insert.low or 0) >= DECIDES else "moved"  # by what people call an artefact
-    own = f"{entry.name} is {verb} by {by} beside the object in {first.share:.0%} of its {entry.noun}"
+    group = f" ({first.view})" if " = " in first.view and first.kind != "text" else ""
+    own = f"{entry.name} is {verb} by {by} beside the object in {first.share:.0%} of its {entry.noun}{group}"
     decided = {
         "class": own,
         "series": own,
@@ -112,10 +113,11 @@ def _moving(e: DiscoveryEntry, f: Proved) -> str:
     """What moves answers, and how far."""
     words = WORDS[e.what]
     return (
-        f"{e.name}: {what_of(f, e.what)} moves the answer: put into {words.targets} it turns "
-        f"{f.flips[0]:.0%} of them (controls {f.flips[1]:.0%}) and carries {f.insert.value:.0%}{f.insert.ends('.0%')} of "
-        f"{words.carried}, below {DECIDES:.0%} at the lower end; without it the evidence falls by "
-        f"{f.remove.value:.2f}{f.remove.ends()} {words.unit} (P = {f.corrected:.2g}, Holm)."
+        f"{e.name}: {what_of(f, e.what)} moves the answer: put into {words.targets} "
+        f"it turns {f.flips[0]:.0%} of them (controls {f.flips[1]:.0%}) and carries "
+        f"{f.insert.value:.0%}{f.insert.ends('.0%')} of {words.carried}, below {DECIDES:.0%} at "
+        f"the lower end; without it the evidence falls by {f.remove.value:.2f}{f.remove.ends()} {words.unit} "
+        f"(P = {f.corrected:.2g}, Holm)."
         f"{'' if f.kind == 'text' else ' It may be a part of the object: look, or ask people.'}"
     )
 
