@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Literal
@@ -186,6 +187,7 @@ class _Parts:
                 self.arrays[name] = np.empty((self.count, *found.shape[1:]), found.dtype)
             self.arrays[name][start : self.filled] = found
         if start // _GIVEN_BACK != self.filled // _GIVEN_BACK:
+            gc.collect()  # a pass leaves cycles that hold its graph, and Python seldom looks among old objects
             give_back()
 
 
