@@ -197,7 +197,7 @@ class _Parts:
                 self.arrays[name] = np.empty((self.count, *found.shape[1:]), found.dtype)
             self.arrays[name][start : self.filled] = found
         if start // _GIVEN_BACK != self.filled // _GIVEN_BACK:
-            gc.collect()  # a pass leaves cycles that hold its graph, and Python seldom looks among old objects
+            gc.collect()  # a pass leaves cycles that hold its graph, and Python seldom looks for them
             give_back()
 
 
