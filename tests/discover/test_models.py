@@ -98,7 +98,7 @@ def test_the_brightness_of_a_session_is_found_in_a_detectors_scores(tiles, tmp_p
     task = read_task(tmp_path / "out")
     place = result.discovered.entries.index(entry)
     item = next(i for i in task.items if (i.class_index, i.component) == (place, first.number))
-    assert (item.class_name, item.share) == (entry.name, first.share)
+    assert (item.class_name, item.share) == ("a defect", first.share)
     answers = {"format": "pfungst.findings/1", "model": task.model, "findings": [
         {"class_index": i.class_index, "component": i.component, "answer": "object", "names": []} for i in task.items
     ]}  # fmt: skip
