@@ -78,6 +78,17 @@ def test_the_verdict_names_the_column_and_corrects_for_all_that_were_tried():
     assert verdict(result(0.01, 6), {}).level == "sound"
 
 
+def test_text_that_decides_is_the_headline_before_what_carries_more():
+    """Regression: of a page of X-rays the headline was the lowest bands of grey images, and text was "1 more"."""
+    i = lambda v: Interval(value=v, low=v - 0.05, high=v + 0.05)
+    made = lambda number, kind, view, far: Proved(number=number, view=view, kind=kind, cluster=0, n_clusters=2, n=9, share=0.5, recognised=1, columns=[], images=[], map=[], changed=9, remove=i(1), insert=i(far), accuracy=(1, 1, 1), flips=(1, 0), retained=i(0.9), p=1e-4)  # fmt: skip
+    said = lambda *some: conclude([DiscoveryEntry(index=0, name="ill", n=18, accuracy=1, groupings=[], findings=list(some), told=[], arrays="a")])  # fmt: skip
+    text, grey = made(0, "text", "file: text = text", 0.24), made(1, "bands", "file: colour = grey", 1.8)
+    of = "beside the object in 50% of its images"
+    assert said(text, grey).headline == f"ill is decided by burnt-in text {of}"
+    assert said(grey).headline == f"ill is decided by frequency bands {of} (file: colour = grey)"
+
+
 def test_text_that_moves_the_answer_is_said_though_it_does_not_decide_it():
     def result(low, kind="text"):
         proof = Proved(number=0, view="file: text = text", kind=kind, cluster=0, n_clusters=2, n=9, share=0.5, recognised=1, columns=[], images=[], map=[], changed=9, remove=Interval(value=0.79, low=0.37, high=1.22), insert=Interval(value=0.16, low=low, high=0.24), accuracy=(1, 1, 1), flips=(0.2, 0.05), retained=Interval(value=1, low=0.9, high=1), p=0.009)  # fmt: skip

@@ -81,7 +81,19 @@ def discover(folder, out, *words, model="network", series="s.csv"):
 
 
 def test_from_a_table_to_the_page_and_back_from_people(data, tmp_path):
-    out, net = tmp_path / "out", ["--checkpoint", str(data / "net.safetensors"), "--batch-size", "64", "--per-class", "100", "--most", "3"]
+    out, net = (
+        tmp_path / "out",
+        [
+            "--checkpoint",
+            str(data / "net.safetensors"),
+            "--batch-size",
+            "64",
+            "--per-class",
+            "100",
+            "--most",
+            "3",
+        ],
+    )
     net += ["--witness", f"{data / 'net.py'}:clean"]
     said = discover(data, out, *net, "--dry-run")
     assert "300 series of 56 points, 1 channel" in said.output, said.output

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from scipy.ndimage import binary_dilation, binary_erosion
 
 from pfungst.files import digest, whole
+from pfungst.relevance.colours import overlay
 
 _LINE = (255, 64, 0)
+_WIDTH, _FONT = 640, 16  # of pictures of texts, in pixels
 
 
 def outlined(image: np.ndarray, region: np.ndarray) -> np.ndarray:
@@ -70,6 +73,26 @@ class PictureFolder:
     def region(self, image: np.ndarray, region: np.ndarray, name: str) -> str:
         """An image with a region outlined."""
         return self._write(outlined(image, region), name)
+
+    def text(self, words: Sequence[tuple[str, float, bool]], name: str) -> str:
+        """A text: of words (word, relevance from −1 to 1, changed), coloured, outlined where changed."""
+        font, height, boxes = ImageFont.load_default(_FONT), round(1.7 * _FONT), []
+        x, y = float(_FONT), _FONT // 2
+        for word, *_ in words:
+            width = font.getlength(word)
+            if x + width > _WIDTH - _FONT and x > _FONT:
+                x, y = float(_FONT), y + height
+            boxes.append((x - 2, y, min(x + width + 2, _WIDTH - 1), y + height - 4))
+            x += width + _FONT // 3
+        canvas = Image.new("RGB", (_WIDTH, y + height + _FONT // 2), "white")
+        draw = ImageDraw.Draw(canvas)
+        for (word, relevance, changed), box in zip(words, boxes, strict=True):
+            colour = tuple(
+                overlay(np.array([[relevance]]), np.full((1, 1, 3), 255, np.uint8), 1.6)[0, 0].tolist()
+            )
+            draw.rectangle(box, colour, _LINE if changed else None, 2)
+            draw.text((box[0] + 2, box[1] + 1), word, "black", font)
+        return self._write(np.asarray(canvas), name, exact=True)
 
     def visual(self, image: np.ndarray, name: str) -> str:
         """A feature visualisation, kept exactly."""

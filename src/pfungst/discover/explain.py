@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 Images = Callable[[Sequence[int]], Tensor]  # rows → (n, C, H, W) in [0, 1]
 Marks = Callable[[Sequence[int]], Tensor]  # rows → (n, H, W) of 0 and 1: where something is burnt in
-Kind = Literal["place", "content", "tone", "bands", "text"]
+Kind = Literal["place", "content", "tone", "bands", "text", "words"]
 _GIVEN_BACK = 64  # images after which freed memory goes back: seldom enough to cost 3 % of the time
 GRID, BANDS = 14, 8  # patches across an image; frequency bands of the power law
 
@@ -55,6 +55,8 @@ class Explanations:
         psi: (N, D) by penultimate features, w_k ⊙ φ / T; None of a detector.
         alike: (N, R, S) of the similarity with the class's mean representation: BiLRP of an image with all
             of the class, summed over their features; of encoders.
+        words: of texts (N, V) by words of the vocabulary, has: (N, V) whether they are there.
+        vocabulary: V words that six texts or more have. Maps of texts are by place among the words.
     """
 
     maps: np.ndarray
@@ -63,6 +65,9 @@ class Explanations:
     said: np.ndarray
     psi: np.ndarray | None = None
     alike: np.ndarray | None = None
+    words: np.ndarray | None = None
+    has: np.ndarray | None = None
+    vocabulary: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.maps)
@@ -71,11 +76,16 @@ class Explanations:
     def joined(cls, parts: Sequence[tuple[np.ndarray, Explanations]]) -> Explanations:
         """Those of parts of the images, each with the numbers of its rows, in order."""
         order = np.argsort(np.concatenate([rows for rows, _ in parts]), kind="stable")
-        names = [f.name for f in fields(cls) if getattr(parts[0][1], f.name) is not None]
-        return cls(**{n: np.concatenate([getattr(e, n) for _, e in parts])[order] for n in names})
+        names = [f.name for f in fields(cls) if isinstance(getattr(parts[0][1], f.name), np.ndarray)]
+        found: dict[str, Any] = {n: np.concatenate([getattr(e, n) for _, e in parts])[order] for n in names}
+        return cls(**found)
 
     def views(self) -> list[View]:
-        """Heatmaps, features, similarity where there are any, and spectra."""
+        """Heatmaps, features, similarity where known, and spectra; of texts words, features and places."""
+        if self.words is not None and self.psi is not None:
+            by_place = View("places", self.maps.reshape(len(self), -1), ("place",))
+            by_word = View("words", self.words, ("words", "content", "place"))
+            return [by_word, View("features", self.psi, ("content", "words")), by_place]
         flat = {"heatmaps": self.maps, "features": self.psi, "similarity": self.alike}
         views = [View(name, v.reshape(len(self), -1)) for name, v in flat.items() if v is not None]
         return [*views, View("spectra", self.spectra, ("place", "content", "tone", "bands"))]
@@ -175,7 +185,7 @@ class _Parts:
     every batch."""
 
     def __init__(self, count: int) -> None:
-        self.count, self.filled, self.arrays = count, 0, dict[str, np.ndarray]()
+        self.count, self.filled, self.arrays = count, 0, dict[str, Any]()
 
     def add(self, *, said: Tensor, **more: Tensor) -> None:
         """What is known of the next batch, (n, …) by name."""

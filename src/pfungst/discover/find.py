@@ -12,20 +12,20 @@ import numpy as np
 import torch
 from scipy import stats
 from torch import Tensor
-from torch.nn import functional
 
 from pfungst.data.traits import PREFIX
 from pfungst.discover.cluster import Clustering, cluster
-from pfungst.discover.explain import Explanations, Images, Kind, Marks, View, side_of
+from pfungst.discover.explain import Explanations, Images, Kind, Marks, View
 from pfungst.discover.mend import Edit, Pairs
-from pfungst.discover.prove import FEWEST, Effects, Judge, Proof
+from pfungst.discover.prove import FEWEST, PICTURES, Effects, Judge, Medium, Proof
 from pfungst.discover.subjects import Heat, Subject
+from pfungst.discover.texts import Texts, groups, surplus
 from pfungst.errors import InputError
 from pfungst.measure import best_split, holm
 from pfungst.measure.limits import CARRIED_ALONE, DECIDES, P_SPURIOUS
-from pfungst.spurious.evidence import region
 
 SHOWN = 6  # prototypes
+HAVING = "texts with"  # view of those that have words
 LOST = "what removal costs"  # view of a class parted by that
 _KINDS: tuple[Kind, ...] = ("place", "content", "tone", "bands")
 _FIRST = 10  # images that a try begins with; where they show that it carries too little, no more are changed
@@ -48,8 +48,10 @@ class Finding:
             any.
         contrast: (D,) mean ψ likewise; None where there is none.
         bands: which frequency bands were exchanged, of kind "bands".
-        regions: (n, H, W) boolean, where the first n typical images were changed; None of kind "bands".
+        regions: (n, H, W) boolean, where the first n were changed; None of kind "bands".
         proof: what interventions did, on images drawn from the cluster.
+        words: of texts those that hold more of the relevance than in the others; of kind "words" what was
+            taken out and put in.
         edits: what mends it, best first, where it may survive correction and `mend` was given.
     """
 
@@ -65,6 +67,7 @@ class Finding:
     contrast: np.ndarray | None = None
     bands: tuple[int, ...] = ()
     regions: np.ndarray | None = None
+    words: tuple[str, ...] = ()
     edits: tuple[Edit, ...] = ()
 
     @property
@@ -83,6 +86,7 @@ class _Try(NamedTuple):
     parts: Clustering
     number: int
     whole: bool
+    words: tuple[str, ...] = ()
 
 
 Mend = Callable[[Finding, Pairs, Explanations], list[Edit]]
@@ -101,14 +105,20 @@ class _Panel:
         probes: Probes | None,
         batch_size: int,
         seed: int,
+        medium: Medium = PICTURES,
     ) -> None:
+        self.medium = medium
         self.part, beside = probes or (np.zeros(n, int), np.zeros(len(others), int))
         order = np.random.default_rng((seed, subjects[0].index)).permutation(n)
         firsts = order[np.unique(self.part[order], return_index=True)[1]]
         own = np.unique(np.concatenate([order[:_MEASURED], firsts]))
         self.judges = {
             int(p): Judge(
-                subjects[p], images(own[self.part[own] == p].tolist()), others[beside == p], batch_size
+                subjects[p],
+                images(own[self.part[own] == p].tolist()),
+                others[beside == p],
+                batch_size,
+                medium,
             )
             for p in np.unique(self.part)
         }
@@ -128,7 +138,7 @@ class _Panel:
         """Where in images (n, C, H, W) of these rows the heat is, (n, H, W) of 0 and 1."""
         out = x.new_zeros(len(x), *x.shape[-2:])
         for _, judge, at in self.split(rows):
-            out[at] = region(judge.beyond(x[at], heat(judge)(x[at]))).to(out)
+            out[at] = self.medium.region(x[at], judge.beyond(x[at], heat(judge)(x[at]))).to(out)
         return out
 
     def falls(self, rows: Sequence[int] | np.ndarray, x: Tensor, heat: _Heats, seed: int) -> np.ndarray:
@@ -154,6 +164,7 @@ def find(
     units: np.ndarray | None = None,
     probes: Probes | None = None,
     mend: Mend | None = None,
+    medium: Medium = PICTURES,
     most: int = 6,
     n_images: int = 20,
     batch_size: int = 16,
@@ -177,6 +188,7 @@ def find(
             was fitted to no image of its unit. What is put into an image is of the same part, so that all
             differences are within one probe; each needs others.
         mend: gives the edits that fit a finding, with what its proof changed.
+        medium: what the inputs are, images by default.
         most: clusters per view.
         n_images: of a cluster that are changed, drawn at random; of those with text at least 100. Where ten
             of them show that it carries too little (upper end below ``DECIDES``) it stays with these.
@@ -195,7 +207,7 @@ def find(
     if n < FEWEST:
         number = subjects[0].index
         raise InputError(f"{n} images of subject {number} prove nothing", f"pass at least {FEWEST}")
-    panel = _Panel(subjects, images, n, others, probes, batch_size, seed)
+    panel = _Panel(subjects, images, n, others, probes, batch_size, seed, medium)
     who = np.arange(n) if units is None else np.unique(units, return_inverse=True)[1]
 
     def drawn(rows: np.ndarray, rng: np.random.Generator, least: int) -> list[int]:
@@ -204,19 +216,10 @@ def find(
         return sorted(np.concatenate([rows[first], rows[~first]])[: max(n_images, least)].tolist())
 
     found: list[Finding] = []
-    tried: list[_Try] = []
-    clusterings: dict[str, Clustering] = {}
-    for view in views if views is not None else explained.views():
-        parts = clusterings[view.name] = cluster(view.vectors, most, seed=seed)
-        if parts.n_clusters == 1 and any(t.whole for t in tried):
-            continue  # the whole is tried once
-        for number in range(parts.n_clusters):
-            if len(parts.rows(number)) >= FEWEST:
-                kinds = [k for k in view.kinds if parts.n_clusters > 1 or k in ("place", "content")]
-                whole = parts.n_clusters == 1
-                tried += [_Try(view.name, kind, parts, number, whole) for kind in kinds]
+    tried, clusterings = _tries(explained, explained.views() if views is None else views, most, seed)
+    of_columns = _KINDS if explained.words is None else ("place", "content", "words")
     for name, parts in _followed(explained.evidence, columns or {}):
-        tried += [_Try(name, kind, parts, 0, False) for kind in _KINDS]
+        tried += [_Try(name, kind, parts, 0, False) for kind in of_columns]
     tried += _marked(text, n, batch_size)
     for which in tried:  # grows by the parts of what decides a class as a whole
         one, pairs, heat = _tried(panel, explained, images, which, text, drawn, who, seed)
@@ -228,6 +231,28 @@ def find(
                 one = replace(one, edits=tuple(mend(one, pairs, explained)))
         found.append(one)
     return found, clusterings
+
+
+def _tries(
+    explained: Explanations, views: Sequence[View], most: int, seed: int
+) -> tuple[list[_Try], dict[str, Clustering]]:
+    """What the views say is to be tried, and the clustering of each; of texts also those with some words."""
+    tried: list[_Try] = []
+    clusterings: dict[str, Clustering] = {}
+    for view in views:
+        parts = clusterings[view.name] = cluster(view.vectors, most, seed=seed)
+        whole = parts.n_clusters == 1
+        if whole and any(t.whole for t in tried):
+            continue  # the whole is tried once
+        for number in range(parts.n_clusters):
+            if len(parts.rows(number)) >= FEWEST:
+                kinds = [k for k in view.kinds if not whole or k in ("place", "content", "words")]
+                tried += [_Try(view.name, kind, parts, number, whole) for kind in kinds]
+    for g in groups(explained) if explained.words is not None else ():
+        if g.member.sum() >= FEWEST:
+            parts, name = Clustering.of(g.member, -g.held), f"{HAVING} {' '.join(g.words)}"
+            tried.append(_Try(name, "words", parts, 0, bool(g.member.all()), g.words))
+    return tried, clusterings
 
 
 def correct(findings: Sequence[Finding]) -> list[Finding]:
@@ -304,7 +329,7 @@ def _tried(
 ) -> tuple[Finding, Pairs, _Heats | None]:
     """A cluster and its proof, what that changed, and for a place and content where in images what it shares
     lies."""
-    view, kind, parts, number, whole = which
+    view, kind, parts, number, whole, words = which
     subject = panel.subject
     rng = np.random.default_rng((seed, subject.index, number))
     rows, rest = parts.rows(number), np.flatnonzero(parts.labels != number)
@@ -316,27 +341,21 @@ def _tried(
     heatmap = contrast(_unit(explained.maps))
     direction = None if explained.psi is None else contrast(explained.psi)
     shown = rows[:SHOWN].tolist()
+    if explained.words is not None and not words:
+        words = surplus(explained, rows, rest if mates is not None else rest[:0])
     bands: tuple[int, ...] = ()
     heat = None
     kept = np.zeros(explained.spectra.shape[1], bool)
     if kind == "bands":
-        more = np.clip(contrast(_unit(explained.spectra)), 0, None)
-        order = np.argsort(-more)
-        held = np.cumsum(more[order]) - more[order] < _BAND_SHARE * max(more.sum(), 1e-12)
-        kept[order[held]] = True
+        kept = _held(contrast(_unit(explained.spectra)))
         bands = tuple(np.flatnonzero(kept).tolist())
-    elif kind == "text":
-        assert text is not None
     elif kind == "place":
-        heat = _fixed(heatmap)
+        heat = _fixed(heatmap, panel.medium)
     elif kind == "content":  # of a whole class the logit itself
         along = None if mates is None else direction
         heat = cache(lambda judge: judge.subject.content(along, judge.batch_size))
 
-    def where(chosen: Sequence[int], x: Tensor) -> Tensor | None:
-        if kind == "text" and text is not None:
-            return text(chosen)
-        return None if heat is None else panel.masks(chosen, x, heat)
+    where = _where(panel, kind, heat, text, words)
 
     def proved(chosen: list[int]) -> tuple[Effects, Proof]:
         x = images(chosen)
@@ -377,21 +396,35 @@ def _tried(
         direction,
         bands,
         None if regions is None else regions.bool().numpy(),
+        words,
     )
     return finding, found.pairs, heat
 
 
-def _fixed(heatmap: np.ndarray) -> _Heats:
+def _where(
+    panel: _Panel, kind: Kind, heat: _Heats | None, text: Marks | None, words: Sequence[str]
+) -> Callable[[Sequence[int], Tensor], Tensor | None]:
+    """The masks of rows and their images; None of what has no place."""
+    if kind == "text" and text is not None:
+        return lambda chosen, x: text(chosen)
+    if kind == "words" and isinstance(medium := panel.medium, Texts):
+        return lambda chosen, x: medium.named(x, words)
+    return lambda chosen, x: None if heat is None else panel.masks(chosen, x, heat)
+
+
+def _held(contrast: np.ndarray) -> np.ndarray:
+    """The bands that hold most of what a mean spectrum has more than another, boolean."""
+    more = np.clip(contrast, 0, None)
+    order = np.argsort(-more)
+    kept = np.zeros(len(more), bool)
+    kept[order[np.cumsum(more[order]) - more[order] < _BAND_SHARE * max(more.sum(), 1e-12)]] = True
+    return kept
+
+
+def _fixed(heatmap: np.ndarray, medium: Medium = PICTURES) -> _Heats:
     """The same place (R, S) in every image."""
-    grid = torch.from_numpy(heatmap).float().clamp_min(0)[None, None]
-
-    @cache
-    def at(size: tuple[int, int]) -> Tensor:
-        whole = [n * side_of(size[1]) for n in heatmap.shape]  # the last patches may stick out
-        heat = functional.interpolate(grid, whole, mode="bilinear", align_corners=False)
-        return heat[0, :, : size[0], : size[1]]
-
-    return lambda judge: lambda z: at(tuple(z.shape[-2:])).expand(len(z), -1, -1)
+    grid = torch.from_numpy(heatmap).float().clamp_min(0)
+    return lambda judge: lambda z: medium.spread(grid, z)
 
 
 def _unit(values: np.ndarray) -> np.ndarray:

@@ -5,19 +5,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from scipy.special import expit
 from torch import Tensor
+from torch.nn import functional
 
+from pfungst.discover.explain import side_of
 from pfungst.discover.mend import Pairs
 from pfungst.discover.subjects import WORDS, Subject, What
 from pfungst.errors import InputError
 from pfungst.measure import Interval
 from pfungst.measure.limits import CARRIED_ALONE, DECIDES, P_SPURIOUS, RETAINED
 from pfungst.relevance import DCTBands
-from pfungst.spurious.evidence import above_zero, mean_interval, ratio_interval
+from pfungst.spurious.evidence import above_zero, mean_interval, ratio_interval, region
 from pfungst.spurious.inpaint import inpaint, moved, soften
 
 FEWEST = 6  # images of a cluster: signed ranks of 5 cannot reach p < 0.05 with any correction
@@ -164,13 +167,96 @@ class Effects:
         )
 
 
+class Aside(NamedTuple):
+    """As much elsewhere in the same inputs: the mask (n, H, W) that is taken out, and what goes into others,
+    as content (n, C, H, W) and its mask."""
+
+    mask: Tensor
+    content: Tensor
+    inside: Tensor
+
+
+class Medium(Protocol):
+    """What is done to inputs (n, C, H, W) at masks (n, H, W): the only part of a proof that knows what they
+    are."""
+
+    def region(self, x: Tensor, heat: Tensor) -> Tensor:
+        """Where the heat (n, H, W) is, 0 and 1."""
+
+    def spread(self, grid: Tensor, x: Tensor) -> Tensor:
+        """Heat (n, H, W) of one grid (R, S), as of ``Explanations.maps``, in inputs."""
+
+    def widened(self, mask: Tensor) -> Tensor:
+        """The mask that is taken out and put in, with its edge."""
+
+    def without(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Inputs with nothing of their own at the mask."""
+
+    def aside(self, x: Tensor, mask: Tensor, rng: np.random.Generator) -> Aside:
+        """As much elsewhere, drawn at random."""
+
+    def put(
+        self, targets: Tensor, x: Tensor, mask: Tensor, content: Tensor, inside: Tensor, letters: bool = False
+    ) -> Tensor:
+        """Targets (t, n, C, H, W) with what the content (n, …) or (t, n, …) has inside, at the place of the
+        mask in x; `letters`: only what it has over its surroundings."""
+
+    def alike(self, x: Tensor, mask: Tensor, mates: Tensor) -> Tensor:
+        """Of other inputs (t, n, C, H, W) as much, at the same place: what of them is put in."""
+
+
+class Pictures:
+    """Images: regions with soft edges, painted over from around them."""
+
+    def region(self, x: Tensor, heat: Tensor) -> Tensor:
+        """See :class:`Medium`."""
+        return region(heat)
+
+    def spread(self, grid: Tensor, x: Tensor) -> Tensor:
+        """See :class:`Medium`."""
+        height, width = x.shape[-2:]
+        whole = [n * side_of(width) for n in grid.shape]  # the last patches may stick out
+        heat = functional.interpolate(grid[None, None], whole, mode="bilinear", align_corners=False)
+        return heat[0, :, :height, :width].expand(len(x), -1, -1)
+
+    def widened(self, mask: Tensor) -> Tensor:
+        """See :class:`Medium`."""
+        return soften(mask)
+
+    def without(self, x: Tensor, mask: Tensor) -> Tensor:
+        """See :class:`Medium`."""
+        return inpaint(x, mask)
+
+    def aside(self, x: Tensor, mask: Tensor, rng: np.random.Generator) -> Aside:
+        """See :class:`Medium`."""
+        moves = [tuple(int(rng.integers(s // 4, s - s // 4)) for s in x.shape[-2:]) for _ in range(len(x))]
+        return Aside(moved(mask, moves), moved(x, moves), mask)
+
+    def put(
+        self, targets: Tensor, x: Tensor, mask: Tensor, content: Tensor, inside: Tensor, letters: bool = False
+    ) -> Tensor:
+        """See :class:`Medium`."""
+        edge = mask[:, None]
+        if not letters:
+            return targets * (1 - edge) + content * edge
+        every = content.expand_as(targets)
+        return (targets + every - torch.stack([inpaint(c, mask) for c in every])).clamp(0, 1)
+
+    def alike(self, x: Tensor, mask: Tensor, mates: Tensor) -> Tensor:
+        """See :class:`Medium`."""
+        return mask
+
+
+PICTURES = Pictures()
+
+
 class Judge:
     """Intervenes on the images of a subject.
 
     Args:
         subject: whose evidence is measured.
         own: (n, C, H, W) of it, others: (M, C, H, W) not of it: what lies between is the whole way.
-        batch_size: images at a time.
+        batch_size: images at a time. medium: what they are, images by default.
 
     Attributes:
         ends: evidence in both, by model. way: the whole, by model.
@@ -179,10 +265,17 @@ class Judge:
         InputError: no images of one side.
     """
 
-    def __init__(self, subject: Subject, own: Tensor, others: Tensor, batch_size: int = 16) -> None:
+    def __init__(
+        self,
+        subject: Subject,
+        own: Tensor,
+        others: Tensor,
+        batch_size: int = 16,
+        medium: Medium = PICTURES,
+    ) -> None:
         if not len(own) or not len(others):
             raise InputError(f"{len(own)} images and {len(others)} of others prove nothing", "pass both")
-        self.subject, self.others, self.batch_size = subject, others, batch_size
+        self.subject, self.others, self.batch_size, self.medium = subject, others, batch_size, medium
         self.ends = [tuple(self.odds(i, x)[0] for x in (own, others)) for i in range(subject.n_models)]
         self.way = [subject.way(*ends) for ends in self.ends]
 
@@ -220,30 +313,25 @@ class Judge:
             mates: images of the class outside the cluster, None where there are none.
             letters: put only what the content has over its surroundings, without these: of text the letters.
         """
-        rng, n = np.random.default_rng((seed, self.subject.index)), len(x)
-        soft = soften(mask)
-        edge = soft[:, None]
-        far = [self._moves(x, rng) for _ in range(2)]
-        controls = [inpaint(x, moved(soft, moves)) for moves in far]
+        rng, n, medium = np.random.default_rng((seed, self.subject.index)), len(x), self.medium
+        soft = medium.widened(mask)
+        far = [medium.aside(x, soft, rng) for _ in range(2)]
+        controls = [medium.without(x, aside.mask) for aside in far]
         targets = self._drawn(self.others, (N_TARGETS, n), rng)
-
-        def put(content: Tensor) -> Tensor:
-            if not letters:
-                return targets * (1 - edge) + content * edge
-            every = content.expand_as(targets)
-            return (targets + every - torch.stack([inpaint(c, soft) for c in every])).clamp(0, 1)
-
-        against = [put(moved(x, far[0]))]
+        put = lambda of, inside: medium.put(targets, x, soft, of, inside, letters)
+        against = [put(far[0].content, far[0].inside)]
         if mates is not None:
-            against.append(put(self._drawn(mates, (N_TARGETS, n), rng)))
-        return self._weigh(x, inpaint(x, soft), controls, targets, put(x), against)
+            others = self._drawn(mates, (N_TARGETS, n), rng)
+            against.append(put(others, medium.alike(x, soft, others)))
+        return self._weigh(x, medium.without(x, soft), controls, targets, put(x, soft), against)
 
     def falls(self, x: Tensor, mask: Tensor, seed: int = 0) -> np.ndarray:
         """Fall (n,) of the evidence in images without regions, beyond a control; args as of :meth:`regions`,
         whose controls are others."""
-        soft = soften(mask)
-        control = moved(soft, self._moves(x, np.random.default_rng((seed, self.subject.index, 2))))
-        left, kept = self.odds(0, torch.stack([inpaint(x, soft), inpaint(x, control)]))[0]
+        soft, rng = self.medium.widened(mask), np.random.default_rng((seed, self.subject.index, 2))
+        control = self.medium.aside(x, soft, rng).mask
+        gone = [self.medium.without(x, m) for m in (soft, control)]
+        left, kept = self.odds(0, torch.stack(gone))[0]
         return kept - left
 
     def bands(self, x: Tensor, kept: np.ndarray, mates: Tensor, seed: int = 0) -> Effects:
@@ -321,11 +409,6 @@ class Judge:
             pairs=Pairs(x, removed, targets, put),
             what=self.subject.what,
         )
-
-    @staticmethod
-    def _moves(x: Tensor, rng: np.random.Generator) -> list[tuple[int, ...]]:
-        """For each image how far a control lies from its region."""
-        return [tuple(int(rng.integers(s // 4, s - s // 4)) for s in x.shape[-2:]) for _ in range(len(x))]
 
     @staticmethod
     def _drawn(pool: Tensor, shape: tuple[int, int], rng: np.random.Generator) -> Tensor:

@@ -17,7 +17,7 @@ from pfungst.spurious.inpaint import gaussian
 if TYPE_CHECKING:
     from pfungst.anomaly import Detector
 
-What = Literal["class", "series", "normal", "defect"]  # series: a class of a classifier of series
+What = Literal["class", "series", "texts", "normal", "defect"]  # series, texts: a class of these
 Heat = Callable[[Tensor], Tensor]  # images (n, C, H, W) → (n, H, W) ≥ 0
 Answer = tuple[Tensor, Tensor]  # evidence (n,) in float64, and whether the model says so (n,) boolean
 
@@ -35,6 +35,7 @@ class Words(NamedTuple):
 WORDS: dict[What, Words] = {
     "class": Words("nats", "other classes", "the way to the class", "still recognised"),
     "series": Words("nats", "other classes", "the way to the class", "still recognised", "series"),
+    "texts": Words("nats", "other classes", "the way to the class", "still recognised", "texts"),
     "normal": Words("of the way to the threshold", "training images", "the way to the threshold", "normal"),
     "defect": Words(
         "of the way to the threshold", "normal images", "the way to the threshold", "still flagged"

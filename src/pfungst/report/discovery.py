@@ -13,6 +13,7 @@ from pfungst.audit.findings.result import (
     DiscoveryResult,
     Mended,
     Proved,
+    Shown,
     Told,
     called,
 )
@@ -97,6 +98,7 @@ def section(found: Discovered | None, folder: Path) -> ui.Section | None:
 _SAID = {  # evidence: what is turned, what is left
     "class": ("taken for it", "recognised"),
     "series": ("taken for it", "recognised"),
+    "texts": ("taken for it", "recognised"),
     "normal": ("flagged", "flagged"),
     "defect": ("flagged", "flagged"),
 }
@@ -147,17 +149,20 @@ def _found(found: Discovered, folder: Path, command: str, alone: bool = False) -
     noun = _noun(found)
     pairs = found.found()
     if pairs:
-        outlined = any(shown.region for _, f in pairs for shown in f.images)
+        outlined = any(shown.region or shown.tokens for _, f in pairs for shown in f.images)
         what = "the outline is" if outlined else "brightness, contrast, colour or bands are"
         if noun == "series":
             what = "what is shaded is" if outlined else "level, spread or bands are"
-        todo = [f"Look at the pictures: {what} what was taken out and put elsewhere."]
+        look = "Read the texts" if noun == "texts" else "Look at the pictures"
+        todo = [f"{look}: {what} what was taken out and put elsewhere."]
         if command:
             todo.append(f"Measure and mend it: {command}")
         elif alone and noun == "series":
             todo.append(
                 "No audit goes through series: train again on series without it, or with it in all classes."
             )
+        elif alone and noun == "texts":
+            todo.append("No audit mends probes on texts: train again without it, or with it in all classes.")
         if any(f.edits for _, f in pairs):
             todo.append("Which edit mends it, and at what price, is in the table below.")
         todo.append(f"Then discover again on the mended model, with the same {noun}.")
@@ -246,6 +251,8 @@ def _gallery(title: str, exhibits: Sequence[ui.Exhibit], noun: str) -> ui.Galler
     how = "the window that was changed shaded" if noun == "series" else "the region that was changed outlined"
     where = "where along time its heatmaps lie" if noun == "series" else "where its heatmaps lie"
     caption = f"Typical {noun} of the cluster, {how}; first, {where}."
+    if noun == "texts":
+        caption = "Typical texts of the cluster, words coloured by relevance, what was changed outlined."
     return ui.Gallery(title=title, caption=caption, exhibits=exhibits, ramp=data_uri(ramp()), outlines=False)
 
 
@@ -264,9 +271,12 @@ def _exhibit(entry: DiscoveryEntry, f: Proved, folder: Path, regions: Mapping[st
         ),
         ui.Outcome("taken out", without, True, control),
     ]
-    tiles = [_map(f, folder)]
+    if f.words:
+        named = "changed" if f.kind == "words" else "more relevance than in the others"
+        tags.append(f"{named}: {', '.join(f.words)}")
+    tiles = [] if entry.what == "texts" else [_map(f, folder)]
     masks = regions.get(str(f.number))
-    for place, shown in enumerate(f.images):
+    for place, shown in enumerate([] if entry.what == "texts" else f.images):
         name, alt = shown.id.rsplit("/", 1)[-1], f"{entry.name}: {shown.id}"
         if entry.what == "series":
             file, side, path = folder / (shown.region or shown.file), 3 * _SIDE, ""
@@ -281,8 +291,21 @@ def _exhibit(entry: DiscoveryEntry, f: Proved, folder: Path, regions: Mapping[st
         reason=f"{_WORDS[f.standing]}: {f.reason}",
         tags=tags,
         outcomes=outcomes,
-        strips=[ui.Strip(f"{f.n} {entry.noun}, {f.recognised:.0%} {left}", tiles)],
+        strips=[
+            ui.Strip(
+                f"{f.n} {entry.noun}, {f.recognised:.0%} {left}",
+                tiles,
+                texts=[_words(shown) for shown in f.images if shown.tokens],
+            )
+        ],
     )
+
+
+def _words(shown: Shown) -> ui.Words:
+    """A text with its words coloured."""
+    colour = lambda r: "rgb(214 13 23 / {a:.2f})" if r > 0 else "rgb(15 74 199 / {a:.2f})"
+    words = [(t.word, colour(t.relevance).format(a=0.6 * abs(t.relevance)), t.changed) for t in shown.tokens]
+    return ui.Words(shown.id, words)
 
 
 def _map(f: Proved, folder: Path) -> ui.Tile:

@@ -157,13 +157,22 @@ class Tile:
 
 
 @dataclass(frozen=True)
+class Words:
+    """A text, word by word: (word, its colour, whether it is outlined)."""
+
+    label: str
+    words: Sequence[tuple[str, str, bool]]
+
+
+@dataclass(frozen=True)
 class Strip:
-    """Pictures with a heading, and what full colour means; as pairs, the second below the first."""
+    """Pictures with a heading, and what full colour means; as pairs, the second below the first. Or texts."""
 
     title: str
     tiles: Sequence[Tile]
     scale: str = ""
     pairs: bool = False
+    texts: Sequence[Words] = ()
 
 
 @dataclass(frozen=True)

@@ -41,8 +41,8 @@ _Answer = tuple[np.ndarray, np.ndarray]  # log odds of the class, whether it is 
 _Measured = tuple[
     tuple[Interval, ...], tuple[Interval, ...], Interval, tuple[float, float], Interval, float
 ]  # necessity to p of Evidence, without rows and α
-_SHARE = 0.75  # of the positive relevance that the region holds
-_LARGEST = 0.4  # of the image that it may cover
+SHARE = 0.75  # of the positive relevance that the region holds
+LARGEST = 0.4  # of the image that it may cover
 _GIVEN = 48  # images of other classes that a look is given to
 
 
@@ -377,7 +377,7 @@ def relevance(score: Score, x: Tensor, steps: int = 4, batch_size: int = 8) -> T
     return gaussian(torch.cat(parts), x.shape[-1] / 32)[:, 0]
 
 
-def region(heat: Tensor, share: float = _SHARE, largest: float = _LARGEST) -> Tensor:
+def region(heat: Tensor, share: float = SHARE, largest: float = LARGEST) -> Tensor:
     """Where the strongest positive values hold `share` of all positive ones, at most the part `largest` of
     the image.
 

@@ -38,6 +38,14 @@ class DiscoveryConfig(LabelledOptions):
         None,
         description="Or labelled time series: CSV or Parquet, a row each, or .npz with series (N, C, T)",
     )
+    texts: Path | None = Field(
+        None,
+        description="Or labelled texts, for a sentence encoder: CSV or Parquet with a column text",
+    )
+    keep_together: str = Field(
+        "auto",
+        description="Of texts, the column never split between training and test, as author; auto, or none",
+    )
     labels: str = Field("label", description="Column that the probe of an encoder predicts")
     witness: list[str] = Field(
         [],
@@ -91,11 +99,26 @@ class DiscoveryConfig(LabelledOptions):
         }
         if unread := [o for o in idle.get(given[0], ()) if getattr(self, o)]:
             raise ValueError(f"--{unread[0].replace('_', '-')} does nothing for --{given[0]}; leave it out")
-        if (self.images is None) == (self.series is None):
-            raise ValueError("give either --images or --series")
+        if sum(given is not None for given in (self.images, self.series, self.texts)) != 1:
+            raise ValueError("give one of --images, --series and --texts")
+        if self.texts is not None:
+            self._of_texts(given[0])
+        elif self.keep_together != "auto":
+            raise ValueError("--keep-together is of --texts; images keep a column patient together")
         if self.series is not None:
             self._of_series(given[0])
         return self
+
+    def _of_texts(self, given: str) -> None:
+        if given != "encoder":
+            raise ValueError(f"--texts are read by a sentence encoder: give --encoder, not --{given}")
+        told = {n for n, f in type(self).model_fields.items() if getattr(self, n) != f.default}
+        of_images = {*ImageOptions.model_fields} - {*AuditConfig.model_fields} - {"dry_run"}
+        of_images |= {"size", "original", "groups_file", "checkpoint", "skip_bad", "label_column"}
+        if unread := sorted(told & of_images):
+            raise ValueError(f"--{unread[0].replace('_', '-')} is about images; leave it out for --texts")
+        if "text" in self.group:
+            raise ValueError("--group text looks for text burnt into images; leave it out for --texts")
 
     def _of_series(self, given: str) -> None:
         """What is said of images says nothing of series."""
@@ -111,7 +134,7 @@ class DiscoveryConfig(LabelledOptions):
     @property
     def data(self) -> Path:
         """What is gone through."""
-        given = self.images or self.series
+        given = self.images or self.series or self.texts
         assert given is not None
         return given
 

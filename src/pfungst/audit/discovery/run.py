@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import time
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,7 +30,7 @@ from pfungst.audit.pictures import PictureFolder
 from pfungst.audit.recognised import describe, estimate_preparation
 from pfungst.audit.result import Skipped, save
 from pfungst.audit.similarity.config import SimilarityConfig
-from pfungst.audit.sources import group_columns
+from pfungst.audit.sources import AUTOMATIC, group_columns
 from pfungst.audit.workspace import Workspace, data_state, refuse_old_result, resumed_result
 from pfungst.conditions import Condition
 from pfungst.data import ImageSet, Item
@@ -40,6 +41,7 @@ from pfungst.device import choose_device
 from pfungst.encoders import Encoder, load
 from pfungst.encoders.specification import short_name
 from pfungst.errors import ConfigError, DataError, PfungstWarning, UnreadableImages
+from pfungst.probes import Plan
 from pfungst.progress import progress_bar
 from pfungst.spurious import FeatureHead, Witness
 
@@ -63,6 +65,13 @@ def dry_run(config: DiscoveryConfig) -> str:
     """What the data are recognised as, and the time of reading them; nothing is written."""
     if config.series:
         return over_time.describe(config)
+    if config.texts is not None:
+        items, plan, _ = _texts(config)
+        count = Counter(i.label for i in items)
+        return "\n".join(
+            [f"{config.texts}: {len(items)} texts, {len(set(plan.units.tolist()))} of them kept apart"]
+            + [f"  {n} of {c}" for c, n in count.most_common()]
+        )
     images = _opened(config)
     conditions = [Condition.parse("pillow-bilinear")]
     return f"{describe(images, [])}\n\n{estimate_preparation(images, conditions, config.size or 224)}"
@@ -81,7 +90,7 @@ def _opened(config: DiscoveryConfig) -> list[ImageSet]:
 
         images = open_probed(_of_encoder(config))
         if not isinstance(images, ImageSet):
-            raise ConfigError(f"{config.data} holds texts", "discovery goes through images")
+            raise ConfigError(f"{config.data} holds texts", "give --texts FILE for --images")
         return [images]
     return [_with_columns(open_labelled(config.data, config, training=False), config)]
 
@@ -135,8 +144,15 @@ def run(config: DiscoveryConfig) -> DiscoveryResult:
     check_file(config.answers, "--answers")
     check_file(config.groups_file, "--groups-file")
     series = over_time.opened(config) if config.series else None
-    opened = [] if series else _opened(config)
-    data = series.state if series else data_state(item for images in opened for item in images.items)
+    texts = _texts(config) if config.texts else None
+    opened = [] if series or texts else _opened(config)
+    data = (
+        data_state(texts[0])
+        if texts
+        else series.state
+        if series
+        else data_state(item for images in opened for item in images.items)
+    )
     if (done := resumed_result(config, data)) is not None:
         return _judged(done, config) if config.answers else done
     workspace = Workspace(config, data)
@@ -144,6 +160,8 @@ def run(config: DiscoveryConfig) -> DiscoveryResult:
         warnings.simplefilter("always", PfungstWarning)
         if series:
             given = _Given(*over_time.prepared(config, series))
+        elif texts is not None:
+            given = _sentences(config, *texts)
         elif config.detector:
             given = _detector(config, opened)
         elif config.encoder:
@@ -161,7 +179,11 @@ def run(config: DiscoveryConfig) -> DiscoveryResult:
         verdict=verdict(found, given.too_few),
         metrics=metrics(found),
         skipped=[Skipped(id=i, reason=r) for i, r in given.skipped],
-        notes=[*given.notes, *notes, *how(config.effort, "series" if series else "images")],
+        notes=[
+            *given.notes,
+            *notes,
+            *how(config.effort, "series" if series else "texts" if texts else "images"),
+        ],
         model=short_name(config.audited),
         weights=given.weights,
         preprocessing=given.preprocessing,
@@ -243,7 +265,7 @@ def _encoder(config: DiscoveryConfig, images: ImageSet, workspace: Workspace) ->
     assert config.encoder is not None
     encoder = _of_encoder(config).open_encoder()
     if not isinstance(encoder, Encoder):
-        raise ConfigError(f"the encoder {config.encoder} reads texts", "discovery goes through images")
+        raise ConfigError(f"the encoder {config.encoder} reads texts", "give --texts FILE for --images")
     with progress_bar("embedding", len(images.items)) as bar:
         study = Study.of(encoder, images, _of_encoder(config), workspace, bar)
     topics = encoder_topics(study, config.effort)
@@ -252,6 +274,57 @@ def _encoder(config: DiscoveryConfig, images: ImageSet, workspace: Workspace) ->
     able, labels = {t.name for t in topics}, study.plan.labels.tolist()
     too_few = {c: labels.count(c) for c in study.plan.classes if c not in able}
     return _Given(topics, *told, list(study.source.skipped), too_few, study.notes)
+
+
+def _texts(config: DiscoveryConfig) -> tuple[list[Item], Plan, list[str]]:
+    """The texts whose classes can be probed, the folds, and what was left out."""
+    from pfungst.audit.findings.texts import read_texts
+    from pfungst.audit.similarity.prepare import make_plan, unit_column, usable
+
+    assert config.texts is not None
+    items = read_texts(config.texts, config.labels, config.classes)
+    given = SimilarityConfig.build(
+        texts=config.texts,
+        encoder=config.encoder,
+        keep_together=config.keep_together,
+        split="folds",
+        seeds=1,
+        seed=config.seed,
+    )
+    unit_column(items, config.keep_together)
+    named = [name for name in config.group if name not in AUTOMATIC]
+    group_columns(items, named)
+    items, notes = usable(items, given)
+    _, plan = make_plan(items, given)
+    return items, plan, [*notes, *plan.notes]
+
+
+def _sentences(config: DiscoveryConfig, items: list[Item], plan: Plan, notes: Sequence[str]) -> _Given:
+    from pfungst.audit.findings.texts import Read, text_topics, written
+    from pfungst.discover.texts import text_columns
+
+    assert config.encoder is not None
+    encoder: Any = load(config.encoder, device=config.device)
+    if isinstance(encoder, Encoder):
+        raise ConfigError(
+            f"the encoder {config.encoder} reads images",
+            "give --images DATA, or --encoder sentence-transformers:FOLDER",
+        )
+    columns = group_columns(items, [name for name in config.group if name not in AUTOMATIC])
+    if "files" in config.group:
+        columns |= text_columns([written(i) for i in items])
+    read = Read.of(encoder, items, plan, columns)
+    topics = text_topics(read, config.effort)
+    if read.cut:
+        notes = [
+            *notes,
+            f"{read.cut} of {len(items)} texts are longer than the {read.encoder.length} tokens "
+            "that the encoder reads, and were cut there",
+        ]
+    able, labels = {t.name for t in topics}, plan.labels.tolist()
+    too_few = {c: labels.count(c) for c in plan.classes if c not in able}
+    reads = {"tokens": read.encoder.length, "pooling": encoder.pooling}
+    return _Given(topics, "trained", reads, "sorted labels of a probe", [], too_few, notes)
 
 
 def _detector(config: DiscoveryConfig, sets: list[ImageSet]) -> _Given:
@@ -293,7 +366,9 @@ def _readable(given: ImageSet, skip_bad: bool) -> tuple[list[Item], list[tuple[s
 def _command(config: DiscoveryConfig, found: Discovered) -> str:
     """What to paste next: the audit that measures what was found, and mends it."""
     pairs = [*found.found(), *found.sources()]
-    if not pairs or config.series:  # no audit goes through series: the page says what to do
+    if (
+        not pairs or config.series or config.texts
+    ):  # no audit goes through series or labelled texts: the page says what to do
         return ""
     checkpoint = ["--checkpoint", str(config.checkpoint)] if config.checkpoint else []
     out = ["--out", f"{config.out}-mend"]

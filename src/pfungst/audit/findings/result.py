@@ -8,7 +8,9 @@ from pydantic import Field
 
 from pfungst.audit.result import Interval, Model, Result
 
-What = Literal["class", "series", "normal", "defect"]  # as of pfungst.discover.Subject, without torch
+What = Literal[
+    "class", "series", "texts", "normal", "defect"
+]  # as of pfungst.discover.Subject, without torch
 Standing = Literal["found", "moves", "object", "unproved"]
 KINDS = {
     "place": "one place",
@@ -16,6 +18,7 @@ KINDS = {
     "tone": "brightness, contrast, colour",
     "bands": "frequency bands",
     "text": "burnt-in text",
+    "words": "words",
 }
 
 
@@ -42,12 +45,21 @@ class Column(Model):
     p: float = Field(description="of that by chance, corrected for all columns and values")
 
 
+class Token(Model):
+    """A word of a text."""
+
+    word: str
+    relevance: float = Field(description="for the topic; the largest of the text is 1 or −1")
+    changed: bool = False
+
+
 class Shown(Model):
-    """A typical image of a cluster; the file is relative to the result."""
+    """A typical image of a cluster; the file is relative to the result. Of a text a picture of it."""
 
     id: str
     file: str
     region: str | None = Field(None, description="the same with what was changed outlined")
+    tokens: list[Token] = Field([], description="of a text, in order")
 
 
 class Answered(Model):
@@ -91,6 +103,7 @@ class Proved(Model):
     images: list[Shown]
     map: list[list[float]] = Field(description="mean heatmap by patches, less that of the other images")
     bands: list[int] = []
+    words: list[str] = Field([], description="of texts: that hold more of the relevance than in the others")
     changed: int
     remove: Interval
     insert: Interval
@@ -164,7 +177,7 @@ class DiscoveryEntry(Model):
     @property
     def noun(self) -> str:
         """What is explained, in the plural."""
-        return "series" if self.what == "series" else "images"
+        return self.what if self.what in ("series", "texts") else "images"
 
 
 class Discovered(Model):
@@ -176,9 +189,9 @@ class Discovered(Model):
     entries: list[DiscoveryEntry]
 
     def found(self) -> list[tuple[DiscoveryEntry, Proved]]:
-        """What survived proof, with its topic, the strongest first."""
+        """What survived proof, with its topic: text, which is no object, first; then the strongest."""
         pairs = [(e, f) for e in self.entries for f in e.findings if f.standing == "found"]
-        return sorted(pairs, key=lambda pair: -(pair[1].insert.low or 0))
+        return sorted(pairs, key=lambda p: (p[1].kind != "text", -(p[1].insert.low or 0)))
 
     def moving(self) -> list[tuple[DiscoveryEntry, Proved]]:
         """What moves answers, too little to decide them, with its topic: text, which is no object, before the

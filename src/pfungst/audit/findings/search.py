@@ -65,6 +65,7 @@ def _entry(topic: Topic, effort: Effort, workspace: Workspace) -> DiscoveryEntry
         units=topic.units,
         probes=topic.probes,
         mend=topic.mend,
+        medium=topic.medium,
         most=effort.most,
         n_images=effort.changed,
         batch_size=effort.batch_size,
@@ -104,14 +105,17 @@ def _proved(topic: Topic, number: int, f: Finding, said: np.ndarray, pictures: P
     for place, (row, image) in enumerate(zip(first, topic.load(first), strict=True)):
         id_, region = topic.ids[row], None if f.regions is None else f.regions[place]
         name = f"photo-{digest(id_, topic.name, str(number), length=20)}-region"
-        if topic.draw is not None:
+        tokens = [] if topic.written is None else topic.written(row, region)
+        if tokens:
+            file, part = pictures.text([(t.word, t.relevance, t.changed) for t in tokens], name), None
+        elif topic.draw is not None:
             file = pictures.visual(topic.draw(image, None), f"photo-{digest(id_, length=20)}")
             part = None if region is None else pictures.visual(topic.draw(image, region), name)
         else:
             pixels = to_uint8(image)
             file = pictures.photo(pixels, id_)
             part = None if region is None else pictures.region(pixels, region, name)
-        shown.append(Shown(id=id_, file=file, region=part))
+        shown.append(Shown(id=id_, file=file, region=part, tokens=tokens))
     proof = {
         n: getattr(f.proof, n) for n in ("remove", "insert", "accuracy", "flips", "retained", "p", "alone")
     }
@@ -124,6 +128,7 @@ def _proved(topic: Topic, number: int, f: Finding, said: np.ndarray, pictures: P
         images=shown,
         map=f.map.tolist(),
         bands=list(f.bands),
+        words=list(f.words),
         changed=f.proof.n,
         edits=[Mended.copied(e) for e in f.edits],
         **proof,

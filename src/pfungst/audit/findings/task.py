@@ -77,6 +77,10 @@ def write_task(folder: Path, kind: str, title: str, model: dict[str, Any], items
     write_json(folder / FILE, content)
 
 
+def _changed(entry: DiscoveryEntry, f: Proved) -> str:
+    return ", ".join(f.words) if f.kind == "words" else called(f.kind, entry.what)
+
+
 def _item(place: int, entry: DiscoveryEntry, f: Proved) -> dict[str, Any]:
     words = WORDS[entry.what]
     i, r = f.insert, f.remove
@@ -85,7 +89,7 @@ def _item(place: int, entry: DiscoveryEntry, f: Proved) -> dict[str, Any]:
         "class_index": place,
         "class_name": "a defect" if entry.what in ("normal", "defect") else entry.name,
         "component": f.number,
-        "what": f"{entry.name}, changed: {called(f.kind, entry.what)}; {entry.noun} grouped by {f.view}",
+        "what": f"{entry.name}, changed: {_changed(entry, f)}; {entry.noun} grouped by {f.view}"[:500],
         "share": f.share,
         "n": f.n,
         "outcomes": [

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pfungst.audit.conditions import ORIGINAL
+from pfungst.audit.findings.result import Token
 from pfungst.audit.images import Labelled
 from pfungst.audit.pictures import plotted
 from pfungst.audit.result import Variant
@@ -24,7 +25,7 @@ from pfungst.discover.columns import Told, told
 from pfungst.discover.explain import Marks
 from pfungst.discover.find import WRITTEN, Finding, Mend, Probes
 from pfungst.discover.mend import Edit, Pairs, class_edits, score_edits
-from pfungst.discover.prove import FEWEST, N_TARGETS
+from pfungst.discover.prove import FEWEST, N_TARGETS, PICTURES, Medium
 from pfungst.discover.series import OverTime
 from pfungst.discover.subjects import What
 from pfungst.features import combined, model_key
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from pfungst.anomaly import Detector
 
 Draw = Callable[[Tensor, "np.ndarray | None"], np.ndarray]
+# of class k, the parts and numbers of inputs, how far it is → their explanations
+Explaining = Callable[[int, np.ndarray, Sequence[int], Callable[[int], object]], Explanations]
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,7 @@ class Topic:
         told: what columns tell of the class, from all images and labels; nothing of a detector.
         text: where text is burnt in, if that was looked for. units: (N,) what is not independent.
         draw: makes a picture (H, W, 3) uint8 of what is no image, with a region (1, T) or None.
+        medium: what the inputs are. written: the words of a text by row, with a region or None.
     """
 
     name: str
@@ -93,6 +97,8 @@ class Topic:
     units: np.ndarray | None = None
     probes: Probes | None = None
     draw: Draw | None = None
+    medium: Medium = PICTURES
+    written: Callable[[int, np.ndarray | None], list[Token]] | None = None
 
     @property
     def subject(self) -> Subject:
@@ -155,7 +161,7 @@ def class_topics(
     text: BurntInText | None = None,
 ) -> list[Topic]:
     """The classes `names` of a classifier that have enough images, and others beside them."""
-    return _topics(
+    return topics_of(
         [head],
         names,
         effort,
@@ -184,7 +190,7 @@ def series_topics(
     assert isinstance(model, OverTime)
     own = lambda x: model.units(x[None].to(head.device))[0, :, 0].cpu().numpy()
     bare = cache(lambda values: plotted(np.frombuffer(values, np.float32).reshape(len(series[0]), -1)))
-    return _topics(
+    return topics_of(
         [head],
         names,
         effort,
@@ -240,7 +246,7 @@ def encoder_topics(study: Any, effort: Effort) -> list[Topic]:
         mean = embedded[train][codes[train] == k].mean(0)
         return torch.from_numpy(mean / max(float(np.linalg.norm(mean)), 1e-12)).float()
 
-    return _topics(
+    return topics_of(
         heads,
         names,
         effort,
@@ -258,7 +264,7 @@ def encoder_topics(study: Any, effort: Effort) -> list[Topic]:
     )
 
 
-def _topics(
+def topics_of(
     heads: Sequence[FeatureHead],
     names: dict[int, str],
     effort: Effort,
@@ -276,7 +282,12 @@ def _topics(
     part: np.ndarray | None = None,
     what: What = "class",
     draw: Draw | None = None,
+    explaining: Explaining | None = None,
+    subject: Callable[..., ClassSubject] = ClassSubject,
+    medium: Medium = PICTURES,
 ) -> list[Topic]:
+    """The classes `names` of heads on the same features that have enough inputs, and others beside them;
+    `part` says which head answers for each input."""
     head = heads[0]
     mean = torch.stack([h.linear.weight for h in heads]).mean(0)
     weights = LinearHead(mean) if len(heads) > 1 else None
@@ -309,6 +320,8 @@ def _topics(
         own = lambda chosen: load(rows[np.asarray(list(chosen), dtype=int)].tolist())
 
         def explained(advance: Callable[[int], object]) -> Explanations:
+            if explaining is not None and part is not None:
+                return explaining(k, part[rows], rows.tolist(), advance)
             done = []
             for number, one in enumerate(heads):
                 at = np.flatnonzero(part[rows] == number) if part is not None else np.arange(len(rows))
@@ -322,7 +335,7 @@ def _topics(
                 )
             return Explanations.joined(done)
 
-        subjects = [ClassSubject(one, k, witnesses(k), what) for one in heads]
+        subjects = [subject(one, k, witnesses(k), what) for one in heads]
 
         def mend(f: Finding, pairs: Pairs, e: Explanations) -> list[Edit]:
             rest = np.setdiff1d(np.arange(len(rows)), f.rows)
@@ -344,6 +357,7 @@ def _topics(
             None if units is None else units[rows],
             probes,
             draw,
+            medium,
         )
 
     able = [k for k in sorted(names) if FEWEST <= int((labels == k).sum()) < len(labels)]

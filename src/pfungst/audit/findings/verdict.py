@@ -19,10 +19,14 @@ _CALLED = {
     "tone": "brightness, contrast or colour",
     "text": "burnt-in text",
     "bands": "frequency bands",
+    "words": "words",
 }
 _BLIND = (
     "An artefact in nearly all of a class can escape, and what has neither a place, nor content that "
     "moves, nor a tone or frequency of its own."
+)
+_BLIND_TEXTS = (
+    "An artefact in nearly every text of a class can escape, and what lies in no words: order, grammar, tone."
 )
 
 
@@ -76,17 +80,20 @@ def conclude(
             *[_moving(e, f) for e, f in moved[:3]],
             *([open_ + hint] if unsure and not witnesses else []),
             "What was not found is not shown to be absent.",
-            _BLIND,
+            _BLIND if entries[0].what != "texts" else _BLIND_TEXTS,
         )
     entry, first = pairs[0]
     more = len({e.name for e, _ in pairs}) - 1
     by = _word(first.kind, entry.what, "something")
+    by += f" ({few(first.words)})" if first.kind == "words" else ""
     by = first.judged.names[0] if first.judged and first.judged.names else by
     verb = "decided" if (first.insert.low or 0) >= DECIDES else "moved"  # by what people call an artefact
-    own = f"{entry.name} is {verb} by {by} beside the object in {first.share:.0%} of its {entry.noun}"
+    group = f" ({first.view})" if " = " in first.view and first.kind != "text" else ""
+    own = f"{entry.name} is {verb} by {by} beside the object in {first.share:.0%} of its {entry.noun}{group}"
     decided = {
         "class": own,
         "series": own,
+        "texts": own,
         "normal": f"{entry.name}: {first.share:.0%} are scored by {by}, which is no defect",
         "defect": f"{entry.name}: {first.share:.0%} are scored by {by}, which is not needed to flag them",
     }[entry.what]
@@ -94,10 +101,11 @@ def conclude(
     if not witnesses and any(e.what != "normal" and f.judged is None for e, f in pairs):
         sentences.append("Without a witness, the object is what the audited model itself still recognises.")
     sentences += told
+    look = "read the texts" if entry.what == "texts" else "look at the pictures"
     return made(
         decided + (f"; and {more} more" if more else ""),
         *sentences,
-        f"{basis}; look at the pictures before you call it spurious.",
+        f"{basis}; {look} before you call it spurious.",
     )
 
 
@@ -151,7 +159,8 @@ def _word(kind: str, what: What, otherwise: str) -> str:
 def what_of(f: Proved, what: What = "class") -> str:
     """What a cluster shares, in words that start a sentence."""
     shared = _word(f.kind, what, "content that the explanations share")
-    noun = "series" if what == "series" else "images"
+    noun = WORDS[what].noun
+    shared += f" ({few(f.words)})" if f.kind == "words" else ""
     bands = f" {few(map(str, f.bands))} of 8" if f.bands else ""
     some = f"{shared}{bands} in {f'{f.share:.0%}' if f.n_clusters > 1 else 'all'} of its {noun}"
     if f.kind == "text":
@@ -209,4 +218,11 @@ def how(effort: Effort, noun: str = "images") -> list[str]:
         "have is found only where a witness judged it.",
         "Intervals are 95 % bootstrap over the changed images.",
     ]
+    if noun == "texts":
+        lines[0] = (
+            f"Explained is the logit of a class on up to {effort.per_topic} of its texts, by layer-wise "
+            "relevance propagation to the tokens; clustered are relevance by words (that six texts have), "
+            "by penultimate features and by places, each of norm 1. Texts that have the words of most "
+            "relevance, with those that go with them, are tried like clusters."
+        )
     return [line.replace("images", noun) for line in lines]
