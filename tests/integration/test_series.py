@@ -153,7 +153,7 @@ def test_from_a_table_to_the_page_and_back_from_people(data, tmp_path):
         (["--skip-bad"], "--skip-bad is about images"),
         (["--group", "text"], "--group text reads images"),
         (["--group", "nowhere"], "no column 'nowhere'"),
-        (["--images", "x"], "give either --images or --series"),
+        (["--images", "x"], "give one of --images, --series and --texts"),
         (["--label-column", "kind"], "no column 'kind'"),
         (["--classes", "five"], "five"),
         (["--layer", "nope"], "no layer 'nope'"),

@@ -35,9 +35,9 @@ def plotted(series: np.ndarray, region: np.ndarray | None = None) -> np.ndarray:
     from matplotlib.figure import Figure
 
     channels, length = series.shape
-    height = 1.5 + 0.8 * channels
-    figure = Figure((3.6, height), dpi=150)
-    figure.subplots_adjust(0.17, 0.42 / height, 0.98, 1 - 0.1 / height)
+    height = 1.0 + 0.8 * channels
+    figure = Figure((2.8, height), dpi=180)
+    figure.subplots_adjust(0.2, 0.42 / height, 0.98, 1 - 0.12 / height)
     canvas, line, steps = FigureCanvasAgg(figure), "#ff4000", np.arange(length)
     for c, axes in enumerate(figure.subplots(channels, 1, sharex=True, squeeze=False)[:, 0]):
         axes.plot(steps, series[c], color="#2f4f6f", lw=1.1)

@@ -82,9 +82,7 @@ def prepared(
     chosen = choose_classes(config.classes, outputs, set(labels.tolist()))
     called = {k: outputs.name(k) for k in chosen}
     judges = lambda k: [Witness(w, k) for w in witnesses.values()]
-    topics = series_topics(
-        model, head, called, series, labels, given.series.ids, columns, judges, config.effort
-    )
+    topics = series_topics(head, called, series, labels, given.series.ids, columns, judges, config.effort)
     able = {t.subject.index for t in topics}
     missed = {called[k]: int((labels == k).sum()) for k in sorted(chosen) if k not in able}
     n, channels, length = given.series.values.shape

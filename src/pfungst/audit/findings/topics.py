@@ -176,7 +176,6 @@ def class_topics(
 
 
 def series_topics(
-    model: OverTime,
     head: FeatureHead,
     names: dict[int, str],
     series: Tensor,
@@ -187,6 +186,8 @@ def series_topics(
     effort: Effort,
 ) -> list[Topic]:
     """The classes `names` of a classifier of series (N, C, 1, T) in [0, 1], as of :func:`class_topics`."""
+    model = head.model
+    assert isinstance(model, OverTime)
     own = lambda x: model.units(x[None].to(head.device))[0, :, 0].cpu().numpy()
     bare = cache(lambda values: plotted(np.frombuffer(values, np.float32).reshape(len(series[0]), -1)))
     return topics_of(
