@@ -1,11 +1,15 @@
 """The engine on small networks: conservation, both directions, transforms, bad input."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
+from torchvision.models import efficientnet_b0, resnet18
 
 from pfungst.errors import ConfigError, InputError, PfungstWarning, UncoveredOperation
 from pfungst.relevance import (
@@ -24,6 +28,7 @@ from pfungst.relevance import (
     describe,
     linearize,
 )
+from pfungst.relevance.engine.mode import RelevanceMode
 
 CONV = ["epsilon_plus", "epsilon_plus_flat", "epsilon_gamma_box", "epsilon_alpha2_beta1", "lrp_zero"]
 
@@ -466,3 +471,29 @@ def test_a_buffer_cast_like_the_input_stays_a_constant():
     x = torch.rand(2, 3, 8, 8)
     r = attribute(Blur(), x, output=0, composite="gradient")
     torch.testing.assert_close(r.sum(), r.score)
+
+
+def test_a_pass_leaves_no_cycle_that_holds_its_graph(monkeypatch):
+    """Memory once grew by the graph of every batch until Python's collector came by."""
+    made: list[weakref.ref[RelevanceMode]] = []
+    init = RelevanceMode.__init__
+
+    def noted(self, *args, **kwargs):
+        init(self, *args, **kwargs)
+        made.append(weakref.ref(self))
+
+    monkeypatch.setattr(RelevanceMode, "__init__", noted)
+    x = torch.rand(2, 3, 32, 32)
+    gc.collect()
+    gc.disable()
+    try:
+        for net in (
+            resnet18(),
+            efficientnet_b0(),
+            nn.Sequential(nn.Flatten(), nn.LayerNorm(3072), nn.Linear(3072, 5)),
+        ):
+            attribute(net.eval(), x, 1, "auto", PixelBands(count=4))
+        assert made
+        assert not any(mode() is not None for mode in made)
+    finally:
+        gc.enable()

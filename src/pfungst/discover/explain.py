@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal
@@ -197,7 +196,6 @@ class _Parts:
                 self.arrays[name] = np.empty((self.count, *found.shape[1:]), found.dtype)
             self.arrays[name][start : self.filled] = found
         if start // _GIVEN_BACK != self.filled // _GIVEN_BACK:
-            gc.collect()  # a pass leaves cycles that hold its graph, and Python seldom looks for them
             give_back()
 
 

@@ -7,6 +7,7 @@ The model's modules and parameters are never touched.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -85,6 +86,7 @@ class RelevanceMode(Unseen, TorchFunctionMode):
         self.level: int | None = None
         self.expanding: list[Any] = []
         self.where = "the model"
+        self.marked: list[weakref.ref[Tensor]] = []
 
     # -- what rules may ask -----------------------------------------------------------------------
 
@@ -161,6 +163,7 @@ class RelevanceMode(Unseen, TorchFunctionMode):
         if what.pop("nonnegative", False):
             what["nonnegative"] = version_of(t)
         t._pfungst = Mark(self, version=version_of(t), **what)  # type: ignore[attr-defined]
+        self.marked.append(weakref.ref(t))
         anchor = what.get("anchor")
         given = anchor is not None and anchor[0] is t
         if t._is_view() and not given:
@@ -293,6 +296,15 @@ class RelevanceMode(Unseen, TorchFunctionMode):
         """What was written into `t` last."""
         mark = self.mark_of(t)
         return t if mark is None or mark.settled is None else self._latest(mark.settled)
+
+    def forget(self) -> None:
+        """Let go of all tensors, so that a graph goes with what came out of it, and not with the next sweep
+        of Python's collector: marks lead from tensors to the mode and back."""
+        for reference in self.marked:
+            if (mark := self.mark_of(reference())) is not None:
+                mark.waiting = mark.settled = mark.anchor = None
+        for kept in (self.marked, self.inputs, self.streams, self.recent, self.expanding):
+            kept.clear()
 
     @contextmanager
     def active(self) -> Iterator[RelevanceMode]:

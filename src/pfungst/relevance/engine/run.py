@@ -148,7 +148,9 @@ def execute(
             "the first axis must count the inputs",
         )
     owners = [*range(len(inputs)), *mode.owners]
-    return Run(out, shape, [*inputs, *mode.streams], owners, mode.records, mode.biases or [])
+    run = Run(out, shape, [*inputs, *mode.streams], owners, mode.records, mode.biases or [])
+    mode.forget()
+    return run
 
 
 #: How far the explained values may be from those of the plain forward pass, relative to the largest.
