@@ -101,35 +101,25 @@ class DiscoveryConfig(LabelledOptions):
             raise ValueError(f"--{unread[0].replace('_', '-')} does nothing for --{given[0]}; leave it out")
         if sum(given is not None for given in (self.images, self.series, self.texts)) != 1:
             raise ValueError("give one of --images, --series and --texts")
-        if self.texts is not None:
-            self._of_texts(given[0])
-        elif self.keep_together != "auto":
+        if self.texts is None and self.keep_together != "auto":
             raise ValueError("--keep-together is of --texts; images keep a column patient together")
+        if self.texts is not None:
+            idle_too = {"checkpoint", "label_column"}
+            self._no_images("texts", "encoder", "a sentence encoder", given[0], idle_too)
         if self.series is not None:
-            self._of_series(given[0])
+            self._no_images("series", "model", "a classifier", given[0], {"labels"})
         return self
 
-    def _of_texts(self, given: str) -> None:
-        if given != "encoder":
-            raise ValueError(f"--texts are read by a sentence encoder: give --encoder, not --{given}")
+    def _no_images(self, things: str, option: str, reader: str, given: str, idle: set[str]) -> None:
+        """What is said of images says nothing of other things."""
+        if given != option:
+            raise ValueError(f"--{things} are read by {reader}: give --{option}, not --{given}")
         told = {n for n, f in type(self).model_fields.items() if getattr(self, n) != f.default}
-        of_images = {*ImageOptions.model_fields} - {*AuditConfig.model_fields} - {"dry_run"}
-        of_images |= {"size", "original", "groups_file", "checkpoint", "skip_bad", "label_column"}
-        if unread := sorted(told & of_images):
-            raise ValueError(f"--{unread[0].replace('_', '-')} is about images; leave it out for --texts")
-        if "text" in self.group:
-            raise ValueError("--group text looks for text burnt into images; leave it out for --texts")
-
-    def _of_series(self, given: str) -> None:
-        """What is said of images says nothing of series."""
-        if given != "model":
-            raise ValueError(f"--series are read by a classifier: give --model, not --{given}")
-        told = {n for n, f in type(self).model_fields.items() if getattr(self, n) != f.default}
-        of_images = {*ImageOptions.model_fields} - {*AuditConfig.model_fields} - {"dry_run"}
-        if unread := sorted(told & (of_images | {"labels", "size", "original", "groups_file", "skip_bad"})):
-            raise ValueError(f"--{unread[0].replace('_', '-')} is about images; leave it out for --series")
+        idle |= {*ImageOptions.model_fields} - {*AuditConfig.model_fields} - {"dry_run"}
+        if unread := sorted(told & (idle | {"size", "original", "groups_file", "skip_bad"})):
+            raise ValueError(f"--{unread[0].replace('_', '-')} is about images; leave it out for --{things}")
         if of_pictures := [g for g in self.group if g in ("text", "people")]:
-            raise ValueError(f"--group {of_pictures[0]} reads images; leave it out for --series")
+            raise ValueError(f"--group {of_pictures[0]} reads images; leave it out for --{things}")
 
     @property
     def data(self) -> Path:
