@@ -287,7 +287,8 @@ def test_bad_tables(folder, tmp_path, content, message):
         ({"size": 64}, "--size is about images"),
         ({"window": "1,2"}, "--window is about images"),
         ({"images": "x"}, "one of --images"),
-        ({"group": ["text"]}, "burnt into images"),
+        ({"group": ["text"]}, "--group text reads images"),
+        ({"group": ["people"]}, "--group people reads images"),
         ({"encoder": None, "model": "timm:resnet18"}, "read by a sentence encoder"),
     ],
 )
