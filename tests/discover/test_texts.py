@@ -204,13 +204,13 @@ def test_a_planted_signature_is_found_by_the_command(done):
 
 
 def test_evidence_is_that_of_probes_fitted_without_the_author(folder, table, encoder):
-    from pfungst.audit.discovery.run import _sentences, _texts
+    from pfungst.audit.discovery.texts import opened, prepared
 
     config = DiscoveryConfig.build(
         texts=table, encoder=f"sentence-transformers:{folder}", keep_together="author"
     )
-    items, plan, notes = _texts(config)
-    topic = _sentences(config, items, plan, notes).topics[0]
+    given = opened(config)
+    items, plan, topic = given.items, given.plan, prepared(config, given).topics[0]
     explained = topic.explained(lambda n: None)
     x = encoder.encode([i.image.decode() for i in items]).numpy()
     rows = [[i.id for i in items].index(i) for i in topic.ids]

@@ -129,6 +129,11 @@ class DiscoveryConfig(LabelledOptions):
         return given
 
     @property
+    def noun(self) -> str:
+        """What that holds, in the plural."""
+        return "series" if self.series else "texts" if self.texts else "images"
+
+    @property
     def audited(self) -> str:
         """The model that was named."""
         return self.model or self.encoder or self.detector or ""

@@ -5,9 +5,6 @@ from __future__ import annotations
 import shlex
 import time
 import warnings
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,13 +12,13 @@ import torch
 from pfungst.audit.anomaly.config import AnomalyConfig
 from pfungst.audit.classifier.prepare import choose_classes, open_labelled, read_names
 from pfungst.audit.config import AuditConfig, check_file
-from pfungst.audit.discovery import series as over_time
+from pfungst.audit.discovery import series, texts
 from pfungst.audit.discovery.config import DiscoveryConfig
-from pfungst.audit.discovery.series import check_witnesses
+from pfungst.audit.discovery.given import Given, check_witnesses
 from pfungst.audit.findings.result import Discovered, DiscoveryResult
 from pfungst.audit.findings.search import search
 from pfungst.audit.findings.task import GROUPS, read_answers, write_groups, write_label_task
-from pfungst.audit.findings.topics import Topic, class_topics, encoder_topics, score_topics
+from pfungst.audit.findings.topics import class_topics, encoder_topics, score_topics
 from pfungst.audit.findings.verdict import conclude, how, metrics, verdict
 from pfungst.audit.given import ImageOptions
 from pfungst.audit.images import Labelled
@@ -30,7 +27,7 @@ from pfungst.audit.pictures import PictureFolder
 from pfungst.audit.recognised import describe, estimate_preparation
 from pfungst.audit.result import Skipped, save
 from pfungst.audit.similarity.config import SimilarityConfig
-from pfungst.audit.sources import AUTOMATIC, group_columns
+from pfungst.audit.sources import group_columns
 from pfungst.audit.workspace import Workspace, data_state, refuse_old_result, resumed_result
 from pfungst.conditions import Condition
 from pfungst.data import ImageSet, Item
@@ -41,37 +38,17 @@ from pfungst.device import choose_device
 from pfungst.encoders import Encoder, load
 from pfungst.encoders.specification import short_name
 from pfungst.errors import ConfigError, DataError, PfungstWarning, UnreadableImages
-from pfungst.probes import Plan
 from pfungst.progress import progress_bar
 from pfungst.spurious import FeatureHead, Witness
 
+_OTHER: dict[str, Any] = {"series": series, "texts": texts}  # what is no image: opened, described, prepared
 _DATA = sorted({*ImageOptions.model_fields} - {*AuditConfig.model_fields, "dry_run"})
-
-
-@dataclass
-class _Given:
-    """What is gone through, and what the result says of the model."""
-
-    topics: list[Topic]
-    weights: str
-    preprocessing: dict[str, Any]
-    named_by: str
-    skipped: list[tuple[str, str]]
-    too_few: dict[str, int] = field(default_factory=dict)
-    notes: Sequence[str] = ()
 
 
 def dry_run(config: DiscoveryConfig) -> str:
     """What the data are recognised as, and the time of reading them; nothing is written."""
-    if config.series:
-        return over_time.describe(config)
-    if config.texts is not None:
-        items, plan, _ = _texts(config)
-        count = Counter(i.label for i in items)
-        return "\n".join(
-            [f"{config.texts}: {len(items)} texts, {len(set(plan.units.tolist()))} of them kept apart"]
-            + [f"  {n} of {c}" for c, n in count.most_common()]
-        )
+    if kind := _OTHER.get(config.noun):
+        return kind.describe(config)
     images = _opened(config)
     conditions = [Condition.parse("pillow-bilinear")]
     return f"{describe(images, [])}\n\n{estimate_preparation(images, conditions, config.size or 224)}"
@@ -143,25 +120,16 @@ def run(config: DiscoveryConfig) -> DiscoveryResult:
     check_file(config.checkpoint, "--checkpoint")
     check_file(config.answers, "--answers")
     check_file(config.groups_file, "--groups-file")
-    series = over_time.opened(config) if config.series else None
-    texts = _texts(config) if config.texts else None
-    opened = [] if series or texts else _opened(config)
-    data = (
-        data_state(texts[0])
-        if texts
-        else series.state
-        if series
-        else data_state(item for images in opened for item in images.items)
-    )
+    kind = _OTHER.get(config.noun)
+    opened: Any = kind.opened(config) if kind else _opened(config)
+    data = opened.state if kind else data_state(item for images in opened for item in images.items)
     if (done := resumed_result(config, data)) is not None:
         return _judged(done, config) if config.answers else done
     workspace = Workspace(config, data)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", PfungstWarning)
-        if series:
-            given = _Given(*over_time.prepared(config, series))
-        elif texts is not None:
-            given = _sentences(config, *texts)
+        if kind:
+            given = kind.prepared(config, opened)
         elif config.detector:
             given = _detector(config, opened)
         elif config.encoder:
@@ -179,11 +147,7 @@ def run(config: DiscoveryConfig) -> DiscoveryResult:
         verdict=verdict(found, given.too_few),
         metrics=metrics(found),
         skipped=[Skipped(id=i, reason=r) for i, r in given.skipped],
-        notes=[
-            *given.notes,
-            *notes,
-            *how(config.effort, "series" if series else "texts" if texts else "images"),
-        ],
+        notes=[*given.notes, *notes, *how(config.effort, config.noun)],
         model=short_name(config.audited),
         weights=given.weights,
         preprocessing=given.preprocessing,
@@ -218,7 +182,7 @@ def _judged(done: DiscoveryResult, config: DiscoveryConfig) -> DiscoveryResult:
     return result
 
 
-def _classifier(config: DiscoveryConfig, given: ImageSet) -> _Given:
+def _classifier(config: DiscoveryConfig, given: ImageSet) -> Given:
     assert config.model is not None
     names = read_names(config.class_names)
     opened = lambda spec, checkpoint: load(
@@ -256,10 +220,10 @@ def _classifier(config: DiscoveryConfig, given: ImageSet) -> _Given:
     able = {t.subject.index for t in topics}
     too_few = {outputs.name(k): labels.count(k) for k in sorted(chosen) if k not in able}
     told = classifier.weights, preprocessing.to_dict(), outputs.order
-    return _Given(topics, *told, skipped, too_few)
+    return Given(topics, *told, skipped, too_few)
 
 
-def _encoder(config: DiscoveryConfig, images: ImageSet, workspace: Workspace) -> _Given:
+def _encoder(config: DiscoveryConfig, images: ImageSet, workspace: Workspace) -> Given:
     from pfungst.audit.similarity.prepare import Study
 
     assert config.encoder is not None
@@ -273,61 +237,10 @@ def _encoder(config: DiscoveryConfig, images: ImageSet, workspace: Workspace) ->
     told = weights, encoder.preprocessing.to_dict(), "sorted labels of a probe"
     able, labels = {t.name for t in topics}, study.plan.labels.tolist()
     too_few = {c: labels.count(c) for c in study.plan.classes if c not in able}
-    return _Given(topics, *told, list(study.source.skipped), too_few, study.notes)
+    return Given(topics, *told, list(study.source.skipped), too_few, study.notes)
 
 
-def _texts(config: DiscoveryConfig) -> tuple[list[Item], Plan, list[str]]:
-    """The texts whose classes can be probed, the folds, and what was left out."""
-    from pfungst.audit.findings.texts import read_texts
-    from pfungst.audit.similarity.prepare import make_plan, unit_column, usable
-
-    assert config.texts is not None
-    items = read_texts(config.texts, config.labels, config.classes)
-    given = SimilarityConfig.build(
-        texts=config.texts,
-        encoder=config.encoder,
-        keep_together=config.keep_together,
-        split="folds",
-        seeds=1,
-        seed=config.seed,
-    )
-    unit_column(items, config.keep_together)
-    named = [name for name in config.group if name not in AUTOMATIC]
-    group_columns(items, named)
-    items, notes = usable(items, given)
-    _, plan = make_plan(items, given)
-    return items, plan, [*notes, *plan.notes]
-
-
-def _sentences(config: DiscoveryConfig, items: list[Item], plan: Plan, notes: Sequence[str]) -> _Given:
-    from pfungst.audit.findings.texts import Read, text_topics, written
-    from pfungst.discover.texts import text_columns
-
-    assert config.encoder is not None
-    encoder: Any = load(config.encoder, device=config.device)
-    if isinstance(encoder, Encoder):
-        raise ConfigError(
-            f"the encoder {config.encoder} reads images",
-            "give --images DATA, or --encoder sentence-transformers:FOLDER",
-        )
-    columns = group_columns(items, [name for name in config.group if name not in AUTOMATIC])
-    if "files" in config.group:
-        columns |= text_columns([written(i) for i in items])
-    read = Read.of(encoder, items, plan, columns)
-    topics = text_topics(read, config.effort)
-    if read.cut:
-        notes = [
-            *notes,
-            f"{read.cut} of {len(items)} texts are longer than the {read.encoder.length} tokens "
-            "that the encoder reads, and were cut there",
-        ]
-    able, labels = {t.name for t in topics}, plan.labels.tolist()
-    too_few = {c: labels.count(c) for c in plan.classes if c not in able}
-    reads = {"tokens": read.encoder.length, "pooling": encoder.pooling}
-    return _Given(topics, "trained", reads, "sorted labels of a probe", [], too_few, notes)
-
-
-def _detector(config: DiscoveryConfig, sets: list[ImageSet]) -> _Given:
+def _detector(config: DiscoveryConfig, sets: list[ImageSet]) -> Given:
     from pfungst.audit.anomaly.fitted import FittedDetectors
     from pfungst.audit.anomaly.measure import ORIGINAL, repeat
     from pfungst.audit.anomaly.prepare import Study, check
@@ -345,7 +258,7 @@ def _detector(config: DiscoveryConfig, sets: list[ImageSet]) -> _Given:
         )
         skipped += study.test.skipped
     told = "fitted", {"condition": given.original, "size": given.size}, "normal and defective"
-    return _Given(topics, *told, skipped)
+    return Given(topics, *told, skipped)
 
 
 def _readable(given: ImageSet, skip_bad: bool) -> tuple[list[Item], list[tuple[str, str]]]:
@@ -366,14 +279,12 @@ def _readable(given: ImageSet, skip_bad: bool) -> tuple[list[Item], list[tuple[s
 def _command(config: DiscoveryConfig, found: Discovered) -> str:
     """What to paste next: the audit that measures what was found, and mends it."""
     pairs = [*found.found(), *found.sources()]
-    if (
-        not pairs or config.series or config.texts
-    ):  # no audit goes through series or labelled texts: the page says what to do
+    if not pairs or config.noun in _OTHER:  # no audit goes through these: the page says what to do
         return ""
     checkpoint = ["--checkpoint", str(config.checkpoint)] if config.checkpoint else []
     out = ["--out", f"{config.out}-mend"]
     if config.detector:
-        words = ["anomaly", "--data", str(config.data), "--model", config.detector, "--mitigate", "lowpass"]
+        words = ["anomaly", str(config.data), "--model", config.detector, "--mitigate", "lowpass"]
         return shlex.join(["pfungst", "audit", *words, *out])
     if config.encoder:
         words = ["similarity", "--images", str(config.data), "--encoder", config.encoder, *checkpoint]

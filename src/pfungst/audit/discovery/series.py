@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
 from pfungst.audit.classifier.prepare import choose_classes, read_names
 from pfungst.audit.discovery.config import DiscoveryConfig
-from pfungst.audit.findings.topics import Topic, series_topics
+from pfungst.audit.discovery.given import Given, check_witnesses
+from pfungst.audit.findings.topics import series_topics
 from pfungst.audit.sources import AUTOMATIC, group_columns
 from pfungst.data.outputs import match_outputs
 from pfungst.data.series import Series, read_series, series_columns
 from pfungst.device import choose_device
 from pfungst.discover.series import OverTime
 from pfungst.encoders import load
-from pfungst.errors import InputError, few
+from pfungst.errors import few
 from pfungst.features import combined
 from pfungst.spurious import FeatureHead, Witness
 
@@ -55,11 +54,8 @@ def describe(config: DiscoveryConfig) -> str:
     )
 
 
-def prepared(
-    config: DiscoveryConfig, given: Opened
-) -> tuple[list[Topic], str, dict[str, Any], str, list[tuple[str, str]], dict[str, int]]:
-    """What is gone through: topics, weights, preprocessing, how classes were named, what was skipped, and
-    classes of too few series."""
+def prepared(config: DiscoveryConfig, given: Opened) -> Given:
+    """The classes of the series, and the model. Raises ConfigError, CheckpointError, InputError."""
     assert config.model is not None
     names, place = read_names(config.class_names), choose_device(config.device, float64=True)
     values = torch.from_numpy(given.series.values).float()
@@ -88,16 +84,4 @@ def prepared(
     n, channels, length = given.series.values.shape
     told = {"series": n, "channels": channels, "points": length}
     told |= {"scaled": "by the range of each channel for what is changed; the model reads its own units"}
-    return topics, weights, told, outputs.order, [], missed
-
-
-def check_witnesses(witnesses: Mapping[str, nn.Module], head: FeatureHead, example: Tensor) -> None:
-    """Raise InputError where a witness has other outputs than the model."""
-    for spec, witness in witnesses.items():
-        with torch.no_grad():
-            shape = tuple(witness(example[:2].to(head.device)).shape)
-        if shape != (2, head.linear.n_classes):
-            raise InputError(
-                f"the witness {spec} has {shape[-1]} outputs, the model {head.linear.n_classes}",
-                "name a model with the same outputs",
-            )
+    return Given(topics, weights, told, outputs.order, too_few=missed)
