@@ -39,7 +39,7 @@ def _proposed(result: Result) -> Iterator[str]:
         yield from _anomaly(result)
     elif result.kind == "similarity" and config.get("texts") is None:
         yield from _similarity(result)
-    elif result.kind in ("classifier", "discovery") and config.get("texts") is None:
+    elif result.kind in ("classifier", "discovery"):
         yield from _classifier(result, out)
     if bounds := [text for name, text in _GATES.items() if name in result.metrics]:
         yield f"pfungst check {out} {' '.join(bounds[:2])}"

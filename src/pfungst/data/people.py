@@ -124,7 +124,10 @@ class MTCNNFaces:
         return found is not None and max(scores) >= self.score
 
 
-_INSTALL = "pip install --no-deps facenet-pytorch, or give the CSV of `pfungst people` with --groups-file"
+_INSTALL = (
+    "pip install --no-deps facenet-pytorch, or make a CSV for --groups-file with `pfungst people --detector`"
+)
+_SAID = {True: "human", False: "no human"}
 
 
 def installed_detector() -> Detector:
@@ -151,7 +154,7 @@ def people_column(items: Sequence[Item], detector: Detector | None = None) -> np
 
     def seen(item: Item) -> str:
         try:
-            return "human" if find(item.read()) else "no human"
+            return _SAID[bool(find(item.read()))]
         except Undecodable:
             return "unreadable"
 
@@ -180,7 +183,7 @@ def mark_people(
     run_checked(images.items, look, progress, 1, "looking for people", skip_bad=False)
 
     def marked(item: Item, there: bool) -> Item:
-        return replace(item, groups={**item.groups, column: "human" if there else "no human"})
+        return replace(item, groups={**item.groups, column: _SAID[there]})
 
     name = getattr(detector, "name", type(detector).__name__)
     note = f"{column}: {sum(found.values())} of {len(found)} images show a human ({name})"

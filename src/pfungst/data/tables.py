@@ -286,17 +286,14 @@ def _paths_of(files: Sequence[Path], root: Path, name: str, options: Options) ->
     """Parquet whose rows name the files of the images."""
     sets = []
     for file in files:
-        with reading(file, "repair or remove it"):
-            table = pq.read_table(file)
-        require_distinct(file, table.schema.names)
-        rows = [{k: _text(v) for k, v in row.items()} for row in table.to_pylist()]
-        fields = [str(n) for n in table.schema.names]
+        rows = parquet_rows(file)
+        fields = rows.fields
         if options.path not in fields and not {f.lower() for f in fields} & set(NAMES["path"]):
             raise DataError(
                 f"{file} has no column of images ({', '.join(PICTURES)}) and none of paths: {few(fields)}",
                 "give it a column image with the bytes of the files, or say which holds paths: --path-column",
             )
-        sets += _open_paths(file, Rows(fields, rows, list(range(1, len(rows) + 1))), options, file.stem)
+        sets += _open_paths(file, rows, options, file.stem)
     if len(sets) == 1:
         return sets
     merged: list[Found] = [(s.name, i) for s in sets for i in s.items]
@@ -305,6 +302,19 @@ def _paths_of(files: Sequence[Path], root: Path, name: str, options: Options) ->
 
 def _text(value: Any) -> str:
     return "" if value is None else str(value)
+
+
+def parquet_rows(file: Path) -> Rows:
+    """A Parquet as a table of texts, "" where there is nothing.
+
+    Raises:
+        DataError: it cannot be read, or two columns have one name.
+    """
+    with reading(file, "repair or remove it"):
+        table = pq.read_table(file)
+    require_distinct(file, table.schema.names)
+    rows = [{k: _text(v) for k, v in row.items()} for row in table.to_pylist()]
+    return Rows([str(n) for n in table.schema.names], rows, list(range(1, len(rows) + 1)))
 
 
 def _shard_items(

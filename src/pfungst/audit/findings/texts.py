@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 
 from pfungst.audit.findings.result import Token
 from pfungst.audit.findings.topics import Answers, Effort, Topic, topics_of
 from pfungst.data import Item
-from pfungst.data.delimited import Rows, read_rows, require, require_distinct
+from pfungst.data.delimited import read_rows, require
+from pfungst.data.tables import parquet_rows
 from pfungst.discover import Explanations
-from pfungst.discover.texts import Texts, TextSubject, TokenEncoder, explain_texts
+from pfungst.discover.texts import Texts, TextSubject, TokenEncoder, Word, explain_texts
 from pfungst.errors import DataError, few
 from pfungst.features import combined, model_key
-from pfungst.files import reading
 from pfungst.probes.plan import Plan, fit_probe, predict
 from pfungst.spurious import FeatureHead
 from pfungst.suggest import suggest
@@ -36,15 +35,7 @@ def read_texts(path: Path, label: str, classes: Sequence[str] = ()) -> list[Item
     Raises:
         DataError: the file, a column or a class is missing, texts or labels are empty, or there is one class.
     """
-    if path.suffix.lower() in (".parquet", ".pq"):
-        with reading(path, "give a CSV or Parquet"):
-            table = pq.read_table(path)
-        names = [str(n) for n in table.schema.names]
-        require_distinct(path, names)
-        rows = [{k: "" if v is None else str(v) for k, v in row.items()} for row in table.to_pylist()]
-        found = Rows(names, rows, list(range(1, len(rows) + 1)))
-    else:
-        found = read_rows(path)
+    found = parquet_rows(path) if path.suffix.lower() in (".parquet", ".pq") else read_rows(path)
     require(path, found.fields, (TEXT,), "name the column of the texts so")
     require(path, found.fields, (label,), "name the column of the classes with --labels")
     bad = [
@@ -142,12 +133,11 @@ def text_topics(read: Read, effort: Effort) -> list[Topic]:
         what="texts",
         medium=Texts(read.encoder),
     )
-    return [replace(t, written=partial(shown, t)) for t in topics]
+    return [replace(t, written=partial(shown, cache(partial(_explained, t)))) for t in topics]
 
 
-def shown(topic: Topic, row: int, region: np.ndarray | None) -> list[Token]:
-    """The first words of a text with their relevance for the topic, the largest being 1, and whether they
-    were changed."""
+def _explained(topic: Topic, row: int) -> tuple[list[Word], np.ndarray]:
+    """The words of a text, and the relevance of each for the topic."""
     assert isinstance(topic.medium, Texts)
     reader, x = topic.medium.encoder, topic.load([row])
     number = 0 if topic.probes is None else int(topic.probes[0][row])
@@ -155,7 +145,15 @@ def shown(topic: Topic, row: int, region: np.ndarray | None) -> list[Token]:
     assert isinstance(subject, TextSubject)
     r = reader.relevance(x, subject.head.linear.weight[subject.index][None])[0].numpy()
     words = reader.words(x)
-    values = np.array([r[w.start : w.stop].sum() for w in words])
+    return words, np.array([r[w.start : w.stop].sum() for w in words])
+
+
+def shown(
+    explained: Callable[[int], tuple[list[Word], np.ndarray]], row: int, region: np.ndarray | None
+) -> list[Token]:
+    """The first words of a text with their relevance for the topic, the largest being 1, and whether they
+    were changed."""
+    words, values = explained(row)
     peak = max(float(np.abs(values).max(initial=0)), 1e-12)
     inside = [region is not None and bool(region[0, w.start]) for w in words]
     start = 0
