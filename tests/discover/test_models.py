@@ -22,6 +22,7 @@ from pfungst.audit.similarity.config import SimilarityConfig
 from pfungst.audit.similarity.run import run as audit_similarity
 from pfungst.data import join_columns, open_images
 from pfungst.discover import Judge, ScoreSubject, explain, explain_scores
+from pfungst.discover.mend import score_edits
 from pfungst.errors import ConfigError
 from pfungst.label import read_task
 from pfungst.relevance import DCTBands, Patches, attribute
@@ -84,6 +85,7 @@ def test_the_brightness_of_a_session_is_found_in_a_detectors_scores(tiles, tmp_p
     assert any(c.column == "file: brightness" and c.p < 0.05 for c in first.columns)
     assert any(e.turned[1] < e.turned[0] for e in first.edits)
     assert first.flips[0] > first.flips[1]
+    assert result.next_command.startswith(f"pfungst audit anomaly {tiles} --model d2neighbors ")
     assert result.verdict.level == "clever-hans"
     assert "no defect" in result.verdict.sentences[0]
     assert load(tmp_path / "out").discovered == result.discovered
@@ -157,6 +159,17 @@ def test_evidence_of_a_detector_is_0_at_the_median_and_1_at_the_threshold():
     odds, said = judge.odds(0, x)
     np.testing.assert_allclose(odds, (scores - zero) / (one - zero), rtol=1e-5)
     assert (said == (scores > one)).all()
+
+
+def test_where_training_images_score_nothing_the_other_edits_are_tried():
+    """Each lay beside itself in noise: without relevance no low-pass can be proposed, and all was lost."""
+    x = torch.rand(40, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    x = (x * 0.3 + 0.35).round(decimals=2)
+    labels = np.arange(16) >= 12
+    x[36:, :, 20:34, 20:34] = 1
+    fit = lambda layer, z: detector_from_spec("d2neighbors", features=layer, device="cpu").fit(z)
+    edits = score_edits(fit, x[:24], x[24:], labels.astype(int), np.arange(8), "tone")
+    assert sorted(e.name.split()[0] for e in edits) == ["every", "refit"]
 
 
 def test_the_similarity_view_is_bilrp_with_the_class_summed_over_its_side():

@@ -288,8 +288,9 @@ def score_edits(
     plain = fit(None, train)
     edges = DCTBands.paper()
     spectrum = plain.explain(train[:64], edges).values.cpu().numpy()
-    cut = propose_cutoff(spectrum, list(edges.resolve(*train.shape[-2:]))).cutoff
-    filters[f"low-pass of {cut} coefficients in front"] = (LowPass(cut), train)
+    if (spectrum > 0).any():  # training images may score nothing, each beside itself
+        cut = propose_cutoff(spectrum, list(edges.resolve(*train.shape[-2:]))).cutoff
+        filters[f"low-pass of {cut} coefficients in front"] = (LowPass(cut), train)
 
     def scored(detector: Detector) -> tuple[float, float]:
         scores = detector.anomaly_score(images).double().cpu().numpy()
