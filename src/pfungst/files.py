@@ -59,30 +59,39 @@ def whole(path: Pathlike) -> Iterator[Path]:
     if path.exists() and not (path.is_file() or path.is_dir()):  # a rename would replace it
         raise DataError(f"{path} is a device or a pipe", "name a file")
     part, old = (path.with_name(f"{path.name}.{secrets.token_hex(4)}.part") for _ in range(2))
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield part
-        if part.is_dir():
-            if path.exists():
-                path.replace(old)
+    with writing(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield part
+            if part.is_dir():
+                if path.exists():
+                    path.replace(old)
+                part.replace(path)
+                shutil.rmtree(old, ignore_errors=True)
+                return
+            with open(part, "rb+") as stream:
+                os.fsync(stream.fileno())
             part.replace(path)
-            shutil.rmtree(old, ignore_errors=True)
-            return
-        with open(part, "rb+") as stream:
-            os.fsync(stream.fileno())
-        part.replace(path)
+        except BaseException:
+            shutil.rmtree(part, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)
+            raise
+
+
+@contextlib.contextmanager
+def writing(path: Pathlike) -> Iterator[None]:
+    """Turn what the operating system says of writing `path` into DataErrors."""
+    try:
+        yield
     except BaseException as error:
-        shutil.rmtree(part, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
-        text = str(error)
         if disk_is_full(error):
             raise DataError(
                 f"the disk is full: {path} could not be written",
                 "free some space and run the same command again; finished parts are kept",
             ) from None
         if isinstance(error, OSError) or type(error).__name__ == "SafetensorError":
-            reason = getattr(error, "strerror", None) or text
+            reason = getattr(error, "strerror", None) or str(error)
             raise DataError(
                 f"{path} cannot be written: {reason}", "make the folder writable or choose another"
             ) from None

@@ -50,6 +50,14 @@ def test_a_part_that_fails_beside_others_is_the_same_named_error(monkeypatch, tm
     assert str(caught.value).count("→") == 1
 
 
+@pytest.mark.parametrize("part", ["anomaly", "similarity", "classifier"])
+def test_a_file_where_the_folder_of_a_part_should_be_is_named(tmp_path, part):
+    """Which part failed first was chance, and two of them had an OSError of their own."""
+    (tmp_path / part).write_text("")
+    with pytest.raises(PfungstError, match=str(tmp_path / part)):
+        list(demo.run_demo(tmp_path, page, part))
+
+
 def test_the_classifier_that_comes_along_reads_the_watermark(tmp_path):
     checkpoint = planted.prepare(tmp_path, weights=demo.WEIGHTS / "classifier.safetensors")
     network = planted.model().eval()

@@ -15,6 +15,7 @@ from typing import cast
 from pfungst.audit.anomaly.config import AnomalyConfig
 from pfungst.audit.result import Result, load
 from pfungst.errors import ConfigError
+from pfungst.files import writing
 from pfungst.memory import available_memory, keep_freed_memory
 from pfungst.suggest import suggest
 
@@ -36,16 +37,16 @@ def _similarity(folder: Path, train: bool) -> Result:
     from pfungst.audit.similarity.run import run
     from pfungst.datasets.tagged import tag_image
 
-    folder.mkdir(parents=True, exist_ok=True)
-    encoder = folder / "encoder"
-    if train:
-        train_encoder(encoder)
-    else:
-        encoder.mkdir(exist_ok=True)
-        for name in ("encoder.json", "encoder.safetensors"):
-            shutil.copyfile(WEIGHTS / name, encoder / name)
-    tag = tag_image(height=_SIDE // 5)
-    tag.save(folder / "tag.png")
+    encoder, tag = folder / "encoder", tag_image(height=_SIDE // 5)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        if train:
+            train_encoder(encoder)
+        else:
+            encoder.mkdir(exist_ok=True)
+            for name in ("encoder.json", "encoder.safetensors"):
+                shutil.copyfile(WEIGHTS / name, encoder / name)
+        tag.save(folder / "tag.png")
     return run(
         SimilarityConfig.build(
             encoder=f"pfungst:{encoder}",

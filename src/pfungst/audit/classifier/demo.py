@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
 from pfungst.encoders.small import small_cnn
+from pfungst.files import writing
 
 SIZE = 32
 SEED = 1907  # of the demo; the constants below were chosen on seeds 0 to 3
@@ -113,8 +114,9 @@ def write(folder: Path, data: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
         for row, (image, label) in enumerate(zip(images, labels, strict=True)):
             part = f"spurious_class_{label}_component_0" if name == "spurious" else str(label)
             target = folder / name / part / f"{row:04d}.png"
-            target.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(image).save(target)
+            with writing(target):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(image).save(target)
 
 
 def as_tensors(data: tuple[np.ndarray, np.ndarray]) -> tuple[Tensor, Tensor]:
